@@ -1,0 +1,35 @@
+"""Compute kernels of nano3: one public function an op, several backends behind it (see dispatch)."""
+
+from .dispatch import backends, choose, explain
+from .ops import (
+    attention,
+    causal_conv1d,
+    causal_conv1d_step,
+    gated_rms_norm,
+    grouped_mlp,
+    linear,
+    linear_cross_entropy,
+    rms_norm,
+    squared_relu_mlp,
+    ssd_scan,
+    ssd_step,
+    token_log_probs,
+)
+
+__all__ = [
+    "attention",
+    "backends",
+    "causal_conv1d",
+    "causal_conv1d_step",
+    "choose",
+    "explain",
+    "gated_rms_norm",
+    "grouped_mlp",
+    "linear",
+    "linear_cross_entropy",
+    "rms_norm",
+    "squared_relu_mlp",
+    "ssd_scan",
+    "ssd_step",
+    "token_log_probs",
+]

@@ -1,0 +1,105 @@
+"""Which backend runs each op: one table, a choice by device and availability, and the reason for it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from . import eager, reference
+
+ENVIRONMENT = "NANO3_BACKEND"
+"""Name of the environment variable that forces one backend for all ops that have it."""
+
+
+def _everywhere(_device: torch.device) -> str | None:
+    return None
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of some or all ops."""
+
+    functions: Mapping[str, Callable]
+    """Op name -> function."""
+    about: str
+    """Why one would choose it, in a few words."""
+    unavailable: Callable[[torch.device], str | None] = _everywhere
+    """Device -> why the backend cannot run there, or None when it can."""
+
+
+BACKENDS: dict[str, Backend] = {
+    "eager": Backend(eager.FUNCTIONS, "fastest available here: fused PyTorch, forward and backward"),
+    "reference": Backend(reference.FUNCTIONS, "plain PyTorch, the spec; slow"),
+}
+"""Every backend, the preferred ones first."""
+
+
+class Choice(NamedTuple):
+    """What `explain` says about one op."""
+
+    op: str
+    backend: str
+    reason: str
+
+
+def ops() -> list[str]:
+    """Names of all ops."""
+    return list(reference.FUNCTIONS)
+
+
+def backends(op: str) -> list[str]:
+    """Names of the backends that have `op`, the preferred ones first.
+
+    Raises:
+        ValueError: no such op.
+    """
+    if op not in reference.FUNCTIONS:
+        raise ValueError(f"unknown op {op!r}; ops: {', '.join(ops())}")
+    return [name for name, backend in BACKENDS.items() if op in backend.functions]
+
+
+def choose(op: str, device: torch.device | str, backend: str | None = None) -> tuple[str, Callable]:
+    """The backend that runs `op` on `device`, as (name, function).
+
+    Args:
+        backend: force this one; else NANO3_BACKEND where that backend has the op; else the best available.
+
+    Raises:
+        ValueError: unknown op or backend, the backend lacks the op, or it cannot run on the device.
+    """
+    choice = _decide(op, torch.device(device), backend)
+    return choice.backend, BACKENDS[choice.backend].functions[op]
+
+
+def explain(device: torch.device | str) -> list[Choice]:
+    """For every op: the backend that would run it on `device`, and why."""
+    return [_decide(op, torch.device(device), None) for op in ops()]
+
+
+def _decide(op: str, device: torch.device, backend: str | None) -> Choice:
+    names = backends(op)
+    if backend is not None:
+        return _forced(op, device, backend, names, "backend=")
+    variable = os.environ.get(ENVIRONMENT)
+    if variable:
+        if variable not in BACKENDS:
+            raise ValueError(f"{ENVIRONMENT} names an unknown backend {variable!r}; backends: {', '.join(BACKENDS)}")
+        if variable in names:
+            return _forced(op, device, variable, names, ENVIRONMENT)
+    for name in names:
+        if BACKENDS[name].unavailable(device) is None:
+            return Choice(op, name, BACKENDS[name].about)
+    raise ValueError(f"no backend runs {op} on device {device}; backends: {', '.join(names)}")
+
+
+def _forced(op: str, device: torch.device, name: str, names: list[str], origin: str) -> Choice:
+    if name not in names:
+        raise ValueError(f"unknown backend {name!r} for {op}; backends: {', '.join(names)}")
+    problem = BACKENDS[name].unavailable(device)
+    if problem is not None:
+        raise ValueError(f"backend {name!r} cannot run {op} on device {device}: {problem}")
+    return Choice(op, name, f"forced by {origin}")

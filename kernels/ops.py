@@ -1,0 +1,287 @@
+"""The public ops: shapes, types, formulas; every call goes through `dispatch.choose`.
+
+Letters: B batch, T time, C channels, H heads, P head width, N state, G groups, E experts, K chosen experts a token,
+F hidden width, V vocabulary. `document_ids` (B, T) marks documents packed in a row: one starts at t = 0 and wherever
+the id differs from the one before; nothing passes from one document into the next.
+Weights may be fp32 masters under bf16 activations: they are cast at use and get gradients in their own type.
+All ops take `backend` to force an implementation (ValueError when unknown); sums and states are fp32 (fp64 for fp64).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .dispatch import choose
+
+
+def linear(x: Tensor, weight: Tensor, *, backend: str | None = None) -> Tensor:
+    """y = x @ weight.T.
+
+    Args:
+        x: (..., I).
+        weight: (O, I), cast to x.dtype.
+
+    Returns:
+        (..., O) in x.dtype.
+    """
+    return choose("linear", x.device, backend)[1](x, weight)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, *, backend: str | None = None) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension (arXiv 1910.07467; report section 2.1).
+
+    Args:
+        x: (..., D).
+        weight: (D,).
+
+    Returns:
+        (..., D) in x.dtype.
+    """
+    return choose("rms_norm", x.device, backend)[1](x, weight, eps)
+
+
+def gated_rms_norm(
+    y: Tensor, z: Tensor, weight: Tensor, eps: float, n_groups: int, *, backend: str | None = None
+) -> Tensor:
+    """RMSNorm of y * silu(z), separately over each of `n_groups` equal parts of the last dimension (Mamba-2's output
+    norm, gate before norm; report section 2.1).
+
+    Args:
+        y, z: (..., D).
+        weight: (D,).
+
+    Returns:
+        (..., D) in y.dtype.
+
+    Raises:
+        ValueError: D is not a multiple of n_groups.
+    """
+    if y.shape[-1] % n_groups:
+        raise ValueError(f"gated_rms_norm: width {y.shape[-1]} is not divisible by n_groups {n_groups}")
+    return choose("gated_rms_norm", y.device, backend)[1](y, z, weight, eps, n_groups)
+
+
+def causal_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    initial_state: Tensor | None = None,
+    document_ids: Tensor | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """silu(bias + sum_w weight[:, w] * x[t - (W - 1) + w]): depthwise convolution over the past (arXiv 2405.21060).
+
+    Args:
+        x: (B, T, C).
+        weight: (C, W).
+        bias: (C,).
+        initial_state: (B, C, W-1) inputs before t = 0, oldest first, part of the row's first document; None: zeros.
+        document_ids: (B, T); taps that reach into an earlier document read zero.
+
+    Returns:
+        output (B, T, C) and final state (B, C, W-1), both in x.dtype: the last W-1 inputs, zero where they belong to
+        an earlier document than the last token's.
+    """
+    _check_documents("causal_conv1d", document_ids, x)
+    run = choose("causal_conv1d", x.device, backend)[1]
+    return run(x, weight, bias, initial_state=initial_state, document_ids=document_ids)
+
+
+def causal_conv1d_step(x: Tensor, state: Tensor, weight: Tensor, bias: Tensor, *, backend: str | None = None) -> Tensor:
+    """One token of `causal_conv1d`, for decoding (no gradient).
+
+    Args:
+        x: (B, C).
+        state: (B, C, W-1), updated in place.
+        weight: (C, W).
+        bias: (C,).
+
+    Returns:
+        (B, C) in x.dtype.
+    """
+    return choose("causal_conv1d_step", x.device, backend)[1](x, state, weight, bias)
+
+
+def ssd_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    dt_bias: Tensor,
+    *,
+    initial_state: Tensor | None = None,
+    document_ids: Tensor | None = None,
+    chunk_size: int = 128,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Mamba-2's selective state-space scan (SSD, arXiv 2405.21060; report section 2.1), for each head:
+
+        step_t = softplus(dt_t + dt_bias)
+        S_t    = exp(step_t A) S_{t-1} + step_t x_t B_t^T        (S is zeroed where a document starts)
+        y_t    = S_t C_t + D x_t
+
+    Differentiable in all arguments of floating type; time and memory grow linearly with T.
+
+    Args:
+        x: (B, T, H, P).
+        dt: (B, T, H) raw steps.
+        A: (H,) negative.
+        B, C: (B, T, G, N); head h uses group h // (H / G).
+        D, dt_bias: (H,).
+        initial_state: (B, H, P, N) fp32, continued by the row's first document; None: zeros.
+        document_ids: (B, T).
+        chunk_size: most tokens handled by one dense product; changes speed and rounding, not the function.
+
+    Returns:
+        y (B, T, H, P) in x.dtype and the final state (B, H, P, N) in fp32 (fp64 for fp64 x).
+
+    Raises:
+        ValueError: H is not a multiple of G, chunk_size is below 1, or document_ids has another shape than (B, T).
+    """
+    _check_documents("ssd_scan", document_ids, x)
+    _check_groups("ssd_scan", x.shape[2], B.shape[2])
+    if chunk_size < 1:
+        raise ValueError(f"ssd_scan: chunk_size is {chunk_size}; it must be at least 1")
+    run = choose("ssd_scan", x.device, backend)[1]
+    options = {"initial_state": initial_state, "document_ids": document_ids, "chunk_size": chunk_size}
+    return run(x, dt, A, B, C, D, dt_bias, **options)
+
+
+def ssd_step(
+    state: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    dt_bias: Tensor,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """One token of `ssd_scan`, for decoding (no gradient).
+
+    Args:
+        state: (B, H, P, N) fp32, updated in place.
+        x: (B, H, P).
+        dt: (B, H) raw.
+        A, D, dt_bias: (H,).
+        B, C: (B, G, N).
+
+    Returns:
+        y (B, H, P) in x.dtype.
+    """
+    return choose("ssd_step", x.device, backend)[1](state, x, dt, A, B, C, D, dt_bias)
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *, document_ids: Tensor | None = None, backend: str | None = None
+) -> Tensor:
+    """Causal softmax(q k^T / sqrt(Dh)) v with grouped heads and no positions (arXiv 2305.13245; report section 2.1).
+
+    Args:
+        q: (B, T, Hq, Dh): the last T of S positions.
+        k, v: (B, S, Hkv, Dh), S >= T; query head h reads key head h // (Hq / Hkv).
+        document_ids: (B, T), only when S == T.
+
+    Returns:
+        (B, T, Hq, Dh) in q.dtype.
+
+    Raises:
+        ValueError: S < T, document_ids with S != T or of another shape, or Hq is not a multiple of Hkv.
+    """
+    T, S = q.shape[1], k.shape[1]
+    if S < T:
+        raise ValueError(f"attention: {T} queries for only {S} keys; keys must cover the queries' own positions")
+    if document_ids is not None and S != T:
+        raise ValueError(f"attention: document_ids needs as many keys as queries, got {S} and {T}")
+    _check_documents("attention", document_ids, q)
+    _check_groups("attention", q.shape[2], k.shape[2])
+    return choose("attention", q.device, backend)[1](q, k, v, document_ids=document_ids)
+
+
+def grouped_mlp(
+    x: Tensor, up: Tensor, down: Tensor, expert_ids: Tensor, weights: Tensor, *, backend: str | None = None
+) -> Tensor:
+    """Routed experts: sum_k weights[k] * down_e relu(up_e x)^2 with e = expert_ids[k] (report section 2.1).
+
+    Args:
+        x: (S, D).
+        up: (E, F, D).
+        down: (E, D, F).
+        expert_ids: (S, K) int64, different within a row.
+        weights: (S, K) fp32.
+
+    Returns:
+        (S, D) in x.dtype. Experts without a token get zero gradients.
+    """
+    return choose("grouped_mlp", x.device, backend)[1](x, up, down, expert_ids, weights)
+
+
+def squared_relu_mlp(x: Tensor, up: Tensor, down: Tensor, *, backend: str | None = None) -> Tensor:
+    """down relu(up x)^2 (arXiv 2109.08668): the shared expert and dense MLP blocks.
+
+    Args:
+        x: (..., D).
+        up: (F, D).
+        down: (D, F).
+
+    Returns:
+        (..., D) in x.dtype.
+    """
+    return choose("squared_relu_mlp", x.device, backend)[1](x, up, down)
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    ignore_index: int = -100,
+    chunk_size: int | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """SUM over tokens of -log softmax(hidden @ weight.T)[target], without holding all logits.
+
+    Args:
+        hidden: (S, D).
+        weight: (V, D).
+        targets: (S,) int64; `ignore_index` marks tokens without loss.
+        chunk_size: tokens whose logits exist at a time; None: the backend decides.
+
+    Returns:
+        fp32 scalar (fp64 for fp64 hidden), 0 when all targets are ignored. Gradients to hidden and weight.
+    """
+    run = choose("linear_cross_entropy", hidden.device, backend)[1]
+    return run(hidden, weight, targets, ignore_index=ignore_index, chunk_size=chunk_size)
+
+
+def token_log_probs(
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, chunk_size: int | None = None, backend: str | None = None
+) -> Tensor:
+    """log softmax(hidden @ weight.T)[target] of each token, without holding all logits (no gradient).
+
+    Args:
+        hidden: (S, D).
+        weight: (V, D).
+        targets: (S,) int64.
+        chunk_size: as in `linear_cross_entropy`.
+
+    Returns:
+        (S,) fp32 (fp64 for fp64 hidden).
+    """
+    return choose("token_log_probs", hidden.device, backend)[1](hidden, weight, targets, chunk_size=chunk_size)
+
+
+def _check_documents(op: str, document_ids: Tensor | None, x: Tensor) -> None:
+    if document_ids is not None and document_ids.shape != x.shape[:2]:
+        shape, expected = tuple(document_ids.shape), tuple(x.shape[:2])
+        raise ValueError(f"{op}: document_ids has shape {shape}; it must be (B, T) = {expected}")
+
+
+def _check_groups(op: str, heads: int, groups: int) -> None:
+    if heads % groups:
+        raise ValueError(f"{op}: {heads} heads are not divisible by {groups} groups")

@@ -1,0 +1,20 @@
+"""Reference backend: each op in plain PyTorch as the papers write it; any dtype, slow, the spec of the fast backends."""
+
+from collections.abc import Callable
+
+from . import attention, conv, experts, loss, norm, ssd
+
+FUNCTIONS: dict[str, Callable] = {
+    "linear": experts.linear,
+    "rms_norm": norm.rms_norm,
+    "gated_rms_norm": norm.gated_rms_norm,
+    "causal_conv1d": conv.causal_conv1d,
+    "causal_conv1d_step": conv.causal_conv1d_step,
+    "ssd_scan": ssd.ssd_scan,
+    "ssd_step": ssd.ssd_step,
+    "attention": attention.attention,
+    "grouped_mlp": experts.grouped_mlp,
+    "squared_relu_mlp": experts.squared_relu_mlp,
+    "linear_cross_entropy": loss.linear_cross_entropy,
+    "token_log_probs": loss.token_log_probs,
+}

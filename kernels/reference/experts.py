@@ -1,0 +1,29 @@
+"""Linear maps, the squared-ReLU MLP (arXiv 2109.08668) and its routed mixture of experts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..common import accumulator
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """See nano3.kernels.linear."""
+    wide = accumulator(x.dtype)
+    return (x.to(wide) @ weight.to(x.dtype).to(wide).T).to(x.dtype)
+
+
+def squared_relu_mlp(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """See nano3.kernels.squared_relu_mlp."""
+    return linear(torch.relu(linear(x, up)).square(), down)
+
+
+def grouped_mlp(x: Tensor, up: Tensor, down: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
+    """See nano3.kernels.grouped_mlp."""
+    wide = accumulator(x.dtype)
+    total = torch.zeros(x.shape, dtype=wide, device=x.device)
+    for expert in range(up.shape[0]):
+        gate = (weights.to(wide) * (expert_ids == expert)).sum(-1, keepdim=True)  # (S, 1), 0 where not chosen
+        total = total + gate * squared_relu_mlp(x, up[expert], down[expert]).to(wide)
+    return total.to(x.dtype)
