@@ -1,0 +1,184 @@
+"""Presets: TOML files that inherit from one another, plus `--set` overrides, resolved into a dataclass tree."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, is_dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, cast
+
+import tomli_w
+
+from nano3.config.errors import UserError
+from nano3.config.model import ModelConfig
+from nano3.config.schema import PretrainConfig
+from nano3.config.typed import ShellValue, check_table, construct, convert, field_types, nearest
+
+MODELS = "models"
+Table = dict[str, Any]
+
+
+def preset_names(kind: str) -> list[str]:
+    """Names of the presets that come with nano3; `kind` is `models` or a stage such as `pretrain`."""
+    folder = files("nano3.presets") / kind
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_pretrain(name: str = "tiny", overrides: Sequence[str] = ()) -> PretrainConfig:
+    """Settings of a pretraining run.
+
+    Args:
+        name: a preset's name (`nano3.config.presets.preset_names("pretrain")`) or a TOML file.
+        overrides: `section.key=value` each, applied in order over the preset.
+
+    Raises:
+        UserError: no such preset, bad TOML, unknown key, wrong type, or sizes that do not fit each other.
+    """
+    return load(PretrainConfig, "pretrain", name, overrides)
+
+
+def load_model(name: str, overrides: Sequence[str] = ()) -> ModelConfig:
+    """Sizes of a model, from a model preset's name or a TOML file of `ModelConfig` keys. Raises UserError."""
+    return load(ModelConfig, MODELS, name, overrides)
+
+
+def load(schema: type, kind: str, name: str, overrides: Sequence[str] = ()) -> Any:
+    """The `schema` dataclass that a preset of this kind and the overrides describe. Raises UserError."""
+    source = _find(kind, name, Path())
+    table = _resolve(schema, kind, source, ())
+    for text in overrides:
+        change = _check_layer(_parse_override(text), schema, Path(), f"--set {text}")
+        table = _merge(table, change, schema, replace_tables=False)
+    where = f"{source.label} with --set {' '.join(overrides)}" if overrides else source.label
+    try:
+        return construct(schema, table)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def to_toml(cfg: Any) -> str:
+    """A resolved configuration as TOML text; loading it gives an equal object."""
+    return tomli_w.dumps(asdict(cfg))
+
+
+@dataclass(frozen=True)
+class _Source:
+    """One TOML text and where it comes from; paths inside it are relative to `folder`."""
+
+    label: str
+    folder: Path
+    text: bytes
+
+
+def _find(kind: str, name: str, folder: Path) -> _Source:
+    if name.endswith(".toml") or "/" in name or "\\" in name:
+        return _read_file(folder / Path(name).expanduser())
+    entry = files("nano3.presets") / kind / f"{name}.toml"
+    if entry.is_file():
+        return _Source(f"preset '{name}'", folder, entry.read_bytes())
+    known = preset_names(kind)
+    what = "model preset" if kind == MODELS else f"{kind} preset"
+    close = nearest(name, known)
+    hint = f"did you mean '{close}'?" if close else "give a preset's name or the path of a .toml file"
+    raise UserError(f"unknown {what} '{name}'; {hint} (presets: {', '.join(known)})")
+
+
+def _read_file(path: Path) -> _Source:
+    if path.is_dir() and (path / "config.toml").is_file():
+        path = path / "config.toml"
+    try:
+        return _Source(str(path), path.parent, path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the preset: {(error.strerror or str(error)).lower()}") from error
+
+
+def _resolve(schema: type, kind: str, source: _Source, chain: tuple[str, ...]) -> Table:
+    """The checked table of a preset, with everything that it inherits merged in."""
+    if source.label in chain:
+        raise UserError(f"{source.label}: presets inherit in a circle: {' -> '.join([*chain, source.label])}")
+    table = _parse(source)
+    base = table.pop("base", None)
+    own = _check_layer(table, schema, source.folder, source.label)
+    if base is None:
+        return own
+    if not isinstance(base, str):
+        raise UserError(f"{source.label}: 'base' must be a string, the name of a preset or a .toml file")
+    with _place(f"{source.label}: base: "):
+        parent = _find(kind, base, source.folder)
+    return _merge(_resolve(schema, kind, parent, (*chain, source.label)), own, schema)
+
+
+def _parse(source: _Source) -> Table:
+    try:
+        return tomllib.loads(source.text.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{source.label}: not UTF-8 text (byte {error.start})") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{source.label}: not valid TOML: {error}") from error
+
+
+def _check_layer(table: Table, schema: type, folder: Path, where: str) -> Table:
+    """The table with types checked and `[model] preset = "name"` replaced by that preset's sizes."""
+    preset = None
+    if isinstance(table.get("model"), dict) and field_types(schema).get("model") is ModelConfig:
+        model = dict(table["model"])
+        preset = model.pop("preset", None)
+        table = table | {"model": model}
+    checked = check_table(table, schema, where)
+    if preset is None:
+        return checked
+    name = convert(preset, str, "model.preset", where)
+    with _place(f"{where}: model.preset: "):
+        sizes = _resolve(ModelConfig, MODELS, _find(MODELS, name, folder), ())
+    return checked | {"model": asdict(ModelConfig()) | sizes | checked["model"]}
+
+
+def _parse_override(text: str) -> Table:
+    """`a.b=value` as nested tables around a ShellValue."""
+    key, equals, value = text.partition("=")
+    parts = _key_parts(key.strip())
+    if not equals or not all(parts):
+        raise UserError(f"--set {text}: write section.key=value, for example --set train.tokens=1000000")
+    nested: Any = ShellValue(value.strip())
+    for part in reversed(parts):
+        nested = {part: nested}
+    return nested
+
+
+def _key_parts(key: str) -> list[str]:
+    """Parts of a dotted key; a part in quotes may hold dots, as in TOML."""
+    try:
+        table: Any = tomllib.loads(f"{key} = 0")
+    except tomllib.TOMLDecodeError:
+        return key.split(".")
+    parts = []
+    while isinstance(table, dict):
+        part, table = next(iter(table.items()))
+        parts.append(part)
+    return parts
+
+
+def _merge(under: Table, over: Table, schema: type, *, replace_tables: bool = True) -> Table:
+    """`over` laid over `under`: sections key by key; tables such as data.blend as a whole, or entry by entry."""
+    merged = dict(under)
+    types = field_types(schema)
+    for name, value in over.items():
+        if is_dataclass(types[name]):
+            merged[name] = _merge(under.get(name, {}), value, cast(type, types[name]), replace_tables=replace_tables)
+        elif isinstance(value, dict) and not replace_tables:
+            merged[name] = under.get(name, {}) | value
+        else:
+            merged[name] = value
+    return merged
+
+
+@contextmanager
+def _place(prefix: str) -> Iterator[None]:
+    """Puts the place of the reference before the error of what it refers to."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{prefix}{error}") from error

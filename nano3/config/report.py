@@ -1,0 +1,74 @@
+"""What a configuration does differently from the report (arXiv 2512.20848).
+
+The report's numbers stand in the presets phase1, phase2 and nano3-30b-a3b, each with its section as a comment;
+that comment is what tells a published number from one of ours.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from nano3.config.presets import load_pretrain
+from nano3.config.schema import PretrainConfig
+
+_LINE = re.compile(r'^(?:\[(?P<section>[\w.]+)\]|"?(?P<key>[\w+-]+)"?\s*=.*?#\s*(?P<comment>§.*))')
+_BLEND = "data.blend."
+_REPORT_FILES = {"phase1": ["models/nano3-30b-a3b", "pretrain/phase1"], "phase2": ["pretrain/phase2"]}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One setting that differs from the report."""
+
+    key: str
+    here: Any
+    report: Any
+    section: str
+
+
+def report_phase(cfg: PretrainConfig) -> str:
+    """The report's phase that a run stands for: `phase2` when it starts late on the horizon, else `phase1`."""
+    return "phase2" if cfg.schedule.start_tokens > 0 else "phase1"
+
+
+def diff_from_report(cfg: PretrainConfig) -> list[Difference]:
+    """Settings whose value differs from the one that the report publishes; the blend's come last."""
+    phase = report_phase(cfg)
+    report = load_pretrain(phase)
+    here_flat, report_flat = _flat(asdict(cfg)), _flat(asdict(report))
+    sections = {key: section for key, section in published_sections(phase).items() if key in report_flat}
+    differing = [key for key in sections if here_flat.get(key) != report_flat[key]]
+    if set(cfg.data.blend) == set(report.data.blend):
+        blend = [key for key in differing if key.startswith(_BLEND)]
+    else:
+        here_flat["data.blend"], report_flat["data.blend"] = cfg.data.blend, report.data.blend
+        sections["data.blend"] = next(section for key, section in sections.items() if key.startswith(_BLEND))
+        blend = ["data.blend"]
+    settings = [key for key in differing if not key.startswith(_BLEND)]
+    return [Difference(key, here_flat[key], report_flat[key], sections[key]) for key in settings + blend]
+
+
+@cache
+def published_sections(phase: str) -> dict[str, str]:
+    """Dotted key to the section of the report that gives its number, for `phase1` or `phase2`."""
+    sections: dict[str, str] = {}
+    for name in _REPORT_FILES["phase1"] + (_REPORT_FILES["phase2"] if phase == "phase2" else []):
+        prefix = "model." if name.startswith("models/") else ""
+        text = (files("nano3.presets") / f"{name}.toml").read_text(encoding="utf-8")
+        for match in filter(None, map(_LINE.match, text.splitlines())):
+            if match["section"]:
+                prefix = match["section"] + "."
+            elif match["key"] != "preset":
+                sections[prefix + match["key"]] = match["comment"].split(",")[0].split(":")[0]
+    return sections
+
+
+def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in table.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat

@@ -1,0 +1,164 @@
+"""Parameters, memory and arithmetic of a configuration, counted in plain Python (report section 2.1, Table 1).
+
+Letters: T tokens in a sequence, D d_model, H Mamba heads, P Mamba head dim, N state, G groups, Q chunk size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nano3.config.model import ATTENTION, MAMBA, MLP, MOE, ModelConfig
+from nano3.config.schema import PretrainConfig
+
+MASTER_BYTES = 4
+ADAMW_BYTES = 8
+COMPUTE_BYTES = {"float32": 4, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Parameters of a model. The router's bias is a buffer, moved by counts and not by gradients: it is not one."""
+
+    total: int
+    """All parameters."""
+    active: int
+    """Those that act on one token: top_k of the routed experts, and both embeddings."""
+    active_without_embedding: int
+    """`active` without the input embedding, which is a look-up."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that training holds; everything but activations is for the whole model, before sharding over ranks."""
+
+    weights: int
+    """float32 master weights."""
+    compute_copy: int
+    """The copy in the compute dtype; 0 when that is float32."""
+    gradients: int
+    """float32 gradients."""
+    optimizer: int
+    """AdamW's two moments, 8 bytes a parameter."""
+    activations: int
+    """What one micro-batch keeps for its backward pass, on one rank."""
+
+    @property
+    def total(self) -> int:
+        """Sum of all parts."""
+        return self.weights + self.compute_copy + self.gradients + self.optimizer + self.activations
+
+
+def block_parameters(cfg: ModelConfig, symbol: str) -> int:
+    """Parameters of one block of this symbol, with its norm and all of its experts."""
+    return cfg.d_model + _MIXER_PARAMETERS[symbol](cfg)
+
+
+def count_parameters(cfg: ModelConfig) -> Counts:
+    """Exact parameter counts; the report's 31.6B / 3.6B / 3.2B for `nano3-30b-a3b`."""
+    embedding = cfg.vocab_size * cfg.d_model
+    total = sum(block_parameters(cfg, symbol) for symbol in cfg.pattern) + cfg.d_model + 2 * embedding
+    idle_experts = len(cfg.blocks(MOE)) * (cfg.n_experts - cfg.top_k) * _expert_parameters(cfg)
+    return Counts(total, total - idle_experts, total - idle_experts - embedding)
+
+
+def memory(cfg: PretrainConfig, dtype: str = "") -> Memory:
+    """Estimate of the bytes that a run holds while it trains.
+
+    Args:
+        cfg: the run.
+        dtype: compute dtype, `float32` or `bfloat16`; empty takes cfg.train.dtype, and its `auto` as `bfloat16`.
+    """
+    dtype = dtype or cfg.train.dtype
+    element = COMPUTE_BYTES.get(dtype, COMPUTE_BYTES["bfloat16"])
+    total = count_parameters(cfg.model).total
+    return Memory(
+        weights=MASTER_BYTES * total,
+        compute_copy=element * total if element < MASTER_BYTES else 0,
+        gradients=MASTER_BYTES * total,
+        optimizer=ADAMW_BYTES * total,
+        activations=activation_bytes(cfg, element),
+    )
+
+
+def activation_bytes(cfg: PretrainConfig, element: int) -> int:
+    """Bytes that one micro-batch keeps for its backward pass, at `element` bytes an activation.
+
+    Without activation checkpointing every block keeps its input, the normed input and what its mixer keeps
+    (`_MAMBA`, `_MOE`, ... below). With it every block keeps its input, and one block at a time the rest.
+    The loss works in chunks of tokens and is left out.
+    """
+    tokens = cfg.train.micro_batch_size * cfg.data.seq_len
+    stream = cfg.model.d_model * element
+    mixers = [_MIXER_ACTIVATIONS[symbol](cfg.model, element) + stream for symbol in cfg.model.pattern]
+    kept = max(mixers) if cfg.train.checkpoint_activations == "block" else sum(mixers)
+    return tokens * (kept + stream * (cfg.model.n_blocks + 1))
+
+
+def flops_per_token(cfg: ModelConfig, seq_len: int) -> float:
+    """Floating-point operations of training on one token: forward, and twice that for the backward pass.
+
+    Forward: 2 for each active matrix parameter but the input embedding, plus causal attention at the mean
+    distance T / 2, plus the chunked scan. Recomputation under activation checkpointing does not count, so the
+    figure serves model FLOP utilisation.
+    """
+    matmuls = 2 * count_parameters(cfg).active_without_embedding
+    attention = 2 * 2 * cfg.n_heads * cfg.head_dim * seq_len / 2 * len(cfg.blocks(ATTENTION))
+    return 3.0 * (matmuls + attention + _scan_flops(cfg, seq_len) * len(cfg.blocks(MAMBA)))
+
+
+def _scan_flops(cfg: ModelConfig, seq_len: int) -> float:
+    """Forward operations of one scan on one token: C B^T and its product with x inside a chunk, states in and out."""
+    distance = min(cfg.chunk_size, seq_len) / 2
+    inside = 2 * distance * (cfg.n_groups * cfg.d_state + cfg.d_inner)
+    states = 2 * 2 * cfg.d_inner * cfg.d_state
+    return inside + states
+
+
+def _mamba_parameters(cfg: ModelConfig) -> int:
+    projections = cfg.d_model * (cfg.d_in_proj + cfg.d_inner)
+    conv = cfg.conv_dim * (cfg.d_conv + 1)
+    per_head = 3 * cfg.mamba_n_heads
+    return projections + conv + per_head + cfg.d_inner
+
+
+def _attention_parameters(cfg: ModelConfig) -> int:
+    return 2 * cfg.d_model * cfg.head_dim * (cfg.n_heads + cfg.n_kv_heads)
+
+
+def _expert_parameters(cfg: ModelConfig) -> int:
+    return 2 * cfg.d_model * cfg.d_expert
+
+
+def _moe_parameters(cfg: ModelConfig) -> int:
+    router, shared = cfg.n_experts * cfg.d_model, 2 * cfg.d_model * cfg.d_shared
+    return router + shared + cfg.n_experts * _expert_parameters(cfg)
+
+
+def _mamba_activations(cfg: ModelConfig, element: int) -> int:
+    """Projection, convolution, scan and gated norm; chunk states in float32."""
+    states = cfg.d_inner * cfg.d_state * 4 // cfg.chunk_size
+    return element * (cfg.d_in_proj + cfg.conv_dim + 2 * cfg.d_inner) + states
+
+
+def _attention_activations(cfg: ModelConfig, element: int) -> int:
+    return element * cfg.head_dim * (2 * cfg.n_heads + 2 * cfg.n_kv_heads)
+
+
+def _moe_activations(cfg: ModelConfig, element: int) -> int:
+    """Router scores in float32; each chosen expert's input, two hidden layers and output; the shared expert's two."""
+    routed = cfg.top_k * 2 * (cfg.d_model + cfg.d_expert)
+    return 4 * cfg.n_experts + element * (routed + 2 * cfg.d_shared)
+
+
+_MIXER_PARAMETERS = {
+    MAMBA: _mamba_parameters,
+    ATTENTION: _attention_parameters,
+    MOE: _moe_parameters,
+    MLP: lambda cfg: 2 * cfg.d_model * cfg.d_ff,
+}
+_MIXER_ACTIVATIONS = {
+    MAMBA: _mamba_activations,
+    ATTENTION: _attention_activations,
+    MOE: _moe_activations,
+    MLP: lambda cfg, element: element * 2 * cfg.d_ff,
+}
