@@ -1,0 +1,44 @@
+"""nano3: the Nemotron 3 Nano system (arXiv 2512.20848) as one toolkit.
+
+import nano3
+model = nano3.load("runs/pretrain-tiny")          # a run folder, a Hugging Face folder, or a model preset
+logits = model(tokens)                            # (B, T) int64 -> (B, T, V)
+nano3.save(model, "my-model")
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from nano3.model.lm import LM
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "load", "save"]
+
+
+def load(path_or_preset: str | Path, dtype: torch.dtype | None = None, device: str = "cpu") -> LM:
+    """Load a model, ready for inference.
+
+    Args:
+        path_or_preset: a run folder, a Hugging Face folder, or the name of a model preset (random weights, seed 0).
+        dtype: dtype of weights and activations; None takes the stored one (float32 for a preset).
+        device: where the weights go.
+
+    Raises:
+        nano3.config.errors.UserError: nothing of that name, another architecture, or damaged weights.
+    """
+    from nano3.model.load import load_model
+
+    return load_model(path_or_preset, dtype, device)
+
+
+def save(model: LM, path: str | Path) -> None:
+    """Write `model` as a Hugging Face folder; `path` appears whole or not at all."""
+    from nano3.model.hf import save as save_folder
+
+    save_folder(model, path)

@@ -1,0 +1,1 @@
+"""The hybrid model: mixers, blocks, inference state, Hugging Face import and export."""

@@ -1,0 +1,34 @@
+"""Grouped-query attention without any positional embedding (report section 2.1)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from nano3 import kernels
+from nano3.config.model import ModelConfig
+from nano3.model.layers import Linear
+from nano3.model.state import AttentionState, BlockState
+
+
+class Attention(nn.Module):
+    """Causal attention; the order of tokens reaches it only through the Mamba-2 blocks around it."""
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.q_proj = Linear(cfg.d_model, cfg.n_heads * cfg.head_dim)
+        self.k_proj = Linear(cfg.d_model, cfg.n_kv_heads * cfg.head_dim)
+        self.v_proj = Linear(cfg.d_model, cfg.n_kv_heads * cfg.head_dim)
+        self.o_proj = Linear(cfg.n_heads * cfg.head_dim, cfg.d_model)
+
+    def forward(self, x: Tensor, document_ids: Tensor | None, state: BlockState) -> tuple[Tensor, None]:
+        """x (B, T, D) -> (B, T, D); keys and values are appended to `state`."""
+        cfg = self.cfg
+        assert state is None or isinstance(state, AttentionState)
+        q = self.q_proj(x).unflatten(-1, (cfg.n_heads, cfg.head_dim))
+        k = self.k_proj(x).unflatten(-1, (cfg.n_kv_heads, cfg.head_dim))
+        v = self.v_proj(x).unflatten(-1, (cfg.n_kv_heads, cfg.head_dim))
+        if state is not None:
+            k, v = state.append(k, v)
+        y = kernels.attention(q, k, v, document_ids=document_ids)
+        return self.o_proj(y.flatten(-2)), None

@@ -1,0 +1,111 @@
+"""The language model: embedding, blocks, final norm, output projection (report section 2.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from nano3 import kernels
+from nano3.config.model import ModelConfig
+from nano3.model.block import Block
+from nano3.model.init import init_weights
+from nano3.model.layers import Linear, RMSNorm
+from nano3.model.moe import MoE
+from nano3.model.router import RouterStats
+from nano3.model.state import HybridState
+
+# Parameters and buffers kept in float32 whatever the dtype of the rest: small, and routing and step sizes hang on them.
+FLOAT32_SUFFIXES = (".A_log", ".D", ".dt_bias", ".gate.weight", ".e_score_correction_bias")
+
+
+@dataclass
+class Hidden:
+    """Result of all blocks, before the output projection."""
+
+    x: Tensor
+    """(B, T, D) after the final norm, in the compute dtype."""
+    loads: Tensor
+    """(number of MoE blocks, E) int64: tokens routed to each expert in this pass."""
+    balance_loss: Tensor
+    """Scalar: load-balancing loss summed over MoE blocks; each is 1 when routing is even."""
+
+
+class LM(nn.Module):
+    """Hybrid Mamba-2 / attention / mixture-of-experts language model.
+
+    Parameters are float32 unless converted; activations have `compute_dtype`, weights are cast where they are used.
+    Router, norms' statistics, scan state and A_log / dt_bias / D stay in float32.
+    """
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.compute_dtype = torch.float32
+        self.checkpoint_activations = False
+        self.embeddings = nn.Embedding(cfg.vocab_size, cfg.d_model, _weight=torch.empty(cfg.vocab_size, cfg.d_model))
+        self.blocks = nn.ModuleList(Block(cfg, symbol) for symbol in cfg.pattern)
+        self.norm_f = RMSNorm(cfg.d_model, cfg.norm_eps)
+        self.lm_head = Linear(cfg.d_model, cfg.vocab_size)
+
+    def init_weights(self, seed: int = 0) -> LM:
+        """Draw the initial weights; each parameter depends only on `seed` and its name."""
+        init_weights(self, self.cfg, seed)
+        return self
+
+    def forward(self, tokens: Tensor, document_ids: Tensor | None = None, state: HybridState | None = None) -> Tensor:
+        """Logits (B, T, V) for tokens (B, T) int64.
+
+        Args:
+            tokens: (B, T) token ids.
+            document_ids: (B, T) int; a change from one position to the next starts a document that sees nothing before.
+            state: advanced in place by T tokens, so that the next call continues; not together with document_ids.
+        """
+        return self.lm_head(self.hidden(tokens, document_ids, state).x)
+
+    def hidden(self, tokens: Tensor, document_ids: Tensor | None = None, state: HybridState | None = None) -> Hidden:
+        """As `forward`, without the output projection, and with the routing statistics."""
+        if state is not None and document_ids is not None:
+            raise ValueError("give document_ids or state, not both: a continued sequence is one document")
+        x = self.embeddings(tokens).to(self.compute_dtype)
+        stats: list[RouterStats] = []
+        for i, block in enumerate(self.blocks):
+            x, routed = self._run(block, x, document_ids, state.blocks[i] if state is not None else None)
+            if routed is not None:
+                stats.append(routed)
+        return self._collect(self.norm_f(x), stats)
+
+    def log_probs(self, tokens: Tensor, targets: Tensor, document_ids: Tensor | None = None) -> Tensor:
+        """(B, T) float32 log-probabilities of `targets`, without ever holding all logits."""
+        x = self.hidden(tokens, document_ids).x
+        return kernels.token_log_probs(x.flatten(0, 1), self.lm_head.weight, targets.flatten()).view_as(targets)
+
+    def new_state(self, batch_size: int, capacity: int = 256) -> HybridState:
+        """Empty inference state for `batch_size` sequences, with room for `capacity` tokens before it grows."""
+        device = self.embeddings.weight.device
+        return HybridState.empty(self.cfg, batch_size, capacity=capacity, dtype=self.compute_dtype, device=device)
+
+    def expert_biases(self) -> list[Tensor]:
+        """The (E,) float32 selection biases in block order: buffers, to be updated in place."""
+        return [b.mixer.gate.e_score_correction_bias for b in self.blocks if isinstance(b.mixer, MoE)]
+
+    def to_dtype(self, dtype: torch.dtype) -> LM:
+        """Convert weights and activations; what steers routing and step sizes stays in float32."""
+        for name, parameter in self.named_parameters():
+            if not name.endswith(FLOAT32_SUFFIXES):
+                parameter.data = parameter.data.to(dtype)
+        self.compute_dtype = dtype
+        return self
+
+    def _run(self, block: nn.Module, x: Tensor, document_ids, state) -> tuple[Tensor, RouterStats | None]:
+        if self.checkpoint_activations and self.training and torch.is_grad_enabled():
+            return checkpoint(block, x, document_ids, state, use_reentrant=False)
+        return block(x, document_ids, state)
+
+    def _collect(self, x: Tensor, stats: list[RouterStats]) -> Hidden:
+        if not stats:
+            empty = torch.zeros(0, 0, dtype=torch.int64, device=x.device)
+            return Hidden(x, empty, torch.zeros((), device=x.device))
+        return Hidden(x, torch.stack([s.load for s in stats]), torch.stack([s.balance_loss for s in stats]).sum())

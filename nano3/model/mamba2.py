@@ -1,0 +1,101 @@
+"""Mamba-2 mixer (report section 2.1; Dao and Gu 2024, arXiv 2405.21060)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from nano3 import kernels
+from nano3.config.model import ModelConfig
+from nano3.model.layers import Linear
+from nano3.model.state import BlockState, MambaState
+
+
+class CausalConv1d(nn.Module):
+    """Weights of the depthwise causal convolution: weight (C, 1, W) and bias (C,), as checkpoints hold them."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels, 1, width))
+        self.bias = nn.Parameter(torch.empty(channels))
+
+
+class GatedRMSNorm(nn.Module):
+    """Grouped RMSNorm of `y * silu(z)`: the gate comes before the norm."""
+
+    def __init__(self, width: int, n_groups: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+        self.n_groups, self.eps = n_groups, eps
+
+    def forward(self, y: Tensor, z: Tensor) -> Tensor:
+        """y, z (..., width) -> (..., width)."""
+        return kernels.gated_rms_norm(y, z, self.weight, self.eps, self.n_groups)
+
+
+class Mamba2(nn.Module):
+    """in-projection -> causal conv + SiLU over x, B, C -> selective scan -> gated norm -> out-projection."""
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.in_proj = Linear(cfg.d_model, cfg.d_in_proj)
+        self.conv1d = CausalConv1d(cfg.conv_dim, cfg.d_conv)
+        self.dt_bias = nn.Parameter(torch.empty(cfg.mamba_n_heads))
+        self.A_log = nn.Parameter(torch.empty(cfg.mamba_n_heads))
+        self.D = nn.Parameter(torch.empty(cfg.mamba_n_heads))
+        self.norm = GatedRMSNorm(cfg.d_inner, cfg.n_groups, cfg.norm_eps)
+        self.out_proj = Linear(cfg.d_inner, cfg.d_model)
+
+    def forward(self, u: Tensor, document_ids: Tensor | None, state: BlockState) -> tuple[Tensor, None]:
+        """u (B, T, D) -> (B, T, D); `state` is advanced in place."""
+        cfg = self.cfg
+        assert state is None or isinstance(state, MambaState)
+        z, xBC, dt = self.in_proj(u).split([cfg.d_inner, cfg.conv_dim, cfg.mamba_n_heads], dim=-1)
+        if state is not None and u.shape[1] == 1:
+            y = self._step(xBC[:, 0], dt[:, 0], state).unsqueeze(1)
+        else:
+            y = self._scan(xBC, dt, document_ids, state)
+        return self.out_proj(self.norm(y, z)), None
+
+    def _split(self, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(..., conv_dim) -> x (..., H, P), B and C (..., G, N)."""
+        cfg = self.cfg
+        groups = cfg.n_groups * cfg.d_state
+        x, B, C = xBC.split([cfg.d_inner, groups, groups], dim=-1)
+        return (
+            x.unflatten(-1, (cfg.mamba_n_heads, cfg.mamba_head_dim)),
+            B.unflatten(-1, (cfg.n_groups, cfg.d_state)),
+            C.unflatten(-1, (cfg.n_groups, cfg.d_state)),
+        )
+
+    def _A(self) -> Tensor:
+        return -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)))
+
+    def _scan(self, xBC: Tensor, dt: Tensor, document_ids: Tensor | None, state: MambaState | None) -> Tensor:
+        conv, ssm = (state.conv, state.ssm) if state is not None else (None, None)
+        xBC, conv = kernels.causal_conv1d(
+            xBC, self.conv1d.weight.squeeze(1), self.conv1d.bias, initial_state=conv, document_ids=document_ids
+        )
+        x, B, C = self._split(xBC)
+        y, ssm = kernels.ssd_scan(
+            x,
+            dt,
+            self._A(),
+            B,
+            C,
+            self.D,
+            self.dt_bias,
+            initial_state=ssm,
+            document_ids=document_ids,
+            chunk_size=self.cfg.chunk_size,
+        )
+        if state is not None:
+            state.conv.copy_(conv)
+            state.ssm.copy_(ssm)
+        return y.flatten(-2)
+
+    def _step(self, xBC: Tensor, dt: Tensor, state: MambaState) -> Tensor:
+        xBC = kernels.causal_conv1d_step(xBC, state.conv, self.conv1d.weight.squeeze(1), self.conv1d.bias)
+        x, B, C = self._split(xBC)
+        return kernels.ssd_step(state.ssm, x, dt, self._A(), B, C, self.D, self.dt_bias).flatten(-2)

@@ -1,0 +1,44 @@
+"""Mixture of experts: routed experts beside an always-on shared one (report section 2.1)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from nano3 import kernels
+from nano3.config.model import ModelConfig
+from nano3.model.mlp import MLP
+from nano3.model.router import Router, RouterStats
+from nano3.model.state import BlockState
+
+
+class Experts(nn.Module):
+    """Weights of all routed experts: up_proj (E, F, D) and down_proj (E, D, F)."""
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.up_proj = nn.Parameter(torch.empty(cfg.n_experts, cfg.d_expert, cfg.d_model))
+        self.down_proj = nn.Parameter(torch.empty(cfg.n_experts, cfg.d_model, cfg.d_expert))
+
+
+class MoE(nn.Module):
+    """Sum of the chosen experts, weighted by the router, and the shared expert."""
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.gate = Router(cfg)
+        self.experts = Experts(cfg)
+        self.shared_experts = MLP(cfg.d_model, cfg.d_shared) if cfg.d_shared else None
+
+    def forward(
+        self, x: Tensor, document_ids: Tensor | None = None, state: BlockState = None
+    ) -> tuple[Tensor, RouterStats]:
+        """x (B, T, D) -> (B, T, D) and the routing statistics; acts on each token alone."""
+        flat = x.flatten(0, 1)
+        routing = self.gate(flat)
+        y = kernels.grouped_mlp(
+            flat, self.experts.up_proj, self.experts.down_proj, routing.expert_ids, routing.weights
+        ).view_as(x)
+        if self.shared_experts is not None:
+            y = y + self.shared_experts.apply_to(x)
+        return y, routing.stats

@@ -1,0 +1,59 @@
+"""Sigmoid router with a selection bias (report section 2.1; aux-loss-free balancing, arXiv 2408.15664)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from nano3.config.model import ModelConfig
+
+
+@dataclass
+class RouterStats:
+    """What one mixture block reports about its routing."""
+
+    load: Tensor
+    """(E,) int64: tokens routed to each expert."""
+    balance_loss: Tensor
+    """Scalar: E * sum_e f_e P_e, 1 when routing is even."""
+
+
+@dataclass
+class Routing:
+    """Decision for S tokens."""
+
+    expert_ids: Tensor
+    """(S, K) int64 chosen experts."""
+    weights: Tensor
+    """(S, K) float32 weights of the chosen experts, summing to routed_scale."""
+    stats: RouterStats
+
+
+class Router(nn.Module):
+    """Scores in float32; the bias takes part in the choice only, never in the weights."""
+
+    e_score_correction_bias: Tensor
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.top_k, self.scale = cfg.top_k, cfg.routed_scale
+        self.weight = nn.Parameter(torch.empty(cfg.n_experts, cfg.d_model))
+        self.register_buffer("e_score_correction_bias", torch.zeros(cfg.n_experts))
+
+    def forward(self, x: Tensor) -> Routing:
+        """x (S, D) -> Routing; softmax-free: each expert's score is its own sigmoid."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        scores = torch.sigmoid(x.to(wide) @ self.weight.to(wide).T)  # (S, E)
+        expert_ids = torch.topk(scores.detach() + self.e_score_correction_bias, self.top_k, dim=-1).indices
+        weights = scores.gather(1, expert_ids)
+        weights = weights / (weights.sum(-1, keepdim=True) + 1e-20) * self.scale
+        return Routing(expert_ids, weights, self._stats(scores, expert_ids))
+
+    def _stats(self, scores: Tensor, expert_ids: Tensor) -> RouterStats:
+        n_experts = scores.shape[1]
+        load = torch.bincount(expert_ids.flatten(), minlength=n_experts)
+        fraction = load.to(scores.dtype) / expert_ids.numel()
+        probability = (scores / scores.sum(-1, keepdim=True)).mean(0)
+        return RouterStats(load, n_experts * torch.dot(fraction, probability))

@@ -1,0 +1,51 @@
+"""Settings and small models that several rooms' tests share."""
+
+from __future__ import annotations
+
+import os
+
+# No test reaches for a network: a missing file must fail at once, not after a time-out.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from hypothesis import settings
+
+from nano3.config.model import ModelConfig
+from nano3.model.lm import LM
+
+settings.register_profile("nano3", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("nano3")
+
+
+@pytest.fixture
+def small_config() -> ModelConfig:
+    """Every kind of block, sizes that share no factor by accident."""
+    return ModelConfig(
+        pattern="ME*-ME",
+        vocab_size=97,
+        d_model=32,
+        init_std=0.2,
+        n_heads=4,
+        n_kv_heads=2,
+        head_dim=8,
+        mamba_n_heads=6,
+        mamba_head_dim=8,
+        d_state=12,
+        n_groups=2,
+        chunk_size=16,
+        n_experts=5,
+        top_k=2,
+        d_expert=20,
+        d_shared=24,
+        d_ff=40,
+    )
+
+
+@pytest.fixture
+def small_model(small_config: ModelConfig) -> LM:
+    """A model of `small_config` with random weights, some routing bias included."""
+    model = LM(small_config).init_weights(seed=1)
+    for i, bias in enumerate(model.expert_biases()):
+        bias.copy_(torch.linspace(-0.1, 0.1, bias.numel()).roll(i))
+    return model.eval()

@@ -1,0 +1,185 @@
+"""Hugging Face folders: round trips, both namings, shards, and damage that is named."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import nano3
+from nano3.config.errors import UserError
+from nano3.model.config import read_config
+from nano3.model.hf import load, named_tensors, save
+
+
+def assert_same(first, second) -> None:
+    expected = dict(named_tensors(second))
+    for name, tensor in named_tensors(first):
+        assert tensor.dtype == expected[name].dtype, name
+        assert torch.equal(tensor, expected[name]), name
+
+
+@pytest.mark.parametrize("shard_bytes", [5_000_000_000, 20_000])
+def test_round_trip_is_exact(small_model, tmp_path, shard_bytes):
+    save(small_model, tmp_path / "m", max_shard_bytes=shard_bytes)
+    assert (tmp_path / "m" / "model.safetensors.index.json").exists() == (shard_bytes == 20_000)
+    assert read_config(tmp_path / "m") == small_model.cfg
+    assert_same(load(tmp_path / "m"), small_model)
+    assert load(tmp_path / "m").expert_biases()[1].abs().sum() > 0
+
+
+def test_bfloat16_folder_loads_as_stored_or_as_asked(small_model, tmp_path):
+    save(small_model, tmp_path / "m", dtype=torch.bfloat16)
+    stored = load_file(tmp_path / "m" / "model.safetensors")
+    assert stored["lm_head.weight"].dtype == torch.bfloat16
+    assert stored["backbone.layers.0.mixer.A_log"].dtype == torch.float32
+    assert json.loads((tmp_path / "m" / "config.json").read_text())["dtype"] == "bfloat16"
+    model = load(tmp_path / "m")
+    assert model.compute_dtype == torch.bfloat16
+    assert_same(model, small_model.to_dtype(torch.bfloat16))
+    assert load(tmp_path / "m", dtype=torch.float32).lm_head.weight.dtype == torch.float32
+
+
+def test_published_names(small_model, tmp_path):
+    save(small_model, tmp_path / "m")
+    names = set(load_file(tmp_path / "m" / "model.safetensors"))
+    assert {
+        "backbone.embeddings.weight",
+        "backbone.layers.0.mixer.conv1d.weight",
+        "backbone.layers.1.mixer.gate.e_score_correction_bias",
+        "backbone.layers.1.mixer.experts.4.down_proj.weight",
+        "backbone.layers.1.mixer.shared_experts.up_proj.weight",
+        "backbone.layers.2.mixer.o_proj.weight",
+        "backbone.layers.3.mixer.up_proj.weight",
+        "backbone.norm_f.weight",
+        "lm_head.weight",
+    } <= names
+
+
+def test_stacked_experts_and_model_prefix_are_read_too(small_model, tmp_path):
+    save(small_model, tmp_path / "m")
+    tensors = {
+        (
+            "lm_head.weight" if n.startswith("lm_head") else "model." + n.replace("blocks.", "layers.")
+        ): t.detach().clone()
+        for n, t in named_tensors(small_model)
+    }
+    save_file(tensors, tmp_path / "m" / "model.safetensors")
+    assert_same(load(tmp_path / "m"), small_model)
+
+
+def rewrite(folder, change) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("backbone.layers.1.mixer.experts.3.up_proj.weight"), "1 tensor missing.*experts.3.up_proj"),
+        (lambda t: t.update({"backbone.layers.0.mixer.extra": torch.ones(1)}), "no place for.*mixer.extra"),
+        (lambda t: t.update({"lm_head.weight": torch.ones(3, 2)}), r"lm_head.weight has shape \(3, 2\)"),
+        (lambda t: t.update({"lm_head.weight": torch.ones(97, 32, dtype=torch.float16)}), "stored as F16"),
+    ],
+)
+def test_a_wrong_tensor_is_named(small_model, tmp_path, change, message):
+    save(small_model, tmp_path / "m")
+    rewrite(tmp_path / "m", change)
+    with pytest.raises(UserError, match=message):
+        load(tmp_path / "m")
+
+
+def test_truncated_weights_are_named(small_model, tmp_path):
+    save(small_model, tmp_path / "m")
+    file = tmp_path / "m" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"model.safetensors: cannot be read"):
+        load(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "llama"}, "model_type is 'llama'"),
+        ({"hybrid_override_pattern": "ME*-MM"}, "contradicts"),
+        ({"layers_block_type": None, "hybrid_override_pattern": "ME*?"}, r"unknown symbol '\?' at position 3"),
+        ({"num_experts_per_tok": 9}, "top_k is 9"),
+        ({"n_groups": 4}, "not divisible"),
+        ({"moe_latent_size": 64}, "moe_latent_size"),
+        ({"tie_word_embeddings": True}, "tie_word_embeddings"),
+        ({"time_step_limit": [0.001, 0.1]}, "time_step_limit"),
+    ],
+)
+def test_a_config_that_cannot_be_followed_is_refused(small_model, tmp_path, change, message):
+    save(small_model, tmp_path / "m")
+    file = tmp_path / "m" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(UserError, match=message):
+        load(tmp_path / "m")
+
+
+def test_pattern_alone_and_block_types_alone_mean_the_same(small_model, tmp_path):
+    save(small_model, tmp_path / "m")
+    file = tmp_path / "m" / "config.json"
+    keys = json.loads(file.read_text())
+    for dropped in ("layers_block_type", "hybrid_override_pattern"):
+        file.write_text(json.dumps({k: v for k, v in keys.items() if k != dropped}))
+        assert read_config(tmp_path / "m") == small_model.cfg
+
+
+def test_a_failed_save_leaves_the_old_folder(small_model, tmp_path, monkeypatch):
+    save(small_model, tmp_path / "m")
+    before = (tmp_path / "m" / "model.safetensors").read_bytes()
+    monkeypatch.setattr("nano3.model.hf._generation_config", lambda cfg: object())
+    with pytest.raises(TypeError):
+        save(small_model.to_dtype(torch.bfloat16), tmp_path / "m")
+    assert (tmp_path / "m" / "model.safetensors").read_bytes() == before
+    assert os.listdir(tmp_path) == ["m"]
+
+
+def test_load_takes_runs_folders_and_presets(small_model, tmp_path):
+    nano3.save(small_model, tmp_path / "run" / "model")
+    for path in (tmp_path / "run", tmp_path / "run" / "model"):
+        assert_same(nano3.load(path), small_model)
+    assert nano3.load("tiny").cfg.n_blocks > 3
+    with pytest.raises(UserError, match="no such folder, and no model preset"):
+        nano3.load("tinny")
+    with pytest.raises(UserError, match=r"no config.json"):
+        nano3.load(tmp_path)
+
+
+def test_loading_needs_little_more_memory_than_the_model(tmp_path):
+    code = """
+import resource, sys, torch, dataclasses
+from nano3.config.model import ModelConfig
+from nano3.model.lm import LM
+from nano3.model.hf import load, save
+rss = lambda: int(next(l for l in open('/proc/self/status') if l.startswith('RssAnon')).split()[1]) * 1024
+cfg = ModelConfig(pattern='E', vocab_size=200000, d_model=256, bos_id=1)
+if sys.argv[1] == 'save':
+    save(LM(cfg).init_weights(0), sys.argv[2])
+else:
+    import threading, time
+    before, peak, done = rss(), [0], threading.Event()
+    def watch():
+        while not done.is_set():
+            peak[0] = max(peak[0], rss()); time.sleep(0.002)
+    thread = threading.Thread(target=watch); thread.start()
+    model = load(sys.argv[2]); done.set(); thread.join()
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    print((peak[0] - before) / size)
+"""
+
+    def run(what):
+        return subprocess.run(
+            [sys.executable, "-c", code, what, str(tmp_path / "m")], capture_output=True, text=True, check=True
+        )
+
+    run("save")
+    assert float(run("load").stdout) < 1.2
