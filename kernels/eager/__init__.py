@@ -5,4 +5,4 @@ from collections.abc import Callable
 from .. import reference
 from . import ssd
 
-FUNCTIONS: dict[str, Callable] = {**reference.FUNCTIONS, "ssd_scan": ssd.ssd_scan}
+FUNCTIONS: dict[str, Callable] = {**reference.FUNCTIONS, "ssd_scan": ssd.ssd_scan, "ssd_step": ssd.ssd_step}

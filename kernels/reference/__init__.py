@@ -1,4 +1,4 @@
-"""Reference backend: each op in plain PyTorch as the papers write it; any dtype, slow, the spec of the fast backends."""
+"""Reference backend: each op in plain PyTorch as the papers write it; any dtype, slow, the spec of the others."""
 
 from collections.abc import Callable
 
