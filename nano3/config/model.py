@@ -112,7 +112,7 @@ class ModelConfig:
         for position, symbol in enumerate(self.pattern):
             if symbol not in PATTERN_SYMBOLS:
                 valid = ", ".join(f"{s} ({name})" for s, name in PATTERN_SYMBOLS.items())
-                raise ValueError(f"model.pattern has an unknown symbol {symbol!r} at position {position}; valid: {valid}")
+                raise ValueError(f"model.pattern has unknown symbol {symbol!r} at position {position}; valid: {valid}")
 
     def _check_positive(self) -> None:
         needed = ["vocab_size", "d_model"]
@@ -131,7 +131,8 @@ class ModelConfig:
         if ATTENTION in self.pattern and self.n_heads % self.n_kv_heads:
             raise ValueError(f"model.n_heads {self.n_heads} is not divisible by model.n_kv_heads {self.n_kv_heads}")
         if MAMBA in self.pattern and self.mamba_n_heads % self.n_groups:
-            raise ValueError(f"model.mamba_n_heads {self.mamba_n_heads} is not divisible by model.n_groups {self.n_groups}")
+            heads, groups = self.mamba_n_heads, self.n_groups
+            raise ValueError(f"model.mamba_n_heads {heads} is not divisible by model.n_groups {groups}")
         for name in ("bos_id", "eos_id", "pad_id"):
             if not 0 <= getattr(self, name) < self.vocab_size:
                 raise ValueError(f"model.{name} {getattr(self, name)} is outside the vocabulary of {self.vocab_size}")

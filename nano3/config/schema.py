@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from nano3.config.checks import check
 from nano3.config.model import ModelConfig
 
 
@@ -19,7 +20,7 @@ class DataConfig:
     sources_file: str = ""
     """TOML file with a [sources] table, merged over `sources` (the blend file)."""
     tokenizer: str = "train"
-    """`train` (byte-level BPE of model.vocab_size on the blend), `mistral` (131072 entries), or a tokenizer.json or folder."""
+    """`train` (byte-level BPE of model.vocab_size), `mistral` (131072 entries), or a tokenizer.json or folder."""
     cache_dir: str = ""
     """Where prepared token shards are kept; empty means $XDG_CACHE_HOME/nano3 or ~/.cache/nano3."""
     seq_len: int = 512
@@ -28,6 +29,16 @@ class DataConfig:
     """Share of documents set aside for the held-out loss, chosen by a hash of their content."""
     seed: int = 1234
     """Seed of the data order and of the split."""
+
+    def __post_init__(self) -> None:
+        check("data", self, ">=", 2, "seq_len")
+        check("data", self, ">=", 0, "heldout_fraction")
+        check("data", self, "<", 1, "heldout_fraction")
+        for category, share in self.blend.items():
+            if share < 0:
+                raise ValueError(f"data.blend.{category} is {share}; a share must be at least 0")
+        if not sum(self.blend.values()):
+            raise ValueError("data.blend gives no category a share above 0")
 
 
 @dataclass(frozen=True)
@@ -41,7 +52,7 @@ class TrainConfig:
     micro_batch_size: int = 8
     """Sequences in one forward pass of one rank; gradients accumulate up to batch_size."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Compute dtype; weights are kept in float32. auto: bfloat16 where the device has bf16 matrix units, else float32."""
+    """Compute dtype; weights stay float32. auto: bfloat16 where the device has bf16 matrix units, else float32."""
     checkpoint_activations: Literal["none", "block"] = "none"
     """block: recompute each block in the backward pass; activations then grow with one block, not with all."""
     compile: bool = False
@@ -50,6 +61,9 @@ class TrainConfig:
     """Seed of the initial weights."""
     continue_state: bool = False
     """With --from a run folder: take optimizer moments and the token counter too (phase 2 after phase 1)."""
+
+    def __post_init__(self) -> None:
+        check("train", self, ">=", 1, "tokens", "batch_size", "micro_batch_size")
 
 
 @dataclass(frozen=True)
@@ -66,6 +80,11 @@ class OptimizerConfig:
     """Decoupled weight decay of matrices; norms, biases, A_log, dt_bias and D have none."""
     clip_norm: float = 1.0
     """Largest global gradient norm; 0 switches clipping off."""
+
+    def __post_init__(self) -> None:
+        check("optimizer", self, ">=", 0, "beta1", "beta2", "weight_decay", "clip_norm")
+        check("optimizer", self, "<", 1, "beta1", "beta2")
+        check("optimizer", self, ">", 0, "eps")
 
 
 @dataclass(frozen=True)
@@ -87,6 +106,11 @@ class ScheduleConfig:
     decay: Literal["linear", "cosine", "sqrt"] = "linear"
     """Shape of the decay; sqrt is 1 - sqrt(progress)."""
 
+    def __post_init__(self) -> None:
+        check("schedule", self, ">=", 0, "peak_lr", "min_lr", "warmup_tokens", "horizon_tokens", "start_tokens")
+        check("schedule", self, ">=", 0, "stable_fraction")
+        check("schedule", self, "<=", 1, "stable_fraction")
+
 
 @dataclass(frozen=True)
 class BalanceConfig:
@@ -96,6 +120,9 @@ class BalanceConfig:
     """Step of the aux-loss-free expert bias, after each optimizer step; 0 switches it off."""
     loss_coef: float = 1e-4
     """Coefficient of the standard load-balancing loss; 0 switches it off."""
+
+    def __post_init__(self) -> None:
+        check("balance", self, ">=", 0, "bias_rate", "loss_coef")
 
 
 @dataclass(frozen=True)
@@ -111,6 +138,9 @@ class HeldoutConfig:
     seq_len: int = 0
     """Sequence length of the held-out evaluation; 0 means data.seq_len."""
 
+    def __post_init__(self) -> None:
+        check("heldout", self, ">=", 0, "every_tokens", "tokens", "final_tokens", "seq_len")
+
 
 @dataclass(frozen=True)
 class CheckpointConfig:
@@ -122,6 +152,10 @@ class CheckpointConfig:
     """Newest checkpoints kept; older ones are removed after a newer one is complete."""
     asynchronous: bool = True
     """Write in the background while training goes on."""
+
+    def __post_init__(self) -> None:
+        check("checkpoint", self, ">=", 0, "every_tokens")
+        check("checkpoint", self, ">=", 1, "keep")
 
 
 @dataclass(frozen=True)
@@ -143,6 +177,9 @@ class LogConfig:
     wandb: str = ""
     """Weights & Biases project to log to (extra: trackers); empty: none."""
 
+    def __post_init__(self) -> None:
+        check("log", self, ">=", 1, "every_steps")
+
 
 @dataclass(frozen=True)
 class SampleConfig:
@@ -156,6 +193,11 @@ class SampleConfig:
     """Softmax temperature; 0 is greedy."""
     top_p: float = 0.95
     """Nucleus: sample from the smallest set of tokens with this probability."""
+
+    def __post_init__(self) -> None:
+        check("sample", self, ">=", 0, "tokens", "temperature")
+        check("sample", self, ">", 0, "top_p")
+        check("sample", self, "<=", 1, "top_p")
 
 
 @dataclass(frozen=True)
@@ -175,6 +217,6 @@ class PretrainConfig:
     sample: SampleConfig = field(default_factory=SampleConfig)
 
     def __post_init__(self) -> None:
-        per_pass = self.train.micro_batch_size
-        if per_pass < 1 or self.train.batch_size % per_pass:
-            raise ValueError(f"train.batch_size {self.train.batch_size} is not a multiple of train.micro_batch_size {per_pass}")
+        batch, per_pass = self.train.batch_size, self.train.micro_batch_size
+        if batch % per_pass:
+            raise ValueError(f"train.batch_size {batch} is not a multiple of train.micro_batch_size {per_pass}")

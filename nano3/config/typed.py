@@ -47,7 +47,7 @@ def keys(schema: type, prefix: str = "") -> list[str]:
     """All keys of a dataclass tree, dotted: `train.tokens`."""
     found = []
     for name, kind in field_types(schema).items():
-        found += keys(kind, f"{prefix}{name}.") if is_dataclass(kind) else [prefix + name]
+        found += keys(typing.cast(type, kind), f"{prefix}{name}.") if is_dataclass(kind) else [prefix + name]
     return found
 
 

@@ -1,0 +1,115 @@
+"""`nano3`: the table of verbs, and the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command
+
+VERBS = {
+    "pretrain": "nano3.cli.pretrain",
+    "info": "nano3.cli.info",
+}
+USER_ERRORS = (ValueError, FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
+EXIT_USER_ERROR, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
+
+
+class VerbGroup(TyperGroup):
+    """A group whose verbs are imported when they are asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names of the verbs, in the order of a model's life."""
+        return list(VERBS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The verb's command, or None when there is no such verb."""
+        if cmd_name not in VERBS:
+            return None
+        command = get_command(import_module(VERBS[cmd_name]).app)
+        command.name = cmd_name
+        return command
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The verb that the arguments begin with; for a wrong one, the suggestion comes from all verbs."""
+        if args and args[0] not in VERBS:
+            self.commands = {verb: self.get_command(ctx, verb) for verb in VERBS}
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(
+    cls=VerbGroup,
+    invoke_without_command=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Start with: [bold]nano3 pretrain[/] (minutes on a laptop CPU, nothing to download).",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from nano3 import __version__
+
+        print(f"nano3 {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def nano3(
+    ctx: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Train hybrid Mamba-2 / attention / mixture-of-experts language models, from a laptop CPU to GPUs.
+
+    The same code runs a tiny model and Nemotron 3 Nano (31.6B parameters): only the preset changes.
+    """
+    if ctx.invoked_subcommand is None:
+        print(ctx.get_help())
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 2 wrong input (one `error:` line on stderr), 130 interrupted.
+
+    NANO3_DEBUG=1 shows the traceback of a wrong input too.
+    """
+    debug = os.environ.get("NANO3_DEBUG", "") not in ("", "0")
+    try:
+        code = app(args, prog_name="nano3", standalone_mode=False)
+        sys.stdout.flush()
+    except (KeyboardInterrupt, typer.Abort):
+        _exit_with("interrupted", EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_BROKEN_PIPE)
+    except Exception as error:
+        usage = hasattr(error, "format_message")
+        if debug or not (usage or isinstance(error, USER_ERRORS)):
+            raise
+        _exit_with(f"error: {_one_line(error)}", EXIT_USER_ERROR)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _exit_with(message: str, code: int) -> None:
+    print(message, file=sys.stderr)
+    sys.exit(code)
+
+
+def _one_line(error: Any) -> str:
+    """The error as one line: where an option is wrong, what it says; where a file is, its path first."""
+    if hasattr(error, "format_message"):
+        context = getattr(error, "ctx", None)
+        help_hint = f" (see {context.command_path} --help)" if context else ""
+        text = error.format_message().rstrip(".") + help_hint
+    elif isinstance(error, OSError) and error.filename is not None:
+        text = f"{error.filename}: {(error.strerror or 'cannot be used').lower()}"
+    else:
+        text = str(error) or type(error).__name__
+    return " ".join(text.split())

@@ -1,0 +1,103 @@
+"""What `--dry-run` shows: the resolved settings, the run's size, and how it differs from the report."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+from nano3.cli.hardware import detect
+from nano3.cli.output import bytes_text, count_text, plain_table, print_json, results, value_text
+from nano3.config.presets import to_toml
+from nano3.config.report import diff_from_report, report_phase
+from nano3.config.schema import PretrainConfig
+from nano3.model.count import count_parameters, flops_per_token, memory
+
+
+def show_dry_run(cfg: PretrainConfig, preset: str, as_json: bool) -> None:
+    """Print what the run would be, as tables or as one JSON object."""
+    facts = dry_run_facts(cfg)
+    if as_json:
+        print_json(facts)
+    else:
+        _print_tables(cfg, preset, facts)
+
+
+def dry_run_facts(cfg: PretrainConfig) -> dict[str, Any]:
+    """Everything that a dry run tells; sizes in parameters, bytes, tokens and floating-point operations."""
+    hardware = detect()
+    dtype = hardware.compute_dtype if cfg.train.dtype == "auto" else cfg.train.dtype
+    counts, held = count_parameters(cfg.model), memory(cfg, dtype)
+    tokens_per_step = cfg.train.batch_size * cfg.data.seq_len
+    return {
+        "config": asdict(cfg),
+        "total_parameters": counts.total,
+        "active_parameters": counts.active,
+        "active_parameters_without_embedding": counts.active_without_embedding,
+        "compute_dtype": dtype,
+        "memory_bytes": asdict(held) | {"total": held.total},
+        "machine_memory_bytes": hardware.memory,
+        "tokens": cfg.train.tokens,
+        "tokens_per_step": tokens_per_step,
+        "steps": math.ceil(cfg.train.tokens / tokens_per_step),
+        "training_flops": flops_per_token(cfg.model, cfg.data.seq_len) * cfg.train.tokens,
+        "report_phase": report_phase(cfg),
+        "differences": [asdict(row) for row in diff_from_report(cfg)],
+    }
+
+
+def _print_tables(cfg: PretrainConfig, preset: str, facts: dict[str, Any]) -> None:
+    from rich.syntax import Syntax
+
+    console = results()
+    console.print(f"[bold]Settings[/] of preset {preset}, resolved\n")
+    console.print(Syntax(to_toml(cfg), "toml", theme="ansi_dark", background_color="default", word_wrap=True))
+    console.print(_difference_table(facts))
+    console.print(_size_table(cfg, facts))
+    console.print(_memory_table(cfg, facts))
+    console.print("Dry run: nothing was run. Drop [bold]--dry-run[/] to start.")
+
+
+def _difference_table(facts: dict[str, Any]) -> Any:
+    rows, phase = facts["differences"], facts["report_phase"]
+    if not rows:
+        return f"[bold]Difference from the report[/] (nano3-30b-a3b, {phase}): none\n"
+    title = f"Difference from the report (nano3-30b-a3b, {phase})"
+    table = plain_table(title, "setting", "here", "report", "section")
+    for row in rows:
+        table.add_row(row["key"], value_text(row["here"]), value_text(row["report"]), row["section"])
+    return table
+
+
+def _size_table(cfg: PretrainConfig, facts: dict[str, Any]) -> Any:
+    table = plain_table("Run", "", "", "")
+    table.add_row("parameters", f"{facts['total_parameters']:,}", count_text(facts["total_parameters"]))
+    table.add_row("  active per token", f"{facts['active_parameters']:,}", count_text(facts["active_parameters"]))
+    without = facts["active_parameters_without_embedding"]
+    table.add_row("  without the input embedding", f"{without:,}", count_text(without))
+    table.add_row("tokens", f"{facts['tokens']:,}", count_text(facts["tokens"]))
+    step = f"{cfg.train.batch_size:,} sequences of {cfg.data.seq_len:,} tokens"
+    table.add_row("optimizer steps", f"{facts['steps']:,}", f"{count_text(facts['tokens_per_step'])} a step: {step}")
+    table.add_row("training operations", f"{facts['training_flops']:.3g}", "floating-point operations in all")
+    return table
+
+
+def _memory_table(cfg: PretrainConfig, facts: dict[str, Any]) -> Any:
+    held = facts["memory_bytes"]
+    table = plain_table("Memory while training, estimated", "", "", "", right=())
+    checkpointing = "recomputed" if cfg.train.checkpoint_activations == "block" else "kept"
+    sequences = (
+        f"{cfg.train.micro_batch_size:,} x {cfg.data.seq_len:,} tokens a pass, block activations {checkpointing}"
+    )
+    notes = {
+        "weights": "float32",
+        "compute_copy": f"weights in {facts['compute_dtype']}",
+        "gradients": "float32",
+        "optimizer": "AdamW, two moments in float32",
+        "activations": sequences,
+        "total": f"ranks share all but activations; this machine has {bytes_text(facts['machine_memory_bytes'])}",
+    }
+    for part, note in notes.items():
+        if held[part]:
+            table.add_row(part.replace("_", " "), bytes_text(held[part]), note)
+    return table

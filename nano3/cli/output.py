@@ -1,0 +1,69 @@
+"""How results look: results on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+PIPE_WIDTH = 120
+_BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+_COUNT_UNITS = ("", "K", "M", "B", "T")
+
+
+def results() -> Console:
+    """The console for results: stdout, in colour and as wide as the terminal where it is one."""
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on stdout."""
+    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def plain_table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
+    """A table without a frame: a bold title, a line under the column heads, `right` columns set to the right."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.show_header = any(columns)
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return table
+
+
+def bytes_text(n: float) -> str:
+    """`n` bytes in the largest fitting unit of 1024: 588.2 GiB."""
+    unit = 0
+    while n >= 1024 and unit < len(_BYTE_UNITS) - 1:
+        n, unit = n / 1024, unit + 1
+    return f"{n:.0f} B" if unit == 0 else f"{n:.1f} {_BYTE_UNITS[unit]}"
+
+
+def count_text(n: float) -> str:
+    """A count in words of 1000: 31.6B, 23.5T, 4M, 512."""
+    unit = 0
+    while n >= 999.5 and unit < len(_COUNT_UNITS) - 1:
+        n, unit = n / 1000, unit + 1
+    return f"{n:.3g}{_COUNT_UNITS[unit]}"
+
+
+def value_text(value: Any) -> str:
+    """A setting for a table cell: counts with commas, tables as `name share`, `not set` for None."""
+    if value is None:
+        return "not set"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, dict):
+        shown = [f"{name} {share:g}" for name, share in list(value.items())[:3]]
+        return ", ".join(shown) + (f" and {len(value) - 3} more" if len(value) > 3 else "")
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,54 @@
+"""Where a run's folder goes."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from pathlib import Path
+
+from nano3.config.errors import UserError
+
+RUNS = Path("runs")
+CONFIG = "config.toml"
+
+
+def choose_run_dir(out: Path | None, name: str, resume: bool) -> Path:
+    """The folder of a run: `out`, or the first free runs/NAME, runs/NAME-2, ...; with `resume`, the newest of them.
+
+    Raises:
+        UserError: there is nothing to resume, `out` already holds a run, or ranks could not agree on a name.
+    """
+    if out is None and _world_size() > 1:
+        raise UserError("under torchrun the ranks must share one run folder: give --out DIR")
+    if resume:
+        return _existing(out, name)
+    if out is None:
+        return next(path for path in _candidates(name) if not path.exists())
+    if _rank() == 0 and (out / CONFIG).exists():
+        raise UserError(f"{out} already holds a run: add --resume to continue it, or give another --out")
+    return out
+
+
+def _existing(out: Path | None, name: str) -> Path:
+    if out is not None:
+        if not (out / CONFIG).is_file():
+            raise UserError(f"{out} holds no run to resume (no {CONFIG} in it)")
+        return out
+    newest = None
+    for path in itertools.takewhile(Path.exists, _candidates(name)):
+        newest = path if (path / CONFIG).is_file() else newest
+    if newest is None:
+        raise UserError(f"no run to resume in {RUNS / name}: give its folder with --out DIR")
+    return newest
+
+
+def _candidates(name: str) -> itertools.chain[Path]:
+    return itertools.chain([RUNS / name], (RUNS / f"{name}-{i}" for i in itertools.count(2)))
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def _world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
