@@ -1,0 +1,79 @@
+"""The table of all settings in docs/configuration.md: `python -m nano3.config.document` writes it anew."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+import typing
+from dataclasses import MISSING, Field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from nano3.config.schema import PretrainConfig
+from nano3.config.typed import field_types
+
+PAGE = Path("docs/configuration.md")
+START, END = "<!-- settings: python -m nano3.config.document -->\n", "<!-- end of settings -->\n"
+
+
+def settings_table(schema: type = PretrainConfig) -> str:
+    """Markdown: for every section its summary, and for every key its default and the text beside its field."""
+    parts = []
+    for name, kind in field_types(schema).items():
+        assert is_dataclass(kind), f"{name} is no section"
+        summary = (inspect.getdoc(kind) or "").partition("\n")[0]
+        parts += [f"### {name}\n", summary + "\n", "| key | default | |\n|---|---|---|"]
+        parts += [_row(name, field, docs) for field, docs in _documented(typing.cast(type, kind))]
+        parts.append("")
+    return "\n".join(parts)
+
+
+def with_table(page: str) -> str:
+    """The page with the table between its two marks replaced."""
+    before, _, rest = page.partition(START)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise ValueError(f"the page has no {START.strip()} ... {END.strip()}")
+    return f"{before}{START}\n{settings_table()}\n{END}{after}"
+
+
+def field_docs(schema: type) -> dict[str, str]:
+    """Field name to the string literal that follows it in the source of a dataclass."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(schema))).body
+    assert isinstance(tree, ast.ClassDef)
+    docs = {}
+    for statement, following in zip(tree.body, tree.body[1:], strict=False):
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            value = following.value if isinstance(following, ast.Expr) else None
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                docs[statement.target.id] = inspect.cleandoc(value.value)
+    return docs
+
+
+def _documented(schema: type) -> list[tuple[Field, str]]:
+    docs = field_docs(schema)
+    return [(field, docs[field.name]) for field in fields(schema)]
+
+
+def _row(section: str, field: Field, docs: str) -> str:
+    text = " ".join(docs.split()).replace("|", "\\|").replace("*", "\\*")
+    return f"| `{section}.{field.name}` | `{_toml(_default(field))}` | {text} |"
+
+
+def _default(field: Field) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return tomli_w.dumps({"value": value}).removeprefix("value = ").strip()
+
+
+if __name__ == "__main__":
+    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

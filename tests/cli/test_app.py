@@ -1,0 +1,119 @@
+"""The command line from outside: help, errors, exit codes, start-up."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from nano3.cli.app import VERBS
+
+RUN = [sys.executable, "-c", "from nano3.cli.app import main; main()"]
+ENVIRONMENT = {key: value for key, value in os.environ.items() if key not in ("NANO3_DEBUG", "_NANO3_COMPLETE")}
+
+
+def nano3(*args, cwd=None, **environment):
+    return subprocess.run(
+        [*RUN, *args], capture_output=True, text=True, cwd=cwd, env=ENVIRONMENT | environment, check=False
+    )
+
+
+def test_help_lists_the_verbs_and_says_how_to_start():
+    for args in (["--help"], ["-h"], []):
+        done = nano3(*args)
+        assert done.returncode == 0
+        assert done.stderr == ""
+        for word in (*VERBS, "Start with"):
+            assert word in done.stdout
+
+
+@pytest.mark.parametrize("args", [["--help"], ["pretrain", "--help"], ["pretrain", "--dry-run", "--json"],
+                                  ["info", "--model", "nano3-30b-a3b", "--json"], ["--version"]])  # fmt: skip
+def test_these_answer_without_torch(args):
+    code = f"""
+import sys
+from nano3.cli.app import main
+try:
+    main({args!r})
+except SystemExit as end:
+    assert not end.code, end.code
+assert "torch" not in sys.modules, "torch was imported"
+assert "transformers" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_version():
+    assert nano3("--version").stdout == "nano3 0.1.0\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["pretrian"], ["pretrian", "pretrain"]),
+        (["pretrain", "--prest", "tiny"], ["--prest", "--preset"]),
+        (["pretrain", "--preset", "phase3", "--dry-run"], ["'phase3'", "did you mean 'phase"]),
+        (["pretrain", "--preset", "none/x.toml"], ["none/x.toml", "no such file"]),
+        (["pretrain", "--set", "train.batchsize=3"], ["'train.batchsize'", "'train.batch_size'"]),
+        (["pretrain", "--set", "train.tokens=many"], ["'train.tokens'", "a whole number", "'many'"]),
+        (["pretrain", "--set", "model.pattern=MXE"], ["model.pattern", "'X'"]),
+        (["pretrain", "--set", "model.top_k=9"], ["model.top_k is 9", "n_experts 8"]),
+        (["pretrain", "--set", "model.n_groups=3"], ["mamba_n_heads 8", "n_groups 3"]),
+        (["pretrain", "--resume", "--out", "nowhere"], ["nowhere", "no run to resume"]),
+        (["info", "--model", "nano3-30b-a3"], ["did you mean 'nano3-30b-a3b'"]),
+        (["info", "--model", "."], ["no config.json"]),
+    ],
+)
+def test_a_wrong_input_is_one_line_and_exit_code_2(args, words, tmp_path):
+    done = nano3(*args, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    for word in words:
+        assert word in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_shows_the_traceback():
+    done = nano3("info", "--model", "nothing", NANO3_DEBUG="1")
+    assert done.returncode != 0
+    assert "Traceback" in done.stderr
+    assert "UserError" in done.stderr
+
+
+def test_an_error_inside_nano3_is_not_hidden():
+    code = "import nano3.cli.app as a; a.VERBS['info'] = 'nano3.cli.no_such_file'; a.main(['info'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_ctrl_c_exits_130_without_a_traceback(tmp_path):
+    fifo = tmp_path / "slow.toml"
+    os.mkfifo(fifo)
+    process = subprocess.Popen(
+        [*RUN, "pretrain", "--preset", str(fifo)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, env=ENVIRONMENT
+    )
+    writer = os.open(fifo, os.O_WRONLY)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=20)
+    os.close(writer)
+    assert process.returncode == 130
+    assert b"Traceback" not in stderr
+
+
+def test_a_closed_pipe_is_quiet():
+    process = subprocess.Popen([*RUN, "info", "--model", "tiny"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               env=ENVIRONMENT)  # fmt: skip
+    assert process.stdout
+    assert process.stderr
+    process.stdout.close()
+    stderr = process.stderr.read()
+    process.wait()
+    process.stderr.close()
+    assert stderr == b""

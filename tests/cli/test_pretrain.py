@@ -1,0 +1,114 @@
+"""`nano3 pretrain --dry-run`, and where a run's folder goes."""
+
+import json
+import tomllib
+
+import pytest
+from typer.testing import CliRunner
+
+from nano3.cli.app import app
+from nano3.cli.runs import choose_run_dir
+from nano3.config.errors import UserError
+from nano3.config.presets import load_pretrain, to_toml
+
+
+def run(*args):
+    done = CliRunner().invoke(app, ["pretrain", *args], env={"COLUMNS": "100"})
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def dry(*args):
+    return json.loads(run("--dry-run", "--json", *args))
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    return tmp_path
+
+
+def make_run(folder):
+    folder.mkdir(parents=True)
+    (folder / "config.toml").write_text(to_toml(load_pretrain("tiny", ["train.tokens=64"])))
+    return folder
+
+
+def test_the_dry_run_of_phase1_gives_the_reports_size_and_no_difference(here):
+    facts = dry("--preset", "phase1")
+    assert facts["total_parameters"] == 31_577_937_344
+    assert facts["active_parameters"] == 3_580_073_408
+    assert facts["tokens"] == 23_500_000_000_000
+    assert facts["tokens_per_step"] == 25_165_824
+    assert facts["steps"] == 933_807
+    assert facts["differences"] == []
+    assert facts["memory_bytes"]["optimizer"] == 8 * 31_577_937_344
+    assert facts["memory_bytes"]["total"] == sum(v for k, v in facts["memory_bytes"].items() if k != "total")
+
+
+def test_the_dry_run_runs_nothing_and_leaves_no_folder(here):
+    run("--dry-run")
+    assert list(here.iterdir()) == []
+
+
+def test_settings_and_differences_reach_the_dry_run(here):
+    facts = dry("--set", "train.tokens=16385", "--set", "data.seq_len=256")
+    assert facts["config"]["train"]["tokens"] == 16385
+    assert facts["steps"] == 3
+    differences = {row["key"]: row for row in facts["differences"]}
+    assert differences["data.seq_len"] == {"key": "data.seq_len", "here": 256, "report": 8192, "section": "§2.4"}
+
+
+def test_the_tables_show_the_same_as_json(here):
+    text = run("--dry-run", "--preset", "phase1", "--set", "train.batch_size=6")
+    for words in ("31,577,937,344", "3,580,073,408", "23,500,000,000,000", "3,072", "§2.4", "optimizer", "activations"):
+        assert words in text
+    settings = text[text.index("[model]") : text.index("Difference from")]
+    assert tomllib.loads(settings)["train"]["batch_size"] == 6
+
+
+def test_the_compute_dtype_decides_the_memory(here):
+    half, full = (dry("--set", f"train.dtype={dtype}") for dtype in ("bfloat16", "float32"))
+    assert half["memory_bytes"]["compute_copy"] == 2 * half["total_parameters"]
+    assert full["memory_bytes"]["compute_copy"] == 0
+
+
+def test_a_resumed_run_takes_its_own_settings(here):
+    make_run(here / "runs" / "pretrain-tiny")
+    assert dry("--resume")["config"]["train"]["tokens"] == 64
+    assert dry("--resume", "--set", "train.tokens=65")["config"]["train"]["tokens"] == 65
+    assert dry("--resume", "--preset", "tiny")["config"]["train"]["tokens"] != 64
+
+
+def test_a_new_run_gets_a_fresh_name(here):
+    names = []
+    for _ in range(3):
+        folder = choose_run_dir(None, "pretrain-tiny", resume=False)
+        names.append(str(folder))
+        make_run(here / folder)
+    assert names == ["runs/pretrain-tiny", "runs/pretrain-tiny-2", "runs/pretrain-tiny-3"]
+    assert str(choose_run_dir(None, "pretrain-tiny", resume=True)) == "runs/pretrain-tiny-3"
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(here):
+    folder = make_run(here / "mine")
+    with pytest.raises(UserError, match="already holds a run: add --resume"):
+        choose_run_dir(folder, "x", resume=False)
+    assert choose_run_dir(folder, "x", resume=True) == folder
+    assert choose_run_dir(here / "empty", "x", resume=False) == here / "empty"
+
+
+def test_there_must_be_a_run_to_resume(here):
+    with pytest.raises(UserError, match="no run to resume"):
+        choose_run_dir(None, "pretrain-tiny", resume=True)
+
+
+def test_ranks_share_one_named_folder(here, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(UserError, match="give --out DIR"):
+        choose_run_dir(None, "pretrain-tiny", resume=False)
+    folder = make_run(here / "made-by-rank-0")
+    assert choose_run_dir(folder, "x", resume=False) == folder

@@ -1,0 +1,36 @@
+"""What pyproject.toml installs is what lies on disk."""
+
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+
+
+def folders(top, package):
+    found = {package}
+    for path in top.rglob("*.py"):
+        parts = path.parent.relative_to(top).parts
+        if "__pycache__" not in parts:
+            found.add(".".join([package, *parts]))
+    return found
+
+
+def test_every_folder_with_code_is_installed():
+    mapped = SETUPTOOLS["package-dir"]
+    found = set().union(*(folders(ROOT / folder, package) for package, folder in mapped.items()))
+    assert set(SETUPTOOLS["packages"]) == found
+
+
+def test_every_package_has_an_init():
+    mapped = sorted(SETUPTOOLS["package-dir"].items(), key=lambda item: -len(item[0]))
+    for package in SETUPTOOLS["packages"]:
+        top, folder = next((t, f) for t, f in mapped if package == t or package.startswith(f"{t}."))
+        rest = package.removeprefix(top).strip(".").split(".")
+        assert (ROOT / folder).joinpath(*filter(None, rest), "__init__.py").is_file(), package
+
+
+def test_every_preset_is_package_data():
+    patterns = SETUPTOOLS["package-data"]["nano3.presets"]
+    installed = {path for pattern in patterns for path in (ROOT / "presets").glob(pattern)}
+    assert installed == set((ROOT / "presets").rglob("*.toml"))

@@ -1,0 +1,65 @@
+"""The difference between a configuration and the report."""
+
+import re
+from importlib.resources import files
+
+import pytest
+
+from nano3.config.presets import load_pretrain
+from nano3.config.report import diff_from_report, published_sections
+
+
+def rows(*args):
+    return {row.key: row for row in diff_from_report(load_pretrain(*args))}
+
+
+@pytest.mark.parametrize("phase", ["phase1", "phase2"])
+def test_the_reports_own_phases_do_not_differ(phase):
+    assert rows(phase) == {}
+
+
+def test_a_changed_number_is_a_row_with_both_values_and_its_section():
+    row = rows("phase1", ["train.batch_size=6"])["train.batch_size"]
+    assert (row.here, row.report, row.section) == (6, 3072, "§2.4")
+
+
+def test_values_of_ours_are_no_difference():
+    assert rows("phase1", ["schedule.decay=cosine", "train.seed=7", "train.micro_batch_size=2"]) == {}
+
+
+def test_one_share_of_the_blend_is_one_row():
+    assert list(rows("phase2", ["data.blend.math=3"])) == ["data.blend.math"]
+    assert rows("phase2", ["data.blend.math=3"])["data.blend.math"].report == 12.5
+
+
+def test_another_blend_is_one_row():
+    for change in ("data.blend={mine=1}", "data.blend.mine=1"):
+        assert list(rows("phase1", [change])) == ["data.blend"]
+
+
+def test_the_phase_follows_the_start_on_the_horizon():
+    assert rows("phase1", ["schedule.start_tokens=1"])["train.tokens"].report == 1_500_000_000_000
+
+
+def test_tiny_differs_in_its_sizes():
+    found = rows("tiny")
+    assert found["model.n_experts"].report == 128
+    assert found["model.n_experts"].section == "§2.1 Table 1"
+    assert "optimizer.beta2" not in found
+
+
+@pytest.mark.parametrize("name", ["models/nano3-30b-a3b", "pretrain/phase1", "pretrain/phase2"])
+def test_every_number_of_the_reports_presets_names_its_section_or_is_ours(name):
+    text = (files("nano3.presets") / f"{name}.toml").read_text(encoding="utf-8")
+    settings = [line for line in text.splitlines() if re.match(r'^["\w+-]+\s*=', line) and not line.startswith("base")]
+    assert settings
+    for line in settings:
+        assert re.search(r"# (§2\.\d|ours)", line), line
+
+
+def test_published_numbers_are_those_with_a_section():
+    sections = published_sections("phase1")
+    assert sections["model.pattern"] == "§2.1 Figure 2"
+    assert "schedule.decay" not in sections
+    assert "model.d_ff" not in sections
+    assert sections["data.blend.crawl++"] == "§2.3"

@@ -1,0 +1,79 @@
+"""Exact counts of the report, agreement with real models, and the shape of the memory and FLOP estimates."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from nano3.config.model import ModelConfig
+from nano3.config.presets import load_model, load_pretrain
+from nano3.model.count import activation_bytes, count_parameters, flops_per_token, memory
+from nano3.model.lm import LM
+
+ODD = ModelConfig(
+    pattern="-M*EM-E", vocab_size=77, d_model=24, n_heads=6, n_kv_heads=3, head_dim=4, mamba_n_heads=6,
+    mamba_head_dim=5, d_state=7, n_groups=3, d_conv=3, n_experts=5, top_k=3, d_expert=9, d_shared=11, d_ff=13,
+)  # fmt: skip
+
+
+def test_the_reports_model_to_the_last_parameter():
+    counts = count_parameters(load_model("nano3-30b-a3b"))
+    assert counts.total == 31_577_937_344
+    assert counts.active == 3_580_073_408
+    assert counts.active_without_embedding == 3_227_751_872
+
+
+@pytest.mark.parametrize("cfg", [ODD, replace(ODD, d_shared=0), load_model("tiny"), load_model("bench-110m")])
+def test_the_total_is_that_of_the_model_that_is_built(cfg):
+    with torch.device("meta"):
+        model = LM(cfg)
+    assert count_parameters(cfg).total == sum(p.numel() for p in model.parameters())
+
+
+def test_the_bench_model_has_the_peers_size():
+    assert count_parameters(load_model("bench-110m")).total == 109_556_048
+
+
+def test_active_parameters_grow_with_top_k_and_the_total_does_not():
+    one, two = (count_parameters(replace(ODD, top_k=k)) for k in (1, 2))
+    assert one.total == two.total
+    assert two.active - one.active == 2 * (2 * ODD.d_model * ODD.d_expert)
+    assert one.active - one.active_without_embedding == ODD.vocab_size * ODD.d_model
+    assert count_parameters(replace(ODD, top_k=ODD.n_experts)).active == one.total
+
+
+def test_memory_of_weights_and_optimizer_is_sixteen_bytes_a_parameter_and_the_copy():
+    cfg = load_pretrain("tiny")
+    total = count_parameters(cfg.model).total
+    plain, half = memory(cfg, "float32"), memory(cfg, "bfloat16")
+    assert plain.weights + plain.gradients + plain.optimizer == 16 * total
+    assert plain.compute_copy == 0
+    assert half.compute_copy == 2 * total
+    assert half.activations < plain.activations
+    assert half.total == 18 * total + half.activations
+
+
+def test_activations_grow_with_the_micro_batch_and_shrink_when_recomputed():
+    cfg = load_pretrain("tiny")
+    doubled = replace(cfg, train=replace(cfg.train, micro_batch_size=2 * cfg.train.micro_batch_size))
+    recomputed = replace(cfg, train=replace(cfg.train, checkpoint_activations="block"))
+    assert activation_bytes(doubled, 4) == 2 * activation_bytes(cfg, 4)
+    assert activation_bytes(recomputed, 4) < activation_bytes(cfg, 4)
+
+
+def test_flops_follow_active_parameters_and_only_attention_grows_with_length():
+    cfg = load_model("nano3-30b-a3b")
+    short, long = flops_per_token(cfg, 4096), flops_per_token(cfg, 8192)
+    assert short > 6 * count_parameters(cfg).active_without_embedding
+    assert long - short == 3 * 4 * 4096 * 4096 / 2 * 6
+    mamba_only = replace(ODD, pattern="MM")
+    assert flops_per_token(mamba_only, 4096) == flops_per_token(mamba_only, 8192)
+
+
+def test_flops_of_an_attention_block_match_its_matmuls():
+    cfg = ModelConfig(pattern="*", vocab_size=8, d_model=4, n_heads=2, n_kv_heads=1, head_dim=3, bos_id=1)
+    projections = 2 * 4 * 3 * (2 + 1 + 1 + 2)
+    scores_and_values = 2 * (2 * 2 * 3 * 5)
+    head = 2 * 4 * 8
+    norms = 2 * (4 + 4)
+    assert flops_per_token(cfg, 10) == 3 * (projections + scores_and_values + head + norms)
