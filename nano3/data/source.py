@@ -1,0 +1,111 @@
+"""Batches by global sequence number: the same whatever the batch size, the number of ranks or the point of resuming."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nano3.data.batch import Batch, Row, stack
+from nano3.data.blend import Blend
+from nano3.data.corpus import Corpus
+from nano3.data.packing import PackedDocuments, PackedStream
+
+if TYPE_CHECKING:
+    from nano3.data.tokenizer import Tokenizer
+
+
+class TokenSource:
+    """Endless training rows. Row i depends on the corpora, the blend, the seed, seq_len and i alone."""
+
+    def __init__(self, corpora: Mapping[str, Corpus], blend: Blend, *, seq_len: int, eos_id: int, seed: int) -> None:
+        self.blend = blend
+        self.seq_len = seq_len
+        self._streams = {name: PackedStream(corpora[name], eos_id, seed) for name in blend.names}
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of one pass over every category, markers included."""
+        return sum(stream.epoch_tokens for stream in self._streams.values())
+
+    def sequence(self, number: int) -> Row:
+        """Row of one global sequence number."""
+        name, earlier = self.blend.category(number)
+        return self._streams[name].row(earlier, self.seq_len)
+
+    def batch(self, start: int, count: int) -> Batch:
+        """Rows start, start + 1, ... start + count - 1."""
+        return stack([self.sequence(number) for number in range(start, start + count)])
+
+    def epochs(self, sequences: int) -> dict[str, float]:
+        """Passes over each category after so many sequences."""
+        return {
+            name: float(sequences * self.blend.shares[name]) * self.seq_len / stream.epoch_tokens
+            for name, stream in self._streams.items()
+        }
+
+
+class HeldoutSource:
+    """Held-out rows: every document once, every one of its tokens and its end predicted exactly once.
+
+    Bits per byte of all rows: sum of -log p over all targets / ln 2 / `n_bytes`.
+    """
+
+    def __init__(self, corpus: Corpus, tokenizer: Tokenizer, seq_len: int) -> None:
+        self.corpus = corpus
+        self.seq_len = seq_len
+        self._tokenizer = tokenizer
+        self._packed = PackedDocuments(corpus, tokenizer.eos_id)
+
+    def __len__(self) -> int:
+        """Number of rows; 0 when nothing is held out."""
+        return (self._packed.n_tokens + self.seq_len - 1) // self.seq_len
+
+    def with_seq_len(self, seq_len: int) -> HeldoutSource:
+        """The same documents in rows of another length."""
+        return HeldoutSource(self.corpus, self._tokenizer, seq_len)
+
+    @property
+    def n_tokens(self) -> int:
+        """Targets of all rows."""
+        return self._packed.n_tokens
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of text of all documents."""
+        return int(self.corpus.n_bytes.sum())
+
+    def sequence(self, number: int) -> Row:
+        """One row."""
+        if not 0 <= number < len(self):
+            raise IndexError(f"held-out row {number} of {len(self)}")
+        return self._packed.row(number, self.seq_len)
+
+    def batch(self, start: int, count: int) -> Batch:
+        """Rows from `start` on, `count` of them or as many as are left."""
+        return stack([self.sequence(number) for number in range(start, min(start + count, len(self)))])
+
+    def bytes_of(self, start: int, count: int) -> int:
+        """Bytes of text that the targets of these rows stand for.
+
+        Exact for documents that lie wholly inside; of one cut by the range, its bytes in proportion to its tokens.
+        Ranges that follow each other add up exactly, all rows to `n_bytes`.
+        """
+        return self._bytes_before(min(start + count, len(self))) - self._bytes_before(start)
+
+    def texts(self) -> Iterator[str]:
+        """Texts of all documents, in order."""
+        for document in range(len(self.corpus)):
+            yield self._tokenizer.decode(self.corpus.tokens(document).tolist())
+
+    def _bytes_before(self, row: int) -> int:
+        places = min(row * self.seq_len, self._packed.n_tokens)
+        lengths, n_bytes = self.corpus.lengths, self.corpus.n_bytes
+        ends = np.cumsum(lengths + 1)
+        whole = int(np.searchsorted(ends, places, side="right"))
+        total = int(n_bytes[:whole].sum())
+        if whole < len(lengths):
+            inside = places - (int(ends[whole - 1]) if whole else 0)
+            total += int(n_bytes[whole]) * min(inside, int(lengths[whole])) // int(lengths[whole])
+        return total

@@ -1,0 +1,123 @@
+"""From a blend to inputs: which files, folders and prepared folders each category reads."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from nano3.config.errors import UserError
+from nano3.config.schema import DataConfig
+from nano3.data import stdlib_corpus
+from nano3.data.readers import Input, Skipped, find_files
+from nano3.data.shards import is_prepared
+
+
+@dataclass(frozen=True)
+class CategorySources:
+    """What one category reads."""
+
+    specs: list[str]
+    """As the user wrote them."""
+    inputs: list[Input] = field(default_factory=list)
+    """Texts to encode."""
+    prepared: list[Path] = field(default_factory=list)
+    """Folders that hold shards already."""
+    skipped: Skipped = field(default_factory=Skipped)
+    """Files left out while searching folders."""
+
+
+def resolve(cfg: DataConfig) -> dict[str, CategorySources]:
+    """Sources of every category of the blend that has a share.
+
+    Raises:
+        UserError: categories without data (all in one message), or a bad blend file.
+        FileNotFoundError: a path that is not there.
+    """
+    table = {**cfg.sources, **(read_blend_file(Path(cfg.sources_file)) if cfg.sources_file else {})}
+    wanted = [name for name, weight in cfg.blend.items() if weight > 0]
+    missing = [name for name in wanted if not table.get(name) and name != stdlib_corpus.NAME]
+    if missing:
+        raise UserError(_missing_message(missing, [name for name in table if name not in cfg.blend]))
+    return {name: find_inputs(table.get(name) or [stdlib_corpus.NAME]) for name in wanted}
+
+
+def find_inputs(specs: Sequence[str]) -> CategorySources:
+    """Inputs of a list of files, folders, prepared folders, or the name `python-stdlib`.
+
+    Raises:
+        UserError: nothing to read there.
+        FileNotFoundError: a path that is not there.
+    """
+    found = CategorySources(list(specs))
+    for spec in specs:
+        if spec == stdlib_corpus.NAME and not Path(spec).exists():
+            found.inputs.append(stdlib_corpus.StandardLibrary())
+        elif is_prepared(Path(spec).expanduser()):
+            found.prepared.append(Path(spec).expanduser())
+        else:
+            found.inputs.extend(find_files(spec, found.skipped))
+    if not found.inputs and not found.prepared:
+        detail = f" ({found.skipped.line()})" if found.skipped.line() else ""
+        raise UserError(
+            f"no readable file in {', '.join(specs)}{detail}: txt, md, py, jsonl and parquet are read, see docs/data.md"
+        )
+    return found
+
+
+def read_blend_file(path: Path) -> dict[str, list[str]]:
+    """The [sources] table of a blend file; relative paths are taken from the file's folder.
+
+    Raises:
+        FileNotFoundError: no such file.
+        UserError: not TOML, or not a table of lists of paths.
+    """
+    path = path.expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"no blend file at {path} (data.sources_file)")
+    try:
+        table = tomllib.loads(path.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid TOML: {error}") from error
+    unknown = [key for key in table if key != "sources"]
+    if unknown:
+        raise UserError(f"{path}: unknown key {unknown[0]!r}; a blend file has one table, [sources]")
+    sources = table.get("sources", {})
+    if not isinstance(sources, Mapping):
+        raise UserError(f'{path}: sources is not a table; write [sources] and below it category = ["PATH"]')
+    return {
+        name: [_from_folder(spec, path.parent) for spec in _paths(path, name, value)] for name, value in sources.items()
+    }
+
+
+def _paths(path: Path, name: str, value: Any) -> list[str]:
+    paths = [value] if isinstance(value, str) else value
+    if not isinstance(paths, list) or not all(isinstance(spec, str) for spec in paths):
+        raise UserError(f"{path}: sources.{name} is not a path or a list of paths")
+    return paths
+
+
+def _from_folder(spec: str, folder: Path) -> str:
+    if spec == stdlib_corpus.NAME:
+        return spec
+    return str(folder / Path(spec).expanduser())
+
+
+def _missing_message(missing: list[str], unused: list[str]) -> str:
+    """All categories without data, and the lines that would map them."""
+    hints = []
+    for name in missing:
+        close = get_close_matches(name, unused, n=1)
+        hints += [f"; is '{close[0]}' meant for '{name}'?"] if close else []
+    key = {
+        name: name if name.replace("-", "").replace("_", "").isalnum() and name.isascii() else f'"{name}"'
+        for name in missing
+    }
+    lines = "\n".join(f'{key[name]} = ["PATH"]' for name in missing)
+    return (
+        f"blend categories without data: {', '.join(missing)}{''.join(hints)}. "
+        f"Map them in a blend file (--set data.sources_file=FILE.toml):\n[sources]\n{lines}"
+    )
