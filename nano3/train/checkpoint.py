@@ -1,0 +1,296 @@
+"""Checkpoints of the full training state: sharded, atomic, checked, written in the background.
+
+A checkpoint is a folder `step-N` that holds safetensors files written by torch.distributed.checkpoint (so that it
+loads on any number of ranks; nothing in it is pickled), `state.json`, and `manifest.json` with the size and CRC-32 of
+every file. It is written under a temporary name and renamed when all of it is on disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import warnings
+import zlib
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+
+from nano3.config.errors import UserError
+from nano3.files import fsync
+from nano3.train.snapshot import RNG
+from nano3.train.world import World
+
+# Saving from one process is what a world of one means to do.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+
+MANIFEST, STATE = "manifest.json", "state.json"
+FILE_BYTES = 1 << 30
+"""Tensors are grouped into files of about this size; one file at a time is copied in memory while it is written."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint could not be written or read."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint on disk."""
+
+    path: Path
+    """Its folder."""
+    state: dict[str, Any]
+    """Contents of state.json."""
+
+
+class Checkpointer:
+    """Writes, finds and prunes checkpoints in one folder; at most one save is under way at a time.
+
+    Args:
+        folder: RUN/checkpoints.
+        keep: newest checkpoints kept.
+        asynchronous: write in the background, from a copy of the state in main memory.
+        world: the processes that save together.
+        say: takes messages for the user.
+    """
+
+    def __init__(self, folder: Path, keep: int, asynchronous: bool, world: World, say: Callable[[str], None]) -> None:
+        if keep < 1:
+            raise ValueError(f"checkpoint.keep is {keep}; at least one checkpoint must be kept")
+        self.folder, self.keep, self.asynchronous, self.world, self.say = folder, keep, asynchronous, world, say
+        self._pending: tuple[Future[Any], Path, dict[str, Any]] | None = None
+
+    def save(self, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Save `tensors` and the JSON values `state` as step-N; an asynchronous save goes on after this returns.
+
+        Raises:
+            CheckpointError: this save, or the one before, failed; older checkpoints are intact.
+        """
+        self.wait()
+        final = self.folder / f"step-{step}"
+        partial = partial_name(final)
+        if self.world.is_main:
+            self._prepare(partial)
+        self.world.barrier()
+        writer = dcp.HuggingFaceStorageWriter(
+            str(partial), file_indices(tensors, self.world.size), save_distributed=True
+        )
+        if self.asynchronous:
+            future = dcp.async_save(tensors, storage_writer=writer, **group_options(self.world))
+            assert isinstance(future, Future)
+            self._pending = (_chain(future, lambda: self._publish(partial, final, state)), final, state)
+            return
+        try:
+            dcp.save(tensors, storage_writer=writer, **group_options(self.world))
+            self._publish(partial, final, state)
+        except Exception as error:
+            raise self._failed(final, error) from error
+        self.world.barrier()
+
+    def poll(self) -> None:
+        """Finish a background save if it is done; raise CheckpointError if it failed."""
+        if self._pending is not None and self._pending[0].done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait for a background save; raise CheckpointError if it failed."""
+        if self._pending is None:
+            return
+        future, final, _ = self._pending
+        self._pending = None
+        try:
+            future.result()
+        except Exception as error:
+            raise self._failed(final, error) from error
+
+    def newest(self) -> Saved | None:
+        """The newest undamaged checkpoint; None if there is none at all. Damaged ones are reported and passed over.
+
+        Raises:
+            CheckpointError: there are checkpoints, and all are damaged.
+        """
+        found, error = self.world.from_main(self._newest_here() if self.world.is_main else (None, None))
+        if error is not None:
+            raise CheckpointError(error)
+        return found
+
+    def clean(self) -> None:
+        """Remove what an interrupted save left behind."""
+        if self.world.is_main and self.folder.exists():
+            for leftover in self.folder.glob(".step-*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+    def _newest_here(self) -> tuple[Saved | None, str | None]:
+        folders = step_folders(self.folder)
+        for folder in folders:
+            problem = damage(folder)
+            if problem is None:
+                return Saved(folder, json.loads((folder / STATE).read_text())), None
+            self.say(f"checkpoint {folder} is damaged ({problem}); trying the one before")
+        if folders:
+            return (
+                None,
+                f"all {len(folders)} checkpoints in {self.folder} are damaged: start again in another run folder",
+            )
+        return None, None
+
+    def _prepare(self, partial: Path) -> None:
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        except OSError as error:
+            raise self._failed(partial, error) from error
+
+    def _publish(self, partial: Path, final: Path, state: dict[str, Any]) -> None:
+        """On the main rank, after every rank wrote its files: add the manifest, rename, prune."""
+        if not self.world.is_main:
+            return
+        _write_json(partial / STATE, state)
+        files = {p.name: {"bytes": p.stat().st_size, "crc32": crc32(p)} for p in sorted(partial.iterdir())}
+        _write_json(partial / MANIFEST, {"format": 1, "files": files})
+        fsync(partial)
+        _rename_over(partial, final)
+        for old in step_folders(self.folder)[self.keep :]:
+            _remove(old)
+
+    def _failed(self, final: Path, error: BaseException) -> CheckpointError:
+        shutil.rmtree(partial_name(final), ignore_errors=True)
+        kept = next((str(f) for f in step_folders(self.folder) if damage(f) is None), None)
+        last = f"the last good checkpoint is {kept}" if kept else "there is no earlier checkpoint"
+        return CheckpointError(f"cannot write checkpoint {final}: {_reason(error)}; {last}")
+
+
+def load_tensors(path: Path, tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:
+    """Fill `tensors` in place from checkpoint `path`; returns those it has (optional ones may be missing).
+
+    Raises:
+        CheckpointError: a weight or moment is missing or has another shape.
+    """
+    reader = dcp.HuggingFaceStorageReader(str(path))
+    there = reader.read_metadata().state_dict_metadata
+    wanted = {name: value for name, value in tensors.items() if name in there or not name.startswith(RNG)}
+    for name, value in wanted.items():
+        saved = there.get(name)
+        if saved is None:
+            raise CheckpointError(f"checkpoint {path} has no tensor {name}: it belongs to another model")
+        if tuple(saved.size) != tuple(value.shape):
+            shapes = f"{tuple(saved.size)} in the checkpoint, {tuple(value.shape)} in the model"
+            raise CheckpointError(f"checkpoint {path}: tensor {name} is {shapes}")
+    dcp.load(wanted, storage_reader=reader, **group_options(world))
+    return wanted
+
+
+def step_folders(folder: Path) -> list[Path]:
+    """Checkpoints in `folder`, newest first, whether damaged or not."""
+    found = [p for p in folder.glob("step-*") if p.is_dir() and p.name.removeprefix("step-").isdigit()]
+    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")), reverse=True)
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with the checkpoint at `path`: a missing, short or altered file; None if it is whole."""
+    try:
+        files = json.loads((path / MANIFEST).read_text())["files"]
+        for name, expected in files.items():
+            file = path / name
+            if not file.exists():
+                return f"{name} is missing"
+            if file.stat().st_size != expected["bytes"]:
+                return f"{name} has {file.stat().st_size} bytes, not {expected['bytes']}"
+            if crc32(file) != expected["crc32"]:
+                return f"{name} does not match its checksum"
+        return None if STATE in files else f"{STATE} is not listed"
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        return f"{MANIFEST} cannot be read: {error}"
+
+
+def crc32(path: Path) -> int:
+    """CRC-32 of a file."""
+    value = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            value = zlib.crc32(block, value)
+    return value
+
+
+def file_indices(tensors: dict[str, Tensor], n_ranks: int) -> dict[str, int]:
+    """File number (from 1) of each tensor of any rank, so that a rank's files stay near FILE_BYTES."""
+    indices, number, filled = {}, 1, 0
+    for name, value in tensors.items():
+        if name.startswith(RNG):
+            kind = name.rsplit(".", 1)[1]
+            indices |= {f"{RNG}{rank}.{kind}": 1 for rank in range(n_ranks)}
+            continue
+        size = value.numel() * value.element_size()
+        if filled and filled + size > FILE_BYTES:
+            number, filled = number + 1, 0
+        indices[name] = number
+        filled += size
+    return indices
+
+
+def group_options(world: World) -> dict[str, Any]:
+    """Arguments that tell torch.distributed.checkpoint which processes take part."""
+    return {"process_group": world.background, "no_dist": world.size == 1}
+
+
+def partial_name(final: Path) -> Path:
+    """Temporary name of a checkpoint that is being written."""
+    return final.with_name(f".{final.name}.partial")
+
+
+def _chain(future: Future[Any], then: Callable[[], None]) -> Future[None]:
+    """A future that is done after `future` and then `then()`; errors of both come out of `result()`."""
+    after: Future[None] = Future()
+
+    def run(done: Future[Any]) -> None:
+        try:
+            done.result()
+            then()
+            after.set_result(None)
+        except BaseException as error:
+            after.set_exception(error)
+
+    future.add_done_callback(run)
+    return after
+
+
+def _rename_over(new: Path, final: Path) -> None:
+    """Put `new` at `final`; a damaged checkpoint of the same step that is in the way is moved aside first."""
+    aside = final.with_name(f".{final.name}.old")
+    if final.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+        final.rename(aside)
+    new.rename(final)
+    fsync(final.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint: first the manifest, so that a half-removed one is never taken for whole."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _reason(error: BaseException) -> str:
+    """The first operating system error inside `error` in few words, else its last line."""
+    failures = getattr(error, "failures", {})
+    for failure in failures.values():
+        cause = failure[0] if isinstance(failure, tuple) else failure
+        return _reason(cause)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

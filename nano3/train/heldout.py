@@ -1,0 +1,87 @@
+"""Held-out loss and bits per byte."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from nano3.train.feed import to_device
+from nano3.train.loss import nll_sum
+from nano3.train.parallel import release
+from nano3.train.world import World
+
+
+class HeldoutSource(Protocol):
+    """Held-out text as sequences in a fixed order."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, start: int, count: int) -> Any:
+        """Sequences start .. start + count - 1."""
+
+    def bytes_of(self, start: int, count: int) -> int:
+        """Bytes of text that the targets of these sequences stand for."""
+
+
+@dataclass(frozen=True)
+class HeldoutScore:
+    """How well a model predicts held-out text."""
+
+    loss: float
+    """Nats a target."""
+    bits_per_byte: float
+    """Sum of negative log-likelihood / ln 2 / bytes of text: comparable between tokenizers and with compressors."""
+    targets: int
+    """Tokens scored."""
+    bytes: int
+    """Bytes of text scored."""
+
+
+def evaluate(
+    model: Any,
+    source: HeldoutSource,
+    n_sequences: int,
+    micro_batch: int,
+    world: World,
+    tick: Callable[[], None] | None = None,
+) -> HeldoutScore:
+    """Score the first `n_sequences` held-out sequences, shared out over the ranks.
+
+    Args:
+        model: language model with `hidden` and `lm_head`.
+        source: held-out text.
+        n_sequences: sequences to score, at most all of them.
+        micro_batch: sequences in one forward pass.
+        world: the processes that share the work; each gets the same score back.
+        tick: called after each forward pass.
+    """
+    count = min(n_sequences, len(source))
+    starts = list(range(0, count, micro_batch))
+    totals = torch.zeros(3, dtype=torch.float64)
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        for first in range(0, len(starts), world.size):
+            mine = first + world.rank
+            # A rank with nothing left scores the last batch again and drops it: sharded forwards need every rank.
+            start = starts[min(mine, len(starts) - 1)]
+            scored = _score(model, source, start, min(micro_batch, count - start), world.device)
+            totals += scored if mine < len(starts) else 0.0
+            if tick is not None:
+                tick()
+    model.train(was_training)
+    release(model)
+    nll, targets, n_bytes = world.sum(totals.to(world.device)).tolist()
+    return HeldoutScore(nll / max(targets, 1), nll / math.log(2) / max(n_bytes, 1), int(targets), int(n_bytes))
+
+
+def _score(model: Any, source: HeldoutSource, start: int, count: int, device: torch.device) -> torch.Tensor:
+    """(sum of negative log-likelihood, targets, bytes) of some sequences, as float64."""
+    batch = to_device(source.batch(start, count), device)
+    hidden = model.hidden(batch.tokens, batch.document_ids)
+    nll = nll_sum(hidden.x, model.lm_head.weight, batch.targets).item()
+    return torch.tensor([nll, batch.n_targets, source.bytes_of(start, count)], dtype=torch.float64)

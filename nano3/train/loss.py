@@ -1,0 +1,62 @@
+"""Next-token loss over a global batch of micro-batches and ranks (report section 2.4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from nano3 import kernels
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What one micro-batch's sums are divided by, so that gradients add up to those of the global mean."""
+
+    targets: int
+    """Valid targets in the whole global batch: all ranks, all micro-batches; counted before the first forward."""
+    micro_batches: int
+    """Micro-batches in the whole global batch."""
+
+
+@dataclass
+class LossParts:
+    """One micro-batch's contribution to the loss of the step."""
+
+    total: Tensor
+    """Scalar to differentiate; contributions of all micro-batches and ranks add up to the step's loss."""
+    nll: Tensor
+    """Detached scalar: contribution to the mean negative log-likelihood, in nats a target."""
+    balance: Tensor
+    """Detached scalar: contribution to the mean load-balancing loss, without its coefficient."""
+    loads: Tensor
+    """(number of mixture blocks, E) int64: tokens routed to each expert."""
+
+
+class LossFunction(Protocol):
+    """A stage's loss: what the trainer calls for each micro-batch."""
+
+    def __call__(self, model: Any, batch: Any, scale: Scale) -> LossParts: ...
+
+
+class NextTokenLoss:
+    """Mean negative log-likelihood of the next token plus `balance_coef` times the load-balancing loss.
+
+    `batch` has tokens (B, T), targets (B, T) with -100 where nothing is predicted, and document_ids (B, T).
+    """
+
+    def __init__(self, balance_coef: float) -> None:
+        self.balance_coef = balance_coef
+
+    def __call__(self, model: Any, batch: Any, scale: Scale) -> LossParts:
+        hidden = model.hidden(batch.tokens, batch.document_ids)
+        nll = nll_sum(hidden.x, model.lm_head.weight, batch.targets) / max(scale.targets, 1)
+        balance = hidden.balance_loss / scale.micro_batches
+        total = nll + self.balance_coef * balance if self.balance_coef else nll
+        return LossParts(total, nll.detach(), balance.detach(), hidden.loads)
+
+
+def nll_sum(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Sum of -log p(target) in float32 for x (B, T, D), weight (V, D), targets (B, T); -100 counts nothing."""
+    return kernels.linear_cross_entropy(x.flatten(0, 1), weight, targets.flatten())

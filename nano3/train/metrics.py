@@ -1,0 +1,79 @@
+"""metrics.jsonl: one flushed JSON line a measurement, and nothing in it twice after a resume."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from nano3.config.errors import UserError
+
+CLOCK = "clock"
+"""Key of the sub-object with wall-clock values (seconds, tokens_per_second, mfu): all else is reproducible."""
+FINAL = "final"
+"""Mark of lines written after the last step; a resume measures them again."""
+
+
+class MetricsWriter:
+    """Appends lines to RUN/metrics.jsonl.
+
+    Every line has `kind` (train, heldout or load), `step`, `tokens`; wall-clock values sit under `clock`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(
+        self, kind: str, step: int, tokens: int, values: dict[str, Any], clock: dict[str, float] | None = None
+    ) -> None:
+        """Append one line; it reaches the operating system before this returns."""
+        line: dict[str, Any] = {"kind": kind, "step": step, "tokens": tokens, **values}
+        if clock:
+            line[CLOCK] = clock
+        try:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror}; the last checkpoint is intact") from error
+
+    def sync(self) -> None:
+        """Make every line survive a power failure; called before a checkpoint that comes after them."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All complete lines of a metrics file; a torn last line (the process was killed) is left out."""
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+def cut_metrics(path: Path, step: int) -> None:
+    """Keep only lines up to `step`, so that a run resumed there writes the file that an uninterrupted run writes."""
+    if not path.exists():
+        return
+    kept = [line for line in read_metrics(path) if line["step"] <= step and not line.get(FINAL)]
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(line) + "\n" for line in kept)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def without_clock(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`lines` without wall-clock values: equal for two runs that computed the same."""
+    return [{key: value for key, value in line.items() if key != CLOCK} for line in lines]

@@ -1,0 +1,39 @@
+"""SIGTERM and Ctrl-C: finish the step, save, leave."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopRequest:
+    """Context manager: the first SIGTERM or Ctrl-C sets `requested`; a second one ends the process at once.
+
+    Outside the main thread signals cannot be caught, and `requested` stays False.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.requested = False
+        self._say = say
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        for other in STOP_SIGNALS:
+            signal.signal(other, signal.SIG_DFL)
+        self._say(
+            f"{signal.Signals(number).name}: finishing this step and saving a checkpoint; once more quits at once"
+        )

@@ -1,0 +1,72 @@
+"""Tokens per second and model FLOP utilisation."""
+
+from __future__ import annotations
+
+import time
+from functools import cache
+
+import torch
+
+GPU_PEAK_BF16 = {
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "GH200": 989e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "H800": 989e12,
+    "B200": 2250e12,
+    "A100": 312e12,
+    "A800": 312e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
+    "RTX 4090": 165e12,
+}
+"""Dense bfloat16 FLOP/s that vendors state, by part of the device name; the first match counts."""
+
+
+@cache
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s that one device could reach: from the table for known GPUs, else measured with a short matmul."""
+    if device.type == "cuda" and dtype == torch.bfloat16:
+        name = torch.cuda.get_device_name(device)
+        for part, flops in GPU_PEAK_BF16.items():
+            if part in name:
+                return flops
+    return _measure(device, dtype)
+
+
+def _measure(device: torch.device, dtype: torch.dtype) -> float:
+    n = 4096 if device.type == "cuda" else 1024
+    a, b = torch.ones(n, n, dtype=dtype, device=device), torch.ones(n, n, dtype=dtype, device=device)
+    best = float("inf")
+    for _ in range(4):
+        start = time.perf_counter()
+        (a @ b)[0, 0].item()
+        best = min(best, time.perf_counter() - start)
+    return 2.0 * n**3 / best
+
+
+class Meter:
+    """Rate of the last steps; pauses (evaluation, checkpoints) are not counted."""
+
+    def __init__(self, flops_per_token: float, peak: float, smoothing: float = 0.9) -> None:
+        self.flops_per_token, self.peak, self.smoothing = flops_per_token, peak, smoothing
+        self.seconds = 0.0
+        """Training time so far."""
+        self.tokens = 0
+        """Tokens trained on so far, in this process."""
+        self.rate = 0.0
+        """Smoothed tokens per second."""
+
+    def add(self, tokens: int, seconds: float) -> dict[str, float]:
+        """Count one step; returns the wall-clock values of its metrics line."""
+        now = tokens / max(seconds, 1e-9)
+        self.rate = now if self.rate == 0.0 else self.smoothing * self.rate + (1 - self.smoothing) * now
+        self.seconds += seconds
+        self.tokens += tokens
+        return {"seconds": self.seconds, "tokens_per_second": now, "mfu": self.utilisation(now)}
+
+    def utilisation(self, tokens_per_second: float) -> float:
+        """Model FLOP utilisation in [0, 1] at some rate."""
+        return tokens_per_second * self.flops_per_token / self.peak

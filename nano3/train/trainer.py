@@ -1,0 +1,362 @@
+"""The training loop that all stages share; a stage gives it a batch source and a loss."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nano3.config.schema import PretrainConfig
+from nano3.model.count import flops_per_token
+from nano3.train import charts
+from nano3.train.balance import load_stats
+from nano3.train.checkpoint import Checkpointer, CheckpointError, Saved, load_tensors, step_folders
+from nano3.train.feed import BatchSource, Feed, make_plan
+from nano3.train.heldout import HeldoutScore, HeldoutSource, evaluate
+from nano3.train.loss import LossFunction, NextTokenLoss
+from nano3.train.metrics import FINAL, MetricsWriter, cut_metrics
+from nano3.train.numerics import compute_dtype
+from nano3.train.optimizer import build_optimizer, set_lr
+from nano3.train.parallel import compile_blocks, parallelize
+from nano3.train.progress import Progress, Status, make_progress
+from nano3.train.run_identity import config_hash, deciding_settings, differences
+from nano3.train.schedule import build_schedule
+from nano3.train.signals import StopRequest
+from nano3.train.snapshot import (
+    optimizer_steps,
+    rng_tensors,
+    set_optimizer_steps,
+    set_rng,
+    state_tensors,
+)
+from nano3.train.step import NonFiniteError, Recipe, StepResult, run_step
+from nano3.train.throughput import Meter, peak_flops
+from nano3.train.trackers import open_trackers
+from nano3.train.world import World, init_world
+
+
+@dataclass
+class Position:
+    """How far a run is; saved in every checkpoint."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    tokens: int = 0
+    """Tokens trained on in this run."""
+    schedule_start: int = 0
+    """Position of this run's first token on the schedule's horizon."""
+    seconds: float = 0.0
+    """Training time, over all resumes."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to."""
+
+    step: int
+    """Optimizer steps done."""
+    tokens: int
+    """Tokens trained on."""
+    interrupted: bool
+    """Whether SIGTERM or Ctrl-C ended the run early; a checkpoint was saved, and `resume` continues it."""
+    loss: float | None
+    """Training loss of the last step of this process, in nats a token."""
+    heldout: HeldoutScore | None
+    """Held-out score at the end."""
+    seconds: float
+    """Training time, without evaluation and checkpoints."""
+    tokens_per_second: float
+    """Mean rate of this process, over all ranks."""
+
+
+class Trainer:
+    """Trains `model` in place and leaves metrics, checkpoints and charts in a run folder.
+
+    Args:
+        cfg: settings; sections model, data, train, optimizer, schedule, balance, heldout, checkpoint, parallel, log.
+        model: with initial weights; moved to this rank's device and parallelised here.
+        source: training batches by global sequence index; its last index follows from train.tokens.
+        heldout: held-out text, or None.
+        run_dir: RUN folder; must not hold another run unless `resume` is called.
+        loss: micro-batch loss; next-token loss with the load-balancing loss by default.
+        progress: where to report; the terminal by default.
+        world: the ranks; from torchrun's environment by default.
+
+    Raises:
+        ValueError: settings that do not fit together or the number of ranks.
+    """
+
+    def __init__(
+        self,
+        cfg: PretrainConfig,
+        model: Any,
+        source: BatchSource,
+        heldout: HeldoutSource | None,
+        run_dir: Path,
+        loss: LossFunction | None = None,
+        progress: Progress | None = None,
+        world: World | None = None,
+    ) -> None:
+        self.cfg, self.heldout, self.run_dir = cfg, heldout, Path(run_dir)
+        self.world = world or init_world()
+        self.plan = make_plan(cfg.train, self.world.rank, self.world.size)
+        self.step_tokens = cfg.train.batch_size * cfg.data.seq_len
+        self.steps = math.ceil(cfg.train.tokens / self.step_tokens)
+        self.schedule = build_schedule(cfg.schedule, cfg.train.tokens)
+        self.position = Position(schedule_start=cfg.schedule.start_tokens)
+        self.progress = progress or make_progress(self.world.is_main)
+        self.model = self._place(model)
+        self.optimizer = build_optimizer(model, cfg.optimizer)
+        self.recipe = self._recipe(loss or NextTokenLoss(cfg.balance.loss_coef))
+        self.checkpoints = Checkpointer(
+            self.run_dir / "checkpoints",
+            cfg.checkpoint.keep,
+            cfg.checkpoint.asynchronous,
+            self.world,
+            self.progress.say,
+        )
+        self.feed = Feed(source, self.plan, self.steps)
+        self._resumed, self._saved_step = False, -1
+        self._score: HeldoutScore | None = None
+
+    @property
+    def metrics_path(self) -> Path:
+        """RUN/metrics.jsonl."""
+        return self.run_dir / "metrics.jsonl"
+
+    def resume(self) -> Path | None:
+        """Continue from the newest undamaged checkpoint of the run folder; None (and a fresh start) if there is none.
+
+        Raises:
+            CheckpointError: all checkpoints are damaged, or they belong to other settings.
+        """
+        self.checkpoints.clean()
+        saved = self.checkpoints.newest()
+        self._resumed = True
+        if saved is not None:
+            self._check_same_run(saved)
+            self._load(saved)
+            self.position = Position(**saved.state["position"])
+            self._saved_step = self.position.step
+            self.progress.say(f"resuming from {saved.path}")
+        if self.world.is_main:
+            cut_metrics(self.metrics_path, self.position.step)
+        return saved.path if saved else None
+
+    def continue_from(self, run_dir: Path) -> None:
+        """Take weights, moments and schedule position from another run's newest checkpoint (phase 2 after phase 1).
+
+        This run's data and step counter still begin at 0.
+        """
+        other = Checkpointer(Path(run_dir) / "checkpoints", 1, False, self.world, self.progress.say)
+        saved = other.newest()
+        if saved is None:
+            raise CheckpointError(
+                f"{run_dir} has no checkpoint to continue from (train.continue_state): use its weights only"
+            )
+        self._load(saved)
+        before = Position(**saved.state["position"])
+        self.position = Position(schedule_start=before.schedule_start + before.tokens)
+
+    def fit(self) -> Result:
+        """Train to train.tokens, or until SIGTERM or Ctrl-C; see `Result`.
+
+        Raises:
+            NonFiniteError: the loss or gradient became NaN or infinite.
+            CheckpointError: a checkpoint could not be written.
+        """
+        self._check_fresh()
+        with StopRequest(self.progress.say) as stop:
+            self._open()
+            try:
+                return self._run(stop)
+            finally:
+                self._close()
+
+    def _run(self, stop: StopRequest) -> Result:
+        result, stopped = None, False
+        while self.position.step < self.steps and not stopped:
+            result = self._step(stop)
+            stopped = result.stop
+            if not stopped:
+                self._between_steps(result)
+        done = self.position.step >= self.steps
+        self._save()
+        self.checkpoints.wait()
+        if done:
+            self._evaluate(self.cfg.heldout.final_tokens, {FINAL: True})
+        rate = self.meter.tokens / max(self.meter.seconds, 1e-9)
+        loss = result.loss if result is not None else None
+        score = self._score if done else None
+        return Result(self.position.step, self.position.tokens, not done, loss, score, self.position.seconds, rate)
+
+    def _step(self, stop: StopRequest) -> StepResult:
+        position = self.position
+        started = time.perf_counter()
+        batches = self.feed.get(position.step)
+        lr = self.schedule.lr(position.schedule_start + position.tokens + self.step_tokens)
+        set_lr(self.optimizer, lr)
+        try:
+            result = run_step(self.recipe, batches, stop.requested)
+        except NonFiniteError as error:
+            raise NonFiniteError(self._locate(error)) from None
+        position.step += 1
+        position.tokens += self.step_tokens
+        clock = self.meter.add(self.step_tokens, time.perf_counter() - started)
+        position.seconds += time.perf_counter() - started
+        self._report(result, lr, {**clock, "seconds": position.seconds})
+        self.checkpoints.poll()
+        return result
+
+    def _between_steps(self, result: StepResult) -> None:
+        """Evaluation and checkpoint, where their token counts were just passed; the end of the run has its own."""
+        if self.position.step >= self.steps:
+            return
+        if self._passed(self.cfg.heldout.every_tokens):
+            self._evaluate(self.cfg.heldout.tokens, {})
+            self._write("load", {"shares": load_stats(result.loads).shares})
+        if self._passed(self.cfg.checkpoint.every_tokens):
+            self._save()
+
+    def _passed(self, every: int) -> bool:
+        before = self.position.tokens - self.step_tokens
+        return every > 0 and self.position.tokens // every > before // every
+
+    def _evaluate(self, tokens: int, marks: dict[str, Any]) -> None:
+        """Score about `tokens` held-out tokens (0: all of them) and write it down."""
+        if self.heldout is None or not len(self.heldout):
+            return
+        seq_len = self.cfg.heldout.seq_len or self.cfg.data.seq_len
+        n_sequences = math.ceil(tokens / seq_len) if tokens else len(self.heldout)
+        started = time.perf_counter()
+        rows = max(1, self.cfg.train.micro_batch_size * self.cfg.data.seq_len // seq_len)
+        score = evaluate(self.model, self.heldout, n_sequences, rows, self.world)
+        self._score = score
+        clock = {"seconds": self.position.seconds, "evaluation_seconds": time.perf_counter() - started}
+        self._write("heldout", {**asdict(score), **marks}, clock)
+        self.progress.say(
+            f"held-out loss {score.loss:.4f}, {score.bits_per_byte:.4f} bits per byte ({score.targets} tokens)"
+        )
+
+    def _save(self) -> None:
+        if self.position.step == self._saved_step:
+            return
+        if self.world.is_main:
+            self.metrics.sync()
+        state = {
+            "position": asdict(self.position),
+            "optimizer_steps": optimizer_steps(self.optimizer),
+            "sequences": self.position.step * self.plan.batch_size,
+            "world_size": self.world.size,
+            "config_hash": config_hash(self.cfg),
+            "settings": deciding_settings(self.cfg),
+        }
+        self.checkpoints.save(self.position.step, self._tensors(), state)
+        self._saved_step = self.position.step
+
+    def _tensors(self) -> dict[str, Any]:
+        return state_tensors(self.model, self.optimizer) | rng_tensors(self.world.rank, self.world.device)
+
+    def _load(self, saved: Saved) -> None:
+        tensors = load_tensors(saved.path, self._tensors(), self.world)
+        set_optimizer_steps(self.optimizer, saved.state["optimizer_steps"])
+        set_rng(tensors, self.world.rank, self.world.device)
+
+    def _report(self, result: StepResult, lr: float, clock: dict[str, float]) -> None:
+        if self.position.step % max(1, self.cfg.log.every_steps) == 0 or self.position.step == self.steps:
+            stats = load_stats(result.loads)
+            self._write(
+                "train",
+                {
+                    "loss": result.loss,
+                    "balance_loss": result.balance_loss,
+                    "lr": lr,
+                    "grad_norm": result.grad_norm,
+                    "load_max_over_mean": stats.max_over_mean,
+                    "load_variation": stats.variation,
+                },
+                clock,
+            )
+        self.progress.show(self._status(result, lr))
+
+    def _status(self, result: StepResult, lr: float) -> Status:
+        rate, position = self.meter.rate, self.position
+        left = (self.steps - position.step) * self.step_tokens / max(rate, 1e-9)
+        bits = self._score.bits_per_byte if self._score else None
+        mfu = self.meter.utilisation(rate)
+        return Status(position.step, self.steps, position.tokens, result.loss, lr, rate, mfu, left, bits)
+
+    def _write(self, kind: str, values: dict[str, Any], clock: dict[str, float] | None = None) -> None:
+        if not self.world.is_main:
+            return
+        self.metrics.write(kind, self.position.step, self.position.tokens, values, clock)
+        line = {"kind": kind, "step": self.position.step, **values, "clock": clock or {}}
+        for track in self._trackers:
+            track(line)
+
+    def _locate(self, error: NonFiniteError) -> str:
+        self.checkpoints.wait()
+        folders = step_folders(self.checkpoints.folder)
+        last = f"the last good checkpoint is {folders[0]}" if folders else "there is no checkpoint yet"
+        return f"step {self.position.step + 1} stopped before its update: {error}; {last}"
+
+    def _place(self, model: Any) -> Any:
+        train = self.cfg.train
+        model.to(self.world.device)
+        model.compute_dtype = compute_dtype(train.dtype, self.world.device)
+        model.checkpoint_activations = train.checkpoint_activations == "block"
+        model.train()
+        if train.compile:
+            compile_blocks(model)
+        parallelize(model, self.world, self.cfg.parallel)
+        return model
+
+    def _recipe(self, loss: LossFunction) -> Recipe:
+        return Recipe(
+            self.model, self.optimizer, loss, self.world, self.cfg.optimizer.clip_norm, self.cfg.balance.bias_rate
+        )
+
+    def _check_same_run(self, saved: Saved) -> None:
+        if saved.state["config_hash"] != config_hash(self.cfg):
+            changed = "; ".join(differences(saved.state["settings"], self.cfg)[:3])
+            raise CheckpointError(f"cannot resume {saved.path} with other settings ({changed}): use a new run folder")
+
+    def _check_fresh(self) -> None:
+        if not self._resumed and step_folders(self.run_dir / "checkpoints"):
+            raise ValueError(f"{self.run_dir} already holds a run: resume it, or choose another run folder")
+
+    def _open(self) -> None:
+        cfg, world = self.cfg, self.world
+        peak = peak_flops(world.device, self.model.compute_dtype) * world.size
+        self.meter = Meter(flops_per_token(cfg.model, cfg.data.seq_len), peak)
+        self._trackers: list[Callable[[dict[str, Any]], None]] = []
+        self._closers: list[Callable[[], None]] = []
+        if not world.is_main:
+            return
+        if not self._resumed:
+            self.metrics_path.unlink(missing_ok=True)
+        self._trackers, self._closers = open_trackers(cfg.log, self.run_dir, deciding_settings(cfg))
+        self.metrics = MetricsWriter(self.metrics_path)
+
+    def _close(self) -> None:
+        self.feed.close()
+        try:
+            self.checkpoints.wait()
+        except CheckpointError as error:
+            self.progress.say(str(error))
+        if self.world.is_main:
+            for close in self._closers:
+                close()
+            if hasattr(self, "metrics"):
+                self.metrics.close()
+                self._draw()
+        self.progress.close()
+
+    def _draw(self) -> None:
+        try:
+            charts.draw(self.metrics_path, self.run_dir / "charts")
+        except OSError as error:
+            self.progress.say(f"no charts: {error}")

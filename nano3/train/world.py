@@ -1,0 +1,84 @@
+"""The processes of a run, as torchrun's environment describes them; alone when there is none."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its peers. Every collective is a no-op in a world of one."""
+
+    rank: int = 0
+    """Position of this process, from 0."""
+    size: int = 1
+    """Number of processes."""
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    """Device of this process."""
+    background: Any = None
+    """Gloo group for work beside the training loop (asynchronous checkpoints); None in a world of one."""
+    owns_group: bool = False
+    """Whether `close` ends torch.distributed."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes metrics, charts and messages."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """`values` summed over all ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def from_main(self, value: Any) -> Any:
+        """The main rank's `value`, on every rank."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.background)
+        return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's `value`, on every rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self.background)
+        return values
+
+    def close(self) -> None:
+        """Leave torch.distributed, if `init_world` started it."""
+        if self.owns_group and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def init_world() -> World:
+    """Join the processes that torchrun started (gloo on CPU, nccl on CUDA); a world of one without torchrun."""
+    device = _local_device()
+    if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return World(device=device)
+    owns = not dist.is_initialized()
+    if owns:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    background = dist.new_group(backend="gloo") if dist.get_world_size() > 1 else None
+    return World(dist.get_rank(), dist.get_world_size(), device, background, owns)
+
+
+def _local_device() -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device

@@ -1,0 +1,85 @@
+"""A tiny real run in this process (`tiny`) and in processes of its own (`launch`)."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).with_name("tiny_run.py")
+
+
+def _load_script():
+    spec = importlib.util.spec_from_file_location("tiny_run", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["tiny_run"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+TINY = _load_script()
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """The module tests/train/tiny_run.py."""
+    return TINY
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Sums come out the same here and in other processes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def launch():
+    """Starts tiny_run.py on `ranks` processes and returns them; all are ended with the test."""
+    running = []
+
+    def start(run_dir, *flags, ranks=1, settings=None):
+        port = _free_port()
+        processes = []
+        for rank in range(ranks):
+            env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+            if ranks > 1:
+                env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+                env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            command = [sys.executable, str(SCRIPT), str(run_dir), "--settings", json.dumps(settings or {}), *flags]
+            pipe = subprocess.PIPE
+            processes.append(subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, text=True))
+        running.extend(processes)
+        return processes
+
+    yield start
+    for process in running:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def complete(launch):
+    """Runs tiny_run.py to its end on `ranks` processes; returns what the first rank printed."""
+
+    def run(run_dir, *flags, ranks=1, settings=None):
+        outputs = [p.communicate(timeout=120) for p in launch(run_dir, *flags, ranks=ranks, settings=settings)]
+        return outputs[0][0]
+
+    return run
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

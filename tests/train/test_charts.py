@@ -1,0 +1,52 @@
+import math
+
+import pytest
+from matplotlib.image import imread
+
+from nano3.train.charts import draw, smooth
+from nano3.train.metrics import MetricsWriter
+
+
+def _metrics(path, *, experts=True, heldout=True):
+    writer = MetricsWriter(path)
+    for step in range(1, 41):
+        load = [1 + 1 / step, 1.5] if experts else []
+        values = {
+            "loss": 9 / step**0.3,
+            "lr": 1e-3 * min(1, step / 5),
+            "grad_norm": 1 + 1 / step,
+            "load_max_over_mean": load,
+        }
+        writer.write("train", step, step * 16384, values)
+        if heldout and step % 10 == 0:
+            writer.write("heldout", step, step * 16384, {"loss": 9 / step**0.28, "bits_per_byte": 3 / step**0.28})
+            writer.write("load", step, step * 16384, {"shares": [[0.1, 0.2, 0.3, 0.4]] * 2 if experts else []})
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({}, ["loss.png", "learning_rate.png", "expert_load.png"]),
+        ({"experts": False}, ["loss.png", "learning_rate.png"]),
+        ({"heldout": False}, ["loss.png", "learning_rate.png", "expert_load.png"]),
+    ],
+)
+def test_charts_are_drawn_for_what_was_measured(tmp_path, options, names):
+    _metrics(tmp_path / "metrics.jsonl", **options)
+    drawn = draw(tmp_path / "metrics.jsonl", tmp_path / "charts")
+    assert [path.name for path in drawn] == names
+    for path in drawn:
+        image = imread(path)
+        assert min(image.shape[:2]) > 400
+        assert image[..., :3].std() > 0.02
+
+
+def test_a_run_without_steps_draws_nothing(tmp_path):
+    assert draw(tmp_path / "metrics.jsonl", tmp_path / "charts") == []
+
+
+def test_smoothing_keeps_a_constant_and_starts_without_lag():
+    assert smooth([2.0] * 50) == pytest.approx([2.0] * 50)
+    assert smooth([8.0, 1.0, 1.0])[0] == 8.0
+    assert math.isclose(smooth([0.0, 1.0], window=0.0)[1], 1 / (1 + math.exp(-1)))

@@ -1,0 +1,177 @@
+import contextlib
+import json
+import resource
+
+import pytest
+import torch
+
+from nano3.train.checkpoint import Checkpointer, CheckpointError, damage, file_indices, load_tensors, step_folders
+from nano3.train.world import World
+
+
+@pytest.fixture
+def messages():
+    return []
+
+
+@pytest.fixture
+def make(tmp_path, messages):
+    def checkpointer(keep=2, asynchronous=True):
+        return Checkpointer(tmp_path / "checkpoints", keep, asynchronous, World(), messages.append)
+
+    return checkpointer
+
+
+def _tensors(value):
+    return {"model.w": torch.full((300, 7), float(value)), "model.b": torch.arange(5) + value}
+
+
+def _steps(checkpoints):
+    return [int(p.name.removeprefix("step-")) for p in step_folders(checkpoints.folder)]
+
+
+@contextlib.contextmanager
+def _file_size_limit(n_bytes):
+    """Writes beyond `n_bytes` in one file fail, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_what_was_saved_comes_back_even_if_the_live_tensors_changed_meanwhile(make, asynchronous):
+    checkpoints, live = make(asynchronous=asynchronous), _tensors(3)
+    checkpoints.save(10, live, {"position": {"step": 10}})
+    live["model.w"].fill_(-1.0)
+    checkpoints.wait()
+    saved = checkpoints.newest()
+    assert saved.state == {"position": {"step": 10}}
+    back = load_tensors(saved.path, _tensors(0), World())
+    assert torch.equal(back["model.w"], _tensors(3)["model.w"])
+    assert torch.equal(back["model.b"], _tensors(3)["model.b"])
+
+
+def test_only_the_newest_are_kept(make):
+    checkpoints = make(keep=2)
+    for step in (8, 9, 10, 100):
+        checkpoints.save(step, _tensors(step), {})
+    checkpoints.wait()
+    assert _steps(checkpoints) == [100, 10]
+    with pytest.raises(ValueError, match=r"checkpoint\.keep"):
+        make(keep=0)
+
+
+def test_nothing_is_pickled(make):
+    checkpoints = make()
+    checkpoints.save(1, _tensors(1), {})
+    checkpoints.wait()
+    assert {p.suffix for p in (checkpoints.folder / "step-1").iterdir()} == {".safetensors", ".json"}
+
+
+def _flip_a_byte(folder):
+    file = next(folder.glob("*.safetensors"))
+    content = bytearray(file.read_bytes())
+    content[-9] ^= 1
+    file.write_bytes(content)
+
+
+def _truncate(folder):
+    file = next(folder.glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+DAMAGES = {
+    "checksum": _flip_a_byte,
+    "bytes, not": _truncate,
+    "is missing": lambda folder: next(folder.glob("*.safetensors")).unlink(),
+    "manifest.json is missing": lambda folder: (folder / "manifest.json").unlink(),
+    "cannot be read": lambda folder: (folder / "manifest.json").write_text('{"files": {'),
+}
+
+
+@pytest.mark.parametrize("problem", DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over_with_a_message(make, messages, problem):
+    checkpoints = make()
+    for step in (1, 2):
+        checkpoints.save(step, _tensors(step), {"step": step})
+    checkpoints.wait()
+    DAMAGES[problem](checkpoints.folder / "step-2")
+    assert checkpoints.newest().state == {"step": 1}
+    assert len(messages) == 1
+    assert "step-2 is damaged" in messages[0]
+    assert problem in messages[0]
+
+
+def test_only_damaged_checkpoints_are_an_error_not_a_fresh_start(make):
+    checkpoints = make()
+    assert checkpoints.newest() is None
+    checkpoints.save(1, _tensors(1), {})
+    checkpoints.wait()
+    _truncate(checkpoints.folder / "step-1")
+    with pytest.raises(CheckpointError, match="all 1 checkpoints"):
+        checkpoints.newest()
+
+
+def test_a_damaged_checkpoint_of_the_same_step_is_replaced(make):
+    checkpoints = make()
+    checkpoints.save(1, _tensors(1), {"try": 1})
+    checkpoints.wait()
+    _truncate(checkpoints.folder / "step-1")
+    checkpoints.save(1, _tensors(2), {"try": 2})
+    checkpoints.wait()
+    assert checkpoints.newest().state == {"try": 2}
+    assert [p.name for p in checkpoints.folder.iterdir()] == ["step-1"]
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_a_full_disk_leaves_the_old_checkpoint_and_a_clear_error(make, asynchronous):
+    checkpoints = make(keep=1, asynchronous=asynchronous)
+    checkpoints.save(1, _tensors(1), {})
+    checkpoints.wait()
+    with _file_size_limit(4096), pytest.raises(CheckpointError) as error:
+        checkpoints.save(2, _tensors(2), {})
+        checkpoints.wait()
+    text = str(error.value)
+    assert "step-2: File too large" in text
+    assert text.endswith("checkpoints/step-1")
+    assert "\n" not in text
+    assert [p.name for p in checkpoints.folder.iterdir()] == ["step-1"]
+    assert damage(checkpoints.folder / "step-1") is None
+
+
+def test_leftovers_of_a_killed_save_are_never_loaded_and_are_removed(make):
+    checkpoints = make()
+    checkpoints.save(1, _tensors(1), {"step": 1})
+    checkpoints.wait()
+    leftover = checkpoints.folder / ".step-2.partial"
+    leftover.mkdir()
+    (leftover / "state.json").write_text("{}")
+    assert checkpoints.newest().state == {"step": 1}
+    checkpoints.clean()
+    assert not leftover.exists()
+
+
+def test_another_models_checkpoint_is_refused_by_name_and_shape(make):
+    checkpoints = make()
+    checkpoints.save(1, _tensors(1), {})
+    checkpoints.wait()
+    path = checkpoints.newest().path
+    with pytest.raises(CheckpointError, match=r"no tensor model\.other"):
+        load_tensors(path, {"model.other": torch.zeros(2)}, World())
+    with pytest.raises(CheckpointError, match=r"model\.w is \(300, 7\) in the checkpoint, \(2,\) in the model"):
+        load_tensors(path, {"model.w": torch.zeros(2)}, World())
+
+
+def test_large_states_are_split_into_files(make, monkeypatch):
+    monkeypatch.setattr("nano3.train.checkpoint.FILE_BYTES", 4000)
+    assert file_indices(_tensors(0), 1) == {"model.w": 1, "model.b": 2}
+    checkpoints = make()
+    checkpoints.save(1, _tensors(1), {})
+    checkpoints.wait()
+    files = json.loads((checkpoints.folder / "step-1" / "manifest.json").read_text())["files"]
+    assert sum(name.endswith(".safetensors") for name in files) == 2
+    back = load_tensors(checkpoints.newest().path, _tensors(0), World())
+    assert torch.equal(back["model.w"], _tensors(1)["model.w"])

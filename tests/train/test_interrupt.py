@@ -1,0 +1,51 @@
+import json
+import random
+import signal
+
+import pytest
+
+from nano3.train.metrics import read_metrics, without_clock
+
+SLOW = {"train": {"tokens": 20 * 64}, "heldout": {"every_tokens": 256}}
+
+
+def _wait_for(process, text):
+    for line in process.stdout:
+        if text in line:
+            return
+    raise AssertionError(f"the run ended without {text!r}: {process.stderr.read()}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_signal_saves_and_exits_with_0(launch, tmp_path, number):
+    (process,) = launch(tmp_path, "--slow", settings={**SLOW, "checkpoint": {"every_tokens": 0}})
+    _wait_for(process, "step 2")
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert f"{number.name}: finishing this step" in out
+    assert "interrupted True" in out
+    (folder,) = (tmp_path / "checkpoints").iterdir()
+    state = json.loads((folder / "state.json").read_text())
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert state["position"]["step"] == lines[-1]["step"] < 20
+
+
+def test_a_killed_run_resumes_to_the_metrics_and_weights_of_an_uninterrupted_one(launch, complete, tiny, tmp_path):
+    kill_at = random.randint(2, 8)
+    (process,) = launch(tmp_path / "killed", "--slow", settings=SLOW)
+    _wait_for(process, f"step {kill_at}\n")
+    process.kill()
+    process.wait()
+    out = complete(tmp_path / "killed", "--resume", settings=SLOW)
+    assert "resuming from" in out, f"killed at step {kill_at}"
+    tiny.trainer(tmp_path / "whole", tiny.config(**SLOW)).fit()
+    whole, joined = (without_clock(read_metrics(tmp_path / name / "metrics.jsonl")) for name in ("whole", "killed"))
+    assert joined == whole, f"killed at step {kill_at}"
+    assert _crc(tmp_path / "killed") == _crc(tmp_path / "whole")
+
+
+def _crc(run_dir):
+    """Checksums of the tensors of the last checkpoint."""
+    files = json.loads((run_dir / "checkpoints" / "step-20" / "manifest.json").read_text())["files"]
+    return {name: values["crc32"] for name, values in files.items() if name.endswith(".safetensors")}

@@ -1,0 +1,41 @@
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from nano3.model.lm import LM
+from nano3.train.loss import NextTokenLoss, Scale
+
+
+@pytest.fixture
+def model(tiny):
+    return LM(tiny.MODEL).init_weights(0)
+
+
+def test_micro_batches_with_unequal_targets_add_up_to_the_mean_of_the_whole_batch(model, tiny):
+    source = tiny.TinySource()
+    whole = source.batch(0, 4)
+    whole.targets[0, :11] = -100
+    logits = model(whole.tokens, whole.document_ids)
+    expected = cross_entropy(logits.flatten(0, 1), whole.targets.flatten())
+    parts = []
+    for rows in (slice(0, 1), slice(1, 4)):
+        part = tiny.TinyBatch(whole.tokens[rows], whole.targets[rows], whole.document_ids[rows], [])
+        parts.append(NextTokenLoss(0.0)(model, part, Scale(whole.n_targets, 2)).total)
+    assert sum(parts).item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_the_balance_loss_enters_with_its_coefficient(model, tiny):
+    batch = tiny.TinySource().batch(0, 2)
+    plain = NextTokenLoss(0.0)(model, batch, Scale(batch.n_targets, 1))
+    both = NextTokenLoss(0.5)(model, batch, Scale(batch.n_targets, 1))
+    assert (both.total - plain.total).item() == pytest.approx(0.5 * plain.balance.item(), rel=1e-5)
+    assert both.nll == plain.nll
+
+
+def test_a_batch_without_targets_gives_zero(model, tiny):
+    batch = tiny.TinySource().batch(0, 2)
+    batch.targets.fill_(-100)
+    loss = NextTokenLoss(0.0)(model, batch, Scale(0, 1))
+    loss.total.backward()
+    assert loss.nll.item() == 0.0
+    assert torch.count_nonzero(model.lm_head.weight.grad) == 0

@@ -1,0 +1,219 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from nano3.train.checkpoint import CheckpointError, damage, step_folders
+from nano3.train.loss import NextTokenLoss
+from nano3.train.metrics import read_metrics, without_clock
+from nano3.train.progress import Silent
+from nano3.train.step import NonFiniteError, run_step
+
+
+class Messages(Silent):
+    def __init__(self):
+        self.said = []
+
+    def say(self, message):
+        self.said.append(message)
+
+
+def _lines(run_dir):
+    return without_clock(read_metrics(run_dir / "metrics.jsonl"))
+
+
+def _state(trainer):
+    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+
+def _same(a, b):
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+def _short(tiny, steps):
+    """Settings of a run that ends after `steps` steps but follows the schedule of the six-step run."""
+    return tiny.config(train={"tokens": steps * 64}, schedule={"horizon_tokens": 384})
+
+
+@pytest.fixture
+def whole(tiny, tmp_path):
+    """An uninterrupted run of six steps."""
+    run = tiny.trainer(tmp_path / "whole", tiny.config(schedule={"horizon_tokens": 384}))
+    result = run.fit()
+    return run, result
+
+
+def test_a_run_learns_and_leaves_its_folder(whole, tmp_path):
+    run, result = whole
+    lines = _lines(tmp_path / "whole")
+    losses = [line["loss"] for line in lines if line["kind"] == "train"]
+    assert losses[-1] < losses[0] - 0.2
+    assert (result.step, result.tokens, result.interrupted) == (6, 384, False)
+    assert result.heldout.bits_per_byte == lines[-1]["bits_per_byte"]
+    assert [p.name for p in step_folders(tmp_path / "whole" / "checkpoints")] == ["step-6", "step-5"]
+    assert {p.name for p in (tmp_path / "whole" / "charts").iterdir()} == {
+        "loss.png",
+        "learning_rate.png",
+        "expert_load.png",
+    }
+    assert [line["step"] for line in lines if line["kind"] == "heldout"] == [2, 4, 6]
+
+
+def test_the_learning_rate_is_the_schedule_at_the_end_of_each_step(whole, tmp_path):
+    run, _ = whole
+    rates = [line["lr"] for line in _lines(tmp_path / "whole") if line["kind"] == "train"]
+    assert rates == [run.schedule.lr(64 * step) for step in range(1, 7)]
+
+
+def test_three_steps_and_a_resume_equal_six_steps_bit_for_bit(whole, tiny, tmp_path):
+    run, _ = whole
+    tiny.trainer(tmp_path / "parts", _short(tiny, 3)).fit()
+    second = tiny.trainer(tmp_path / "parts", tiny.config(schedule={"horizon_tokens": 384}))
+    assert second.resume().name == "step-3"
+    second.fit()
+    assert _lines(tmp_path / "parts") == _lines(tmp_path / "whole")
+    _same(_state(second), _state(run))
+    assert any(bias.abs().sum() > 0 for bias in second.model.expert_biases())
+
+
+def test_the_expert_bias_is_saved_and_not_zero(tiny, tmp_path):
+    first = tiny.trainer(tmp_path, _short(tiny, 3))
+    first.fit()
+    second = tiny.trainer(tmp_path, _short(tiny, 3))
+    second.resume()
+    for saved, live in zip(second.model.expert_biases(), first.model.expert_biases(), strict=True):
+        assert torch.equal(saved, live)
+        assert saved.abs().max() > 0
+
+
+def test_a_finished_run_resumes_to_the_same_file(whole, tiny, tmp_path):
+    before = _lines(tmp_path / "whole")
+    again = tiny.trainer(tmp_path / "whole", tiny.config(schedule={"horizon_tokens": 384}))
+    again.resume()
+    assert again.fit().step == 6
+    assert _lines(tmp_path / "whole") == before
+
+
+def test_random_numbers_continue_after_a_resume(tiny, tmp_path):
+    class NoisyLoss(NextTokenLoss):
+        def __call__(self, model, batch, scale):
+            parts = super().__call__(model, batch, scale)
+            return replace(parts, total=parts.total * (1 + torch.rand(())))
+
+    cfg = tiny.config(schedule={"horizon_tokens": 384})
+    torch.manual_seed(5)
+    whole = tiny.trainer(tmp_path / "a", cfg, loss=NoisyLoss(0.0))
+    whole.fit()
+    torch.manual_seed(5)
+    tiny.trainer(tmp_path / "b", _short(tiny, 3), loss=NoisyLoss(0.0)).fit()
+    torch.manual_seed(99)
+    second = tiny.trainer(tmp_path / "b", cfg, loss=NoisyLoss(0.0))
+    second.resume()
+    second.fit()
+    _same(_state(second), _state(whole))
+
+
+def test_recomputed_blocks_count_loads_once_and_train_the_same(tiny, tmp_path):
+    results = []
+    for mode in ("none", "block"):
+        run = tiny.trainer(tmp_path / mode, tiny.config(train={"checkpoint_activations": mode}))
+        results.append(run_step(run.recipe, run.feed.get(0), stop=False))
+        run.feed.close()
+    plain, recomputed = results
+    assert plain.loads.sum(1).tolist() == [4 * tiny.SEQ_LEN * tiny.MODEL.top_k] * 2
+    assert torch.equal(plain.loads, recomputed.loads)
+    assert recomputed.grad_norm == pytest.approx(plain.grad_norm, rel=1e-6)
+
+
+def test_accumulation_does_not_change_the_step(tiny, tmp_path):
+    results = []
+    for micro in (1, 4):
+        run = tiny.trainer(
+            tmp_path / str(micro), tiny.config(train={"micro_batch_size": micro}, balance={"loss_coef": 0.0})
+        )
+        results.append(run_step(run.recipe, run.feed.get(0), stop=False))
+        run.feed.close()
+    assert results[0].loss == pytest.approx(results[1].loss, abs=1e-6)
+    assert results[0].grad_norm == pytest.approx(results[1].grad_norm, rel=1e-5)
+    assert torch.equal(results[0].loads, results[1].loads)
+
+
+class PoisonedLoss(NextTokenLoss):
+    """Becomes NaN, in the loss or only in its gradient, at one document."""
+
+    def __init__(self, where):
+        super().__init__(0.0)
+        self.where = where
+
+    def __call__(self, model, batch, scale):
+        parts = super().__call__(model, batch, scale)
+        if "doc-10" not in batch.documents:
+            return parts
+        poisoned = replace(parts, total=parts.total * torch.nan)
+        return replace(poisoned, nll=parts.nll * torch.nan) if self.where == "loss" else poisoned
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_nan_stops_before_the_update_and_says_where(tiny, tmp_path, where):
+    run = tiny.trainer(tmp_path / "nan", loss=PoisonedLoss(where))
+    with pytest.raises(NonFiniteError) as error:
+        run.fit()
+    text = str(error.value)
+    assert text.startswith("step 3 ")
+    assert "doc-10" in text
+    assert "\n" not in text
+    assert text.endswith("nan/checkpoints/step-2")
+    assert ("doc-8" in text) == (where == "gradient")
+    assert damage(tmp_path / "nan" / "checkpoints" / "step-2") is None
+    good = tiny.trainer(tmp_path / "good", tiny.config(train={"tokens": 128}, schedule={"horizon_tokens": 384}))
+    good.recipe = replace(good.recipe, loss=NextTokenLoss(0.0))
+    good.fit()
+    _same(_state(run), _state(good))
+
+
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(whole, tiny, tmp_path):
+    newest = tmp_path / "whole" / "checkpoints" / "step-6"
+    file = next(newest.glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-1])
+    before, messages = _lines(tmp_path / "whole"), Messages()
+    again = tiny.trainer(tmp_path / "whole", tiny.config(schedule={"horizon_tokens": 384}), progress=messages)
+    assert again.resume().name == "step-5"
+    assert "step-6 is damaged" in messages.said[0]
+    again.fit()
+    assert _lines(tmp_path / "whole") == before
+    assert damage(newest) is None
+
+
+def test_resuming_with_other_settings_is_refused_by_name(whole, tiny, tmp_path):
+    other = tiny.trainer(tmp_path / "whole", tiny.config(optimizer={"beta2": 0.9}, schedule={"horizon_tokens": 384}))
+    with pytest.raises(CheckpointError, match=r"optimizer\.beta2: 0\.95 -> 0\.9"):
+        other.resume()
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(whole, tiny, tmp_path):
+    with pytest.raises(ValueError, match="already holds a run"):
+        tiny.trainer(tmp_path / "whole").fit()
+
+
+def test_continuing_takes_moments_and_schedule_but_starts_its_own_data(tiny, tmp_path):
+    first = tiny.trainer(tmp_path / "phase1", _short(tiny, 3))
+    first.fit()
+    second = tiny.trainer(tmp_path / "phase2", _short(tiny, 3))
+    second.continue_from(tmp_path / "phase1")
+    assert second.position.step == 0
+    _same(_state(second), _state(first))
+    second.fit()
+    rates = [line["lr"] for line in _lines(tmp_path / "phase2") if line["kind"] == "train"]
+    assert rates == [first.schedule.lr(64 * step) for step in (4, 5, 6)]
+    assert json.loads((tmp_path / "phase2/checkpoints/step-3/state.json").read_text())["optimizer_steps"] == 6
+
+
+def test_bfloat16_keeps_float32_weights_and_trains(tiny, tmp_path):
+    run = tiny.trainer(tmp_path, tiny.config(train={"dtype": "bfloat16"}))
+    run.fit()
+    assert run.model.compute_dtype == torch.bfloat16
+    assert {p.dtype for p in run.model.parameters()} == {torch.float32}
+    losses = [line["loss"] for line in _lines(tmp_path) if line["kind"] == "train"]
+    assert losses[-1] < losses[0] - 0.2

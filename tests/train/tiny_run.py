@@ -1,0 +1,145 @@
+"""A very small real run: shared by the tests of the trainer, and started as a process of its own by some of them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from nano3.config.model import ModelConfig
+from nano3.config.schema import PretrainConfig
+from nano3.model.lm import LM
+from nano3.train.progress import Silent
+from nano3.train.trainer import Trainer
+
+SEQ_LEN, VOCAB = 16, 48
+MODEL = ModelConfig(
+    pattern="ME*-E",
+    vocab_size=VOCAB,
+    d_model=16,
+    n_heads=2,
+    n_kv_heads=1,
+    head_dim=8,
+    mamba_n_heads=3,
+    mamba_head_dim=8,
+    d_state=8,
+    n_groups=1,
+    chunk_size=8,
+    n_experts=4,
+    top_k=2,
+    d_expert=8,
+    d_shared=8,
+    d_ff=16,
+)
+
+
+@dataclass(frozen=True)
+class TinyBatch:
+    tokens: torch.Tensor
+    targets: torch.Tensor
+    document_ids: torch.Tensor
+    documents: list[str]
+
+    @property
+    def n_targets(self) -> int:
+        return int((self.targets >= 0).sum())
+
+
+class TinySource:
+    """Two documents a sequence, of uneven length, drawn from the sequence's index alone."""
+
+    def __init__(self, length: int = 10_000, offset: int = 0) -> None:
+        self.length, self.offset = length, offset
+
+    def __len__(self) -> int:
+        return self.length
+
+    def bytes_of(self, start: int, count: int) -> int:
+        return 3 * sum(self.batch(start + i, 1).n_targets for i in range(count))
+
+    def batch(self, start: int, count: int) -> TinyBatch:
+        rows = [self._row(self.offset + start + i) for i in range(count)]
+        tokens, targets, ids = (torch.stack(column) for column in zip(*rows, strict=True))
+        return TinyBatch(tokens, targets, ids, [f"doc-{self.offset + start + i}" for i in range(count)])
+
+    def _row(self, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        generator = torch.Generator().manual_seed(index)
+        text = torch.randint(3, VOCAB // 2, (SEQ_LEN + 1,), generator=generator)
+        split = int(torch.randint(2, SEQ_LEN - 1, (1,), generator=generator))
+        targets = text[1:].clone()
+        targets[split - 1] = -100
+        ids = (torch.arange(SEQ_LEN) >= split).int()
+        return text[:-1], targets, ids
+
+
+def config(**sections: dict) -> PretrainConfig:
+    """Settings of a run of six steps, each section changed by the keyword of its name."""
+    base = {
+        "data": {"seq_len": SEQ_LEN},
+        "train": {"tokens": 6 * 4 * SEQ_LEN, "batch_size": 4, "micro_batch_size": 2, "dtype": "float32"},
+        "schedule": {"warmup_tokens": 64, "peak_lr": 1e-2, "min_lr": 1e-3},
+        "heldout": {"every_tokens": 2 * 4 * SEQ_LEN, "tokens": 3 * SEQ_LEN, "final_tokens": 5 * SEQ_LEN},
+        "checkpoint": {"every_tokens": 4 * SEQ_LEN, "keep": 2},
+    }
+    cfg = PretrainConfig(model=MODEL)
+    for name in base.keys() | sections.keys():
+        cfg = replace(cfg, **{name: replace(getattr(cfg, name), **{**base.get(name, {}), **sections.get(name, {})})})
+    return cfg
+
+
+def trainer(run_dir: Path, cfg: PretrainConfig | None = None, source: object = None, **options: object) -> Trainer:
+    """A trainer of a freshly initialised tiny model."""
+    cfg = cfg or config()
+    model = LM(cfg.model)
+    model.init_weights(cfg.train.seed)
+    options = {"progress": Silent(), **options}
+    return Trainer(cfg, model, source or TinySource(), TinySource(8, offset=50_000), run_dir, **options)
+
+
+class SlowSource(TinySource):
+    """Takes a while for each batch, so that a signal can arrive in the middle of a run."""
+
+    def batch(self, start: int, count: int) -> TinyBatch:
+        time.sleep(0.1)
+        return super().batch(start, count)
+
+
+class Printing(Silent):
+    """Messages and steps on stdout."""
+
+    def show(self, status) -> None:
+        print(f"step {status.step}", flush=True)
+
+    def say(self, message: str) -> None:
+        print(message, flush=True)
+
+
+def main() -> None:
+    """Train in RUN with the settings of a JSON object {section: {key: value}}; print the result."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--settings", type=json.loads, default={})
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--slow", action="store_true")
+    args = parser.parse_args()
+    run = trainer(args.run_dir, config(**args.settings), SlowSource() if args.slow else None, progress=Printing())
+    try:
+        if args.resume:
+            run.resume()
+        result = run.fit()
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    finally:
+        run.world.close()
+    if run.world.is_main:
+        print(f"done {result.step} interrupted {result.interrupted}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
