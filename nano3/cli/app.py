@@ -14,8 +14,10 @@ from typer.main import get_command
 
 VERBS = {
     "pretrain": "nano3.cli.pretrain",
+    "data": "nano3.cli.data",
     "info": "nano3.cli.info",
 }
+_ROOT_OPTIONS = ("install_completion", "show_completion")
 USER_ERRORS = (ValueError, FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
 EXIT_USER_ERROR, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
 
@@ -33,6 +35,7 @@ class VerbGroup(TyperGroup):
             return None
         command = get_command(import_module(VERBS[cmd_name]).app)
         command.name = cmd_name
+        command.params = [p for p in command.params if p.name not in _ROOT_OPTIONS]
         return command
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
@@ -64,7 +67,10 @@ def _print_version(wanted: bool) -> None:
 def nano3(
     ctx: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option(
+            "--version", metavar="", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
     ] = False,
 ) -> None:
     """Train hybrid Mamba-2 / attention / mixture-of-experts language models, from a laptop CPU to GPUs.
@@ -93,18 +99,22 @@ def main(args: Sequence[str] | None = None) -> None:
         usage = hasattr(error, "format_message")
         if debug or not (usage or isinstance(error, USER_ERRORS)):
             raise
-        _exit_with(f"error: {_one_line(error)}", EXIT_USER_ERROR)
+        line = _one_line(error)
+        _exit_with(f"error: {line}" if line else "", EXIT_USER_ERROR)
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _exit_with(message: str, code: int) -> None:
-    print(message, file=sys.stderr)
+    if message:
+        print(message, file=sys.stderr)
     sys.exit(code)
 
 
 def _one_line(error: Any) -> str:
-    """The error as one line: where an option is wrong, what it says; where a file is, its path first."""
+    """The error as one line, a file's path first; empty where typer has shown the help in its place."""
     if hasattr(error, "format_message"):
+        if not error.format_message():
+            return ""
         context = getattr(error, "ctx", None)
         help_hint = f" (see {context.command_path} --help)" if context else ""
         text = error.format_message().rstrip(".") + help_hint

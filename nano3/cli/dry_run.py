@@ -84,7 +84,7 @@ def _size_table(cfg: PretrainConfig, facts: dict[str, Any]) -> Any:
 
 def _memory_table(cfg: PretrainConfig, facts: dict[str, Any]) -> Any:
     held = facts["memory_bytes"]
-    table = plain_table("Memory while training, estimated", "", "", "", right=())
+    table = plain_table("Memory while training, estimated", "", "", "")
     checkpointing = "recomputed" if cfg.train.checkpoint_activations == "block" else "kept"
     sequences = (
         f"{cfg.train.micro_batch_size:,} x {cfg.data.seq_len:,} tokens a pass, block activations {checkpointing}"
@@ -95,9 +95,11 @@ def _memory_table(cfg: PretrainConfig, facts: dict[str, Any]) -> Any:
         "gradients": "float32",
         "optimizer": "AdamW, two moments in float32",
         "activations": sequences,
-        "total": f"ranks share all but activations; this machine has {bytes_text(facts['machine_memory_bytes'])}",
+        "total": "in one process; under torchrun the ranks share all but activations",
     }
     for part, note in notes.items():
         if held[part]:
             table.add_row(part.replace("_", " "), bytes_text(held[part]), note)
+    here = facts["machine_memory_bytes"]
+    table.add_row("this machine", bytes_text(here), "too little for one process" if here < held["total"] else "enough")
     return table

@@ -13,6 +13,7 @@ import typer
 from nano3.cli.hardware import Hardware, detect
 from nano3.cli.options import complete_model
 from nano3.cli.output import bytes_text, count_text, plain_table, print_json, results, value_text
+from nano3.config.document import field_docs
 from nano3.config.errors import UserError
 from nano3.config.model import PATTERN_SYMBOLS, ModelConfig
 from nano3.config.presets import MODELS, load_model, preset_names
@@ -39,11 +40,12 @@ def info(
         bool | None,
         typer.Option(
             "--backends/--no-backends",
+            metavar="",
             help="List the backend of each op. Default: yes, but not with --model (it loads torch).",
             show_default=False,
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print one JSON object on stdout.")] = False,
 ) -> None:
     """Show a model's architecture and exact size, or this machine and what nano3 uses of it.
 
@@ -146,8 +148,9 @@ def _presets_table(models: dict[str, dict[str, int]]) -> Any:
 
 
 def _blocks_table(facts: dict[str, Any], cfg: ModelConfig) -> Any:
+    title = f"{facts['model']}: {cfg.n_blocks} blocks {cfg.pattern}"
     table = plain_table(
-        f"{facts['model']}: {cfg.n_blocks} blocks",
+        title,
         "part",
         "blocks",
         "each",
@@ -176,9 +179,11 @@ _TOTALS = {
 
 
 def _sizes_table(cfg: ModelConfig) -> Any:
-    table = plain_table("Architecture", "", "")
+    table = plain_table("Architecture", "", "", "")
+    docs = field_docs(ModelConfig)
     for name, value in asdict(cfg).items():
-        table.add_row(name, value_text(value))
+        if name != "pattern":
+            table.add_row(name, value_text(value), docs[name])
     return table
 
 
@@ -196,6 +201,8 @@ def _machine_table(hardware: Hardware, found: dict[str, str | None]) -> Any:
 
 def _backends_table(rows: list[dict[str, str]]) -> Any:
     table = plain_table(f"Backend of each op on {rows[0]['device']}", "op", "backend", "why")
+    before = ""
     for row in rows:
-        table.add_row(row["op"], row["backend"], row["reason"])
+        table.add_row(row["op"], row["backend"], "as above" if row["reason"] == before else row["reason"])
+        before = row["reason"]
     return table

@@ -34,8 +34,8 @@ def plain_table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table
 
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     table.show_header = any(columns)
-    for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold", no_wrap=i == 0)
     return table
 
 

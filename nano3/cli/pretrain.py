@@ -57,23 +57,30 @@ def pretrain(
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Continue the run in --out (default: the newest of this preset)."),
+        typer.Option("--resume", metavar="", help="Continue the run in --out (default: the newest of this preset)."),
     ] = False,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Show settings, size, memory and the difference from the report; run nothing."),
+        typer.Option(
+            "--dry-run", metavar="", help="Show settings, size, memory and the difference from the report; run nothing."
+        ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result on stdout as one JSON object.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", metavar="", help="Print the result on stdout as one JSON object.")
+    ] = False,
 ) -> None:
     """Train a model on text.
 
     Without options: a tiny model learns the Python standard library, in minutes on a laptop CPU.
 
-    [dim]Look before you run:[/]  nano3 pretrain --preset phase1 --dry-run
+    [dim]Look before you run:[/]
+      nano3 pretrain --preset phase1 --dry-run
 
-    [dim]Your own text:[/]        nano3 pretrain --set data.blend.mine=100 --set data.sources.mine=texts/
+    [dim]Your own text:[/]
+      nano3 pretrain --set data.sources.mine=texts/ --set 'data.blend={mine=1}'
 
-    [dim]Continue a run:[/]       nano3 pretrain --resume --out runs/pretrain-tiny
+    [dim]Continue a run that stopped:[/]
+      nano3 pretrain --resume
     """
     from nano3.config.presets import load_pretrain
 

@@ -12,6 +12,8 @@ from nano3.config.schema import PretrainConfig
 
 MASTER_BYTES = 4
 ADAMW_BYTES = 8
+SCAN_CHUNK = 64
+"""Longest chunk of the scan on a CPU; a GPU's are longer and keep fewer states."""
 COMPUTE_BYTES = {"float32": 4, "bfloat16": 2}
 
 
@@ -135,19 +137,20 @@ def _moe_parameters(cfg: ModelConfig) -> int:
 
 
 def _mamba_activations(cfg: ModelConfig, element: int) -> int:
-    """Projection, convolution, scan and gated norm; chunk states in float32."""
-    states = cfg.d_inner * cfg.d_state * 4 // cfg.chunk_size
+    """Projection, convolution, scan and gated norm; the state at the start of each chunk in float32."""
+    states = 4 * cfg.d_inner * cfg.d_state // min(cfg.chunk_size, SCAN_CHUNK)
     return element * (cfg.d_in_proj + cfg.conv_dim + 2 * cfg.d_inner) + states
 
 
 def _attention_activations(cfg: ModelConfig, element: int) -> int:
+    """q, k, v and the output; the kernel keeps no scores."""
     return element * cfg.head_dim * (2 * cfg.n_heads + 2 * cfg.n_kv_heads)
 
 
 def _moe_activations(cfg: ModelConfig, element: int) -> int:
-    """Router scores in float32; each chosen expert's input, two hidden layers and output; the shared expert's two."""
-    routed = cfg.top_k * 2 * (cfg.d_model + cfg.d_expert)
-    return 4 * cfg.n_experts + element * (routed + 2 * cfg.d_shared)
+    """Router's input and scores in float32; one hidden layer of each chosen expert and of the shared expert."""
+    router = 4 * cfg.n_experts + (4 * cfg.d_model if element < 4 else 0)
+    return router + element * (cfg.top_k * cfg.d_expert + cfg.d_shared)
 
 
 _MIXER_PARAMETERS = {
@@ -160,5 +163,5 @@ _MIXER_ACTIVATIONS = {
     MAMBA: _mamba_activations,
     ATTENTION: _attention_activations,
     MOE: _moe_activations,
-    MLP: lambda cfg, element: element * 2 * cfg.d_ff,
+    MLP: lambda cfg, element: element * cfg.d_ff,
 }

@@ -61,6 +61,26 @@ def test_activations_grow_with_the_micro_batch_and_shrink_when_recomputed():
     assert activation_bytes(recomputed, 4) < activation_bytes(cfg, 4)
 
 
+def kept_bytes(cfg, dtype, batch, length):
+    """Bytes of the distinct tensors, weights aside, that autograd keeps for the backward pass of a real model."""
+    model = LM(cfg).init_weights(0)
+    model.compute_dtype = dtype
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        model.hidden(torch.randint(5, cfg.vocab_size, (batch, length)))
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}
+    return sum(n for pointer, n in storages.items() if pointer not in weights)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("pattern", ["MM", "EE", "**", "--", "MEM*E"])
+def test_the_activation_estimate_is_near_what_a_real_model_keeps(pattern, dtype):
+    cfg = load_pretrain("tiny", [f"model.pattern={pattern}", "data.seq_len=256", "train.micro_batch_size=2"])
+    estimate = memory(cfg, dtype).activations
+    assert estimate == pytest.approx(kept_bytes(cfg.model, getattr(torch, dtype), 2, 256), rel=0.2)
+
+
 def test_flops_follow_active_parameters_and_only_attention_grows_with_length():
     cfg = load_model("nano3-30b-a3b")
     short, long = flops_per_token(cfg, 4096), flops_per_token(cfg, 8192)
