@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from nano3 import kernels
+from nano3.kernels import attention
 from nano3.config.model import ModelConfig
 from nano3.model.layers import Linear
 from nano3.model.state import AttentionState, BlockState
@@ -30,5 +30,5 @@ class Attention(nn.Module):
         v = self.v_proj(x).unflatten(-1, (cfg.n_kv_heads, cfg.head_dim))
         if state is not None:
             k, v = state.append(k, v)
-        y = kernels.attention(q, k, v, document_ids=document_ids)
+        y = attention(q, k, v, document_ids=document_ids)
         return self.o_proj(y.flatten(-2)), None

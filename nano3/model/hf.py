@@ -8,7 +8,7 @@ memory (`model.`, the experts of a block in one tensor). The published one is wr
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,13 @@ def load(path: str | Path, dtype: torch.dtype | None = None, device: torch.devic
     return model.eval()
 
 
-def save(model: LM, folder: str | Path, dtype: torch.dtype | None = None, max_shard_bytes: int = 5_000_000_000) -> None:
+def save(
+    model: LM,
+    folder: str | Path,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = 5_000_000_000,
+    extra: Callable[[Path], None] | None = None,
+) -> None:
     """Write config.json, generation_config.json and safetensors; the folder appears whole or not at all.
 
     Args:
@@ -64,6 +70,7 @@ def save(model: LM, folder: str | Path, dtype: torch.dtype | None = None, max_sh
         folder: replaced when it exists.
         dtype: dtype on disk; None keeps that of the parameters. Router, A_log, dt_bias and D keep float32.
         max_shard_bytes: largest safetensors file; more are written as shards with an index.
+        extra: writes what else belongs in the folder, such as the tokenizer, before it appears.
     """
     shards = _plan_shards(model, dtype, max_shard_bytes)
     if not _is_writer():
@@ -76,6 +83,8 @@ def save(model: LM, folder: str | Path, dtype: torch.dtype | None = None, max_sh
         stored = dtype or model.lm_head.weight.dtype
         _write_json(temporary / "config.json", to_hf(model.cfg, str(stored).removeprefix("torch.")))
         _write_json(temporary / "generation_config.json", _generation_config(model.cfg))
+        if extra is not None:
+            extra(temporary)
 
 
 def named_tensors(model: LM) -> Iterator[tuple[str, Tensor]]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nano3 import kernels
+from nano3.kernels import token_log_probs
 from nano3.config.model import ModelConfig
 from nano3.model.block import Block
 from nano3.model.init import init_weights
@@ -80,7 +80,7 @@ class LM(nn.Module):
     def log_probs(self, tokens: Tensor, targets: Tensor, document_ids: Tensor | None = None) -> Tensor:
         """(B, T) float32 log-probabilities of `targets`, without ever holding all logits."""
         x = self.hidden(tokens, document_ids).x
-        return kernels.token_log_probs(x.flatten(0, 1), self.lm_head.weight, targets.flatten()).view_as(targets)
+        return token_log_probs(x.flatten(0, 1), self.lm_head.weight, targets.flatten()).view_as(targets)
 
     def new_state(self, batch_size: int, capacity: int = 256) -> HybridState:
         """Empty inference state for `batch_size` sequences, with room for `capacity` tokens before it grows."""

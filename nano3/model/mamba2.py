@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from nano3 import kernels
+from nano3.kernels import causal_conv1d, causal_conv1d_step, gated_rms_norm, ssd_scan, ssd_step
 from nano3.config.model import ModelConfig
 from nano3.model.layers import Linear
 from nano3.model.state import BlockState, MambaState
@@ -30,7 +30,7 @@ class GatedRMSNorm(nn.Module):
 
     def forward(self, y: Tensor, z: Tensor) -> Tensor:
         """y, z (..., width) -> (..., width)."""
-        return kernels.gated_rms_norm(y, z, self.weight, self.eps, self.n_groups)
+        return gated_rms_norm(y, z, self.weight, self.eps, self.n_groups)
 
 
 class Mamba2(nn.Module):
@@ -74,11 +74,11 @@ class Mamba2(nn.Module):
 
     def _scan(self, xBC: Tensor, dt: Tensor, document_ids: Tensor | None, state: MambaState | None) -> Tensor:
         conv, ssm = (state.conv, state.ssm) if state is not None else (None, None)
-        xBC, conv = kernels.causal_conv1d(
+        xBC, conv = causal_conv1d(
             xBC, self.conv1d.weight.squeeze(1), self.conv1d.bias, initial_state=conv, document_ids=document_ids
         )
         x, B, C = self._split(xBC)
-        y, ssm = kernels.ssd_scan(
+        y, ssm = ssd_scan(
             x,
             dt,
             self._A(),
@@ -96,6 +96,6 @@ class Mamba2(nn.Module):
         return y.flatten(-2)
 
     def _step(self, xBC: Tensor, dt: Tensor, state: MambaState) -> Tensor:
-        xBC = kernels.causal_conv1d_step(xBC, state.conv, self.conv1d.weight.squeeze(1), self.conv1d.bias)
+        xBC = causal_conv1d_step(xBC, state.conv, self.conv1d.weight.squeeze(1), self.conv1d.bias)
         x, B, C = self._split(xBC)
-        return kernels.ssd_step(state.ssm, x, dt, self._A(), B, C, self.D, self.dt_bias).flatten(-2)
+        return ssd_step(state.ssm, x, dt, self._A(), B, C, self.D, self.dt_bias).flatten(-2)

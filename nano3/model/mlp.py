@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from nano3 import kernels
+from nano3.kernels import squared_relu_mlp
 from nano3.model.layers import Linear
 from nano3.model.state import BlockState
 
@@ -19,7 +19,7 @@ class MLP(nn.Module):
 
     def apply_to(self, x: Tensor) -> Tensor:
         """x (..., D) -> (..., D)."""
-        return kernels.squared_relu_mlp(x, self.up_proj.weight, self.down_proj.weight)
+        return squared_relu_mlp(x, self.up_proj.weight, self.down_proj.weight)
 
     def forward(self, x: Tensor, document_ids: Tensor | None = None, state: BlockState = None) -> tuple[Tensor, None]:
         """x (B, T, D) -> (B, T, D); acts on each token alone."""

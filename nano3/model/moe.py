@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from nano3 import kernels
+from nano3.kernels import grouped_mlp
 from nano3.config.model import ModelConfig
 from nano3.model.mlp import MLP
 from nano3.model.router import Router, RouterStats
@@ -36,7 +36,7 @@ class MoE(nn.Module):
         """x (B, T, D) -> (B, T, D) and the routing statistics; acts on each token alone."""
         flat = x.flatten(0, 1)
         routing = self.gate(flat)
-        y = kernels.grouped_mlp(
+        y = grouped_mlp(
             flat, self.experts.up_proj, self.experts.down_proj, routing.expert_ids, routing.weights
         ).view_as(x)
         if self.shared_experts is not None:

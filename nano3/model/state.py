@@ -83,7 +83,8 @@ class HybridState:
                 return MambaState(conv, torch.zeros(shape, dtype=wide, device=device))
             if symbol == ATTENTION:
                 shape = (batch_size, capacity, cfg.n_kv_heads, cfg.head_dim)
-                return AttentionState(*(torch.empty(shape, dtype=dtype, device=device) for _ in range(2)))
+                keys = torch.empty(shape, dtype=dtype, device=device)
+                return AttentionState(keys, torch.empty_like(keys))
             return None
 
         return cls([block(symbol) for symbol in cfg.pattern])
