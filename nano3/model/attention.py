@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from nano3.kernels import attention
 from nano3.config.model import ModelConfig
+from nano3.kernels import attention
 from nano3.model.layers import Linear
 from nano3.model.state import AttentionState, BlockState
 

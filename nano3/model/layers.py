@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from nano3.kernels import linear, rms_norm
 
 
-
 class Linear(nn.Module):
     """`y = x @ weight.T`, weight (out, in) cast to the dtype of `x`; no bias (report section 2.1)."""
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nano3.kernels import token_log_probs
 from nano3.config.model import ModelConfig
+from nano3.kernels import token_log_probs
 from nano3.model.block import Block
 from nano3.model.init import init_weights
 from nano3.model.layers import Linear, RMSNorm

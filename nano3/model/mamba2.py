@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from nano3.kernels import causal_conv1d, causal_conv1d_step, gated_rms_norm, ssd_scan, ssd_step
 from nano3.config.model import ModelConfig
+from nano3.kernels import causal_conv1d, causal_conv1d_step, gated_rms_norm, ssd_scan, ssd_step
 from nano3.model.layers import Linear
 from nano3.model.state import BlockState, MambaState
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from nano3.kernels import grouped_mlp
 from nano3.config.model import ModelConfig
+from nano3.kernels import grouped_mlp
 from nano3.model.mlp import MLP
 from nano3.model.router import Router, RouterStats
 from nano3.model.state import BlockState
