@@ -2,7 +2,20 @@
 
 from collections.abc import Callable
 
-from .. import reference
-from . import ssd
+from ..reference.conv import causal_conv1d_step
+from . import attention, conv, experts, grouped, loss, norm, ssd
 
-FUNCTIONS: dict[str, Callable] = {**reference.FUNCTIONS, "ssd_scan": ssd.ssd_scan, "ssd_step": ssd.ssd_step}
+FUNCTIONS: dict[str, Callable] = {
+    "linear": experts.linear,
+    "rms_norm": norm.rms_norm,
+    "gated_rms_norm": norm.gated_rms_norm,
+    "causal_conv1d": conv.causal_conv1d,
+    "causal_conv1d_step": causal_conv1d_step,
+    "ssd_scan": ssd.ssd_scan,
+    "ssd_step": ssd.ssd_step,
+    "attention": attention.attention,
+    "grouped_mlp": grouped.grouped_mlp,
+    "squared_relu_mlp": experts.squared_relu_mlp,
+    "linear_cross_entropy": loss.linear_cross_entropy,
+    "token_log_probs": loss.token_log_probs,
+}

@@ -86,14 +86,11 @@ class _Chunks:
             length = part.stop - part.start
             if work is None or work.length != length:
                 work = Workspace(self.shape, length, backward=self.backward)
-            work.load_groups(B[:, part], C[:, part])
-            yield i, part, work, self._decays(work, part)
-
-    def _decays(self, work: Workspace, part: slice) -> Decays:
-        segment = previous = None
-        if self.segment is not None:
-            segment, previous = self.segment[:, part], self.segment[:, max(part.start - 1, 0)]
-        return ssd_chunk.decays(work, self.log_decay[:, part], segment, previous)
+            segment = previous = None
+            if self.segment is not None:
+                segment, previous = self.segment[:, part], self.segment[:, max(part.start - 1, 0)]
+            work.load_groups(B[:, part], C[:, part], segment)
+            yield i, part, work, ssd_chunk.decays(work, self.log_decay[:, part], segment, previous)
 
 
 def _chunks(inputs: tuple[Tensor, ...], segment: Tensor | None, length: int, *, backward: bool = False) -> _Chunks:

@@ -6,11 +6,14 @@ Letters as in ops.py; R = H / G heads share one group's B and C, L is the chunk'
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+SMALLEST_LOG_DECAY = -60.0
+"""Floor under summed log decays: e^-60 changes no result, and keeps exp, products and sums free of subnormal numbers,
+which cost CPUs 30 times as much."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Decays:
     """Decay factors of one chunk."""
 
     matrix: Tensor
-    """(B, H, L, L) exp of the summed log decay from token j to token i; 0 where j > i or another document."""
+    """(B, H, L, L) exp of the summed log decay from token j to token i; without meaning where j > i."""
     from_start: Tensor
     """(B, H, L) decay of the chunk's start state at each token; 0 once another document has begun."""
     to_end: Tensor
@@ -52,19 +55,19 @@ class Workspace:
 
     def __init__(self, shape: Shape, length: int, *, backward: bool = False) -> None:
         self.shape, self.length = shape, length
+        self.same: Tensor | None = None
         s, L, BG, BH = shape, length, shape.B * shape.G, shape.B * shape.G * shape.R
         self.matrix = s.empty(BH, L, L)
         self.products = s.empty(BG, L, L)
         self.group_B, self.group_C = s.empty(BG, L, s.N), s.empty(BG, L, s.N)
         self.heads_x, self.heads_out = s.empty(BH, L, s.P), s.empty(BH, L, s.P)
         self.groups = s.empty(BG, L, s.R * s.P)
-        future = torch.full((L, L), -math.inf, dtype=s.dtype, device=s.device)
-        self.future = future.triu(1)
         if backward:
             self.matrix_grad, self.weighted = torch.empty_like(self.matrix), torch.empty_like(self.matrix)
             self.heads_grad = torch.empty_like(self.heads_x)
             self.groups_y, self.groups_x = torch.empty_like(self.groups), torch.empty_like(self.groups)
             self.products_grad = torch.empty_like(self.products)
+            self.state_product = s.empty(BH, s.P * s.N)
             self.grad_B, self.grad_C = torch.empty_like(self.group_B), torch.empty_like(self.group_C)
 
     def heads(self, buffer: Tensor) -> Tensor:
@@ -91,12 +94,20 @@ class Workspace:
         """(B, H, L) seen as (B, G, L, R, 1)."""
         return decay.unflatten(1, (self.shape.G, self.shape.R)).transpose(2, 3).unsqueeze(-1)
 
-    def load_groups(self, B: Tensor, C: Tensor) -> None:
+    def load_groups(self, B: Tensor, C: Tensor, segment: Tensor | None) -> None:
         """Copy B and C (B, L, G, N) to by-group buffers, with the products C_i . B_j once a group."""
         s = self.shape
         self.group_B.view(s.B, s.G, self.length, s.N).copy_(B.transpose(1, 2))
         self.group_C.view(s.B, s.G, self.length, s.N).copy_(C.transpose(1, 2))
         torch.bmm(self.group_C, self.group_B.transpose(1, 2), out=self.products)
+        self.same = None if segment is None else (segment.unsqueeze(2) == segment.unsqueeze(1)).to(s.dtype)
+        self.mask(self.products)
+
+    def mask(self, products: Tensor) -> None:
+        """Zero (B*G, L, L) where token j is after token i or in another document."""
+        products.tril_()
+        if self.same is not None:
+            products.view(self.shape.B, self.shape.G, self.length, self.length).mul_(self.same.unsqueeze(1))
 
     def weight_by_products(self, matrix: Tensor, out: Tensor) -> None:
         """out (B*H, L, L) = matrix * products of the head's group."""
@@ -116,15 +127,14 @@ def decays(work: Workspace, log_decay: Tensor, segment: Tensor | None, previous:
     summed = log_decay.transpose(1, 2).contiguous().cumsum(-1)  # (B, H, L)
     matrix = work.matrix.view(s.B, s.G * s.R, L, L)
     torch.sub(summed.unsqueeze(-1), summed.unsqueeze(-2), out=matrix)
-    # masked before exp: a future decay may overflow, and inf * 0 would be NaN
-    matrix.add_(work.future)
-    from_start, to_end = summed.exp(), (summed[..., -1:] - summed).exp_()
-    if segment is not None:
-        other = segment.unsqueeze(2) != segment.unsqueeze(1)
-        matrix.masked_fill_(other.unsqueeze(1), -math.inf)
+    # clamped before exp: a future token's would overflow, and inf * 0 is NaN; the products carry the zeros
+    matrix.clamp_(SMALLEST_LOG_DECAY, 0).exp_()
+    from_start = summed.clamp_min(SMALLEST_LOG_DECAY).exp_()
+    to_end = (summed[..., -1:] - summed).clamp_min_(SMALLEST_LOG_DECAY).exp_()
+    if segment is not None and previous is not None:
         from_start.mul_((segment == previous.unsqueeze(1)).unsqueeze(1))
         to_end.mul_((segment == segment[:, -1:]).unsqueeze(1))
-    return Decays(matrix.exp_(), from_start, to_end)
+    return Decays(matrix, from_start, to_end)
 
 
 def chunk_forward(
@@ -188,10 +198,10 @@ def chunk_backward(
     work.heads(work.heads_grad).copy_(dy)
     within = _backward_within(work)
     by_start = _backward_from_state(work, decay, state)
-    total = torch.bmm(dstate.view(-1, 1, s.P * s.N), state.view(-1, s.P * s.N, 1)).view_as(decay.whole) * decay.whole
     to_end = _backward_to_state(work, decay, dstate)
     heads = dstate.view(-1, s.P * s.N)
     heads.mul_(decay.whole.reshape(-1, 1))
+    total = torch.mul(heads, state.view_as(heads), out=work.state_product).sum(-1).view_as(decay.whole)
     dstate.baddbmm_(work.groups_y.transpose(1, 2), work.group_C)
     return work.by_group(work.groups), _log_decay_grad(within + by_start, to_end, total)
 
@@ -216,6 +226,7 @@ def _backward_within(work: Workspace) -> Tensor:
     torch.bmm(work.heads_grad, work.heads_x.transpose(1, 2), out=work.matrix_grad)
     work.matrix_grad.mul_(work.matrix)
     torch.sum(work.matrix_grad.view(grouped), dim=1, out=work.products_grad)
+    work.mask(work.products_grad)
     work.weight_by_products(work.matrix, out=work.weighted)
     torch.bmm(work.weighted.transpose(1, 2), work.heads_grad, out=work.heads_out)
     torch.bmm(work.products_grad, work.group_B, out=work.grad_C)

@@ -1,0 +1,93 @@
+"""Causal grouped-query attention on PyTorch's fused kernel, with memory linear in the row's length."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..common import segments
+
+LONGEST_MASKED = 256
+"""Longest piece that gets a dense mask; longer documents run alone, without one."""
+MASK_ELEMENTS = 1 << 22
+"""Most elements of the mask of one block of queries behind cached keys."""
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, *, document_ids: Tensor | None = None) -> Tensor:
+    """See nano3.kernels.attention."""
+    T, S = q.shape[1], k.shape[1]
+    if document_ids is not None:
+        return _attend_documents(q, k, v, segments(document_ids))
+    if S == T:
+        return _attend(q, k, v, causal=True)
+    return _attend_behind_cache(q, k, v)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+    q, k, v = (m.transpose(1, 2) for m in (q, k, v))
+    gqa = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=gqa).transpose(1, 2)
+
+
+def _attend_behind_cache(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Queries at the last T of S positions, in blocks whose masks stay small."""
+    T, S = q.shape[1], k.shape[1]
+    if T == 1:
+        return _attend(q, k, v)
+    outputs, rows = [], max(1, MASK_ELEMENTS // S)
+    for start in range(0, T, rows):
+        stop = min(start + rows, T)
+        keys = S - T + stop
+        mask = torch.ones(stop - start, keys, dtype=torch.bool, device=q.device).tril(S - T + start)
+        outputs.append(_attend(q[:, start:stop], k[:, :keys], v[:, :keys], mask=mask))
+    return torch.cat(outputs, dim=1)
+
+
+class _Piece(NamedTuple):
+    """Tokens start..stop of a row: one document, or several short ones."""
+
+    start: int
+    stop: int
+    several: bool
+
+
+def _attend_documents(q: Tensor, k: Tensor, v: Tensor, segment: Tensor) -> Tensor:
+    if not segment[:, -1].any():
+        return _attend(q, k, v, causal=True)
+    if q.shape[1] <= LONGEST_MASKED:
+        return _attend(q, k, v, mask=_same_document(segment).unsqueeze(1))
+    rows = []
+    for row in range(q.shape[0]):
+        pieces = [_attend_piece(q, k, v, segment, row, piece) for piece in _pieces(segment[row])]
+        rows.append(torch.cat(pieces, dim=1))
+    return torch.cat(rows)
+
+
+def _attend_piece(q: Tensor, k: Tensor, v: Tensor, segment: Tensor, row: int, piece: _Piece) -> Tensor:
+    part = (slice(row, row + 1), slice(piece.start, piece.stop))
+    if not piece.several:
+        return _attend(q[part], k[part], v[part], causal=True)
+    return _attend(q[part], k[part], v[part], mask=_same_document(segment[part]).unsqueeze(1))
+
+
+def _same_document(segment: Tensor) -> Tensor:
+    """(B, T) -> (B, T, T) causal mask within documents."""
+    return (segment.unsqueeze(2) == segment.unsqueeze(1)).tril_()
+
+
+def _pieces(segment: Tensor) -> list[_Piece]:
+    """Documents of one row, neighbours joined while together they are short."""
+    lengths = torch.bincount(segment).tolist()
+    pieces: list[_Piece] = []
+    start = 0
+    for length in lengths:
+        stop = start + length
+        if pieces and stop - pieces[-1].start <= LONGEST_MASKED:
+            pieces[-1] = _Piece(pieces[-1].start, stop, True)
+        else:
+            pieces.append(_Piece(start, stop, False))
+        start = stop
+    return pieces

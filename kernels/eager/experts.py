@@ -1,0 +1,70 @@
+"""Linear maps and squared-ReLU MLPs, dense and routed; products run in the fastest input type of the device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..common import matmul_dtype
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """See nano3.kernels.linear."""
+    if matmul_dtype(x.dtype, x.device) == x.dtype:
+        return F.linear(x, weight.to(x.dtype))
+    return _Linear.apply(x, weight)
+
+
+def squared_relu_mlp(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """See nano3.kernels.squared_relu_mlp."""
+    return _SquaredReluMLP.apply(x, up, down)
+
+
+class _Linear(torch.autograd.Function):
+    """A product in another type than the activations', which keeps only the narrow activations."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        product = matmul_dtype(x.dtype, x.device)
+        return F.linear(x.to(product), weight.to(product)).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: Tensor):
+        x, weight = ctx.saved_tensors
+        product = matmul_dtype(x.dtype, x.device)
+        dout = dout.to(product)
+        dx = dweight = None
+        if ctx.needs_input_grad[0]:
+            dx = (dout @ weight.to(product)).to(x.dtype)
+        if ctx.needs_input_grad[1]:
+            dweight = (dout.flatten(0, -2).t() @ x.to(product).flatten(0, -2)).to(weight.dtype)
+        return dx, dweight
+
+
+class _SquaredReluMLP(torch.autograd.Function):
+    """Keeps the input and the hidden values before the activation; the activation is computed anew."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, up: Tensor, down: Tensor) -> Tensor:
+        product = matmul_dtype(x.dtype, x.device)
+        hidden = F.linear(x.to(product), up.to(product))
+        ctx.save_for_backward(x, up, down, hidden.to(x.dtype))
+        return F.linear(F.relu(hidden).square_(), down.to(product)).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: Tensor):
+        x, up, down, hidden = ctx.saved_tensors
+        product = matmul_dtype(x.dtype, x.device)
+        rows, dout = x.to(product).flatten(0, -2), dout.to(product).flatten(0, -2)
+        positive = F.relu(hidden.to(product).flatten(0, -2))
+        ddown = (dout.t() @ positive.square()).to(down.dtype)
+        dhidden = (dout @ down.to(product)).mul_(positive).mul_(2)
+        dx = (dhidden @ up.to(product)).to(x.dtype).view(x.shape)
+        return dx, (dhidden.t() @ rows).to(up.dtype), ddown

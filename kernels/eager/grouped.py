@@ -1,0 +1,134 @@
+"""Routed experts: tokens sorted by expert, one dense product an expert (CPU) or one grouped product (CUDA)."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..common import accumulator, matmul_dtype
+
+
+def grouped_mlp(x: Tensor, up: Tensor, down: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
+    """See nano3.kernels.grouped_mlp."""
+    function = _LoopedExperts if x.device.type == "cpu" else GroupedExperts
+    return function.apply(x, up, down, expert_ids, weights)
+
+
+class _Routes(NamedTuple):
+    """Choices sorted by expert; row i of a sorted array is choice order[i] of the flat (S*K,) choices."""
+
+    order: Tensor
+    tokens: Tensor
+    """(S*K,) token of each row."""
+    ends: Tensor
+    """(E,) where each expert's rows end."""
+    gates: Tensor
+    """(S*K, 1) routing weight of each row."""
+
+
+def _routes(expert_ids: Tensor, weights: Tensor, n_experts: int, dtype: torch.dtype) -> _Routes:
+    flat = expert_ids.flatten()
+    order = flat.argsort(stable=True)
+    ends = torch.bincount(flat, minlength=n_experts).cumsum(0)
+    return _Routes(order, order // expert_ids.shape[1], ends, weights.flatten()[order].to(dtype).unsqueeze(1))
+
+
+def _expert_slices(ends: Tensor) -> list[tuple[int, slice]]:
+    """(expert, rows) of each expert that has rows."""
+    bounds = [0, *ends.tolist()]
+    return [(e, slice(a, b)) for e, (a, b) in enumerate(pairwise(bounds)) if b > a]
+
+
+class _LoopedExperts(torch.autograd.Function):
+    """A loop over experts with reused buffers; keeps the input and the hidden values before the activation."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, up: Tensor, down: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
+        product = matmul_dtype(x.dtype, x.device)
+        routes = _routes(expert_ids, weights, up.shape[0], accumulator(x.dtype))
+        parts = _expert_slices(routes.ends)
+        most = max((part.stop - part.start for _, part in parts), default=0)
+        source, total = x.to(product), torch.zeros(x.shape, dtype=accumulator(x.dtype), device=x.device)
+        hidden = torch.empty(routes.order.numel(), up.shape[1], dtype=product, device=x.device)
+        rows, active, out = _buffers(hidden, most, (x.shape[1], up.shape[1], x.shape[1]))
+        for e, part in parts:
+            n, tokens = part.stop - part.start, routes.tokens[part]
+            torch.index_select(source, 0, tokens, out=rows[:n])
+            torch.mm(rows[:n], up[e].to(product).t(), out=hidden[part])
+            torch.clamp_min(hidden[part], 0, out=active[:n]).square_().mul_(routes.gates[part])
+            torch.mm(active[:n], down[e].to(product).t(), out=out[:n])
+            total.index_add_(0, tokens, out[:n].to(total.dtype))
+        ctx.save_for_backward(x, up, down, expert_ids, weights, hidden.to(x.dtype))
+        return total.to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: Tensor):
+        x, up, down, expert_ids, weights, hidden = ctx.saved_tensors
+        product = matmul_dtype(x.dtype, x.device)
+        routes = _routes(expert_ids, weights, up.shape[0], accumulator(x.dtype))
+        parts = _expert_slices(routes.ends)
+        most = max((part.stop - part.start for _, part in parts), default=0)
+        source, dsource = x.to(product), dout.to(product)
+        dx = torch.zeros(x.shape, dtype=accumulator(x.dtype), device=x.device)
+        dup, ddown = torch.zeros_like(up, dtype=product), torch.zeros_like(down, dtype=product)
+        dgates = torch.zeros_like(routes.gates).squeeze(1)
+        D, width = up.shape[2], up.shape[1]
+        rows, drows, positive, dactive = _buffers(source, most, (D, D, width, width))
+        for e, part in parts:
+            n, tokens, gates = part.stop - part.start, routes.tokens[part], routes.gates[part]
+            torch.index_select(source, 0, tokens, out=rows[:n])
+            torch.index_select(dsource, 0, tokens, out=drows[:n])
+            torch.clamp_min(hidden[part].to(product), 0, out=positive[:n])
+            torch.mm(drows[:n], down[e].to(product), out=dactive[:n])
+            active = positive[:n].square()
+            torch.sum(dactive[:n] * active, dim=1, dtype=dgates.dtype, out=dgates[part])
+            torch.mm(drows[:n].t(), active.mul_(gates), out=ddown[e])
+            dactive[:n].mul_(positive[:n]).mul_(2 * gates)
+            torch.mm(dactive[:n].t(), rows[:n], out=dup[e])
+            torch.mm(dactive[:n], up[e].to(product), out=drows[:n])
+            dx.index_add_(0, tokens, drows[:n].to(dx.dtype))
+        dweights = torch.empty_like(dgates).index_copy_(0, routes.order, dgates).view_as(weights)
+        return dx.to(x.dtype), dup.to(up.dtype), ddown.to(down.dtype), None, dweights.to(weights.dtype)
+
+
+def _buffers(like: Tensor, rows: int, widths: tuple[int, ...]) -> list[Tensor]:
+    return [like.new_empty(rows, width) for width in widths]
+
+
+class GroupedExperts(torch.autograd.Function):
+    """One grouped product a layer, without a wait for the counts; what CUDA runs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, up: Tensor, down: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
+        routes = _routes(expert_ids, weights, up.shape[0], accumulator(x.dtype))
+        ends = routes.ends.to(torch.int32)
+        hidden = F.grouped_mm(x[routes.tokens], up.to(x.dtype).transpose(1, 2), offs=ends)
+        out = F.grouped_mm(F.relu(hidden).square_(), down.to(x.dtype).transpose(1, 2), offs=ends)
+        total = torch.zeros(x.shape, dtype=accumulator(x.dtype), device=x.device)
+        total.index_add_(0, routes.tokens, out * routes.gates)
+        ctx.save_for_backward(x, up, down, expert_ids, weights, hidden)
+        return total.to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: Tensor):
+        x, up, down, expert_ids, weights, hidden = ctx.saved_tensors
+        routes = _routes(expert_ids, weights, up.shape[0], accumulator(x.dtype))
+        ends = routes.ends.to(torch.int32)
+        drows, positive = dout[routes.tokens], F.relu(hidden)
+        dactive = F.grouped_mm(drows, down.to(x.dtype), offs=ends)
+        active = positive.square()
+        dgates = (dactive * active.to(routes.gates.dtype)).sum(1)
+        ddown = F.grouped_mm(drows.t(), (active * routes.gates).to(x.dtype), offs=ends)
+        dhidden = (dactive * positive * (2 * routes.gates)).to(x.dtype)
+        dup = F.grouped_mm(dhidden.t(), x[routes.tokens], offs=ends)
+        dx = torch.zeros(x.shape, dtype=accumulator(x.dtype), device=x.device)
+        dx.index_add_(0, routes.tokens, F.grouped_mm(dhidden, up.to(x.dtype), offs=ends).to(dx.dtype))
+        dweights = torch.empty_like(dgates).index_copy_(0, routes.order, dgates).view_as(weights)
+        return dx.to(x.dtype), dup.to(up.dtype), ddown.to(down.dtype), None, dweights.to(weights.dtype)

@@ -1,0 +1,103 @@
+"""Cross-entropy of the output projection, chunk by chunk: gradients are made while a chunk's logits are at hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..common import accumulator, matmul_dtype
+
+LOGITS_BYTES = 64 * 1024 * 1024
+"""Size of the reused logits buffer from which the default chunk follows."""
+SMALLEST_CHUNK = 32
+
+
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, ignore_index: int = -100, chunk_size: int | None = None
+) -> Tensor:
+    """See nano3.kernels.linear_cross_entropy."""
+    keep = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    return _LinearCrossEntropy.apply(hidden, weight, targets, ignore_index, chunk_size, keep)
+
+
+@torch.no_grad()
+def token_log_probs(hidden: Tensor, weight: Tensor, targets: Tensor, *, chunk_size: int | None = None) -> Tensor:
+    """See nano3.kernels.token_log_probs."""
+    logits = _Logits(hidden, weight, chunk_size)
+    out = torch.empty(targets.shape, dtype=logits.wide, device=hidden.device)
+    for start in range(0, targets.numel(), logits.chunk):
+        part = slice(start, start + logits.chunk)
+        log_probs = logits.log_softmax(hidden[part])
+        out[part] = log_probs.gather(1, targets[part].unsqueeze(1)).squeeze(1)
+    return out
+
+
+class _Logits:
+    """The weight in product type and one reused buffer for a chunk's logits."""
+
+    def __init__(self, hidden: Tensor, weight: Tensor, chunk_size: int | None) -> None:
+        self.wide = accumulator(hidden.dtype)
+        self.product = matmul_dtype(hidden.dtype, hidden.device)
+        self.weight = weight.detach().to(self.product)
+        self.chunk = chunk_size or max(SMALLEST_CHUNK, LOGITS_BYTES // (weight.shape[0] * self.wide.itemsize))
+        rows = min(self.chunk, hidden.shape[0])
+        self.buffer = torch.empty(rows, weight.shape[0], dtype=self.wide, device=hidden.device)
+
+    def log_softmax(self, hidden: Tensor) -> Tensor:
+        """(n, D) -> (n, V) log probabilities in the buffer, valid until the next call."""
+        out = self.buffer[: hidden.shape[0]]
+        if self.product == self.wide:
+            torch.mm(hidden.to(self.product), self.weight.t(), out=out)
+        else:
+            out.copy_(hidden @ self.weight.t())
+        return torch.ops.aten._log_softmax.out(out, -1, False, out=out)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden, weight, targets, ignore_index, chunk_size, keep):
+        kept = (targets != ignore_index).nonzero().squeeze(1)
+        logits = _Logits(hidden, weight, chunk_size)
+        loss = torch.zeros((), dtype=logits.wide, device=hidden.device)
+        dhidden = torch.zeros_like(hidden) if keep and ctx.needs_input_grad[0] else None
+        dweight = None
+        if keep and ctx.needs_input_grad[1]:
+            dweight = torch.zeros(weight.shape, dtype=logits.wide, device=weight.device)
+        for rows in kept.split(logits.chunk):
+            h, target = hidden[rows], targets[rows].unsqueeze(1)
+            log_probs = logits.log_softmax(h)
+            loss -= log_probs.gather(1, target).sum()
+            if keep:
+                dlogits = log_probs.exp_().scatter_add_(1, target, log_probs.new_full((), -1.0).expand_as(target))
+                _add_grads(logits, dlogits, h, rows, dhidden, dweight)
+        ctx.grads = (dhidden, None if dweight is None else dweight.to(weight.dtype))
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dloss: Tensor):
+        if ctx.grads is None:
+            raise RuntimeError("linear_cross_entropy: backward ran twice; its gradients are scaled in place and freed")
+        (dhidden, dweight), ctx.grads = ctx.grads, None
+        for grad in (dhidden, dweight):
+            if grad is not None:
+                grad.mul_(dloss.to(grad.dtype))
+        return dhidden, dweight, None, None, None, None
+
+
+def _add_grads(
+    logits: _Logits, dlogits: Tensor, h: Tensor, rows: Tensor, dhidden: Tensor | None, dweight: Tensor | None
+) -> None:
+    """Gradients of one chunk: rows of dhidden, a sum into dweight (V, D)."""
+    dlogits = dlogits.to(logits.product)
+    if dhidden is not None:
+        dhidden[rows] = (dlogits @ logits.weight).to(dhidden.dtype)
+    if dweight is not None:
+        h = h.to(logits.product)
+        if logits.product == logits.wide:
+            dweight.addmm_(dlogits.t(), h)
+        else:
+            dweight += dlogits.t() @ h

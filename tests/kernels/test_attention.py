@@ -1,0 +1,83 @@
+import pytest
+import torch
+
+from nano3 import kernels
+
+
+def make(B=2, T=13, S=None, Hq=4, Hkv=2, D=8, dtype=torch.float64):
+    S = S or T
+    return {
+        "q": torch.randn(B, T, Hq, D, dtype=dtype),
+        "k": torch.randn(B, S, Hkv, D, dtype=dtype),
+        "v": torch.randn(B, S, Hkv, D, dtype=dtype),
+    }
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {},
+        {"T": 1},
+        {"T": 1, "S": 9},
+        {"T": 4, "S": 9},
+        {"Hkv": 4},
+        {"Hkv": 1, "B": 1},
+        {"T": 70, "dtype": torch.float32},
+    ],
+)
+def test_eager_equals_reference(check, shape):
+    check(kernels.attention, make(**shape), tolerance=2e-5 if "dtype" in shape else 1e-10)
+
+
+@pytest.mark.parametrize("row", [[0] * 5 + [1, 2, 3] + [0] * 5, [0] * 13, list(range(13))])
+def test_documents_do_not_see_each_other(check, row):
+    check(kernels.attention, make(), document_ids=torch.tensor([row, [0] * 12 + [1]]))
+
+
+def test_long_rows_of_mixed_documents(check):
+    lengths = [1, 1, 300, 2, 260, 5, 100, 90, 41]
+    row = torch.repeat_interleave(torch.arange(9), torch.tensor(lengths))
+    other = torch.zeros(800, dtype=torch.int64)
+    inputs = make(T=800, Hq=2, Hkv=1, D=4)
+    check(kernels.attention, inputs, document_ids=torch.stack([row, other]))
+
+
+def test_long_rows_need_no_quadratic_memory(largest_tensor):
+    T = 4096
+    inputs = make(B=1, T=T, Hq=1, Hkv=1, dtype=torch.float32)
+    inputs["q"].requires_grad_()
+    lengths = torch.tensor([2000, 1, 1, 30, 64, 2000])
+    ids = torch.repeat_interleave(torch.arange(6), lengths).unsqueeze(0)
+    with largest_tensor() as seen:
+        kernels.attention(**inputs, document_ids=ids).sum().backward()
+    assert seen.elements <= T * 32
+
+
+def test_queries_behind_a_long_cache_go_in_blocks(monkeypatch, check):
+    monkeypatch.setattr("nano3.kernels.eager.attention.MASK_ELEMENTS", 90)
+    check(kernels.attention, make(T=10, S=30))
+
+
+def test_cached_queries_equal_the_whole():
+    inputs = make(T=13)
+    whole = kernels.attention(**inputs)
+    tail = kernels.attention(inputs["q"][:, 9:], inputs["k"], inputs["v"])
+    torch.testing.assert_close(tail, whole[:, 9:])
+
+
+def test_bf16(check):
+    inputs = {k: v.bfloat16() for k, v in make(dtype=torch.float32).items()}
+    check(kernels.attention, inputs, tolerance=3e-2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "ids", "words"),
+    [
+        ({"T": 5, "S": 3}, None, "5 queries for only 3 keys"),
+        ({"T": 3, "S": 5}, torch.zeros(2, 3), "as many keys as queries"),
+        ({"Hq": 3, "Hkv": 2}, None, "3 heads are not divisible by 2"),
+    ],
+)
+def test_bad_arguments_are_named(shape, ids, words):
+    with pytest.raises(ValueError, match=words):
+        kernels.attention(**make(**shape), document_ids=ids)

@@ -1,0 +1,65 @@
+import pytest
+import torch
+from nano3.kernels import dispatch
+
+from nano3 import kernels
+
+
+def test_every_op_has_both_backends_and_an_explanation():
+    choices = kernels.explain("cpu")
+    assert [c.op for c in choices] == dispatch.ops()
+    for op, backend, reason in choices:
+        assert kernels.backends(op) == ["eager", "reference"]
+        assert backend == "eager"
+        assert reason
+
+
+def test_every_op_is_public():
+    assert set(dispatch.ops()) <= set(kernels.__all__)
+
+
+def test_unknown_backend_names_the_valid_ones():
+    with pytest.raises(ValueError, match="unknown backend 'fast' for rms_norm; backends: eager, reference"):
+        kernels.rms_norm(torch.ones(2), torch.ones(2), 1e-5, backend="fast")
+
+
+def test_unknown_op_names_the_valid_ones():
+    with pytest.raises(ValueError, match=r"unknown op 'rmsnorm'; ops: .*rms_norm"):
+        kernels.choose("rmsnorm", "cpu")
+
+
+def test_environment_forces_a_backend(monkeypatch):
+    monkeypatch.setenv("NANO3_BACKEND", "reference")
+    name, function = kernels.choose("ssd_scan", "cpu")
+    assert name == "reference"
+    assert function.__module__.endswith("reference.ssd")
+    assert {c.backend for c in kernels.explain("cpu")} == {"reference"}
+    assert "NANO3_BACKEND" in kernels.explain("cpu")[0].reason
+    assert kernels.choose("ssd_scan", "cpu", "eager")[0] == "eager"
+
+
+def test_unknown_backend_in_the_environment_is_an_error(monkeypatch):
+    monkeypatch.setenv("NANO3_BACKEND", "fast")
+    with pytest.raises(ValueError, match="NANO3_BACKEND names an unknown backend 'fast'; backends: eager, reference"):
+        kernels.choose("ssd_scan", "cpu")
+
+
+@pytest.fixture
+def only_cuda(monkeypatch):
+    """A preferred backend that has one op and runs on CUDA only."""
+
+    def problem(device):
+        return None if device.type == "cuda" else "it needs a CUDA device"
+
+    extra = dispatch.Backend({"rms_norm": lambda *a: None}, "extra", problem)
+    monkeypatch.setattr(dispatch, "BACKENDS", {"extra": extra, **dispatch.BACKENDS})
+
+
+@pytest.mark.usefixtures("only_cuda")
+def test_an_unavailable_backend_is_passed_over(monkeypatch):
+    assert kernels.choose("rms_norm", "cpu")[0] == "eager"
+    assert kernels.choose("rms_norm", "cuda")[0] == "extra"
+    with pytest.raises(ValueError, match="'extra' cannot run rms_norm on device cpu: it needs a CUDA device"):
+        kernels.choose("rms_norm", "cpu", "extra")
+    monkeypatch.setenv("NANO3_BACKEND", "extra")
+    assert kernels.choose("ssd_scan", "cpu")[0] == "eager"

@@ -1,0 +1,93 @@
+import pytest
+import torch
+from nano3.kernels.eager.grouped import GroupedExperts
+
+from nano3 import kernels
+
+
+def make(S=31, D=6, F=5, E=7, dtype=torch.float64):
+    return {
+        "x": torch.randn(S, D, dtype=dtype),
+        "up": torch.randn(E, F, D).to(dtype),
+        "down": torch.randn(E, D, F).to(dtype),
+    }
+
+
+def choose_experts(S=31, K=3, E=7, dtype=torch.float64):
+    return torch.rand(S, E).topk(K).indices, torch.rand(S, K, dtype=dtype)
+
+
+def test_linear_equals_reference(check):
+    inputs = {"x": torch.randn(2, 3, 5, dtype=torch.float64), "weight": torch.randn(4, 5, dtype=torch.float64)}
+    check(kernels.linear, inputs)
+    check(kernels.linear, {"x": inputs["x"].bfloat16(), "weight": inputs["weight"].float()}, tolerance=1e-2)
+
+
+def test_squared_relu_mlp_equals_reference(check):
+    inputs = {
+        "x": torch.randn(2, 9, 5, dtype=torch.float64),
+        "up": torch.randn(7, 5, dtype=torch.float64),
+        "down": torch.randn(5, 7, dtype=torch.float64),
+    }
+    check(kernels.squared_relu_mlp, inputs)
+    mixed = {k: v.float() if k != "x" else v.bfloat16() for k, v in inputs.items()}
+    check(kernels.squared_relu_mlp, mixed, tolerance=2e-2)
+
+
+@pytest.mark.parametrize(("S", "K", "E"), [(31, 3, 7), (1, 1, 7), (8, 7, 7), (40, 2, 1)])
+def test_grouped_mlp_equals_reference(check, S, K, E):
+    K = min(K, E)
+    ids, weights = choose_experts(S, K, E)
+    check(kernels.grouped_mlp, {**make(S=S, E=E), "weights": weights}, expert_ids=ids)
+
+
+def test_grouped_mlp_equals_each_token_alone():
+    inputs, (ids, weights) = make(), choose_experts()
+    out = kernels.grouped_mlp(**inputs, expert_ids=ids, weights=weights)
+    for token in range(31):
+        parts = [
+            w * kernels.squared_relu_mlp(inputs["x"][token], inputs["up"][e], inputs["down"][e])
+            for e, w in zip(ids[token].tolist(), weights[token], strict=True)
+        ]
+        torch.testing.assert_close(out[token], sum(parts))
+
+
+def test_experts_without_tokens_get_zero_gradients(check):
+    inputs, weights = make(), torch.rand(31, 2, dtype=torch.float64)
+    ids = torch.tensor([[4, 1]]).expand(31, 2)
+    check(kernels.grouped_mlp, {**inputs, "weights": weights}, expert_ids=ids)
+    up = inputs["up"].requires_grad_()
+    kernels.grouped_mlp(**inputs, expert_ids=ids, weights=weights).sum().backward()
+    assert [e for e in range(7) if up.grad[e].any()] == [1, 4]
+
+
+def test_bf16_activations_with_fp32_weights(check):
+    inputs = {k: v.float() for k, v in make(D=16, F=16).items()}
+    inputs["x"] = inputs["x"].bfloat16()
+    ids, weights = choose_experts(dtype=torch.float32)
+    check(kernels.grouped_mlp, {**inputs, "weights": weights}, expert_ids=ids, tolerance=2e-2)
+    assert kernels.grouped_mlp(**inputs, expert_ids=ids, weights=weights).dtype == torch.bfloat16
+
+
+def test_grouped_products_equal_the_loop():
+    """The formulation CUDA runs, here on CPU (sizes are multiples of 16 bytes, as its kernels ask)."""
+    inputs, (ids, weights) = make(D=8, F=16, dtype=torch.float32), choose_experts(dtype=torch.float32)
+    ids = ids.clamp_max(5)  # expert 6 stays empty
+    ids[:, 1:] = (ids[:, :1] + torch.tensor([1, 2])) % 6
+    results = []
+    for function in (GroupedExperts.apply, lambda *a: kernels.grouped_mlp(*a, backend="reference")):
+        leaves = [v.clone().requires_grad_() for v in (*inputs.values(), weights)]
+        out = function(*leaves[:3], ids, leaves[3])
+        results.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
+def test_gradcheck():
+    inputs, (ids, weights) = make(S=4, D=3, F=2, E=3), choose_experts(4, 2, 3)
+    leaves = [v.requires_grad_() for v in (*inputs.values(), weights)]
+    run = kernels.choose("grouped_mlp", "cpu", "eager")[1]
+    assert torch.autograd.gradcheck(lambda x, up, down, w: run(x, up, down, ids, w), leaves)
+    assert torch.autograd.gradcheck(
+        lambda x, up, down: kernels.squared_relu_mlp(x, up[0], down[0], backend="eager"), leaves[:3]
+    )

@@ -1,0 +1,98 @@
+import pytest
+import torch
+
+from nano3 import kernels
+
+
+def make(S=37, D=6, V=19, dtype=torch.float64):
+    return {"hidden": torch.randn(S, D, dtype=dtype), "weight": torch.randn(V, D).to(dtype)}
+
+
+def make_targets(S=37, V=19, ignored=0.3):
+    targets = torch.randint(0, V, (S,))
+    targets[torch.rand(S) < ignored] = -100
+    return targets
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1, 8, 37, 100])
+@pytest.mark.parametrize("ignored", [0.0, 0.3, 1.0])
+def test_loss_equals_reference(check, chunk_size, ignored):
+    check(kernels.linear_cross_entropy, make(), targets=make_targets(ignored=ignored), chunk_size=chunk_size)
+
+
+def test_another_ignore_index(check):
+    targets = make_targets(ignored=0.0)
+    check(kernels.linear_cross_entropy, make(), targets=targets, ignore_index=int(targets[0]))
+
+
+def test_bf16_hidden_with_fp32_weight(check):
+    inputs = make(dtype=torch.float32)
+    inputs["hidden"] = inputs["hidden"].bfloat16()
+    check(kernels.linear_cross_entropy, inputs, targets=make_targets(), tolerance=2e-2)
+    assert kernels.linear_cross_entropy(**inputs, targets=make_targets()).dtype == torch.float32
+
+
+def test_large_logits_are_stable(check):
+    inputs = make()
+    inputs["hidden"] = inputs["hidden"] * 1000
+    check(kernels.linear_cross_entropy, inputs, targets=make_targets(), chunk_size=8)
+
+
+def test_gradients_scale_with_the_loss():
+    inputs, targets = make(), make_targets()
+    grads = []
+    for factor in (1.0, 0.25):
+        hidden = inputs["hidden"].clone().requires_grad_()
+        (kernels.linear_cross_entropy(hidden, inputs["weight"], targets) * factor).backward()
+        grads.append(hidden.grad)
+    torch.testing.assert_close(grads[0] * 0.25, grads[1])
+
+
+@pytest.mark.parametrize("trained", ["hidden", "weight"])
+def test_one_frozen_side(trained):
+    inputs, targets = make(), make_targets()
+    results = []
+    for backend in ("eager", "reference"):
+        leaves = {k: v.clone().requires_grad_(k == trained) for k, v in inputs.items()}
+        kernels.linear_cross_entropy(**leaves, targets=targets, backend=backend).backward()
+        results.append([leaf.grad for leaf in leaves.values() if leaf.grad is not None])
+    assert [len(r) for r in results] == [1, 1]
+    torch.testing.assert_close(*results)
+
+
+def test_logits_of_all_tokens_never_exist(largest_tensor):
+    S, D, V = 512, 4, 300
+    inputs = make(S, D, V, torch.float32)
+    inputs["hidden"].requires_grad_()
+    inputs["weight"].requires_grad_()
+    targets = make_targets(S, V)
+    with largest_tensor() as seen:
+        kernels.linear_cross_entropy(**inputs, targets=targets, chunk_size=64).backward()
+        kernels.token_log_probs(**inputs, targets=targets.clamp_min(0), chunk_size=64)
+    assert 64 * V <= seen.elements < S * V // 4
+
+
+def test_no_weight_gradient_is_made_without_need(largest_tensor):
+    inputs = make(8, 64, 2000, torch.float32)
+    inputs["weight"].requires_grad_()
+    with largest_tensor() as seen, torch.no_grad():
+        kernels.linear_cross_entropy(**inputs, targets=make_targets(8, 2000))
+    assert seen.elements == 8 * 2000
+
+
+def test_token_log_probs_equal_reference():
+    inputs, targets = make(), make_targets(ignored=0.0)
+    results = [kernels.token_log_probs(**inputs, targets=targets, chunk_size=c) for c in (None, 1, 8)]
+    expected = kernels.token_log_probs(**inputs, targets=targets, backend="reference")
+    for result in results:
+        torch.testing.assert_close(result, expected)
+    torch.testing.assert_close(-expected.sum(), kernels.linear_cross_entropy(**inputs, targets=targets))
+
+
+def test_second_backward_says_why_it_fails():
+    inputs = make()
+    hidden = inputs["hidden"].requires_grad_()
+    loss = kernels.linear_cross_entropy(hidden, inputs["weight"], make_targets())
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="backward ran twice"):
+        loss.backward()
