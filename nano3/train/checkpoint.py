@@ -18,8 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
 from nano3.config.errors import UserError
 from nano3.files import fsync
@@ -77,18 +81,16 @@ class Checkpointer:
         if self.world.is_main:
             self._prepare(partial)
         self.world.barrier()
-        writer = dcp.HuggingFaceStorageWriter(
-            str(partial), file_indices(tensors, self.world.size), save_distributed=True
-        )
+        writer = HuggingFaceStorageWriter(str(partial), file_indices(tensors, self.world.size), save_distributed=True)
         if self.asynchronous:
-            future = dcp.async_save(tensors, storage_writer=writer, **group_options(self.world))
+            future = async_save(tensors, storage_writer=writer, **group_options(self.world))
             assert isinstance(future, Future)
             self._pending = (_chain(future, lambda: self._publish(partial, final, state)), final, state)
             return
         try:
-            dcp.save(tensors, storage_writer=writer, **group_options(self.world))
+            save(tensors, storage_writer=writer, **group_options(self.world))
             self._publish(partial, final, state)
-        except Exception as error:
+        except (Exception, CheckpointException) as error:
             raise self._failed(final, error) from error
         self.world.barrier()
 
@@ -105,7 +107,7 @@ class Checkpointer:
         self._pending = None
         try:
             future.result()
-        except Exception as error:
+        except (Exception, CheckpointException) as error:
             raise self._failed(final, error) from error
 
     def newest(self) -> Saved | None:
@@ -171,17 +173,17 @@ def load_tensors(path: Path, tensors: dict[str, Tensor], world: World) -> dict[s
     Raises:
         CheckpointError: a weight or moment is missing or has another shape.
     """
-    reader = dcp.HuggingFaceStorageReader(str(path))
+    reader = HuggingFaceStorageReader(str(path))
     there = reader.read_metadata().state_dict_metadata
     wanted = {name: value for name, value in tensors.items() if name in there or not name.startswith(RNG)}
     for name, value in wanted.items():
         saved = there.get(name)
-        if saved is None:
+        if not isinstance(saved, TensorStorageMetadata):
             raise CheckpointError(f"checkpoint {path} has no tensor {name}: it belongs to another model")
         if tuple(saved.size) != tuple(value.shape):
             shapes = f"{tuple(saved.size)} in the checkpoint, {tuple(value.shape)} in the model"
             raise CheckpointError(f"checkpoint {path}: tensor {name} is {shapes}")
-    dcp.load(wanted, storage_reader=reader, **group_options(world))
+    load(wanted, storage_reader=reader, **group_options(world))
     return wanted
 
 

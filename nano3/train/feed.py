@@ -20,6 +20,7 @@ class BatchSource(Protocol):
 
     def batch(self, start: int, count: int) -> Any:
         """Sequences start .. start + count - 1."""
+        ...
 
 
 @dataclass(frozen=True)

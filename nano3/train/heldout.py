@@ -22,9 +22,11 @@ class HeldoutSource(Protocol):
 
     def batch(self, start: int, count: int) -> Any:
         """Sequences start .. start + count - 1."""
+        ...
 
     def bytes_of(self, start: int, count: int) -> int:
         """Bytes of text that the targets of these sequences stand for."""
+        ...
 
 
 @dataclass(frozen=True)

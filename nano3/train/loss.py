@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from nano3 import kernels
+from nano3.kernels import linear_cross_entropy
 
 
 @dataclass(frozen=True)
@@ -59,4 +59,4 @@ class NextTokenLoss:
 
 def nll_sum(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Sum of -log p(target) in float32 for x (B, T, D), weight (V, D), targets (B, T); -100 counts nothing."""
-    return kernels.linear_cross_entropy(x.flatten(0, 1), weight, targets.flatten())
+    return linear_cross_entropy(x.flatten(0, 1), weight, targets.flatten())

@@ -131,9 +131,13 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_a_clear_error(make, asynchron
     checkpoints = make(keep=1, asynchronous=asynchronous)
     checkpoints.save(1, _tensors(1), {})
     checkpoints.wait()
-    with _file_size_limit(4096), pytest.raises(CheckpointError) as error:
+
+    def save_and_wait():
         checkpoints.save(2, _tensors(2), {})
         checkpoints.wait()
+
+    with _file_size_limit(4096), pytest.raises(CheckpointError) as error:
+        save_and_wait()
     text = str(error.value)
     assert "step-2: File too large" in text
     assert text.endswith("checkpoints/step-1")

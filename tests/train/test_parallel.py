@@ -32,18 +32,17 @@ def _assert_same_state(trainer, run_dir):
             torch.testing.assert_close(there, value, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "settings", [{"parallel": {"fsdp": True}}, {"parallel": {"fsdp": False}}], ids=["fsdp", "copies"]
-)
-def test_two_ranks_equal_one_rank_with_accumulation_two(tiny, complete, tmp_path, settings):
+@pytest.mark.slow
+@pytest.mark.parametrize("fsdp", [True, False], ids=["fsdp", "copies"])
+def test_two_ranks_equal_one_rank_with_accumulation_two(tiny, complete, tmp_path, fsdp):
     alone = tiny.trainer(tmp_path / "one", tiny.config(**BALANCED))
     alone.fit()
-    complete(tmp_path / "two", ranks=2, settings={**settings, **BALANCED})
+    complete(tmp_path / "two", ranks=2, settings={"parallel": {"fsdp": fsdp}, **BALANCED})
     _assert_same_run(tmp_path / "one", tmp_path / "two")
     _assert_same_state(alone, tmp_path / "two")
 
 
-def test_a_run_of_two_ranks_continues_on_one(tiny, complete, tmp_path):
+def test_a_sharded_run_of_two_ranks_continues_on_one(tiny, complete, tmp_path):
     horizon = {"schedule": {"horizon_tokens": 384}, **BALANCED}
     alone = tiny.trainer(tmp_path / "one", tiny.config(**horizon))
     alone.fit()

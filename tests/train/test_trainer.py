@@ -19,6 +19,18 @@ class Messages(Silent):
         self.said.append(message)
 
 
+@pytest.fixture(autouse=True)
+def _no_charts(request, monkeypatch):
+    """Charts take longer than these runs; only tests that ask for `draws_charts` draw them."""
+    if "draws_charts" not in request.fixturenames:
+        monkeypatch.setattr("nano3.train.trainer.charts.draw", lambda metrics, folder: [])
+
+
+@pytest.fixture
+def draws_charts():
+    """Asks for charts."""
+
+
 def _lines(run_dir):
     return without_clock(read_metrics(run_dir / "metrics.jsonl"))
 
@@ -45,8 +57,8 @@ def whole(tiny, tmp_path):
     return run, result
 
 
-def test_a_run_learns_and_leaves_its_folder(whole, tmp_path):
-    run, result = whole
+def test_a_run_learns_and_leaves_its_folder(draws_charts, whole, tmp_path):
+    _, result = whole
     lines = _lines(tmp_path / "whole")
     losses = [line["loss"] for line in lines if line["kind"] == "train"]
     assert losses[-1] < losses[0] - 0.2
