@@ -156,15 +156,44 @@ def _open(path: Path) -> IO[bytes]:
     if suffix == ".gz":
         return gzip.open(path, "rb")  # type: ignore[return-value]
     if suffix == ".zst":
-        import zstandard
-
-        return io.BufferedReader(_zstd_reader(zstandard, path))
+        return io.BufferedReader(_ZstandardFile(path), buffer_size=1 << 20)
     return path.open("rb")
 
 
-def _zstd_reader(zstandard: Any, path: Path) -> Any:
-    decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
-    return decompressor.stream_reader(path.open("rb"), read_across_frames=True, closefd=True)
+class _ZstandardFile(io.RawIOBase):
+    """Content of a Zstandard file of any number of frames; one cut short is an EOFError, not an early end."""
+
+    def __init__(self, path: Path) -> None:
+        import zstandard
+
+        self._file = path.open("rb")
+        self._new_frame = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj
+        self._frame = self._new_frame()
+        self._begun = False
+        self._ready = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            data = self._frame.unused_data if self._frame.eof else b""
+            if self._frame.eof:
+                self._frame, self._begun = self._new_frame(), False
+            data = data or self._file.read(1 << 18)
+            if not data:
+                if self._begun:
+                    raise EOFError("the last frame has no end")
+                return 0
+            self._begun = True
+            self._ready = memoryview(self._frame.decompress(data))
+        n = min(len(buffer), len(self._ready))
+        buffer[:n], self._ready = self._ready[:n], self._ready[n:]
+        return n
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def usable_text(data: bytes | str, skipped: Skipped) -> str | None:
@@ -226,13 +255,14 @@ def _json_record(line: bytes, skipped: Skipped) -> dict[str, Any] | None:
 
 
 def _json_document(name: str, record: dict[str, Any] | None, text_field: str, skipped: Skipped) -> Document | None:
-    if record is None:
-        return None
-    text = record.get(text_field)
-    if not isinstance(text, str):
+    return None if record is None else _value_document(name, record.get(text_field), text_field, skipped)
+
+
+def _value_document(name: str, value: Any, text_field: str, skipped: Skipped) -> Document | None:
+    if not isinstance(value, str | bytes):
         skipped.add(f"without a text in {text_field!r}")
         return None
-    return _document(name, text, skipped)
+    return _document(name, value, skipped)
 
 
 def _no_field(file: InputFile, record: dict[str, Any]) -> ValueError:
@@ -252,15 +282,12 @@ def _read_parquet(file: InputFile, skipped: Skipped) -> Iterator[Document | None
             raise _no_field(file, dict.fromkeys(table.schema_arrow.names))
         number = 0
         for batch in table.iter_batches(batch_size=1024, columns=[file.text_field]):
-            for text in _column_texts(batch.column(0)):
+            for value in _column_values(batch.column(0)):
                 number += 1
-                record = None if text is None else {file.text_field: text}
-                if record is None:
-                    skipped.add("empty")
-                yield _json_document(f"{file.name}:{number}", record, file.text_field, skipped)
+                yield _value_document(f"{file.name}:{number}", value, file.text_field, skipped)
 
 
-def _column_texts(column: Any) -> Iterator[Any]:
+def _column_values(column: Any) -> Iterator[Any]:
     """Values of a column; bytes that are no UTF-8 come as a lone surrogate, which `usable_text` counts."""
     for value in column:
         try:
