@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from nano3.cli.hardware import detect
-from nano3.cli.output import bytes_text, count_text, plain_table, print_json, results, value_text
+from nano3.cli.output import bytes_text, count_text, plain_table, print_json, print_table, results, value_text
 from nano3.config.presets import to_toml
 from nano3.config.report import diff_from_report, report_phase
 from nano3.config.schema import PretrainConfig
@@ -52,17 +52,17 @@ def _print_tables(cfg: PretrainConfig, preset: str, facts: dict[str, Any]) -> No
     console = results()
     console.print(f"[bold]Settings[/] of preset {preset}, resolved\n")
     console.print(Syntax(to_toml(cfg), "toml", theme="ansi_dark", background_color="default", word_wrap=True))
-    console.print(_difference_table(facts))
-    console.print(_size_table(cfg, facts))
-    console.print(_memory_table(cfg, facts))
+    print_table(console, _difference_table(facts))
+    print_table(console, _size_table(cfg, facts))
+    print_table(console, _memory_table(cfg, facts))
     console.print("Dry run: nothing was run. Drop [bold]--dry-run[/] to start.")
 
 
 def _difference_table(facts: dict[str, Any]) -> Any:
     rows, phase = facts["differences"], facts["report_phase"]
-    if not rows:
-        return f"[bold]Difference from the report[/] (nano3-30b-a3b, {phase}): none\n"
     title = f"Difference from the report (nano3-30b-a3b, {phase})"
+    if not rows:
+        return plain_table(f"{title}: none\n")
     table = plain_table(title, "setting", "here", "report", "section")
     for row in rows:
         table.add_row(row["key"], value_text(row["here"]), value_text(row["report"]), row["section"])

@@ -12,7 +12,7 @@ import typer
 
 from nano3.cli.hardware import Hardware, detect
 from nano3.cli.options import complete_model
-from nano3.cli.output import bytes_text, count_text, plain_table, print_json, results, value_text
+from nano3.cli.output import bytes_text, count_text, plain_table, print_json, print_table, results, value_text
 from nano3.config.document import field_docs
 from nano3.config.errors import UserError
 from nano3.config.model import PATTERN_SYMBOLS, ModelConfig
@@ -133,9 +133,9 @@ def _print_tables(facts: dict[str, Any], cfg: ModelConfig | None, hardware: Hard
     console = results()
     tables = [_presets_table(facts["models"])] if cfg is None else [_blocks_table(facts, cfg), _sizes_table(cfg)]
     for table in [*tables, _machine_table(hardware, facts["versions"])]:
-        console.print(table)
+        print_table(console, table)
     if "backends" in facts:
-        console.print(_backends_table(facts["backends"]))
+        print_table(console, _backends_table(facts["backends"]))
     if cfg is None:
         console.print("A model in detail: [bold]nano3 info --model NAME[/]")
 

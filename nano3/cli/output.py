@@ -32,11 +32,19 @@ def plain_table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table
     from rich import box
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
     table.show_header = any(columns)
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if column in right else "left", overflow="fold", no_wrap=i == 0)
     return table
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Print a table with its title on a line of its own, which a narrow table would fold."""
+    title, table.title = table.title, None
+    if title:
+        console.print(title, style="bold", markup=False)
+    console.print(table)
 
 
 def bytes_text(n: float) -> str:

@@ -8,12 +8,14 @@ from typing import Annotated
 import typer
 
 from nano3.cli.options import complete_preset, complete_setting
-from nano3.cli.runs import choose_run_dir
+from nano3.cli.runs import choose_run_dir, is_main_rank
+from nano3.cli.summary import show_summary
 
 app = typer.Typer(
     add_completion=False, rich_markup_mode="rich", context_settings={"help_option_names": ["-h", "--help"]}
 )
 DEFAULT_PRESET = "tiny"
+INTERRUPTED = 130
 
 
 @app.command()
@@ -93,8 +95,8 @@ def pretrain(
         return show_dry_run(cfg, name, as_json)
     from nano3.stages.pretrain import main
 
-    result = main(cfg, run_dir=run_dir, from_path=from_path, resume=resume)
-    if as_json:
-        from nano3.cli.output import print_json
-
-        print_json(result.summary())
+    result = main(cfg, run_dir=run_dir, from_path=from_path, resume=resume).summary()
+    if is_main_rank():
+        show_summary(result, as_json)
+    if result["interrupted"]:
+        raise typer.Exit(INTERRUPTED)

@@ -24,9 +24,14 @@ def choose_run_dir(out: Path | None, name: str, resume: bool) -> Path:
         return _existing(out, name)
     if out is None:
         return next(path for path in _candidates(name) if not path.exists())
-    if _rank() == 0 and (out / CONFIG).exists():
+    if is_main_rank() and (out / CONFIG).exists():
         raise UserError(f"{out} already holds a run: add --resume to continue it, or give another --out")
     return out
+
+
+def is_main_rank() -> bool:
+    """Whether this process is the one that prints results; torchrun tells the others by RANK."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _existing(out: Path | None, name: str) -> Path:
@@ -44,10 +49,6 @@ def _existing(out: Path | None, name: str) -> Path:
 
 def _candidates(name: str) -> itertools.chain[Path]:
     return itertools.chain([RUNS / name], (RUNS / f"{name}-{i}" for i in itertools.count(2)))
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))
 
 
 def _world_size() -> int:

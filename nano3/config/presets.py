@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ import tomli_w
 from nano3.config.errors import UserError
 from nano3.config.model import ModelConfig
 from nano3.config.schema import PretrainConfig
-from nano3.config.typed import ShellValue, check_table, construct, convert, field_types, nearest
+from nano3.config.typed import ShellValue, check_table, construct, convert, field_types, keys, nearest
 
 MODELS = "models"
 Table = dict[str, Any]
@@ -50,8 +51,10 @@ def load(schema: type, kind: str, name: str, overrides: Sequence[str] = ()) -> A
     source = _find(kind, name, Path())
     table = _resolve(schema, kind, source, ())
     for text in overrides:
-        change = _check_layer(_parse_override(text), schema, Path(), f"--set {text}")
-        table = _merge(table, change, schema, replace_tables=False)
+        parts, value = _parse_override(text)
+        nested = functools.reduce(lambda inner, part: {part: inner}, reversed(parts), cast(Any, value))
+        change = _check_layer(nested, schema, Path(), f"--set {text}")
+        table = _merge(table, change, schema, replace_tables=".".join(parts) in keys(schema))
     where = f"{source.label} with --set {' '.join(overrides)}" if overrides else source.label
     try:
         return construct(schema, table)
@@ -136,16 +139,13 @@ def _check_layer(table: Table, schema: type, folder: Path, where: str) -> Table:
     return checked | {"model": asdict(ModelConfig()) | sizes | checked["model"]}
 
 
-def _parse_override(text: str) -> Table:
-    """`a.b=value` as nested tables around a ShellValue."""
+def _parse_override(text: str) -> tuple[list[str], ShellValue]:
+    """`a.b=value` as the parts of its key and the value."""
     key, equals, value = text.partition("=")
     parts = _key_parts(key.strip())
     if not equals or not all(parts):
         raise UserError(f"--set {text}: write section.key=value, for example --set train.tokens=1000000")
-    nested: Any = ShellValue(value.strip())
-    for part in reversed(parts):
-        nested = {part: nested}
-    return nested
+    return parts, ShellValue(value.strip())
 
 
 def _key_parts(key: str) -> list[str]:

@@ -1,6 +1,9 @@
 """`nano3 pretrain --dry-run`, and where a run's folder goes."""
 
 import json
+import os
+import subprocess
+import sys
 import tomllib
 
 import pytest
@@ -8,6 +11,7 @@ from typer.testing import CliRunner
 
 from nano3.cli.app import app
 from nano3.cli.runs import choose_run_dir
+from nano3.cli.summary import show_summary
 from nano3.config.errors import UserError
 from nano3.config.presets import load_pretrain, to_toml
 
@@ -112,3 +116,52 @@ def test_ranks_share_one_named_folder(here, monkeypatch):
         choose_run_dir(None, "pretrain-tiny", resume=False)
     folder = make_run(here / "made-by-rank-0")
     assert choose_run_dir(folder, "x", resume=False) == folder
+
+
+SMALL = [
+    "model.pattern=M*E", "model.d_model=32", "model.d_expert=32", "model.d_shared=32", "model.vocab_size=512",
+    "data.seq_len=64", "train.tokens=256", "train.batch_size=2", "train.micro_batch_size=2",
+    "data.blend={notes=1}", "data.sources.notes=notes", "data.heldout_fraction=0.2", "schedule.warmup_tokens=0",
+    "sample.tokens=4", "sample.prompts=the",
+]  # fmt: skip
+
+
+def test_a_run_leaves_its_folder_its_result_on_stdout_and_progress_on_stderr(here):
+    (here / "notes").mkdir()
+    for i in range(40):
+        (here / "notes" / f"{i}.txt").write_text(f"the note number {i} says that {i * i} is the square of {i}.\n" * 5)
+    args = [part for setting in SMALL for part in ("--set", setting)]
+    done = subprocess.run(
+        [sys.executable, "-c", "from nano3.cli.app import main; main()", "pretrain", "--json", *args],
+        capture_output=True, text=True, cwd=here, check=False,
+        env=os.environ | {"XDG_CACHE_HOME": str(here / "cache"), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["run"] == "runs/pretrain-tiny"
+    assert facts["tokens"] == 256
+    assert facts["heldout_bits_per_byte"] > 0
+    assert load_pretrain(str(here / facts["run"])).data.blend == {"notes": 1.0}
+    assert "held-out loss" in done.stderr
+
+
+FINISHED = {
+    "run": "runs/x", "model": "runs/x/model", "interrupted": False, "steps": 2, "tokens": 256, "tokens_per_second": 1e3,
+    "heldout_bits_per_byte": 1.9512, "compressors_bits_per_byte": {"gzip -9": 2.1}, "samples": [],
+}  # fmt: skip
+
+
+def test_the_summary_compares_with_gzip_and_shows_samples_as_they_are(capsys):
+    show_summary(FINISHED | {"samples": [{"prompt": "def ", "text": "f(x): return x[0] [bold]"}]}, as_json=False)
+    text = capsys.readouterr().out
+    assert "def f(x): return x[0] [bold]" in text
+    for words in ("Held-out text, bits per byte", "1.951", "2.100", "runs/x/model"):
+        assert words in text
+
+
+def test_the_summary_of_a_stopped_run_says_how_to_go_on(capsys):
+    stopped = {"interrupted": True, "model": None, "heldout_bits_per_byte": None, "compressors_bits_per_byte": {}}
+    show_summary(FINISHED | stopped, as_json=False)
+    text = capsys.readouterr().out
+    assert "nano3 pretrain --resume --out runs/x" in text
+    assert "Held-out" not in text

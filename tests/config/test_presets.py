@@ -143,6 +143,10 @@ def test_overrides_apply_in_order_and_take_toml_or_bare_strings():
     assert cfg.data.blend["math"] == 6.4
 
 
+def test_an_override_of_a_whole_table_replaces_it():
+    assert load_pretrain("phase1", ["data.blend={mine=1}"]).data.blend == {"mine": 1.0}
+
+
 def test_token_counts_may_be_written_as_floats(tmp_path):
     cfg = load_pretrain(write(tmp_path, "x.toml", "[train]\ntokens = 23.5e12\n"))
     assert cfg.train.tokens == 23_500_000_000_000
