@@ -49,13 +49,14 @@ class PackedStream:
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Documents in the order of an epoch, and the end of each on that epoch's stretch of the stream."""
-        if epoch not in self._epochs:
+        known = self._epochs.get(epoch)
+        if known is None:
             while len(self._epochs) >= EPOCHS_KEPT:
-                self._epochs.pop(next(iter(self._epochs)))
+                self._epochs.pop(next(iter(self._epochs)), None)
             key = mix(np.array([epoch], np.uint64) ^ mix(np.array([self._seed], np.uint64)))
             order = np.argsort(mix(np.arange(len(self.corpus), dtype=np.uint64) ^ key), kind="stable")
-            self._epochs[epoch] = (order, np.cumsum(self.corpus.lengths[order] + 1))
-        return self._epochs[epoch]
+            known = self._epochs[epoch] = (order, np.cumsum(self.corpus.lengths[order] + 1))
+        return known
 
 
 class PackedDocuments:
@@ -66,6 +67,7 @@ class PackedDocuments:
         self._eos_id = eos_id
         self._order = np.arange(len(corpus))
         self._ends = np.cumsum(corpus.lengths + 1)
+        self._byte_ends = np.cumsum(corpus.n_bytes)
         self.n_tokens = int(self._ends[-1]) if len(corpus) else 0
 
     def row(self, number: int, seq_len: int) -> Row:
@@ -83,6 +85,16 @@ class PackedDocuments:
         targets[used - 1] = ids[used] if len(ids) > used else self._eos_id
         ids_of_row[:used] = _document_ids(segments)
         return Row(tokens, targets, ids_of_row, _names(self.corpus, segments))
+
+    def bytes_before(self, place: int) -> int:
+        """Bytes of text that the first `place` targets stand for; inside a document in proportion to its tokens."""
+        whole = int(np.searchsorted(self._ends, place, side="right"))
+        total = int(self._byte_ends[whole - 1]) if whole else 0
+        if whole < len(self._order):
+            inside = place - (int(self._ends[whole - 1]) if whole else 0)
+            length = int(self.corpus.lengths[whole])
+            total += int(self.corpus.n_bytes[whole]) * min(inside, length) // length
+        return total
 
     def segments(self, start: int, stop: int) -> list[Segment]:
         """The pieces of documents at places [start, stop)."""

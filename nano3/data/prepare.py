@@ -80,7 +80,7 @@ def prepare(cfg: DataConfig, vocab_size: int, progress: Progress = silent) -> Pr
     corpora = {name: Corpus(opened) for name, opened in folders.items()}
     train, heldout, notes = split_all(corpora, cfg, tokenizer)
     skipped = {name: _skipped(sources[name], folders[name]) for name in sources}
-    notes += _skip_notes(skipped)
+    notes += _skip_notes(skipped) + _tokenizer_notes(cfg, sources, tokenizer)
     return Prepared(
         tokenizer=tokenizer,
         train=TokenSource(train, blend, seq_len=cfg.seq_len, eos_id=tokenizer.eos_id, seed=cfg.seed),
@@ -131,6 +131,13 @@ def _plan(cfg: DataConfig, vocab_size: int, progress: Progress) -> tuple[Blend, 
 
 def _skip_notes(skipped: Mapping[str, Skipped]) -> list[str]:
     return [f"{name}: skipped {counts.line()}" for name, counts in skipped.items() if counts.line()]
+
+
+def _tokenizer_notes(cfg: DataConfig, sources: Mapping[str, CategorySources], tokenizer: Tokenizer) -> list[str]:
+    brought = [path for found in sources.values() for path in found.prepared]
+    if cfg.tokenizer != "train" or not brought:
+        return []
+    return [f"no vocabulary is trained: {brought[0]} brings its own, {tokenizer.vocab_size} entries"]
 
 
 def _label(name: str) -> str:

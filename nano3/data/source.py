@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from nano3.data.batch import Batch, Row, stack
 from nano3.data.blend import Blend
 from nano3.data.corpus import Corpus
@@ -92,20 +90,10 @@ class HeldoutSource:
         Exact for documents that lie wholly inside; of one cut by the range, its bytes in proportion to its tokens.
         Ranges that follow each other add up exactly, all rows to `n_bytes`.
         """
-        return self._bytes_before(min(start + count, len(self))) - self._bytes_before(start)
+        first, last = (min(row * self.seq_len, self.n_tokens) for row in (start, start + count))
+        return self._packed.bytes_before(last) - self._packed.bytes_before(first)
 
     def texts(self) -> Iterator[str]:
         """Texts of all documents, in order."""
         for document in range(len(self.corpus)):
             yield self._tokenizer.decode(self.corpus.tokens(document).tolist())
-
-    def _bytes_before(self, row: int) -> int:
-        places = min(row * self.seq_len, self._packed.n_tokens)
-        lengths, n_bytes = self.corpus.lengths, self.corpus.n_bytes
-        ends = np.cumsum(lengths + 1)
-        whole = int(np.searchsorted(ends, places, side="right"))
-        total = int(n_bytes[:whole].sum())
-        if whole < len(lengths):
-            inside = places - (int(ends[whole - 1]) if whole else 0)
-            total += int(n_bytes[whole]) * min(inside, int(lengths[whole])) // int(lengths[whole])
-        return total

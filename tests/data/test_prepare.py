@@ -78,6 +78,7 @@ def test_another_sequence_length_or_seed_reuses_the_shards_where_the_vocabulary_
 def test_a_prepared_folder_is_a_source_and_brings_its_tokenizer(cfg, tmp_path):
     folders, _ = prepare_out(cfg, 400, tmp_path / "out")
     again = replace(cfg, sources={}, sources_file=str(tmp_path / "out/blend.toml"))
+    assert any("brings its own" in note for note in prepare(again, 400).notes)
     assert folders == {"web": [tmp_path / "out/web"], "code": [tmp_path / "out/code"]}
     assert torch.equal(prepare(again, 400).train.batch(0, 9).tokens, prepare(cfg, 400).train.batch(0, 9).tokens)
 
