@@ -63,7 +63,7 @@ def _learning_rate(lines: Lines, train: Lines) -> Any:
     axes[1].plot(x, smooth(norms), color=BLUE, linewidth=1.8, label="smoothed")
     _dress(axes[0], label, "learning rate")
     _dress(axes[1], label, "gradient norm")
-    axes[1].set_yscale("log")
+    _log_scale(axes[1])
     return figure
 
 
@@ -95,8 +95,14 @@ def _heat_map(figure: Any, axis: Any, shares: list[list[float]], at: float, labe
 
 
 def smooth(values: list[float], window: float = 0.02) -> list[float]:
-    """Exponential moving average over about `window` of the series, without a lag at its start."""
+    """Moving average over about `window` of the series; it looks both ways, so that it does not lag behind."""
     decay = math.exp(-1.0 / max(1.0, window * len(values)))
+    behind, ahead = _trailing(values, decay), _trailing(values[::-1], decay)[::-1]
+    return [(b + a) / 2 for b, a in zip(behind, ahead, strict=True)]
+
+
+def _trailing(values: list[float], decay: float) -> list[float]:
+    """Exponential average of the values so far, without a bias to its start."""
     out, total, weight = [], 0.0, 0.0
     for value in values:
         total, weight = decay * total + value, decay * weight + 1.0
@@ -134,14 +140,15 @@ def _dress(axis: Any, x_label: str, y_label: str) -> None:
 
 def _log_scale(axis: Any) -> None:
     """Logarithmic y axis with plain numbers, where the values spread enough to need one."""
-    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     low, high = axis.get_ylim()
-    if low <= 0 or high / low < 2:
+    low = max(low, min(min(line.get_ydata()) for line in axis.lines))
+    if low <= 0 or high / low < 3:
         return
     axis.set_yscale("log")
-    axis.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 1.5, 2, 3, 4, 5, 7)))
-    axis.yaxis.set_major_formatter(ScalarFormatter())
+    axis.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5) if high / low > 20 else (1, 1.5, 2, 3, 4, 5, 7)))
+    axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.yaxis.set_minor_formatter(NullFormatter())
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,15 +59,15 @@ class Recipe:
     """Step of the expert biases."""
 
 
-def run_step(recipe: Recipe, batches: Sequence[Any], stop: bool) -> StepResult:
-    """Train on this rank's micro-batches `batches`; `stop` tells the other ranks that this one was asked to stop.
+def run_step(recipe: Recipe, batches: Sequence[Any], stop: Callable[[], bool]) -> StepResult:
+    """Train on this rank's micro-batches `batches`; `stop()` is asked, late, whether this rank was told to stop.
 
     Raises:
         NonFiniteError: the loss or the gradient norm is not finite; weights, moments and biases are as before.
     """
     world = recipe.world
     losses, totals, loads = _accumulate(recipe, batches)
-    totals = torch.cat([totals, totals.new_tensor([float(stop)])])
+    totals = torch.cat([totals, totals.new_tensor([float(stop())])])
     loss, balance, stopping = world.sum(totals).tolist()
     sync_gradients(recipe.model, world)
     parameters = parameters_of(recipe.optimizer)

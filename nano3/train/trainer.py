@@ -200,7 +200,7 @@ class Trainer:
         lr = self.schedule.lr(position.schedule_start + position.tokens + self.step_tokens)
         set_lr(self.optimizer, lr)
         try:
-            result = run_step(self.recipe, batches, stop.requested)
+            result = run_step(self.recipe, batches, lambda: stop.requested)
         except NonFiniteError as error:
             raise NonFiniteError(self._locate(error)) from None
         position.step += 1

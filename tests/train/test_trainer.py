@@ -131,7 +131,7 @@ def test_recomputed_blocks_count_loads_once_and_train_the_same(tiny, tmp_path):
     results = []
     for mode in ("none", "block"):
         run = tiny.trainer(tmp_path / mode, tiny.config(train={"checkpoint_activations": mode}))
-        results.append(run_step(run.recipe, run.feed.get(0), stop=False))
+        results.append(run_step(run.recipe, run.feed.get(0), lambda: False))
         run.feed.close()
     plain, recomputed = results
     assert plain.loads.sum(1).tolist() == [4 * tiny.SEQ_LEN * tiny.MODEL.top_k] * 2
@@ -145,7 +145,7 @@ def test_accumulation_does_not_change_the_step(tiny, tmp_path):
         run = tiny.trainer(
             tmp_path / str(micro), tiny.config(train={"micro_batch_size": micro}, balance={"loss_coef": 0.0})
         )
-        results.append(run_step(run.recipe, run.feed.get(0), stop=False))
+        results.append(run_step(run.recipe, run.feed.get(0), lambda: False))
         run.feed.close()
     assert results[0].loss == pytest.approx(results[1].loss, abs=1e-6)
     assert results[0].grad_norm == pytest.approx(results[1].grad_norm, rel=1e-5)
