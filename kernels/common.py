@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-CACHE_BLOCK_BYTES = 512 * 1024
+CACHE_BLOCK_BYTES = 1024 * 1024
 """Bytes of one operand that a blocked CPU loop works on at a time, so that its passes stay in the L2 cache."""
 
 

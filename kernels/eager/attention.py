@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..common import segments
+from ..common import matmul_dtype, segments
 
 LONGEST_MASKED = 256
 """Longest piece that gets a dense mask; longer documents run alone, without one."""
@@ -27,9 +27,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, document_ids: Tensor | None = 
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-    q, k, v = (m.transpose(1, 2) for m in (q, k, v))
-    gqa = q.shape[1] != k.shape[1]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=gqa).transpose(1, 2)
+    product = matmul_dtype(q.dtype, q.device)
+    heads_first = (m.to(product).transpose(1, 2) for m in (q, k, v))
+    gqa = q.shape[2] != k.shape[2]
+    out = F.scaled_dot_product_attention(*heads_first, attn_mask=mask, is_causal=causal, enable_gqa=gqa)
+    return out.transpose(1, 2).to(q.dtype)
 
 
 def _attend_behind_cache(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
