@@ -59,8 +59,8 @@ class _Largest(TorchDispatchMode):
         self.elements = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
         known = {t.untyped_storage().data_ptr() for t in _tensors((args, kwargs))}
+        out = func(*args, **(kwargs or {}))
         fresh = [t for t in _tensors(out) if t.untyped_storage().data_ptr() not in known]
         self.elements = max([self.elements, *(t.untyped_storage().nbytes() // t.element_size() for t in fresh)])
         return out
