@@ -94,6 +94,7 @@ def _sample(corpus: Corpus, tokenizer: Tokenizer, seed: int, number: int, sample
     end = middle + int(corpus.lengths[first[0]]) - first[1] + 1
     pieces = []
     for document, start, stop in stream.segments(max(0, end - SAMPLE_TOKENS // 2), end + SAMPLE_TOKENS // 2):
-        ids = corpus.tokens(document, max(start - 1, 0), stop - 1)
-        pieces.append(SamplePiece(corpus.name(document), start, tokenizer.decode(np.asarray(ids).tolist())))
+        first = max(start - 1, 0)
+        ids = corpus.tokens(document, first, stop - 1)
+        pieces.append(SamplePiece(corpus.name(document), first, tokenizer.decode(np.asarray(ids).tolist())))
     return pieces

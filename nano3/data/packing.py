@@ -93,7 +93,7 @@ class PackedDocuments:
         if whole < len(self._order):
             inside = place - (int(self._ends[whole - 1]) if whole else 0)
             length = int(self.corpus.lengths[whole])
-            total += int(self.corpus.n_bytes[whole]) * min(inside, length) // length
+            total += int(self.corpus.n_bytes[whole]) * inside // length
         return total
 
     def segments(self, start: int, stop: int) -> list[Segment]:

@@ -9,17 +9,22 @@ from nano3.data.batch import Batch, Row, stack
 from nano3.data.blend import Blend
 from nano3.data.corpus import Corpus
 from nano3.data.packing import PackedDocuments, PackedStream
+from nano3.data.permutation import permuted
 
 if TYPE_CHECKING:
     from nano3.data.tokenizer import Tokenizer
 
 
 class TokenSource:
-    """Endless training rows. Row i depends on the corpora, the blend, the seed, seq_len and i alone."""
+    """Endless training rows. Row i depends on the corpora, the blend, the seed, seq_len and i alone.
+
+    The rows of an epoch come in a random order, so that a batch is not a run of neighbours from one document.
+    """
 
     def __init__(self, corpora: Mapping[str, Corpus], blend: Blend, *, seq_len: int, eos_id: int, seed: int) -> None:
         self.blend = blend
         self.seq_len = seq_len
+        self._seed = seed
         self._streams = {name: PackedStream(corpora[name], eos_id, seed) for name in blend.names}
 
     @property
@@ -30,7 +35,10 @@ class TokenSource:
     def sequence(self, number: int) -> Row:
         """Row of one global sequence number."""
         name, earlier = self.blend.category(number)
-        return self._streams[name].row(earlier, self.seq_len)
+        stream = self._streams[name]
+        per_epoch = max(1, stream.epoch_tokens // self.seq_len)
+        epoch, place = divmod(earlier, per_epoch)
+        return stream.row(epoch * per_epoch + permuted(place, per_epoch, (self._seed, name, epoch)), self.seq_len)
 
     def batch(self, start: int, count: int) -> Batch:
         """Rows start, start + 1, ... start + count - 1."""

@@ -33,7 +33,7 @@ def load_mistral() -> Tokenizer:
     """
     source = _shipped_file()
     stat = source.stat()
-    cached = cache_root() / "tokenizers" / f"mistral-{stat.st_size}-1" / "tokenizer.json"
+    cached = cache_root() / "tokenizers" / f"mistral-{stat.st_size}-2" / "tokenizer.json"
     if not cached.is_file():
         cached.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(cached, json.dumps(convert(json.loads(source.read_text("utf-8")))).encode())
@@ -75,13 +75,14 @@ def _added_token(token_id: int, name: str) -> dict[str, Any]:
 
 
 def _merges(spelled: list[str]) -> list[list[str]]:
-    """Every split of every token into two known tokens, by the rank of the token, then of its left and right part."""
-    rank = {token: i for i, token in enumerate(spelled)}
-    merges = []
-    for token in spelled:
-        splits = [(token[:i], token[i:]) for i in range(1, len(token)) if token[:i] in rank and token[i:] in rank]
-        merges += [list(pair) for pair in sorted(splits, key=lambda pair: (rank[pair[0]], rank[pair[1]]))]
-    return merges
+    """Every split of every token into two known tokens, by the rank of the token."""
+    known = set(spelled)
+    return [
+        [token[:i], token[i:]]
+        for token in spelled
+        for i in range(1, len(token))
+        if token[:i] in known and token[i:] in known
+    ]
 
 
 def _byte_letters() -> dict[int, str]:

@@ -10,7 +10,7 @@ import pytest
 import nano3.data.build as build_module
 from nano3.data.build import build, encode_documents
 from nano3.data.readers import Document
-from nano3.data.shards import ShardFolder, finished_shards
+from nano3.data.shards import ShardFolder, finished_shards, read_meta
 from nano3.data.sources import find_inputs
 
 KILLED = """
@@ -39,9 +39,9 @@ def contents(folder):
 
 @pytest.fixture
 def texts(write_texts):
-    lines = "".join(f'{{"text": "line {i} {"word " * (i % 17)}"}}\n' for i in range(60))
+    lines = "".join(f'{{"text": "line {i} {"word " * (i % 17)}"}}\nbroken\n' for i in range(120))
     files = {f"{i:02d}.txt": f"text {i} " + "some words\n" * i for i in range(20)}
-    return write_texts({**files, "05b.jsonl": lines + "broken\n" + lines, "07b.txt": b"\xff", "99.txt": b""})
+    return write_texts({**files, "00b.txt": b"\xff", "01b.jsonl": lines, "07b.txt": b"\xff", "99.txt": b""})
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(texts, tokenizer, tmp_path):
@@ -51,11 +51,14 @@ def test_a_killed_run_goes_on_to_the_same_bytes(texts, tokenizer, tmp_path):
     result = subprocess.run([sys.executable, "-c", KILLED, joined, texts, tmp_path / "tokenizer"], check=False)
     assert result.returncode == -signal.SIGKILL
     assert not (joined / "manifest.json").exists()
+    stopped = read_meta(joined, len(finished_shards(joined)) - 1)
+    assert stopped.next_item > 1
+    assert stopped.skipped["not UTF-8"] == 1
     kept = {p.name: p.stat().st_mtime_ns for p in joined.glob("shard-0000[01].*")}
     build(joined, find_inputs([str(texts)]).inputs, tokenizer, shard_tokens=300)
     assert contents(joined) == contents(whole)
     assert {name: (joined / name).stat().st_mtime_ns for name in kept} == kept
-    assert ShardFolder(joined).manifest.skipped == {"not a JSON object": 1, "not UTF-8": 1, "empty": 1}
+    assert ShardFolder(joined).manifest.skipped == {"not a JSON object": 120, "not UTF-8": 2, "empty": 1}
 
 
 @pytest.mark.parametrize("number", [0, 2])

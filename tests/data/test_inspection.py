@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from nano3.data.inspection import inspect
 from nano3.data.shards import ShardFolder
+from nano3.data.tokenizer import Tokenizer
 
 
 def test_facts_add_up(prepared_folder):
@@ -17,7 +18,13 @@ def test_facts_add_up(prepared_folder):
 
 
 def test_samples_show_a_border_between_documents(prepared_folder):
-    for sample in inspect(prepared_folder, samples=3).samples:
-        assert len(sample) >= 2
-        assert sample[-1].first_token == 0
-        assert f"document {int(sample[-1].document[:2])}\n".startswith(sample[-1].text[:9])
+    folder, tokenizer = ShardFolder(prepared_folder), Tokenizer.load(prepared_folder / "tokenizer")
+    texts = {folder.name(d): tokenizer.decode(folder.tokens(d).tolist()) for d in range(len(folder))}
+    for *ended, last in inspect(prepared_folder, samples=3).samples:
+        assert ended
+        for piece in ended:
+            assert texts[piece.document].endswith(piece.text)
+            assert len(piece.text) == len(texts[piece.document]) or piece.first_token > 0
+        assert last.first_token == 0
+        assert last.text
+        assert texts[last.document].startswith(last.text)

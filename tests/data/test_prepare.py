@@ -4,10 +4,13 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from nano3.config.schema import DataConfig
+from nano3.data.build import content_hash
+from nano3.data.corpus import is_heldout
 from nano3.data.prepare import prepare, prepare_out
 
 CODE = "def add(a, b):\n    return a + b\n\n\nclass Point:\n    def __init__(self, x):\n        self.x = x\n"
@@ -39,8 +42,10 @@ def test_training_and_heldout_text_make_up_the_corpus(cfg):
     assert prepared.n_documents + len(heldout) == len(texts)
     assert prepared.heldout_bytes == sum(len(text.encode()) for text in heldout)
     assert prepared.n_bytes + prepared.heldout_bytes == sum(len(text.encode()) for text in texts)
-    seen = prepared.tokenizer.decode(prepared.train.batch(0, 400).tokens.flatten().tolist())
-    assert not [text for text in heldout if text in seen]
+    for stream in prepared.train._streams.values():
+        rows = [stream.row(i, cfg.seq_len).tokens for i in range(400)]
+        seen = prepared.tokenizer.decode([token for row in rows for token in row.tolist()])
+        assert not [text for text in heldout if text in seen]
 
 
 def test_shares_of_the_blend_show_in_the_rows(cfg):
@@ -99,13 +104,29 @@ def test_a_tokenizer_larger_than_the_model_is_an_error(cfg, tokenizer, tmp_path)
 
 
 def test_the_vocabulary_does_not_see_heldout_text(cfg, write_texts):
-    before = prepare(cfg, 400)
-    heldout = next(before.heldout_texts())
-    name = before.heldout.corpus.name(0)
-    folder = "web" if name.endswith(".txt") else "code"
-    write_texts({name: heldout}, folder)
-    changed = prepare(cfg, 400)
-    assert changed.tokenizer.fingerprint() == before.tokenizer.fingerprint()
+    def learned(held: bool) -> bool:
+        texts = (f"{i}" + " xylophonist" * 300 for i in range(1000))
+        hashes = ((text, np.array([content_hash(text)], np.uint64)) for text in texts)
+        text = next(text for text, h in hashes if is_heldout(h, cfg.heldout_fraction, cfg.seed)[0] == held)
+        write_texts({"rare.txt": text}, "web")
+        return len(prepare(cfg, 300).tokenizer.encode(" xylophonist")) == 1
+
+    assert learned(held=False)
+    assert not learned(held=True)
+
+
+@pytest.mark.parametrize("fraction", [0.05, 0.06, 0.07, 0.08])
+def test_a_cut_document_is_not_cut_inside_a_character(write_texts, tmp_path, fraction):
+    text = "日本語の文章である" * 7
+    folder = write_texts({"book.txt": text})
+    cfg = DataConfig(
+        blend={"b": 1.0}, sources={"b": [str(folder)]}, cache_dir=str(tmp_path / "c"), heldout_fraction=fraction
+    )
+    prepared = prepare(cfg, 263)
+    (end,) = prepared.heldout_texts()
+    assert end
+    assert text.endswith(end)
+    assert prepared.n_bytes + prepared.heldout_bytes == len(text.encode())
 
 
 def test_a_single_document_gives_its_end_to_the_heldout_side(write_texts, tmp_path):

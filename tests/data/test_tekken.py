@@ -4,6 +4,8 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 from transformers import AutoTokenizer
 
@@ -20,17 +22,31 @@ def mistral(tmp_path_factory):
         yield Tokenizer.load("mistral")
 
 
+@pytest.fixture(scope="module")
+def peer():
+    spec = importlib.util.find_spec("mistral_common")
+    return Tekkenizer.from_file(Path(spec.submodule_search_locations[0]) / "data" / tekken.VOCABULARY_FILE)
+
+
 def test_size_and_special_ids(mistral):
     assert mistral.vocab_size == 131072
     assert (mistral.pad_id, mistral.bos_id, mistral.eos_id) == (0, 1, 2)
     assert mistral.encode("<|im_start|><|im_end|><think></think>", special=True) == [10, 11, 12, 13]
 
 
-def test_ids_are_those_of_mistral_common(mistral):
-    spec = importlib.util.find_spec("mistral_common")
-    peer = Tekkenizer.from_file(Path(spec.submodule_search_locations[0]) / "data" / tekken.VOCABULARY_FILE)
+def test_ids_are_those_of_mistral_common(mistral, peer):
     assert mistral.encode(TEXT) == peer.encode(TEXT, bos=False, eos=False)
     assert mistral.decode(mistral.encode(TEXT)) == TEXT
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.one_of(
+        st.text(max_size=60), *(st.text(letters, max_size=120) for letters in ("ab", " \n\t", "=-#", "日本é🙂", "01."))
+    )
+)
+def test_ids_of_any_text_are_those_of_mistral_common(mistral, peer, text):
+    assert mistral.encode(text) == peer.encode(text, bos=False, eos=False)
 
 
 def test_saved_folder_loads_in_transformers(mistral, tmp_path):
