@@ -17,6 +17,11 @@ def test_phase_1_equals_the_golden_values_exactly(row):
     assert build_schedule(PHASE1, 23_500_000_000_000).lr(row["tokens"]) == row["expected"]
 
 
+def test_the_rate_never_leaves_the_peak_between_warm_up_and_decay():
+    schedule = build_schedule(PHASE1, 23_500_000_000_000)
+    assert {schedule.lr(tokens) for tokens in range(8_400_000_000, 20_000_000_000_001, 10**11)} == {1e-3}
+
+
 def test_the_horizon_defaults_to_the_end_of_the_run():
     schedule = build_schedule(ScheduleConfig(start_tokens=500, warmup_tokens=0, min_lr=1e-5), 1000)
     assert schedule.horizon == 1500

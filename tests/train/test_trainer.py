@@ -131,6 +131,7 @@ def test_recomputed_blocks_count_loads_once_and_train_the_same(tiny, tmp_path):
     results = []
     for mode in ("none", "block"):
         run = tiny.trainer(tmp_path / mode, tiny.config(train={"checkpoint_activations": mode}))
+        assert run.model.checkpoint_activations == (mode == "block")
         results.append(run_step(run.recipe, run.feed.get(0), lambda: False))
         run.feed.close()
     plain, recomputed = results
@@ -150,6 +151,18 @@ def test_accumulation_does_not_change_the_step(tiny, tmp_path):
     assert results[0].loss == pytest.approx(results[1].loss, abs=1e-6)
     assert results[0].grad_norm == pytest.approx(results[1].grad_norm, rel=1e-5)
     assert torch.equal(results[0].loads, results[1].loads)
+
+
+def test_the_update_uses_the_clipped_gradient(tiny, tmp_path):
+    run = tiny.trainer(tmp_path)
+    before = _state(run)
+    plain_descent = torch.optim.SGD(run.model.parameters(), lr=1.0)
+    recipe = replace(run.recipe, optimizer=plain_descent, clip_norm=0.25, bias_rate=0.0)
+    result = run_step(recipe, run.feed.get(0), lambda: False)
+    run.feed.close()
+    moved = sum((value - before[name]).square().sum() for name, value in run.model.state_dict().items()) ** 0.5
+    assert result.grad_norm > 0.5
+    assert moved.item() == pytest.approx(0.25, rel=1e-3)
 
 
 class PoisonedLoss(NextTokenLoss):
