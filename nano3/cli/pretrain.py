@@ -7,69 +7,24 @@ from typing import Annotated
 
 import typer
 
-from nano3.cli.options import complete_preset, complete_setting
+from nano3.cli.options import HELP, DryRun, FromPath, Json, Resume, Settings, out_option, preset_option
 from nano3.cli.runs import choose_run_dir, is_main_rank
 from nano3.cli.summary import show_summary
 
-app = typer.Typer(
-    add_completion=False, rich_markup_mode="rich", context_settings={"help_option_names": ["-h", "--help"]}
-)
+app = typer.Typer(add_completion=False, rich_markup_mode="rich", context_settings=HELP)
 DEFAULT_PRESET = "tiny"
 INTERRUPTED = 130
 
 
 @app.command()
 def pretrain(
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            help="Preset to run: [bold]tiny[/], [bold]phase1[/], [bold]phase2[/], or a TOML file. Default: tiny.",
-            metavar="NAME|FILE",
-            autocompletion=complete_preset,
-            show_default=False,
-        ),
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            help="Change one setting, for example --set train.tokens=1e6. Repeatable.",
-            metavar="KEY=VALUE",
-            autocompletion=complete_setting,
-            show_default=False,
-        ),
-    ] = None,
-    from_path: Annotated[
-        Path | None,
-        typer.Option(
-            "--from",
-            help="Start from these weights: a run folder or a Hugging Face folder.",
-            metavar="PATH",
-            show_default=False,
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Run folder. Default: a new runs/pretrain-PRESET.",
-            metavar="DIR",
-            file_okay=False,
-            show_default=False,
-        ),
-    ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", metavar="", help="Continue the run in --out (default: the newest of this preset)."),
-    ] = False,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run", metavar="", help="Show settings, size, memory and the difference from the report; run nothing."
-        ),
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", metavar="", help="Print the result on stdout as one JSON object.")
-    ] = False,
+    preset: Annotated[str | None, preset_option("tiny, phase1, phase2", DEFAULT_PRESET)] = None,
+    settings: Settings = None,
+    from_path: FromPath = None,
+    out: Annotated[Path | None, out_option("pretrain")] = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
 ) -> None:
     """Train a model on text.
 
