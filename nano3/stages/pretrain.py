@@ -23,6 +23,7 @@ from nano3.files import write_atomic
 from nano3.model.hf import load, read_config, save
 from nano3.model.lm import LM
 from nano3.model.load import model_folder
+from nano3.train.numerics import tune_process
 from nano3.train.progress import Progress
 from nano3.train.trainer import Result, Trainer
 from nano3.train.world import World, init_world
@@ -95,6 +96,7 @@ def main(
         NonFiniteError: the loss became NaN or infinite.
     """
     run_dir, world = Path(run_dir), init_world()
+    tune_process(world.device)
     try:
         cfg = adopt(cfg, Path(from_path)) if from_path is not None else cfg
         prepared = _prepare(cfg, world)
@@ -138,11 +140,17 @@ def write_samples(folder: Path, tokenizer: Tokenizer, cfg: SampleConfig) -> list
         return []
     model = load(folder)
     samples = []
-    for prompt in cfg.prompts:
+    for seed, prompt in enumerate(cfg.prompts):
         # A document begins after the end-of-document token, in training and here.
         tokens = torch.tensor([[tokenizer.eos_id, *tokenizer.encode(prompt)]])
         (ids,) = generate(
-            model, tokens, cfg.tokens, temperature=cfg.temperature, top_p=cfg.top_p, stop_ids=(tokenizer.eos_id,)
+            model,
+            tokens,
+            cfg.tokens,
+            temperature=cfg.temperature,
+            top_p=cfg.top_p,
+            stop_ids=(tokenizer.eos_id,),
+            seed=seed,
         )
         samples.append(Sample(prompt, tokenizer.decode(ids)))
     return samples

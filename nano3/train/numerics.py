@@ -1,10 +1,12 @@
-"""Compute dtype by device."""
+"""Compute dtype by device, and settings of the process."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
+
+from nano3.kernels.allocator import keep_freed_memory
 
 BF16_FLAGS = {"amx_bf16", "avx512_bf16"}
 """CPU features with which bfloat16 matmuls beat float32 ones."""
@@ -25,3 +27,14 @@ def cpu_flags() -> set[str]:
     except OSError:
         return set()
     return next((set(line.split(":", 1)[1].split()) for line in lines if line.startswith("flags")), set())
+
+
+def tune_process(device: torch.device) -> None:
+    """Settings for a long CPU run; call before the first tensor work, so that worker threads inherit them.
+
+    Subnormal numbers (the moments of rarely seen embeddings end there) cost CPUs up to 100 times a normal operation
+    and mean nothing here, so they are flushed to zero.
+    """
+    if device.type == "cpu":
+        torch.set_flush_denormal(True)
+        keep_freed_memory()
