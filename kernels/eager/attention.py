@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from ..common import matmul_dtype, segments
 
@@ -28,10 +30,20 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, document_ids: Tensor | None = 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causal: bool = False) -> Tensor:
     product = matmul_dtype(q.dtype, q.device)
-    heads_first = (m.to(product).transpose(1, 2) for m in (q, k, v))
     gqa = q.shape[2] != k.shape[2]
-    out = F.scaled_dot_product_attention(*heads_first, attn_mask=mask, is_causal=causal, enable_gqa=gqa)
+    heads_first = (m.to(product).transpose(1, 2) for m in (q, k, v))
+    with _kept_as(q.dtype) if product != q.dtype else nullcontext():
+        out = F.scaled_dot_product_attention(*heads_first, attn_mask=mask, is_causal=causal, enable_gqa=gqa)
     return out.transpose(1, 2).to(q.dtype)
+
+
+def _kept_as(dtype: torch.dtype) -> saved_tensors_hooks:
+    """Within it, autograd keeps queries, keys, values and outputs, not their log sums, in `dtype` and widens on use."""
+
+    def pack(kept: Tensor) -> tuple[Tensor, torch.dtype]:
+        return (kept.to(dtype) if kept.ndim == 4 and kept.is_floating_point() else kept), kept.dtype
+
+    return saved_tensors_hooks(pack, lambda packed: packed[0].to(packed[1]))
 
 
 def _attend_behind_cache(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
