@@ -95,7 +95,10 @@ def main(
         UserError: data, model or settings that cannot be used; nothing is written then.
         NonFiniteError: the loss became NaN or infinite.
     """
-    run_dir, world = Path(run_dir), init_world()
+    run_dir = Path(run_dir)
+    if not resume and (run_dir / "checkpoints").exists():
+        raise UserError(f"{run_dir} already holds a run: resume it, or choose another run folder")
+    world = init_world()
     tune_process(world.device)
     try:
         cfg = adopt(cfg, Path(from_path)) if from_path is not None else cfg
