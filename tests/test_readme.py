@@ -1,0 +1,49 @@
+"""Commands that the README and the docs show are accepted as they stand."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def shown_commands() -> list[str]:
+    """Indented lines that begin with `nano3`, as `page: command`; a backslash joins lines."""
+    found = []
+    for page in PAGES:
+        text = page.read_text().replace("\\\n", " ")
+        found += [f"{page.name}: {line.strip()}" for line in re.findall(r"^ {4}(nano3 .*)$", text, re.M)]
+    return found
+
+
+# What makes a verb check its arguments and stop: files named in examples do not exist here.
+HARMLESS = {"pretrain": ["--dry-run"]}
+
+
+@pytest.mark.parametrize("shown", shown_commands())
+def test_shown_command_is_accepted(shown, tmp_path):
+    arguments = shlex.split(shown.split(": ", 1)[1], comments=True)[1:]
+    verb = next((a for a in arguments if not a.startswith("-")), "")
+    if verb == "data" or "--resume" in arguments or "my.toml" in arguments or "bench" in arguments:
+        arguments = [verb, *(a for a in arguments[1:2] if not a.startswith("-")), "--help"]
+    command = [sys.executable, "-m", "nano3", *arguments, *HARMLESS.get(verb, [])]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_first_screen_has_both_commands():
+    top = "\n".join((ROOT / "README.md").read_text().splitlines()[:16])
+    assert "pip install . && .venv/bin/nano3 pretrain" in top
+    assert "pip install -e '.[dev]' && .venv/bin/pytest" in top
+
+
+def test_every_file_that_the_readme_links_exists():
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / "README.md").read_text())
+    assert [link for link in links if not (ROOT / link).exists()] == []
