@@ -136,7 +136,7 @@ def test_pattern_alone_and_block_types_alone_mean_the_same(small_model, tmp_path
 def test_a_failed_save_leaves_the_old_folder(small_model, tmp_path, monkeypatch):
     save(small_model, tmp_path / "m")
     before = (tmp_path / "m" / "model.safetensors").read_bytes()
-    monkeypatch.setattr("nano3.model.hf._generation_config", lambda cfg: object())
+    monkeypatch.setattr("nano3.model.hf_write._generation_config", lambda cfg: object())
     with pytest.raises(TypeError):
         save(small_model.to_dtype(torch.bfloat16), tmp_path / "m")
     assert (tmp_path / "m" / "model.safetensors").read_bytes() == before

@@ -1,0 +1,196 @@
+"""Hugging Face folders out: config.json and safetensors with the published `nemotron_h` names.
+
+The published naming is written: `backbone.`, one pair of matrices an expert.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch import Tensor
+
+from nano3.config.errors import UserError
+from nano3.config.model import ModelConfig
+from nano3.files import atomic_folder
+from nano3.model.config import to_hf
+from nano3.model.hf_names import INDEX, SINGLE, is_stacked, named_tensors, published_name
+from nano3.model.lm import FLOAT32_SUFFIXES, LM
+
+# What a Hugging Face folder of a model holds; a folder with anything else is not replaced.
+EXPECTED_NAMES = (
+    "config.json",
+    "generation_config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "README.md",
+    "LICENSE*",
+    ".gitattributes",
+)
+
+
+def save(
+    model: LM,
+    folder: str | Path,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = 5_000_000_000,
+    extra: Callable[[Path], None] | None = None,
+) -> None:
+    """Write config.json, generation_config.json and safetensors; the folder appears whole or not at all.
+
+    Args:
+        model: its tensors may be sharded over ranks (DTensor).
+        folder: replaced when it holds nothing but a model.
+        dtype: dtype on disk; None keeps that of the parameters. Router, A_log, dt_bias and D keep float32.
+        max_shard_bytes: largest safetensors file; more are written as shards with an index.
+        extra: writes what else belongs in the folder, such as the tokenizer, before it appears.
+
+    Under torch.distributed every rank must call; rank 0 writes, and a failure of it is raised on every rank.
+
+    Raises:
+        UserError: `folder` is a file or holds anything that does not belong to a model.
+        OSError: the disk is full or not writable.
+    """
+    folder = Path(folder)
+    files = _plan_files(model, dtype, max_shard_bytes)
+    gather = _Gatherer()
+    with ExitStack() as stack:
+        temporary = _on_writer(lambda: _begin(folder, stack))
+        for file, items in files.items():
+            tensors = {item.name: gather(item) for item in items}
+            _on_writer(lambda f=file, t=tensors: save_file(t, temporary / f, metadata={"format": "pt"}))
+        _on_writer(lambda: _write_rest(temporary, files, model, dtype, extra))
+        _on_writer(stack.close)
+
+
+def _begin(folder: Path, stack: ExitStack) -> Path:
+    _check_replaceable(folder)
+    return stack.enter_context(atomic_folder(folder))
+
+
+def _check_replaceable(folder: Path) -> None:
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UserError(f"{folder}: is a file; give a folder to save the model in")
+    names = sorted(entry.name for entry in folder.iterdir())
+    foreign = [n for n in names if not any(fnmatch(n, expected) for expected in EXPECTED_NAMES)]
+    if foreign:
+        raise UserError(f"{folder}: holds {foreign[0]}, which saving a model here would delete; give another folder")
+    if names and "config.json" not in names:
+        raise UserError(f"{folder}: holds {names[0]} but no model that may be replaced; give another folder")
+
+
+def _on_writer(action: Callable[[], Any]) -> Any:
+    """Do something on rank 0 and return what it returns (None elsewhere); its failure is raised on every rank."""
+    if not dist.is_initialized():
+        return action()
+    result, error = None, None
+    if dist.get_rank() == 0:
+        try:
+            result = action()
+        except Exception as failure:
+            error = failure
+    told = [None if error is None else f"rank 0 could not save the model: {error}"]
+    dist.broadcast_object_list(told, src=0)
+    if error is not None:
+        raise error
+    if told[0] is not None:
+        raise UserError(told[0])
+    return result
+
+
+@dataclass(frozen=True)
+class _Item:
+    """One tensor to write."""
+
+    name: str
+    ours: str
+    value: Tensor
+    expert: int | None
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        shape = self.value.shape if self.expert is None else self.value.shape[1:]
+        return math.prod(shape) * self.dtype.itemsize
+
+
+class _Gatherer:
+    """Whole values of items; a parameter that several items in a row are parts of is gathered once."""
+
+    def __init__(self) -> None:
+        self.ours, self.value = "", torch.empty(0)
+
+    def __call__(self, item: _Item) -> Tensor:
+        """The item's values in main memory; every rank must ask for the same items in the same order."""
+        if item.ours != self.ours:
+            self.ours, self.value = item.ours, self._whole(item.value.detach())
+        part = self.value if item.expert is None else self.value[item.expert]
+        return part.to(device="cpu", dtype=item.dtype).contiguous()
+
+    def _whole(self, value: Tensor) -> Tensor:
+        self.value = torch.empty(0)  # frees the one before
+        return value.full_tensor() if hasattr(value, "full_tensor") else value  # pyright: ignore
+
+
+def _plan_files(model: LM, dtype: torch.dtype | None, max_shard_bytes: int) -> dict[str, list[_Item]]:
+    """File name -> what it holds; the same on every rank, without communication."""
+    shards: list[list[_Item]] = [[]]
+    room = max_shard_bytes
+    for item in _items(model, dtype):
+        if item.nbytes > room and shards[-1]:
+            shards.append([])
+            room = max_shard_bytes
+        shards[-1].append(item)
+        room -= item.nbytes
+    if len(shards) == 1:
+        return {SINGLE: shards[0]}
+    return {f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors": shard for i, shard in enumerate(shards)}
+
+
+def _items(model: LM, dtype: torch.dtype | None) -> Iterable[_Item]:
+    for name, value in named_tensors(model):
+        kept = value.dtype if dtype is None or name.endswith(FLOAT32_SUFFIXES) else dtype
+        for expert in range(value.shape[0]) if is_stacked(name) else [None]:
+            yield _Item(published_name(name, expert), name, value, expert, kept)
+
+
+def _write_rest(
+    folder: Path,
+    files: dict[str, list[_Item]],
+    model: LM,
+    dtype: torch.dtype | None,
+    extra: Callable[[Path], None] | None,
+) -> None:
+    """The JSON files and what the caller adds."""
+    if len(files) > 1:
+        total = sum(item.nbytes for items in files.values() for item in items)
+        weight_map = {item.name: file for file, items in files.items() for item in items}
+        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    stored = dtype or model.lm_head.weight.dtype
+    _write_json(folder / "config.json", to_hf(model.cfg, str(stored).removeprefix("torch.")))
+    _write_json(folder / "generation_config.json", _generation_config(model.cfg))
+    if extra is not None:
+        extra(folder)
+
+
+def _generation_config(cfg: ModelConfig) -> dict[str, Any]:
+    return {"bos_token_id": cfg.bos_id, "eos_token_id": cfg.eos_id, "pad_token_id": cfg.pad_id, "do_sample": True}
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,63 @@
+"""A model that FSDP sharded over two gloo ranks is saved and filled as one process does it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nano3.model.hf import save
+from nano3.model.lm import LM
+
+SCRIPT = Path(__file__).with_name("two_ranks.py")
+
+
+@pytest.fixture
+def two_ranks(tmp_path, small_config):
+    """Runs two_ranks.py on two ranks to the end; returns what each printed."""
+    (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(small_config)))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    running = []
+
+    def run() -> list[str]:
+        for rank in range(2):
+            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            env = {**os.environ, "OMP_NUM_THREADS": "1", **{name: str(value) for name, value in place.items()}}
+            command = [sys.executable, str(SCRIPT), str(tmp_path)]
+            pipe = subprocess.PIPE
+            running.append(subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, text=True))
+        outputs = [process.communicate(timeout=60) for process in running]
+        assert [process.returncode for process in running] == [0, 0], outputs
+        return [out for out, _ in outputs]
+
+    yield run
+    for process in running:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+def same_files(first: Path, second: Path) -> None:
+    names = sorted(path.name for path in first.iterdir())
+    assert names == sorted(path.name for path in second.iterdir())
+    for name in names:
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+
+
+def test_two_ranks_do_what_one_process_does(two_ranks, small_config, tmp_path):
+    printed = two_ranks()
+    save(LM(small_config).init_weights(seed=1), tmp_path / "alone", max_shard_bytes=20_000)
+    same_files(tmp_path / "saved", tmp_path / "alone")
+    assert len(list((tmp_path / "alone").glob("*.safetensors"))) > 3
+    for rank, text in enumerate(printed):
+        assert f"rank {rank}: " in text
+        assert "No space left" in text
+    assert not (tmp_path / "failed").exists()

@@ -1,0 +1,37 @@
+"""Work of one of two ranks on a model that FSDP sharded; started as a process of its own by tests."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from nano3.config.model import ModelConfig
+from nano3.config.schema import ParallelConfig
+from nano3.model.hf import save
+from nano3.model.lm import LM
+from nano3.train.parallel import parallelize
+from nano3.train.world import init_world
+
+
+def full_disk(folder: Path) -> None:
+    """What a writer meets when the disk is full."""
+    raise OSError(28, "No space left on device")
+
+
+def main() -> None:
+    """Save the model of the config in FOLDER/config.json; then try again on a full disk."""
+    folder, world = Path(sys.argv[1]), init_world()
+    cfg = ModelConfig(**json.loads((folder / "config.json").read_text()))
+    model = LM(cfg).init_weights(seed=1)
+    parallelize(model, world, ParallelConfig(fsdp=True))
+    save(model, folder / "saved", max_shard_bytes=20_000)
+    try:
+        save(model, folder / "failed", extra=full_disk)
+    except (OSError, ValueError) as error:
+        print(f"rank {world.rank}: {error}", flush=True)
+    world.close()
+
+
+if __name__ == "__main__":
+    main()
