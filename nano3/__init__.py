@@ -38,7 +38,13 @@ def load(path_or_preset: str | Path, dtype: torch.dtype | None = None, device: s
 
 
 def save(model: LM, path: str | Path) -> None:
-    """Write `model` as a Hugging Face folder; `path` appears whole or not at all."""
+    """Write `model` as a Hugging Face folder; `path` appears whole or not at all.
+
+    A model at `path` is replaced.
+
+    Raises:
+        nano3.config.errors.UserError: `path` is a file, or a folder that holds anything but a model.
+    """
     from nano3.model.hf import save as save_folder
 
     save_folder(model, path)

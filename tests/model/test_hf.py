@@ -183,3 +183,33 @@ else:
 
     run("save")
     assert float(run("load").stdout) < 1.2
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["config.json", "model.safetensors", "thesis.tex"], "m: holds thesis.tex"),
+        (["config.json", "checkpoints/step-1"], "m: holds checkpoints"),
+        (["README.md"], "m: holds README.md but no model"),
+    ],
+)
+def test_a_folder_with_anything_else_in_it_is_not_replaced(small_model, tmp_path, names, message):
+    for name in names:
+        (tmp_path / "m" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "m" / name).write_text("precious")
+    with pytest.raises(UserError, match=message):
+        nano3.save(small_model, tmp_path / "m")
+    assert all((tmp_path / "m" / name).read_text() == "precious" for name in names)
+
+
+def test_a_file_is_not_replaced_and_an_older_model_is(small_model, tmp_path):
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(UserError, match="is a file"):
+        nano3.save(small_model, tmp_path / "file")
+    for folder in ("m", "empty"):
+        (tmp_path / folder).mkdir()
+    for name in ("config.json", "tokenizer_config.json", "chat_template.jinja", "model-00001-of-00009.safetensors"):
+        (tmp_path / "m" / name).write_text("old")
+    for folder in ("m", "empty"):
+        nano3.save(small_model, tmp_path / folder)
+        assert sorted(os.listdir(tmp_path / folder)) == ["config.json", "generation_config.json", "model.safetensors"]
