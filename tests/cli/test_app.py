@@ -61,7 +61,7 @@ def test_version():
         (["pretrain", "--set", "train.tokens=many"], ["'train.tokens'", "a whole number", "'many'"]),
         (["pretrain", "--set", "model.pattern=MXE"], ["model.pattern", "'X'"]),
         (["pretrain", "--set", "model.top_k=9"], ["model.top_k is 9", "n_experts 8"]),
-        (["pretrain", "--set", "model.n_groups=3"], ["mamba_n_heads 8", "n_groups 3"]),
+        (["pretrain", "--set", "model.n_groups=3"], ["mamba_n_heads 4", "n_groups 3"]),
         (["pretrain", "--resume", "--out", "nowhere"], ["nowhere", "no run to resume"]),
         (["info", "--model", "nano3-30b-a3"], ["did you mean 'nano3-30b-a3b'"]),
         (["info", "--model", "."], ["no config.json"]),

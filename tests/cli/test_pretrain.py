@@ -60,7 +60,7 @@ def test_the_dry_run_runs_nothing_and_leaves_no_folder(here):
 def test_settings_and_differences_reach_the_dry_run(here):
     facts = dry("--set", "train.tokens=16385", "--set", "data.seq_len=256")
     assert facts["config"]["train"]["tokens"] == 16385
-    assert facts["steps"] == 3
+    assert facts["steps"] == 17
     differences = {row["key"]: row for row in facts["differences"]}
     assert differences["data.seq_len"] == {"key": "data.seq_len", "here": 256, "report": 8192, "section": "§2.4"}
 

@@ -177,7 +177,7 @@ def test_token_counts_may_be_written_as_floats(tmp_path):
         ("model.preset=tny", "unknown model preset 'tny'; did you mean 'tiny'?"),
         ("model.top_k=99", "model.top_k is 99, above model.n_experts 8"),
         ("model.pattern=MXE", "unknown symbol 'X' at position 1"),
-        ("train.batch_size=7", "train.batch_size 7 is not a multiple of train.micro_batch_size 8"),
+        ("train.batch_size=7", "train.batch_size 7 is not a multiple of train.micro_batch_size 4"),
         ("schedule.stable_fraction=1.5", "schedule.stable_fraction is 1.5; it must be at most 1"),
         ("data.heldout_fraction=1", "data.heldout_fraction is 1.0; it must be below 1"),
         ("data.blend={a=-1}", "data.blend.a is -1.0"),
