@@ -1,13 +1,19 @@
-"""Writing files so that a reader never sees half of one."""
+"""Writing files and folders so that a reader never sees half of one."""
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import fcntl
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
 def fsync(path: Path) -> None:
@@ -37,30 +43,87 @@ def write_atomic(path: Path, data: str | bytes) -> None:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder that takes the place of `path` when the block ends without an error."""
+    """Yield a temporary folder that takes the place of `path` when the block ends without an error.
+
+    At every moment `path` is the old folder or the new one, both complete. (On a file system that cannot exchange two
+    names it may be absent after a crash; the next call brings the old one back.) What killed processes left is removed.
+    """
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
+    _tidy(path)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     try:
-        yield temporary
-        for file in temporary.rglob("*"):
-            fsync(file)
-        temporary.chmod(0o755)
-        _replace_folder(temporary, path)
+        with _in_use(temporary):
+            yield temporary
+            for entry in [*temporary.rglob("*"), temporary]:
+                fsync(entry)
+            temporary.chmod(0o755)
+            _replace_folder(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    fsync(path.parent)
+    # After an exchange of names this is the folder that was replaced.
+    shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _replace_folder(new: Path, path: Path) -> None:
     if not path.exists():
         os.rename(new, path)
-        return
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
-    os.rename(path, old)
+    elif not _exchange(new, path):
+        old = path.with_name(f".{path.name}.{os.getpid()}.old")
+        os.rename(path, old)
+        try:
+            os.rename(new, path)
+        except OSError:
+            os.rename(old, path)
+            raise
+        fsync(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    fsync(path.parent)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two names in one step; False where the system or the file system cannot."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    if rename(AT_FDCWD, os.fsencode(first), AT_FDCWD, os.fsencode(second), RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+        return False
+    raise OSError(code, os.strerror(code), str(second))
+
+
+def _tidy(path: Path) -> None:
+    """Finish or undo what processes that were killed while they replaced `path` left beside it."""
+    name = re.escape(path.name)
+    for entry in list(path.parent.iterdir()):
+        if re.fullmatch(rf"\.{name}\.\d+\.old", entry.name):
+            if path.exists():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                os.rename(entry, path)
+        elif re.fullmatch(rf"\.{name}\.\w+\.tmp", entry.name) and entry.is_dir():
+            with suppress(FileNotFoundError), _in_use(entry) as free:
+                if free:
+                    shutil.rmtree(entry, ignore_errors=True)
+
+
+@contextmanager
+def _in_use(folder: Path) -> Iterator[bool]:
+    """Try to hold the lock that marks a folder as some living process's, and say whether that went well.
+
+    The system frees the lock of a killed process, also one on another machine or in another container. Where a file
+    system has no locks the answer is no, and nothing is ever taken for abandoned.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.rename(new, path)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held = True
     except OSError:
-        os.rename(old, path)
-        raise
-    shutil.rmtree(old)
+        held = False
+    try:
+        yield held
+    finally:
+        os.close(descriptor)

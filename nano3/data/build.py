@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from nano3.config.errors import UserError
-from nano3.data.files import locked, write_atomic
+from nano3.data.files import locked
 from nano3.data.progress import Progress, silent
 from nano3.data.readers import Document, Input, Skipped
 from nano3.data.shards import (
@@ -31,6 +31,7 @@ from nano3.data.shards import (
     write_shard,
 )
 from nano3.data.tokenizer import Tokenizer
+from nano3.files import write_atomic
 
 PLAN = "plan.json"
 BATCH_CHARACTERS = 1 << 22

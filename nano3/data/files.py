@@ -1,4 +1,4 @@
-"""Files that are either complete or absent: atomic writes and a lock for one writer at a time."""
+"""Where prepared data lives, and a lock for one writer at a time."""
 
 from __future__ import annotations
 
@@ -7,29 +7,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name, force it to disk, then give it its name."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Force the names in a folder to disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextmanager

@@ -17,13 +17,14 @@ from nano3.config.schema import DataConfig
 from nano3.data.blend import Blend
 from nano3.data.build import build, build_key, content_hash
 from nano3.data.corpus import Corpus, is_heldout, shuffled, split
-from nano3.data.files import cache_root, locked, write_atomic
+from nano3.data.files import cache_root, locked
 from nano3.data.progress import Progress, silent
 from nano3.data.readers import Input, Skipped
 from nano3.data.shards import ShardFolder
 from nano3.data.source import HeldoutSource, TokenSource
 from nano3.data.sources import CategorySources, resolve
 from nano3.data.tokenizer import Tokenizer
+from nano3.files import write_atomic
 
 TRAINING_BYTES = 1 << 26
 """Text that a new vocabulary is trained on, divided among the categories by their shares."""

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from nano3.config.errors import UserError
-from nano3.data.files import write_atomic
+from nano3.files import write_atomic
 
 MANIFEST = "manifest.json"
 FORMAT = "nano3-shards-1"

@@ -12,8 +12,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nano3.data.files import cache_root, write_atomic
+from nano3.data.files import cache_root
 from nano3.data.tokenizer import CHAT_TOKENS, THINK_TOKENS, Tokenizer, byte_level_split
+from nano3.files import write_atomic
 
 MISTRAL_SIZE = 131072
 VOCABULARY_FILE = "tekken_240718.json"

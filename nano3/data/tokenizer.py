@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nano3.data.files import write_atomic
+from nano3.files import write_atomic
 
 if TYPE_CHECKING:
     import tokenizers

@@ -1,0 +1,114 @@
+"""Files and folders that are replaced are whole at every moment, whatever is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from nano3.files import atomic_folder, write_atomic
+
+
+def save(path, text) -> None:
+    with atomic_folder(path) as folder:
+        (folder / "a.txt").write_text(text)
+
+
+def content(path) -> str:
+    return (path / "a.txt").read_text()
+
+
+def test_a_folder_is_replaced_whole(tmp_path):
+    save(tmp_path / "m", "old")
+    (tmp_path / "m" / "extra.txt").write_text("of the old one")
+    save(tmp_path / "m", "new")
+    assert os.listdir(tmp_path / "m") == ["a.txt"]
+    assert content(tmp_path / "m") == "new"
+    assert os.listdir(tmp_path) == ["m"]
+
+
+def test_a_link_goes_on_pointing_to_what_it_pointed_to(tmp_path):
+    save(tmp_path / "real", "old")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    save(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink()
+    assert content(tmp_path / "real") == "new"
+
+
+def test_an_error_leaves_the_old_folder_and_nothing_else(tmp_path):
+    save(tmp_path / "m", "old")
+    with pytest.raises(FileNotFoundError), atomic_folder(tmp_path / "m") as folder:
+        (folder / "missing" / "a.txt").write_text("half")
+    assert content(tmp_path / "m") == "old"
+    assert os.listdir(tmp_path) == ["m"]
+
+
+WATCHED = """
+import os, sys
+from pathlib import Path
+import nano3.files as files
+path, calls = Path(sys.argv[1]), []
+if sys.argv[2] == "without-exchange":
+    files._exchange = lambda *_: False
+def watch(event, args):
+    if event in ("os.rename", "os.remove", "shutil.rmtree") or event == "ctypes.dlsym":
+        calls.append(path.exists())
+        if len(calls) == int(sys.argv[3]):
+            os.kill(os.getpid(), 9)
+sys.addaudithook(watch)
+with files.atomic_folder(path) as folder:
+    (folder / "a.txt").write_text("new")
+print(all(calls))
+"""
+
+
+def replace_and_die(path, how, call) -> subprocess.CompletedProcess:
+    """Replace `path` in a process that is killed before its n-th change of names; 0 for never."""
+    command = [sys.executable, "-c", WATCHED, str(path), how, str(call)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_a_kill_at_any_moment_leaves_a_whole_folder(tmp_path, call):
+    save(tmp_path / "m", "old")
+    done = replace_and_die(tmp_path / "m", "with-exchange", call)
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    assert content(tmp_path / "m") in ("old", "new")
+    save(tmp_path / "m", "newest")
+    assert content(tmp_path / "m") == "newest"
+    assert os.listdir(tmp_path) == ["m"]
+
+
+def test_without_an_exchange_the_old_folder_comes_back(tmp_path):
+    save(tmp_path / "m", "old")
+    assert replace_and_die(tmp_path / "m", "without-exchange", 2).returncode == -signal.SIGKILL
+    assert not (tmp_path / "m").exists()
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "m"):
+        raise RuntimeError
+    assert content(tmp_path / "m") == "old"
+    assert os.listdir(tmp_path) == ["m"]
+
+
+def test_what_others_are_writing_is_left_alone(tmp_path):
+    with atomic_folder(tmp_path / "m") as first, atomic_folder(tmp_path / "m.v2") as other:
+        save(tmp_path / "m", "second")
+        assert first.is_dir()
+        assert other.is_dir()
+    (tmp_path / ".m.json.tmp").write_text("a file of somebody else")
+    save(tmp_path / "m", "third")
+    assert (tmp_path / ".m.json.tmp").exists()
+
+
+@pytest.mark.parametrize("data", ["text é", b"\x00\xff"])
+def test_a_file_is_replaced_or_kept(tmp_path, data, monkeypatch):
+    path = tmp_path / "new" / "a.txt"
+    write_atomic(path, data)
+    assert path.read_bytes() == (data.encode() if isinstance(data, str) else data)
+    monkeypatch.setattr(os, "replace", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_atomic(path, "other")
+    assert path.read_bytes() == (data.encode() if isinstance(data, str) else data)
+    assert os.listdir(path.parent) == ["a.txt"]
