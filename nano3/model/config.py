@@ -43,6 +43,18 @@ KEYS = {
     "eos_id": "eos_token_id",
     "pad_id": "pad_token_id",
 }
+# Fields that may be missing: they steer training from new weights, or are advice. All others say what the model is.
+OPTIONAL = {
+    *("init_std", "rescale_prenorm_residual", "chunk_size", "dt_min", "dt_max", "dt_floor"),
+    *("max_position_embeddings", "bos_id", "eos_id", "pad_id"),
+}
+# Fields that only blocks of one kind have.
+ONLY_IN = {
+    MAMBA: ("mamba_n_heads", "mamba_head_dim", "d_state", "n_groups", "d_conv"),
+    MOE: ("n_experts", "top_k", "d_expert", "d_shared", "routed_scale"),
+    ATTENTION: ("n_heads", "n_kv_heads", "head_dim"),
+    MLP: ("d_ff",),
+}
 # Keys with one supported value: what the report's model has.
 FIXED = {
     "attention_bias": False,
@@ -93,6 +105,7 @@ def from_hf(keys: dict[str, Any], where: str = "config.json") -> ModelConfig:
             fields[field] = value[0] if key == "eos_token_id" and isinstance(value, list) else value
     if keys.get("n_shared_experts") == 0:
         fields["d_shared"] = 0
+    _check_complete(fields, where)
     try:
         return ModelConfig(**fields)
     except (TypeError, ValueError) as error:
@@ -134,9 +147,17 @@ def _pattern(keys: dict[str, Any], where: str) -> str:
         if pattern and pattern != from_types:
             raise UserError(f"{where}: hybrid_override_pattern {pattern} contradicts layers_block_type {from_types}")
         return from_types
-    if not pattern:
+    if not pattern or not isinstance(pattern, str):
         raise UserError(f"{where}: hybrid_override_pattern or layers_block_type must say which blocks the model has")
     return pattern
+
+
+def _check_complete(fields: dict[str, Any], where: str) -> None:
+    """Raise UserError for a key that the pattern's blocks need and that has no value."""
+    unused = {field for symbol, names in ONLY_IN.items() if symbol not in fields["pattern"] for field in names}
+    for field, key in KEYS.items():
+        if field not in fields and field not in OPTIONAL | unused:
+            raise UserError(f"{where}: {key} is missing; add the value that the weights were trained with")
 
 
 def _check_supported(keys: dict[str, Any], where: str) -> None:

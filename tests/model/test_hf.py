@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import nano3
 from nano3.config.errors import UserError
-from nano3.model.config import read_config
+from nano3.model.config import KEYS, ONLY_IN, OPTIONAL, from_hf, read_config, to_hf
 from nano3.model.hf import load, named_tensors, save
 
 
@@ -122,6 +123,36 @@ def test_a_config_that_cannot_be_followed_is_refused(small_model, tmp_path, chan
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(UserError, match=message):
         load(tmp_path / "m")
+
+
+def test_a_missing_size_is_named_and_not_guessed(small_config):
+    keys = to_hf(small_config)
+    optional = {KEYS[field] for field in OPTIONAL}
+    for key in set(KEYS.values()) - optional:
+        with pytest.raises(UserError, match=f"{key} is missing"):
+            from_hf({k: v for k, v in keys.items() if k != key})
+        with pytest.raises(UserError, match=f"{key} is missing"):
+            from_hf(keys | {key: None})
+    defaults = from_hf({k: v for k, v in keys.items() if k not in optional})
+    assert (defaults.bos_id, defaults.eos_id, defaults.d_model) == (1, 2, small_config.d_model)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "needed"),
+    [("M", "ssm_state_size"), ("E", "routed_scaling_factor"), ("*", "head_dim"), ("-", "intermediate_size")],
+)
+def test_sizes_of_blocks_that_a_model_lacks_may_be_missing(small_config, pattern, needed):
+    absent = {KEYS[field] for symbol, fields in ONLY_IN.items() if symbol != pattern for field in fields}
+    keys = {k: v for k, v in to_hf(replace(small_config, pattern=pattern)).items() if k not in absent}
+    assert from_hf(keys).pattern == pattern
+    with pytest.raises(UserError, match=f"{needed} is missing"):
+        from_hf({k: v for k, v in keys.items() if k != needed})
+
+
+def test_no_shared_expert_needs_no_width(small_config):
+    keys = to_hf(replace(small_config, d_shared=0))
+    del keys["moe_shared_expert_intermediate_size"]
+    assert from_hf(keys).d_shared == 0
 
 
 def test_pattern_alone_and_block_types_alone_mean_the_same(small_model, tmp_path):
