@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -28,7 +27,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save, save
 from nano3.config.errors import UserError
 from nano3.files import fsync
 from nano3.train.snapshot import RNG
-from nano3.train.world import World
+from nano3.train.world import World, attempt
 
 # Saving from one process is what a world of one means to do.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
@@ -67,48 +66,47 @@ class Checkpointer:
         if keep < 1:
             raise ValueError(f"checkpoint.keep is {keep}; at least one checkpoint must be kept")
         self.folder, self.keep, self.asynchronous, self.world, self.say = folder, keep, asynchronous, world, say
-        self._pending: tuple[Future[Any], Path, dict[str, Any]] | None = None
+        self._pending: tuple[Future[Any], Path] | None = None
 
     def save(self, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Save `tensors` and the JSON values `state` as step-N; an asynchronous save goes on after this returns.
 
         Raises:
-            CheckpointError: this save, or the one before, failed; older checkpoints are intact.
+            CheckpointError: this save, or the one before, failed on some rank; older checkpoints are intact.
         """
         self.wait()
         final = self.folder / f"step-{step}"
         partial = partial_name(final)
-        if self.world.is_main:
-            self._prepare(partial)
-        self.world.barrier()
+        self._agree(final, attempt(lambda: _make_empty(partial)) if self.world.is_main else None)
         writer = HuggingFaceStorageWriter(str(partial), file_indices(tensors, self.world.size), save_distributed=True)
         if self.asynchronous:
             future = async_save(tensors, storage_writer=writer, **group_options(self.world))
             assert isinstance(future, Future)
-            self._pending = (_chain(future, lambda: self._publish(partial, final, state)), final, state)
+            self._pending = _chain(future, lambda: self._publish(partial, final, state)), final
             return
-        try:
-            save(tensors, storage_writer=writer, **group_options(self.world))
-            self._publish(partial, final, state)
-        except (Exception, CheckpointException) as error:
-            raise self._failed(final, error) from error
-        self.world.barrier()
+        error = attempt(lambda: save(tensors, storage_writer=writer, **group_options(self.world)))
+        self._agree(final, error or attempt(lambda: self._publish(partial, final, state)))
 
     def poll(self) -> None:
-        """Finish a background save if it is done; raise CheckpointError if it failed."""
-        if self._pending is not None and self._pending[0].done():
+        """Raise CheckpointError if a background save failed; ranks with peers learn it together, at the next `wait`."""
+        if self.world.size == 1 and self._pending is not None and self._pending[0].done():
             self.wait()
 
     def wait(self) -> None:
-        """Wait for a background save; raise CheckpointError if it failed."""
+        """Wait for a background save, on every rank; raise CheckpointError on all of them if it failed on one."""
         if self._pending is None:
             return
-        future, final, _ = self._pending
-        self._pending = None
-        try:
-            future.result()
-        except (Exception, CheckpointException) as error:
-            raise self._failed(final, error) from error
+        (future, final), self._pending = self._pending, None
+        self._agree(final, attempt(future.result))
+
+    def close(self) -> None:
+        """Wait for a background save without the other ranks, which may be gone; a failure is only reported."""
+        if self._pending is None:
+            return
+        (future, final), self._pending = self._pending, None
+        error = attempt(future.result)
+        if error is not None:
+            self.say(str(self._failed(final, _reason(error))))
 
     def newest(self) -> Saved | None:
         """The newest undamaged checkpoint; None if there is none at all. Damaged ones are reported and passed over.
@@ -121,11 +119,18 @@ class Checkpointer:
             raise CheckpointError(error)
         return found
 
-    def clean(self) -> None:
-        """Remove what an interrupted save left behind."""
-        if self.world.is_main and self.folder.exists():
-            for leftover in self.folder.glob(".step-*"):
-                shutil.rmtree(leftover, ignore_errors=True)
+    def clean(self, used: Saved | None = None) -> None:
+        """Remove what an interrupted save left behind; checkpoints after `used`, which are damaged, are renamed."""
+        if not self.world.is_main or not self.folder.exists():
+            return
+        for leftover in self.folder.glob(".step-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        for damaged in step_folders(self.folder) if used is not None else []:
+            if step_of(damaged) > step_of(used.path):
+                aside = damaged.with_name(f"{damaged.name}.damaged")
+                shutil.rmtree(aside, ignore_errors=True)
+                damaged.rename(aside)
+                self.say(f"{damaged} is now {aside.name}: delete it when you need the space")
 
     def _newest_here(self) -> tuple[Saved | None, str | None]:
         folders = step_folders(self.folder)
@@ -141,12 +146,11 @@ class Checkpointer:
             )
         return None, None
 
-    def _prepare(self, partial: Path) -> None:
-        try:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-        except OSError as error:
-            raise self._failed(partial, error) from error
+    def _agree(self, final: Path, error: BaseException | None) -> None:
+        """Raise CheckpointError on every rank if any of them has an error."""
+        reasons = [reason for reason in self.world.gather(None if error is None else _reason(error)) if reason]
+        if reasons:
+            raise self._failed(final, reasons[0]) from error
 
     def _publish(self, partial: Path, final: Path, state: dict[str, Any]) -> None:
         """On the main rank, after every rank wrote its files: add the manifest, rename, prune."""
@@ -157,14 +161,15 @@ class Checkpointer:
         _write_json(partial / MANIFEST, {"format": 1, "files": files})
         fsync(partial)
         _rename_over(partial, final)
-        for old in step_folders(self.folder)[self.keep :]:
+        older = [folder for folder in step_folders(self.folder) if step_of(folder) < step_of(final)]
+        for old in older[self.keep - 1 :]:
             _remove(old)
 
-    def _failed(self, final: Path, error: BaseException) -> CheckpointError:
+    def _failed(self, final: Path, reason: str) -> CheckpointError:
         shutil.rmtree(partial_name(final), ignore_errors=True)
         kept = next((str(f) for f in step_folders(self.folder) if damage(f) is None), None)
         last = f"the last good checkpoint is {kept}" if kept else "there is no earlier checkpoint"
-        return CheckpointError(f"cannot write checkpoint {final}: {_reason(error)}; {last}")
+        return CheckpointError(f"cannot write checkpoint {final}: {reason}; {last}")
 
 
 def load_tensors(path: Path, tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:
@@ -190,7 +195,12 @@ def load_tensors(path: Path, tensors: dict[str, Tensor], world: World) -> dict[s
 def step_folders(folder: Path) -> list[Path]:
     """Checkpoints in `folder`, newest first, whether damaged or not."""
     found = [p for p in folder.glob("step-*") if p.is_dir() and p.name.removeprefix("step-").isdigit()]
-    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")), reverse=True)
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(folder: Path) -> int:
+    """Step of a checkpoint, from its name."""
+    return int(folder.name.removeprefix("step-"))
 
 
 def damage(path: Path) -> str | None:
@@ -222,14 +232,14 @@ def crc32(path: Path) -> int:
 
 
 def file_indices(tensors: dict[str, Tensor], n_ranks: int) -> dict[str, int]:
-    """File number (from 1) of each tensor of any rank, so that a rank's files stay near FILE_BYTES."""
+    """File number (from 1) of each tensor of any rank, so that a rank's files (its shares) stay near FILE_BYTES."""
     indices, number, filled = {}, 1, 0
     for name, value in tensors.items():
         if name.startswith(RNG):
             kind = name.rsplit(".", 1)[1]
             indices |= {f"{RNG}{rank}.{kind}": 1 for rank in range(n_ranks)}
             continue
-        size = value.numel() * value.element_size()
+        size = value.numel() * value.element_size() // n_ranks
         if filled and filled + size > FILE_BYTES:
             number, filled = number + 1, 0
         indices[name] = number
@@ -261,6 +271,11 @@ def _chain(future: Future[Any], then: Callable[[], None]) -> Future[None]:
 
     future.add_done_callback(run)
     return after
+
+
+def _make_empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
 
 
 def _rename_over(new: Path, final: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy
 import torch
 
 from nano3.kernels.allocator import keep_freed_memory
@@ -36,5 +39,19 @@ def tune_process(device: torch.device) -> None:
     and mean nothing here, so they are flushed to zero.
     """
     if device.type == "cpu":
+        # NumPy looks up the smallest subnormal once, and warns where that comes out as zero.
+        for dtype in (numpy.float32, numpy.float64):
+            numpy.finfo(dtype)
         torch.set_flush_denormal(True)
         keep_freed_memory()
+
+
+@contextmanager
+def tuned_process(device: torch.device) -> Iterator[None]:
+    """`tune_process` for the length of the block: afterwards subnormal numbers are numbers again."""
+    tune_process(device)
+    try:
+        yield
+    finally:
+        if device.type == "cpu":
+            torch.set_flush_denormal(False)

@@ -43,6 +43,11 @@ class Schedule:
             )
         if cfg.decay not in DECAY_SHAPES:
             raise ValueError(f"schedule.decay is {cfg.decay!r}; valid: {', '.join(DECAY_SHAPES)}")
+        if cfg.warmup_tokens > cfg.stable_fraction * self.horizon:
+            raise ValueError(
+                f"schedule.warmup_tokens {cfg.warmup_tokens} reaches into the decay, which begins at schedule."
+                f"stable_fraction {cfg.stable_fraction} of {self.horizon} tokens: warm up for less, or train for longer"
+            )
 
     def lr(self, tokens: float) -> float:
         """Learning rate at position `tokens` on the horizon: warm-up from 0, peak, decay, then min_lr for ever."""

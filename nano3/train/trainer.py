@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from nano3.config.errors import UserError
 from nano3.config.schema import PretrainConfig
 from nano3.model.count import flops_per_token
 from nano3.train import charts
@@ -21,8 +22,9 @@ from nano3.train.metrics import FINAL, MetricsWriter, cut_metrics
 from nano3.train.numerics import compute_dtype
 from nano3.train.optimizer import build_optimizer, set_lr
 from nano3.train.parallel import compile_blocks, parallelize
+from nano3.train.position import Position, Result
 from nano3.train.progress import Progress, Status, make_progress
-from nano3.train.run_identity import config_hash, deciding_settings, differences
+from nano3.train.run_identity import HORIZON, check_same_run, deciding_settings, rounding_notes, rounding_settings
 from nano3.train.schedule import build_schedule
 from nano3.train.signals import StopRequest
 from nano3.train.snapshot import (
@@ -35,41 +37,7 @@ from nano3.train.snapshot import (
 from nano3.train.step import NonFiniteError, Recipe, StepResult, run_step
 from nano3.train.throughput import Meter, peak_flops
 from nano3.train.trackers import open_trackers
-from nano3.train.world import World, init_world
-
-
-@dataclass
-class Position:
-    """How far a run is; saved in every checkpoint."""
-
-    step: int = 0
-    """Optimizer steps done."""
-    tokens: int = 0
-    """Tokens trained on in this run."""
-    schedule_start: int = 0
-    """Position of this run's first token on the schedule's horizon."""
-    seconds: float = 0.0
-    """Training time, over all resumes."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run came to."""
-
-    step: int
-    """Optimizer steps done."""
-    tokens: int
-    """Tokens trained on."""
-    interrupted: bool
-    """Whether SIGTERM or Ctrl-C ended the run early; a checkpoint was saved, and `resume` continues it."""
-    loss: float | None
-    """Training loss of the last step of this process, in nats a token."""
-    heldout: HeldoutScore | None
-    """Held-out score at the end."""
-    seconds: float
-    """Training time, without evaluation and checkpoints."""
-    tokens_per_second: float
-    """Mean rate of this process, over all ranks."""
+from nano3.train.world import World, attempt, init_world
 
 
 class Trainer:
@@ -84,6 +52,8 @@ class Trainer:
         loss: micro-batch loss; next-token loss with the load-balancing loss by default.
         progress: where to report; the terminal by default.
         world: the ranks; from torchrun's environment by default.
+        inputs: name and fingerprint of whatever else decides the numbers (tokenizer, texts); a resume with others is
+            refused by name.
 
     Raises:
         ValueError: settings that do not fit together or the number of ranks.
@@ -99,14 +69,14 @@ class Trainer:
         loss: LossFunction | None = None,
         progress: Progress | None = None,
         world: World | None = None,
+        inputs: dict[str, str] | None = None,
     ) -> None:
-        self.cfg, self.heldout, self.run_dir = cfg, heldout, Path(run_dir)
+        self.cfg, self.heldout, self.run_dir, self.inputs = cfg, heldout, Path(run_dir), inputs or {}
         self.world = world or init_world()
         self.plan = make_plan(cfg.train, self.world.rank, self.world.size)
         self.step_tokens = cfg.train.batch_size * cfg.data.seq_len
         self.steps = math.ceil(cfg.train.tokens / self.step_tokens)
-        self.schedule = build_schedule(cfg.schedule, cfg.train.tokens)
-        self.position = Position(schedule_start=cfg.schedule.start_tokens)
+        self._move_to(Position(schedule_start=cfg.schedule.start_tokens))
         self.progress = progress or make_progress(self.world.is_main)
         self.model = self._place(model)
         self.optimizer = build_optimizer(model, cfg.optimizer)
@@ -133,15 +103,19 @@ class Trainer:
         Raises:
             CheckpointError: all checkpoints are damaged, or they belong to other settings.
         """
-        self.checkpoints.clean()
         saved = self.checkpoints.newest()
         self._resumed = True
-        if saved is not None:
-            self._check_same_run(saved)
+        if saved is None:
+            self.progress.say("no checkpoint yet: starting from the beginning")
+        else:
+            self._move_to(Position(**saved.state["position"]))
+            check_same_run(saved.path, saved.state["settings"], self._settings())
             self._load(saved)
-            self.position = Position(**saved.state["position"])
             self._saved_step = self.position.step
             self.progress.say(f"resuming from {saved.path}")
+            for note in rounding_notes(saved.state.get("rounding", {}), self.cfg):
+                self.progress.say(note)
+        self.checkpoints.clean(saved)
         if self.world.is_main:
             cut_metrics(self.metrics_path, self.position.step)
         return saved.path if saved else None
@@ -150,6 +124,9 @@ class Trainer:
         """Take weights, moments and schedule position from another run's newest checkpoint (phase 2 after phase 1).
 
         This run's data and step counter still begin at 0.
+
+        Raises:
+            UserError: no checkpoint there, or schedule.start_tokens says another position than its own.
         """
         other = Checkpointer(Path(run_dir) / "checkpoints", 1, False, self.world, self.progress.say)
         saved = other.newest()
@@ -157,9 +134,15 @@ class Trainer:
             raise CheckpointError(
                 f"{run_dir} has no checkpoint to continue from (train.continue_state): use its weights only"
             )
-        self._load(saved)
         before = Position(**saved.state["position"])
-        self.position = Position(schedule_start=before.schedule_start + before.tokens)
+        start, stated = before.schedule_start + before.tokens, self.cfg.schedule.start_tokens
+        if stated and abs(start - stated) > max(self.step_tokens, before.tokens // max(1, before.step)):
+            raise UserError(
+                f"schedule.start_tokens is {stated}, but {saved.path} is at token {start}: finish that run, or say "
+                f"--set schedule.start_tokens={start}"
+            )
+        self._load(saved)
+        self._move_to(Position(schedule_start=start))
 
     def fit(self) -> Result:
         """Train to train.tokens, or until SIGTERM or Ctrl-C; see `Result`.
@@ -251,11 +234,20 @@ class Trainer:
             "optimizer_steps": optimizer_steps(self.optimizer),
             "sequences": self.position.step * self.plan.batch_size,
             "world_size": self.world.size,
-            "config_hash": config_hash(self.cfg),
-            "settings": deciding_settings(self.cfg),
+            "settings": self._settings(),
+            "rounding": rounding_settings(self.cfg),
         }
         self.checkpoints.save(self.position.step, self._tensors(), state)
         self._saved_step = self.position.step
+
+    def _move_to(self, position: Position) -> None:
+        """Take a position, and the schedule that it lies on: without a set horizon, that ends where this run does."""
+        self.position = position
+        cfg = replace(self.cfg.schedule, start_tokens=position.schedule_start)
+        self.schedule = build_schedule(cfg, self.cfg.train.tokens)
+
+    def _settings(self) -> dict[str, Any]:
+        return deciding_settings(self.cfg) | {HORIZON: self.schedule.horizon} | self.inputs
 
     def _tensors(self) -> dict[str, Any]:
         return state_tensors(self.model, self.optimizer) | rng_tensors(self.world.rank, self.world.device)
@@ -319,11 +311,6 @@ class Trainer:
             self.model, self.optimizer, loss, self.world, self.cfg.optimizer.clip_norm, self.cfg.balance.bias_rate
         )
 
-    def _check_same_run(self, saved: Saved) -> None:
-        if saved.state["config_hash"] != config_hash(self.cfg):
-            changed = "; ".join(differences(saved.state["settings"], self.cfg)[:3])
-            raise CheckpointError(f"cannot resume {saved.path} with other settings ({changed}): use a new run folder")
-
     def _check_fresh(self) -> None:
         if not self._resumed and step_folders(self.run_dir / "checkpoints"):
             raise ValueError(f"{self.run_dir} already holds a run: resume it, or choose another run folder")
@@ -334,19 +321,17 @@ class Trainer:
         self.meter = Meter(flops_per_token(cfg.model, cfg.data.seq_len), peak)
         self._trackers: list[Callable[[dict[str, Any]], None]] = []
         self._closers: list[Callable[[], None]] = []
-        if not world.is_main:
-            return
+        world.agree(attempt(self._open_files) if world.is_main else None)
+
+    def _open_files(self) -> None:
         if not self._resumed:
             self.metrics_path.unlink(missing_ok=True)
-        self._trackers, self._closers = open_trackers(cfg.log, self.run_dir, deciding_settings(cfg))
+        self._trackers, self._closers = open_trackers(self.cfg.log, self.run_dir, deciding_settings(self.cfg))
         self.metrics = MetricsWriter(self.metrics_path)
 
     def _close(self) -> None:
         self.feed.close()
-        try:
-            self.checkpoints.wait()
-        except CheckpointError as error:
-            self.progress.say(str(error))
+        self.checkpoints.close()
         if self.world.is_main:
             for close in self._closers:
                 close()

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+
+from nano3.config.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,8 @@ class World:
     """Device of this process."""
     background: Any = None
     """Gloo group for work beside the training loop (asynchronous checkpoints); None in a world of one."""
+    control: Any = None
+    """Gloo group of the training loop itself: two threads must never share a group. None in a world of one."""
     owns_group: bool = False
     """Whether `close` ends torch.distributed."""
 
@@ -47,7 +53,7 @@ class World:
         if self.size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0, group=self.background)
+        dist.broadcast_object_list(box, src=0, group=self.control)
         return box[0]
 
     def gather(self, value: Any) -> list[Any]:
@@ -55,8 +61,16 @@ class World:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self.background)
+        dist.all_gather_object(values, value, group=self.control)
         return values
+
+    def agree(self, error: BaseException | None) -> None:
+        """Raise `error`, or a UserError for another rank's; every rank must call, so that none waits for a dead one."""
+        problems = [problem for problem in self.gather(None if error is None else str(error)) if problem is not None]
+        if error is not None:
+            raise error
+        if problems:
+            raise UserError(problems[0])
 
     def close(self) -> None:
         """Leave torch.distributed, if `init_world` started it."""
@@ -72,8 +86,17 @@ def init_world() -> World:
     owns = not dist.is_initialized()
     if owns:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-    background = dist.new_group(backend="gloo") if dist.get_world_size() > 1 else None
-    return World(dist.get_rank(), dist.get_world_size(), device, background, owns)
+    background, control = (dist.new_group(backend="gloo") if dist.get_world_size() > 1 else None for _ in range(2))
+    return World(dist.get_rank(), dist.get_world_size(), device, background, control, owns)
+
+
+def attempt(action: Callable[[], object]) -> BaseException | None:
+    """What went wrong in `action()`; None if nothing did."""
+    try:
+        action()
+    except (Exception, CheckpointException) as error:
+        return error
+    return None
 
 
 def _local_device() -> torch.device:

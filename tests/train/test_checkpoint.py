@@ -169,6 +169,13 @@ def test_another_models_checkpoint_is_refused_by_name_and_shape(make):
         load_tensors(path, {"model.w": torch.zeros(2)}, World())
 
 
+def test_files_of_many_ranks_hold_their_shares_of_the_tensors(monkeypatch):
+    monkeypatch.setattr("nano3.train.checkpoint.FILE_BYTES", 4000)
+    tensors = {f"model.{i}": torch.empty(1000, device="meta") for i in range(8)}
+    assert max(file_indices(tensors, 1).values()) == 8
+    assert max(file_indices(tensors, 4).values()) == 2
+
+
 def test_large_states_are_split_into_files(make, monkeypatch):
     monkeypatch.setattr("nano3.train.checkpoint.FILE_BYTES", 4000)
     assert file_indices(_tensors(0), 1) == {"model.w": 1, "model.b": 2}

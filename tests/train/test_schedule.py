@@ -39,7 +39,12 @@ def test_decay_shapes_run_from_peak_to_minimum(shape, halfway):
 
 @pytest.mark.parametrize(
     ("change", "key"),
-    [({"min_lr": 1.0}, "schedule.min_lr"), ({"stable_fraction": 1.5}, "stable_fraction"), ({"decay": "x"}, "decay")],
+    [
+        ({"min_lr": 1.0}, "schedule.min_lr"),
+        ({"stable_fraction": 1.5}, "stable_fraction"),
+        ({"decay": "x"}, "decay"),
+        ({"warmup_tokens": 801}, "warmup_tokens 801 reaches into the decay"),
+    ],
 )
 def test_contradicting_settings_name_the_key(change, key):
     with pytest.raises(ValueError, match=key):

@@ -1,9 +1,11 @@
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 
+from nano3.config.errors import UserError
 from nano3.train.checkpoint import CheckpointError, damage, step_folders
 from nano3.train.loss import NextTokenLoss
 from nano3.train.metrics import read_metrics, without_clock
@@ -211,6 +213,49 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(whole, tiny, t
     assert damage(newest) is None
 
 
+def test_a_damaged_checkpoint_is_set_aside_and_never_costs_the_good_one(tiny, tmp_path):
+    settings = {"schedule": {"horizon_tokens": 384}, "checkpoint": {"every_tokens": 128, "keep": 1}}
+    tiny.trainer(tmp_path, tiny.config(**settings, train={"tokens": 256})).fit()
+    good, ahead = (tmp_path / "checkpoints" / f"step-{step}" for step in (4, 6))
+    shutil.copytree(good, ahead)
+    (ahead / "manifest.json").unlink()
+    messages = Messages()
+    again = tiny.trainer(tmp_path, tiny.config(**settings, train={"tokens": 320}), progress=messages)
+    assert again.resume() == good
+    assert again.fit().step == 5
+    assert [p.name for p in step_folders(tmp_path / "checkpoints")] == ["step-5"]
+    assert (tmp_path / "checkpoints" / "step-6.damaged").is_dir()
+    assert any("step-6.damaged" in said for said in messages.said)
+
+
+def test_a_run_whose_horizon_follows_its_tokens_keeps_it(tiny, tmp_path):
+    tiny.trainer(tmp_path, tiny.config(train={"tokens": 192})).fit()
+    with pytest.raises(CheckpointError, match=r"horizon_tokens: 192 -> 384.*--set schedule\.horizon_tokens=192"):
+        tiny.trainer(tmp_path, tiny.config()).resume()
+    longer = tiny.trainer(tmp_path, tiny.config(schedule={"horizon_tokens": 192}))
+    assert longer.resume().name == "step-3"
+    longer.feed.close()
+
+
+@pytest.mark.parametrize(("change", "n_notes"), [({}, 0), ({"micro_batch_size": 4}, 1), ({"dtype": "bfloat16"}, 1)])
+def test_a_resume_that_cannot_be_exact_says_so(tiny, tmp_path, change, n_notes):
+    tiny.trainer(tmp_path, tiny.config(train={"tokens": 64}, schedule={"horizon_tokens": 384})).fit()
+    messages = Messages()
+    again = tiny.trainer(tmp_path, tiny.config(train=change, schedule={"horizon_tokens": 384}), progress=messages)
+    again.resume()
+    again.feed.close()
+    notes = [said for said in messages.said if "not exactly" in said]
+    assert len(notes) == n_notes
+    assert all(key in note for key, note in zip(change, notes, strict=True))
+
+
+def test_resuming_with_another_input_is_refused_by_name(tiny, tmp_path):
+    cfg = tiny.config(train={"tokens": 64}, schedule={"horizon_tokens": 384})
+    tiny.trainer(tmp_path, cfg, inputs={"tokenizer": "a", "text of notes": "b"}).fit()
+    with pytest.raises(CheckpointError, match=r"\(text of notes: b -> c\)"):
+        tiny.trainer(tmp_path, cfg, inputs={"tokenizer": "a", "text of notes": "c"}).resume()
+
+
 def test_resuming_with_other_settings_is_refused_by_name(whole, tiny, tmp_path):
     other = tiny.trainer(tmp_path / "whole", tiny.config(optimizer={"beta2": 0.9}, schedule={"horizon_tokens": 384}))
     with pytest.raises(CheckpointError, match=r"optimizer\.beta2: 0\.95 -> 0\.9"):
@@ -233,6 +278,35 @@ def test_continuing_takes_moments_and_schedule_but_starts_its_own_data(tiny, tmp
     rates = [line["lr"] for line in _lines(tmp_path / "phase2") if line["kind"] == "train"]
     assert rates == [first.schedule.lr(64 * step) for step in (4, 5, 6)]
     assert json.loads((tmp_path / "phase2/checkpoints/step-3/state.json").read_text())["optimizer_steps"] == 6
+
+
+def test_a_continued_run_without_a_horizon_decays_over_its_own_tokens(tiny, tmp_path):
+    tiny.trainer(tmp_path / "phase1", _short(tiny, 3)).fit()
+    cfg = tiny.config(schedule={"stable_fraction": 0.5})
+    second = tiny.trainer(tmp_path / "phase2", cfg)
+    second.continue_from(tmp_path / "phase1")
+    second.fit()
+    rates = [line["lr"] for line in _lines(tmp_path / "phase2") if line["kind"] == "train"]
+    assert second.schedule.horizon == 192 + 384
+    assert rates[0] == cfg.schedule.peak_lr
+    assert rates[-2] > rates[-1] == pytest.approx(cfg.schedule.min_lr)
+    again = tiny.trainer(tmp_path / "phase2", cfg)
+    assert again.resume().name == "step-6"
+    assert again.schedule.horizon == 192 + 384
+    again.feed.close()
+
+
+@pytest.mark.parametrize(("stated", "fits"), [(192, True), (250, True), (384, False), (64, False)])
+def test_a_stated_start_must_be_where_the_other_run_ended(tiny, tmp_path, stated, fits):
+    tiny.trainer(tmp_path / "phase1", _short(tiny, 3)).fit()
+    second = tiny.trainer(tmp_path / "phase2", tiny.config(schedule={"start_tokens": stated, "horizon_tokens": 800}))
+    second.feed.close()
+    if fits:
+        second.continue_from(tmp_path / "phase1")
+        assert second.position.schedule_start == 192
+        return
+    with pytest.raises(UserError, match=r"start_tokens is .*step-3 is at token 192.*start_tokens=192"):
+        second.continue_from(tmp_path / "phase1")
 
 
 def test_bfloat16_keeps_float32_weights_and_trains(tiny, tmp_path):

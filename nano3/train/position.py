@@ -1,0 +1,41 @@
+"""Where a run is, and what it came to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nano3.train.heldout import HeldoutScore
+
+
+@dataclass
+class Position:
+    """How far a run is; saved in every checkpoint."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    tokens: int = 0
+    """Tokens trained on in this run."""
+    schedule_start: int = 0
+    """Position of this run's first token on the schedule's horizon."""
+    seconds: float = 0.0
+    """Training time, over all resumes."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to."""
+
+    step: int
+    """Optimizer steps done."""
+    tokens: int
+    """Tokens trained on."""
+    interrupted: bool
+    """Whether SIGTERM or Ctrl-C ended the run early; a checkpoint was saved, and `resume` continues it."""
+    loss: float | None
+    """Training loss of the last step of this process, in nats a token."""
+    heldout: HeldoutScore | None
+    """Held-out score at the end."""
+    seconds: float
+    """Training time, without evaluation and checkpoints."""
+    tokens_per_second: float
+    """Mean rate of this process, over all ranks."""
