@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import hashlib
+import json
 import lzma
 import sys
 from dataclasses import dataclass, field
@@ -17,16 +19,21 @@ from nano3.config.presets import to_toml
 from nano3.config.schema import PretrainConfig, SampleConfig
 from nano3.data.prepare import Prepared, prepare
 from nano3.data.progress import progress_bar
+from nano3.data.shards import finished_shards
 from nano3.data.tokenizer import Tokenizer
 from nano3.engine.generate import generate
-from nano3.files import write_atomic
+from nano3.files import atomic_folder, write_atomic
 from nano3.model.hf import load, read_config, save
 from nano3.model.lm import LM
 from nano3.model.load import model_folder
-from nano3.train.numerics import tune_process
+from nano3.train.checkpoint import step_folders
+from nano3.train.numerics import tuned_process
 from nano3.train.progress import Progress
 from nano3.train.trainer import Result, Trainer
 from nano3.train.world import World, init_world
+
+TOKENIZER, START = "tokenizer", "start.json"
+"""In the run folder: the tokenizer, and where the weights came from. A resume relies on both."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,7 @@ class PretrainResult:
     training: Result
     """Steps, tokens, losses and rates."""
     compressors: dict[str, float] = field(default_factory=dict)
-    """Bits per byte of the same held-out text under `gzip -9` and `xz -9`."""
+    """Bits per byte of the text that `training.heldout` scored under `gzip -9` and `xz -9`."""
     samples: list[Sample] = field(default_factory=list)
     """Text sampled from the model."""
 
@@ -82,13 +89,14 @@ def main(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> PretrainResult:
-    """Train a model and leave a run folder: config.toml, metrics.jsonl, checkpoints/, charts/ and model/.
+    """Train a model and leave a run folder: config.toml, metrics.jsonl, tokenizer/, checkpoints/, charts/ and model/.
 
     Args:
         cfg: all settings.
         run_dir: the run folder; with `resume`, one that holds this run.
-        from_path: run folder or Hugging Face folder to start from; its architecture and tokenizer replace cfg's.
-        resume: continue from the newest checkpoint of `run_dir`.
+        from_path: run folder or Hugging Face folder to start from; its architecture and tokenizer replace cfg's. A
+            resume knows it from the run folder.
+        resume: continue from the newest checkpoint of `run_dir`, or begin as it began if there is none yet.
         progress: where training reports; the terminal by default.
 
     Raises:
@@ -98,23 +106,48 @@ def main(
     run_dir = Path(run_dir)
     if not resume and (run_dir / "checkpoints").exists():
         raise UserError(f"{run_dir} already holds a run: resume it, or choose another run folder")
+    source = _source(run_dir, from_path, resume)
+    fresh = not (resume and step_folders(run_dir / "checkpoints"))
+    if source is not None and (fresh or from_path is not None):
+        cfg = adopt(cfg, source)
     world = init_world()
-    tune_process(world.device)
     try:
-        cfg = adopt(cfg, Path(from_path)) if from_path is not None else cfg
-        prepared = _prepare(cfg, world)
-        model = load(model_folder(from_path), torch.float32) if from_path is not None else _new_model(cfg)
-        heldout = prepared.heldout.with_seq_len(cfg.heldout.seq_len or cfg.data.seq_len)
-        trainer = Trainer(cfg, model, prepared.train, heldout, run_dir, progress=progress, world=world)
-        _begin(trainer, cfg, run_dir, world, from_path, resume)
-        training = trainer.fit()
-        if training.interrupted:
-            return PretrainResult(run_dir, training)
-        _export(model, prepared.tokenizer, run_dir / "model", world)
-        samples = write_samples(run_dir / "model", prepared.tokenizer, cfg.sample) if world.is_main else []
-        return PretrainResult(run_dir, training, compressors(prepared), samples)
+        with tuned_process(world.device):
+            prepared = _prepare(_keep_tokenizer(cfg, run_dir) if resume else cfg, world)
+            cfg = with_token_ids(cfg, prepared.tokenizer)
+            model = load(model_folder(source), torch.float32) if source is not None and fresh else _new_model(cfg)
+            model.cfg = cfg.model
+            return _train(cfg, model, prepared, run_dir, source, resume, progress, world)
     finally:
         world.close()
+
+
+def _train(
+    cfg: PretrainConfig,
+    model: LM,
+    prepared: Prepared,
+    run_dir: Path,
+    source: Path | None,
+    resume: bool,
+    progress: Progress | None,
+    world: World,
+) -> PretrainResult:
+    heldout = prepared.heldout.with_seq_len(cfg.heldout.seq_len or cfg.data.seq_len)
+    inputs = fingerprints(prepared)
+    trainer = Trainer(cfg, model, prepared.train, heldout, run_dir, progress=progress, world=world, inputs=inputs)
+    if not resume or trainer.resume() is None:
+        _begin(trainer, cfg, prepared.tokenizer, run_dir, source, world)
+    if world.is_main:
+        write_atomic(run_dir / "config.toml", to_toml(cfg))
+    training = trainer.fit()
+    if training.interrupted:
+        return PretrainResult(run_dir, training)
+    _export(model, prepared.tokenizer, run_dir / "model", world)
+    if not world.is_main:
+        return PretrainResult(run_dir, training)
+    samples = write_samples(run_dir / "model", prepared.tokenizer, cfg.sample)
+    scored = training.heldout.bytes if training.heldout else 0
+    return PretrainResult(run_dir, training, compressors(prepared, scored), samples)
 
 
 def adopt(cfg: PretrainConfig, source: Path) -> PretrainConfig:
@@ -128,9 +161,27 @@ def adopt(cfg: PretrainConfig, source: Path) -> PretrainConfig:
     return dataclasses.replace(cfg, model=read_config(folder), data=data)
 
 
-def compressors(prepared: Prepared) -> dict[str, float]:
-    """Bits per byte that `gzip -9` and `xz -9` need for the held-out text, as a yardstick for the model's."""
-    text = "".join(prepared.heldout_texts()).encode()
+def with_token_ids(cfg: PretrainConfig, tokenizer: Tokenizer) -> PretrainConfig:
+    """`cfg` with the special tokens of the text that the model is trained on."""
+    ids = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
+    return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, **ids))
+
+
+def fingerprints(prepared: Prepared) -> dict[str, str]:
+    """What a resume must find again: hashes of the tokenizer and of each category's tokens."""
+    found = {"tokenizer": prepared.tokenizer.fingerprint()[:16]}
+    for name, folders in prepared.folders.items():
+        shards = [[m.documents, m.tokens, m.bytes, m.bin_crc32] for f in folders for m in finished_shards(f)]
+        found[f"text of {name}"] = hashlib.blake2b(json.dumps(shards).encode(), digest_size=8).hexdigest()
+    return found
+
+
+def compressors(prepared: Prepared, n_bytes: int) -> dict[str, float]:
+    """Bits per byte of `gzip -9` and `xz -9` on the first `n_bytes` of the held-out text, those the model scored."""
+    text, parts = b"", (part.encode() for part in prepared.heldout_texts())
+    while len(text) < n_bytes and (part := next(parts, None)) is not None:
+        text += part
+    text = text[:n_bytes]
     if not text:
         return {}
     packed = {"gzip -9": gzip.compress(text, 9), "xz -9": lzma.compress(text, preset=9)}
@@ -179,18 +230,38 @@ def _new_model(cfg: PretrainConfig) -> LM:
     return LM(cfg.model).init_weights(cfg.train.seed)
 
 
+def _source(run_dir: Path, from_path: str | Path | None, resume: bool) -> Path | None:
+    """Where the weights of the run come from; a resume looks it up in the run folder."""
+    given = Path(from_path).resolve() if from_path is not None else None
+    file = run_dir / START
+    if not resume or not file.is_file():
+        return given
+    recorded = json.loads(file.read_text(encoding="utf-8"))["from"]
+    if given is not None and str(given) != recorded:
+        raise UserError(f"{run_dir} started from {recorded or 'new weights'}, not {given}: resume it without --from")
+    return Path(recorded) if recorded else None
+
+
+def _keep_tokenizer(cfg: PretrainConfig, run_dir: Path) -> PretrainConfig:
+    """`cfg` for data preparation, with the tokenizer that the run began with."""
+    folder = run_dir / TOKENIZER
+    if not folder.is_dir():
+        return cfg
+    return dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, tokenizer=str(folder)))
+
+
 def _begin(
-    trainer: Trainer, cfg: PretrainConfig, run_dir: Path, world: World, from_path: str | Path | None, resume: bool
+    trainer: Trainer, cfg: PretrainConfig, tokenizer: Tokenizer, run_dir: Path, source: Path | None, world: World
 ) -> None:
-    """Restore what the run starts from, then write down its settings."""
-    if resume:
-        trainer.resume()
-    elif cfg.train.continue_state:
-        if from_path is None or not (Path(from_path) / "checkpoints").is_dir():
+    """Take another run's state if asked to, then write down what a resume needs to know."""
+    if cfg.train.continue_state:
+        if source is None or not (source / "checkpoints").is_dir():
             raise UserError("train.continue_state needs --from with a run folder that has checkpoints")
-        trainer.continue_from(Path(from_path))
+        trainer.continue_from(source)
     if world.is_main:
-        write_atomic(run_dir / "config.toml", to_toml(cfg))
+        with atomic_folder(run_dir / TOKENIZER) as folder:
+            tokenizer.save(folder)
+        write_atomic(run_dir / START, json.dumps({"from": str(source) if source else None}) + "\n")
 
 
 def _export(model: LM, tokenizer: Tokenizer, folder: Path, world: World) -> None:

@@ -1,0 +1,126 @@
+import gzip
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from nano3.config.errors import UserError
+from nano3.config.presets import load_pretrain, to_toml
+from nano3.data.prepare import prepare
+from nano3.model.hf import load
+from nano3.stages.pretrain import compressors, main
+from nano3.train.progress import Silent
+from nano3.train.trainer import Trainer
+
+
+@pytest.fixture
+def notes(tmp_path):
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    for i in range(40):
+        (folder / f"{i}.txt").write_text(f"the note number {i} says that {i * i} is the square of {i}.\n" * 5)
+    return folder
+
+
+@pytest.fixture
+def cfg(tmp_path, notes):
+    """A run of two steps on a few notes."""
+    settings = [
+        "model.pattern=M*E", "model.d_model=32", "model.d_expert=32", "model.d_shared=32", "model.vocab_size=512",
+        "data.seq_len=64", "train.tokens=256", "train.batch_size=2", "train.micro_batch_size=2",
+        "data.blend={notes=1}", f"data.sources.notes={notes}", "data.heldout_fraction=0.2",
+        "schedule.warmup_tokens=0", "sample.tokens=0", f"data.cache_dir={tmp_path / 'cache'}",
+    ]  # fmt: skip
+    return load_pretrain("tiny", settings)
+
+
+@pytest.fixture(autouse=True)
+def _no_charts(monkeypatch):
+    monkeypatch.setattr("nano3.train.trainer.charts.draw", lambda metrics, folder: [])
+
+
+def _run(cfg, run_dir, **options):
+    return main(cfg, run_dir, progress=Silent(), **options)
+
+
+class Died(BaseException):
+    """The process was killed here."""
+
+
+def _dies(monkeypatch):
+    def die(self):
+        raise Died
+
+    monkeypatch.setattr(Trainer, "fit", die)
+
+
+def _weights(monkeypatch):
+    """What the next run begins with, in place of the run."""
+    seen = {}
+
+    def look(self):
+        seen.update({name: value.clone() for name, value in self.model.state_dict().items()}, start=self.position)
+        raise Died
+
+    monkeypatch.setattr(Trainer, "fit", look)
+    return seen
+
+
+@pytest.mark.parametrize("continue_state", [False, True])
+def test_a_run_that_died_before_its_first_checkpoint_begins_again_as_it_began(
+    cfg, tmp_path, monkeypatch, continue_state
+):
+    _run(cfg, tmp_path / "first")
+    second = replace(cfg, train=replace(cfg.train, continue_state=continue_state, seed=7))
+    with monkeypatch.context() as patch:
+        _dies(patch)
+        with pytest.raises(Died):
+            _run(second, tmp_path / "second", from_path=tmp_path / "first")
+    seen = _weights(monkeypatch)
+    with pytest.raises(Died):
+        _run(load_pretrain(str(tmp_path / "second")), tmp_path / "second", resume=True)
+    assert seen.pop("start").schedule_start == (256 if continue_state else 0)
+    for name, value in load(tmp_path / "first" / "model").state_dict().items():
+        assert torch.equal(seen[name], value), name
+
+
+def test_a_resume_from_another_model_is_refused(cfg, tmp_path):
+    _run(cfg, tmp_path / "first")
+    with pytest.raises(UserError, match=r"started from new weights, not .*other: resume it without --from"):
+        _run(cfg, tmp_path / "first", from_path=tmp_path / "other", resume=True)
+
+
+def test_a_resume_keeps_its_tokenizer_and_refuses_other_text(cfg, tmp_path, notes):
+    _run(cfg, tmp_path / "run")
+    kept = (tmp_path / "run" / "tokenizer" / "tokenizer.json").read_bytes()
+    vocabularies = sorted((tmp_path / "cache" / "tokenizers").iterdir())
+    (notes / "3.txt").touch()
+    assert _run(cfg, tmp_path / "run", resume=True).training.step == 2
+    (notes / "3.txt").write_text("quite another note, zebra quagga okapi " * 20)
+    with pytest.raises(UserError, match=r"cannot resume .*\(text of notes: \w+ -> \w+\)"):
+        _run(cfg, tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "tokenizer" / "tokenizer.json").read_bytes() == kept
+    assert sorted((tmp_path / "cache" / "tokenizers").iterdir()) == vocabularies
+
+
+def test_the_exported_special_tokens_are_those_of_the_text(cfg, tmp_path):
+    odd = replace(cfg, model=replace(cfg.model, bos_id=300, eos_id=301, pad_id=302))
+    _run(odd, tmp_path / "run")
+    for name in ("config.json", "generation_config.json"):
+        exported = json.loads((tmp_path / "run" / "model" / name).read_text())
+        assert [exported[f"{token}_token_id"] for token in ("pad", "bos", "eos")] == [0, 1, 2], name
+    model = load_pretrain(str(tmp_path / "run")).model
+    assert (model.pad_id, model.bos_id, model.eos_id) == (0, 1, 2)
+    assert "eos_id = 2" in to_toml(load_pretrain(str(tmp_path / "run")))
+
+
+def test_compressors_pack_the_bytes_that_the_model_scored(cfg, tmp_path):
+    short = replace(cfg, heldout=replace(cfg.heldout, final_tokens=128, seq_len=64))
+    result = _run(short, tmp_path / "run")
+    prepared = prepare(cfg.data, cfg.model.vocab_size)
+    text = "".join(prepared.heldout_texts()).encode()
+    scored = result.training.heldout.bytes
+    assert 0 < scored < len(text)
+    assert result.compressors["gzip -9"] == 8 * len(gzip.compress(text[:scored], 9)) / scored
+    assert compressors(prepared, 0) == {}
