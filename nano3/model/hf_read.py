@@ -20,6 +20,7 @@ from nano3.config.errors import UserError
 from nano3.model.config import read_config
 from nano3.model.hf_names import INDEX, SINGLE, is_stacked, named_tensors, published_name
 from nano3.model.lm import FLOAT32_SUFFIXES, LM
+from nano3.model.shards import local_part
 
 
 def load(path: str | Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> LM:
@@ -35,18 +36,29 @@ def load(path: str | Path, dtype: torch.dtype | None = None, device: torch.devic
     """
     folder = Path(path)
     cfg = read_config(folder)
+    with torch.device("meta"):
+        model = LM(cfg)
     with _Checkpoint(folder) as checkpoint:
         dtype = dtype or checkpoint.dtype("lm_head.weight")
-        with torch.device("meta"):
-            model = LM(cfg)
-        wanted = [t for name, tensor in named_tensors(model) for t in checkpoint.sources(name, tensor)]
-        checkpoint.check(wanted)
-        filled = _allocate(model, dtype, device)
-        for source in wanted:
-            target = filled[source.ours] if source.expert is None else filled[source.ours][source.expert]
-            target.copy_(checkpoint.read(source.name).view(target.shape))
+        wanted = checkpoint.wanted(model)
+        _allocate(model, dtype, device)
+        _copy(checkpoint, wanted, model)
     model.compute_dtype = dtype
     return model.eval()
+
+
+def fill(model: LM, path: str | Path) -> None:
+    """Weights of a Hugging Face folder into a model of its architecture, in place.
+
+    Args:
+        model: on any device, of any dtype; of sharded parameters (DTensor) each rank reads its slice only.
+        path: folder with config.json and model.safetensors, or shards with an index.
+
+    Raises:
+        UserError: a missing, extra, misshapen or unreadable tensor, by name.
+    """
+    with _Checkpoint(Path(path)) as checkpoint:
+        _copy(checkpoint, checkpoint.wanted(model), model)
 
 
 @dataclass(frozen=True)
@@ -83,8 +95,13 @@ class _Checkpoint:
             return [_Source(name, ours, None, tuple(tensor.shape))]
         return [_Source(published_name(ours, e), ours, e, tuple(tensor.shape[1:])) for e in range(tensor.shape[0])]
 
-    def check(self, wanted: list[_Source]) -> None:
-        """Raise UserError unless the stored tensors are exactly the wanted ones."""
+    def wanted(self, model: LM) -> list[_Source]:
+        """All that goes into `model`; raises UserError unless the stored tensors are exactly those."""
+        wanted = [source for name, tensor in named_tensors(model) for source in self.sources(name, tensor)]
+        self._check(wanted)
+        return wanted
+
+    def _check(self, wanted: list[_Source]) -> None:
         missing = [s.name for s in wanted if s.name not in self.stored]
         if missing:
             raise UserError(f"{self.folder}: {_count(missing)} missing, first {missing[0]}")
@@ -148,9 +165,21 @@ def _count(names: list[str]) -> str:
     return f"{len(names)} tensor{'s' if len(names) > 1 else ''}"
 
 
-def _allocate(model: LM, dtype: torch.dtype, device: torch.device | str) -> dict[str, Tensor]:
-    """Replace the meta tensors of `model` by empty real ones; by nano3's name."""
-    filled = {}
+def _copy(checkpoint: _Checkpoint, wanted: list[_Source], model: LM) -> None:
+    """One tensor at a time; experts that live on other ranks are not read."""
+    parts = {name: local_part(tensor) for name, tensor in named_tensors(model)}
+    for source in wanted:
+        local, where = parts[source.ours]
+        if source.expert is not None:
+            experts = range(where[0].start, where[0].stop)
+            if source.expert not in experts:
+                continue
+            local, where = local[experts.index(source.expert)], where[1:]
+        local.copy_(checkpoint.read(source.name)[where])
+
+
+def _allocate(model: LM, dtype: torch.dtype, device: torch.device | str) -> None:
+    """Replace the meta tensors of `model` by empty real ones."""
     for name, tensor in list(named_tensors(model)):
         kept = torch.float32 if name.endswith(FLOAT32_SUFFIXES) else dtype
         empty = torch.empty(tensor.shape, dtype=kept, device=device)
@@ -160,5 +189,3 @@ def _allocate(model: LM, dtype: torch.dtype, device: torch.device | str) -> dict
             module._parameters[leaf] = torch.nn.Parameter(empty)
         else:
             module._buffers[leaf] = empty
-        filled[name] = empty
-    return filled

@@ -9,19 +9,25 @@ import torch
 from torch import Tensor, nn
 
 from nano3.config.model import ModelConfig
+from nano3.model.shards import local_part
 
 # Projections that write to the residual stream.
 RESIDUAL_WRITERS = ("out_proj.weight", "o_proj.weight", "down_proj.weight", "experts.down_proj")
 
 
 def init_weights(model: nn.Module, cfg: ModelConfig, seed: int) -> None:
-    """Fill every parameter in place; buffers of the router start at zero."""
+    """Fill every parameter in place; buffers of the router start at zero.
+
+    Of a sharded parameter each rank keeps its slice of what one process would draw; one whole parameter at a time is
+    in memory.
+    """
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             # A stream of its own for each name: sharding or a changed pattern does not move other parameters.
             generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) ^ (seed * 0x9E3779B1 & 0xFFFFFFFF))
             values = _draw(name, torch.empty(parameter.shape), cfg, generator)
-            parameter.copy_(values)
+            local, where = local_part(parameter)
+            local.copy_(values[where])
         for name, buffer in model.named_buffers():
             if name.endswith("e_score_correction_bias"):
                 buffer.zero_()

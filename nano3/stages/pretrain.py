@@ -23,7 +23,7 @@ from nano3.data.shards import finished_shards
 from nano3.data.tokenizer import Tokenizer
 from nano3.engine.generate import generate
 from nano3.files import atomic_folder, write_atomic
-from nano3.model.hf import load, read_config, save
+from nano3.model.hf import fill, load, read_config, save
 from nano3.model.lm import LM
 from nano3.model.load import model_folder
 from nano3.train.checkpoint import step_folders
@@ -115,8 +115,8 @@ def main(
         with tuned_process(world.device):
             prepared = _prepare(_keep_tokenizer(cfg, run_dir) if resume else cfg, world)
             cfg = with_token_ids(cfg, prepared.tokenizer)
-            model = load(model_folder(source), torch.float32) if source is not None and fresh else _new_model(cfg)
-            model.cfg = cfg.model
+            with torch.device("meta"):
+                model = LM(cfg.model)
             return _train(cfg, model, prepared, run_dir, source, resume, progress, world)
     finally:
         world.close()
@@ -226,10 +226,6 @@ def _prepare(cfg: PretrainConfig, world: World) -> Prepared:
     return prepared
 
 
-def _new_model(cfg: PretrainConfig) -> LM:
-    return LM(cfg.model).init_weights(cfg.train.seed)
-
-
 def _source(run_dir: Path, from_path: str | Path | None, resume: bool) -> Path | None:
     """Where the weights of the run come from; a resume looks it up in the run folder."""
     given = Path(from_path).resolve() if from_path is not None else None
@@ -253,11 +249,15 @@ def _keep_tokenizer(cfg: PretrainConfig, run_dir: Path) -> PretrainConfig:
 def _begin(
     trainer: Trainer, cfg: PretrainConfig, tokenizer: Tokenizer, run_dir: Path, source: Path | None, world: World
 ) -> None:
-    """Take another run's state if asked to, then write down what a resume needs to know."""
+    """Fill the model from wherever the run starts, then write down what a resume needs to know."""
     if cfg.train.continue_state:
         if source is None or not (source / "checkpoints").is_dir():
             raise UserError("train.continue_state needs --from with a run folder that has checkpoints")
         trainer.continue_from(source)
+    elif source is not None:
+        fill(trainer.model, model_folder(source))
+    else:
+        trainer.model.init_weights(cfg.train.seed)
     if world.is_main:
         with atomic_folder(run_dir / TOKENIZER) as folder:
             tokenizer.save(folder)

@@ -64,4 +64,5 @@ def compile_blocks(model: Any) -> None:
 def _same_start(model: nn.Module) -> None:
     with torch.no_grad():
         for tensor in [*model.parameters(), *model.buffers()]:
-            dist.broadcast(tensor, src=0)
+            if not tensor.is_meta:
+                dist.broadcast(tensor, src=0)

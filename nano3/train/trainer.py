@@ -45,7 +45,8 @@ class Trainer:
 
     Args:
         cfg: settings; sections model, data, train, optimizer, schedule, balance, heldout, checkpoint, parallel, log.
-        model: with initial weights; moved to this rank's device and parallelised here.
+        model: moved to this rank's device and parallelised here. With initial weights; or on the meta device, to be
+            filled by the caller after this, or by `resume` or `continue_from`.
         source: training batches by global sequence index; its last index follows from train.tokens.
         heldout: held-out text, or None.
         run_dir: RUN folder; must not hold another run unless `resume` is called.
@@ -297,13 +298,18 @@ class Trainer:
 
     def _place(self, model: Any) -> Any:
         train = self.cfg.train
-        model.to(self.world.device)
+        empty = next(model.parameters()).is_meta
+        if not empty:
+            model.to(self.world.device)
         model.compute_dtype = compute_dtype(train.dtype, self.world.device)
         model.checkpoint_activations = train.checkpoint_activations == "block"
         model.train()
         if train.compile:
             compile_blocks(model)
         parallelize(model, self.world, self.cfg.parallel)
+        if empty:
+            # Not before: so no rank ever holds more than its shards.
+            model.to_empty(device=self.world.device)
         return model
 
     def _recipe(self, loss: LossFunction) -> Recipe:

@@ -52,11 +52,20 @@ def same_files(first: Path, second: Path) -> None:
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
 
-def test_two_ranks_do_what_one_process_does(two_ranks, small_config, tmp_path):
+def test_two_ranks_do_what_one_process_does(two_ranks, small_config, small_model, tmp_path):
+    small_model.init_weights(seed=2)
+    for bias in small_model.expert_biases():
+        bias.normal_()
+    save(small_model, tmp_path / "given")
     printed = two_ranks()
-    save(LM(small_config).init_weights(seed=1), tmp_path / "alone", max_shard_bytes=20_000)
-    same_files(tmp_path / "saved", tmp_path / "alone")
+    alone = LM(small_config).init_weights(seed=1)
+    save(alone, tmp_path / "alone", max_shard_bytes=20_000)
     assert len(list((tmp_path / "alone").glob("*.safetensors"))) > 3
+    same_files(tmp_path / "saved", tmp_path / "alone")
+    same_files(tmp_path / "filled", tmp_path / "given")
+    held = [int(text.split()[0]) for text in printed]
+    assert sum(held) == sum(p.numel() for p in alone.parameters())
+    assert max(held) < 0.6 * sum(held)
     for rank, text in enumerate(printed):
         assert f"rank {rank}: " in text
         assert "No space left" in text

@@ -6,9 +6,11 @@ import json
 import sys
 from pathlib import Path
 
+import torch
+
 from nano3.config.model import ModelConfig
 from nano3.config.schema import ParallelConfig
-from nano3.model.hf import save
+from nano3.model.hf import fill, save
 from nano3.model.lm import LM
 from nano3.train.parallel import parallelize
 from nano3.train.world import init_world
@@ -20,12 +22,18 @@ def full_disk(folder: Path) -> None:
 
 
 def main() -> None:
-    """Save the model of the config in FOLDER/config.json; then try again on a full disk."""
+    """Initialise the model of the config in FOLDER/config.json and save it; fill it and save; fail to save."""
     folder, world = Path(sys.argv[1]), init_world()
     cfg = ModelConfig(**json.loads((folder / "config.json").read_text()))
-    model = LM(cfg).init_weights(seed=1)
+    with torch.device("meta"):
+        model = LM(cfg)
     parallelize(model, world, ParallelConfig(fsdp=True))
+    model.to_empty(device="cpu")
+    model.init_weights(seed=1)
     save(model, folder / "saved", max_shard_bytes=20_000)
+    print(f"{sum(p.to_local().numel() for p in model.parameters())} values", flush=True)
+    fill(model, folder / "given")
+    save(model, folder / "filled")
     try:
         save(model, folder / "failed", extra=full_disk)
     except (OSError, ValueError) as error:
