@@ -29,6 +29,8 @@ class DataConfig:
     """Share of documents set aside for the held-out loss, chosen by a hash of their content."""
     seed: int = 1234
     """Seed of the data order and of the split."""
+    order_seed: int = 0
+    """Seed of the data order alone, for a run that goes on with the same held-out text; 0 means seed."""
 
     def __post_init__(self) -> None:
         check("data", self, ">=", 2, "seq_len")

@@ -84,7 +84,7 @@ def prepare(cfg: DataConfig, vocab_size: int, progress: Progress = silent) -> Pr
     notes += _skip_notes(skipped) + _tokenizer_notes(cfg, sources, tokenizer)
     return Prepared(
         tokenizer=tokenizer,
-        train=TokenSource(train, blend, seq_len=cfg.seq_len, eos_id=tokenizer.eos_id, seed=cfg.seed),
+        train=TokenSource(train, blend, seq_len=cfg.seq_len, eos_id=tokenizer.eos_id, seed=cfg.order_seed or cfg.seed),
         heldout=HeldoutSource(heldout, tokenizer, cfg.seq_len),
         folders={name: [folder.folder for folder in opened] for name, opened in folders.items()},
         n_documents=sum(len(corpus) for corpus in train.values()),

@@ -124,3 +124,13 @@ def test_compressors_pack_the_bytes_that_the_model_scored(cfg, tmp_path):
     assert 0 < scored < len(text)
     assert result.compressors["gzip -9"] == 8 * len(gzip.compress(text[:scored], 9)) / scored
     assert compressors(prepared, 0) == {}
+
+
+def test_phase_2_reads_in_another_order_and_holds_out_the_same_documents(cfg):
+    first, second = load_pretrain("phase1").data, load_pretrain("phase2").data
+    assert (first.seed, first.heldout_fraction) == (second.seed, second.heldout_fraction)
+    one, two = (
+        prepare(replace(cfg.data, order_seed=data.order_seed), cfg.model.vocab_size) for data in (first, second)
+    )
+    assert list(one.heldout_texts()) == list(two.heldout_texts())
+    assert not torch.equal(one.train.batch(0, 8).tokens, two.train.batch(0, 8).tokens)
