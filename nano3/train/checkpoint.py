@@ -125,12 +125,12 @@ class Checkpointer:
             return
         for leftover in self.folder.glob(".step-*"):
             shutil.rmtree(leftover, ignore_errors=True)
-        for damaged in step_folders(self.folder) if used is not None else []:
-            if step_of(damaged) > step_of(used.path):
-                aside = damaged.with_name(f"{damaged.name}.damaged")
-                shutil.rmtree(aside, ignore_errors=True)
-                damaged.rename(aside)
-                self.say(f"{damaged} is now {aside.name}: delete it when you need the space")
+        later = [f for f in step_folders(self.folder) if used is not None and step_of(f) > step_of(used.path)]
+        for damaged in later:
+            aside = damaged.with_name(f"{damaged.name}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            damaged.rename(aside)
+            self.say(f"{damaged} is now {aside.name}: delete it when you need the space")
 
     def _newest_here(self) -> tuple[Saved | None, str | None]:
         folders = step_folders(self.folder)

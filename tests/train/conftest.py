@@ -43,11 +43,11 @@ def _one_thread():
 
 
 @pytest.fixture
-def launch():
-    """Starts tiny_run.py on `ranks` processes and returns them; all are ended with the test."""
+def processes():
+    """Starts a Python command on `ranks` processes and returns them; all are ended with the test."""
     running = []
 
-    def start(run_dir, *flags, ranks=1, settings=None):
+    def start(*arguments, ranks=1):
         port = _free_port()
         processes = []
         for rank in range(ranks):
@@ -55,9 +55,10 @@ def launch():
             if ranks > 1:
                 env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
                 env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            command = [sys.executable, str(SCRIPT), str(run_dir), "--settings", json.dumps(settings or {}), *flags]
             pipe = subprocess.PIPE
-            processes.append(subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, text=True))
+            processes.append(
+                subprocess.Popen([sys.executable, *arguments], env=env, stdout=pipe, stderr=pipe, text=True)
+            )
         running.extend(processes)
         return processes
 
@@ -66,6 +67,16 @@ def launch():
         if process.poll() is None:
             process.kill()
         process.communicate()
+
+
+@pytest.fixture
+def launch(processes):
+    """Starts tiny_run.py on `ranks` processes and returns them."""
+
+    def start(run_dir, *flags, ranks=1, settings=None):
+        return processes(str(SCRIPT), str(run_dir), "--settings", json.dumps(settings or {}), *flags, ranks=ranks)
+
+    return start
 
 
 @pytest.fixture
