@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
+from torch.autograd.function import once_differentiable
 
 from ..common import matmul_dtype, segments
+
+aten = torch.ops.aten
 
 LONGEST_MASKED = 256
 """Longest piece that gets a dense mask; longer documents run alone, without one."""
@@ -29,21 +30,53 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, document_ids: Tensor | None = 
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-    product = matmul_dtype(q.dtype, q.device)
-    gqa = q.shape[2] != k.shape[2]
-    heads_first = (m.to(product).transpose(1, 2) for m in (q, k, v))
-    with _kept_as(q.dtype) if product != q.dtype else nullcontext():
+    heads_first = [m.transpose(1, 2) for m in (q, k, v)]
+    if matmul_dtype(q.dtype, q.device) != q.dtype and q.numel():
+        out = _WideAttention.apply(*heads_first, mask, causal)
+    else:
+        gqa = q.shape[2] != k.shape[2]
         out = F.scaled_dot_product_attention(*heads_first, attn_mask=mask, is_causal=causal, enable_gqa=gqa)
-    return out.transpose(1, 2).to(q.dtype)
+    return out.transpose(1, 2)
 
 
-def _kept_as(dtype: torch.dtype) -> saved_tensors_hooks:
-    """Within it, autograd keeps queries, keys, values and outputs, not their log sums, in `dtype` and widens on use."""
+class _WideAttention(torch.autograd.Function):
+    """CPU attention computed in float32 that keeps queries, keys, values and outputs in the dtype they came in.
 
-    def pack(kept: Tensor) -> tuple[Tensor, torch.dtype]:
-        return (kept.to(dtype) if kept.ndim == 4 and kept.is_floating_point() else kept), kept.dtype
+    They are kept with `save_for_backward`, so that activation checkpointing can let go of them.
+    """
 
-    return saved_tensors_hooks(pack, lambda packed: packed[0].to(packed[1]))
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+        bias = _as_bias(mask)
+        wide = (_widen(m) for m in (q, k, v))
+        out, log_sums = aten._scaled_dot_product_flash_attention_for_cpu(*wide, 0.0, causal, attn_mask=bias)
+        out = out.to(q.dtype)
+        ctx.save_for_backward(q, k, v, out, log_sums, mask)
+        ctx.causal = causal
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: Tensor):
+        *narrow, log_sums, mask = ctx.saved_tensors
+        wide = (_widen(m) for m in (dout, *narrow))
+        grads = aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            *wide, log_sums, 0.0, ctx.causal, attn_mask=_as_bias(mask)
+        )
+        return *(grad.to(dout.dtype) for grad in grads), None, None
+
+
+def _widen(m: Tensor) -> Tensor:
+    """float32, its last dimension dense: the fused kernel takes that for granted."""
+    m = m.float()
+    return m if m.stride(-1) == 1 else m.contiguous()
+
+
+def _as_bias(mask: Tensor | None) -> Tensor | None:
+    """True where attention is allowed -> what to add to the scores."""
+    if mask is None:
+        return None
+    return torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf)
 
 
 def _attend_behind_cache(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

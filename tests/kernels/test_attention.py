@@ -65,9 +65,61 @@ def test_cached_queries_equal_the_whole():
     torch.testing.assert_close(tail, whole[:, 9:])
 
 
-def test_bf16(check):
-    inputs = {k: v.bfloat16() for k, v in make(dtype=torch.float32).items()}
+@pytest.fixture(params=[False, True], ids=["wide", "as the machine is"])
+def products(request, monkeypatch):
+    """Matrix products of bf16 values in float32, as on machines without instructions for them, and as this machine."""
+    if not request.param:
+        wide = lambda dtype, device: torch.promote_types(dtype, torch.float32)  # noqa: E731
+        monkeypatch.setattr("nano3.kernels.eager.attention.matmul_dtype", wide)
+
+
+@pytest.mark.usefixtures("products")
+@pytest.mark.parametrize("shape", [{}, {"T": 1, "S": 9}, {"T": 4, "S": 9}, {"Hkv": 4}, {"Hkv": 1, "B": 1}])
+def test_bf16(check, shape):
+    inputs = {k: v.bfloat16() for k, v in make(**shape, dtype=torch.float32).items()}
     check(kernels.attention, inputs, tolerance=3e-2)
+
+
+@pytest.mark.usefixtures("products")
+def test_bf16_documents(check):
+    inputs = {k: v.bfloat16() for k, v in make(T=300, dtype=torch.float32).items()}
+    row = torch.repeat_interleave(torch.arange(4), torch.tensor([270, 10, 1, 19]))
+    check(kernels.attention, inputs, tolerance=3e-2, document_ids=torch.stack([row, row // 4]))
+
+
+@pytest.mark.usefixtures("products")
+def test_bf16_inputs_of_any_layout_and_none_at_all():
+    scattered = torch.randn(2, 13, 8, 4).bfloat16().transpose(2, 3).requires_grad_()
+    results = []
+    for x in (scattered, scattered.detach().contiguous().requires_grad_()):
+        y = kernels.attention(x, x, x)
+        results.append((y, *torch.autograd.grad(y.float().square().sum(), x)))
+    torch.testing.assert_close(*results)
+    empty = torch.zeros(2, 0, 4, 8).bfloat16()
+    assert kernels.attention(empty, empty, empty).shape == empty.shape
+
+
+def bytes_kept(run) -> int:
+    """Bytes of the tensors that autograd is given to keep while `run` makes a result."""
+    kept = {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = run()
+    assert result.requires_grad
+    return sum(kept.values())
+
+
+@pytest.mark.usefixtures("products")
+def test_autograd_keeps_narrow_tensors_and_checkpointing_sees_them():
+    T, Hq, D = 512, 4, 32
+    inputs = {k: v.bfloat16().requires_grad_() for k, v in make(1, T, Hq=Hq, Hkv=2, D=D, dtype=torch.float32).items()}
+    narrow = 2 * T * D * (2 * Hq + 2 * 2)
+    kept = bytes_kept(lambda: kernels.attention(**inputs))
+    assert narrow <= kept <= 1.1 * narrow
 
 
 @pytest.mark.parametrize(
