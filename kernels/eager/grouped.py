@@ -34,7 +34,9 @@ class _Routes(NamedTuple):
 def _routes(expert_ids: Tensor, weights: Tensor, n_experts: int, dtype: torch.dtype) -> _Routes:
     flat = expert_ids.flatten()
     order = flat.argsort(stable=True)
-    ends = torch.bincount(flat, minlength=n_experts).cumsum(0)
+    # Not bincount, which makes the CPU wait for a GPU; integer sums are exact in any order.
+    counts = torch.zeros(n_experts, dtype=torch.int64, device=flat.device).scatter_add_(0, flat, torch.ones_like(flat))
+    ends = counts.cumsum(0)
     return _Routes(order, order // expert_ids.shape[1], ends, weights.flatten()[order].to(dtype).unsqueeze(1))
 
 

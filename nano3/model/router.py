@@ -53,7 +53,10 @@ class Router(nn.Module):
 
     def _stats(self, scores: Tensor, expert_ids: Tensor) -> RouterStats:
         n_experts = scores.shape[1]
-        load = torch.bincount(expert_ids.flatten(), minlength=n_experts)
+        chosen = expert_ids.flatten()
+        # Not bincount, which makes the CPU wait for a GPU; integer sums are exact in any order.
+        load = torch.zeros(n_experts, dtype=torch.int64, device=chosen.device)
+        load.scatter_add_(0, chosen, torch.ones_like(chosen))
         fraction = load.to(scores.dtype) / expert_ids.numel()
         probability = (scores / scores.sum(-1, keepdim=True)).mean(0)
         return RouterStats(load, n_experts * torch.dot(fraction, probability))

@@ -83,6 +83,15 @@ def test_grouped_products_equal_the_loop():
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
 
+def test_grouped_products_need_no_values_from_the_device():
+    """On the meta device nothing has a value, so whatever would make the CPU wait for a GPU fails."""
+    inputs, (ids, weights) = make(D=8, F=16, dtype=torch.bfloat16), choose_experts(dtype=torch.float32)
+    leaves = [v.to("meta").requires_grad_() for v in (*inputs.values(), weights)]
+    out = GroupedExperts.apply(*leaves[:3], ids.to("meta"), leaves[3])
+    grads = torch.autograd.grad(out.sum(), leaves)
+    assert [g.shape for g in grads] == [leaf.shape for leaf in leaves]
+
+
 def test_gradcheck():
     inputs, (ids, weights) = make(S=4, D=3, F=2, E=3), choose_experts(4, 2, 3)
     leaves = [v.requires_grad_() for v in (*inputs.values(), weights)]
