@@ -57,8 +57,6 @@ class TrainConfig:
     """Compute dtype; weights stay float32. auto: bfloat16 where the device has bf16 matrix units, else float32."""
     checkpoint_activations: Literal["none", "block"] = "none"
     """block: recompute each block in the backward pass; activations then grow with one block, not with all."""
-    compile: bool = False
-    """Compile each block with torch.compile (about a minute before the first step)."""
     seed: int = 0
     """Seed of the initial weights."""
     continue_state: bool = False

@@ -55,12 +55,6 @@ def release(model: nn.Module) -> None:
         model.reshard()
 
 
-def compile_blocks(model: Any) -> None:
-    """Compile each block in place; parameter names do not change. Call it before `parallelize`."""
-    for block in model.blocks:
-        block.compile()
-
-
 def _same_start(model: nn.Module) -> None:
     with torch.no_grad():
         for tensor in [*model.parameters(), *model.buffers()]:

@@ -15,7 +15,6 @@ FREE = {
     "train.micro_batch_size",
     "train.dtype",
     "train.checkpoint_activations",
-    "train.compile",
     "train.continue_state",
 }
 """Settings that may change between a checkpoint and its resume, beside the sections not listed in DECIDING."""

@@ -21,7 +21,7 @@ from nano3.train.loss import LossFunction, NextTokenLoss
 from nano3.train.metrics import FINAL, MetricsWriter, cut_metrics
 from nano3.train.numerics import compute_dtype
 from nano3.train.optimizer import build_optimizer, set_lr
-from nano3.train.parallel import compile_blocks, parallelize
+from nano3.train.parallel import parallelize
 from nano3.train.position import Position, Result
 from nano3.train.progress import Progress, Status, make_progress
 from nano3.train.run_identity import HORIZON, check_same_run, deciding_settings, rounding_notes, rounding_settings
@@ -304,8 +304,6 @@ class Trainer:
         model.compute_dtype = compute_dtype(train.dtype, self.world.device)
         model.checkpoint_activations = train.checkpoint_activations == "block"
         model.train()
-        if train.compile:
-            compile_blocks(model)
         parallelize(model, self.world, self.cfg.parallel)
         if empty:
             # Not before: so no rank ever holds more than its shards.

@@ -123,7 +123,7 @@ def test_overrides_apply_in_order_and_take_toml_or_bare_strings():
             "train.tokens=23.5e12",
             "train.tokens=23_500_000_000_001",
             "train.dtype=float32",
-            "train.compile=true",
+            "train.continue_state=true",
             "model.pattern=ME*-",
             "schedule.peak_lr=1",
             "log.wandb=2024",
@@ -135,7 +135,7 @@ def test_overrides_apply_in_order_and_take_toml_or_bare_strings():
     assert cfg.model == replace(load_model("tiny"), top_k=1, pattern="ME*-")
     assert cfg.train.tokens == 23_500_000_000_001
     assert cfg.train.dtype == "float32"
-    assert cfg.train.compile is True
+    assert cfg.train.continue_state is True
     assert isinstance(cfg.schedule.peak_lr, float)
     assert cfg.log.wandb == "2024"
     assert cfg.data.sources == {"mine": ["a b/c.txt"], "two": ["x", "y"]}
@@ -167,7 +167,7 @@ def test_token_counts_may_be_written_as_floats(tmp_path):
         ("train.tokens=1.5", "'train.tokens' must be a whole number, not 1.5"),
         ("train.tokens=true", "'train.tokens' must be a whole number, not true"),
         ("train.tokens=many", "'train.tokens' must be a whole number, not 'many'"),
-        ("train.compile=1", "'train.compile' must be true or false, not 1"),
+        ("train.continue_state=1", "'train.continue_state' must be true or false, not 1"),
         ("train.dtype=bf16", "'train.dtype' must be one of 'auto', 'bfloat16', 'float32', not 'bf16'"),
         ("schedule.peak_lr=nan", "'schedule.peak_lr' must be a finite number"),
         ("data.blend.x=much", "'data.blend.x' must be a finite number"),
