@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+ECHO_SECONDS = 0.5
+"""torchrun passes on a Ctrl-C that the terminal has sent to its processes too: within this time it is the same one."""
 
 
 class StopRequest:
@@ -33,7 +36,10 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
         for other in STOP_SIGNALS:
-            signal.signal(other, signal.SIG_DFL)
+            signal.signal(other, signal.SIG_IGN)
         self._say(
             f"{signal.Signals(number).name}: finishing this step and saving a checkpoint; once more quits at once"
         )
+        time.sleep(ECHO_SECONDS)
+        for other in STOP_SIGNALS:
+            signal.signal(other, signal.SIG_DFL)

@@ -1,0 +1,52 @@
+import signal
+import subprocess
+import sys
+
+import pytest
+
+WAIT = """
+import time
+from nano3.train.signals import StopRequest
+with StopRequest(lambda message: print(message, flush=True)) as stop:
+    print("ready", flush=True)
+    while not stop.requested:
+        time.sleep(0.01)
+    print("stopping", flush=True)
+    time.sleep(20 if "LONG" else 0)
+"""
+
+
+@pytest.fixture
+def start():
+    """Starts a process that waits for a signal, and then takes a while, or not."""
+    running = []
+
+    def begin(long):
+        code = WAIT.replace('"LONG"', str(long))
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        running.append(process)
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    yield begin
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+def test_a_ctrl_c_that_arrives_twice_at_once_is_one(start):
+    process = start(long=False)
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline().startswith("SIGINT: finishing this step")
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "stopping\n"
+    assert process.wait(timeout=10) == 0
+
+
+def test_a_second_one_later_ends_the_process(start):
+    process = start(long=True)
+    process.send_signal(signal.SIGTERM)
+    while process.stdout.readline() != "stopping\n":
+        pass
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=10) == -signal.SIGTERM
