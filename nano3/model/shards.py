@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -15,4 +16,5 @@ def local_part(tensor: Tensor) -> tuple[Tensor, tuple[slice, ...]]:
     assert isinstance(tensor, DTensor)
     shape, offsets = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
     places = tuple(slice(start, start + size) for start, size in zip(offsets, shape, strict=True))
-    return tensor.detach().to_local(), places
+    with torch.no_grad():
+        return tensor.to_local(), places
