@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from nano3.cli.options import HELP, DryRun, FromPath, Json, Resume, Settings, out_option, preset_option
-from nano3.cli.runs import choose_run_dir, is_main_rank
+from nano3.cli.runs import CONFIG, choose_run_dir, is_main_rank
 from nano3.cli.summary import show_summary
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", context_settings=HELP)
@@ -42,7 +42,7 @@ def pretrain(
     from nano3.config.presets import load_pretrain
 
     run_dir = choose_run_dir(out, f"pretrain-{Path(preset or DEFAULT_PRESET).stem}", resume)
-    name = preset or (str(run_dir) if resume else DEFAULT_PRESET)
+    name = preset or (str(run_dir / CONFIG) if resume else DEFAULT_PRESET)
     cfg = load_pretrain(name, settings or [])
     if dry_run:
         from nano3.cli.dry_run import show_dry_run

@@ -109,6 +109,11 @@ def test_there_must_be_a_run_to_resume(here):
         choose_run_dir(None, "pretrain-tiny", resume=True)
 
 
+def test_a_run_in_a_folder_with_a_plain_name_can_be_resumed(here):
+    make_run(here / "mine")
+    assert dry("--resume", "--out", "mine")["config"]["train"]["tokens"] == 64
+
+
 def test_ranks_share_one_named_folder(here, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
