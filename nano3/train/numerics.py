@@ -40,7 +40,8 @@ def tune_process(device: torch.device) -> None:
     """
     if device.type == "cpu":
         # NumPy looks up the smallest subnormal once, and warns where that comes out as zero.
-        numpy.finfo(numpy.float32), numpy.finfo(numpy.float64)
+        for kind in (numpy.float32, numpy.float64):
+            numpy.finfo(kind)
         torch.set_flush_denormal(True)
         keep_freed_memory()
 

@@ -116,7 +116,7 @@ def draw(path: Path) -> None:
     axis.axhline(2, color="grey", linewidth=0.8)
     axis.set(xlabel="optimizer step", ylabel="busiest expert's share / mean", ylim=(1, None))
     axis.set_title("16 experts, top-2, 70 % of the text in one of 8 languages; windows of 20 steps", fontsize=10)
-    axis.legend(frameon=False)
+    axis.legend(frameon=False, ncol=2, loc="upper center", bbox_to_anchor=(0.5, -0.15))
     axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)
 
