@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from nano3.files import atomic_folder, write_atomic
+from nano3.config.errors import UserError
+from nano3.files import atomic_folder, exclusive, write_atomic
 
 
 def save(path, text) -> None:
@@ -112,3 +113,11 @@ def test_a_file_is_replaced_or_kept(tmp_path, data, monkeypatch):
         write_atomic(path, "other")
     assert path.read_bytes() == (data.encode() if isinstance(data, str) else data)
     assert os.listdir(path.parent) == ["a.txt"]
+
+
+def test_a_folder_in_use_is_refused_and_free_again_afterwards(tmp_path):
+    folder = tmp_path / "run"
+    with exclusive(folder), pytest.raises(UserError, match="in use by another process"), exclusive(folder):
+        pass
+    with exclusive(tmp_path / "run"):
+        pass

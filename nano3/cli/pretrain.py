@@ -39,11 +39,14 @@ def pretrain(
     [dim]Continue a run that stopped:[/]
       nano3 pretrain --resume
     """
+    from nano3.config.errors import UserError
     from nano3.config.presets import load_pretrain
 
     run_dir = choose_run_dir(out, f"pretrain-{Path(preset or DEFAULT_PRESET).stem}", resume)
     name = preset or (str(run_dir / CONFIG) if resume else DEFAULT_PRESET)
     cfg = load_pretrain(name, settings or [])
+    if from_path is not None and any(text.startswith("model.") for text in settings or []):
+        raise UserError("--set model.* and --from contradict each other: the model's sizes come with its weights")
     if dry_run:
         from nano3.cli.dry_run import show_dry_run
 

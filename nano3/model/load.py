@@ -20,6 +20,8 @@ def model_folder(path: str | Path) -> Path:
         UserError: neither is there.
     """
     path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such folder; give a run folder or a Hugging Face folder")
     for folder in (path / "model", path):
         if (folder / "config.json").is_file():
             return folder

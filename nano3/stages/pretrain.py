@@ -8,6 +8,7 @@ import hashlib
 import json
 import lzma
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,14 @@ from nano3.data.progress import progress_bar
 from nano3.data.shards import finished_shards
 from nano3.data.tokenizer import Tokenizer
 from nano3.engine.generate import generate
-from nano3.files import atomic_folder, write_atomic
+from nano3.files import atomic_folder, exclusive, write_atomic
 from nano3.model.hf import fill, load, read_config, save
 from nano3.model.lm import LM
 from nano3.model.load import model_folder
 from nano3.train.checkpoint import step_folders
 from nano3.train.numerics import tuned_process
 from nano3.train.progress import Progress
+from nano3.train.schedule import build_schedule
 from nano3.train.trainer import Result, Trainer
 from nano3.train.world import World, init_world
 
@@ -110,6 +112,7 @@ def main(
     fresh = not (resume and step_folders(run_dir / "checkpoints"))
     if source is not None and (fresh or from_path is not None):
         cfg = adopt(cfg, source)
+    build_schedule(cfg.schedule, cfg.train.tokens)  # a schedule that cannot be is told before any work
     world = init_world()
     try:
         with tuned_process(world.device):
@@ -117,7 +120,8 @@ def main(
             cfg = with_token_ids(cfg, prepared.tokenizer)
             with torch.device("meta"):
                 model = LM(cfg.model)
-            return _train(cfg, model, prepared, run_dir, source, resume, progress, world)
+            with exclusive(run_dir) if world.is_main else nullcontext():
+                return _train(cfg, model, prepared, run_dir, source, resume, progress, world)
     finally:
         world.close()
 
@@ -153,12 +157,12 @@ def _train(
 def adopt(cfg: PretrainConfig, source: Path) -> PretrainConfig:
     """`cfg` with the architecture of the model in `source`, and its tokenizer unless cfg names one."""
     folder = model_folder(source)
-    data = cfg.data
+    model, data = read_config(folder), cfg.data
     if data.tokenizer == "train":
         if not (folder / "tokenizer.json").is_file():
             raise UserError(f"{folder} has no tokenizer.json: name its tokenizer with --set data.tokenizer=PATH")
         data = dataclasses.replace(data, tokenizer=str(folder))
-    return dataclasses.replace(cfg, model=read_config(folder), data=data)
+    return dataclasses.replace(cfg, model=model, data=data)
 
 
 def with_token_ids(cfg: PretrainConfig, tokenizer: Tokenizer) -> PretrainConfig:

@@ -40,8 +40,8 @@ def tune_process(device: torch.device) -> None:
     """
     if device.type == "cpu":
         # NumPy looks up the smallest subnormal once, and warns where that comes out as zero.
-        for kind in (numpy.float32, numpy.float64):
-            numpy.finfo(kind)
+        for name in ("float32", "float64"):
+            numpy.finfo(numpy.dtype(name))
         torch.set_flush_denormal(True)
         keep_freed_memory()
 

@@ -153,25 +153,31 @@ class Trainer:
             CheckpointError: a checkpoint could not be written.
         """
         self._check_fresh()
-        with StopRequest(self.progress.say) as stop:
-            self._open()
-            try:
-                return self._run(stop)
-            finally:
-                self._close()
+        try:
+            with StopRequest(self.progress.say) as stop:
+                self._open()
+                result = self._run(stop)
+            # All is saved: from here on a signal ends the process at once, and a resume comes back here.
+            done = self.position.step >= self.steps
+            if done:
+                self._evaluate(self.cfg.heldout.final_tokens, {FINAL: True})
+            return self._result(result, done)
+        finally:
+            self._close()
 
-    def _run(self, stop: StopRequest) -> Result:
+    def _run(self, stop: StopRequest) -> StepResult | None:
+        """Train and save; the last step's result, None if there was no step to do."""
         result, stopped = None, False
         while self.position.step < self.steps and not stopped:
             result = self._step(stop)
             stopped = result.stop
             if not stopped:
                 self._between_steps(result)
-        done = self.position.step >= self.steps
         self._save()
         self.checkpoints.wait()
-        if done:
-            self._evaluate(self.cfg.heldout.final_tokens, {FINAL: True})
+        return result
+
+    def _result(self, result: StepResult | None, done: bool) -> Result:
         rate = self.meter.tokens / max(self.meter.seconds, 1e-9)
         loss = result.loss if result is not None else None
         score = self._score if done else None
@@ -215,6 +221,8 @@ class Trainer:
             return
         seq_len = self.cfg.heldout.seq_len or self.cfg.data.seq_len
         n_sequences = math.ceil(tokens / seq_len) if tokens else len(self.heldout)
+        if FINAL in marks:
+            self.progress.say(f"scoring {min(n_sequences, len(self.heldout)) * seq_len:,} held-out tokens")
         started = time.perf_counter()
         rows = max(1, self.cfg.train.micro_batch_size * self.cfg.data.seq_len // seq_len)
         score = evaluate(self.model, self.heldout, n_sequences, rows, self.world)
@@ -321,10 +329,10 @@ class Trainer:
 
     def _open(self) -> None:
         cfg, world = self.cfg, self.world
-        peak = peak_flops(world.device, self.model.compute_dtype) * world.size
-        self.meter = Meter(flops_per_token(cfg.model, cfg.data.seq_len), peak)
         self._trackers: list[Callable[[dict[str, Any]], None]] = []
         self._closers: list[Callable[[], None]] = []
+        peak = peak_flops(world.device, self.model.compute_dtype) * world.size
+        self.meter = Meter(flops_per_token(cfg.model, cfg.data.seq_len), peak)
         world.agree(attempt(self._open_files) if world.is_main else None)
 
     def _open_files(self) -> None:

@@ -170,3 +170,9 @@ def test_the_summary_of_a_stopped_run_says_how_to_go_on(capsys):
     text = capsys.readouterr().out
     assert "nano3 pretrain --resume --out runs/x" in text
     assert "Held-out" not in text
+
+
+def test_sizes_and_weights_that_contradict_each_other_are_refused(here):
+    done = CliRunner().invoke(app, ["pretrain", "--from", str(here), "--set", "model.d_model=64", "--dry-run"])
+    assert isinstance(done.exception, UserError)
+    assert "contradict each other" in str(done.exception)
