@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from nano3.train.metrics import read_metrics
+from nano3.train.metrics import FINAL, read_metrics
 
 INK, MUTED, GRID = "#1b1f24", "#6b7280", "#e5e7eb"
 BLUE, ORANGE, GREEN, PALE = "#2563eb", "#d9480f", "#0f766e", "#bfdbfe"
@@ -35,20 +35,26 @@ def _loss(lines: Lines, train: Lines) -> Any:
     axes[0].plot(x, y, color=PALE, linewidth=1, label="training, each step")
     axes[0].plot(x, smooth(y), color=BLUE, linewidth=1.8, label="training, smoothed")
     if heldout:
-        at = [line["tokens"] / unit for line in heldout]
-        axes[0].plot(
-            at, [h["loss"] for h in heldout], "o-", color=ORANGE, markersize=4, linewidth=1.4, label="held-out"
-        )
-        bits = [h["bits_per_byte"] for h in heldout]
-        axes[1].plot(at, bits, "o-", color=ORANGE, markersize=4, linewidth=1.4, label="held-out")
-        axes[1].annotate(
-            f"{bits[-1]:.3f}", (at[-1], bits[-1]), (0, 8), textcoords="offset points", ha="right", color=INK
-        )
+        for axis, key in zip(axes, ("loss", "bits_per_byte"), strict=True):
+            _heldout(axis, heldout, key, unit)
         _dress(axes[1], label, "bits per byte")
     _dress(axes[0], label, "nats per token")
     for axis in axes:
         _log_scale(axis)
     return figure
+
+
+def _heldout(axis: Any, heldout: Lines, key: str, unit: float) -> None:
+    """A line through the scores of one sample of the held-out text, and the last score apart: it is of all of it."""
+    whole = [line for line in heldout if line.get(FINAL)]
+    sample = [line for line in heldout if not line.get(FINAL)]
+    for rows, style, name in ((sample, "o-", "held-out, a sample"), (whole, "D", "held-out, at the end")):
+        if rows:
+            at = [line["tokens"] / unit for line in rows]
+            axis.plot(at, [r[key] for r in rows], style, color=ORANGE, markersize=4, linewidth=1.4, label=name)
+    last = heldout[-1]
+    place = (last["tokens"] / unit, last[key])
+    axis.annotate(f"{last[key]:.3f}", place, (0, 8), textcoords="offset points", ha="right", color=INK)
 
 
 def _learning_rate(lines: Lines, train: Lines) -> Any:
