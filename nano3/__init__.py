@@ -8,14 +8,18 @@ nano3.save(model, "my-model")
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import torch
 
     from nano3.model.lm import LM
+
+# Python started in a checkout finds this folder before an installed nano3, and nano3.kernels and nano3.presets beside it.
+_root = Path(__file__).resolve().parents[1]
+if (_root / "pyproject.toml").is_file() and (_root / "kernels" / "__init__.py").is_file():
+    __path__.append(str(_root))
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load", "save"]

@@ -1,5 +1,7 @@
 """What pyproject.toml installs is what lies on disk."""
 
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -34,3 +36,13 @@ def test_every_preset_is_package_data():
     patterns = SETUPTOOLS["package-data"]["nano3.presets"]
     installed = {path for pattern in patterns for path in (ROOT / "presets").glob(pattern)}
     assert installed == set((ROOT / "presets").rglob("*.toml"))
+
+
+def test_python_started_in_a_checkout_finds_all_parts_without_an_editable_install():
+    code = (
+        "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f)];"
+        "import nano3.kernels, nano3.presets; print(nano3.kernels.__name__, nano3.presets.__name__)"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["nano3.kernels", "nano3.presets"], done.stderr
