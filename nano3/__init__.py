@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from nano3.model.lm import LM
 
-# Python started in a checkout finds this folder before an installed nano3, and nano3.kernels and nano3.presets beside it.
+# Python started in a checkout finds this folder before an installed nano3; kernels and presets lie beside it.
 _root = Path(__file__).resolve().parents[1]
 if (_root / "pyproject.toml").is_file() and (_root / "kernels" / "__init__.py").is_file():
     __path__.append(str(_root))
