@@ -1,0 +1,111 @@
+"""The generation engine as everything above it sees it; nothing there knows which implementation runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from nano3.data.tokenizer import Tokenizer
+from nano3.engine.request import Output, Request, Update
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Counters since the start, and what is in use now."""
+
+    running: int = 0
+    """Sequences being computed."""
+    waiting: int = 0
+    """Sequences in the queue."""
+    prompt_tokens: int = 0
+    """Prompt tokens taken in."""
+    cached_tokens: int = 0
+    """Prompt tokens that came from the prefix cache."""
+    computed_tokens: int = 0
+    """Tokens that went through the model, recomputed ones included."""
+    output_tokens: int = 0
+    preemptions: int = 0
+    """Times a sequence lost its memory to another and was computed anew."""
+    cache_queries: int = 0
+    """Prompts looked up in the prefix cache."""
+    cache_hits: int = 0
+    """Prompts of which it had a part."""
+    drafted_tokens: int = 0
+    """Tokens proposed by speculation."""
+    accepted_tokens: int = 0
+    """Proposed tokens that the model agreed with."""
+    pages_used: int = 0
+    pages: int = 0
+    slots_used: int = 0
+    """State slots in use, by sequences and by the prefix cache."""
+    slots: int = 0
+
+
+class GenerationEngine(Protocol):
+    """Runs requests together, a step at a time. Not thread-safe: one thread owns an engine."""
+
+    tokenizer: Tokenizer
+    eos_ids: frozenset[int]
+    """Tokens that end a text."""
+    max_context: int
+    """Most tokens of prompt and output together."""
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` has anything to do."""
+        ...
+
+    def add(self, request: Request) -> None:
+        """Take a request in.
+
+        Raises:
+            ValueError: it can never run (too long, unknown token id, bad grammar, id in use), in one line.
+        """
+        ...
+
+    def abort(self, request_id: str) -> None:
+        """Drop a request with all it holds, at once and without an update; unknown or finished ids are ignored."""
+        ...
+
+    def step(self) -> list[Update]:
+        """One pass of the model over some tokens of some requests."""
+        ...
+
+    def progress(self, request_id: str) -> tuple[int, int] | None:
+        """(prompt tokens computed, prompt tokens) of a request that is waiting or running."""
+        ...
+
+    def stats(self) -> Stats:
+        """Counters and use."""
+        ...
+
+    def close(self) -> None:
+        """Free what the engine holds."""
+        ...
+
+
+def run(engine: GenerationEngine, requests: Iterable[Request]) -> list[list[Output]]:
+    """Run requests to their ends: the outputs of each, in order.
+
+    Raises:
+        ValueError: one of them can never run; none was started then.
+    """
+    requests = list(requests)
+    outputs = {request.id: [Output(index) for index in range(request.n)] for request in requests}
+    added: list[str] = []
+    try:
+        for request in requests:
+            engine.add(request)
+            added.append(request.id)
+        left = sum(request.n for request in requests)
+        while left:
+            for update in engine.step():
+                if update.request_id in outputs:
+                    outputs[update.request_id][update.index].add(update)
+                    left -= update.finish is not None
+    except BaseException:
+        for request_id in added:
+            engine.abort(request_id)
+        raise
+    return [outputs[request.id] for request in requests]
