@@ -107,7 +107,7 @@ class Token(NamedTuple):
     log_prob: float
     """Under the model as it is: temperature 1, nothing cut off. NaN for a prompt's first token."""
     sampled_log_prob: float
-    """Under the distribution it was drawn from (temperature, penalties, cuts); equals log_prob when temperature is 0."""
+    """Under the distribution it was drawn from (temperature, penalties, cuts); log_prob when temperature is 0."""
     top: tuple[tuple[int, float], ...] = ()
     """(id, log_prob) of the most probable alternatives, best first."""
     forced: bool = False
