@@ -19,6 +19,8 @@ class Grammar:
     value: str = ""
     """JSON text of the schema (json_schema) or of the list of strings (choice), the pattern (regex), the grammar in
     Lark's notation (lark), nothing (json_object)."""
+    after_thinking: bool = False
+    """The thinking part is free: the grammar begins where the output says </think>."""
 
 
 @dataclass(frozen=True)
