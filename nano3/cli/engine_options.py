@@ -1,0 +1,68 @@
+"""Options of every verb that opens a generation engine: the model, where it runs, and what it may hold."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+import typer
+
+from nano3.cli.options import complete_model
+from nano3.config.errors import UserError
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:iB|B)?", re.IGNORECASE)
+
+
+def parse_bytes(text: str | None) -> int | None:
+    """Bytes of a size such as `6GiB`, `512M` or `1073741824`; units are powers of 1024. None stays None.
+
+    Raises:
+        UserError: not a size, or nothing.
+    """
+    if text is None:
+        return None
+    match = _SIZE.fullmatch(text.strip())
+    size = int(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
+    if size < 1:
+        raise UserError(f"--memory {text}: not a size; write it as 6GiB or 512MiB")
+    return size
+
+
+Model = Annotated[
+    str,
+    typer.Option(
+        help="A run folder, a Hugging Face folder, or a model preset (random weights).",
+        metavar="PATH|PRESET",
+        autocompletion=complete_model,
+        show_default=False,
+    ),
+]
+Dtype = Annotated[
+    str, typer.Option(help="Weights and arithmetic: auto, float32, bfloat16.", metavar="TYPE", show_default=False)
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", metavar="NAME", show_default=False)]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        help="Most memory for sequences and the prefix cache, such as 6GiB. Default: a share of what is free.",
+        metavar="SIZE",
+        show_default=False,
+    ),
+]
+MaxSequences = Annotated[
+    int | None,
+    typer.Option(help="Most sequences computed at once. Default: as memory allows.", min=1, show_default=False),
+]
+MaxContext = Annotated[
+    int | None,
+    typer.Option(
+        help="Most tokens of prompt and output together. Default: what the model was made for.",
+        min=2,
+        show_default=False,
+    ),
+]
+EngineName = Annotated[
+    str,
+    typer.Option("--engine", help="native, or vllm (pip install 'nano3[vllm]').", metavar="NAME", show_default=False),
+]
