@@ -9,6 +9,8 @@ All ops take `backend` to force an implementation (ValueError when unknown); sum
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from .dispatch import choose
@@ -201,6 +203,42 @@ def attention(
     _check_documents("attention", document_ids, q)
     _check_groups("attention", q.shape[2], k.shape[2])
     return choose("attention", q.device, backend)[1](q, k, v, document_ids=document_ids)
+
+
+def paged_attention(
+    q: Tensor,
+    key_pages: Tensor,
+    value_pages: Tensor,
+    page_table: Tensor,
+    query_lengths: Sequence[int],
+    key_lengths: Sequence[int],
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """`attention` of several sequences whose keys and values lie in pages (arXiv 2309.06180); no gradient.
+
+    Args:
+        q: (S, Hq, Dh): the queries of all sequences, one sequence after another.
+        key_pages, value_pages: (number of pages, page size, Hkv, Dh).
+        page_table: (n, most pages) int64: the pages of each sequence in order; what lies behind its last is not read.
+        query_lengths: queries of each of the n sequences, at its last positions.
+        key_lengths: positions of each sequence, the queries' own included.
+
+    Returns:
+        (S, Hq, Dh) in q.dtype.
+
+    Raises:
+        ValueError: the lengths do not fit q, the table, or each other.
+    """
+    if sum(query_lengths) != q.shape[0] or len(query_lengths) != len(key_lengths):
+        raise ValueError(f"paged_attention: {q.shape[0]} queries, but query_lengths add up to {sum(query_lengths)}")
+    if any(keys < queries for queries, keys in zip(query_lengths, key_lengths, strict=True)):
+        raise ValueError("paged_attention: a sequence has more queries than keys")
+    if max(key_lengths, default=0) > page_table.shape[1] * key_pages.shape[1]:
+        raise ValueError(f"paged_attention: the page table has no room for {max(key_lengths)} keys")
+    _check_groups("paged_attention", q.shape[1], key_pages.shape[2])
+    run = choose("paged_attention", q.device, backend)[1]
+    return run(q, key_pages, value_pages, page_table, query_lengths, key_lengths)
 
 
 def grouped_mlp(

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from ..reference.conv import causal_conv1d_step
-from . import attention, conv, experts, grouped, loss, norm, ssd
+from . import attention, conv, experts, grouped, loss, norm, paged, ssd
 
 FUNCTIONS: dict[str, Callable] = {
     "linear": experts.linear,
@@ -14,6 +14,7 @@ FUNCTIONS: dict[str, Callable] = {
     "ssd_scan": ssd.ssd_scan,
     "ssd_step": ssd.ssd_step,
     "attention": attention.attention,
+    "paged_attention": paged.paged_attention,
     "grouped_mlp": grouped.grouped_mlp,
     "squared_relu_mlp": experts.squared_relu_mlp,
     "linear_cross_entropy": loss.linear_cross_entropy,

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..common import matmul_dtype, segments
+from ..common import accumulator, matmul_dtype, segments
 
 aten = torch.ops.aten
 
@@ -80,10 +80,16 @@ def _as_bias(mask: Tensor | None) -> Tensor | None:
 
 
 def _attend_behind_cache(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Queries at the last T of S positions, in blocks whose masks stay small."""
+    """Queries at the last T of S positions."""
     T, S = q.shape[1], k.shape[1]
     if T == 1:
         return _attend(q, k, v)
+    grads = torch.is_grad_enabled() and any(m.requires_grad for m in (q, k, v))
+    if q.device.type == "cpu" and not grads:
+        past = S - T
+        result = merge(None, attend_partly(q, k[:, :past], v[:, :past], causal=False))
+        result = merge(result, attend_partly(q, k[:, past:], v[:, past:], causal=True))
+        return result.out.to(q.dtype)
     outputs, rows = [], max(1, MASK_ELEMENTS // S)
     for start in range(0, T, rows):
         stop = min(start + rows, T)
@@ -91,6 +97,63 @@ def _attend_behind_cache(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         mask = torch.ones(stop - start, keys, dtype=torch.bool, device=q.device).tril(S - T + start)
         outputs.append(_attend(q[:, start:stop], k[:, :keys], v[:, :keys], mask=mask))
     return torch.cat(outputs, dim=1)
+
+
+class Partial(NamedTuple):
+    """Attention to some of the keys, to be merged with attention to others."""
+
+    out: Tensor
+    """(B, T, Hq, Dh), in the accumulator's type."""
+    log_sum: Tensor
+    """(B, T, Hq) log of the sum of exponentiated scores."""
+
+
+def attend_partly(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Partial:
+    """Attention of q (B, T, Hq, Dh) to a part (B, S, Hkv, Dh) of the keys; no gradient.
+
+    With `causal` the queries are the last T of these S positions (so S >= T); else they see all of them.
+    """
+    T, S, wide = q.shape[1], k.shape[1], accumulator(q.dtype)
+    if q.device.type == "cpu" and (not causal or S == T):
+        heads_first = (_dense(m.transpose(1, 2), wide) for m in (q, k, v))
+        out, log_sum = aten._scaled_dot_product_flash_attention_for_cpu(*heads_first, 0.0, causal)
+        return Partial(out.transpose(1, 2).to(wide), log_sum.transpose(1, 2).to(wide))
+    return _attend_densely(q, k, v, causal)
+
+
+def _attend_densely(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Partial:
+    """With all scores of some queries at a time."""
+    (B, T, Hq, _), S, Hkv = q.shape, k.shape[1], k.shape[2]
+    wide = accumulator(q.dtype)
+    keys, values = (m.transpose(1, 2).to(wide) for m in (k, v))  # (B, Hkv, S, Dh)
+    out, log_sum = q.new_empty(q.shape, dtype=wide), q.new_empty(q.shape[:3], dtype=wide)
+    rows = max(1, MASK_ELEMENTS // (S * Hq))
+    for start in range(0, T, rows):
+        stop = min(start + rows, T)
+        grouped = q[:, start:stop].to(wide).transpose(1, 2).reshape(B, Hkv, -1, q.shape[3])
+        scores = (grouped @ keys.transpose(2, 3)).mul_(q.shape[3] ** -0.5).view(B, Hq, stop - start, S)
+        if causal:
+            allowed = torch.ones(stop - start, S, dtype=torch.bool, device=q.device).tril(S - T + start)
+            scores.masked_fill_(~allowed, -torch.inf)
+        log_sum[:, start:stop] = scores.logsumexp(-1).transpose(1, 2)
+        probabilities = scores.softmax(-1).view(B, Hkv, -1, S)
+        out[:, start:stop] = (probabilities @ values).view(B, Hq, stop - start, -1).transpose(1, 2)
+    return Partial(out, log_sum)
+
+
+def merge(first: Partial | None, second: Partial) -> Partial:
+    """Attention to the keys of both parts (arXiv 2112.05682)."""
+    if first is None:
+        return second
+    log_sum = torch.logaddexp(first.log_sum, second.log_sum)
+    shares = [(part.log_sum - log_sum).exp_().unsqueeze(-1) for part in (first, second)]
+    return Partial(first.out * shares[0] + second.out * shares[1], log_sum)
+
+
+def _dense(m: Tensor, wide: torch.dtype) -> Tensor:
+    """In `wide` where the device has no fast product of its own type, and its last dimension dense."""
+    m = m.to(wide) if matmul_dtype(m.dtype, m.device) != m.dtype else m
+    return m if m.stride(-1) == 1 else m.contiguous()
 
 
 class _Piece(NamedTuple):

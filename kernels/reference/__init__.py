@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from . import attention, conv, experts, loss, norm, ssd
+from . import attention, conv, experts, loss, norm, paged, ssd
 
 FUNCTIONS: dict[str, Callable] = {
     "linear": experts.linear,
@@ -13,6 +13,7 @@ FUNCTIONS: dict[str, Callable] = {
     "ssd_scan": ssd.ssd_scan,
     "ssd_step": ssd.ssd_step,
     "attention": attention.attention,
+    "paged_attention": paged.paged_attention,
     "grouped_mlp": experts.grouped_mlp,
     "squared_relu_mlp": experts.squared_relu_mlp,
     "linear_cross_entropy": loss.linear_cross_entropy,

@@ -1,0 +1,28 @@
+"""Attention over keys and values in pages (arXiv 2309.06180), one sequence after another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .attention import attention
+
+
+def paged_attention(
+    q: Tensor,
+    key_pages: Tensor,
+    value_pages: Tensor,
+    page_table: Tensor,
+    query_lengths: Sequence[int],
+    key_lengths: Sequence[int],
+) -> Tensor:
+    """See nano3.kernels.paged_attention."""
+    outputs, start = [], 0
+    for row, (queries, keys) in enumerate(zip(query_lengths, key_lengths, strict=True)):
+        k = key_pages[page_table[row]].flatten(0, 1)[:keys]
+        v = value_pages[page_table[row]].flatten(0, 1)[:keys]
+        outputs.append(attention(q[None, start : start + queries], k[None], v[None])[0])
+        start += queries
+    return torch.cat(outputs) if outputs else torch.empty_like(q)
