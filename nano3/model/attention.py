@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from nano3.config.model import ModelConfig
-from nano3.kernels import attention
+from nano3.kernels import attention, paged_attention
 from nano3.model.layers import Linear
+from nano3.model.pool import AttentionPages
 from nano3.model.state import AttentionState, BlockState
 
 
@@ -24,11 +25,21 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, document_ids: Tensor | None, state: BlockState) -> tuple[Tensor, None]:
         """x (B, T, D) -> (B, T, D); keys and values are appended to `state`."""
         cfg = self.cfg
-        assert state is None or isinstance(state, AttentionState)
         q = self.q_proj(x).unflatten(-1, (cfg.n_heads, cfg.head_dim))
         k = self.k_proj(x).unflatten(-1, (cfg.n_kv_heads, cfg.head_dim))
         v = self.v_proj(x).unflatten(-1, (cfg.n_kv_heads, cfg.head_dim))
+        if isinstance(state, AttentionPages):
+            return self.o_proj(_attend_pages(q[0], k[0], v[0], state).flatten(-2).unsqueeze(0)), None
         if state is not None:
+            assert isinstance(state, AttentionState)
             k, v = state.append(k, v)
         y = attention(q, k, v, document_ids=document_ids)
         return self.o_proj(y.flatten(-2)), None
+
+
+def _attend_pages(q: Tensor, k: Tensor, v: Tensor, state: AttentionPages) -> Tensor:
+    """q (S, Hq, Dh), k and v (S, Hkv, Dh) of all sequences of the plan -> (S, Hq, Dh)."""
+    assert state.plan is not None
+    state.write(k, v)
+    plan = state.plan
+    return paged_attention(q, state.keys, state.values, plan.page_table, plan.query_lengths, plan.key_lengths)

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from nano3.config.model import ModelConfig
 from nano3.kernels import causal_conv1d, causal_conv1d_step, gated_rms_norm, ssd_scan, ssd_step
 from nano3.model.layers import Linear
+from nano3.model.plan import Padded
+from nano3.model.pool import MambaSlots
 from nano3.model.state import BlockState, MambaState
 
 
@@ -50,8 +52,11 @@ class Mamba2(nn.Module):
     def forward(self, u: Tensor, document_ids: Tensor | None, state: BlockState) -> tuple[Tensor, None]:
         """u (B, T, D) -> (B, T, D); `state` is advanced in place."""
         cfg = self.cfg
-        assert state is None or isinstance(state, MambaState)
         z, xBC, dt = self.in_proj(u).split([cfg.d_inner, cfg.conv_dim, cfg.mamba_n_heads], dim=-1)
+        if isinstance(state, MambaSlots):
+            y = self._advance(xBC[0], dt[0], state).unsqueeze(0)
+            return self.out_proj(self.norm(y, z)), None
+        assert state is None or isinstance(state, MambaState)
         if state is not None and u.shape[1] == 1:
             y = self._step(xBC[:, 0], dt[:, 0], state).unsqueeze(1)
         else:
@@ -99,3 +104,37 @@ class Mamba2(nn.Module):
         xBC = causal_conv1d_step(xBC, state.conv, self.conv1d.weight.squeeze(1), self.conv1d.bias)
         x, B, C = self._split(xBC)
         return ssd_step(state.ssm, x, dt, self._A(), B, C, self.D, self.dt_bias).flatten(-2)
+
+    def _advance(self, xBC: Tensor, dt: Tensor, slots: MambaSlots) -> Tensor:
+        """Tokens of many sequences in one row, xBC (S, conv_dim) and dt (S, H) -> (S, d_inner)."""
+        assert slots.plan is not None
+        y = xBC.new_empty(xBC.shape[0], self.cfg.d_inner)
+        for part in slots.plan.rounds:
+            for run in part.runs:
+                y[run.positions] = self._step(xBC[run.positions], dt[run.positions], slots.view(run.slots))
+            if part.scattered is not None:
+                positions, indices = part.scattered
+                state = slots.take(indices)
+                y[positions] = self._step(xBC[positions], dt[positions], state)
+                slots.put(indices, state)
+            for piece in part.long:
+                state = slots.view(slice(piece.slot, piece.slot + 1))
+                part_xBC, part_dt = xBC[piece.positions], dt[piece.positions]
+                y[piece.positions] = self._scan(part_xBC.unsqueeze(0), part_dt.unsqueeze(0), None, state)[0]
+            if part.padded is not None:
+                self._advance_padded(y, xBC, dt, slots, part.padded)
+            slots.save(part)
+        return y
+
+    def _advance_padded(self, y: Tensor, xBC: Tensor, dt: Tensor, slots: MambaSlots, part: Padded) -> None:
+        """Pieces of different lengths side by side. A raw step of -inf is a step of zero: padding leaves the scan's
+        state alone; the conv state is taken from where each piece ends."""
+        state = slots.take(part.slots)
+        rows = xBC[part.positions]  # (g, L, conv_dim)
+        inputs = torch.cat([state.conv.transpose(1, 2).to(rows.dtype), rows], dim=1)
+        steps = dt[part.positions].masked_fill(~part.valid.unsqueeze(-1), -torch.inf)
+        values = self._scan(rows, steps, None, state)
+        last = part.lengths.unsqueeze(1) + torch.arange(self.cfg.d_conv - 1, device=rows.device)
+        state.conv = inputs.gather(1, last.unsqueeze(-1).expand(-1, -1, rows.shape[2])).transpose(1, 2)
+        slots.put(part.slots, state)
+        y[part.positions[part.valid]] = values[part.valid]

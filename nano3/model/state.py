@@ -7,11 +7,15 @@ keeps the keys and values of every token; the other blocks keep nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
 
 from nano3.config.model import ATTENTION, MAMBA, ModelConfig
+
+if TYPE_CHECKING:
+    from nano3.model.pool import AttentionPages, MambaSlots
 
 
 @dataclass
@@ -53,7 +57,7 @@ class AttentionState:
             setattr(self, name, new)
 
 
-BlockState = MambaState | AttentionState | None
+BlockState: TypeAlias = "MambaState | AttentionState | MambaSlots | AttentionPages | None"
 
 
 @dataclass
@@ -61,7 +65,7 @@ class HybridState:
     """States of all blocks for a batch of sequences that advance together."""
 
     blocks: list[BlockState] = field(default_factory=list)
-    """One entry a block: MambaState, AttentionState, or None for blocks without state."""
+    """One entry a block: MambaState or MambaSlots, AttentionState or AttentionPages, None for blocks without state."""
 
     @classmethod
     def empty(

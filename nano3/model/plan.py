@@ -1,0 +1,187 @@
+"""How one flat pass over many sequences divides into them: which tokens, which state slot, which pages.
+
+An engine packs the tokens of all sequences that it advances in a step into one row. Projections, norms and experts act
+on the row as it is; the scan and attention follow the plan. It is made once a step on the host, for all blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby, pairwise
+
+import torch
+from torch import Tensor
+
+SHORT_PIECE = 128
+"""Longest piece that is padded and computed together with others."""
+MOST_RUNS = 4
+"""Up to this many runs of neighbouring slots are advanced in place; more are gathered and written back."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Consecutive tokens of one sequence."""
+
+    length: int
+    """Tokens in this pass."""
+    slot: int
+    """Its state slot, which is advanced."""
+    context: int = 0
+    """Tokens of the sequence before these."""
+    pages: Sequence[int] = ()
+    """Its pages of keys and values, enough for context + length."""
+    saves: tuple[tuple[int, int], ...] = ()
+    """(tokens, slot): after that many tokens of the span, 0 < tokens <= length, the state is copied to that slot."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Single tokens of sequences whose slots are neighbours: positions and slots both ascend by one."""
+
+    positions: slice
+    slots: slice
+
+
+@dataclass(frozen=True)
+class Long:
+    """Many tokens of one sequence."""
+
+    positions: slice
+    slot: int
+
+
+@dataclass(frozen=True)
+class Padded:
+    """Short pieces of several sequences, brought to one length."""
+
+    positions: Tensor
+    """(g, L) flat positions, 0 where padded."""
+    lengths: Tensor
+    """(g,)"""
+    valid: Tensor
+    """(g, L) bool."""
+    slots: Tensor
+    """(g,)"""
+
+
+@dataclass(frozen=True)
+class Round:
+    """Pieces of different sequences, independent of each other; then states to keep."""
+
+    runs: list[Run]
+    scattered: tuple[Tensor, Tensor] | None
+    """(positions, slots) of single tokens whose slots are no neighbours."""
+    long: list[Long]
+    padded: Padded | None
+    saves: tuple[Tensor, Tensor] | None
+    """(from slots, to slots)"""
+
+
+@dataclass(frozen=True)
+class _Piece:
+    start: int
+    length: int
+    slot: int
+    save_to: int | None
+
+
+class Plan:
+    """The spans of one pass, in the order of their tokens in the row."""
+
+    def __init__(self, spans: Sequence[Span], page_size: int, device: torch.device | str = "cpu") -> None:
+        self.spans, self.page_size, self.device = list(spans), page_size, torch.device(device)
+        starts, total = [], 0
+        for span in self.spans:
+            starts.append(total)
+            total += span.length
+        self.starts = starts
+        """Flat position of each span's first token."""
+        self.n_tokens = total
+
+    @cached_property
+    def rounds(self) -> list[Round]:
+        """The spans cut where states are kept; the r-th pieces of all spans make round r."""
+        pieces = [_pieces(start, span) for start, span in zip(self.starts, self.spans, strict=True)]
+        count = max((len(p) for p in pieces), default=0)
+        return [self._round([p[r] for p in pieces if r < len(p)]) for r in range(count)]
+
+    @cached_property
+    def query_lengths(self) -> list[int]:
+        """Tokens of each span."""
+        return [span.length for span in self.spans]
+
+    @cached_property
+    def key_lengths(self) -> list[int]:
+        """Tokens of each span's sequence, the span's own included."""
+        return [span.context + span.length for span in self.spans]
+
+    @cached_property
+    def page_table(self) -> Tensor:
+        """(n, most pages) int64."""
+        used = [
+            span.pages[: -(-keys // self.page_size)] for span, keys in zip(self.spans, self.key_lengths, strict=True)
+        ]
+        width = max((len(pages) for pages in used), default=0)
+        table = torch.zeros(len(used), max(width, 1), dtype=torch.int64)
+        for row, pages in enumerate(used):
+            table[row, : len(pages)] = torch.tensor(pages, dtype=torch.int64)
+        return table.to(self.device)
+
+    @cached_property
+    def kv_positions(self) -> Tensor:
+        """(n_tokens,) where each token's key and value go: page * page_size + offset."""
+        size, parts = self.page_size, []
+        for span in self.spans:
+            first = span.context // size
+            pages = torch.tensor(span.pages[first : (span.context + span.length - 1) // size + 1], dtype=torch.int64)
+            places = torch.arange(span.context, span.context + span.length)
+            parts.append(pages[places // size - first] * size + places % size)
+        return torch.cat(parts).to(self.device) if parts else torch.zeros(0, dtype=torch.int64, device=self.device)
+
+    def _round(self, pieces: list[_Piece]) -> Round:
+        single = [piece for piece in pieces if piece.length == 1]
+        short = [piece for piece in pieces if 1 < piece.length <= SHORT_PIECE]
+        long = [piece for piece in pieces if piece.length > SHORT_PIECE]
+        if len(short) == 1:
+            long, short = [*long, *short], []
+        runs = list(_runs(single))
+        scattered = None
+        if len(runs) > MOST_RUNS:
+            runs, scattered = [], (self._tensor(p.start for p in single), self._tensor(p.slot for p in single))
+        saves = [(piece.slot, piece.save_to) for piece in pieces if piece.save_to is not None]
+        return Round(
+            runs,
+            scattered,
+            [Long(slice(piece.start, piece.start + piece.length), piece.slot) for piece in long],
+            self._padded(short) if short else None,
+            (self._tensor(a for a, _ in saves), self._tensor(b for _, b in saves)) if saves else None,
+        )
+
+    def _padded(self, pieces: list[_Piece]) -> Padded:
+        lengths = self._tensor(piece.length for piece in pieces)
+        places = torch.arange(max(piece.length for piece in pieces), device=self.device)
+        valid = places < lengths.unsqueeze(1)
+        positions = (self._tensor(piece.start for piece in pieces).unsqueeze(1) + places).masked_fill(~valid, 0)
+        return Padded(positions, lengths, valid, self._tensor(piece.slot for piece in pieces))
+
+    def _tensor(self, values: Iterable[int]) -> Tensor:
+        return torch.tensor(list(values), dtype=torch.int64, device=self.device)
+
+
+def _pieces(start: int, span: Span) -> list[_Piece]:
+    cuts = [(0, None), *sorted(span.saves)]
+    if cuts[-1][0] < span.length:
+        cuts.append((span.length, None))
+    return [
+        _Piece(start + before, after - before, span.slot, save_to) for (before, _), (after, save_to) in pairwise(cuts)
+    ]
+
+
+def _runs(pieces: list[_Piece]) -> Iterable[Run]:
+    """Single-token pieces as runs in which position and slot ascend together."""
+    for _, group in groupby(enumerate(pieces), key=lambda item: (item[1].start - item[0], item[1].slot - item[0])):
+        run = [piece for _, piece in group]
+        first, last = run[0], run[-1]
+        yield Run(slice(first.start, last.start + 1), slice(first.slot, last.slot + 1))

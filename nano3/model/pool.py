@@ -1,0 +1,133 @@
+"""Inference state of many sequences: slots for the Mamba-2 blocks, pages for the attention blocks.
+
+A slot holds the conv and scan state of one sequence in all Mamba-2 blocks, of constant size. A page holds the keys and
+values of `page_size` tokens in all attention blocks (arXiv 2309.06180); sequences that begin alike share its pages.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nano3.config.model import ATTENTION, MAMBA, ModelConfig
+from nano3.model.plan import Plan, Round
+from nano3.model.state import HybridState, MambaState
+
+
+@dataclass
+class MambaSlots:
+    """Slots of one Mamba-2 block, and the plan of the pass that advances them."""
+
+    conv: Tensor
+    """(slots, conv_dim, d_conv - 1)."""
+    ssm: Tensor
+    """(slots, H, P, N), float32."""
+    plan: Plan | None = None
+
+    def view(self, slots: slice) -> MambaState:
+        """Neighbouring slots, to be advanced in place."""
+        return MambaState(self.conv[slots], self.ssm[slots])
+
+    def take(self, slots: Tensor) -> MambaState:
+        """Copies of some slots."""
+        return MambaState(self.conv[slots], self.ssm[slots])
+
+    def put(self, slots: Tensor, state: MambaState) -> None:
+        """Write copies back."""
+        self.conv[slots] = state.conv
+        self.ssm[slots] = state.ssm
+
+    def save(self, part: Round) -> None:
+        """Keep the states that the plan wants kept after one round."""
+        if part.saves is not None:
+            source, target = part.saves
+            self.put(target, self.take(source))
+
+
+@dataclass
+class AttentionPages:
+    """Pages of one attention block, and the plan of the pass that fills them."""
+
+    keys: Tensor
+    """(pages, page_size, n_kv_heads, head_dim)."""
+    values: Tensor
+    plan: Plan | None = None
+
+    def write(self, keys: Tensor, values: Tensor) -> None:
+        """Store (n_tokens, n_kv_heads, head_dim) at the places of the plan."""
+        assert self.plan is not None
+        places = self.plan.kv_positions
+        self.keys.view(-1, *keys.shape[1:]).index_copy_(0, places, keys)
+        self.values.view(-1, *values.shape[1:]).index_copy_(0, places, values)
+
+
+class StatePool:
+    """Slots and pages of all blocks. Memory is reserved at once and, on CPU, taken from the system when first used."""
+
+    def __init__(
+        self,
+        cfg: ModelConfig,
+        n_slots: int,
+        n_pages: int,
+        page_size: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.page_size, self.n_slots, self.n_pages = page_size, n_slots, n_pages
+        self.blocks: list[MambaSlots | AttentionPages | None] = []
+        for symbol in cfg.pattern:
+            self.blocks.append(_block(cfg, symbol, n_slots, n_pages, page_size, dtype, device))
+        self._slots = [block for block in self.blocks if isinstance(block, MambaSlots)]
+        self._pages = [block for block in self.blocks if isinstance(block, AttentionPages)]
+
+    def state(self, plan: Plan) -> HybridState:
+        """The state to give to the model for one pass over `plan.n_tokens` tokens in one row."""
+        for block in (*self._slots, *self._pages):
+            block.plan = plan
+        return HybridState(list(self.blocks))
+
+    def clear_slot(self, slot: int) -> None:
+        """Back to the state before the first token."""
+        for block in self._slots:
+            block.conv[slot].zero_()
+            block.ssm[slot].zero_()
+
+    def copy_slot(self, source: int, target: int) -> None:
+        """Copy one sequence's conv and scan states."""
+        for block in self._slots:
+            block.conv[target].copy_(block.conv[source])
+            block.ssm[target].copy_(block.ssm[source])
+
+    def copy_page(self, source: int, target: int, tokens: int) -> None:
+        """Copy the first `tokens` keys and values of a page."""
+        for block in self._pages:
+            block.keys[target, :tokens].copy_(block.keys[source, :tokens])
+            block.values[target, :tokens].copy_(block.values[source, :tokens])
+
+
+def slot_bytes(cfg: ModelConfig, dtype: torch.dtype) -> int:
+    """Bytes of one slot."""
+    ssm = cfg.mamba_n_heads * cfg.mamba_head_dim * cfg.d_state * 4
+    conv = cfg.conv_dim * (cfg.d_conv - 1) * dtype.itemsize
+    return len(cfg.blocks(MAMBA)) * (ssm + conv)
+
+
+def page_bytes(cfg: ModelConfig, page_size: int, dtype: torch.dtype) -> int:
+    """Bytes of one page."""
+    return len(cfg.blocks(ATTENTION)) * 2 * page_size * cfg.n_kv_heads * cfg.head_dim * dtype.itemsize
+
+
+def _block(cfg, symbol, n_slots, n_pages, page_size, dtype, device) -> MambaSlots | AttentionPages | None:
+    if symbol == MAMBA:
+        conv = torch.empty(n_slots, cfg.conv_dim, cfg.d_conv - 1, dtype=dtype, device=device)
+        wide = torch.promote_types(dtype, torch.float32)
+        shape = (n_slots, cfg.mamba_n_heads, cfg.mamba_head_dim, cfg.d_state)
+        return MambaSlots(conv, torch.empty(shape, dtype=wide, device=device))
+    if symbol == ATTENTION:
+        shape = (n_pages, page_size, cfg.n_kv_heads, cfg.head_dim)
+        keys = torch.empty(shape, dtype=dtype, device=device)
+        return AttentionPages(keys, torch.empty_like(keys))
+    return None
