@@ -1,0 +1,284 @@
+"""From logits to the next token of each sequence, all sequences at once."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from nano3.engine.request import Token
+from nano3.engine.sequence_sampler import SequenceSampler
+
+CANDIDATES = 128
+"""Largest top-k served without sorting; twice as many most probable tokens are tried for top-p, before all of them."""
+BLOCK = 512
+"""Tokens a block in the two-level search for the drawn one."""
+COLDEST = 1e-6
+"""Temperatures below this act like it: nothing but exact ties is left to chance."""
+
+Top = tuple[tuple[int, float], ...]
+
+
+def sample(logits: Tensor, rows: Sequence[SequenceSampler], ids_limit: int | None = None) -> list[Token]:
+    """Choose the next token of each sequence; `accept` is left to the caller.
+
+    A row's result depends on its own logits and state only, not on the rows beside it.
+
+    Args:
+        logits: (R, V), any float dtype and device; not changed.
+        rows: the R sequences' states.
+        ids_limit: ids from here on are never drawn or reported (the model's vocabulary may exceed the tokenizer's).
+    """
+    assert logits.shape[0] == len(rows)
+    if not rows:
+        return []
+    raw = logits.float()
+    allowed = raw if ids_limit is None else raw[:, :ids_limit]
+    changed = {r: _processed(allowed[r], row) for r, row in enumerate(rows) if row.forced is None and row.has_extras}
+    ids, drawn = [0] * len(rows), [math.nan] * len(rows)
+    known: dict[int, float] = {}
+    for method, members in _methods(rows, allowed.shape[1]).items():
+        chosen, log_probs = method(_pick_rows(allowed, members, changed), [rows[r] for r in members])
+        for r, token, log_prob in zip(members, chosen.tolist(), log_probs.tolist(), strict=True):
+            ids[r], drawn[r] = token, log_prob
+            if method is _draw and allowed is raw and r not in changed and _is_unshaped(rows[r]):
+                known[r] = log_prob
+    log_probs = _raw_log_probs(raw, ids, known)
+    tops = _tops(raw, allowed, rows)
+    return [
+        Token(ids[r], log_probs[r], drawn[r] if _is_drawn(row) else log_probs[r], tops.get(r, ()), _is_forced(row))
+        for r, row in enumerate(rows)
+    ]
+
+
+def score(logits: Tensor, targets: Tensor, top: int, ids_limit: int | None = None) -> list[Token]:
+    """Log-probabilities of given tokens with the `top` most probable alternatives: logits (T, V), targets (T,)."""
+    raw = logits.float()
+    totals = _log_totals(raw)
+    log_probs = (raw.gather(1, targets.to(raw.device)[:, None])[:, 0].double() - totals).tolist()
+    tops: list[Top] = [()] * len(log_probs)
+    if top:
+        tops = _best(raw if ids_limit is None else raw[:, :ids_limit], totals, top)
+    return [Token(i, p, p, t) for i, p, t in zip(targets.tolist(), log_probs, tops, strict=True)]
+
+
+def _is_forced(row: SequenceSampler) -> bool:
+    return row.forced is not None
+
+
+def _is_drawn(row: SequenceSampler) -> bool:
+    return row.sampling.temperature > 0 or _is_forced(row)
+
+
+def _is_unshaped(row: SequenceSampler) -> bool:
+    return row.sampling.temperature == 1 and row.sampling.min_p == 0
+
+
+def _methods(rows: Sequence[SequenceSampler], vocab_size: int) -> dict:
+    """Row numbers by the way to choose their token."""
+    groups = defaultdict(list)
+    for r, row in enumerate(rows):
+        s = row.sampling
+        if row.forced is not None:
+            method = _take_forced
+        elif s.temperature == 0:
+            method = _take_best
+        elif CANDIDATES < s.top_k < vocab_size:
+            method = _draw_after_sort
+        elif s.top_p < 1 or 0 < s.top_k <= CANDIDATES:
+            method = _draw_cut
+        else:
+            method = _draw
+        groups[method].append(r)
+    return groups
+
+
+def _pick_rows(x: Tensor, members: list[int], changed: dict[int, Tensor]) -> Tensor:
+    if not any(r in changed for r in members):
+        return x if len(members) == len(x) else x[members]
+    return torch.stack([changed[r] if r in changed else x[r] for r in members])
+
+
+def _processed(x: Tensor, row: SequenceSampler) -> Tensor:
+    """Logits (V,) of one row after penalties, bias, min_tokens and grammar."""
+    x, s = x.clone(), row.sampling
+    seen = row.seen
+    if seen is not None and len(seen[0]):
+        ids, counts = (torch.from_numpy(array).to(x.device) for array in seen)
+        values = x[ids]
+        if s.repetition_penalty != 1:
+            values = torch.where(values > 0, values / s.repetition_penalty, values * s.repetition_penalty)
+        x[ids] = values - s.frequency_penalty * counts - s.presence_penalty * (counts > 0)
+    if s.logit_bias:
+        ids = torch.tensor(list(s.logit_bias), device=x.device)
+        x[ids] += torch.tensor(list(s.logit_bias.values()), dtype=x.dtype, device=x.device)
+    if row.banned:
+        x[torch.tensor(row.banned, device=x.device)] = -math.inf
+    grammar = row.active_grammar
+    if grammar is not None:
+        mask = torch.from_numpy(grammar.mask()).to(x.device)
+        x.masked_fill_(~mask[: len(x)], -math.inf)
+    return x
+
+
+def _take_forced(x: Tensor, rows: Sequence[SequenceSampler]) -> tuple[Tensor, Tensor]:
+    return torch.tensor([row.forced for row in rows]), torch.zeros(len(rows))
+
+
+def _take_best(x: Tensor, rows: Sequence[SequenceSampler]) -> tuple[Tensor, Tensor]:
+    return x.argmax(-1), torch.zeros(len(rows))
+
+
+def _column(values: list[float], like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.tensor(values, dtype=dtype, device=like.device)[:, None]
+
+
+def _scaled(x: Tensor, rows: Sequence[SequenceSampler]) -> Tensor:
+    """(logits - best) / temperature, as a new tensor."""
+    z = x - x.amax(-1, keepdim=True)
+    temperatures = [max(row.sampling.temperature, COLDEST) for row in rows]
+    return z if all(t == 1 for t in temperatures) else z.div_(_column(temperatures, x))
+
+
+def _min_p_floor(rows: Sequence[SequenceSampler], like: Tensor) -> Tensor | None:
+    """Lowest scaled logit (R, 1) that min-p keeps; None when no row has a min-p."""
+    if all(row.sampling.min_p == 0 for row in rows):
+        return None
+    return _column([math.log(row.sampling.min_p) if row.sampling.min_p else -math.inf for row in rows], like)
+
+
+def _draw(x: Tensor, rows: Sequence[SequenceSampler]) -> tuple[Tensor, Tensor]:
+    """Draw from whole distributions, without sorting: ids (R,) and their log-probabilities (R,)."""
+    z = _scaled(x, rows)
+    floor = _min_p_floor(rows, z)
+    if floor is not None:
+        z.masked_fill_(z < floor, -math.inf)
+    uniforms = _column([row.uniform() for row in rows], x, torch.float64)
+    weights = z.exp()
+    ids, totals = _search_blocks(weights, uniforms)
+    return ids[:, 0], (z.gather(1, ids).double() - totals.log())[:, 0]
+
+
+def _search_blocks(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """Inverse of the cumulated weights (R, V) at uniforms (R, 1): ids (R, 1), total weights (R, 1).
+
+    Sums of blocks first, then inside one block: cumulating all of V would be sequential.
+    """
+    spare = -weights.shape[1] % BLOCK
+    if spare:
+        weights = torch.nn.functional.pad(weights, (0, spare))
+    blocks = weights.view(len(weights), -1, BLOCK)
+    ends = blocks.sum(-1).double().cumsum(-1)
+    block, rest = _search(ends, uniforms * ends[:, -1:])
+    inner = blocks[torch.arange(len(blocks), device=blocks.device), block[:, 0]].double().cumsum(-1)
+    position, _ = _search(inner, rest)
+    return block * BLOCK + position, ends[:, -1:]
+
+
+def _search(ends: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
+    """First position (R, 1) where the cumulated weights `ends` (R, N) pass `goal` (R, 1), and the goal within it.
+
+    A position that adds nothing is never returned: the goal is kept below the last sum, where rounding may put it.
+    """
+    last = ends[:, -1:]
+    goal = torch.minimum(goal, torch.nextafter(last, torch.zeros_like(last)))
+    position = torch.searchsorted(ends, goal, right=True).clamp_(max=ends.shape[1] - 1)
+    before = ends.gather(1, (position - 1).clamp(min=0)).masked_fill(position == 0, 0.0)
+    return position, goal - before
+
+
+def _draw_cut(x: Tensor, rows: Sequence[SequenceSampler]) -> tuple[Tensor, Tensor]:
+    """Draw after top-k, top-p and min-p: ids (R,) and their log-probabilities (R,)."""
+    if x.shape[1] <= 4 * CANDIDATES:
+        return _draw_after_sort(x, rows)
+    z = _scaled(x, rows)
+    totals = z.exp().sum(-1, keepdim=True).double()
+    values, ids = _candidates(z, 2 * CANDIDATES)
+    chosen, log_probs, exact = _draw_sorted(values, ids, rows, totals)
+    redo = [r for r, holds in enumerate(exact.tolist()) if not holds]
+    if redo:
+        chosen[redo], log_probs[redo] = _draw_after_sort(x[redo], [rows[r] for r in redo])
+    return chosen, log_probs
+
+
+def _draw_after_sort(x: Tensor, rows: Sequence[SequenceSampler]) -> tuple[Tensor, Tensor]:
+    """`_draw_cut` by sorting everything, for cuts that lie deep."""
+    values, ids = _scaled(x, rows).sort(dim=-1, descending=True, stable=True)
+    return _draw_sorted(values, ids, rows, None)[:2]
+
+
+def _candidates(z: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` largest values of each row with their ids, larger first, smaller id first among equals."""
+    ids = z.topk(count, dim=-1, sorted=False).indices.sort(dim=-1).values
+    values, order = z.gather(1, ids).sort(dim=-1, descending=True, stable=True)
+    return values, ids.gather(1, order)
+
+
+def _draw_sorted(
+    values: Tensor, ids: Tensor, rows: Sequence[SequenceSampler], totals: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cut and draw from sorted scaled logits: ids (R,), log-probabilities (R,), whether the cut was inside (R,).
+
+    Args:
+        values: (R, N) scaled logits, largest first; `ids` (R, N) are theirs.
+        rows: the R sequences' states.
+        totals: (R, 1) weight of the whole vocabulary when the N are only its most probable part.
+    """
+    n = values.shape[1]
+    ends = values.exp().double().cumsum(-1)
+    top_k = _column([row.sampling.top_k or n + 1 for row in rows], ends, torch.int64)
+    within = ends.gather(1, top_k.clamp(max=n) - 1)
+    mass = within if totals is None else torch.where(top_k > n, totals, within)
+    top_p = _column([row.sampling.top_p for row in rows], ends, torch.float64)
+    share = torch.where(top_p < 1, top_p * mass, math.inf)
+    by_p = torch.searchsorted(ends, share, right=False) + 1
+    kept = torch.minimum(torch.minimum(by_p, top_k), torch.full_like(by_p, n))
+    # Equal values at the edge of the candidates may have equals outside with smaller ids.
+    exact = (torch.minimum(by_p, top_k) <= n) & (values.gather(1, kept - 1) > values[:, -1:])
+    floor = _min_p_floor(rows, values)
+    if floor is not None:
+        kept = torch.minimum(kept, (values >= floor).sum(-1, keepdim=True)).clamp_(min=1)
+    total = ends.gather(1, kept - 1)
+    uniforms = _column([row.uniform() for row in rows], ends, torch.float64)
+    position, _ = _search(torch.minimum(ends, total), uniforms * total)
+    log_probs = values.gather(1, position).double() - total.log()
+    return ids.gather(1, position)[:, 0], log_probs[:, 0], exact[:, 0]
+
+
+def _log_totals(x: Tensor) -> Tensor:
+    """Logarithm of the sum of exp(x) over each row, (R,) float64."""
+    return x.logsumexp(-1).double()
+
+
+def _raw_log_probs(raw: Tensor, ids: list[int], known: dict[int, float]) -> list[float]:
+    """Log-probabilities of the chosen ids under the model as it is; `known` are those already at hand."""
+    if len(known) == len(ids):
+        return [known[r] for r in range(len(ids))]
+    rest = [r for r in range(len(ids)) if r not in known]
+    x = raw if not known else raw[rest]
+    chosen = torch.tensor([ids[r] for r in rest], device=raw.device)[:, None]
+    found = (x.gather(1, chosen)[:, 0].double() - _log_totals(x)).tolist()
+    by_row = known | dict(zip(rest, found, strict=True))
+    return [by_row[r] for r in range(len(ids))]
+
+
+def _tops(raw: Tensor, allowed: Tensor, rows: Sequence[SequenceSampler]) -> dict[int, Top]:
+    """Alternatives by row number, for the rows that asked for some."""
+    groups = defaultdict(list)
+    for r, row in enumerate(rows):
+        if row.sampling.log_probs:
+            groups[row.sampling.log_probs].append(r)
+    tops: dict[int, Top] = {}
+    for count, members in groups.items():
+        tops.update(zip(members, _best(allowed[members], _log_totals(raw[members]), count), strict=True))
+    return tops
+
+
+def _best(x: Tensor, totals: Tensor, count: int) -> list[Top]:
+    """The `count` most probable (id, log-probability) of each row of x (R, V), given log totals (R,)."""
+    values, ids = _candidates(x, min(count, x.shape[1]))
+    pairs = zip(ids.tolist(), (values.double() - totals[:, None]).tolist(), strict=True)
+    return [tuple(zip(row_ids, log_probs, strict=True)) for row_ids, log_probs in pairs]
