@@ -16,6 +16,7 @@ VERBS = {
     "pretrain": "nano3.cli.pretrain",
     "data": "nano3.cli.data",
     "info": "nano3.cli.info",
+    "bench": "nano3.cli.bench",
 }
 _ROOT_OPTIONS = ("install_completion", "show_completion")
 USER_ERRORS = (ValueError, FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)

@@ -1,0 +1,144 @@
+"""`nano3 bench`: measured speed. Each kind of measurement is a verb of its own."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
+
+import typer
+
+from nano3.cli.options import HELP, Json
+
+if TYPE_CHECKING:
+    from nano3.bench.serving import Progress
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", context_settings=HELP, help="Measure speed.")
+NOTHING_ANSWERED = 1
+
+
+@app.callback()
+def bench() -> None:
+    """Measure speed."""
+
+
+@app.command()
+def serve(
+    url: Annotated[str, typer.Option(help="The server, with or without /v1.")] = "http://127.0.0.1:8000",
+    rate: Annotated[
+        float | None,
+        typer.Option(help="Mean arrivals a second, at random times (Poisson).", show_default=False),
+    ] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(help="Requests under way at a time, without --rate. Default: 8.", show_default=False)
+    ] = None,
+    requests: Annotated[int, typer.Option(help="Requests to measure.")] = 100,
+    prompt_tokens: Annotated[
+        int | None, typer.Option(help="Mean tokens of a prompt of random words. Default: 512.", show_default=False)
+    ] = None,
+    output_tokens: Annotated[int, typer.Option(help="Mean tokens of an answer.")] = 128,
+    spread: Annotated[
+        float, typer.Option(help="Lengths lie evenly within this share of the mean; 0: all equal.")
+    ] = 0.5,
+    shared_prefix: Annotated[int, typer.Option(help="Tokens in front of every prompt that all have in common.")] = 0,
+    dataset: Annotated[
+        Path | None,
+        typer.Option(help="Prompts from a JSONL file: prompt or messages in each line.", exists=True, dir_okay=False),
+    ] = None,
+    endpoint: Annotated[str, typer.Option(help="chat or completions.")] = "chat",
+    model: Annotated[str, typer.Option(help="Model name. Default: the first one the server lists.")] = "",
+    api_key: Annotated[str, typer.Option(envvar="NANO3_API_KEY", help="Key of the server, if it wants one.")] = "",
+    warmup: Annotated[int, typer.Option(help="Requests before the clock starts.")] = 2,
+    timeout: Annotated[float, typer.Option(help="Seconds until a request is given up.", min=0.001)] = 600.0,
+    seed: Annotated[int, typer.Option(help="Decides prompts, lengths and arrival times.")] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Also write result.json, requests.jsonl and latency.png here.", file_okay=False),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Send a load to an OpenAI-compatible server; show time to first token, inter-token latency, throughput, errors.
+
+    [dim]Twice a second, at random times:[/]  nano3 bench serve --rate 2
+
+    [dim]32 users at a time:[/]             nano3 bench serve --concurrency 32 --out bench/
+    """
+    from nano3.bench.serving import Workload, measure
+    from nano3.bench.serving_client import Target
+    from nano3.bench.serving_prompts import Lengths
+    from nano3.bench.serving_report import summary, write
+    from nano3.config.errors import UserError
+
+    if rate is not None and concurrency is not None:
+        raise UserError("--rate and --concurrency contradict each other: arrivals come at a rate, or when one is done")
+    if dataset is not None and (prompt_tokens is not None or shared_prefix):
+        raise UserError("--dataset brings its own prompts: leave out --prompt-tokens and --shared-prefix")
+    lengths = Lengths(512 if prompt_tokens is None else prompt_tokens, output_tokens, spread, shared_prefix)
+    users = 8 if concurrency is None else concurrency
+    workload = Workload(requests, rate, users, lengths, dataset, warmup, seed)
+    target = Target(_base(url), endpoint, model, api_key, timeout)
+    with _progress(requests) as progress:
+        measured = measure(target, workload, progress)
+    figures = summary(measured)
+    written = write(measured, figures, out) if out is not None else []
+    _show(figures, written, as_json)
+    if not figures["completed"]:
+        raise typer.Exit(NOTHING_ANSWERED)
+
+
+def _base(url: str) -> str:
+    """The server's address without a path of the API at its end."""
+    from nano3.config.errors import UserError
+
+    try:
+        parts = urlsplit(url)
+        whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        whole = False
+    if not whole:
+        raise UserError(f"--url {url}: give an address such as http://127.0.0.1:8000")
+    return url.rstrip("/").removesuffix("/v1")
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Progress]:
+    """A bar on stderr that goes away at the end; nothing when stderr is no terminal."""
+    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    with Bars(
+        BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True), transient=True
+    ) as bars:
+        task = bars.add_task("requests", total=total)
+        yield lambda done, total: bars.update(task, completed=done)
+
+
+def _show(figures: dict[str, Any], written: list[Path], as_json: bool) -> None:
+    from nano3.bench.serving_report import LATENCIES, rows
+    from nano3.cli.output import plain_table, print_json, print_table, results
+
+    for note in figures["notes"]:
+        print(f"note: {note}", file=sys.stderr)
+    for path in written:
+        print(f"wrote {path}", file=sys.stderr)
+    if as_json:
+        return print_json(figures)
+    console = results()
+    facts = plain_table(f"{figures['model']} at {figures['url']}", "", "")
+    for name, value in rows(figures):
+        facts.add_row(name, value)
+    print_table(console, facts)
+    columns = ("mean", "p50", "p90", "p99", "max")
+    times = plain_table("Latency, milliseconds", "", *columns, right=columns)
+    for key, name in LATENCIES.items():
+        found = figures["latency"][key]
+        times.add_row(name, *("" if found is None else f"{found[column] * 1000:,.1f}" for column in columns))
+    print_table(console, times)
