@@ -1,0 +1,78 @@
+// What this browser keeps: conversation and settings in localStorage, the API key in sessionStorage.
+
+const CHAT = "nano3.chat";
+const PREVIOUS = "nano3.chat.previous";
+const SETTINGS = "nano3.settings";
+const KEY = "nano3.key";
+const DEFAULTS = {
+  model: "", system: "", thinking: true, budget: "", maxTokens: "", temperature: "", topP: "", seed: "", tools: "",
+};
+
+function get(storage, name) {
+  try {
+    return storage.getItem(name);
+  } catch {
+    return null; // storage is switched off: the page works, and forgets
+  }
+}
+
+function set(storage, name, text) {
+  try {
+    if (text) storage.setItem(name, text);
+    else storage.removeItem(name);
+  } catch {
+    // full or switched off
+  }
+}
+
+function getJson(name, fallback) {
+  try {
+    return JSON.parse(get(localStorage, name)) ?? fallback;
+  } catch {
+    return fallback;
+  }
+}
+
+/** Turns of the conversation, oldest first. */
+export function loadTurns() {
+  return settled(getJson(CHAT, []));
+}
+
+/** Turns with an answer that was still coming when the page was left shown as stopped. */
+function settled(turns) {
+  if (!Array.isArray(turns)) return [];
+  const last = turns.at(-1);
+  if (last?.role === "assistant" && !last.finish && !last.error) {
+    last.stopped = true;
+    if (last.thinkingFrom !== undefined) last.thinkingMs ??= 0;
+  }
+  return turns;
+}
+
+export function saveTurns(turns) {
+  set(localStorage, CHAT, turns.length ? JSON.stringify(turns) : "");
+}
+
+/** Put the conversation away for `takePrevious`. */
+export function keepPrevious(turns) {
+  set(localStorage, PREVIOUS, JSON.stringify(turns));
+}
+
+export const hasPrevious = () => get(localStorage, PREVIOUS) !== null;
+
+export function takePrevious() {
+  const turns = settled(getJson(PREVIOUS, []));
+  set(localStorage, PREVIOUS, "");
+  return turns;
+}
+
+export function loadSettings() {
+  return { ...DEFAULTS, ...getJson(SETTINGS, {}), apiKey: get(sessionStorage, KEY) ?? "" };
+}
+
+export function saveSettings({ apiKey, ...settings }) {
+  set(localStorage, SETTINGS, JSON.stringify(settings));
+  set(sessionStorage, KEY, apiKey);
+}
+
+export const defaultSettings = () => ({ ...DEFAULTS, apiKey: "" });

@@ -1,0 +1,172 @@
+// Shows the turns of a conversation: what was asked, thinking, tool calls, answer, figures, errors.
+
+import { copyButton, el } from "./dom.js";
+import { show } from "./markdown.js";
+
+const seconds = (ms) => (ms < 100 ? `${Math.round(ms)} ms` : ms < 9950 ? `${(ms / 1000).toFixed(1)} s` : `${Math.round(ms / 1000)} s`);
+
+/** What to do about each kind of error, beside the message. */
+const ADVICE = {
+  auth: "Enter the key in the settings, then try again.",
+  length: "Start a new chat, or shorten the message or the longest answer in the settings.",
+};
+
+/** Element of a question, with its edit button where `onEdit` is given. */
+export function userTurn(turn, onEdit) {
+  const node = el("article", { className: "turn user", "aria-label": "You" });
+  const text = el("div", { className: "bubble", textContent: turn.text });
+  const actions = el("div", { className: "actions" }, copyButton(() => turn.text));
+  if (onEdit) actions.prepend(button("Edit", () => editor(node, turn.text, onEdit)));
+  node.append(text, actions);
+  return node;
+}
+
+function editor(node, text, onEdit) {
+  const before = [...node.childNodes];
+  const area = el("textarea", { value: text, "aria-label": "Edit message" });
+  const close = () => node.replaceChildren(...before);
+  const save = () => (area.value.trim() ? onEdit(area.value) : area.focus());
+  area.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") {
+      event.stopPropagation();
+      close();
+    } else if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+      event.preventDefault();
+      save();
+    }
+  });
+  const actions = el("div", { className: "row end" }, button("Cancel", close), button("Send", save, "primary"));
+  node.replaceChildren(el("div", { className: "editor" }, area, actions));
+  area.rows = Math.min(12, text.split("\n").length + 1);
+  area.focus();
+}
+
+function button(label, onClick, className = "small") {
+  const node = el("button", { type: "button", className, textContent: label });
+  node.addEventListener("click", onClick);
+  return node;
+}
+
+/** The element of an answer, kept up to date by `update`. */
+export class AnswerView {
+  /** `actions`: {retry, settings, newChat, sendResults}; each is called without arguments but the last. */
+  constructor(turn, actions) {
+    this.turn = turn;
+    this.actions = actions;
+    this.summary = el("summary");
+    this.thought = el("div", { className: "thought" });
+    this.thinking = el("details", { className: "thinking", hidden: true }, this.summary, this.thought);
+    this.waiting = el("div", { className: "waiting", "aria-label": "Waiting for the answer" }, el("i"), el("i"), el("i"));
+    this.text = el("div", { className: "text" });
+    this.calls = el("div", { className: "calls" });
+    this.foot = el("div", { className: "foot" });
+    this.node = el(
+      "article", { className: "turn answer", "aria-label": "Answer" },
+      this.thinking, this.waiting, this.text, this.calls, this.foot,
+    );
+  }
+
+  /** Show the turn as it is now; `last`: it is the last one, which can be asked for again. */
+  update(running, last) {
+    const { turn } = this;
+    this.updateThinking(running);
+    this.waiting.hidden = !running || Boolean(turn.text || turn.reasoning || turn.calls.length);
+    show(this.text, turn.text);
+    this.updateCalls(running, last);
+    this.node.setAttribute("aria-busy", String(running));
+    this.foot.replaceChildren(...(running ? [] : this.footNodes(last)));
+  }
+
+  updateThinking(running) {
+    const { turn } = this;
+    this.thinking.hidden = !turn.reasoning;
+    if (!turn.reasoning) return;
+    const open = running && turn.thinkingMs === undefined;
+    this.thinking.classList.toggle("running", open);
+    const elapsed = turn.thinkingMs ?? (turn.thinkingFrom ? Date.now() - turn.thinkingFrom : 0);
+    const thought = elapsed ? `Thought for ${seconds(elapsed)}` : "Thinking";
+    this.summary.textContent = open ? `Thinking … ${seconds(elapsed)}` : thought;
+    if (this.thought.textContent !== turn.reasoning) this.thought.textContent = turn.reasoning;
+  }
+
+  updateCalls(running, last) {
+    const { turn } = this;
+    const asked = JSON.stringify([turn.calls, running, last]);
+    if (this.shownCalls === asked) return;
+    this.shownCalls = asked;
+    const wanted = !running && last && turn.calls.length > 0 && !turn.error;
+    const fields = turn.calls.map((call) => toolCall(call, wanted));
+    this.calls.replaceChildren(...fields.map(({ node }) => node));
+    if (!wanted) return;
+    const send = () => this.actions.sendResults(fields.map(({ area }) => area.value));
+    this.calls.append(el("div", { className: "row end" }, button("Send results", send, "primary")));
+  }
+
+  footNodes(last) {
+    const { turn, actions } = this;
+    const nodes = [];
+    if (turn.stopped) nodes.push(note("Stopped."));
+    if (turn.finish === "length") nodes.push(note("Cut off: the longest answer or the context is reached."));
+    if (turn.error) nodes.push(errorCard(turn.error, last ? actions : null));
+    const row = el("div", { className: "actions" });
+    if (turn.text) row.append(copyButton(() => turn.text));
+    if (last && !turn.error) row.append(button("Regenerate", actions.retry));
+    if (turn.stats) row.append(el("span", { className: "stats", textContent: statsLine(turn.stats) }));
+    if (row.childNodes.length) nodes.push(row);
+    return nodes;
+  }
+}
+
+const note = (text) => el("p", { className: "note", textContent: text });
+
+function toolCall(call, wanted) {
+  const id = `result-${call.id}`;
+  const area = el("textarea", { id, rows: 2, placeholder: "What the tool answers", value: call.result ?? "" });
+  const result = wanted
+    ? el("div", { className: "result" }, el("label", { for: id, textContent: `Result of ${call.name}` }), area)
+    : call.result === undefined ? null : el("div", { className: "result" }, el("span", { textContent: "Result" }), el("pre", { textContent: call.result }));
+  const node = el(
+    "div", { className: "call" },
+    el("div", { className: "call-head" }, el("span", { textContent: "Tool call" }), el("code", { textContent: call.name })),
+    el("pre", { tabIndex: 0 }, el("code", { textContent: pretty(call.arguments) })),
+    result,
+  );
+  return { node, area };
+}
+
+/** Arguments with indentation, or as they are while incomplete. */
+function pretty(text) {
+  try {
+    return JSON.stringify(JSON.parse(text), null, 2);
+  } catch {
+    return text;
+  }
+}
+
+function errorCard(error, actions) {
+  const advice = error.retryAfter ? `Try again in ${error.retryAfter} s.` : (ADVICE[error.kind] ?? "");
+  const node = el(
+    "div", { className: "error", role: "alert" },
+    el("p", { textContent: error.message }),
+    advice ? el("p", { className: "advice", textContent: advice }) : null,
+  );
+  if (!actions) return node;
+  const row = el("div", { className: "row" }, button("Try again", actions.retry, "quiet"));
+  if (error.kind === "auth") row.append(button("Open settings", actions.settings, "quiet"));
+  if (error.kind === "length") row.append(button("New chat", actions.newChat, "quiet"));
+  node.append(row);
+  return node;
+}
+
+/** Time to first token, speed and counts, as far as they are known. */
+function statsLine({ tokens, firstMs, streamMs, promptTokens, cachedTokens }) {
+  const parts = [];
+  if (tokens > 1 && streamMs > 0) parts.push(`${(((tokens - 1) * 1000) / streamMs).toFixed(1)} tokens/s`);
+  if (firstMs !== undefined) parts.push(`first token ${seconds(firstMs)}`);
+  if (tokens !== undefined) parts.push(`${tokens.toLocaleString("en")} tokens`);
+  if (promptTokens !== undefined) {
+    const cached = cachedTokens ? `, ${cachedTokens.toLocaleString("en")} cached` : "";
+    parts.push(`prompt ${promptTokens.toLocaleString("en")}${cached}`);
+  }
+  return parts.join(" · ");
+}
