@@ -45,7 +45,7 @@ class Tokenizer:
     config: dict[str, Any] = field(default_factory=dict)
     """Contents of tokenizer_config.json, kept when a loaded tokenizer is saved again."""
     chat_template: str = ""
-    """Contents of chat_template.jinja, kept likewise."""
+    """Contents of chat_template.jinja, kept likewise; empty: `save` writes the project's own beside chat tokens."""
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -170,8 +170,16 @@ class Tokenizer:
             "model_max_length": 1 << 20,
         }
         write_atomic(folder / "tokenizer_config.json", (json.dumps(config, indent=2) + "\n").encode())
-        if self.chat_template:
-            write_atomic(folder / "chat_template.jinja", self.chat_template.encode())
+        if template := self.chat_template or self._default_template():
+            write_atomic(folder / "chat_template.jinja", template.encode())
+
+    def _default_template(self) -> str:
+        """The project's chat template, when this vocabulary has the tokens that mark its turns."""
+        if "chat_template" in self.config or any(self.token_id(token) is None for token in CHAT_TOKENS):
+            return ""
+        from nano3.data.chat import default_text
+
+        return default_text()
 
     def _encoder(self, special: bool) -> tokenizers.Tokenizer:
         if not special:

@@ -1,0 +1,112 @@
+"""Separate thinking from answer while the text arrives."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal, NamedTuple
+
+from nano3.serve.partial import SPACE, begun
+from nano3.serve.tool_calls import CALL, CALL_BEGUN, CALL_CUT_OFF
+
+Part = Literal["reasoning", "content"]
+
+OPENING = re.compile(rf"{SPACE}<think>")
+OPENING_BEGUN = re.compile(SPACE + begun("<think>"))
+CLOSING = re.compile(r"\n?</think>")
+CLOSING_BEGUN = re.compile(r"\n?" + begun("</think>"))
+
+
+class Piece(NamedTuple):
+    """Some text, and where it belongs."""
+
+    part: Part
+    text: str
+
+
+class ReasoningParser:
+    """Cuts output into thinking and the rest.
+
+    Thinking ends at </think>, or where a tool call begins; one line break on either side of a tag goes with it. A
+    <think> at the very start of the output opens thinking when the prompt did not. All other text is kept as it is.
+    """
+
+    def __init__(self, *, thinking_open: bool, calls_end_thinking: bool = True) -> None:
+        """Begin with an output's first character.
+
+        Args:
+            thinking_open: the prompt ends inside a thinking part.
+            calls_end_thinking: a readable tool call needs no </think> before it.
+        """
+        self.part: Part = "reasoning" if thinking_open else "content"
+        self._calls = calls_end_thinking
+        self._at_start = True
+        self._drop_break = False
+        self._held = ""
+
+    def push(self, text: str) -> list[Piece]:
+        """Pieces that are certain now that `text` has arrived."""
+        self._held += text
+        return self._pieces(final=False)
+
+    def finish(self) -> list[Piece]:
+        """The rest, at the end of the output."""
+        return self._pieces(final=True)
+
+    def _pieces(self, final: bool) -> list[Piece]:
+        if self._at_start and not self._open(final):
+            return []
+        pieces: list[Piece] = []
+        if self.part == "reasoning":
+            self._drop_one_break()
+            pieces.append(Piece("reasoning", self._reasoning(final)))
+        if self.part == "content":
+            self._drop_one_break()
+            pieces.append(Piece("content", self._take(len(self._held))))
+        return [piece for piece in pieces if piece.text]
+
+    def _open(self, final: bool) -> bool:
+        """Read a leading <think>; False while it cannot be told whether there is one."""
+        if opening := OPENING.match(self._held):
+            self.part, self._drop_break = "reasoning", True
+            self._held = self._held[opening.end() :]
+        elif not final and OPENING_BEGUN.fullmatch(self._held):
+            return False
+        self._at_start = False
+        return True
+
+    def _reasoning(self, final: bool) -> str:
+        """Thinking that is certain; switches to content at its end."""
+        closing = CLOSING.search(self._held)
+        call = self._call(final)
+        if closing and (call is None or closing.start() <= call):
+            text = self._take(closing.start())
+            self._held = self._held[len(closing[0]) :]
+            self.part, self._drop_break = "content", True
+            return text
+        if call is not None:
+            self.part = "content"
+            return self._take(call)
+        return self._take(len(self._held) if final else self._certain())
+
+    def _call(self, final: bool) -> int | None:
+        """Where a tool call begins in the held text, white space before it included."""
+        if not self._calls:
+            return None
+        call = CALL.search(self._held) or (CALL_CUT_OFF.search(self._held) if final else None)
+        return call.start() if call else None
+
+    def _certain(self) -> int:
+        """Length of the held text that can be no part of a tag to come."""
+        patterns = (CLOSING_BEGUN, CALL_BEGUN) if self._calls else (CLOSING_BEGUN,)
+        found = [match.start() for pattern in patterns if (match := pattern.search(self._held))]
+        return min(found, default=len(self._held))
+
+    def _take(self, length: int) -> str:
+        """Cut this much off the held text."""
+        text, self._held = self._held[:length], self._held[length:]
+        return text
+
+    def _drop_one_break(self) -> None:
+        """Remove the line break that belongs to the tag before the held text, as soon as it can be seen."""
+        if self._drop_break and self._held:
+            self._held, self._drop_break = self._held.removeprefix("\n"), False
