@@ -13,6 +13,7 @@ from nano3.config.errors import UserError
 
 if TYPE_CHECKING:
     import jinja2
+    import jinja2.ext
 
     from nano3.data.tokenizer import Tokenizer
 

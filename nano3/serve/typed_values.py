@@ -78,7 +78,9 @@ def _resolve(reference: Any, root: Mapping[str, Any]) -> Any:
 def _readings(text: str, types: frozenset[str]) -> Iterator[Any]:
     """Values that the text may stand for, the likeliest first."""
     stripped = text.strip()
-    for read in (LITERALS.__getitem__, json.loads, _python_literal):
+    # Without a schema Python literals are too bold a guess.
+    readers = (LITERALS.__getitem__, json.loads, *((_python_literal,) if types else ()))
+    for read in readers:
         try:
             value = read(stripped)
         except (KeyError, ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
@@ -87,9 +89,6 @@ def _readings(text: str, types: frozenset[str]) -> Iterator[Any]:
             value = int(value)
         if _fits(value, types):
             yield value
-        if not types:
-            # Without a schema Python literals are too bold a guess.
-            return
 
 
 def _fits(value: Any, types: frozenset[str]) -> bool:
