@@ -4,16 +4,18 @@ import nano3
 model = nano3.load("runs/pretrain-tiny")          # a run folder, a Hugging Face folder, or a model preset
 logits = model(tokens)                            # (B, T) int64 -> (B, T, V)
 nano3.save(model, "my-model")
+engine = nano3.Engine(model, tokenizer)           # continuous batching: see nano3.engine
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
+    from nano3.engine.engine import Engine
     from nano3.model.lm import LM
 
 # Python started in a checkout finds this folder before an installed nano3; kernels and presets lie beside it.
@@ -22,7 +24,16 @@ if (_root / "pyproject.toml").is_file() and (_root / "kernels" / "__init__.py").
     __path__.append(str(_root))
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load", "save"]
+__all__ = ["Engine", "__version__", "load", "save"]
+
+
+def __getattr__(name: str) -> Any:
+    # Importing the engine imports torch, which `import nano3` must not.
+    if name == "Engine":
+        from nano3.engine.engine import Engine
+
+        return Engine
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def load(path_or_preset: str | Path, dtype: torch.dtype | None = None, device: str = "cpu") -> LM:

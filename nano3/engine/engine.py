@@ -1,0 +1,318 @@
+"""The generation engine: continuous batching over one pool of states (DESIGN.md, section 3)."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from nano3.config.errors import UserError
+from nano3.data.tokenizer import CHAT_TOKENS, Tokenizer
+from nano3.engine.detokenize import TextStream
+from nano3.engine.prefix_cache import PrefixCache
+from nano3.engine.protocol import Stats
+from nano3.engine.request import Request, Sampling, Token, Update
+from nano3.engine.sampler import sample, score
+from nano3.engine.scheduler import Limits, Scheduler, Work
+from nano3.engine.sequence import Sequence
+from nano3.engine.sequence_sampler import SequenceSampler, derive_seed
+from nano3.engine.sizing import Sizes, fit, free_memory
+from nano3.engine.thinking import thinking_tracker
+from nano3.model.lm import LM
+from nano3.model.plan import Plan, Span
+from nano3.model.pool import StatePool
+
+if TYPE_CHECKING:
+    from nano3.engine.grammar import GrammarMatcher
+
+SCORED_ROWS = 256
+"""Prompt positions whose logits exist at a time."""
+
+
+class Engine:
+    """Runs requests together on one model; see nano3.engine.protocol.GenerationEngine.
+
+    A request's result depends on nothing but the request: not on what runs beside it, on chunk sizes, on the prefix
+    cache or on memory that was another's before.
+    """
+
+    def __init__(
+        self,
+        model: LM,
+        tokenizer: Tokenizer,
+        *,
+        memory: int | None = None,
+        max_sequences: int = 64,
+        max_context: int | None = None,
+        page_size: int = 64,
+        snapshot_every: int = 256,
+        step_tokens: int = 2048,
+        mixed_step_tokens: int = 256,
+        prefix_cache: bool = True,
+        speculate: int = 0,
+        eos_ids: frozenset[int] | None = None,
+    ) -> None:
+        """Reserve memory.
+
+        Args:
+            model: in evaluation mode, on its device.
+            tokenizer: of the model.
+            memory: bytes for states, keys and values; None: a part of what is free (`sizing.SHARE_OF_FREE`).
+            max_sequences: sequences that run at once; lowered when memory is short (see `sizes.notes`).
+            max_context: most tokens of prompt and output; None: the model's max_position_embeddings.
+            page_size: tokens a page of keys and values.
+            snapshot_every: tokens between kept states of a prompt.
+            step_tokens: most prompt tokens of a step while nothing decodes.
+            mixed_step_tokens: the same beside decoding sequences.
+            prefix_cache: keep states of prompts for others that begin alike.
+            speculate: tokens guessed ahead from what was already said; outputs stay the same.
+            eos_ids: tokens that end a text; None: the tokenizer's end of text and <|im_end|>.
+
+        Raises:
+            UserError: memory for not even one sequence, or a setting below 1.
+        """
+        settings = {"max_sequences": max_sequences, "page_size": page_size, "snapshot_every": snapshot_every}
+        for name, value in {**settings, "step_tokens": step_tokens, "mixed_step_tokens": mixed_step_tokens}.items():
+            if value < 1:
+                raise UserError(f"engine: {name} is {value}; it must be at least 1")
+        self.model, self.tokenizer = model.eval(), tokenizer
+        self.device = model.embeddings.weight.device
+        self.eos_ids = _ends_of_text(tokenizer) if eos_ids is None else eos_ids
+        self.sizes: Sizes = fit(
+            model.cfg,
+            model.compute_dtype,
+            free_memory(self.device) if memory is None else memory,
+            max_sequences=max_sequences,
+            max_context=max_context or model.cfg.max_position_embeddings,
+            page_size=page_size,
+            snapshot_every=snapshot_every,
+        )
+        self.max_context = self.sizes.max_context
+        pool = StatePool(
+            model.cfg,
+            self.sizes.n_slots,
+            self.sizes.n_pages,
+            page_size,
+            dtype=model.compute_dtype,
+            device=self.device,
+        )
+        limits = Limits(
+            self.sizes.max_sequences,
+            self.max_context,
+            step_tokens,
+            mixed_step_tokens,
+            snapshot_every,
+            prefix_cache,
+            speculate,
+        )
+        self._scheduler = Scheduler(pool, limits)
+        self._ids_limit = min(tokenizer.vocab_size, model.cfg.vocab_size)
+        self._sequences: dict[str, list[Sequence]] = {}
+        self._arrivals = 0
+        self._grammars = None
+        self._prompt_tokens = self._computed = self._outputs = self._drafted = self._accepted = 0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` has anything to do."""
+        return bool(self._scheduler.running or self._scheduler.waiting)
+
+    @property
+    def cache(self) -> PrefixCache:
+        """The kept prefixes."""
+        return self._scheduler.cache
+
+    def add(self, request: Request) -> None:
+        """Take a request in; see GenerationEngine.add."""
+        self._check(request)
+        seed = secrets.randbits(63) if request.sampling.seed is None else request.sampling.seed
+        sequences = [self._new_sequence(request, index, derive_seed(seed, index)) for index in range(request.n)]
+        self._sequences[request.id] = sequences
+        for sequence in sequences:
+            self._scheduler.add(sequence)
+        self._prompt_tokens += len(request.prompt)
+
+    def abort(self, request_id: str) -> None:
+        """Drop a request with all it holds."""
+        for sequence in self._sequences.pop(request_id, []):
+            self._scheduler.remove(sequence)
+
+    @torch.inference_mode()
+    def step(self) -> list[Update]:
+        """One pass of the model over some tokens of some requests."""
+        works = self._scheduler.schedule()
+        if not works:
+            return []
+        works.sort(key=lambda work: (work.length > 1 or bool(work.drafts), work.sequence.slot))
+        plan = Plan([_span(work) for work in works], self._scheduler.pool.page_size, self.device)
+        hidden = self._pass(works, plan)
+        self._computed += plan.n_tokens
+        for work, start in zip(works, plan.starts, strict=True):
+            if work.sequence.scores_prompt:
+                self._score(work, hidden[start : start + work.length])
+        updates, right = self._choose(works, plan, hidden)
+        for work in works:
+            self._settle(work, right.get(id(work), 0))
+        self._finish(updates)
+        return updates
+
+    def progress(self, request_id: str) -> tuple[int, int] | None:
+        """(prompt tokens computed, prompt tokens) of a request, the first of its outputs."""
+        sequences = self._sequences.get(request_id)
+        if not sequences:
+            return None
+        return min(sequences[0].computed, sequences[0].prompt_length), sequences[0].prompt_length
+
+    def stats(self) -> Stats:
+        """Counters and use."""
+        s = self._scheduler
+        return Stats(
+            running=len(s.running),
+            waiting=len(s.waiting),
+            prompt_tokens=self._prompt_tokens,
+            cached_tokens=s.cached_tokens,
+            computed_tokens=self._computed,
+            output_tokens=self._outputs,
+            preemptions=s.preemptions,
+            cache_queries=s.cache_queries,
+            cache_hits=s.cache_hits,
+            drafted_tokens=self._drafted,
+            accepted_tokens=self._accepted,
+            pages_used=s.pages.used,
+            pages=s.pages.total,
+            slots_used=s.slots.used,
+            slots=s.slots.total,
+        )
+
+    def close(self) -> None:
+        """Drop all requests and free the pool."""
+        for request_id in list(self._sequences):
+            self.abort(request_id)
+        self._scheduler.cache.clear()
+        self._scheduler.pool.blocks.clear()
+
+    def _check(self, request: Request) -> None:
+        if request.id in self._sequences:
+            raise ValueError(f"request id {request.id!r} is in use")
+        length, least = len(request.prompt), 0 if request.sampling.max_tokens == 0 else 1
+        if length + least > self.max_context:
+            raise ValueError(
+                f"prompt of {length} tokens is too long: the context holds {self.max_context} with the output"
+            )
+        wrong = next((i for i in request.prompt if not 0 <= i < self.model.cfg.vocab_size), None)
+        if wrong is not None:
+            raise ValueError(f"prompt: no token has the id {wrong}; ids go from 0 to {self.model.cfg.vocab_size - 1}")
+
+    def _new_sequence(self, request: Request, index: int, seed: int) -> Sequence:
+        sampling = request.sampling
+        sampler = SequenceSampler(
+            sampling,
+            request.prompt,
+            seed=seed,
+            eos_ids=self.eos_ids,
+            vocab_size=self._ids_limit,
+            grammar=self._matcher(sampling),
+            thinking=thinking_tracker(sampling, self.tokenizer),
+        )
+        text = TextStream(self.tokenizer, sampling.stop, sampling.include_stop)
+        self._arrivals += 1
+        every = self._scheduler.limits.snapshot_every
+        return Sequence(request, index, self._arrivals, sampler, text, every)
+
+    def _matcher(self, sampling: Sampling) -> GrammarMatcher | None:
+        if sampling.grammar is None:
+            return None
+        if self._grammars is None:
+            from nano3.engine.grammar import GrammarCompiler
+
+            self._grammars = GrammarCompiler(self.tokenizer, self._ids_limit, self.eos_ids)
+        return self._grammars.compile(sampling.grammar)
+
+    def _pass(self, works: list[Work], plan: Plan) -> Tensor:
+        """Hidden states (tokens of the pass, D)."""
+        row: list[int] = []
+        for work in works:
+            sequence = work.sequence
+            row += sequence.tokens[sequence.computed : sequence.computed + work.length]
+            row += work.drafts
+        tokens = torch.tensor(row, dtype=torch.int64, device=self.device).unsqueeze(0)
+        return self.model.hidden(tokens, state=self._scheduler.pool.state(plan)).x[0]
+
+    def _score(self, work: Work, hidden: Tensor) -> None:
+        """Log-probabilities of the prompt tokens that follow those of the pass; the first one has none."""
+        sequence = work.sequence
+        top = sequence.request.sampling.prompt_log_probs or 0
+        if not sequence.prompt_scores:
+            sequence.prompt_scores.append(Token(sequence.tokens[0], float("nan"), float("nan")))
+        first = sequence.computed + 1
+        last = min(first + work.length, sequence.prompt_length)
+        for start in range(first, last, SCORED_ROWS):
+            stop = min(start + SCORED_ROWS, last)
+            targets = torch.tensor(sequence.tokens[start:stop], device=self.device)
+            logits = self.model.lm_head(hidden[start - first : stop - first])
+            sequence.prompt_scores += score(logits, targets, top, self._ids_limit)
+
+    def _choose(self, works: list[Work], plan: Plan, hidden: Tensor) -> tuple[list[Update], dict[int, int]]:
+        """Next tokens, and for each work how many guesses were right."""
+        updates, right = [], {}
+        rows: list[int] = []
+        open_works: list[tuple[Work, int]] = []
+        for work, start in zip(works, plan.starts, strict=True):
+            if not work.completes:
+                continue
+            if work.sequence.only_scores:
+                updates.append(work.sequence.end_of_scoring())
+                continue
+            open_works.append((work, len(rows)))
+            rows += range(start + work.length - 1, start + work.length + len(work.drafts))
+        if not open_works:
+            return updates, right
+        logits = self.model.lm_head(hidden[torch.tensor(rows, device=self.device)])
+        for guess in range(1 + max(len(work.drafts) for work, _ in open_works)):
+            at = torch.tensor([row + guess for _, row in open_works], device=self.device)
+            chosen = sample(logits[at], [work.sequence.sampler for work, _ in open_works], self._ids_limit)
+            still_open = []
+            for (work, row), token in zip(open_works, chosen, strict=True):
+                update = work.sequence.accept(token, self.eos_ids, self.max_context)
+                updates.append(update)
+                if guess < len(work.drafts) and token.id == work.drafts[guess] and update.finish is None:
+                    right[id(work)] = guess + 1
+                    still_open.append((work, row))
+            open_works = still_open
+            if not open_works:
+                break
+        return updates, right
+
+    def _settle(self, work: Work, right: int) -> None:
+        """Enter what the pass computed."""
+        if work.drafts:
+            self._drafted += len(work.drafts)
+            self._accepted += right
+            self._scheduler.take_back(work, right)
+        work.sequence.computed += work.length + right
+        self._scheduler.keep_states(work)
+
+    def _finish(self, updates: list[Update]) -> None:
+        for update in updates:
+            self._outputs += len(update.tokens)
+            if update.finish is None:
+                continue
+            sequences = self._sequences[update.request_id]
+            (done,) = (s for s in sequences if s.index == update.index)
+            sequences.remove(done)
+            if not sequences:
+                del self._sequences[update.request_id]
+            self._scheduler.remove(done, keep=True)
+
+
+def _span(work: Work) -> Span:
+    sequence = work.sequence
+    length = work.length + len(work.drafts)
+    return Span(length, sequence.slot, sequence.computed, sequence.pages, work.saves)
+
+
+def _ends_of_text(tokenizer: Tokenizer) -> frozenset[int]:
+    end_of_turn = tokenizer.token_id(CHAT_TOKENS[1])
+    return frozenset({tokenizer.eos_id} | ({end_of_turn} if end_of_turn is not None else set()))

@@ -1,0 +1,107 @@
+"""One output in the making: its tokens, what it holds, and when it ends."""
+
+from __future__ import annotations
+
+from nano3.engine.detokenize import TextStream
+from nano3.engine.prefix_cache import BlockHashes
+from nano3.engine.request import FinishReason, Request, Token, Update
+from nano3.engine.sequence_sampler import SequenceSampler
+from nano3.engine.speculate import NgramIndex
+
+
+class Sequence:
+    """One of a request's n outputs."""
+
+    def __init__(
+        self,
+        request: Request,
+        index: int,
+        arrival: int,
+        sampler: SequenceSampler,
+        text: TextStream,
+        block: int,
+    ) -> None:
+        self.request, self.index, self.arrival = request, index, arrival
+        self.sampler, self.text = sampler, text
+        self.tokens = list(request.prompt)
+        self.prompt_length = len(self.tokens)
+        self.computed = 0
+        """Tokens that its slot and pages hold."""
+        self.slot = -1
+        self.pages: list[int] = []
+        self.cached_tokens = 0
+        self.prompt_scores: list[Token] = []
+        self.hashes = BlockHashes(block)
+        self.ngrams = NgramIndex()
+        self.reported = False
+
+    @property
+    def id(self) -> str:
+        """Id of its request."""
+        return self.request.id
+
+    @property
+    def n_output(self) -> int:
+        """Tokens of output so far."""
+        return len(self.tokens) - self.prompt_length
+
+    @property
+    def pending(self) -> int:
+        """Tokens to compute before the next can be chosen."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the prompt's log-probabilities are wanted and still incomplete."""
+        return self.request.sampling.prompt_log_probs is not None and len(self.prompt_scores) < self.prompt_length
+
+    @property
+    def only_scores(self) -> bool:
+        """Whether no token is to be chosen."""
+        return self.request.sampling.max_tokens == 0
+
+    def room(self, max_context: int) -> int:
+        """Tokens that may still be added."""
+        room = max_context - len(self.tokens)
+        most = self.request.sampling.max_tokens
+        return room if most is None else min(room, most - self.n_output)
+
+    def accept(self, token: Token, eos_ids: frozenset[int], max_context: int) -> Update:
+        """Add the next token and say what it brought."""
+        sampling = self.request.sampling
+        self.tokens.append(token.id)
+        self.sampler.accept(token.id)
+        is_stop = token.id in sampling.stop_ids
+        is_eos = token.id in eos_ids and not sampling.ignore_eos
+        enough = self.n_output >= sampling.min_tokens
+        text = self.text.push(token.id, hidden=is_stop or is_eos, check_stop=enough)
+        finish: FinishReason | None = None
+        reason: int | str | None = None
+        if self.text.stopped is not None:
+            finish, reason = "stop", self.text.stopped
+        elif is_stop or is_eos:
+            finish, reason = "stop", None if is_eos else token.id
+        elif self.room(max_context) <= 0:
+            finish = "length"
+        if finish is not None and self.text.stopped is None:
+            text += self.text.flush()
+        return self._report((token,), text, finish, reason)
+
+    def end_of_scoring(self) -> Update:
+        """The only update of a sequence without output."""
+        return self._report((), "", "length", None)
+
+    def _report(self, tokens: tuple[Token, ...], text: str, finish: FinishReason | None, reason) -> Update:
+        first = not self.reported
+        self.reported = True
+        scores = self.request.sampling.prompt_log_probs is not None
+        return Update(
+            self.id,
+            self.index,
+            tokens,
+            text,
+            finish,
+            reason,
+            prompt=tuple(self.prompt_scores) if first and scores else None,
+            cached_tokens=self.cached_tokens if first else 0,
+        )

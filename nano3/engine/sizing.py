@@ -1,0 +1,82 @@
+"""How much of everything fits in a memory budget: running sequences, pages, kept states."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from nano3.config.errors import UserError
+from nano3.config.model import ModelConfig
+from nano3.model.pool import page_bytes, slot_bytes
+
+SHARE_OF_FREE = {"cpu": 0.25, "cuda": 0.85}
+"""Part of the free memory that `auto` takes, after the weights."""
+MOST_FREE_ITEMS = 1 << 20
+"""Slots or pages where they cost nothing (a model without such blocks)."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the engine reserves."""
+
+    max_sequences: int
+    """Sequences that run at once."""
+    max_context: int
+    """Most tokens of one sequence."""
+    n_slots: int
+    """State slots: one a running sequence, the rest for kept states."""
+    n_pages: int
+    total_bytes: int
+    notes: tuple[str, ...] = ()
+    """What had to be lowered, in words."""
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that `auto` may take on `device`."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0] * SHARE_OF_FREE["cuda"])
+    import psutil
+
+    return int(psutil.virtual_memory().available * SHARE_OF_FREE["cpu"])
+
+
+def fit(
+    cfg: ModelConfig,
+    dtype: torch.dtype,
+    memory: int,
+    *,
+    max_sequences: int,
+    max_context: int,
+    page_size: int,
+    snapshot_every: int,
+) -> Sizes:
+    """Divide `memory` bytes; too little lowers the context, then the number of sequences.
+
+    Raises:
+        UserError: not even one sequence of one page fits.
+    """
+    slot, page = slot_bytes(cfg, dtype), page_bytes(cfg, page_size, dtype)
+    notes = []
+    if memory < slot + page:
+        raise UserError(
+            f"memory of {memory / 2**20:.1f} MiB has no room for one sequence: it takes {(slot + page) / 2**20:.1f} MiB"
+            " at the least; raise --memory"
+        )
+    wanted = -(-max_context // page_size)
+    pages_each = min(wanted, (memory - slot) // page) if page else wanted
+    if pages_each < wanted:
+        max_context = pages_each * page_size
+        notes.append(f"context lowered to {max_context} tokens: {memory / 2**30:.2f} GiB hold no more")
+    running = min(max_sequences, (memory - pages_each * page) // slot) if slot else max_sequences
+    if running < max_sequences:
+        notes.append(f"at most {running} sequences at once: {memory / 2**30:.2f} GiB hold no more states")
+    left = memory - running * slot - pages_each * page
+    n_pages = _extra(left // 2, page, running * 2 * pages_each - pages_each) + pages_each
+    kept = _extra(left - (n_pages - pages_each) * page, slot, n_pages * page_size // snapshot_every + running)
+    total = (running + kept) * slot + n_pages * page
+    return Sizes(running, max_context, running + kept, n_pages, total, tuple(notes))
+
+
+def _extra(budget: int, each: int, most: int) -> int:
+    return max(0, min(most, budget // each if each else MOST_FREE_ITEMS))
