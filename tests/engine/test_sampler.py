@@ -56,7 +56,7 @@ samplings = st.builds(
     Sampling,
     temperature=st.sampled_from([0.3, 1.0, 1.7]),
     top_p=st.sampled_from([1.0, 0.31, 0.82, 0.97]),
-    top_k=st.sampled_from([0, 1, 7, 40, 150]),
+    top_k=st.sampled_from([0, 1, 7, 40, 150, 300]),
     min_p=st.sampled_from([0.0, 0.013, 0.4]),
     repetition_penalty=st.sampled_from([1.0, 1.3, 0.8]),
     presence_penalty=st.sampled_from([0.0, 0.7]),
@@ -144,7 +144,9 @@ class Edge(SequenceSampler):
 
 
 @pytest.mark.parametrize("u", [2.0**-54, 0.5, 1 - 2.0**-53])
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(top_p=0.99), Sampling(top_k=900, temperature=0.01)])
+@pytest.mark.parametrize(
+    "sampling", [Sampling(), Sampling(top_p=0.99), Sampling(top_k=900, temperature=0.01), Sampling(top_k=444)]
+)
 def test_tokens_without_probability_are_never_drawn(u, sampling):
     logits = torch.full((1, 5000), -math.inf)
     logits[0, 600:3700:7] = torch.linspace(-3, 3, 443)
@@ -160,6 +162,14 @@ def test_many_equal_logits_are_cut_to_the_smallest_ids():
     for u in (0.001, 0.3, 0.999):
         assert sample(logits, [Edge(u, Sampling(top_k=3))])[0].id in {0, 1, 3999}
         assert sample(logits, [Edge(u, Sampling(top_p=0.5))])[0].id in {*range(2000), 3999}
+
+
+def test_cuts_deep_in_a_large_vocabulary_follow_the_reference():
+    logits = torch.randn(2, 20000, generator=torch.Generator().manual_seed(5)).mul_(0.5)
+    for sampling in (Sampling(top_p=0.02), Sampling(top_p=0.4), Sampling(top_p=0.97), Sampling(top_k=9000)):
+        states = [state(sampling, seed=seed, vocab_size=20000) for seed in (1, 2)]
+        for row, token in zip(logits, sample(logits, states), strict=True):
+            check_row(token, row.numpy(), sampling, (), ())
 
 
 def test_ids_beyond_the_tokenizer_are_neither_drawn_nor_reported():

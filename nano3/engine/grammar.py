@@ -1,0 +1,190 @@
+"""Structured output: masks of the tokens that a grammar allows next, by llguidance."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from nano3.config.errors import UserError
+from nano3.data.tokenizer import Tokenizer
+from nano3.engine.request import Grammar
+
+CACHED_GRAMMARS = 64
+WHITESPACE = r" |\n[ \t]{0,24}"
+"""Most white space at any gap in JSON: enough for indented text, while a confused model cannot write spaces forever."""
+
+
+class GrammarCompiler:
+    """Turns grammars into matchers for one tokenizer; grammars seen lately are kept compiled."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_ids: Iterable[int]) -> None:
+        """`vocab_size`: length of the masks, the tokenizer's number of ids or more; `eos_ids`: what may end a text."""
+        assert vocab_size >= tokenizer.vocab_size
+        self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
+        self._eos_ids = sorted(eos_ids) or [tokenizer.eos_id]
+        self._vocabulary: Any = None
+        self._compiled: OrderedDict[tuple[str, str], Any] = OrderedDict()
+
+    def compile(self, grammar: Grammar) -> GrammarMatcher:
+        """A matcher at the start of the grammar.
+
+        JSON may have one space, or one line break with indentation, at each gap between its parts, and none around it.
+
+        Raises:
+            UserError: the schema, pattern or list is wrong or asks for what cannot be enforced.
+        """
+        key = (grammar.kind, grammar.value)
+        if key not in self._compiled:
+            self._compiled[key] = self._build(grammar)
+            if len(self._compiled) > CACHED_GRAMMARS:
+                self._compiled.popitem(last=False)
+        self._compiled.move_to_end(key)
+        return GrammarMatcher(self._compiled[key].deep_copy(), self, grammar.after_thinking)
+
+    @property
+    def vocabulary(self) -> Any:
+        """llguidance's form of the vocabulary, made at the first use (a second for 131072 entries)."""
+        if self._vocabulary is None:
+            import llguidance
+
+            self._vocabulary = llguidance.LLTokenizer(
+                self._tokenizer.inner.to_str(), n_vocab=self._vocab_size, eos_token=self._eos_ids
+            )
+        return self._vocabulary
+
+    def unpack(self, bits: bytes) -> np.ndarray:
+        """Bit mask as booleans (V,)."""
+        return np.unpackbits(np.frombuffer(bits, np.uint8), count=self._vocab_size, bitorder="little").view(np.bool_)
+
+    @property
+    def end_mask(self) -> np.ndarray:
+        """Nothing but an end of text."""
+        mask = np.zeros(self._vocab_size, np.bool_)
+        mask[self._eos_ids] = True
+        return mask
+
+    def _build(self, grammar: Grammar) -> Any:
+        import llguidance
+
+        text = _SOURCES[grammar.kind](grammar.value)
+        wrong, messages = llguidance.LLMatcher.validate_grammar_with_warnings(text, self.vocabulary)
+        # Unknown formats are mere notes in JSON Schema; anything else that would not hold is refused.
+        messages = [m for m in messages if wrong or not m.startswith("Unknown format")]
+        matcher = llguidance.LLMatcher(self.vocabulary, text, log_level=0)
+        if matcher.is_error():
+            messages.append(matcher.get_error())
+        if messages:
+            raise UserError(f"{_NAMES[grammar.kind]} cannot be enforced: {_one_line(messages[0])}")
+        return matcher
+
+
+class GrammarMatcher:
+    """Where one output stands in its grammar."""
+
+    def __init__(self, matcher: Any, compiler: GrammarCompiler, after_thinking: bool) -> None:
+        self.after_thinking = after_thinking
+        self._matcher = matcher
+        self._compiler = compiler
+
+    @property
+    def done(self) -> bool:
+        """Whether the output can only end now."""
+        return self._matcher.is_stopped()
+
+    @property
+    def complete(self) -> bool:
+        """Whether the output may end now."""
+        return self._matcher.is_accepting()
+
+    @property
+    def error(self) -> str:
+        """Why matching was given up (a token not allowed, a grammar beyond the limits); empty if it was not."""
+        return _one_line(self._matcher.get_error()) if self._matcher.is_error() else ""
+
+    def mask(self) -> np.ndarray:
+        """Which tokens may come next, (V,) bool; ends of text exactly when the grammar is complete.
+
+        After an error only ends of text are left.
+        """
+        if self._matcher.is_error():
+            return self._compiler.end_mask
+        mask = self._compiler.unpack(self._matcher.compute_bitmask())
+        return self._compiler.end_mask if self._matcher.is_error() else mask
+
+    def accept(self, token_id: int) -> None:
+        """Advance by one token; after the end, further ends of text change nothing."""
+        if not self._matcher.is_stopped():
+            self._matcher.consume_token(token_id)
+
+    def accept_text(self, text: str) -> None:
+        """Advance by text that came in one token with the end of thinking; white space is not the grammar's."""
+        text = text.strip()
+        if text:
+            self._matcher.consume_tokens(self._compiler.vocabulary.tokenize_str(text))
+
+
+def _json_source(value: str) -> str:
+    import llguidance
+
+    try:
+        schema = json.loads(value)
+    except ValueError as error:
+        raise UserError(f"the JSON schema is not JSON: {error}") from error
+    if not isinstance(schema, dict | bool):
+        raise UserError("the JSON schema must be an object, as in {'type': 'object'}")
+    overrides: Any = {"whitespace_pattern": WHITESPACE, "lenient": True}
+    return llguidance.LLMatcher.grammar_from_json_schema(
+        schema if isinstance(schema, dict) else {"allOf": [schema]}, overrides=overrides
+    )
+
+
+def _regex_source(value: str) -> str:
+    import llguidance
+
+    return llguidance.LLMatcher.grammar_from_regex(value)
+
+
+def _choice_source(value: str) -> str:
+    import llguidance
+
+    try:
+        choices = json.loads(value)
+    except ValueError as error:
+        raise UserError(f"the choices are not a JSON list: {error}") from error
+    if not isinstance(choices, list) or not choices or not all(isinstance(choice, str) for choice in choices):
+        raise UserError("the choices must be a list of strings, at least one")
+    return llguidance.LLMatcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, choices)))
+
+
+def _lark_source(value: str) -> str:
+    import llguidance
+
+    return llguidance.LLMatcher.grammar_from_lark(value)
+
+
+_SOURCES: dict[str, Callable[[str], str]] = {
+    "json_schema": _json_source,
+    "json_object": lambda _: _json_source('{"type": "object"}'),
+    "regex": _regex_source,
+    "choice": _choice_source,
+    "lark": _lark_source,
+}
+_NAMES = {
+    "json_schema": "the JSON schema",
+    "json_object": "a JSON object",
+    "regex": "the regular expression",
+    "choice": "the list of choices",
+    "lark": "the Lark grammar",
+}
+
+
+def _one_line(message: str) -> str:
+    """The telling part of a message that may show the source with markers below it."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    named = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), "")
+    return (f"{lines[0].rstrip(':')}: {named}" if named else lines[0])[:300] if lines else "unknown reason"

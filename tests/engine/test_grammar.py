@@ -1,0 +1,213 @@
+import json
+import re
+
+import jsonschema
+import pytest
+import torch
+
+from nano3.config.errors import UserError
+from nano3.data.tokenizer import Tokenizer
+from nano3.engine.grammar import GrammarCompiler
+from nano3.engine.request import Grammar, Sampling
+from nano3.engine.sampler import sample
+from nano3.engine.sequence_sampler import SequenceSampler
+from nano3.engine.thinking import thinking_tracker
+
+WORDS = 'the name of a city: {"name": "x", "items": [1, 2.5, true, null], "size": "large"}\n  </think> and so on. '
+TOKENIZER = Tokenizer.train([WORDS * 20, WORDS.replace(" ", "  ") * 9], 400)
+END = TOKENIZER.token_id("<|im_end|>")
+VOCAB_SIZE = 420
+COMPILER = GrammarCompiler(TOKENIZER, VOCAB_SIZE, [TOKENIZER.eos_id, END])
+
+SCHEMAS = {
+    "nested": {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "maxLength": 12},
+            "place": {
+                "type": "object",
+                "properties": {"x": {"type": "integer", "minimum": -3, "maximum": 40}, "ok": {"type": "boolean"}},
+                "required": ["x"],
+                "additionalProperties": False,
+            },
+        },
+        "required": ["name", "place"],
+        "additionalProperties": False,
+    },
+    "enum": {"enum": ["red", "dark green", 7, None]},
+    "array": {"type": "array", "items": {"type": "number", "minimum": 0, "maximum": 9.5}, "minItems": 2, "maxItems": 4},
+    "reference": {
+        "$defs": {
+            "node": {
+                "type": "object",
+                "properties": {"next": {"anyOf": [{"$ref": "#/$defs/leaf"}]}},
+                "required": ["next"],
+                "additionalProperties": False,
+            },
+            "leaf": {"type": ["boolean", "null"]},
+        },
+        "$ref": "#/$defs/node",
+    },
+    "pattern": {
+        "type": "object",
+        "properties": {
+            "code": {"type": "string", "pattern": "^[A-Z]{2}-[0-9]{3}$"},
+            "day": {"type": "string", "format": "date"},
+        },
+        "required": ["code", "day"],
+        "additionalProperties": False,
+    },
+    "any": {"anyOf": [{"type": "string", "maxLength": 5}, {"const": {"a": [1]}}]},
+}
+
+
+def write(sampling, seed, compiler=COMPILER, limit=600, boost=()):
+    """Output of a model with random logits: its text and whether it ended by itself."""
+    tracker = thinking_tracker(sampling, TOKENIZER)
+    row = SequenceSampler(
+        sampling,
+        (1,),
+        seed=seed,
+        eos_ids=frozenset([TOKENIZER.eos_id, END]),
+        vocab_size=VOCAB_SIZE,
+        grammar=compiler.compile(sampling.grammar),
+        thinking=tracker,
+    )
+    generator = torch.Generator().manual_seed(seed)
+    ids = []
+    for _ in range(limit):
+        logits = torch.randn(1, 512, generator=generator) * 2
+        for token, value in boost:
+            logits[0, token] += value
+        token = sample(logits, [row], ids_limit=TOKENIZER.vocab_size)[0].id
+        if token in (TOKENIZER.eos_id, END):
+            return TOKENIZER.decode(ids), True
+        row.accept(token)
+        ids.append(token)
+    return TOKENIZER.decode(ids), False
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_random_logits_write_json_of_the_schema(name):
+    grammar = Grammar("json_schema", json.dumps(SCHEMAS[name]))
+    for seed in range(12):
+        text, ended = write(Sampling(grammar=grammar, temperature=0.7 * (seed % 3)), seed)
+        assert ended
+        jsonschema.validate(json.loads(text), SCHEMAS[name], format_checker=jsonschema.FormatChecker())
+
+
+def test_any_object_is_an_object():
+    closing = [(TOKENIZER.encode(text)[0], 4.0) for text in ('"', "}")]
+    finished = [write(Sampling(grammar=Grammar("json_object")), seed, boost=closing) for seed in range(8)]
+    assert sum(ended for _, ended in finished) >= 6
+    assert all(isinstance(json.loads(text), dict) for text, ended in finished if ended)
+
+
+@pytest.mark.parametrize("pattern", [r"[a-c]{2,5}-[0-9]{3}", r"(yes|no)( indeed){0,2}", r"a/b\n?[^x-z]é", r".{3}"])
+def test_random_logits_match_the_regular_expression(pattern):
+    for seed in range(12):
+        text, ended = write(Sampling(grammar=Grammar("regex", pattern)), seed)
+        assert ended
+        assert re.fullmatch(pattern, text)
+
+
+def test_output_is_one_of_the_choices_and_may_be_any():
+    choices = ["yes", "no", 'a "quoted\\" one\n', "", "naïve 👋", "yes please"]
+    grammar = Grammar("choice", json.dumps(choices))
+    seen = {write(Sampling(grammar=grammar), seed) for seed in range(200)}
+    assert seen <= {(choice, True) for choice in choices}
+    assert len(seen) > 3
+
+
+def test_a_lark_grammar_is_followed():
+    text, ended = write(Sampling(grammar=Grammar("lark", 'start: "<" word ("," word)~1..2 ">"\nword: /[ab]{1,3}/')), 3)
+    assert ended
+    assert re.fullmatch(r"<[ab]{1,3}(,[ab]{1,3}){1,2}>", text)
+
+
+def test_a_model_that_loves_spaces_still_ends():
+    spaces = [(token, 30.0) for token in {TOKENIZER.encode(text)[0] for text in (" ", "  ", "\n", "\n  ")}]
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "boolean"}},
+        "required": ["a"],
+        "additionalProperties": False,
+    }
+    text, ended = write(Sampling(grammar=Grammar("json_schema", json.dumps(schema))), 0, boost=spaces)
+    assert ended
+    assert len(text) < 200
+    assert set(json.loads(text)) == {"a"}
+
+
+def test_the_end_is_allowed_exactly_when_the_grammar_is_complete():
+    matcher = COMPILER.compile(Grammar("regex", "ab?"))
+    (a, b), ends = TOKENIZER.encode("a") + TOKENIZER.encode("b"), [TOKENIZER.eos_id, END]
+    assert not matcher.mask()[ends].any()
+    matcher.accept(a)
+    assert matcher.mask()[[b, *ends]].all()
+    assert (matcher.complete, matcher.done) == (True, False)
+    matcher.accept(b)
+    assert matcher.done
+    assert sorted(matcher.mask().nonzero()[0]) == sorted(ends)
+
+
+def test_a_finished_grammar_ends_before_min_tokens():
+    assert write(Sampling(grammar=Grammar("choice", '["a"]'), min_tokens=9), 0) == ("a", True)
+
+
+def test_matchers_of_one_grammar_do_not_disturb_each_other():
+    first, second = (COMPILER.compile(Grammar("regex", "ab")) for _ in range(2))
+    first.accept(TOKENIZER.encode("a")[0])
+    assert second.mask()[TOKENIZER.encode("a")[0]]
+    assert first.mask()[TOKENIZER.encode("b")[0]]
+
+
+def test_a_wrong_token_leaves_nothing_but_the_end():
+    matcher = COMPILER.compile(Grammar("regex", "ab"))
+    matcher.accept(TOKENIZER.encode("z")[0])
+    assert matcher.error
+    assert "\n" not in matcher.error
+    assert sorted(matcher.mask().nonzero()[0]) == sorted([TOKENIZER.eos_id, END])
+
+
+@pytest.mark.parametrize("closing", ["</think>", "spelled"])
+def test_the_grammar_begins_where_thinking_ends(closing):
+    sampling = Sampling(grammar=Grammar("json_schema", json.dumps(SCHEMAS["nested"]), after_thinking=True))
+    close = TOKENIZER.token_id("</think>")
+    boost = [(close, 5.0)] if closing == "</think>" else [(TOKENIZER.eos_id, 30.0), (close, 4.0)]
+    for seed in range(6):
+        text, ended = write(sampling, seed, boost=boost)
+        assert ended
+        thought, answer = text.split("</think>", 1)
+        jsonschema.validate(json.loads(answer), SCHEMAS["nested"])
+    assert thought
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "part"),
+    [
+        ("json_schema", '{"type": "objekt"}', "objekt"),
+        ("json_schema", '{"type":', "not JSON"),
+        ("json_schema", "[]", "object"),
+        ("json_schema", '{"type": "array", "uniqueItems": true}', "uniqueItems"),
+        ("json_schema", '{"$ref": "#/nowhere"}', "nowhere"),
+        ("regex", "a(b", "unclosed"),
+        ("regex", "a(?=b)", "look-around"),
+        ("choice", "[]", "at least one"),
+        ("choice", '["a", 1]', "strings"),
+        ("choice", "a", "list"),
+        ("lark", "start: missing", "missing"),
+    ],
+)
+def test_what_cannot_be_enforced_is_refused_in_one_line(kind, value, part):
+    with pytest.raises(UserError, match=part) as caught:
+        COMPILER.compile(Grammar(kind, value))
+    assert "\n" not in str(caught.value)
+
+
+def test_formats_that_nobody_knows_are_notes():
+    text, ended = write(
+        Sampling(grammar=Grammar("json_schema", '{"type": "string", "format": "colour", "maxLength": 4}')), 1
+    )
+    assert ended
+    assert len(json.loads(text)) <= 4
