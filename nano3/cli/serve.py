@@ -1,0 +1,155 @@
+"""`nano3 serve`: parse, open the engine, run the server."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nano3.cli.engine_options import Device, Dtype, EngineName, MaxContext, MaxSequences, Memory, Model, parse_bytes
+from nano3.cli.options import HELP
+
+if TYPE_CHECKING:
+    from nano3.serve.settings import Settings
+
+app = typer.Typer(add_completion=False, rich_markup_mode="rich", context_settings=HELP)
+LOG_LEVELS = ("debug", "info", "warning", "error")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.", metavar="ADDRESS")]
+Port = Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535, metavar="N")]
+ServedName = Annotated[
+    str | None,
+    typer.Option(
+        help="What clients call the model. Default: its folder's or preset's name.", metavar="NAME", show_default=False
+    ),
+]
+ApiKey = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Clients must send this key. Repeatable; NANO3_API_KEYS holds more.", metavar="KEY", show_default=False
+    ),
+]
+ApiKeyFile = Annotated[Path | None, typer.Option(help="File with one key a line.", metavar="FILE", show_default=False)]
+Speculate = Annotated[
+    int, typer.Option(help="Guess so many tokens ahead from earlier text; 0: none.", min=0, max=64, metavar="N")
+]
+MaxQueue = Annotated[int, typer.Option(help="Most outputs that wait; beyond it clients get 429.", min=0, metavar="N")]
+MaxBody = Annotated[int, typer.Option(help="Largest request body, in MiB.", min=1, metavar="N")]
+RequestTimeout = Annotated[
+    float | None,
+    typer.Option(help="Most seconds a request may take.", min=0.001, metavar="SECONDS", show_default=False),
+]
+DrainSeconds = Annotated[
+    float, typer.Option(help="After SIGTERM, how long accepted requests may go on.", min=0, metavar="SECONDS")
+]
+CorsOrigin = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Pages from here may call this server; * for all. Repeatable.", metavar="ORIGIN", show_default=False
+    ),
+]
+LogLevel = Annotated[str, typer.Option(help="debug, info (each request), warning, error.", metavar="LEVEL")]
+Json = Annotated[
+    bool, typer.Option("--json", metavar="", help="Print one JSON line (url, model) on stdout when ready.")
+]
+
+
+@app.command()
+def serve(
+    ctx: typer.Context,
+    model: Model,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    served_name: ServedName = None,
+    api_key: ApiKey = None,
+    api_key_file: ApiKeyFile = None,
+    memory: Memory = None,
+    max_sequences: MaxSequences = None,
+    max_context: MaxContext = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    engine_name: EngineName = "native",
+    speculative_ngram: Speculate = 0,
+    max_queue: MaxQueue = 512,
+    max_body: MaxBody = 32,
+    request_timeout: RequestTimeout = None,
+    drain_seconds: DrainSeconds = 30.0,
+    cors_origin: CorsOrigin = None,
+    log_level: LogLevel = "warning",
+    as_json: Json = False,
+) -> None:
+    """Serve a model over HTTP: OpenAI's API, and a chat page for the browser.
+
+    [dim]A model you trained; then open http://127.0.0.1:8000:[/]
+      nano3 serve --model runs/pretrain-tiny
+
+    [dim]Ask it from another terminal:[/]
+      curl 127.0.0.1:8000/v1/chat/completions -H 'content-type: application/json' \\
+        -d '{"messages": \\[{"role": "user", "content": "Hi"}]}'
+
+    [dim]For the whole network, with keys, in 8 GiB:[/]
+      nano3 serve --model PATH --host 0.0.0.0 --api-key-file keys.txt --memory 8GiB
+    """
+    _run(ctx.params)
+
+
+def _run(options: dict[str, Any]) -> None:
+    """Listen, load, serve; what is wrong with the options is said before a model is loaded."""
+    settings, memory = _settings(options), parse_bytes(options["memory"])
+    from nano3.serve.server import bind
+
+    listener = bind(options["host"], options["port"])
+    if options["host"] not in LOOPBACK and not settings.api_keys:
+        _say(f"warning: whoever reaches {options['host']} can use this server; give --api-key, or leave --host out")
+    from nano3.engine.launch import find_device, open_engine
+    from nano3.serve.app import create_app
+    from nano3.serve.server import run
+    from nano3.train.numerics import tuned_process
+
+    with tuned_process(find_device(options["device"])):
+        engine, name = open_engine(
+            options["model"],
+            engine=options["engine_name"],
+            memory=memory,
+            speculate=options["speculative_ngram"],
+            **{key: options[key] for key in ("dtype", "device", "max_sequences", "max_context")},
+        )
+        name = options["served_name"] or name
+        run(
+            create_app(engine, name=name, settings=settings),
+            listener,
+            log_level=options["log_level"],
+            on_ready=lambda url: _ready(url, name, options["as_json"]),
+        )
+
+
+def _settings(options: dict[str, Any]) -> Settings:
+    from nano3.config.errors import UserError
+    from nano3.serve.keys import collect_keys
+    from nano3.serve.settings import MIB, Settings
+
+    if options["log_level"] not in LOG_LEVELS:
+        raise UserError(f"--log-level {options['log_level']}: not known; use one of {', '.join(LOG_LEVELS)}")
+    return Settings(
+        api_keys=collect_keys(options["api_key"] or (), options["api_key_file"], os.environ),
+        max_queue=options["max_queue"],
+        max_body_bytes=options["max_body"] * MIB,
+        request_timeout=options["request_timeout"],
+        drain_seconds=options["drain_seconds"],
+        cors_origins=tuple(options["cors_origin"] or ()),
+    )
+
+
+def _ready(url: str, name: str, as_json: bool) -> None:
+    _say(f"serving {name} at {url} (Ctrl-C to stop)")
+    if as_json:
+        print(json.dumps({"url": url, "model": name}), flush=True)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,133 @@
+"""A model's name to a running engine: one way in for every verb that generates."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nano3.config.errors import UserError
+from nano3.data.tokenizer import SMALLEST_VOCABULARY, Tokenizer
+from nano3.engine.protocol import GenerationEngine
+
+if TYPE_CHECKING:
+    import torch
+
+ENGINES = ("native", "vllm")
+DTYPES = ("auto", "float32", "bfloat16")
+SAMPLE_TEXTS = (
+    "The quick brown fox jumps over the lazy dog. Pack my box with five dozen liquor jugs.\n",
+    'def add(a: int, b: int) -> int:\n    """The sum of two numbers."""\n    return a + b\n',
+    '{"name": "get_weather", "arguments": {"city": "Rome", "days": 3, "unit": "c"}}\n',
+    "<tool_call>\n<function=search>\n<parameter=query>\nopen source\n</parameter>\n</function>\n</tool_call>\n",
+)
+"""What a preset's tokenizer is trained on; any text would do for random weights."""
+
+
+def open_engine(
+    model: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    memory: int | None = None,
+    max_sequences: int | None = None,
+    max_context: int | None = None,
+    engine: str = "native",
+    speculate: int = 0,
+) -> tuple[GenerationEngine, str]:
+    """Load a model and its tokenizer into an engine; what had to be lowered is said on stderr.
+
+    Args:
+        model: a run folder, a Hugging Face folder, or a model preset (random weights and a small tokenizer).
+        dtype: of weights and arithmetic: auto, float32 or bfloat16.
+        device: auto (CUDA where there is one), cpu, cuda or cuda:N.
+        memory: bytes for sequences and the prefix cache; None: a share of what is free.
+        max_sequences: most sequences computed at once; None: the engine's own default.
+        max_context: most tokens of prompt and output together; None: what the model was made for.
+        engine: native or vllm.
+        speculate: tokens guessed ahead a step; 0: none.
+
+    Returns:
+        The engine, and the model's name for clients: the folder's or the preset's.
+
+    Raises:
+        UserError: no such model, no tokenizer with it, or an option that cannot be met.
+    """
+    for name, value, known in (("--engine", engine, ENGINES), ("--dtype", dtype, DTYPES)):
+        if value not in known:
+            raise UserError(f"{name} {value}: not known; use one of {', '.join(known)}")
+    name = Path(model).resolve().name if Path(model).exists() else model
+    options = {key: value for key, value in (("max_sequences", max_sequences), ("max_context", max_context)) if value}
+    if engine == "vllm":
+        return _open_vllm(model, dtype, memory, options), name
+    from nano3.engine.engine import Engine
+    from nano3.model.load import load_model
+    from nano3.train.numerics import compute_dtype
+
+    where = find_device(device)
+    tokenizer = find_tokenizer(model)
+    lm = load_model(model, compute_dtype(dtype, where), str(where))
+    if tokenizer is None:
+        tokenizer = small_tokenizer(lm.cfg.vocab_size)
+        _say(f"{model}: a preset has no training behind it: random weights, and a tokenizer of {tokenizer.vocab_size} "
+             "tokens made on the spot")  # fmt: skip
+    native = Engine(lm, tokenizer, memory=memory, speculate=speculate, **options)
+    for note in native.sizes.notes:
+        _say(note)
+    return native, name
+
+
+def find_device(name: str) -> torch.device:
+    """The device that a name stands for. Raises UserError where there is none."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device {name}: not a device; use auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name}: not supported; use auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def find_tokenizer(model: str) -> Tokenizer | None:
+    """The tokenizer in a model's folder; None for a preset.
+
+    Raises:
+        UserError: a folder without one.
+    """
+    if not Path(model).exists():
+        return None
+    from nano3.model.load import model_folder
+
+    folder = model_folder(model)
+    if not (folder / "tokenizer.json").is_file():
+        raise UserError(f"{folder}: no tokenizer.json; put the tokenizer of the model beside its weights")
+    return Tokenizer.load(folder)
+
+
+def small_tokenizer(vocab_size: int) -> Tokenizer:
+    """A byte-level tokenizer for random weights: always the same, never more than `vocab_size` ids.
+
+    Raises:
+        UserError: the model's vocabulary has no room for all bytes.
+    """
+    if vocab_size < SMALLEST_VOCABULARY:
+        raise UserError(
+            f"a vocabulary of {vocab_size} is too small for a tokenizer; the least is {SMALLEST_VOCABULARY}"
+        )
+    return Tokenizer.train(SAMPLE_TEXTS, min(vocab_size, SMALLEST_VOCABULARY + 256))
+
+
+def _open_vllm(model: str, dtype: str, memory: int | None, options: dict[str, int]) -> GenerationEngine:
+    from nano3.engine.vllm_engine import VllmEngine
+
+    return VllmEngine(model, dtype=dtype, memory=memory, **options)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,75 @@
+"""The server as one FastAPI application over one engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from starlette.middleware.cors import CORSMiddleware
+
+from nano3 import __version__
+from nano3.engine.protocol import GenerationEngine
+from nano3.serve import chat, completions, status, tokenize
+from nano3.serve.errors import add_error_handlers
+from nano3.serve.middleware import ApiKeys, BodyLimit, CountAnswers
+from nano3.serve.page_routes import add_page
+from nano3.serve.service import Service
+from nano3.serve.settings import Settings
+
+UNUSED_SCHEMAS = ("HTTPValidationError", "ValidationError")
+
+
+def create_app(engine: GenerationEngine, *, name: str, settings: Settings | None = None) -> FastAPI:
+    """The application; its engine runs from start-up to shut-down (ASGI lifespan).
+
+    Args:
+        engine: owned by the application from now on, closed with it.
+        name: what clients call the model.
+        settings: limits and keys.
+    """
+    settings = settings or Settings()
+    service = Service(engine, name, settings)
+    app = FastAPI(title="nano3", version=__version__, docs_url=None, redoc_url=None, lifespan=_lifespan)
+    app.state.service = service
+    for room in (chat, completions, tokenize, status):
+        app.include_router(room.router)
+    add_page(app)
+    add_error_handlers(app)
+    # The last one added is the outermost.
+    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    if settings.api_keys:
+        app.add_middleware(ApiKeys, keys=settings.api_keys)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=list(settings.cors_origins), allow_methods=["*"], allow_headers=["*"]
+        )
+    app.add_middleware(CountAnswers, metrics=service.metrics)
+    app.openapi = lambda: _document(app)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    app.state.service.thread.start()
+    try:
+        yield
+    finally:
+        # In a thread, since the last step may take a while and its readers are told in this loop.
+        await asyncio.to_thread(app.state.service.thread.close)
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document, without the 422 that FastAPI writes: a wrong body is answered 400 here."""
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        for path in document["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)
+        for schema in UNUSED_SCHEMAS:
+            document.get("components", {}).get("schemas", {}).pop(schema, None)
+        app.openapi_schema = document
+    return app.openapi_schema

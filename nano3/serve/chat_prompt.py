@@ -1,0 +1,130 @@
+"""Chat requests to prompts and to what the engine is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nano3.config.errors import UserError
+from nano3.data.chat import ChatTemplate, thinking_open
+from nano3.data.tokenizer import Tokenizer
+from nano3.engine.request import Grammar, Request, Sampling, ThinkingBudget
+from nano3.serve.errors import ApiError
+from nano3.serve.sampling import grammar_of, sampling_of
+from nano3.serve.schemas import ChatRequest, NamedTool, TokenizeRequest
+from nano3.serve.service import Service, new_id
+from nano3.serve.tool_grammar import call_grammar
+
+RESERVED = ("messages", "tools", "add_generation_prompt")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation as the model sees it."""
+
+    ids: tuple[int, ...]
+    cache_at: tuple[int, ...]
+    """Length of the part that the next turn's prompt will begin with."""
+    thinking_open: bool
+
+
+@dataclass(frozen=True)
+class ChatPlan:
+    """A chat request, ready to run and to be read."""
+
+    request: Request
+    prompt: Prompt
+    tools: list[dict[str, Any]]
+    """Tools whose calls are parsed; none: calls are text."""
+    one_call: bool
+    """Only the first call of an answer counts."""
+
+
+def plan_chat(service: Service, body: ChatRequest) -> ChatPlan:
+    """Everything a chat request comes to before it runs; takes a while for a long prompt.
+
+    Raises:
+        ApiError: the conversation, its length or its fields are wrong (400).
+    """
+    tools = [] if body.tool_choice == "none" else plain(body.tools)
+    prompt = make_prompt(service.template, service.tokenizer, body, tools)
+    max_tokens = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+    service.check_length(len(prompt.ids), max_tokens, "messages")
+    request = Request(
+        new_id("chatcmpl"), prompt.ids, _sampling(service, body, prompt, tools, max_tokens), body.n or 1,
+        prompt.cache_at,
+    )  # fmt: skip
+    return ChatPlan(request, prompt, tools, body.parallel_tool_calls is False)
+
+
+def make_prompt(
+    template: ChatTemplate, tokenizer: Tokenizer, body: ChatRequest | TokenizeRequest, tools: list[dict[str, Any]]
+) -> Prompt:
+    """The prompt of a conversation. Raises ApiError (400)."""
+    messages = plain(body.messages)
+    variables = _template_variables(body)
+    open_answer = not isinstance(body, TokenizeRequest) or body.add_generation_prompt is not False
+    try:
+        text = template.render(messages, tools or None, open_answer, **variables)
+        history = template.render(messages, tools or None, False, **variables) if open_answer else text
+    except UserError as error:
+        raise ApiError(400, str(error), param="messages", code="invalid_value") from error
+    ids = tuple(tokenizer.encode(text, special=True))
+    return Prompt(ids, _shared_length(tokenizer, ids, text, history), thinking_open(text))
+
+
+def _shared_length(tokenizer: Tokenizer, ids: Sequence[int], text: str, history: str) -> tuple[int, ...]:
+    """Tokens of `ids` before the opening of the answer, where the tokens part there."""
+    if not text.startswith(history) or len(history) == len(text):
+        return ()
+    opening = tokenizer.encode(text[len(history) :], special=True)
+    length = len(ids) - len(opening)
+    return (length,) if length > 0 and list(ids[length:]) == opening else ()
+
+
+def _template_variables(body: ChatRequest | TokenizeRequest) -> dict[str, Any]:
+    """What the template is told: chat_template_kwargs, and thinking on or off from the field that says so."""
+    variables = dict(body.chat_template_kwargs or {})
+    for name in RESERVED:
+        if name in variables:
+            raise ApiError(400, f"chat_template_kwargs: {name} cannot be set here", param="chat_template_kwargs",
+                           code="invalid_value")  # fmt: skip
+    if body.enable_thinking is not None:
+        variables["enable_thinking"] = body.enable_thinking
+    elif "enable_thinking" not in variables and getattr(body, "reasoning_effort", None) == "none":
+        variables["enable_thinking"] = False
+    return variables
+
+
+def _sampling(
+    service: Service, body: ChatRequest, prompt: Prompt, tools: list[dict[str, Any]], max_tokens: int | None
+) -> Sampling:
+    budget = body.reasoning_budget if body.reasoning_budget is not None else body.thinking_budget
+    return sampling_of(
+        body,
+        max_tokens=max_tokens,
+        end_ids=service.turn_end_ids,
+        log_probs=(body.top_logprobs or 0) if body.logprobs else None,
+        grammar=_grammar(body, prompt.thinking_open, tools),
+        thinking=None if budget is None else ThinkingBudget(budget, open=prompt.thinking_open),
+    )
+
+
+def _grammar(body: ChatRequest, after_thinking: bool, tools: list[dict[str, Any]]) -> Grammar | None:
+    answer = grammar_of(body, after_thinking)
+    if not tools or (body.tool_choice in (None, "auto") and answer is None):
+        return answer
+    if isinstance(body.tool_choice, NamedTool):
+        wanted = body.tool_choice.function.name
+        tools = [tool for tool in tools if tool["function"]["name"] == wanted]
+    if answer is not None and (answer.kind == "lark" or body.tool_choice not in (None, "auto")):
+        raise ApiError(400, "a required tool call and another form of output exclude each other", param="tool_choice",
+                       code="invalid_value")  # fmt: skip
+    several = body.parallel_tool_calls is not False
+    return call_grammar(tools, several=several, after_thinking=after_thinking, answer=answer)
+
+
+def plain(models: Sequence[Any] | None) -> list[dict[str, Any]]:
+    """Messages or tools as the client sent them."""
+    return [model.model_dump(exclude_unset=True) for model in models or ()]

@@ -1,0 +1,112 @@
+"""Around every route: API keys, the size of bodies, and the count of answers. Plain ASGI, so streams pass untouched."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Sequence
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from nano3.serve.errors import ApiError, error_response
+from nano3.serve.metrics import Metrics
+
+PROTECTED = ("/v1/", "/tokenize", "/detokenize")
+
+
+class ApiKeys:
+    """Refuses requests to protected paths without a valid key (401)."""
+
+    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
+        self._app = app
+        # Digests are of one length, so that comparing tells nothing of a key.
+        self._digests = [_digest(key.encode()) for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Check, then pass on."""
+        if scope["type"] == "http" and scope["path"].startswith(PROTECTED) and not self._allows(Headers(scope=scope)):
+            refusal = ApiError(
+                401,
+                "no valid API key; send it as `Authorization: Bearer KEY`",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+            await error_response(refusal)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _allows(self, headers: Headers) -> bool:
+        kind, _, key = headers.get("authorization", "").partition(" ")
+        sent = _digest(key.strip().encode())
+        # All keys are compared, whichever fits.
+        fits = [hmac.compare_digest(sent, digest) for digest in self._digests]
+        return kind.lower() == "bearer" and any(fits)
+
+
+class BodyLimit:
+    """Refuses bodies that are too large (413), by their declared length or as they arrive."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self._app, self._limit = app, limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Check, then pass on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        length = Headers(scope=scope).get("content-length", "0")
+        if length.isdecimal() and int(length) > self._limit:
+            await error_response(self._refusal())(scope, receive, send)
+            return
+        seen = 0
+
+        async def counted() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self._limit:
+                raise self._refusal()
+            return message
+
+        await self._app(scope, counted, send)
+
+    def _refusal(self) -> ApiError:
+        return ApiError(
+            413, f"the body is larger than {self._limit} bytes", code="body_too_large", headers={"Connection": "close"}
+        )
+
+
+class CountAnswers:
+    """Counts answers by method, route and status."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on, then count."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = 500
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        finally:
+            # Any path would make any number of series; those that are no route are counted as one.
+            route = getattr(scope.get("route"), "path", "other")
+            self._metrics.requests.labels(_known(scope["method"]), route, str(status)).inc()
+
+
+def _known(method: str) -> str:
+    return method if method in ("GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH") else "other"
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()

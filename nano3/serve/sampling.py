@@ -1,0 +1,129 @@
+"""From a request's fields to the engine's `Sampling`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from nano3.engine.request import Grammar, Sampling, ThinkingBudget
+from nano3.serve.errors import ApiError
+from nano3.serve.schemas import GenerationRequest
+
+
+def sampling_of(
+    body: GenerationRequest,
+    *,
+    max_tokens: int | None,
+    end_ids: tuple[int, ...] = (),
+    log_probs: int | None = None,
+    prompt_log_probs: int | None = None,
+    grammar: Grammar | None = None,
+    thinking: ThinkingBudget | None = None,
+) -> Sampling:
+    """How to generate what `body` asks for.
+
+    Args:
+        body: the request.
+        max_tokens: most new tokens.
+        end_ids: tokens that end a turn beside the client's own stop tokens.
+        log_probs: alternatives to report for each new token.
+        prompt_log_probs: the same for the prompt.
+        grammar: form of the output.
+        thinking: hard end of the thinking part.
+
+    Raises:
+        ApiError: fields that contradict each other (400).
+    """
+    stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+    values: dict[str, Any] = {
+        "temperature": body.temperature,
+        "top_p": body.top_p,
+        "top_k": None if body.top_k is None else max(body.top_k, 0),
+        "min_p": body.min_p,
+        "repetition_penalty": body.repetition_penalty,
+        "presence_penalty": body.presence_penalty,
+        "frequency_penalty": body.frequency_penalty,
+        "logit_bias": {int(key): value for key, value in (body.logit_bias or {}).items()},
+        "seed": body.seed,
+        "max_tokens": max_tokens,
+        "min_tokens": body.min_tokens,
+        "stop": stop,
+        "stop_ids": (*(body.stop_token_ids or ()), *(() if body.ignore_eos else end_ids)),
+        "include_stop": body.include_stop_str_in_output,
+        "ignore_eos": body.ignore_eos,
+        "log_probs": log_probs,
+        "prompt_log_probs": prompt_log_probs,
+        "grammar": grammar,
+        "thinking": thinking,
+    }
+    try:
+        return Sampling(**{name: value for name, value in values.items() if value is not None})
+    except ValueError as error:
+        raise ApiError(400, str(error), code="invalid_value") from error
+
+
+def grammar_of(body: GenerationRequest, after_thinking: bool) -> Grammar | None:
+    """The form that a request sets for its output, by whichever of the fields for it.
+
+    Raises:
+        ApiError: more than one form, or one that is not understood (400).
+    """
+    found = [grammar for grammar in (*_response_format(body.response_format), *_structured(body)) if grammar]
+    if len(found) > 1:
+        raise ApiError(400, "the output can have one form only: give one of response_format, guided_*, "
+                            "structured_outputs", code="invalid_value")  # fmt: skip
+    if not found:
+        return None
+    kind, value = found[0]
+    return Grammar(kind, value, after_thinking)  # type: ignore[arg-type]
+
+
+def _response_format(value: dict[str, Any] | None) -> list[tuple[str, str]]:
+    kind = (value or {}).get("type", "text")
+    if kind == "text":
+        return []
+    if kind == "json_object":
+        return [("json_object", "")]
+    if kind == "json_schema":
+        holder = (value or {}).get("json_schema")
+        schema = holder.get("schema") if isinstance(holder, dict) else None
+        if not isinstance(schema, dict):
+            raise _bad("response_format.json_schema.schema", "must be a JSON schema object")
+        return [("json_schema", json.dumps(schema, ensure_ascii=False))]
+    raise _bad("response_format.type", f"{kind!r} is not known; use text, json_object or json_schema")
+
+
+def _structured(body: GenerationRequest) -> list[tuple[str, str]]:
+    """vLLM's fields, old and new."""
+    found = [
+        _form("guided_json", "json_schema", body.guided_json),
+        _form("guided_regex", "regex", body.guided_regex),
+        _form("guided_choice", "choice", body.guided_choice),
+        _form("guided_grammar", "lark", body.guided_grammar),
+    ]
+    if (form := body.structured_outputs) is not None:
+        found += [
+            _form("structured_outputs.json", "json_schema", form.json_),
+            _form("structured_outputs.regex", "regex", form.regex),
+            _form("structured_outputs.choice", "choice", form.choice),
+            _form("structured_outputs.grammar", "lark", form.grammar),
+            ("json_object", "") if form.json_object else None,
+        ]
+    return [grammar for grammar in found if grammar is not None]
+
+
+def _form(field: str, kind: str, value: Any) -> tuple[str, str] | None:
+    if value is None:
+        return None
+    if kind == "json_schema" and isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise _bad(field, f"is not JSON: {error}") from error
+    if kind == "json_schema" and not isinstance(value, dict | bool):
+        raise _bad(field, "must be a JSON schema object")
+    return kind, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _bad(field: str, message: str) -> ApiError:
+    return ApiError(400, f"{field}: {message}", param=field, code="invalid_value")

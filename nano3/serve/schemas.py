@@ -1,0 +1,235 @@
+"""What clients may send: OpenAI's fields, vLLM's beside them; fields that nano3 does not know are let through."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+
+from nano3.engine.request import MAX_TOP
+
+INT64 = 1 << 63
+MOST_STOPS, MOST_CHOICES, MOST_TOP_CHAT = 64, 128, 20
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+Text = Annotated[str, Field(min_length=1)]
+JsonObject = dict[str, JsonValue]
+UNSUPPORTED = {
+    "continue_final_message": "every answer begins a new message",
+    "use_beam_search": "there is no beam search",
+    "functions": "send `tools` instead",
+    "function_call": "send `tool_choice` instead",
+    "audio": "the model writes text only",
+    "web_search_options": "there is no web search",
+}
+
+
+class Loose(BaseModel):
+    """Types must match; unknown fields are kept, not refused."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
+class StreamOptions(Loose):
+    """What a stream carries beside the answer."""
+
+    include_usage: bool | None = None
+
+
+class StructuredOutputs(Loose):
+    """vLLM's field for outputs of a given form; one of them."""
+
+    json_: JsonObject | str | None = Field(None, alias="json")
+    regex: Text | None = None
+    choice: list[Text] | None = Field(None, min_length=1)
+    grammar: Text | None = None
+    json_object: bool | None = None
+
+
+class GenerationRequest(Loose):
+    """Fields that chat and plain completions share."""
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = Field(None, ge=1, le=MOST_CHOICES)
+    temperature: Finite | None = Field(None, ge=0)
+    top_p: Finite | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1)
+    min_p: Finite | None = Field(None, ge=0, le=1)
+    seed: int | None = Field(None, ge=-INT64, lt=INT64)
+    stop: Text | list[Text] | None = None
+    stop_token_ids: list[TokenId] | None = Field(None, max_length=MOST_STOPS)
+    presence_penalty: Finite | None = Field(None, ge=-2, le=2)
+    frequency_penalty: Finite | None = Field(None, ge=-2, le=2)
+    repetition_penalty: Finite | None = Field(None, gt=0)
+    logit_bias: dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], Annotated[Finite, Field(ge=-100, le=100)]] | None = (
+        None
+    )
+    min_tokens: int | None = Field(None, ge=0)
+    ignore_eos: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    return_token_ids: bool | None = None
+    guided_json: JsonObject | str | None = None
+    guided_regex: Text | None = None
+    guided_choice: list[Text] | None = Field(None, min_length=1)
+    guided_grammar: Text | None = None
+    structured_outputs: StructuredOutputs | None = None
+    response_format: JsonObject | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> GenerationRequest:
+        for name, instead in UNSUPPORTED.items():
+            if (self.model_extra or {}).get(name):
+                raise ValueError(f"{name} is not supported: {instead}")
+        if isinstance(self.stop, list) and len(self.stop) > MOST_STOPS:
+            raise ValueError(f"stop holds {len(self.stop)} strings; at most {MOST_STOPS}")
+        return self
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with a usage chunk."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+
+class CompletionRequest(GenerationRequest):
+    """Body of /v1/completions."""
+
+    prompt: str | list[str] | list[TokenId] | list[list[TokenId]] = Field(min_length=1)
+    max_tokens: int | None = Field(16, ge=0)
+    echo: bool | None = None
+    logprobs: int | None = Field(None, ge=0, le=MAX_TOP)
+    suffix: str | None = None
+    best_of: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _check_completion(self) -> CompletionRequest:
+        if self.suffix:
+            raise ValueError("suffix is not supported: the model only continues a text")
+        if self.best_of is not None and self.best_of != (self.n or 1):
+            raise ValueError("best_of is not supported beyond n; ask for n outputs and choose")
+        return self
+
+
+class FunctionName(Loose):
+    """The function that must be called."""
+
+    name: Text
+
+
+class NamedTool(Loose):
+    """tool_choice: call this one."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+
+class Function(Loose):
+    """One function that the model may call."""
+
+    name: str = Field(min_length=1, pattern=r"^[^<>\s=]+$")
+    description: str | None = None
+    parameters: JsonObject | None = None
+
+
+class Tool(Loose):
+    """A tool; only functions exist."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class CalledFunction(Loose):
+    """A call that the model made earlier."""
+
+    name: str
+    arguments: JsonObject | str | None = None
+
+
+class ToolCall(Loose):
+    """A tool call of an assistant message."""
+
+    function: CalledFunction
+    id: str | None = None
+    type: str | None = None
+
+
+class TextPart(Loose):
+    """A part of a message; only text exists."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(Loose):
+    """One message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+
+
+class ChatTemplateFields(Loose):
+    """What decides how messages become a prompt."""
+
+    messages: list[Message] = Field(min_length=1)
+    tools: list[Tool] | None = None
+    enable_thinking: bool | None = None
+    chat_template_kwargs: JsonObject | None = None
+
+
+class ChatRequest(ChatTemplateFields, GenerationRequest):
+    """Body of /v1/chat/completions."""
+
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MOST_TOP_CHAT)
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = None
+    reasoning_budget: int | None = Field(None, ge=0)
+    thinking_budget: int | None = Field(None, ge=0)
+
+    @model_validator(mode="after")
+    def _check_chat(self) -> ChatRequest:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs: true")
+        names = [tool.function.name for tool in self.tools or []]
+        if len(set(names)) < len(names):
+            raise ValueError("tools holds two functions of one name")
+        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
+            raise ValueError(f"tool_choice names {self.tool_choice.function.name!r}, which is not among the tools")
+        if self.tool_choice == "required" and not names:
+            raise ValueError("tool_choice is required, but there are no tools")
+        return self
+
+
+class TokenizeRequest(Loose):
+    """Body of /tokenize: `prompt`, or `messages` with what the chat template needs."""
+
+    model: str | None = None
+    prompt: str | None = None
+    add_special_tokens: bool | None = None
+    messages: list[Message] | None = None
+    tools: list[Tool] | None = None
+    add_generation_prompt: bool | None = None
+    enable_thinking: bool | None = None
+    chat_template_kwargs: JsonObject | None = None
+    return_token_strs: bool | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> TokenizeRequest:
+        if (self.prompt is None) == (not self.messages):
+            raise ValueError("give either prompt or messages")
+        return self
+
+
+class DetokenizeRequest(Loose):
+    """Body of /detokenize."""
+
+    model: str | None = None
+    tokens: list[TokenId]

@@ -1,0 +1,156 @@
+"""What the routes share: the engine, its limits, and how requests run on it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from typing import cast
+
+from fastapi import Request as HttpRequest
+
+from nano3.data.chat import ChatTemplate, template_for
+from nano3.data.tokenizer import Tokenizer
+from nano3.engine.protocol import GenerationEngine
+from nano3.engine.request import Request, Update
+from nano3.serve.engine_thread import DrainingError, EngineFailedError, EngineThread, QueueFullError, Stream
+from nano3.serve.errors import ApiError
+from nano3.serve.metrics import Metrics
+from nano3.serve.settings import Settings
+from nano3.serve.tokens import TokenTexts
+
+TURN_END = "<|im_end|>"
+
+
+class Service:
+    """One engine under one name."""
+
+    def __init__(self, engine: GenerationEngine, name: str, settings: Settings) -> None:
+        self.name, self.settings = name, settings
+        self.created = int(time.time())
+        self.metrics = Metrics()
+        self.thread = EngineThread(engine, max_waiting=settings.max_queue, observer=self.metrics.on_update)
+        self.metrics.watch(self.thread)
+        self.tokenizer: Tokenizer = engine.tokenizer
+        self.template: ChatTemplate = template_for(engine.tokenizer)
+        self.texts = TokenTexts(engine.tokenizer)
+        self.max_context = engine.max_context
+        turn_end = engine.tokenizer.token_id(TURN_END)
+        self.turn_end_ids = () if turn_end is None or turn_end in engine.eos_ids else (turn_end,)
+        """Tokens that end a chat answer beside the engine's own ends of text."""
+
+    def check_model(self, model: str | None) -> None:
+        """Raises ApiError (404) for any name but the served one."""
+        if model is not None and model != self.name:
+            raise ApiError(
+                404, f"the model {model!r} does not exist; this server has {self.name!r}", param="model",
+                code="model_not_found",
+            )  # fmt: skip
+
+    def now(self) -> int:
+        """The time for `created`, in seconds."""
+        return int(time.time())
+
+    def check_length(self, prompt_tokens: int, max_tokens: int | None, param: str) -> None:
+        """Raises ApiError (400) where prompt and answer cannot fit."""
+        wanted = 1 if max_tokens is None else max_tokens
+        if prompt_tokens + wanted > self.max_context:
+            asked = f" and {max_tokens} tokens of answer were asked for" if max_tokens is not None else ""
+            raise ApiError(
+                400, f"the context holds {self.max_context} tokens; the prompt has {prompt_tokens}{asked}",
+                param=param, code="context_length_exceeded",
+            )  # fmt: skip
+
+    def unavailable(self, error: Exception) -> ApiError:
+        """The answer for what `EngineThread.submit` raises."""
+        wait = {"Retry-After": str(self.settings.retry_after)}
+        if isinstance(error, QueueFullError):
+            return ApiError(429, f"{error}; try again later", code="queue_full", headers=wait)
+        if isinstance(error, DrainingError):
+            return ApiError(503, str(error), code="shutting_down", headers=wait)
+        if isinstance(error, EngineFailedError):
+            return ApiError(500, str(error), code="engine_failed")
+        return ApiError(400, str(error), code="invalid_value")
+
+
+def service_of(request: HttpRequest) -> Service:
+    """The service that a route belongs to (a FastAPI dependency)."""
+    return cast(Service, request.app.state.service)
+
+
+def new_id(prefix: str) -> str:
+    """A fresh identifier, as `chatcmpl-...`."""
+    return f"{prefix}-{uuid.uuid4().hex}"
+
+
+class Generation:
+    """Some requests that run for one HTTP request, under one time limit."""
+
+    def __init__(self, service: Service, requests: Sequence[Request]) -> None:
+        self.requests = list(requests)
+        self._service = service
+        self._streams: list[Stream] = []
+        self._arrived = asyncio.Event()
+        limit = service.settings.request_timeout
+        self._deadline = None if limit is None else time.monotonic() + limit
+
+    async def start(self) -> None:
+        """Hand all requests in.
+
+        Raises:
+            ApiError: one of them can not run, or not now; then none does.
+        """
+        try:
+            self._streams = await self._service.thread.submit_all(self.requests, self._arrived)
+        except (QueueFullError, DrainingError, EngineFailedError, ValueError) as error:
+            raise self._service.unavailable(error) from error
+
+    async def updates(self, tick: float | None = None) -> AsyncIterator[tuple[int, Update] | None]:
+        """(position of the request, update) until all have ended; None whenever `tick` seconds pass in silence.
+
+        Raises:
+            ApiError: the engine failed (500), the server ends (503), or time is up (504).
+        """
+        while True:
+            self._arrived.clear()
+            for position, stream in enumerate(self._streams):
+                for update in stream.take():
+                    if update.finish in ("error", "abort"):
+                        raise self._ended(update)
+                    yield position, update
+            if not any(stream.open for stream in self._streams):
+                return
+            if not self._arrived.is_set() and not await self._wait(tick):
+                yield None
+
+    def progress(self) -> tuple[int, int]:
+        """(prompt tokens computed, prompt tokens) of the requests that have said nothing yet."""
+        known = [stream.progress for stream in self._streams if stream.progress and not stream.last_at]
+        return sum(done for done, _ in known), sum(total for _, total in known)
+
+    def close(self) -> None:
+        """Drop what has not ended."""
+        for stream in self._streams:
+            stream.close()
+
+    async def _wait(self, tick: float | None) -> bool:
+        """Whether something arrived within the tick."""
+        left = None if self._deadline is None else self._deadline - time.monotonic()
+        if left is not None and left <= 0:
+            limit = self._service.settings.request_timeout
+            raise ApiError(504, f"the answer was not complete within {limit:g} s", code="timeout")
+        timeout = min((t for t in (tick, left) if t is not None), default=None)
+        try:
+            await asyncio.wait_for(self._arrived.wait(), timeout)
+        except TimeoutError:
+            return False
+        return True
+
+    def _ended(self, update: Update) -> ApiError:
+        thread = self._service.thread
+        if thread.failure is not None:
+            return ApiError(500, update.error, code="engine_failed")
+        if thread.draining or not thread.ready:
+            return self._service.unavailable(DrainingError(update.error or "the server is shutting down"))
+        return ApiError(500, update.error or "the request was dropped", code="engine_error")

@@ -1,0 +1,29 @@
+"""What an operator can set about a server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Limits, keys and origins of one server."""
+
+    api_keys: tuple[str, ...] = ()
+    """Any of these opens /v1/*, /tokenize and /detokenize; none: they are open."""
+    max_queue: int = 512
+    """Most sequences that wait for the engine; a request that would exceed it is answered 429."""
+    max_body_bytes: int = 32 * MIB
+    """Largest request body."""
+    request_timeout: float | None = None
+    """Seconds from a request's arrival to its end; None: no limit."""
+    drain_seconds: float = 30.0
+    """After SIGTERM, how long accepted requests may go on."""
+    keep_alive_seconds: float = 10.0
+    """A stream that says nothing for this long sends an SSE comment, so that proxies keep it open."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may call this server from a browser; `*` for all."""
+    retry_after: int = 1
+    """Seconds that a 429 or 503 answer asks its client to wait."""

@@ -1,0 +1,92 @@
+"""Answers while the client listens: server-sent events, and work that ends when nobody listens any more."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, TypeVar
+
+from fastapi import Request as HttpRequest
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from nano3.serve.errors import ApiError, body_of
+
+DONE = b"data: [DONE]\n\n"
+CLIENT_GONE = 499
+"""nginx's status for a client that hung up; nobody receives it, but the metrics count it."""
+T = TypeVar("T")
+
+
+def to_json(value: Any) -> bytes:
+    """Compact JSON; NaN and infinities must not be in it."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+
+
+class JsonAnswer(Response):
+    """A JSON body that is encoded without a look at each value."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        """The body."""
+        return to_json(content)
+
+
+class EventStream(Response):
+    """Server-sent events from a generator of objects, ended by [DONE].
+
+    A None from the generator becomes a comment, an ApiError an event with its body. When the client hangs up the
+    generator is ended at once. `close` is called at the end, whatever happened.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self, events: AsyncIterator[Any], close: Callable[[], None], comment: Callable[[], str] = lambda: "keep-alive"
+    ) -> None:
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._events, self._close, self._comment = events, close, comment
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events until they end or the client goes."""
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await _first_of(self._send_all(send), _client_gone(receive))
+        finally:
+            self._close()
+
+    async def _send_all(self, send: Send) -> None:
+        try:
+            async for event in self._events:
+                text = b": " + self._comment().encode() if event is None else b"data: " + to_json(event)
+                await send({"type": "http.response.body", "body": text + b"\n\n", "more_body": True})
+        except ApiError as error:
+            await send({"type": "http.response.body", "body": b"data: " + to_json(body_of(error)) + b"\n\n",
+                        "more_body": True})  # fmt: skip
+        await send({"type": "http.response.body", "body": DONE, "more_body": False})
+
+
+async def while_connected(request: HttpRequest, work: Coroutine[Any, Any, Response]) -> Response:
+    """The result of `work`, which is cancelled when the client hangs up."""
+    done = await _first_of(work, _client_gone(request.receive))
+    return done if done is not None else Response(status_code=CLIENT_GONE)
+
+
+async def _client_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _first_of(work: Coroutine[Any, Any, T], end: Coroutine[Any, Any, None]) -> T | None:
+    """Run both until one is done and cancel the other; what `work` returned, None where `end` came first."""
+    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(end)
+    try:
+        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
+    finally:
+        for other in (task, watch):
+            other.cancel()
+        await asyncio.gather(task, watch, return_exceptions=True)

@@ -1,0 +1,107 @@
+"""Grammars that leave a model no choice but to call tools, in the chat template's format, by the tools' schemas."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from nano3.engine.request import Grammar
+
+BOOLEANS = ("true", "false", "True", "False")
+"""JSON's words, and those that the chat template writes for earlier calls."""
+_FREE_TEXT = r"free_text[lazy]: /(.|\n)*\n<\/parameter>\n/"
+
+
+def call_grammar(
+    tools: Sequence[dict[str, Any]], *, several: bool, after_thinking: bool, answer: Grammar | None = None
+) -> Grammar:
+    """The output is a call of one of the tools.
+
+    Args:
+        tools: in OpenAI's form.
+        several: calls may follow one another.
+        after_thinking: the thinking part before the calls is free.
+        answer: instead of calls, the output may be an answer of this form; no Lark grammar.
+    """
+    names = " | ".join(f"tool_{i}" for i in range(len(tools)))
+    rest = r' ("\n" call)*' if several else ""
+    start = "start: calls | answer" if answer else "start: calls"
+    rules = [start, rf'calls: "\n"? call{rest} "\n"?', f"call: {names}", *_answer_rules(answer)]
+    for i, tool in enumerate(tools):
+        rules += _tool_rules(f"tool_{i}", tool["function"])
+    return Grammar("lark", "\n".join([*rules, _FREE_TEXT]) + "\n", after_thinking)
+
+
+def _answer_rules(answer: Grammar | None) -> list[str]:
+    if answer is None:
+        return []
+    if answer.kind == "json_object":
+        return ['answer: %json {"type": "object"}']
+    if answer.kind == "json_schema":
+        return [f"answer: %json {answer.value}"]
+    if answer.kind == "choice":
+        return ["answer: " + " | ".join(_quote(text) for text in json.loads(answer.value))]
+    assert answer.kind == "regex"
+    return [f"answer: /{answer.value.replace('/', chr(92) + '/')}/"]
+
+
+def _tool_rules(rule: str, function: dict[str, Any]) -> Iterator[str]:
+    """Rules of one tool: its required parameters always, the others at will, in the order of the schema."""
+    schema = function.get("parameters") or {}
+    properties = dict(schema.get("properties") or {})
+    required = set(schema.get("required") or ())
+    for name in schema.get("required") or ():
+        properties.setdefault(name, {})
+    parameters = [f"{rule}_{i}{'' if name in required else '?'}" for i, name in enumerate(properties)]
+    head = _quote(f"<tool_call>\n<function={function['name']}>\n")
+    tail = _quote("</function>\n</tool_call>")
+    yield f"{rule}: {' '.join([head, *parameters, tail])}"
+    definitions = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
+    for i, (name, value) in enumerate(properties.items()):
+        opening = _quote(f"<parameter={name}>\n")
+        yield f"{rule}_{i}: {opening} {_value(value, definitions)}"
+
+
+def _value(schema: Any, definitions: dict[str, Any]) -> str:
+    """What may stand between a parameter's tags, its closing tag included."""
+    schema = _resolved(schema, definitions)
+    closing = _quote("\n</parameter>\n")
+    options = schema.get("enum", [schema["const"]] if "const" in schema else [])
+    if options and all(isinstance(option, str) for option in options):
+        return f"({' | '.join(_quote(option) for option in options)}) {closing}"
+    if _takes_strings(schema, definitions):
+        return "free_text"
+    if schema.get("type") == "boolean" and not options:
+        return f"({' | '.join(_quote(word) for word in BOOLEANS)}) {closing}"
+    return f"%json {json.dumps(schema | definitions, ensure_ascii=False)} {closing}"
+
+
+def _takes_strings(schema: dict[str, Any], definitions: dict[str, Any]) -> bool:
+    """Whether a string is a value of this schema; strings are written bare, so anything goes."""
+    kinds = schema.get("type")
+    if kinds is not None:
+        return "string" in ([kinds] if isinstance(kinds, str) else kinds)
+    members = schema.get("anyOf") or schema.get("oneOf") or []
+    if members:
+        return any(_takes_strings(_resolved(member, definitions), definitions) for member in members)
+    return not schema.keys() & {"enum", "const", "properties", "items", "allOf", "$ref"}
+
+
+def _resolved(schema: Any, definitions: dict[str, Any]) -> dict[str, Any]:
+    """The schema behind a reference into the definitions, itself where there is none."""
+    seen: set[str] = set()
+    while isinstance(schema, dict) and isinstance(schema.get("$ref"), str) and schema["$ref"] not in seen:
+        seen.add(schema["$ref"])
+        parts = schema["$ref"].removeprefix("#/").split("/")
+        found: Any = definitions
+        for part in parts:
+            found = found.get(part) if isinstance(found, dict) else None
+        if found is None:
+            break
+        schema = found
+    return schema if isinstance(schema, dict) else {}
+
+
+def _quote(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
