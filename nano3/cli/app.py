@@ -14,6 +14,9 @@ from typer.main import get_command
 
 VERBS = {
     "pretrain": "nano3.cli.pretrain",
+    "serve": "nano3.cli.serve",
+    "generate": "nano3.cli.generate",
+    "chat": "nano3.cli.chat",
     "data": "nano3.cli.data",
     "info": "nano3.cli.info",
     "bench": "nano3.cli.bench",

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nano3.cli.options import complete_model
 from nano3.config.errors import UserError
+
+if TYPE_CHECKING:
+    from nano3.engine.protocol import GenerationEngine
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:iB|B)?", re.IGNORECASE)
@@ -52,13 +56,16 @@ Memory = Annotated[
 ]
 MaxSequences = Annotated[
     int | None,
-    typer.Option(help="Most sequences computed at once. Default: as memory allows.", min=1, show_default=False),
+    typer.Option(
+        help="Most sequences computed at once. Default: as memory allows.", min=1, metavar="N", show_default=False
+    ),
 ]
 MaxContext = Annotated[
     int | None,
     typer.Option(
         help="Most tokens of prompt and output together. Default: what the model was made for.",
         min=2,
+        metavar="N",
         show_default=False,
     ),
 ]
@@ -66,3 +73,27 @@ EngineName = Annotated[
     str,
     typer.Option("--engine", help="native, or vllm (pip install 'nano3[vllm]').", metavar="NAME", show_default=False),
 ]
+
+
+def open_from(options: Mapping[str, Any]) -> tuple[GenerationEngine, str]:
+    """The engine that a verb's options ask for, and the model's name.
+
+    Args:
+        options: model, dtype, device, memory, max_sequences, max_context, engine_name, as the command line gave them
+            (`ctx.params`).
+
+    Raises:
+        UserError: no such model, or a wrong option.
+    """
+    memory = parse_bytes(options["memory"])
+    from nano3.engine.launch import open_engine
+
+    return open_engine(
+        options["model"],
+        dtype=options["dtype"],
+        device=options["device"],
+        memory=memory,
+        max_sequences=options["max_sequences"],
+        max_context=options["max_context"],
+        engine=options["engine_name"],
+    )
