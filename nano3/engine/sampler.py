@@ -39,7 +39,7 @@ def sample(logits: Tensor, rows: Sequence[SequenceSampler], ids_limit: int | Non
         return []
     raw = logits.float()
     allowed = raw if ids_limit is None else raw[:, :ids_limit]
-    changed = {r: _processed(allowed[r], row) for r, row in enumerate(rows) if row.forced is None and row.has_extras}
+    changed = {r: processed(allowed[r], row) for r, row in enumerate(rows) if row.forced is None and row.has_extras}
     ids, drawn = [0] * len(rows), [math.nan] * len(rows)
     known: dict[int, float] = {}
     for method, members in _methods(rows, allowed.shape[1]).items():
@@ -102,7 +102,7 @@ def _pick_rows(x: Tensor, members: list[int], changed: dict[int, Tensor]) -> Ten
     return torch.stack([changed[r] if r in changed else x[r] for r in members])
 
 
-def _processed(x: Tensor, row: SequenceSampler) -> Tensor:
+def processed(x: Tensor, row: SequenceSampler) -> Tensor:
     """Logits (V,) of one row after penalties, bias, min_tokens and grammar."""
     x, s = x.clone(), row.sampling
     seen = row.seen

@@ -1,0 +1,418 @@
+"""The engine protocol on vLLM (0.12 or later, V1), for machines with GPUs: `--engine vllm`.
+
+vLLM computes and samples; text, stop strings and the ends of outputs are this package's own, so that both engines
+answer alike. Thinking budgets and grammars that begin after thinking run inside vLLM as a logits processor.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from nano3.config.errors import UserError
+from nano3.data.tokenizer import CHAT_TOKENS, Tokenizer
+from nano3.engine.detokenize import TextStream
+from nano3.engine.protocol import Stats
+from nano3.engine.request import MAX_TOP, FinishReason, Grammar, Request, Sampling, ThinkingBudget, Token, Update
+from nano3.engine.sequence_sampler import SequenceSampler, derive_seed, has_penalties
+from nano3.engine.thinking import ThinkingTracker, thinking_tracker
+
+CONTROL = "nano3"
+"""Key of what the logits processor has to know, in SamplingParams.extra_args."""
+
+
+class VllmEngine:
+    """nano3.engine.protocol.GenerationEngine on vLLM's LLMEngine.
+
+    Each of a request's outputs is a vLLM request of its own, with a seed of its own.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        dtype: str = "auto",
+        memory: int | None = None,
+        max_sequences: int | None = None,
+        max_context: int | None = None,
+    ) -> None:
+        """Load the model onto the GPU.
+
+        Args:
+            model: a run folder or a Hugging Face folder, with its tokenizer.
+            dtype: auto, float32 or bfloat16.
+            memory: bytes for keys, values and states; None: vLLM's own share.
+            max_sequences: most sequences computed at once; None: vLLM's own default.
+            max_context: most tokens of prompt and output together; None: what the model was made for.
+
+        Raises:
+            UserError: vLLM is not installed, or there is no model in the folder.
+        """
+        vllm = _import_vllm()
+        from nano3.model.load import model_folder
+
+        folder = str(model_folder(model))
+        self.tokenizer = Tokenizer.load(folder)
+        self.eos_ids = _ends_of_text(self.tokenizer)
+        arguments = engine_arguments(folder, dtype, memory, max_sequences, max_context)
+        # The same library as the native engine's; white space without end is a known way for JSON to fail.
+        structured = vllm.config.StructuredOutputsConfig(backend="guidance", disable_any_whitespace=True)
+        self._llm = vllm.LLMEngine.from_engine_args(vllm.EngineArgs(**arguments, structured_outputs_config=structured))
+        self._vllm = vllm
+        self.max_context: int = self._llm.model_config.max_model_len
+        self._vocab_size: int = self._llm.model_config.get_vocab_size()
+        self._outputs: dict[str, VllmOutput] = {}
+        self._counts = {"prompt": 0, "cached": 0, "output": 0}
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` has anything to do."""
+        return bool(self._outputs)
+
+    def add(self, request: Request) -> None:
+        """Take a request in; see GenerationEngine.add."""
+        if any(output.request.id == request.id for output in self._outputs.values()):
+            raise ValueError(f"request id {request.id!r} is in use")
+        seed = secrets.randbits(63) if request.sampling.seed is None else request.sampling.seed
+        for index in range(request.n):
+            output = VllmOutput(request, index, self.tokenizer, self.eos_ids, self.max_context)
+            options = sampling_options(
+                request, derive_seed(seed, index), self.eos_ids, self.max_context, self._vocab_size
+            )
+            try:
+                self._submit(output.id, request, options)
+            except (ValueError, TypeError) as error:
+                self.abort(request.id)
+                raise UserError(_one_line(error)) from error
+            self._outputs[output.id] = output
+        self._counts["prompt"] += len(request.prompt)
+
+    def abort(self, request_id: str) -> None:
+        """Drop a request with all it holds."""
+        mine = [key for key, output in self._outputs.items() if output.request.id == request_id]
+        for key in mine:
+            del self._outputs[key]
+        if mine:
+            self._llm.abort_request(mine)
+
+    def step(self) -> list[Update]:
+        """One pass of the model over some tokens of some requests."""
+        updates = []
+        for answer in self._llm.step():
+            output = self._outputs.get(answer.request_id)
+            if output is None:
+                continue
+            update = output.update(answer)
+            self._counts["cached"] += update.cached_tokens
+            self._counts["output"] += len(update.tokens)
+            if update.finish is not None:
+                del self._outputs[output.id]
+                if not answer.finished:
+                    self._llm.abort_request([output.id])
+            updates.append(update)
+        return updates
+
+    def progress(self, request_id: str) -> tuple[int, int] | None:
+        """(prompt tokens computed, prompt tokens): vLLM tells no more than whether the prompt is done."""
+        for output in self._outputs.values():
+            if output.request.id == request_id:
+                length = len(output.request.prompt)
+                return (length if output.reported else 0), length
+        return None
+
+    def stats(self) -> Stats:
+        """Counters and use; what vLLM alone knows (queue, pages, recomputation) stays 0."""
+        return Stats(
+            running=len(self._outputs),
+            prompt_tokens=self._counts["prompt"],
+            cached_tokens=self._counts["cached"],
+            output_tokens=self._counts["output"],
+        )
+
+    def close(self) -> None:
+        """Drop all requests and end vLLM's process."""
+        if self._outputs:
+            self._llm.abort_request(list(self._outputs))
+            self._outputs.clear()
+        self._llm.engine_core.shutdown()
+
+    def _submit(self, key: str, request: Request, options: dict[str, Any]) -> None:
+        sampling_params = self._vllm.sampling_params
+        structured = options.pop("structured_outputs")
+        parameters = sampling_params.SamplingParams(
+            **options,
+            output_kind=sampling_params.RequestOutputKind.DELTA,
+            structured_outputs=structured and sampling_params.StructuredOutputsParams(**structured),
+        )
+        self._llm.add_request(key, {"prompt_token_ids": list(request.prompt)}, parameters)
+
+
+def engine_arguments(
+    folder: str, dtype: str, memory: int | None, max_sequences: int | None, max_context: int | None
+) -> dict[str, Any]:
+    """Keywords for vLLM's EngineArgs."""
+    limits = {
+        "kv_cache_memory_bytes": memory,
+        "max_num_seqs": max_sequences,
+        "max_model_len": max_context,
+    }
+    return {
+        "model": folder,
+        "dtype": dtype,
+        "max_logprobs": MAX_TOP,
+        "logprobs_mode": "raw_logprobs",
+        "enable_prefix_caching": True,
+        "disable_log_stats": True,
+        "logits_processors": [f"{__name__}:LogitsControl"],
+        # The processor reads an output's tokens before it masks the next one.
+        "async_scheduling": False,
+        **{name: value for name, value in limits.items() if value is not None},
+    }
+
+
+def sampling_options(
+    request: Request, seed: int, eos_ids: frozenset[int], max_context: int, vocab_size: int
+) -> dict[str, Any]:
+    """Keywords for vLLM's SamplingParams, for one output; `structured_outputs` are those of StructuredOutputsParams.
+
+    Stop strings are left out: this side looks for them. So is the model's own end of text: it is one of the stop ids.
+
+    Raises:
+        ValueError: no room for the output, or a bias for a token that does not exist.
+    """
+    s = request.sampling
+    room = max_context - len(request.prompt)
+    if room < 1:
+        raise ValueError(
+            f"prompt of {len(request.prompt)} tokens is too long: the context holds {max_context} with the output"
+        )
+    wrong = [i for i in (*request.prompt, *s.logit_bias) if not 0 <= i < vocab_size]
+    if wrong:
+        raise ValueError(f"no token has the id {wrong[0]}; ids go from 0 to {vocab_size - 1}")
+    room = max(1, room if s.max_tokens is None else min(room, s.max_tokens))
+    same = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+    return {
+        **{name: getattr(s, name) for name in same},
+        "seed": seed & (1 << 63) - 1,
+        "max_tokens": room,
+        "min_tokens": min(s.min_tokens, room),
+        "stop_token_ids": sorted(set(s.stop_ids) | (set() if s.ignore_eos else eos_ids)),
+        "ignore_eos": True,
+        "logit_bias": dict(s.logit_bias) or None,
+        "logprobs": s.log_probs or 0,
+        "prompt_logprobs": s.prompt_log_probs,
+        "detokenize": False,
+        "structured_outputs": _structured(s.grammar),
+        "extra_args": _control(s),
+    }
+
+
+_GRAMMARS: dict[str, Callable[[str], dict[str, Any]]] = {
+    "json_schema": lambda value: {"json": value},
+    "json_object": lambda _: {"json_object": True},
+    "regex": lambda value: {"regex": value},
+    "choice": lambda value: {"choice": json.loads(value)},
+    "lark": lambda value: {"grammar": value},
+}
+
+
+def _structured(grammar: Grammar | None) -> dict[str, Any] | None:
+    if grammar is None or grammar.after_thinking:
+        return None
+    return _GRAMMARS[grammar.kind](grammar.value)
+
+
+def _control(s: Sampling) -> dict[str, Any] | None:
+    """What the logits processor does for this output, in plain types that cross to vLLM's process."""
+    late = s.grammar is not None and s.grammar.after_thinking
+    if not late and (s.thinking is None or s.grammar is not None):
+        return None
+    budget = s.thinking and [s.thinking.tokens, s.thinking.grace, s.thinking.open]
+    grammar = [s.grammar.kind, s.grammar.value] if s.grammar is not None else None
+    return {CONTROL: {"thinking": budget, "grammar": grammar}}
+
+
+class VllmOutput:
+    """One output in the making, on this side of vLLM."""
+
+    def __init__(
+        self, request: Request, index: int, tokenizer: Tokenizer, eos_ids: frozenset[int], max_context: int
+    ) -> None:
+        s = request.sampling
+        self.request, self.index = request, index
+        self.id = f"{request.id}#{index}"
+        self.reported = False
+        self._eos_ids = frozenset() if s.ignore_eos else eos_ids
+        self._text = TextStream(tokenizer, s.stop, s.include_stop)
+        self._thinking: ThinkingTracker | None = thinking_tracker(s, tokenizer) if _control(s) else None
+        self._n_tokens = 0
+        self._room = max_context - len(request.prompt)
+        if s.max_tokens is not None:
+            self._room = min(self._room, s.max_tokens)
+
+    def update(self, answer: Any) -> Update:
+        """What a RequestOutput of vLLM brought, up to the stop string if there is one."""
+        (completion,) = answer.outputs
+        tokens, text = [], ""
+        finish: FinishReason | None = None
+        reason: int | str | None = None
+        for token_id, choices in zip(completion.token_ids, completion.logprobs or (), strict=True):
+            if self._n_tokens >= self._room:
+                break
+            tokens.append(self._token(token_id, choices))
+            piece, finish, reason = self._take(token_id)
+            text += piece
+            if finish is not None:
+                break
+        if finish is None and answer.finished:
+            finish = "abort" if completion.finish_reason == "abort" else "length"
+        if finish is not None and self._text.stopped is None:
+            text += self._text.flush()
+        first, self.reported = not self.reported, True
+        return Update(
+            self.request.id,
+            self.index,
+            tuple(tokens),
+            text,
+            finish,
+            reason,
+            prompt=_prompt_tokens(answer, self.request.sampling.prompt_log_probs) if first else None,
+            cached_tokens=(answer.num_cached_tokens or 0) if first else 0,
+        )
+
+    def _take(self, token_id: int) -> tuple[str, FinishReason | None, int | str | None]:
+        """Text of the next token, and whether and why the output ends with it."""
+        s = self.request.sampling
+        self._n_tokens += 1
+        is_eos, is_stop = token_id in self._eos_ids, token_id in s.stop_ids
+        piece = self._text.push(token_id, hidden=is_eos or is_stop, check_stop=self._n_tokens >= s.min_tokens)
+        if self._text.stopped is not None:
+            return piece, "stop", self._text.stopped
+        if is_eos or is_stop:
+            return piece, "stop", None if is_eos else token_id
+        return piece, "length" if self._n_tokens >= self._room else None, None
+
+    def _token(self, token_id: int, choices: Mapping[int, Any]) -> Token:
+        s = self.request.sampling
+        forced = self._thinking is not None and self._thinking.forced is not None
+        if self._thinking is not None:
+            self._thinking.accept(token_id)
+        log_prob = choices[token_id].logprob
+        known = log_prob if draws_from_model(s) else float("nan")
+        return Token(token_id, log_prob, 0.0 if forced else known, best(choices, s.log_probs), forced)
+
+
+def draws_from_model(s: Sampling) -> bool:
+    """Whether tokens come from the model's own distribution, or the best one is taken.
+
+    vLLM reports the model's log-probabilities or those of the changed distribution, not both: where they differ,
+    `sampled_log_prob` is NaN.
+    """
+    changed = s.logit_bias or s.grammar or s.min_tokens or has_penalties(s)
+    cut = s.temperature != 1 or s.top_p < 1 or s.top_k or s.min_p
+    return s.temperature == 0 or not (changed or cut)
+
+
+def best(choices: Mapping[int, Any], count: int | None) -> tuple[tuple[int, float], ...]:
+    """The `count` most probable of vLLM's alternatives; it adds the chosen token to them."""
+    ranked = sorted((choice.rank or 0, token_id, choice.logprob) for token_id, choice in choices.items())
+    return tuple((token_id, log_prob) for rank, token_id, log_prob in ranked if 0 < rank <= (count or 0))
+
+
+def _prompt_tokens(answer: Any, count: int | None) -> tuple[Token, ...] | None:
+    if count is None or answer.prompt_logprobs is None:
+        return None
+    tokens = []
+    for token_id, choices in zip(answer.prompt_token_ids, answer.prompt_logprobs, strict=True):
+        log_prob = choices[token_id].logprob if choices else float("nan")
+        tokens.append(Token(token_id, log_prob, log_prob, best(choices or {}, count)))
+    return tuple(tokens)
+
+
+def control_row(row: SequenceSampler) -> Callable[[list[int], Any], Any]:
+    """A logits processor of one output, as vLLM calls it: (its tokens so far, logits (V,)) to logits."""
+    from nano3.engine.sampler import processed
+
+    def process(output_ids: list[int], logits: Any) -> Any:
+        while row.n_tokens < len(output_ids):
+            row.accept(output_ids[row.n_tokens])
+        if row.forced is None:
+            return processed(logits, row) if row.has_extras else logits
+        forced = logits.new_full(logits.shape, float("-inf"))
+        forced[row.forced] = 0.0
+        return forced
+
+    return process
+
+
+def controlled_row(
+    control: Mapping[str, Any], tokenizer: Tokenizer, compile_grammar: Callable[[Grammar], Any], vocab_size: int
+) -> SequenceSampler:
+    """Thinking budget and late grammar of one output, from what `sampling_options` put into extra_args."""
+    budget, grammar = control["thinking"], control["grammar"]
+    sampling = Sampling(
+        thinking=ThinkingBudget(*budget) if budget else None,
+        grammar=Grammar(*grammar, after_thinking=True) if grammar else None,
+    )
+    return SequenceSampler(
+        sampling,
+        (),
+        seed=0,
+        eos_ids=_ends_of_text(tokenizer),
+        vocab_size=vocab_size,
+        grammar=compile_grammar(sampling.grammar) if sampling.grammar else None,
+        thinking=thinking_tracker(sampling, tokenizer),
+    )
+
+
+def _logits_control() -> type:
+    """vLLM's wrapper around processors of single requests, with ours in it; made in vLLM's process."""
+    from vllm.v1.sample.logits_processor import AdapterLogitsProcessor  # pyright: ignore[reportMissingImports]
+
+    from nano3.engine.grammar import GrammarCompiler
+
+    class LogitsControl(AdapterLogitsProcessor):
+        def __init__(self, vllm_config: Any, device: Any, is_pin_memory: bool) -> None:
+            super().__init__(vllm_config, device, is_pin_memory)
+            self.tokenizer = Tokenizer.load(vllm_config.model_config.tokenizer)
+            self.vocab_size = vllm_config.model_config.get_vocab_size()
+            self.compiler = GrammarCompiler(self.tokenizer, self.vocab_size, _ends_of_text(self.tokenizer))
+
+        def is_argmax_invariant(self) -> bool:
+            return False
+
+        def new_req_logits_processor(self, params: Any) -> Callable[[list[int], Any], Any] | None:
+            control = (params.extra_args or {}).get(CONTROL)
+            if control is None:
+                return None
+            return control_row(controlled_row(control, self.tokenizer, self.compiler.compile, self.vocab_size))
+
+    return LogitsControl
+
+
+def __getattr__(name: str) -> Any:
+    # vLLM finds its processor here by name; its base class exists only where vLLM does.
+    if name == "LogitsControl":
+        return _logits_control()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _import_vllm() -> Any:
+    try:
+        import vllm  # pyright: ignore[reportMissingImports]
+        import vllm.config  # pyright: ignore[reportMissingImports]
+        import vllm.sampling_params  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise UserError(f"--engine vllm: vLLM cannot be loaded ({error}); pip install 'nano3[vllm]'") from error
+    return vllm
+
+
+def _ends_of_text(tokenizer: Tokenizer) -> frozenset[int]:
+    end_of_turn = tokenizer.token_id(CHAT_TOKENS[1])
+    return frozenset({tokenizer.eos_id} | ({end_of_turn} if end_of_turn is not None else set()))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
