@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import hmac
 from collections.abc import Sequence
@@ -13,6 +15,8 @@ from nano3.serve.errors import ApiError, error_response
 from nano3.serve.metrics import Metrics
 
 PROTECTED = ("/v1/", "/tokenize", "/detokenize")
+MOST_DISCARDED, DISCARD_SECONDS = 128 << 20, 10.0
+"""How much of a body that is too large is read before its refusal."""
 
 
 class ApiKeys:
@@ -57,6 +61,7 @@ class BodyLimit:
             return
         length = Headers(scope=scope).get("content-length", "0")
         if length.isdecimal() and int(length) > self._limit:
+            await _discard(receive)
             await error_response(self._refusal())(scope, receive, send)
             return
         seen = 0
@@ -66,6 +71,8 @@ class BodyLimit:
             message = await receive()
             seen += len(message.get("body", b""))
             if seen > self._limit:
+                if message.get("more_body", False):
+                    await _discard(receive)
                 raise self._refusal()
             return message
 
@@ -75,6 +82,18 @@ class BodyLimit:
         return ApiError(
             413, f"the body is larger than {self._limit} bytes", code="body_too_large", headers={"Connection": "close"}
         )
+
+
+async def _discard(receive: Receive) -> None:
+    """Read the rest of a body, within limits: a connection closed on unread bytes is reset, and the answer lost."""
+    left = MOST_DISCARDED
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DISCARD_SECONDS):
+            while left > 0:
+                message = await receive()
+                if not message.get("more_body", False):
+                    return
+                left -= len(message.get("body", b""))
 
 
 class CountAnswers:
