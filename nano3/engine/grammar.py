@@ -79,7 +79,7 @@ class GrammarCompiler:
         if matcher.is_error():
             messages.append(matcher.get_error())
         if messages:
-            raise UserError(f"{_NAMES[grammar.kind]} cannot be enforced: {_one_line(messages[0])}")
+            raise UserError(f"{_NAMES[grammar.kind]} cannot be enforced: {one_line(messages[0])}")
         return matcher
 
 
@@ -104,7 +104,7 @@ class GrammarMatcher:
     @property
     def error(self) -> str:
         """Why matching was given up (a token not allowed, a grammar beyond the limits); empty if it was not."""
-        return _one_line(self._matcher.get_error()) if self._matcher.is_error() else ""
+        return one_line(self._matcher.get_error()) if self._matcher.is_error() else ""
 
     def mask(self) -> np.ndarray:
         """Which tokens may come next, (V,) bool; ends of text exactly when the grammar is complete.
@@ -183,7 +183,7 @@ _NAMES = {
 }
 
 
-def _one_line(message: str) -> str:
+def one_line(message: str) -> str:
     """The telling part of a message that may show the source with markers below it."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     named = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), "")

@@ -14,6 +14,7 @@ from typing import Any
 from nano3.config.errors import UserError
 from nano3.data.tokenizer import CHAT_TOKENS, Tokenizer
 from nano3.engine.detokenize import TextStream
+from nano3.engine.grammar import one_line
 from nano3.engine.protocol import Stats
 from nano3.engine.request import MAX_TOP, FinishReason, Grammar, Request, Sampling, ThinkingBudget, Token, Update
 from nano3.engine.sequence_sampler import SequenceSampler, derive_seed, has_penalties
@@ -77,15 +78,15 @@ class VllmEngine:
             raise ValueError(f"request id {request.id!r} is in use")
         seed = secrets.randbits(63) if request.sampling.seed is None else request.sampling.seed
         for index in range(request.n):
-            output = VllmOutput(request, index, self.tokenizer, self.eos_ids, self.max_context)
-            options = sampling_options(
-                request, derive_seed(seed, index), self.eos_ids, self.max_context, self._vocab_size
-            )
+            room = self.max_context - len(request.prompt)
+            output = VllmOutput(request, index, self.tokenizer, self.eos_ids, room)
+            own_seed = derive_seed(seed, index)
+            options = sampling_options(request, own_seed, self.eos_ids, self.max_context, self._vocab_size)
             try:
                 self._submit(output.id, request, options)
             except (ValueError, TypeError) as error:
                 self.abort(request.id)
-                raise UserError(_one_line(error)) from error
+                raise UserError(one_line(str(error))) from error
             self._outputs[output.id] = output
         self._counts["prompt"] += len(request.prompt)
 
@@ -153,11 +154,7 @@ def engine_arguments(
     folder: str, dtype: str, memory: int | None, max_sequences: int | None, max_context: int | None
 ) -> dict[str, Any]:
     """Keywords for vLLM's EngineArgs."""
-    limits = {
-        "kv_cache_memory_bytes": memory,
-        "max_num_seqs": max_sequences,
-        "max_model_len": max_context,
-    }
+    limits = {"kv_cache_memory_bytes": memory, "max_num_seqs": max_sequences, "max_model_len": max_context}
     return {
         "model": folder,
         "dtype": dtype,
@@ -185,9 +182,7 @@ def sampling_options(
     s = request.sampling
     room = max_context - len(request.prompt)
     if room < 1:
-        raise ValueError(
-            f"prompt of {len(request.prompt)} tokens is too long: the context holds {max_context} with the output"
-        )
+        raise ValueError(f"prompt of {len(request.prompt)} tokens is too long: the context holds {max_context} in all")
     wrong = [i for i in (*request.prompt, *s.logit_bias) if not 0 <= i < vocab_size]
     if wrong:
         raise ValueError(f"no token has the id {wrong[0]}; ids go from 0 to {vocab_size - 1}")
@@ -219,15 +214,12 @@ _GRAMMARS: dict[str, Callable[[str], dict[str, Any]]] = {
 
 
 def _structured(grammar: Grammar | None) -> dict[str, Any] | None:
-    if grammar is None or grammar.after_thinking:
-        return None
-    return _GRAMMARS[grammar.kind](grammar.value)
+    return None if grammar is None or grammar.after_thinking else _GRAMMARS[grammar.kind](grammar.value)
 
 
 def _control(s: Sampling) -> dict[str, Any] | None:
     """What the logits processor does for this output, in plain types that cross to vLLM's process."""
-    late = s.grammar is not None and s.grammar.after_thinking
-    if not late and (s.thinking is None or s.grammar is not None):
+    if (s.thinking is None) if s.grammar is None else not s.grammar.after_thinking:
         return None
     budget = s.thinking and [s.thinking.tokens, s.thinking.grace, s.thinking.open]
     grammar = [s.grammar.kind, s.grammar.value] if s.grammar is not None else None
@@ -237,9 +229,8 @@ def _control(s: Sampling) -> dict[str, Any] | None:
 class VllmOutput:
     """One output in the making, on this side of vLLM."""
 
-    def __init__(
-        self, request: Request, index: int, tokenizer: Tokenizer, eos_ids: frozenset[int], max_context: int
-    ) -> None:
+    def __init__(self, request: Request, index: int, tokenizer: Tokenizer, eos_ids: frozenset[int], room: int) -> None:
+        """`room`: most tokens the context can still take."""
         s = request.sampling
         self.request, self.index = request, index
         self.id = f"{request.id}#{index}"
@@ -248,9 +239,7 @@ class VllmOutput:
         self._text = TextStream(tokenizer, s.stop, s.include_stop)
         self._thinking: ThinkingTracker | None = thinking_tracker(s, tokenizer) if _control(s) else None
         self._n_tokens = 0
-        self._room = max_context - len(request.prompt)
-        if s.max_tokens is not None:
-            self._room = min(self._room, s.max_tokens)
+        self._room = room if s.max_tokens is None else min(room, s.max_tokens)
 
     def update(self, answer: Any) -> Update:
         """What a RequestOutput of vLLM brought, up to the stop string if there is one."""
@@ -410,9 +399,4 @@ def _import_vllm() -> Any:
 
 
 def _ends_of_text(tokenizer: Tokenizer) -> frozenset[int]:
-    end_of_turn = tokenizer.token_id(CHAT_TOKENS[1])
-    return frozenset({tokenizer.eos_id} | ({end_of_turn} if end_of_turn is not None else set()))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    return frozenset(i for i in (tokenizer.eos_id, tokenizer.token_id(CHAT_TOKENS[1])) if i is not None)

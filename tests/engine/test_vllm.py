@@ -51,8 +51,8 @@ def answer(ids, finished=False, reason=None, top=(), prompt_logprobs=None, cache
     )
 
 
-def output(sampling, max_context=100):
-    return VllmOutput(Request("r", (10, 11, 12), sampling), 0, TOKENIZER, EOS, max_context)
+def output(sampling, room=97):
+    return VllmOutput(Request("r", (10, 11, 12), sampling), 0, TOKENIZER, EOS, room)
 
 
 def test_settings_are_handed_on():
