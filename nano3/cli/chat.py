@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", context_settings=HELP)
 INTERRUPTED = 130
 HISTORY_LINES = 1000
+LEAVE_WITHIN_S = 3.0
+"""Two Ctrl-C within this time leave."""
 
 LocalModel = Annotated[
     str | None,
@@ -122,21 +126,21 @@ def _converse(session: Session) -> int:
     from nano3.cli.chat_session import Quit, dim, say
 
     print(dim(f"{session.backend.name} · /help for commands, Ctrl-D to leave"))
-    pressed = False  # Ctrl-C was the last thing that the user did
+    pressed = -math.inf  # when Ctrl-C was last pressed
     with _line_editing() as edited:
         while True:
             try:
-                line = _input(edited)
-                pressed = False
-                session.enter(line)
-                pressed = session.stopped
+                session.enter(_input(edited))
+                if session.stopped:
+                    pressed = time.monotonic()
             except UserError as error:
                 say(f"error: {error}")
             except KeyboardInterrupt:
                 print()
-                if pressed:
+                now = time.monotonic()
+                if now - pressed < LEAVE_WITHIN_S:
                     return INTERRUPTED
-                pressed = True
+                pressed = now
                 say("Ctrl-C once more leaves")
             except EOFError:
                 print()

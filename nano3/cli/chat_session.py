@@ -204,6 +204,8 @@ class AnswerView:
 
     def _facts(self, note: str) -> list[str]:
         facts = [note] if note else []
+        if self.reasoning and not self.content:
+            facts.append("no answer after the thinking")
         if self._cut_off:
             facts.append("cut off: no more tokens may follow")
         if self._tokens:
@@ -213,7 +215,7 @@ class AnswerView:
                 facts.append(f"{(self._tokens - 1) / seconds:.1f} tokens/s")
         if self._first is not None:
             facts.append(f"first token {self._first:.2f} s")
-        return facts or ["no answer"]
+        return facts or ["empty answer"]
 
 
 def say(text: str) -> None:

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
+from nano3.serve.page_routes import HEADERS, INDEX, TYPES
+
 CHROMIUM = "/usr/bin/chromium"
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
              "--disable-component-update", "--disable-sync"]  # fmt: skip
-TYPES = {".html": "text/html; charset=utf-8", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 USAGE = {"prompt_tokens": 21, "completion_tokens": 12, "prompt_tokens_details": {"cached_tokens": 16}}
 WAIT_S = 10
 
@@ -61,9 +62,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         if self.path == "/v1/models":
             return self.models()
-        name = "index.html" if self.path == "/" else self.path.removeprefix("/page/")
+        name = self.path.removeprefix("/") or INDEX
         body = (files("nano3.serve") / "page" / name).read_bytes()
-        self.answer(200, body, TYPES[Path(name).suffix], {"Content-Security-Policy": "default-src 'self'"})
+        self.answer(200, body, TYPES[Path(name).suffix], HEADERS)
 
     def models(self):
         if self.refused():
@@ -442,9 +443,47 @@ def test_copy_buttons_copy_code_and_answer(chat, script):
     assert chat.evaluate("navigator.clipboard.readText()") == "Use:\n\n```sh\nls -l\n```"
 
 
+def test_the_real_server_answers_it(tab, server):
+    tab.goto(server.url)
+    expect(tab.locator("#model")).to_contain_text(server.model)
+    tab.get_by_role("button", name="Settings").click()
+    tab.get_by_label("Thinking budget").fill("2")
+    tab.get_by_label("Longest answer").fill("100")
+    tab.get_by_label("Seed").fill("3")
+    tab.get_by_role("button", name="Done").click()
+    ask(tab, "hello")
+    expect(tab.locator(".stats")).to_contain_text("tokens · prompt")
+    expect(tab.locator(".thinking summary")).to_contain_text("Thought for")
+    body = {"model": server.model, "messages": [{"role": "user", "content": "hello"}], "seed": 3, "max_tokens": 100,
+            "thinking_budget": 2}  # fmt: skip
+    with server.client() as client:
+        message = client.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]
+    tab.locator(".foot").get_by_role("button", name="Copy").click()
+    assert tab.evaluate("navigator.clipboard.readText()") == message["content"]
+    assert tab.locator(".thought").text_content() == message["reasoning"]
+
+
+def test_stopping_frees_the_real_server(tab, server):
+    def long_answer(route):
+        route.continue_(post_data=json.dumps(route.request.post_data_json | {"min_tokens": 3000}))
+
+    tab.route("**/v1/chat/completions", long_answer)
+    tab.goto(server.url)
+    ask(tab, "hello")
+    expect(tab.locator(".thinking")).to_be_visible()
+    tab.keyboard.press("Escape")
+    expect(tab.locator(".foot")).to_contain_text("Stopped.")
+    deadline = time.monotonic() + WAIT_S
+    while server.stats().running and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert server.stats().running == 0
+
+
 def test_a_phone_shows_everything_without_sideways_scrolling(chat, script):
     chat.set_viewport_size({"width": 360, "height": 640})
-    script.play(*text_answer("x" * 300 + "\n\n```\n" + "y" * 300 + "\n```\n\n| a | b |\n|--|--|\n| " + "z" * 90 + " | 1 |"))
+    script.play(
+        *text_answer("x" * 300 + "\n\n```\n" + "y" * 300 + "\n```\n\n| a | b |\n|--|--|\n| " + "z" * 90 + " | 1 |")
+    )
     ask(chat, "wide" * 50)
     expect(chat.locator(".stats")).to_be_visible()
     assert chat.evaluate("document.documentElement.scrollWidth") <= 360

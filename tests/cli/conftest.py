@@ -1,0 +1,71 @@
+"""A small model folder and a way to run the command line inside the test's process."""
+
+from __future__ import annotations
+
+import io
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import nano3
+from nano3.cli.app import main
+from nano3.config.model import ModelConfig
+from nano3.data.tokenizer import Tokenizer
+from nano3.model.lm import LM
+
+TEXT = "def main(argv):\n    return 0\n\nThe quick brown fox jumps over the lazy dog, and counts to 1234567890.\n"
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory) -> Path:
+    """A Hugging Face folder of a random model with every kind of block, with its tokenizer."""
+    tokenizer = Tokenizer.train([TEXT], 320)
+    cfg = ModelConfig(
+        pattern="ME*-",
+        vocab_size=tokenizer.vocab_size,
+        d_model=32,
+        init_std=0.2,
+        n_heads=4,
+        n_kv_heads=2,
+        head_dim=8,
+        mamba_n_heads=6,
+        mamba_head_dim=8,
+        d_state=12,
+        n_groups=2,
+        chunk_size=16,
+        n_experts=5,
+        top_k=2,
+        d_expert=20,
+        d_shared=24,
+        d_ff=40,
+    )
+    folder = tmp_path_factory.mktemp("model") / "small-model"
+    nano3.save(LM(cfg).init_weights(seed=3), folder)
+    tokenizer.save(folder)
+    return folder
+
+
+@dataclass
+class Done:
+    """What a command left."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Runs `nano3 ARGS...` here, with `stdin` piped in."""
+
+    def run(*args: object, stdin: str = "") -> Done:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode()), encoding="utf-8"))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main([str(arg) for arg in args])
+        out, err = capsys.readouterr()
+        return Done(int(end.value.code or 0), out, err)
+
+    return run
