@@ -56,7 +56,7 @@ def open_engine(
     for name, value, known in (("--engine", engine, ENGINES), ("--dtype", dtype, DTYPES)):
         if value not in known:
             raise UserError(f"{name} {value}: not known; use one of {', '.join(known)}")
-    name = Path(model).resolve().name if Path(model).exists() else model
+    name = _name(model)
     options = {key: value for key, value in (("max_sequences", max_sequences), ("max_context", max_context)) if value}
     if engine == "vllm":
         return _open_vllm(model, dtype, memory, options), name
@@ -123,8 +123,17 @@ def small_tokenizer(vocab_size: int) -> Tokenizer:
     return Tokenizer.train(SAMPLE_TEXTS, min(vocab_size, SMALLEST_VOCABULARY + 256))
 
 
+def _name(model: str) -> str:
+    """A preset's own name; a run folder's, for its model/ too."""
+    path = Path(model)
+    if not path.exists():
+        return model
+    path = path.resolve()
+    return path.parent.name if path.name == "model" and path.parent.name else path.name
+
+
 def _open_vllm(model: str, dtype: str, memory: int | None, options: dict[str, int]) -> GenerationEngine:
-    from nano3.engine.vllm_engine import VllmEngine
+    from nano3.engine.vllm import VllmEngine
 
     return VllmEngine(model, dtype=dtype, memory=memory, **options)
 

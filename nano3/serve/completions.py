@@ -40,7 +40,7 @@ async def completions(
 
 def plan_completions(service: Service, body: CompletionRequest) -> list[Request]:
     """One engine request a prompt. Raises ApiError (400)."""
-    prompts = [_ids(service, prompt) for prompt in _prompts(body.prompt)]
+    prompts = [_ids(service, body, prompt) for prompt in _prompts(body.prompt)]
     max_tokens = 16 if body.max_tokens is None else body.max_tokens
     sampling = sampling_of(
         body,
@@ -55,16 +55,17 @@ def plan_completions(service: Service, body: CompletionRequest) -> list[Request]
 
 
 def _prompts(prompt: Any) -> Sequence[str | Sequence[int]]:
-    if isinstance(prompt, str) or isinstance(prompt[0], int):
-        return [prompt]
-    return prompt
+    """One text, several, one list of ids, or several."""
+    return [prompt] if isinstance(prompt, str) or not prompt or isinstance(prompt[0], int) else prompt
 
 
-def _ids(service: Service, prompt: str | Sequence[int]) -> tuple[int, ...]:
-    ids = service.tokenizer.encode(prompt, special=True) if isinstance(prompt, str) else prompt
-    if not ids:
+def _ids(service: Service, body: CompletionRequest, prompt: str | Sequence[int]) -> tuple[int, ...]:
+    if isinstance(prompt, str):
+        # An empty text begins as a document does.
+        return tuple(service.encode(prompt, body.add_special_tokens)) or (service.tokenizer.eos_id,)
+    if not prompt:
         raise ApiError(400, "prompt is empty; give at least one token", param="prompt", code="invalid_value")
-    return tuple(ids)
+    return tuple(prompt)
 
 
 class _Completion:

@@ -151,7 +151,7 @@ class EngineThread:
         return self._stats
 
     def ensure_room(self, sequences: int) -> None:
-        """Raise what `submit` of so many sequences would raise now: QueueFullError, DrainingError, EngineFailedError or ValueError."""
+        """Raise what `submit` of so many sequences would raise now."""
         if self.draining or self._closing:
             raise DrainingError(SHUTTING_DOWN)
         if self.failure is not None:

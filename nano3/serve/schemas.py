@@ -95,7 +95,8 @@ class GenerationRequest(Loose):
 class CompletionRequest(GenerationRequest):
     """Body of /v1/completions."""
 
-    prompt: str | list[str] | list[TokenId] | list[list[TokenId]] = Field(min_length=1)
+    prompt: str | list[TokenId] | list[str] | list[list[TokenId]]
+    add_special_tokens: bool | None = None
     max_tokens: int | None = Field(16, ge=0)
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP)

@@ -52,6 +52,11 @@ class Service:
         """The time for `created`, in seconds."""
         return int(time.time())
 
+    def encode(self, text: str, add_special_tokens: bool | None) -> list[int]:
+        """Token ids of a plain prompt: after the token for a beginning, where the tokenizer's configuration says so."""
+        begins = add_special_tokens is not False and self.tokenizer.config.get("add_bos_token") is True
+        return [self.tokenizer.bos_id] * begins + self.tokenizer.encode(text, special=True)
+
     def check_length(self, prompt_tokens: int, max_tokens: int | None, param: str) -> None:
         """Raises ApiError (400) where prompt and answer cannot fit."""
         wanted = 1 if max_tokens is None else max_tokens

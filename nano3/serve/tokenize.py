@@ -58,6 +58,6 @@ async def detokenize(body: DetokenizeRequest, service: Annotated[Service, Depend
 
 def _ids(service: Service, body: TokenizeRequest) -> list[int]:
     if body.prompt is not None:
-        return service.tokenizer.encode(body.prompt, special=True)
+        return service.encode(body.prompt, body.add_special_tokens)
     tools: list[dict[str, Any]] = plain(body.tools)
     return list(make_prompt(service.template, service.tokenizer, body, tools).ids)

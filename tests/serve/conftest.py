@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,6 +107,23 @@ def server(tokenizer: Tokenizer) -> Iterator[RunningServer]:
     torch.set_num_threads(1)
     with running(new_engine(tokenizer)) as found:
         yield found
+
+
+@pytest.fixture
+def start(tokenizer: Tokenizer) -> Iterator[Callable[..., RunningServer]]:
+    """Starts a server of the test's own: an engine (None: as the shared one's), then its settings."""
+    with ExitStack() as stack:
+
+        def start(engine: Engine | None = None, **settings: Any) -> RunningServer:
+            return stack.enter_context(running(engine or new_engine(tokenizer), **settings))
+
+        yield start
+
+
+@pytest.fixture
+def make_engine(tokenizer: Tokenizer) -> Callable[..., Engine]:
+    """Engines over the random model: `make_engine(kind=Engine, **options)`."""
+    return functools.partial(new_engine, tokenizer)
 
 
 @pytest.fixture
