@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 
 SPACE = r"[ \t\r\n]*"
-NAME = r"[^<>\s][^<>\n]*"
+GAP = r"[ \t\r\n]{0,256}"
+NAME = r"[^<>\s][^<>\n]{0,255}"
+"""Bounded, as GAP: a model stuck in a loop must not make each step search a longer text than the last."""
 
 
 def begun(literal: str, then: str = "") -> str:

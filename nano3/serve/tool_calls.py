@@ -20,30 +20,28 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nano3.serve.partial import NAME, SPACE, begun, begun_name
+from nano3.serve.partial import GAP, NAME, SPACE, begun, begun_name
 from nano3.serve.typed_values import dump, json_value, parameter_types
 
-_NEXT = rf"{SPACE}(?:<parameter={NAME}>|</function>|</tool_call>)"
-_NEXT_BEGUN = (
-    rf"{SPACE}(?:{begun('<parameter=', begun_name(begun('>')))}|{begun('</function>')}|{begun('</tool_call>')})"
-)
-_HEAD = rf"(?<![ \t\r\n]){SPACE}<tool_call>{SPACE}<function=({NAME})>"
-_HEAD_BEGUN = begun("<tool_call>", SPACE + begun("<function=", begun_name(begun(">", _NEXT_BEGUN))))
+_NEXT = rf"{GAP}(?:<parameter={NAME}>|</function>|</tool_call>)"
+_NEXT_BEGUN = rf"{GAP}(?:{begun('<parameter=', begun_name(begun('>')))}|{begun('</function>')}|{begun('</tool_call>')})"
+_HEAD = rf"(?<![ \t\r\n]){SPACE}<tool_call>{GAP}<function=({NAME})>"
+_HEAD_BEGUN = begun("<tool_call>", GAP + begun("<function=", begun_name(begun(">", _NEXT_BEGUN))))
 
 CALL = re.compile(rf"{_HEAD}(?={_NEXT})")
 """A call as far as its name, with the white space before it; from here on it will be a call whatever follows."""
 CALL_BEGUN = re.compile(rf"(?<![ \t\r\n]){SPACE}{_HEAD_BEGUN}")
 CALL_CUT_OFF = re.compile(rf"{_HEAD}(?={_NEXT_BEGUN}\Z)")
 """A call of which the output's end leaves the name and nothing more."""
-STEP = re.compile(rf"{SPACE}(?:<parameter=(?P<key>{NAME})>|</function>|</tool_call>)")
+STEP = re.compile(rf"{GAP}(?:<parameter=(?P<key>{NAME})>|</function>|</tool_call>)")
 VALUE_END = re.compile(rf"\n?</parameter>(?={_NEXT})")
-_BLOCK_END_BEGUN = begun("</tool_call>", rf"{SPACE}\Z")
+_BLOCK_END_BEGUN = begun("</tool_call>", rf"{GAP}\Z")
 VALUE_END_BEGUN = re.compile(
-    rf"\n?(?:{begun('</parameter>', _NEXT_BEGUN)}|{begun('</function>', SPACE + _BLOCK_END_BEGUN)}|{_BLOCK_END_BEGUN})"
+    rf"\n?(?:{begun('</parameter>', _NEXT_BEGUN)}|{begun('</function>', GAP + _BLOCK_END_BEGUN)}|{_BLOCK_END_BEGUN})"
 )
 """What may close a value, and what is taken to close it at the end of the output, cut off or with tags missing."""
-BLOCK_END = re.compile(rf"{SPACE}</tool_call>")
-BLOCK_END_BEGUN = re.compile(SPACE + begun("</tool_call>"))
+BLOCK_END = re.compile(rf"{GAP}</tool_call>")
+BLOCK_END_BEGUN = re.compile(GAP + begun("</tool_call>"))
 
 
 @dataclass(frozen=True)
@@ -149,7 +147,7 @@ class ToolCallParser:
             begun = VALUE_END_BEGUN.search(self._held)
             certain = begun.start() if begun else len(self._held)
             self._add_arguments(self._value.add(self._held[:certain]))
-            self._held = "" if final else self._held[certain:]
+            self._held = self._held[certain:]
             if not final:
                 return False
         else:

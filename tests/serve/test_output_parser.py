@@ -271,6 +271,8 @@ def test_a_call_ends_reasoning() -> None:
     text = "need it\n\n" + written("f", {"count": "1"})
     assert parse(text, thinking_open=True) == ("need it", "", [("f", {"count": 1})])
     assert parse(text, thinking_open=True, parse_tools=False) == (text, "", [])
+    assert parse(text + "</think>", thinking_open=True) == ("need it", "</think>", [("f", {"count": 1})])
+    assert parse("need it <tool_call>\n<function=f>\n", thinking_open=True) == ("need it", "", [("f", {})])
 
 
 def test_content_around_calls() -> None:
@@ -338,6 +340,11 @@ def test_a_cut_off_call_is_completed(end: str, arguments: dict[str, Any]) -> Non
 )
 def test_sloppy_calls_are_read(text: str) -> None:
     assert parse(text) == ("", "", [("f", {"text": "ab", "count": 7})])
+
+
+def test_names_lose_spaces_at_their_end_and_may_hold_quotes() -> None:
+    text = '<tool_call>\n<function=f >\n<parameter=count >\n7\n</parameter>\n<parameter=a"b>\nx\n</parameter>'
+    assert parse(text) == ("", "", [("f", {"count": 7, 'a"b': "x"})])
 
 
 def test_a_string_streams_letter_by_letter() -> None:
