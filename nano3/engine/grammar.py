@@ -22,8 +22,7 @@ class GrammarCompiler:
     """Turns grammars into matchers for one tokenizer; grammars seen lately are kept compiled."""
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_ids: Iterable[int]) -> None:
-        """`vocab_size`: length of the masks, the tokenizer's number of ids or more; `eos_ids`: what may end a text."""
-        assert vocab_size >= tokenizer.vocab_size
+        """`vocab_size`: length of the masks; `eos_ids`: tokens that may end a text."""
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._eos_ids = sorted(eos_ids) or [tokenizer.eos_id]
@@ -53,7 +52,9 @@ class GrammarCompiler:
             import llguidance
 
             self._vocabulary = llguidance.LLTokenizer(
-                self._tokenizer.inner.to_str(), n_vocab=self._vocab_size, eos_token=self._eos_ids
+                self._tokenizer.inner.to_str(),
+                n_vocab=max(self._vocab_size, self._tokenizer.vocab_size),
+                eos_token=self._eos_ids,
             )
         return self._vocabulary
 

@@ -241,16 +241,16 @@ def _draw_sorted(
     top_p = _column([row.sampling.top_p for row in rows], ends, torch.float64)
     share = torch.where(top_p < 1, top_p * mass, math.inf)
     by_p = torch.searchsorted(ends, share, right=False) + 1
-    kept = torch.minimum(torch.minimum(by_p, top_k), torch.full_like(by_p, n))
+    limit = torch.minimum(by_p, top_k)
+    kept = limit.clamp(max=n)
     # Equal values at the edge of the candidates may have equals outside with smaller ids.
-    exact = (
-        (torch.minimum(by_p, top_k) <= n)
-        & ((top_k <= n) | (top_k == ALL))
-        & (values.gather(1, kept - 1) > values[:, -1:])
-    )
+    exact = (limit <= n) & (values.gather(1, kept - 1) > values[:, -1:])
     floor = _min_p_floor(rows, values)
     if floor is not None:
-        kept = torch.minimum(kept, (values >= floor).sum(-1, keepdim=True)).clamp_(min=1)
+        above = (values >= floor).sum(-1, keepdim=True).clamp(min=1)
+        exact |= (values[:, -1:] < floor) & (above <= limit)
+        kept = torch.minimum(kept, above)
+    exact &= (top_k <= n) | (top_k == ALL)
     total = ends.gather(1, kept - 1)
     uniforms = _column([row.uniform() for row in rows], ends, torch.float64)
     position, _ = _search(torch.minimum(ends, total), uniforms * total)

@@ -93,8 +93,7 @@ class VllmEngine:
     def abort(self, request_id: str) -> None:
         """Drop a request with all it holds."""
         mine = [key for key, output in self._outputs.items() if output.request.id == request_id]
-        for key in mine:
-            del self._outputs[key]
+        self._outputs = {key: output for key, output in self._outputs.items() if key not in mine}
         if mine:
             self._llm.abort_request(mine)
 
@@ -174,7 +173,7 @@ def sampling_options(
 ) -> dict[str, Any]:
     """Keywords for vLLM's SamplingParams, for one output; `structured_outputs` are those of StructuredOutputsParams.
 
-    Stop strings are left out: this side looks for them. So is the model's own end of text: it is one of the stop ids.
+    No stop strings: this side looks for them. The model's own ends of text are among the stop ids.
 
     Raises:
         ValueError: no room for the output, or a bias for a token that does not exist.
@@ -300,8 +299,7 @@ def draws_from_model(s: Sampling) -> bool:
     `sampled_log_prob` is NaN.
     """
     changed = s.logit_bias or s.grammar or s.min_tokens or has_penalties(s)
-    cut = s.temperature != 1 or s.top_p < 1 or s.top_k or s.min_p
-    return s.temperature == 0 or not (changed or cut)
+    return s.temperature == 0 or not (changed or s.temperature != 1 or s.top_p < 1 or s.top_k or s.min_p)
 
 
 def best(choices: Mapping[int, Any], count: int | None) -> tuple[tuple[int, float], ...]:
@@ -313,7 +311,7 @@ def best(choices: Mapping[int, Any], count: int | None) -> tuple[tuple[int, floa
 def _prompt_tokens(answer: Any, count: int | None) -> tuple[Token, ...] | None:
     if count is None or answer.prompt_logprobs is None:
         return None
-    tokens = []
+    tokens: list[Token] = []
     for token_id, choices in zip(answer.prompt_token_ids, answer.prompt_logprobs, strict=True):
         log_prob = choices[token_id].logprob if choices else float("nan")
         tokens.append(Token(token_id, log_prob, log_prob, best(choices or {}, count)))
