@@ -272,6 +272,8 @@ def _refusal(response: httpx.Response) -> str:
 
 
 def _message(body: Any) -> str:
-    error = body.get("error", body) if isinstance(body, dict) else {}
-    message = error.get("message") or error.get("detail") if isinstance(error, dict) else error
-    return " ".join(str(message or "").split())
+    """The reason in an error's body, on one line; servers differ in where they put it."""
+    error = body.get("error") or body.get("detail") or body if isinstance(body, dict) else body
+    if isinstance(error, dict):
+        error = error.get("message")
+    return " ".join(str(error or "").split())
