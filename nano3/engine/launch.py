@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nano3.config.errors import UserError
 from nano3.data.tokenizer import SMALLEST_VOCABULARY, Tokenizer
@@ -57,8 +57,12 @@ def open_engine(
         if value not in known:
             raise UserError(f"{name} {value}: not known; use one of {', '.join(known)}")
     name = _name(model)
-    options = {key: value for key, value in (("max_sequences", max_sequences), ("max_context", max_context)) if value}
+    options: dict[str, Any] = {
+        key: value for key, value in (("max_sequences", max_sequences), ("max_context", max_context)) if value
+    }
     if engine == "vllm":
+        if speculate or device == "cpu":
+            raise UserError("--engine vllm: n-gram speculation and the CPU are the native engine's only")
         return _open_vllm(model, dtype, memory, options), name
     from nano3.engine.engine import Engine
     from nano3.model.load import load_model
@@ -132,7 +136,7 @@ def _name(model: str) -> str:
     return path.parent.name if path.name == "model" and path.parent.name else path.name
 
 
-def _open_vllm(model: str, dtype: str, memory: int | None, options: dict[str, int]) -> GenerationEngine:
+def _open_vllm(model: str, dtype: str, memory: int | None, options: dict[str, Any]) -> GenerationEngine:
     from nano3.engine.vllm import VllmEngine
 
     return VllmEngine(model, dtype=dtype, memory=memory, **options)

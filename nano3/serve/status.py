@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends
 from fastapi.responses import JSONResponse
@@ -50,7 +50,7 @@ class Version(BaseModel):
     version: str
 
 
-_HEALTH = {503: {"model": Health, "description": "It is not."}}
+_HEALTH: dict[int | str, dict[str, Any]] = {503: {"model": Health, "description": "It is not."}}
 
 
 @router.get("/v1/models", responses=errors(401))

@@ -1,0 +1,68 @@
+"""Names of models to engines."""
+
+import pytest
+
+from nano3.config.errors import UserError
+from nano3.engine.launch import find_device, open_engine, small_tokenizer
+from nano3.engine.protocol import run
+from nano3.engine.request import Request, Sampling
+from nano3.model.hf import save
+from nano3.model.lm import LM
+
+
+def greedy(engine, prompt):
+    (outputs,) = run(engine, [Request("a", tuple(prompt), Sampling(temperature=0, max_tokens=8))])
+    return outputs[0].ids
+
+
+def test_a_preset_gets_random_weights_and_a_tokenizer_and_says_so(capsys):
+    engine, name = open_engine("tiny", memory=64 << 20, max_sequences=2, max_context=100)
+    assert name == "tiny"
+    assert engine.max_context == 100
+    assert "random weights" in capsys.readouterr().err
+    again, _ = open_engine("tiny", memory=64 << 20)
+    prompt = engine.tokenizer.encode("Hello")
+    assert greedy(engine, prompt) == greedy(again, prompt)
+
+
+def test_a_folder_and_its_run_folder_are_the_same_model(tmp_path, small_config, capsys):
+    import dataclasses
+
+    tokenizer = small_tokenizer(300)
+    model = LM(dataclasses.replace(small_config, vocab_size=tokenizer.vocab_size)).init_weights(1).eval()
+    folder = tmp_path / "run" / "model"
+    save(model, folder)
+    with pytest.raises(UserError, match=r"no tokenizer\.json"):
+        open_engine(str(folder))
+    tokenizer.save(folder)
+    found = [open_engine(str(path), memory=16 << 20, dtype="float32") for path in (folder, tmp_path / "run")]
+    assert [name for _, name in found] == ["run", "run"]
+    assert greedy(found[0][0], [9, 8, 7]) == greedy(found[1][0], [9, 8, 7])
+    assert "random" not in capsys.readouterr().err
+
+
+def test_what_had_to_be_lowered_is_said(capsys):
+    engine, _ = open_engine("tiny", memory=2 << 20)
+    assert "context lowered" in capsys.readouterr().err
+    assert engine.max_context < 8192
+
+
+def test_the_small_tokenizer_is_always_the_same_and_reads_everything():
+    first, second = small_tokenizer(4096), small_tokenizer(4096)
+    assert first.fingerprint() == second.fingerprint()
+    text = "Grüße, 世界 🦊\n\t\x00"
+    assert first.decode(first.encode(text)) == text
+    assert small_tokenizer(300).vocab_size <= 300
+    with pytest.raises(UserError, match="too small"):
+        small_tokenizer(100)
+
+
+@pytest.mark.parametrize("name", ["tpu", "meta", "cuda:99"])
+def test_a_device_that_is_not_there_is_told(name):
+    with pytest.raises(UserError, match=f"--device {name}"):
+        find_device(name)
+
+
+def test_vllm_takes_no_options_of_the_native_engine():
+    with pytest.raises(UserError, match="native"):
+        open_engine("tiny", engine="vllm", speculate=3)
