@@ -1,0 +1,60 @@
+"""The chat page in headless Chromium."""
+
+from __future__ import annotations
+
+import threading
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect, sync_playwright
+
+from .scripted import Handler, Script
+
+CHROMIUM = "/usr/bin/chromium"
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+             "--disable-component-update", "--disable-sync"]  # fmt: skip
+
+
+@pytest.fixture
+def script():
+    """A running scripted server; `script.url` is its address."""
+    script = Script()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Scripted", (Handler,), {"script": script}))
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    script.url = f"http://127.0.0.1:{server.server_port}/"
+    script.close = lambda: (server.shutdown(), server.server_close())
+    yield script
+    script.go_on.set()
+    script.close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if not Path(CHROMIUM).exists():
+        pytest.fail(f"{CHROMIUM} is missing: the chat page is tested in it (apt-get install chromium)")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def tab(browser):
+    """A fresh page; any script error or refused resource fails the test."""
+    context = browser.new_context(viewport={"width": 1000, "height": 800}, permissions=["clipboard-read"])
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    tab = context.new_page()
+    wrong: list[str] = []
+    tab.on("pageerror", lambda error: wrong.append(str(error)))
+    tab.on("console", lambda line: "Content Security" in line.text and wrong.append(line.text))
+    yield tab
+    context.close()
+    assert not wrong
+
+
+@pytest.fixture
+def chat(tab, script):
+    tab.goto(script.url)
+    expect(tab.locator("#model")).to_contain_text("scripted-model")
+    return tab
