@@ -4,6 +4,7 @@ import re
 import jsonschema
 import pytest
 import torch
+from tokenizers import AddedToken
 
 from nano3.config.errors import UserError
 from nano3.data.tokenizer import Tokenizer
@@ -170,17 +171,39 @@ def test_a_wrong_token_leaves_nothing_but_the_end():
     assert sorted(matcher.mask().nonzero()[0]) == sorted([TOKENIZER.eos_id, END])
 
 
-@pytest.mark.parametrize("closing", ["</think>", "spelled"])
-def test_the_grammar_begins_where_thinking_ends(closing):
+@pytest.mark.parametrize("boosted", ["</think>", "</s>"])
+def test_the_grammar_begins_where_thinking_ends(boosted):
     sampling = Sampling(grammar=Grammar("json_schema", json.dumps(SCHEMAS["nested"]), after_thinking=True))
     close = TOKENIZER.token_id("</think>")
-    boost = [(close, 5.0)] if closing == "</think>" else [(TOKENIZER.eos_id, 30.0), (close, 4.0)]
+    boost = [(close, 5.0)] if boosted == "</think>" else [(TOKENIZER.eos_id, 30.0), (close, 4.0)]
     for seed in range(6):
         text, ended = write(sampling, seed, boost=boost)
         assert ended
         thought, answer = text.split("</think>", 1)
         jsonschema.validate(json.loads(answer), SCHEMAS["nested"])
     assert thought
+
+
+def test_text_joined_to_the_end_of_thinking_belongs_to_the_grammar():
+    inner = type(TOKENIZER.inner).from_str(TOKENIZER.inner.to_str().replace("think>", "other>"))
+    inner.add_tokens([AddedToken(">{", special=False, normalized=False)])
+    inner.encode_special_tokens = True
+    tokenizer = Tokenizer(inner, TOKENIZER.eos_id, TOKENIZER.bos_id, TOKENIZER.pad_id)
+    sampling = Sampling(grammar=Grammar("regex", r"\{a\}", after_thinking=True))
+    row = SequenceSampler(
+        sampling,
+        (1,),
+        seed=0,
+        eos_ids=frozenset([tokenizer.eos_id]),
+        vocab_size=tokenizer.vocab_size,
+        grammar=GrammarCompiler(tokenizer, tokenizer.vocab_size, [tokenizer.eos_id]).compile(sampling.grammar),
+        thinking=thinking_tracker(sampling, tokenizer),
+    )
+    for token in [*tokenizer.encode("so</think"), tokenizer.token_id(">{")]:
+        row.accept(token)
+    allowed = row.active_grammar.mask().nonzero()[0]
+    assert tokenizer.encode("a")[0] in allowed
+    assert tokenizer.encode("{")[0] not in allowed
 
 
 @pytest.mark.parametrize(
