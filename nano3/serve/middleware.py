@@ -42,7 +42,7 @@ class ApiKeys:
 
     def _allows(self, headers: Headers) -> bool:
         kind, _, key = headers.get("authorization", "").partition(" ")
-        sent = _digest(key.strip().encode())
+        sent = _digest(key.strip().encode("latin-1"))
         # All keys are compared, whichever fits.
         fits = [hmac.compare_digest(sent, digest) for digest in self._digests]
         return kind.lower() == "bearer" and any(fits)
