@@ -22,7 +22,9 @@ from nano3.data.prepare import Prepared, prepare
 from nano3.data.progress import progress_bar
 from nano3.data.shards import finished_shards
 from nano3.data.tokenizer import Tokenizer
-from nano3.engine.generate import generate
+from nano3.engine.engine import Engine
+from nano3.engine.protocol import run
+from nano3.engine.request import Request, Sampling
 from nano3.files import atomic_folder, exclusive, write_atomic
 from nano3.model.hf import fill, load, read_config, save
 from nano3.model.lm import LM
@@ -196,22 +198,13 @@ def write_samples(folder: Path, tokenizer: Tokenizer, cfg: SampleConfig) -> list
     """Continue each prompt with the model in `folder`, as it would be loaded by anybody else."""
     if not cfg.prompts or not cfg.tokens:
         return []
-    model = load(folder)
-    samples = []
-    for seed, prompt in enumerate(cfg.prompts):
-        # A document begins after the end-of-document token, in training and here.
-        tokens = torch.tensor([[tokenizer.eos_id, *tokenizer.encode(prompt)]])
-        (ids,) = generate(
-            model,
-            tokens,
-            cfg.tokens,
-            temperature=cfg.temperature,
-            top_p=cfg.top_p,
-            stop_ids=(tokenizer.eos_id,),
-            seed=seed,
-        )
-        samples.append(Sample(prompt, tokenizer.decode(ids)))
-    return samples
+    # A document begins after the end-of-document token, in training and here.
+    prompts = [(tokenizer.eos_id, *tokenizer.encode(prompt)) for prompt in cfg.prompts]
+    longest = max(len(prompt) for prompt in prompts) + cfg.tokens
+    engine = Engine(load(folder), tokenizer, max_context=longest, max_sequences=len(prompts), prefix_cache=False)
+    sampling = Sampling(temperature=cfg.temperature, top_p=cfg.top_p, max_tokens=cfg.tokens)
+    requests = [Request(str(i), prompt, dataclasses.replace(sampling, seed=i)) for i, prompt in enumerate(prompts)]
+    return [Sample(prompt, output.text) for prompt, (output,) in zip(cfg.prompts, run(engine, requests), strict=True)]
 
 
 def _prepare(cfg: PretrainConfig, world: World) -> Prepared:

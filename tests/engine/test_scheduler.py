@@ -118,6 +118,23 @@ def test_sequences_that_lose_their_memory_end_up_the_same(model, tokenizer):
         same(output, alone(model, tokenizer, request)[0])
 
 
+def test_a_prompt_that_loses_its_memory_while_it_is_scored_is_scored_once(model, tokenizer):
+    engine = Engine(
+        model,
+        tokenizer,
+        memory=memory_for(model, 3, 26),
+        max_context=200,
+        page_size=PAGE,
+        step_tokens=20,
+        mixed_step_tokens=1,
+    )
+    growing = Request("old", tuple(range(20, 30)), Sampling(temperature=0, max_tokens=150, ignore_eos=True))
+    scored = Request("young", tuple(range(10, 110)), Sampling(max_tokens=0, prompt_log_probs=0))
+    _, (output,) = run(engine, [growing, scored])
+    assert engine.stats().preemptions > 0
+    same(output, alone(model, tokenizer, scored)[0])
+
+
 def test_first_come_first_served(model, tokenizer):
     engine = Engine(model, tokenizer, memory=64 << 20, max_sequences=2, max_context=512)
     for i in range(6):

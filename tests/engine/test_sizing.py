@@ -1,0 +1,58 @@
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nano3.config.errors import UserError
+from nano3.config.presets import load_model
+from nano3.engine.sizing import fit
+from nano3.model.pool import StatePool, page_bytes, slot_bytes
+
+CFG = load_model("tiny")
+REPORT = load_model("nano3-30b-a3b")
+
+
+def sizes(memory, cfg=CFG, dtype=torch.float32, **more):
+    options = {"max_sequences": 16, "max_context": 4096, "page_size": 64, "snapshot_every": 256, **more}
+    return fit(cfg, dtype, memory, **options)
+
+
+def test_bytes_are_those_of_the_tensors():
+    pool = StatePool(CFG, n_slots=3, n_pages=5, page_size=64)
+    tensors = [t for b in pool.blocks if b for t in vars(b).values() if isinstance(t, torch.Tensor)]
+    expected = 3 * slot_bytes(CFG, torch.float32) + 5 * page_bytes(CFG, 64, torch.float32)
+    assert sum(t.nbytes for t in tensors) == expected
+
+
+def test_state_of_the_report_model_is_48_mib_a_sequence_and_6_kib_a_token():
+    assert 46 << 20 < slot_bytes(REPORT, torch.bfloat16) < 49 << 20
+    assert page_bytes(REPORT, 64, torch.bfloat16) == 64 * 6 * 1024
+
+
+@given(st.integers(700_000, 1 << 31), st.integers(1, 300), st.integers(1, 1 << 20))
+def test_never_more_than_the_budget_and_always_one_whole_context(memory, max_sequences, max_context):
+    got = sizes(memory, max_sequences=max_sequences, max_context=max_context)
+    assert got.total_bytes <= memory
+    assert 1 <= got.max_sequences <= min(max_sequences, got.n_slots)
+    assert got.max_context <= got.n_pages * 64
+    assert (got.max_context < max_context) == any("context lowered" in note for note in got.notes)
+    assert (got.max_sequences < max_sequences) == any("sequences at once" in note for note in got.notes)
+
+
+def test_enough_memory_gives_what_was_asked_without_a_word():
+    got = sizes(4 << 30)
+    assert (got.max_sequences, got.max_context, got.notes) == (16, 4096, ())
+
+
+def test_too_little_names_the_least():
+    with pytest.raises(UserError, match=r"no room for one sequence: it takes .* MiB"):
+        sizes(1000)
+
+
+@pytest.mark.parametrize("pattern", ["MEM", "*E*"])
+def test_models_without_one_of_the_mixers(pattern):
+    got = sizes(64 << 20, dataclasses.replace(CFG, pattern=pattern))
+    assert got.max_sequences == 16
+    assert got.n_pages * 64 >= 4096
