@@ -17,12 +17,17 @@ export function requestBody(turns, settings) {
   return body;
 }
 
-/** The list of tools in `text`; null when it is empty. Throws Error with what is wrong. */
+/** The list of tools in `text`; null when it is empty. Throws Error that says what is wrong with it. */
 export function parseTools(text) {
   if (!text.trim()) return null;
-  const tools = JSON.parse(text);
+  let tools;
+  try {
+    tools = JSON.parse(text);
+  } catch (error) {
+    throw new Error(`The tools in the settings are not JSON: ${error.message}`);
+  }
   if (!Array.isArray(tools) || tools.some((tool) => !tool?.function?.name)) {
-    throw new Error('a list of {"type": "function", "function": {"name": …}} is wanted');
+    throw new Error('The tools in the settings must be a list of {"type": "function", "function": {"name": …}}.');
   }
   return tools;
 }

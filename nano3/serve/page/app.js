@@ -171,7 +171,7 @@ function checkTools() {
   try {
     parseTools(state.settings.tools);
   } catch (error) {
-    shown.textContent = `Tools are not usable: ${error.message}`;
+    shown.textContent = error.message;
     shown.hidden = false;
   }
 }

@@ -5,6 +5,9 @@ import { show } from "./markdown.js";
 
 const seconds = (ms) => (ms < 100 ? `${Math.round(ms)} ms` : ms < 9950 ? `${(ms / 1000).toFixed(1)} s` : `${Math.round(ms / 1000)} s`);
 
+/** A long prompt is read, or others come first: from then on the wait is shown in seconds. */
+const LONG_WAIT_MS = 2000;
+
 /** What to do about each kind of error, beside the message. */
 const ADVICE = {
   auth: "Enter the key in the settings, then try again.",
@@ -56,7 +59,9 @@ export class AnswerView {
     this.summary = el("summary");
     this.thought = el("div", { className: "thought" });
     this.thinking = el("details", { className: "thinking", hidden: true }, this.summary, this.thought);
-    this.waiting = el("div", { className: "waiting", "aria-label": "Waiting for the answer" }, el("i"), el("i"), el("i"));
+    this.waited = el("span");
+    this.waiting = el("div", { className: "waiting" }, el("i"), el("i"), el("i"), this.waited);
+    this.since = Date.now();
     this.text = el("div", { className: "text" });
     this.calls = el("div", { className: "calls" });
     this.foot = el("div", { className: "foot" });
@@ -71,6 +76,8 @@ export class AnswerView {
     const { turn } = this;
     this.updateThinking(running);
     this.waiting.hidden = !running || Boolean(turn.text || turn.reasoning || turn.calls.length);
+    const waited = Date.now() - this.since;
+    this.waited.textContent = waited > LONG_WAIT_MS ? `${Math.round(waited / 1000)} s` : "";
     show(this.text, turn.text);
     this.updateCalls(running, last);
     this.node.setAttribute("aria-busy", String(running));
@@ -144,13 +151,11 @@ function pretty(text) {
 }
 
 function errorCard(error, actions) {
-  const advice = error.retryAfter ? `Try again in ${error.retryAfter} s.` : (ADVICE[error.kind] ?? "");
-  const node = el(
-    "div", { className: "error", role: "alert" },
-    el("p", { textContent: error.message }),
-    advice ? el("p", { className: "advice", textContent: advice }) : null,
-  );
+  const node = el("div", { className: "error" }, el("p", { textContent: error.message }));
   if (!actions) return node;
+  const advice = error.retryAfter ? `Try again in ${error.retryAfter} s.` : ADVICE[error.kind];
+  if (advice) node.append(el("p", { className: "advice", textContent: advice }));
+  node.setAttribute("role", "alert");
   const row = el("div", { className: "row" }, button("Try again", actions.retry, "quiet"));
   if (error.kind === "auth") row.append(button("Open settings", actions.settings, "quiet"));
   if (error.kind === "length") row.append(button("New chat", actions.newChat, "quiet"));
