@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from nano3.cli.chat_session import Session
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", context_settings=HELP)
-INTERRUPTED = 130
 HISTORY_LINES = 1000
 LEAVE_WITHIN_S = 3.0
 """Two Ctrl-C within this time leave."""
@@ -123,6 +122,7 @@ def _read_lines(session: Session) -> int:
 
 
 def _converse(session: Session) -> int:
+    from nano3.cli.chat_backends import INTERRUPTED
     from nano3.cli.chat_session import Quit, dim, say
 
     print(dim(f"{session.backend.name} · /help for commands, Ctrl-D to leave"))

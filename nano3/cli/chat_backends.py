@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from nano3.engine.request import Request
 
 Message = dict[str, Any]
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,8 @@ class LocalBackend:
 
 @contextlib.contextmanager
 def interrupt_held() -> Iterator[Callable[[], bool]]:
-    """Within, the first Ctrl-C is only remembered: the value says whether there was one. A second one interrupts."""
+    """Within, the first Ctrl-C is only remembered: the value says whether there was one. A second one ends the program,
+    for nothing may go on with an engine that was interrupted within a step."""
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
@@ -150,7 +153,7 @@ def interrupt_held() -> Iterator[Callable[[], bool]]:
 
     def remember(*_: object) -> None:
         if pressed.is_set():
-            raise KeyboardInterrupt
+            raise SystemExit(INTERRUPTED)
         pressed.set()
 
     previous = signal.signal(signal.SIGINT, remember)

@@ -42,7 +42,8 @@ class Encoded:
 
 
 def one_prompt(text: str | None, file: str | None) -> Prompt:
-    """The prompt given as text or in a file; `-`, or neither with something piped in, reads stdin.
+    """The prompt given as text or in a file; `-`, or neither with something piped in, reads stdin. The line break that
+    ends a file is no part of it.
 
     Raises:
         UserError: both, or neither at a terminal; not UTF-8.
@@ -52,12 +53,12 @@ def one_prompt(text: str | None, file: str | None) -> Prompt:
     if text is not None and text != "-":
         return Prompt(text=text)
     if file is not None and file != "-":
-        return Prompt(text=_read(Path(file)))
+        return Prompt(text=_read(Path(file)).removesuffix("\n"))
     if text is None and file is None and sys.stdin.isatty():
         raise UserError(
             "nothing to continue; give --prompt TEXT, --prompt-file FILE, --prompts-file FILE, or pipe it in"
         )
-    return Prompt(text=_utf8(sys.stdin.buffer.read(), "stdin"))
+    return Prompt(text=_utf8(sys.stdin.buffer.read(), "stdin").removesuffix("\n"))
 
 
 def read_prompts(path: str) -> list[Prompt]:

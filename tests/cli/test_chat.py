@@ -233,6 +233,20 @@ main()
 """
 
 
+def test_a_server_is_talked_to_without_loading_torch(scripted):
+    scripted.plays = [spoken("Paris.")]
+    code = f"""
+import sys
+from nano3.cli.app import main
+try:
+    main(["chat", "--url", {scripted.url!r}])
+finally:
+    assert "torch" not in sys.modules, "torch was imported"
+"""
+    done = subprocess.run([sys.executable, "-c", code], input="France?\n", capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "Paris.\n"), done.stderr
+
+
 class Terminal:
     """`nano3 chat` in a pseudo-terminal; `text` is all that it has shown."""
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import nano3
+from nano3.cli.app import main
 from nano3.data.tokenizer import Tokenizer
 from nano3.engine.generate import generate
 
@@ -58,11 +59,19 @@ def test_raw_reads_special_tokens_and_plain_text_does_not(nano3_generate):
 
 
 def test_the_prompt_comes_from_a_file_or_a_pipe_too(nano3_generate, tmp_path):
-    (tmp_path / "prompt.txt").write_text("The quick")
+    (tmp_path / "prompt.txt").write_text("The quick\n")
     wanted = nano3_generate("--prompt", "The quick", *GREEDY).out
     assert nano3_generate("--prompt-file", tmp_path / "prompt.txt", *GREEDY).out == wanted
     for args in (["--prompt", "-"], ["--prompt-file", "-"], []):
-        assert nano3_generate(*args, *GREEDY, stdin="The quick").out == wanted
+        assert nano3_generate(*args, *GREEDY, stdin="The quick\n").out == wanted
+
+
+def test_at_a_terminal_a_prompt_is_asked_for(model_folder, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    with pytest.raises(SystemExit) as end:
+        main(["generate", "--model", str(model_folder)])
+    assert end.value.code == 2
+    assert "--prompt TEXT" in capsys.readouterr().err
 
 
 def test_json_tells_tokens_probabilities_usage_and_times(nano3_generate, plain, model_folder):
