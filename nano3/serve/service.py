@@ -53,9 +53,17 @@ class Service:
         return int(time.time())
 
     def encode(self, text: str, add_special_tokens: bool | None) -> list[int]:
-        """Token ids of a plain prompt: after the token for a beginning, where the tokenizer's configuration says so."""
-        begins = add_special_tokens is not False and self.tokenizer.config.get("add_bos_token") is True
-        return [self.tokenizer.bos_id] * begins + self.tokenizer.encode(text, special=True)
+        """Token ids of a plain prompt.
+
+        In front comes the beginning token where the tokenizer's configuration says `add_bos_token`. Where it does not,
+        `add_special_tokens: true` puts the end-of-document token there, which nano3's pretraining begins documents with.
+        """
+        start: list[int] = []
+        if add_special_tokens is not False and self.tokenizer.config.get("add_bos_token") is True:
+            start = [self.tokenizer.bos_id]
+        elif add_special_tokens:
+            start = [self.tokenizer.eos_id]
+        return start + self.tokenizer.encode(text, special=True)
 
     def check_length(self, prompt_tokens: int, max_tokens: int | None, param: str) -> None:
         """Raises ApiError (400) where prompt and answer cannot fit."""

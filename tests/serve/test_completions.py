@@ -95,8 +95,12 @@ def test_token_ids_come_back_on_request(server, client):
     assert server.tokenizer.decode(choice["token_ids"], skip_special=True) == choice["text"]
 
 
-def test_an_empty_text_begins_a_document(client):
-    assert complete(client, prompt="")["usage"]["prompt_tokens"] == 1
+def test_an_empty_text_begins_a_document_as_others_do_on_request(server, client):
+    assert complete(client, prompt="", return_token_ids=True)["choices"][0]["prompt_token_ids"] == [
+        server.tokenizer.eos_id
+    ]
+    choice = complete(client, prompt="The", return_token_ids=True, add_special_tokens=True)["choices"][0]
+    assert choice["prompt_token_ids"] == [server.tokenizer.eos_id, *server.tokenizer.encode("The")]
 
 
 def test_probabilities_of_zero_can_be_sent(client):
