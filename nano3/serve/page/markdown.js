@@ -82,7 +82,8 @@ function render(lines) {
 
 function code(lines, [, mark, info]) {
   const closed = lines.length > 1 && lines.at(-1).trim().startsWith(mark);
-  const text = lines.slice(1, closed ? -1 : undefined).join("\n");
+  const indent = new RegExp(`^ {0,${lines[0].search(/\S/)}}`); // as deep as a list's item that the code stands in
+  const text = lines.slice(1, closed ? -1 : undefined).map((line) => line.replace(indent, "")).join("\n");
   return el(
     "div",
     { className: "code" },

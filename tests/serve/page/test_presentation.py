@@ -14,7 +14,12 @@ Some **bold**, *slanted*, `a < b` and ~~old~~ text with 2 * 3 * 4 and snake_case
 1. one
 2. two
    - inner **x**
-3. three
+3. three:
+
+   ```sh
+   ls
+     -l
+   ```
 
 ```python
 def f(x):
@@ -43,7 +48,8 @@ def test_markdown_becomes_elements_and_never_markup(chat, script):
     expect(text.locator("p").first).to_contain_text("2 * 3 * 4 and snake_case_name")
     expect(text.locator("ol > li")).to_have_count(3)
     expect(text.locator("ol > li ul li")).to_have_text("inner x")
-    expect(text.locator(".code pre")).to_have_text('def f(x):\n    return "<b>" * x  # **not bold**')
+    expect(text.locator(".code pre").first).to_have_text("ls\n  -l")
+    expect(text.locator(".code pre").last).to_have_text('def f(x):\n    return "<b>" * x  # **not bold**')
     expect(text.locator("blockquote")).to_have_text("quoted")
     expect(text.locator("td")).to_have_text(["1", "2"])
     expect(text.locator("a")).to_have_count(1)
