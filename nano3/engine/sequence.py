@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 from nano3.engine.detokenize import TextStream
 from nano3.engine.prefix_cache import BlockHashes
 from nano3.engine.request import FinishReason, Request, Token, Update
@@ -77,6 +80,8 @@ class Sequence:
         text = self.text.push(token.id, hidden=is_stop or is_eos, check_stop=enough)
         finish: FinishReason | None = None
         reason: int | str | None = None
+        if problem := self._problem(token):
+            return replace(self._report((), "", "error", None), error=problem)
         if self.text.stopped is not None:
             finish, reason = "stop", self.text.stopped
         elif is_stop or is_eos:
@@ -86,6 +91,12 @@ class Sequence:
         if finish is not None and self.text.stopped is None:
             text += self.text.flush()
         return self._report((token,), text, finish, reason)
+
+    def _problem(self, token: Token) -> str:
+        if math.isnan(token.log_prob):
+            return "the model gave no number for the next token; its weights may be damaged"
+        grammar = self.sampler.grammar
+        return f"grammar: {grammar.error}" if grammar is not None and grammar.error else ""
 
     def end_of_scoring(self) -> Update:
         """The only update of a sequence without output."""

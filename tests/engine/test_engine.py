@@ -1,5 +1,6 @@
 """The engine's answers equal those of the model run alone, whatever happens beside them."""
 
+import copy
 import math
 import random
 
@@ -226,3 +227,12 @@ def test_progress_of_a_long_prompt(model, tokenizer):
 
 def test_public_name(model, tokenizer):
     assert nano3.Engine is Engine
+
+
+def test_weights_without_numbers_end_in_an_error(model, tokenizer):
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken.norm_f.weight.fill_(torch.nan)
+    (output,) = one(engine_of(broken, tokenizer), prompt(5))
+    assert (output.ids, output.finish) == ([], "error")
+    assert "weights may be damaged" in output.error
