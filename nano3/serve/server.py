@@ -20,6 +20,9 @@ from nano3.serve.service import Service
 FLUSH_SECONDS = 5
 """Time for the last bytes of answers to leave after the engine is done."""
 BACKLOG = 2048
+KEEP_ALIVE_SECONDS = 75
+"""Idle connections are kept longer than common clients keep theirs (httpx and with it openai: 5 s), so that the client
+closes first: a request that meets a closing connection is lost."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -63,7 +66,8 @@ def make_server(app: FastAPI, log_level: str = "warning") -> Server:
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     config = uvicorn.Config(
         app, log_config=None, log_level=log_level, access_log=log_level in ("info", "debug"), lifespan="on",
-        backlog=BACKLOG, server_header=False, timeout_graceful_shutdown=FLUSH_SECONDS, ws="none",
+        backlog=BACKLOG, timeout_keep_alive=KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=FLUSH_SECONDS,
+        server_header=False, ws="none",
     )  # fmt: skip
     return Server(config)
 
