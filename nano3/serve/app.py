@@ -35,8 +35,9 @@ def create_app(engine: GenerationEngine, *, name: str, settings: Settings | None
     service = Service(engine, name, settings)
     app = FastAPI(title="nano3", version=__version__, docs_url=None, redoc_url=None, lifespan=_lifespan)
     app.state.service = service
-    for room in (chat, completions, tokenize, status):
-        app.include_router(room.router)
+    routers = [room.router for room in (chat, completions, tokenize, status)]
+    for router in routers:
+        app.include_router(router)
     add_page(app)
     add_error_handlers(app)
     # The last one added is the outermost.
@@ -47,7 +48,8 @@ def create_app(engine: GenerationEngine, *, name: str, settings: Settings | None
         app.add_middleware(
             CORSMiddleware, allow_origins=list(settings.cors_origins), allow_methods=["*"], allow_headers=["*"]
         )
-    app.add_middleware(CountAnswers, metrics=service.metrics)
+    paths = {getattr(route, "path", "") for router in routers for route in router.routes}
+    app.add_middleware(CountAnswers, metrics=service.metrics, paths=paths)
     app.openapi = lambda: _document(app)
     return app
 

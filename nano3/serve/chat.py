@@ -28,6 +28,7 @@ async def chat_completions(
 ) -> Response:
     """Answer a conversation, at once or as a stream of server-sent events."""
     service.check_model(body.model)
+    service.check_outputs(body.n or 1)
     plan = await asyncio.to_thread(plan_chat, service, body)
     chat = _Chat(service, body, plan)
     if not body.stream:

@@ -40,7 +40,9 @@ async def completions(
 
 def plan_completions(service: Service, body: CompletionRequest) -> list[Request]:
     """One engine request a prompt. Raises ApiError (400)."""
-    prompts = [_ids(service, body, prompt) for prompt in _prompts(body.prompt)]
+    given = _prompts(body.prompt)
+    service.check_outputs(len(given) * (body.n or 1))
+    prompts = [_ids(service, body, prompt) for prompt in given]
     max_tokens = 16 if body.max_tokens is None else body.max_tokens
     sampling = sampling_of(
         body,

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import hmac
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -99,8 +99,8 @@ async def _discard(receive: Receive) -> None:
 class CountAnswers:
     """Counts answers by method, route and status."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app, self._metrics = app, metrics
+    def __init__(self, app: ASGIApp, metrics: Metrics, paths: Collection[str]) -> None:
+        self._app, self._metrics, self._paths = app, metrics, paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on, then count."""
@@ -118,9 +118,13 @@ class CountAnswers:
         try:
             await self._app(scope, receive, watched)
         finally:
-            # Any path would make any number of series; those that are no route are counted as one.
-            route = getattr(scope.get("route"), "path", "other")
-            self._metrics.requests.labels(_known(scope["method"]), route, str(status)).inc()
+            self._metrics.requests.labels(_known(scope["method"]), self._route(scope), str(status)).inc()
+
+    def _route(self, scope: Scope) -> str:
+        """The route's path. Any other path would make a series of its own, so those count as one."""
+        if "route" in scope:
+            return scope["route"].path
+        return scope["path"] if scope["path"] in self._paths else "other"
 
 
 def _known(method: str) -> str:

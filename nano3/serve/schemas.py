@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
 from nano3.engine.request import MAX_TOP
 
 INT64 = 1 << 63
-MOST_STOPS, MOST_CHOICES, MOST_TOP_CHAT = 64, 128, 20
+MOST_STOPS, MOST_CHOICES, MOST_TOP_CHAT, MOST_BIASES = 64, 128, 20, 4096
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 Text = Annotated[str, Field(min_length=1)]
 JsonObject = dict[str, JsonValue]
+T = TypeVar("T")
+Many = Annotated[list[T], Field(fail_fast=True)]
+"""A list of which only the first wrong item is told: telling of a million would take minutes and gigabytes."""
+
+
+def _few(value: object) -> object:
+    """Before each entry is looked at."""
+    if isinstance(value, dict) and len(value) > MOST_BIASES:
+        raise ValueError(f"holds {len(value)} tokens; at most {MOST_BIASES}")
+    return value
+
+
+Bias = Annotated[float, Field(allow_inf_nan=False, ge=-100, le=100)]
+LogitBias = Annotated[dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], Bias], BeforeValidator(_few)]
 UNSUPPORTED = {
     "continue_final_message": "every answer begins a new message",
     "use_beam_search": "there is no beam search",
@@ -41,7 +55,7 @@ class StructuredOutputs(Loose):
 
     json_: JsonObject | str | None = Field(None, alias="json")
     regex: Text | None = None
-    choice: list[Text] | None = Field(None, min_length=1)
+    choice: Many[Text] | None = Field(None, min_length=1)
     grammar: Text | None = None
     json_object: bool | None = None
 
@@ -58,21 +72,19 @@ class GenerationRequest(Loose):
     top_k: int | None = Field(None, ge=-1)
     min_p: Finite | None = Field(None, ge=0, le=1)
     seed: int | None = Field(None, ge=-INT64, lt=INT64)
-    stop: Text | list[Text] | None = None
-    stop_token_ids: list[TokenId] | None = Field(None, max_length=MOST_STOPS)
+    stop: Text | Many[Text] | None = None
+    stop_token_ids: Many[TokenId] | None = Field(None, max_length=MOST_STOPS)
     presence_penalty: Finite | None = Field(None, ge=-2, le=2)
     frequency_penalty: Finite | None = Field(None, ge=-2, le=2)
     repetition_penalty: Finite | None = Field(None, gt=0)
-    logit_bias: dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], Annotated[Finite, Field(ge=-100, le=100)]] | None = (
-        None
-    )
+    logit_bias: LogitBias | None = None
     min_tokens: int | None = Field(None, ge=0)
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
     return_token_ids: bool | None = None
     guided_json: JsonObject | str | None = None
     guided_regex: Text | None = None
-    guided_choice: list[Text] | None = Field(None, min_length=1)
+    guided_choice: Many[Text] | None = Field(None, min_length=1)
     guided_grammar: Text | None = None
     structured_outputs: StructuredOutputs | None = None
     response_format: JsonObject | None = None
@@ -95,7 +107,7 @@ class GenerationRequest(Loose):
 class CompletionRequest(GenerationRequest):
     """Body of /v1/completions."""
 
-    prompt: str | list[TokenId] | list[str] | list[list[TokenId]]
+    prompt: str | Many[TokenId] | Many[str] | Many[Many[TokenId]]
     add_special_tokens: bool | None = None
     max_tokens: int | None = Field(16, ge=0)
     echo: bool | None = None
@@ -166,18 +178,18 @@ class Message(Loose):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    content: str | Many[TextPart] | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Many[ToolCall] | None = None
     tool_call_id: str | None = None
 
 
 class ChatTemplateFields(Loose):
     """What decides how messages become a prompt."""
 
-    messages: list[Message] = Field(min_length=1)
-    tools: list[Tool] | None = None
+    messages: Many[Message] = Field(min_length=1)
+    tools: Many[Tool] | None = None
     enable_thinking: bool | None = None
     chat_template_kwargs: JsonObject | None = None
 
@@ -215,8 +227,8 @@ class TokenizeRequest(Loose):
     model: str | None = None
     prompt: str | None = None
     add_special_tokens: bool | None = None
-    messages: list[Message] | None = None
-    tools: list[Tool] | None = None
+    messages: Many[Message] | None = None
+    tools: Many[Tool] | None = None
     add_generation_prompt: bool | None = None
     enable_thinking: bool | None = None
     chat_template_kwargs: JsonObject | None = None
@@ -233,4 +245,4 @@ class DetokenizeRequest(Loose):
     """Body of /detokenize."""
 
     model: str | None = None
-    tokens: list[TokenId]
+    tokens: Many[TokenId]

@@ -48,6 +48,13 @@ class Service:
                 code="model_not_found",
             )  # fmt: skip
 
+    def check_outputs(self, outputs: int) -> None:
+        """Raises ApiError for more outputs than can wait (429) or than can ever wait (400)."""
+        try:
+            self.thread.ensure_room(outputs)
+        except (QueueFullError, DrainingError, EngineFailedError, ValueError) as error:
+            raise self.unavailable(error) from error
+
     def now(self) -> int:
         """The time for `created`, in seconds."""
         return int(time.time())
@@ -56,7 +63,7 @@ class Service:
         """Token ids of a plain prompt.
 
         In front comes the beginning token where the tokenizer's configuration says `add_bos_token`. Where it does not,
-        `add_special_tokens: true` puts the end-of-document token there, which nano3's pretraining begins documents with.
+        `add_special_tokens: true` puts the end-of-document token there, as nano3's pretraining does.
         """
         start: list[int] = []
         if add_special_tokens is not False and self.tokenizer.config.get("add_bos_token") is True:

@@ -58,6 +58,8 @@ def test_any_of_the_keys_opens_the_protected_paths_and_only_those_need_one(start
             assert client.get("/v1/models", headers={"Authorization": f"Bearer {key}"}).status_code == 200
         for path in ("/health", "/health/live", "/health/ready", "/metrics", "/version", "/"):
             assert client.get(path).status_code == 200
+        refused = 'nano3_http_requests_total{method="POST",route="/v1/completions",status="401"} 5.0'
+        assert refused in client.get("/metrics").text
         preflight = {"Origin": "https://page.example", "Access-Control-Request-Method": "POST"}
         allowed = client.options("/v1/chat/completions", headers=preflight)
         assert allowed.headers["access-control-allow-origin"] == "https://page.example"
