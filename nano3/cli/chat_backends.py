@@ -108,7 +108,7 @@ class LocalBackend:
         from nano3.cli.prompts import encode_chat
         from nano3.engine.request import Request, Sampling, ThinkingBudget
 
-        prompt = encode_chat(self._engine.tokenizer, messages, settings.thinking, settings.thinking_budget)
+        prompt = encode_chat(self._engine.tokenizer, messages, settings.thinking)
         room = self._engine.max_context - len(prompt.ids)
         if room < 1:
             raise UserError(f"the conversation has {len(prompt.ids)} tokens, more than the context of "

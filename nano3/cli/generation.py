@@ -37,7 +37,7 @@ class Job:
         """The prompt's token ids."""
         if prompt.messages is None:
             return encode_plain(self.engine.tokenizer, prompt, self.raw)
-        return encode_chat(self.engine.tokenizer, prompt.messages, self.thinking, self.thinking_budget)
+        return encode_chat(self.engine.tokenizer, prompt.messages, self.thinking)
 
     def request(self, request_id: str, encoded: Encoded) -> Request:
         """The engine's request for an encoded prompt."""

@@ -115,26 +115,22 @@ def encode_plain(tokenizer: Tokenizer, prompt: Prompt, raw: bool = False) -> Enc
     return Encoded(tuple(ids))
 
 
-def encode_chat(
-    tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], thinking: bool = True, budget: int | None = None
-) -> Encoded:
+def encode_chat(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], thinking: bool = True) -> Encoded:
     """Token ids of a conversation up to where its answer begins.
 
     Args:
         tokenizer: whose chat template is used, if it has one.
         messages: in OpenAI form.
         thinking: the answer may begin with thinking.
-        budget: thinking tokens; the template tells them to the model.
 
     Raises:
         UserError: messages out of form.
     """
     from nano3.data.chat import template_for, thinking_open
 
-    told: dict[str, Any] = {} if budget is None or not thinking else {"reasoning_budget": budget}
     template = template_for(tokenizer)
-    text = template.render(messages, enable_thinking=thinking, **told)
-    history = template.render(messages, None, False, enable_thinking=thinking, **told)
+    text = template.render(messages, enable_thinking=thinking)
+    history = template.render(messages, None, False, enable_thinking=thinking)
     ids = tuple(tokenizer.encode(text, special=True))
     shared = tuple(tokenizer.encode(history, special=True)) if text.startswith(history) else ()
     end = tokenizer.token_id(END_OF_TURN)
