@@ -21,6 +21,42 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", context_setting
 NOTHING_ANSWERED = 1
 
 
+Rate = Annotated[
+    float | None,
+    typer.Option(help="Mean arrivals a second, at random times (Poisson).", metavar="R", show_default=False),
+]
+Concurrency = Annotated[
+    int | None,
+    typer.Option(help="Requests under way at a time, without --rate. Default: 8.", metavar="N", show_default=False),
+]
+PromptTokens = Annotated[
+    int | None,
+    typer.Option(help="Mean tokens of a prompt of random words. Default: 512.", metavar="N", show_default=False),
+]
+Dataset = Annotated[
+    Path | None,
+    typer.Option(
+        help="Prompts from a JSONL file: prompt or messages in each line.", metavar="FILE", exists=True, dir_okay=False,
+        show_default=False,
+    ),
+]  # fmt: skip
+ModelName = Annotated[
+    str,
+    typer.Option(help="Model name. Default: the first one the server lists.", metavar="NAME", show_default=False),
+]
+ApiKey = Annotated[
+    str,
+    typer.Option(envvar="NANO3_API_KEY", help="Key of the server, if it wants one.", metavar="KEY", show_default=False),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        help="Also write result.json, requests.jsonl and latency.png here.", metavar="DIR", file_okay=False,
+        show_default=False,
+    ),
+]  # fmt: skip
+
+
 @app.callback()
 def bench() -> None:
     """Measure speed."""
@@ -28,37 +64,24 @@ def bench() -> None:
 
 @app.command()
 def serve(
-    url: Annotated[str, typer.Option(help="The server, with or without /v1.")] = "http://127.0.0.1:8000",
-    rate: Annotated[
-        float | None,
-        typer.Option(help="Mean arrivals a second, at random times (Poisson).", show_default=False),
-    ] = None,
-    concurrency: Annotated[
-        int | None, typer.Option(help="Requests under way at a time, without --rate. Default: 8.", show_default=False)
-    ] = None,
-    requests: Annotated[int, typer.Option(help="Requests to measure.")] = 100,
-    prompt_tokens: Annotated[
-        int | None, typer.Option(help="Mean tokens of a prompt of random words. Default: 512.", show_default=False)
-    ] = None,
-    output_tokens: Annotated[int, typer.Option(help="Mean tokens of an answer.")] = 128,
-    spread: Annotated[
-        float, typer.Option(help="Lengths lie evenly within this share of the mean; 0: all equal.")
-    ] = 0.5,
-    shared_prefix: Annotated[int, typer.Option(help="Tokens in front of every prompt that all have in common.")] = 0,
-    dataset: Annotated[
-        Path | None,
-        typer.Option(help="Prompts from a JSONL file: prompt or messages in each line.", exists=True, dir_okay=False),
-    ] = None,
-    endpoint: Annotated[str, typer.Option(help="chat or completions.")] = "chat",
-    model: Annotated[str, typer.Option(help="Model name. Default: the first one the server lists.")] = "",
-    api_key: Annotated[str, typer.Option(envvar="NANO3_API_KEY", help="Key of the server, if it wants one.")] = "",
-    warmup: Annotated[int, typer.Option(help="Requests before the clock starts.")] = 2,
-    timeout: Annotated[float, typer.Option(help="Seconds until a request is given up.", min=0.001)] = 600.0,
-    seed: Annotated[int, typer.Option(help="Decides prompts, lengths and arrival times.")] = 0,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Also write result.json, requests.jsonl and latency.png here.", file_okay=False),
-    ] = None,
+    url: Annotated[str, typer.Option(help="The server, with or without /v1.", metavar="URL")] = "http://127.0.0.1:8000",
+    rate: Rate = None,
+    concurrency: Concurrency = None,
+    requests: Annotated[int, typer.Option(help="Requests to measure.", metavar="N")] = 100,
+    prompt_tokens: PromptTokens = None,
+    output_tokens: Annotated[int, typer.Option(help="Mean tokens of an answer.", metavar="N")] = 128,
+    spread: Annotated[float, typer.Option(help="Lengths lie within this share of the mean.", metavar="SHARE")] = 0.5,
+    shared_prefix: Annotated[int, typer.Option(help="Tokens that all prompts begin with.", metavar="N")] = 0,
+    dataset: Dataset = None,
+    endpoint: Annotated[str, typer.Option(help="chat or completions.", metavar="NAME")] = "chat",
+    model: ModelName = "",
+    api_key: ApiKey = "",
+    warmup: Annotated[int, typer.Option(help="Requests before the clock starts.", metavar="N")] = 2,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds until a request is given up.", metavar="SECONDS", min=0.001)
+    ] = 600.0,
+    seed: Annotated[int, typer.Option(help="Decides prompts, lengths and arrival times.", metavar="N")] = 0,
+    out: Out = None,
     as_json: Json = False,
 ) -> None:
     """Send a load to an OpenAI-compatible server; show time to first token, inter-token latency, throughput, errors.
@@ -81,6 +104,8 @@ def serve(
     users = 8 if concurrency is None else concurrency
     workload = Workload(requests, rate, users, lengths, dataset, warmup, seed)
     target = Target(_base(url), endpoint, model, api_key, timeout)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
     with _progress(requests) as progress:
         measured = measure(target, workload, progress)
     figures = summary(measured)
