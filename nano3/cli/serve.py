@@ -89,11 +89,12 @@ def serve(
       nano3 serve --model runs/pretrain-tiny
 
     [dim]Ask it from another terminal:[/]
-      curl 127.0.0.1:8000/v1/chat/completions -H 'content-type: application/json' \\
+      curl 127.0.0.1:8000/v1/chat/completions \\
+        -H 'content-type: application/json' \\
         -d '{"messages": \\[{"role": "user", "content": "Hi"}]}'
 
-    [dim]For the whole network, with keys, in 8 GiB:[/]
-      nano3 serve --model PATH --host 0.0.0.0 --api-key-file keys.txt --memory 8GiB
+    [dim]For the whole network, with keys:[/]
+      nano3 serve --model PATH --host 0.0.0.0 --api-key-file keys.txt
     """
     _run(ctx.params)
 

@@ -42,6 +42,17 @@ class Slow(Engine):
         return super().step()
 
 
+class Counting(Engine):
+    """Counts how often it is asked for work."""
+
+    asked = 0
+
+    @property
+    def has_work(self):
+        self.asked += 1
+        return super().has_work
+
+
 def request(name, n=1, **sampling):
     return Request(name, PROMPT, Sampling(seed=1, **({"max_tokens": 5} | sampling)), n)
 
@@ -189,3 +200,16 @@ def test_closing_ends_what_runs(make_engine):
         assert thread.failure is None
 
     play(make_engine(), scenario)
+
+
+def test_an_idle_thread_asks_for_nothing(make_engine):
+    engine = make_engine(Counting)
+
+    async def scenario(thread):
+        await collect(await thread.submit(request("a")))
+        await asyncio.sleep(0.1)
+        asked = engine.asked
+        await asyncio.sleep(0.2)
+        assert engine.asked == asked
+
+    play(engine, scenario)

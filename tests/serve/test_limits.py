@@ -119,24 +119,15 @@ def test_a_broken_engine_answers_500_and_is_not_ready(start, make_engine, caplog
         assert results[0].status_code == 500
         assert "out of luck" in results[0].json()["error"]["message"]
         assert streamed.status_code == 500 or "out of luck" in streamed.text
-        begin = time.monotonic()
         for body in (CHAT, CHAT | {"stream": True}):
             assert client.post("/v1/chat/completions", json=body).status_code == 500
         assert client.post("/v1/completions", json={"prompt": "a"}).status_code == 500
-        assert time.monotonic() - begin < 5
         for path in ("/health", "/health/ready", "/health/live"):
             assert client.get(path).status_code == 503
             assert client.get(path).json()["status"] == "failed"
         assert "nano3_ready 0.0" in client.get("/metrics").text
         assert server.service.thread.unfinished == 0
     assert "out of luck" in caplog.text
-
-
-def test_an_idle_server_does_not_spin(server):
-    wait_until(lambda: server.service.thread.unfinished == 0)
-    before = time.process_time()
-    time.sleep(0.5)
-    assert time.process_time() - before < 0.3
 
 
 def test_a_silent_stream_is_kept_alive_with_the_progress(start, make_engine):
