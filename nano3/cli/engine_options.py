@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -86,6 +87,8 @@ def open_from(options: Mapping[str, Any]) -> tuple[GenerationEngine, str]:
         UserError: no such model, or a wrong option.
     """
     memory = parse_bytes(options["memory"])
+    if sys.stderr.isatty():
+        print(f"loading {options['model']} …", file=sys.stderr, flush=True)
     from nano3.engine.launch import open_engine
 
     return open_engine(
