@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import torch
 
-from . import eager, reference
+from . import cpu, eager, reference
 
 ENVIRONMENT = "NANO3_BACKEND"
 """Name of the environment variable that forces one backend for all ops that have it."""
 
 
-def _everywhere(_device: torch.device) -> str | None:
+def _everywhere(_device: torch.device, _op: str) -> str | None:
     return None
 
 
@@ -25,15 +26,16 @@ class Backend:
 
     functions: Mapping[str, Callable]
     """Op name -> function."""
-    about: str
-    """Why one would choose it, in a few words."""
-    unavailable: Callable[[torch.device], str | None] = _everywhere
-    """Device -> why the backend cannot run there, or None when it can."""
+    about: Callable[[str], str]
+    """Op -> why one would choose it, in a few words."""
+    unavailable: Callable[[torch.device, str], str | None] = _everywhere
+    """Device and op -> why the backend cannot run it there, or None when it can."""
 
 
 BACKENDS: dict[str, Backend] = {
-    "eager": Backend(eager.FUNCTIONS, "fastest available here: fused PyTorch, forward and backward"),
-    "reference": Backend(reference.FUNCTIONS, "plain PyTorch, the spec; slow"),
+    "cpu": Backend(cpu.FUNCTIONS, cpu.about, cpu.unavailable),
+    "eager": Backend(eager.FUNCTIONS, lambda _: "fused PyTorch, forward and backward"),
+    "reference": Backend(reference.FUNCTIONS, lambda _: "plain PyTorch, the spec; slow"),
 }
 """Every backend, the preferred ones first."""
 
@@ -71,7 +73,13 @@ def choose(op: str, device: torch.device | str, backend: str | None = None) -> t
     Raises:
         ValueError: unknown op or backend, the backend lacks the op, or it cannot run on the device.
     """
-    choice = _decide(op, torch.device(device), backend)
+    device = torch.device(device) if isinstance(device, str) else device
+    return _chosen(op, device, backend, os.environ.get(ENVIRONMENT))
+
+
+@cache
+def _chosen(op: str, device: torch.device, backend: str | None, _variable: str | None) -> tuple[str, Callable]:
+    choice = _decide(op, device, backend)
     return choice.backend, BACKENDS[choice.backend].functions[op]
 
 
@@ -90,16 +98,20 @@ def _decide(op: str, device: torch.device, backend: str | None) -> Choice:
             raise ValueError(f"{ENVIRONMENT} names an unknown backend {variable!r}; backends: {', '.join(BACKENDS)}")
         if variable in names:
             return _forced(op, device, variable, names, ENVIRONMENT)
+    problems = []
     for name in names:
-        if BACKENDS[name].unavailable(device) is None:
-            return Choice(op, name, BACKENDS[name].about)
+        problem = BACKENDS[name].unavailable(device, op)
+        if problem is None:
+            return Choice(op, name, "; ".join([BACKENDS[name].about(op), *problems]))
+        if device.type == "cpu":
+            problems.append(f"not {name}: {problem}")
     raise ValueError(f"no backend runs {op} on device {device}; backends: {', '.join(names)}")
 
 
 def _forced(op: str, device: torch.device, name: str, names: list[str], origin: str) -> Choice:
     if name not in names:
         raise ValueError(f"unknown backend {name!r} for {op}; backends: {', '.join(names)}")
-    problem = BACKENDS[name].unavailable(device)
+    problem = BACKENDS[name].unavailable(device, op)
     if problem is not None:
         raise ValueError(f"backend {name!r} cannot run {op} on device {device}: {problem}")
     return Choice(op, name, f"forced by {origin}")

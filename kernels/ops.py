@@ -179,6 +179,45 @@ def ssd_step(
     return choose("ssd_step", x.device, backend)[1](state, x, dt, A, B, C, D, dt_bias)
 
 
+def mamba_step(
+    xBC: Tensor,
+    dt: Tensor,
+    z: Tensor,
+    conv_state: Tensor,
+    ssm_state: Tensor,
+    slots: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    A_log: Tensor,
+    D: Tensor,
+    dt_bias: Tensor,
+    norm_weight: Tensor,
+    eps: float,
+    n_groups: int,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """One token of several sequences through conv, scan and gated norm, for decoding (no gradient): what
+    `causal_conv1d_step`, `ssd_step` and `gated_rms_norm` do one after another, on states where they lie.
+
+    Args:
+        xBC: (B, C), C = H P + 2 G N: inputs of the convolution.
+        dt: (B, H) raw.
+        z: (B, H P) gate of the norm.
+        conv_state: (slots, C, W-1), ssm_state: (slots, H, P, N) fp32; the rows `slots` are updated in place.
+        slots: (B,) int64, all different.
+        conv_weight: (C, W); conv_bias: (C,).
+        A_log, D, dt_bias: (H,); A = -exp(A_log).
+        norm_weight: (H P,).
+
+    Returns:
+        (B, H P) in z.dtype.
+    """
+    run = choose("mamba_step", xBC.device, backend)[1]
+    weights = (conv_weight, conv_bias, A_log, D, dt_bias, norm_weight)
+    return run(xBC, dt, z, conv_state, ssm_state, slots, *weights, eps, n_groups)
+
+
 def attention(
     q: Tensor, k: Tensor, v: Tensor, *, document_ids: Tensor | None = None, backend: str | None = None
 ) -> Tensor:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from ..reference.conv import causal_conv1d_step
-from . import attention, conv, experts, grouped, loss, norm, paged, ssd
+from . import attention, conv, experts, grouped, loss, mamba, norm, paged, ssd
 
 FUNCTIONS: dict[str, Callable] = {
     "linear": experts.linear,
@@ -13,6 +13,7 @@ FUNCTIONS: dict[str, Callable] = {
     "causal_conv1d_step": causal_conv1d_step,
     "ssd_scan": ssd.ssd_scan,
     "ssd_step": ssd.ssd_step,
+    "mamba_step": mamba.mamba_step,
     "attention": attention.attention,
     "paged_attention": paged.paged_attention,
     "grouped_mlp": grouped.grouped_mlp,

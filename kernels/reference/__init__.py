@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from . import attention, conv, experts, loss, norm, paged, ssd
+from . import attention, conv, experts, loss, mamba, norm, paged, ssd
 
 FUNCTIONS: dict[str, Callable] = {
     "linear": experts.linear,
@@ -12,6 +12,7 @@ FUNCTIONS: dict[str, Callable] = {
     "causal_conv1d_step": conv.causal_conv1d_step,
     "ssd_scan": ssd.ssd_scan,
     "ssd_step": ssd.ssd_step,
+    "mamba_step": mamba.mamba_step,
     "attention": attention.attention,
     "paged_attention": paged.paged_attention,
     "grouped_mlp": experts.grouped_mlp,

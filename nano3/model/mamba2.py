@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from nano3.config.model import ModelConfig
-from nano3.kernels import causal_conv1d, causal_conv1d_step, gated_rms_norm, ssd_scan, ssd_step
+from nano3.kernels import causal_conv1d, causal_conv1d_step, gated_rms_norm, mamba_step, ssd_scan, ssd_step
 from nano3.model.layers import Linear
 from nano3.model.plan import Padded
 from nano3.model.pool import MambaSlots
@@ -54,8 +54,7 @@ class Mamba2(nn.Module):
         cfg = self.cfg
         z, xBC, dt = self.in_proj(u).split([cfg.d_inner, cfg.conv_dim, cfg.mamba_n_heads], dim=-1)
         if isinstance(state, MambaSlots):
-            y = self._advance(xBC[0], dt[0], state).unsqueeze(0)
-            return self.out_proj(self.norm(y, z)), None
+            return self.out_proj(self._advance(z[0], xBC[0], dt[0], state).unsqueeze(0)), None
         assert state is None or isinstance(state, MambaState)
         if state is not None and u.shape[1] == 1:
             y = self._step(xBC[:, 0], dt[:, 0], state).unsqueeze(1)
@@ -105,28 +104,42 @@ class Mamba2(nn.Module):
         x, B, C = self._split(xBC)
         return ssd_step(state.ssm, x, dt, self._A(), B, C, self.D, self.dt_bias).flatten(-2)
 
-    def _advance(self, xBC: Tensor, dt: Tensor, slots: MambaSlots) -> Tensor:
-        """Tokens of many sequences in one row, xBC (S, conv_dim) and dt (S, H) -> (S, d_inner)."""
+    def _advance(self, z: Tensor, xBC: Tensor, dt: Tensor, slots: MambaSlots) -> Tensor:
+        """Tokens of many sequences in one row: z (S, d_inner), xBC (S, conv_dim), dt (S, H) -> (S, d_inner)."""
         assert slots.plan is not None
-        y = xBC.new_empty(xBC.shape[0], self.cfg.d_inner)
+        y = z.new_empty(z.shape)
         for part in slots.plan.rounds:
-            for run in part.runs:
-                y[run.positions] = self._step(xBC[run.positions], dt[run.positions], slots.view(run.slots))
-            if part.scattered is not None:
-                positions, indices = part.scattered
-                state = slots.take(indices)
-                y[positions] = self._step(xBC[positions], dt[positions], state)
-                slots.put(indices, state)
+            if part.single is not None:
+                at = part.single.positions
+                y[at] = self._step_slots(z[at], xBC[at], dt[at], slots, part.single.slots)
             for piece in part.long:
-                state = slots.view(slice(piece.slot, piece.slot + 1))
-                part_xBC, part_dt = xBC[piece.positions], dt[piece.positions]
-                y[piece.positions] = self._scan(part_xBC.unsqueeze(0), part_dt.unsqueeze(0), None, state)[0]
+                at, state = piece.positions, slots.view(slice(piece.slot, piece.slot + 1))
+                y[at] = self.norm(self._scan(xBC[at].unsqueeze(0), dt[at].unsqueeze(0), None, state)[0], z[at])
             if part.padded is not None:
-                self._advance_padded(y, xBC, dt, slots, part.padded)
+                self._advance_padded(y, z, xBC, dt, slots, part.padded)
             slots.save(part)
         return y
 
-    def _advance_padded(self, y: Tensor, xBC: Tensor, dt: Tensor, slots: MambaSlots, part: Padded) -> None:
+    def _step_slots(self, z: Tensor, xBC: Tensor, dt: Tensor, slots: MambaSlots, indices: Tensor) -> Tensor:
+        conv, norm = self.conv1d, self.norm
+        return mamba_step(
+            xBC,
+            dt,
+            z,
+            slots.conv,
+            slots.ssm,
+            indices,
+            conv.weight.squeeze(1),
+            conv.bias,
+            self.A_log,
+            self.D,
+            self.dt_bias,
+            norm.weight,
+            norm.eps,
+            norm.n_groups,
+        )
+
+    def _advance_padded(self, y: Tensor, z: Tensor, xBC: Tensor, dt: Tensor, slots: MambaSlots, part: Padded) -> None:
         """Pieces of different lengths side by side. A raw step of -inf is a step of zero: padding leaves the scan's
         state alone; the conv state is taken from where each piece ends."""
         state = slots.take(part.slots)
@@ -137,4 +150,5 @@ class Mamba2(nn.Module):
         last = part.lengths.unsqueeze(1) + torch.arange(self.cfg.d_conv - 1, device=rows.device)
         state.conv = inputs.gather(1, last.unsqueeze(-1).expand(-1, -1, rows.shape[2])).transpose(1, 2)
         slots.put(part.slots, state)
-        y[part.positions[part.valid]] = values[part.valid]
+        valid = part.positions[part.valid]
+        y[valid] = self.norm(values[part.valid], z[valid])

@@ -9,15 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby, pairwise
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 SHORT_PIECE = 128
 """Longest piece that is padded and computed together with others."""
-MOST_RUNS = 4
-"""Up to this many runs of neighbouring slots are advanced in place; more are gathered and written back."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +35,13 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Run:
-    """Single tokens of sequences whose slots are neighbours: positions and slots both ascend by one."""
+class Single:
+    """One token of each of several sequences."""
 
-    positions: slice
-    slots: slice
+    positions: slice | Tensor
+    """Flat positions, a slice where they are consecutive."""
+    slots: Tensor
+    """(n,) int64."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,7 @@ class Padded:
 class Round:
     """Pieces of different sequences, independent of each other; then states to keep."""
 
-    runs: list[Run]
-    scattered: tuple[Tensor, Tensor] | None
-    """(positions, slots) of single tokens whose slots are no neighbours."""
+    single: Single | None
     long: list[Long]
     padded: Padded | None
     saves: tuple[Tensor, Tensor] | None
@@ -146,18 +144,19 @@ class Plan:
         long = [piece for piece in pieces if piece.length > SHORT_PIECE]
         if len(short) == 1:
             long, short = [*long, *short], []
-        runs = list(_runs(single))
-        scattered = None
-        if len(runs) > MOST_RUNS:
-            runs, scattered = [], (self._tensor(p.start for p in single), self._tensor(p.slot for p in single))
         saves = [(piece.slot, piece.save_to) for piece in pieces if piece.save_to is not None]
         return Round(
-            runs,
-            scattered,
+            self._single(single) if single else None,
             [Long(slice(piece.start, piece.start + piece.length), piece.slot) for piece in long],
             self._padded(short) if short else None,
             (self._tensor(a for a, _ in saves), self._tensor(b for _, b in saves)) if saves else None,
         )
+
+    def _single(self, pieces: list[_Piece]) -> Single:
+        first, last = pieces[0].start, pieces[-1].start
+        consecutive = last - first == len(pieces) - 1
+        positions = slice(first, last + 1) if consecutive else self._tensor(piece.start for piece in pieces)
+        return Single(positions, self._tensor(piece.slot for piece in pieces))
 
     def _padded(self, pieces: list[_Piece]) -> Padded:
         lengths = self._tensor(piece.length for piece in pieces)
@@ -177,11 +176,3 @@ def _pieces(start: int, span: Span) -> list[_Piece]:
     return [
         _Piece(start + before, after - before, span.slot, save_to) for (before, _), (after, save_to) in pairwise(cuts)
     ]
-
-
-def _runs(pieces: list[_Piece]) -> Iterable[Run]:
-    """Single-token pieces as runs in which position and slot ascend together."""
-    for _, group in groupby(enumerate(pieces), key=lambda item: (item[1].start - item[0], item[1].slot - item[0])):
-        run = [piece for _, piece in group]
-        first, last = run[0], run[-1]
-        yield Run(slice(first.start, last.start + 1), slice(first.slot, last.slot + 1))

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from nano3.kernels import dispatch
@@ -5,13 +9,27 @@ from nano3.kernels import dispatch
 from nano3 import kernels
 
 
-def test_every_op_has_both_backends_and_an_explanation():
+@pytest.fixture(autouse=True)
+def _forget_choices():
+    yield
+    dispatch._chosen.cache_clear()
+
+
+def test_every_op_has_a_fast_backend_a_reference_and_an_explanation():
     choices = kernels.explain("cpu")
     assert [c.op for c in choices] == dispatch.ops()
     for op, backend, reason in choices:
-        assert kernels.backends(op) == ["eager", "reference"]
-        assert backend == "eager"
+        assert kernels.backends(op)[-2:] == ["eager", "reference"]
+        assert backend in ("cpu", "eager")
         assert reason
+
+
+def test_without_the_library_everything_runs_on_pytorch_and_says_why():
+    code = "from nano3.kernels import explain; print(*explain('cpu'), sep='\\n')"
+    environment = {**os.environ, "NANO3_CPU_ISA": "none"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert "backend='cpu'" not in done.stdout
+    assert "not cpu: switched off by NANO3_CPU_ISA" in done.stdout
 
 
 def test_every_op_is_public():
@@ -19,7 +37,7 @@ def test_every_op_is_public():
 
 
 def test_unknown_backend_names_the_valid_ones():
-    with pytest.raises(ValueError, match="unknown backend 'fast' for rms_norm; backends: eager, reference"):
+    with pytest.raises(ValueError, match="unknown backend 'fast' for rms_norm; backends: cpu, eager, reference"):
         kernels.rms_norm(torch.ones(2), torch.ones(2), 1e-5, backend="fast")
 
 
@@ -40,7 +58,9 @@ def test_environment_forces_a_backend(monkeypatch):
 
 def test_unknown_backend_in_the_environment_is_an_error(monkeypatch):
     monkeypatch.setenv("NANO3_BACKEND", "fast")
-    with pytest.raises(ValueError, match="NANO3_BACKEND names an unknown backend 'fast'; backends: eager, reference"):
+    with pytest.raises(
+        ValueError, match="NANO3_BACKEND names an unknown backend 'fast'; backends: cpu, eager, reference"
+    ):
         kernels.choose("ssd_scan", "cpu")
 
 
@@ -48,16 +68,16 @@ def test_unknown_backend_in_the_environment_is_an_error(monkeypatch):
 def only_cuda(monkeypatch):
     """A preferred backend that has one op and runs on CUDA only."""
 
-    def problem(device):
+    def problem(device, _op):
         return None if device.type == "cuda" else "it needs a CUDA device"
 
-    extra = dispatch.Backend({"rms_norm": lambda *a: None}, "extra", problem)
+    extra = dispatch.Backend({"rms_norm": lambda *a: None}, lambda _: "extra", problem)
     monkeypatch.setattr(dispatch, "BACKENDS", {"extra": extra, **dispatch.BACKENDS})
 
 
 @pytest.mark.usefixtures("only_cuda")
 def test_an_unavailable_backend_is_passed_over(monkeypatch):
-    assert kernels.choose("rms_norm", "cpu")[0] == "eager"
+    assert kernels.choose("rms_norm", "cpu")[0] != "extra"
     assert kernels.choose("rms_norm", "cuda")[0] == "extra"
     with pytest.raises(ValueError, match="'extra' cannot run rms_norm on device cpu: it needs a CUDA device"):
         kernels.choose("rms_norm", "cpu", "extra")

@@ -1,0 +1,105 @@
+// One query of many sequences against keys and values in pages (flash decoding): each task takes some keys of one
+// sequence and one key head with all query heads of its group; partial results are merged by their log-sums.
+// Dh head width, R query heads a key head.
+
+static const i64 SPLIT = 2048;  // most keys of one task
+static const i64 BLOCK = 64;    // keys whose scores exist at a time
+
+struct Partial {
+    i64 sequence, head, start, stop;
+};
+
+template <class T>
+static void attend_keys(const float* q, i64 R, i64 Dh, const T* keys, const T* values, const i64* table, i64 page_size,
+                        i64 heads, i64 head, i64 start, i64 stop, float* out, float* top, float* sum, float* scores) {
+    for (i64 r = 0; r < R; r++) top[r] = -INFINITY, sum[r] = 0;
+    std::memset(out, 0, sizeof(float) * R * Dh);
+    for (i64 block = start; block < stop; block += BLOCK) {
+        i64 n = least(BLOCK, stop - block);
+        for (i64 j = 0; j < n; j++) {
+            i64 place = block + j;
+            const T* key = keys + ((table[place / page_size] * page_size + place % page_size) * heads + head) * Dh;
+            product(q, Dh, R, key, 1, Dh, scores + j, BLOCK);
+        }
+        for (i64 r = 0; r < R; r++) {
+            float* s = scores + r * BLOCK;
+            float most = top[r];
+            for (i64 j = 0; j < n; j++) most = most_of(most, s[j]);
+            float keep = std::exp(top[r] - most), total = 0;
+            for (i64 j = n; j < BLOCK; j++) s[j] = -INFINITY;
+            for (i64 j = 0; j < BLOCK; j += V::N) vexp(V::load(s + j) - V(most)).store(s + j);
+            for (i64 j = 0; j < n; j++) total += s[j];
+            for (i64 d = 0; d < Dh; d++) out[r * Dh + d] *= keep;
+            sum[r] = sum[r] * keep + total;
+            top[r] = most;
+        }
+        for (i64 j = 0; j < n; j++) {
+            i64 place = block + j;
+            const T* value = values + ((table[place / page_size] * page_size + place % page_size) * heads + head) * Dh;
+            for (i64 r = 0; r < R; r++) {
+                V weight(scores[r * BLOCK + j]);
+                float* o = out + r * Dh;
+                i64 d = 0;
+                for (; d + V::N <= Dh; d += V::N) V::fma(weight, V::load(value + d), V::load(o + d)).store(o + d);
+                if (d < Dh) {
+                    int left = int(Dh - d);
+                    V::fma(weight, V::load(value + d, left), V::load(o + d, left)).store(o + d, left);
+                }
+            }
+        }
+    }
+}
+
+template <class T>
+static void attention_of(const T* q, const T* keys, const T* values, const i64* table, i64 table_width,
+                         const i64* lengths, i64 n, i64 heads, i64 R, i64 Dh, i64 page_size, T* y, int threads) {
+    Buffer<i64> first(n * heads + 1);
+    i64 count = 0;
+    for (i64 task = 0; task < n * heads; task++) {
+        first[task] = count;
+        count += (lengths[task / heads] + SPLIT - 1) / SPLIT;
+    }
+    first[n * heads] = count;
+    Buffer<Partial> parts(count);
+    for (i64 task = 0; task < n * heads; task++)
+        for (i64 p = first[task], start = 0; p < first[task + 1]; p++, start += SPLIT)
+            parts[p] = {task / heads, task % heads, start, least(start + SPLIT, lengths[task / heads])};
+    Buffer<float> outs(count * R * Dh), tops(count * R), sums(count * R);
+#pragma omp parallel num_threads(threads)
+    {
+        Buffer<float> query(R * Dh), scores(R * BLOCK);
+#pragma omp for schedule(dynamic, 1)
+        for (i64 p = 0; p < count; p++) {
+            const Partial part = parts[p];
+            widen_row(q + (part.sequence * heads + part.head) * R * Dh, query.data, R * Dh);
+            for (i64 i = 0; i < R * Dh; i++) query[i] /= std::sqrt(float(Dh));
+            attend_keys(query.data, R, Dh, keys, values, table + part.sequence * table_width, page_size, heads, part.head,
+                        part.start, part.stop, outs.at(p * R * Dh), tops.at(p * R), sums.at(p * R),
+                        scores.data);
+        }
+#pragma omp for schedule(static)
+        for (i64 task = 0; task < n * heads; task++)
+            for (i64 r = 0; r < R; r++) {
+                float most = -INFINITY, total = 0;
+                for (i64 p = first[task]; p < first[task + 1]; p++) most = most_of(most, tops[p * R + r]);
+                for (i64 p = first[task]; p < first[task + 1]; p++) total += sums[p * R + r] * std::exp(tops[p * R + r] - most);
+                for (i64 d = 0; d < Dh; d++) {
+                    float value = 0;
+                    for (i64 p = first[task]; p < first[task + 1]; p++)
+                        value += outs[(p * R + r) * Dh + d] * std::exp(tops[p * R + r] - most);
+                    store_as(y + (task * R + r) * Dh + d, value / total);
+                }
+            }
+    }
+}
+
+extern "C" void EXPORT(paged_attention)(
+    const void* q, const void* keys, const void* values, int type, const i64* table, i64 table_width, const i64* lengths,
+    i64 n, i64 heads, i64 R, i64 Dh, i64 page_size, void* y, int threads) {
+    if (type == F32)
+        attention_of((const float*)q, (const float*)keys, (const float*)values, table, table_width, lengths, n, heads, R, Dh,
+                     page_size, (float*)y, threads);
+    else
+        attention_of((const bf16*)q, (const bf16*)keys, (const bf16*)values, table, table_width, lengths, n, heads, R, Dh,
+                     page_size, (bf16*)y, threads);
+}

@@ -1,0 +1,49 @@
+// Eight floats: AVX2 and FMA.
+struct V {
+    __m256 v;
+    static const int N = 8;
+    V() {}
+    V(__m256 x) : v(x) {}
+    V(float x) : v(_mm256_set1_ps(x)) {}
+    static V zero() { return _mm256_setzero_ps(); }
+    static V load(const float* p) { return _mm256_loadu_ps(p); }
+    static V load(const bf16* p) {
+        __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p));
+        return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+    }
+    template <class T> static V load(const T* p, int n) {
+        float part[8] = {0};
+        for (int i = 0; i < n; i++) part[i] = to_float(p[i]);
+        return load(part);
+    }
+    void store(float* p) const { _mm256_storeu_ps(p, v); }
+    void store(bf16* p) const { store(p, 8); }
+    template <class T> void store(T* p, int n) const {
+        float part[8];
+        store(part);
+        for (int i = 0; i < n; i++) store_as(p + i, part[i]);
+    }
+    V operator+(V b) const { return _mm256_add_ps(v, b.v); }
+    V operator-(V b) const { return _mm256_sub_ps(v, b.v); }
+    V operator*(V b) const { return _mm256_mul_ps(v, b.v); }
+    V operator/(V b) const { return _mm256_div_ps(v, b.v); }
+    static V fma(V a, V b, V c) { return _mm256_fmadd_ps(a.v, b.v, c.v); }
+    static V max(V a, V b) { return _mm256_max_ps(a.v, b.v); }
+    static V min(V a, V b) { return _mm256_min_ps(a.v, b.v); }
+    static V round(V a) { return _mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+    static V power_of_two(V a) {
+        __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(a.v), _mm256_set1_epi32(127));
+        return _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
+    }
+    float sum() const {
+        __m128 x = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+        x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+        return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+    }
+    float top() const {
+        __m128 x = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+        x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+        return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
+    }
+};
+static const int ROWS = 2, COLS = 4;  // accumulators of the product kernel that fit 16 registers

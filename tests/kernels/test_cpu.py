@@ -1,0 +1,129 @@
+"""The C++ kernels equal the reference at odd sizes, in float32 and bfloat16; what they do not take goes to PyTorch."""
+
+import pytest
+import torch
+from nano3.kernels.cpu import check, ops
+from nano3.kernels.cpu.native import native
+
+from nano3 import kernels
+
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
+
+
+def normal(dtype, *shape):
+    return torch.randn(*shape).to(dtype)
+
+
+def close(got, expected, dtype):
+    assert got.dtype == expected.dtype
+    scale = expected.float().abs().max().clamp_min(1e-6)
+    assert float((got.float() - expected.float()).abs().max() / scale) <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 6, 7, 13, 64, 65])
+@pytest.mark.parametrize(("outputs", "width"), [(1, 1), (7, 15), (64, 16), (129, 100), (33, 257)])
+@torch.inference_mode()
+def test_linear(dtype, rows, outputs, width):
+    x, weight = normal(dtype, rows, width), normal(dtype, outputs, width)
+    close(kernels.linear(x, weight), kernels.linear(x, weight, backend="reference"), dtype)
+
+
+@torch.inference_mode()
+def test_linear_takes_any_mixture_of_types_and_views():
+    x, weight = torch.randn(2, 3, 40), torch.randn(30, 40)
+    for x_type in TOLERANCE:
+        for weight_type in TOLERANCE:
+            a, b = x.to(x_type), weight.to(weight_type)
+            close(kernels.linear(a, b), kernels.linear(a, b, backend="reference"), torch.bfloat16)
+    close(kernels.linear(x[:, ::2], weight), kernels.linear(x[:, ::2], weight, backend="reference"), torch.float32)
+    assert kernels.linear(torch.empty(0, 40), weight).shape == (0, 30)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(("rows", "width", "hidden"), [(1, 8, 16), (5, 33, 70), (64, 20, 129)])
+@torch.inference_mode()
+def test_squared_relu_mlp(dtype, rows, width, hidden):
+    arguments = normal(dtype, rows, width), normal(dtype, hidden, width), normal(dtype, width, hidden)
+    close(kernels.squared_relu_mlp(*arguments), kernels.squared_relu_mlp(*arguments, backend="reference"), dtype)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("shape", [(1, 5), (3, 7, 16), (40, 513)])
+@torch.inference_mode()
+def test_rms_norm(dtype, shape):
+    x, weight = normal(dtype, *shape), normal(torch.float32, shape[-1])
+    close(kernels.rms_norm(x, weight, 1e-5), kernels.rms_norm(x, weight, 1e-5, backend="reference"), dtype)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(("tokens", "n_experts", "top_k"), [(1, 4, 2), (9, 3, 3), (40, 30, 4)])
+@torch.inference_mode()
+def test_experts_with_empty_and_crowded_ones(dtype, tokens, n_experts, top_k):
+    ids = torch.stack([torch.randperm(max(top_k, n_experts - 1))[:top_k] for _ in range(tokens)])
+    up, down = normal(dtype, n_experts, 35, 24), normal(dtype, n_experts, 24, 35)
+    arguments = normal(dtype, tokens, 24), up, down, ids, torch.rand(tokens, top_k)
+    close(kernels.grouped_mlp(*arguments), kernels.grouped_mlp(*arguments, backend="reference"), dtype)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("slots", [[0], [4, 1, 7], [2, 3, 4, 5]])
+@pytest.mark.parametrize("backend", ["eager", None])
+@torch.inference_mode()
+def test_mamba_step_advances_its_slots_and_no_others(dtype, slots, backend):
+    case = list(check._mamba(torch.Generator().manual_seed(1), dtype))
+    case[:3] = [normal(dtype, len(slots), m.shape[1] + 5)[:, 2:-3] for m in case[:3]]
+    case[3:6] = [normal(dtype, 9, *case[3].shape[1:]), torch.randn(9, *case[4].shape[1:]), torch.tensor(slots)]
+    expected, got = ([t.clone() if isinstance(t, torch.Tensor) else t for t in case] for _ in range(2))
+    y = kernels.mamba_step(*expected, backend="reference")
+    close(kernels.mamba_step(*got, backend=backend), y, dtype)
+    for name, a, b, before in zip(("conv", "ssm"), got[3:5], expected[3:5], case[3:5], strict=True):
+        close(a, b, dtype)
+        others = [slot for slot in range(9) if slot not in slots]
+        assert torch.equal(a[others], before[others]), name
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("lengths", [[1], [63, 64, 65], [5000, 1, 300]])
+@torch.inference_mode()
+def test_paged_attention_of_single_queries(dtype, lengths):
+    page = 16
+    counts = [-(-length // page) for length in lengths]
+    order = torch.randperm(sum(counts) + 2)
+    table = torch.zeros(len(lengths), max(counts), dtype=torch.int64)
+    for row, count in enumerate(counts):
+        table[row, :count], order = order[:count], order[count:]
+    keys, values = (normal(dtype, sum(counts) + 2, page, 2, 24) for _ in range(2))
+    arguments = normal(dtype, len(lengths), 6, 24), keys, values, table, [1] * len(lengths), lengths
+    close(kernels.paged_attention(*arguments), kernels.paged_attention(*arguments, backend="reference"), dtype)
+
+
+def test_gradients_go_through_pytorch():
+    x, weight = torch.randn(3, 8, requires_grad=True), torch.randn(5, 8, requires_grad=True)
+    kernels.linear(x, weight).sum().backward()
+    torch.testing.assert_close(x.grad, weight.detach().sum(0).expand(3, 8))
+
+
+def test_a_kernel_that_computes_something_else_is_not_used(monkeypatch):
+    if native().library is None:
+        return
+    monkeypatch.setitem(ops.FUNCTIONS, "linear", lambda x, weight: x @ weight.T + 1)
+    check.problem.cache_clear()
+    try:
+        assert "self-check failed" in check.problem("linear")
+    finally:
+        check.problem.cache_clear()
+
+
+def test_results_do_not_depend_on_the_number_of_threads():
+    x, weight = torch.randn(4, 100), torch.randn(301, 100)
+    before, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            with torch.inference_mode():
+                results.append(kernels.linear(x, weight))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
