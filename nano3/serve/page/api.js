@@ -26,11 +26,11 @@ async function reach(path, options) {
 /** The models that the server offers: [{id, max_model_len?}]. */
 export async function listModels(apiKey) {
   const response = await reach("v1/models", { headers: headers(apiKey) });
-  if (!response.ok) throw await errorOf(response);
+  if (!response.ok) throw await errorOf(response, apiKey);
   return (await response.json()).data;
 }
 
-async function errorOf(response) {
+async function errorOf(response, apiKey) {
   const text = await response.text().catch(() => "");
   let error = {};
   try {
@@ -41,7 +41,7 @@ async function errorOf(response) {
   }
   const message = error.message || "";
   if (response.status === 401 || response.status === 403) {
-    return new ApiError("auth", message || "The server wants an API key.");
+    return new ApiError("auth", apiKey ? "The server does not accept this API key." : "The server wants an API key.");
   }
   if (response.status === 429 || (response.status === 503 && response.headers.has("Retry-After"))) {
     const seconds = Number.parseInt(response.headers.get("Retry-After") ?? "", 10);
@@ -64,7 +64,7 @@ export async function* streamChat(body, apiKey, signal) {
     body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
     signal,
   });
-  if (!response.ok) throw await errorOf(response);
+  if (!response.ok) throw await errorOf(response, apiKey);
   let finished = false;
   for await (const data of events(response.body)) {
     if (data === "[DONE]") return;
