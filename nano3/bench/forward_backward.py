@@ -20,8 +20,9 @@ import torch
 
 from nano3.config.presets import load_model
 from nano3.kernels import linear_cross_entropy
+from nano3.model.dtype import compute_dtype
 from nano3.model.lm import LM
-from nano3.train.numerics import compute_dtype, tune_process
+from nano3.train.numerics import tune_process
 
 
 def train_step(model: LM, tokens: torch.Tensor) -> None:

@@ -39,7 +39,8 @@ def open_engine(
 
     Args:
         model: a run folder, a Hugging Face folder, or a model preset (random weights and a small tokenizer).
-        dtype: of weights and arithmetic: auto, float32 or bfloat16.
+        dtype: of the weights: auto (as stored, or what is fast), float32 or bfloat16; a CPU without bfloat16 products
+            computes in float32 all the same.
         device: auto (CUDA where there is one), cpu, cuda or cuda:N.
         memory: bytes for sequences and the prefix cache; None: a share of what is free.
         max_sequences: most sequences computed at once; None: the engine's own default.
@@ -65,12 +66,13 @@ def open_engine(
             raise UserError("--engine vllm: n-gram speculation and the CPU are the native engine's only")
         return _open_vllm(model, dtype, memory, options), name
     from nano3.engine.engine import Engine
+    from nano3.model.dtype import inference_dtypes
     from nano3.model.load import load_model
-    from nano3.train.numerics import compute_dtype
 
     where = find_device(device)
     tokenizer = find_tokenizer(model)
-    lm = load_model(model, compute_dtype(dtype, where), str(where))
+    lm = load_model(model, None, str(where))
+    lm.to_dtype(*inference_dtypes(dtype, where, lm.lm_head.weight.dtype))
     if tokenizer is None:
         tokenizer = small_tokenizer(lm.cfg.vocab_size)
         _say(f"{model}: a preset has no training behind it: random weights, and a tokenizer of {tokenizer.vocab_size} "

@@ -91,12 +91,12 @@ class LM(nn.Module):
         """The (E,) float32 selection biases in block order: buffers, to be updated in place."""
         return [b.mixer.gate.e_score_correction_bias for b in self.blocks if isinstance(b.mixer, MoE)]
 
-    def to_dtype(self, dtype: torch.dtype) -> LM:
-        """Convert weights and activations; what steers routing and step sizes stays in float32."""
+    def to_dtype(self, dtype: torch.dtype, compute_dtype: torch.dtype | None = None) -> LM:
+        """Convert weights, and activations to `compute_dtype` or the same; routing and step sizes stay in float32."""
         for name, parameter in self.named_parameters():
             if not name.endswith(FLOAT32_SUFFIXES):
                 parameter.data = parameter.data.to(dtype)
-        self.compute_dtype = dtype
+        self.compute_dtype = compute_dtype or dtype
         return self
 
     def _run(self, block: nn.Module, x: Tensor, document_ids, state) -> tuple[Tensor, RouterStats | None]:

@@ -12,6 +12,7 @@ from typing import Any
 from nano3.config.errors import UserError
 from nano3.config.schema import PretrainConfig
 from nano3.model.count import flops_per_token
+from nano3.model.dtype import compute_dtype
 from nano3.train import charts
 from nano3.train.balance import load_stats
 from nano3.train.checkpoint import Checkpointer, CheckpointError, Saved, load_tensors, step_folders
@@ -19,7 +20,6 @@ from nano3.train.feed import BatchSource, Feed, make_plan
 from nano3.train.heldout import HeldoutScore, HeldoutSource, evaluate
 from nano3.train.loss import LossFunction, NextTokenLoss
 from nano3.train.metrics import FINAL, MetricsWriter, cut_metrics
-from nano3.train.numerics import compute_dtype
 from nano3.train.optimizer import build_optimizer, set_lr
 from nano3.train.parallel import parallelize
 from nano3.train.position import Position, Result

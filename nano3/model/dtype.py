@@ -1,0 +1,50 @@
+"""Types of weights and activations by device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from nano3.kernels import choose
+
+BF16_FLAGS = {"amx_bf16", "avx512_bf16"}
+"""CPU features with which bfloat16 matmuls beat float32 ones."""
+
+
+def compute_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of activations: `auto` is bfloat16 on CUDA and on CPUs with bf16 matrix instructions, else float32."""
+    if name != "auto":
+        return {"bfloat16": torch.bfloat16, "float32": torch.float32}[name]
+    fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else bool(BF16_FLAGS & cpu_flags())
+    return torch.bfloat16 if fast else torch.float32
+
+
+def cpu_flags() -> set[str]:
+    """Features of this CPU as Linux names them; empty elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    return next((set(line.split(":", 1)[1].split()) for line in lines if line.startswith("flags")), set())
+
+
+def inference_dtypes(name: str, device: torch.device, stored: torch.dtype) -> tuple[torch.dtype, torch.dtype]:
+    """Types of (weights, activations) for generation.
+
+    `auto` keeps weights as they are stored, but for float32 ones where bfloat16 products are fast. A CPU on which they
+    are slow computes in float32, from bfloat16 weights only where C++ kernels read those as they are.
+
+    Args:
+        name: auto, float32 or bfloat16.
+        device: where the model runs.
+        stored: type of the weights in their folder.
+    """
+    fast = compute_dtype("auto", device)
+    weights = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": stored}[name]
+    if name == "auto" and fast == torch.bfloat16:
+        weights = torch.bfloat16
+    if device.type != "cpu" or fast == torch.bfloat16:
+        return weights, weights
+    narrow = weights != torch.float32 and choose("linear", device)[0] == "cpu"
+    return (weights if narrow else torch.float32), torch.float32
