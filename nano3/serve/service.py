@@ -141,7 +141,7 @@ class Generation:
                     yield position, update
             if not any(stream.open for stream in self._streams):
                 return
-            if not self._arrived.is_set() and not await self._wait(tick):
+            if not await self._wait(tick):
                 yield None
 
     def progress(self) -> tuple[int, int]:

@@ -1,0 +1,24 @@
+"""Times between tokens, as the histograms get them."""
+
+import types
+
+import pytest
+
+from nano3.engine.request import Token, Update
+from nano3.serve.metrics import Metrics
+
+
+def test_tokens_of_one_step_share_the_time_since_the_step_before():
+    metrics = Metrics()
+    stream = types.SimpleNamespace(submitted=10.0, last_at={})
+    metrics.on_update(stream, Update("a", 0, (Token(1, 0.0, 0.0),)), 10.5)
+    stream.last_at[0] = 10.5
+    metrics.on_update(stream, Update("a", 0, (Token(1, 0.0, 0.0),) * 4, finish="stop"), 10.9)
+
+    def value(name):
+        return metrics.registry.get_sample_value(name)
+
+    assert value("nano3_time_to_first_token_seconds_sum") == pytest.approx(0.5)
+    assert value("nano3_inter_token_latency_seconds_count") == 4
+    assert value("nano3_inter_token_latency_seconds_sum") == pytest.approx(0.4)
+    assert value("nano3_request_latency_seconds_sum") == pytest.approx(0.9)
