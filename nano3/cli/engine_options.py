@@ -72,7 +72,7 @@ MaxContext = Annotated[
 ]
 EngineName = Annotated[
     str,
-    typer.Option("--engine", help="native, or vllm (pip install 'nano3[vllm]').", metavar="NAME", show_default=False),
+    typer.Option("--engine", help="native, or vllm (pip install 'nano3\\[vllm]').", metavar="NAME", show_default=False),
 ]
 
 
