@@ -18,8 +18,10 @@ ALL = 1 << 40
 """Stands for a top-k that cuts nothing."""
 BLOCK = 512
 """Tokens a block in the two-level search for the drawn one."""
-COLDEST = 1e-6
-"""Temperatures below this act like it: nothing but exact ties is left to chance."""
+COLDEST, HOTTEST = 1e-6, 1e6
+"""Temperatures beyond these act like them: nothing but exact ties, or everything, is left to chance."""
+STRONGEST = 1e6
+"""Repetition penalties beyond this, or its inverse, act like it: more would leave the range of float32."""
 
 Top = tuple[tuple[int, float], ...]
 
@@ -110,7 +112,8 @@ def processed(x: Tensor, row: SequenceSampler) -> Tensor:
         ids, counts = (torch.from_numpy(array).to(x.device) for array in seen)
         values = x[ids]
         if s.repetition_penalty != 1:
-            values = torch.where(values > 0, values / s.repetition_penalty, values * s.repetition_penalty)
+            penalty = min(max(s.repetition_penalty, 1 / STRONGEST), STRONGEST)
+            values = torch.where(values > 0, values / penalty, values * penalty)
         x[ids] = values - s.frequency_penalty * counts - s.presence_penalty * (counts > 0)
     if s.logit_bias:
         ids = torch.tensor(list(s.logit_bias), device=x.device)
@@ -145,7 +148,7 @@ def _column(values: list[float], like: Tensor, dtype: torch.dtype = torch.float3
 def _scaled(x: Tensor, rows: Sequence[SequenceSampler]) -> Tensor:
     """(logits - best) / temperature, as a new tensor."""
     z = x - x.amax(-1, keepdim=True)
-    temperatures = [max(row.sampling.temperature, COLDEST) for row in rows]
+    temperatures = [min(max(row.sampling.temperature, COLDEST), HOTTEST) for row in rows]
     return z if all(t == 1 for t in temperatures) else z.div_(_column(temperatures, x))
 
 

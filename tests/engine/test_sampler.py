@@ -269,3 +269,16 @@ def test_prompt_scores_are_those_of_log_softmax():
 def test_a_bias_for_a_token_that_does_not_exist_is_refused():
     with pytest.raises(ValueError, match="64"):
         state(Sampling(logit_bias={64: 1.0}))
+
+
+@pytest.mark.parametrize("extreme", [5e-324, 1e-40, 1e39, 1.7e308])
+@pytest.mark.parametrize("field", ["temperature", "repetition_penalty"])
+def test_numbers_beyond_float32_still_choose_an_allowed_token(field, extreme):
+    logits = torch.linspace(-9, 9, 64)[None]
+    banned = (EOS, *range(20, 64))
+    for cut in ({}, {"top_p": 0.9}, {"min_p": 0.1}, {"top_k": 5}):
+        row = state(Sampling(**{field: extreme}, **cut, min_tokens=1, stop_ids=banned), prompt=(5, 6, 21))
+        (token,) = sample(logits, [row])
+        assert token.id not in banned
+        assert token.log_prob <= 0
+        assert token.sampled_log_prob <= 1e-6
