@@ -18,7 +18,8 @@ from schemathesis.specs.openapi.checks import (
 )
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
-EXAMPLES = 12
+FEW, MANY = 12, 200
+"""Generated requests an operation."""
 FEW_TOKENS, FEW_OUTPUTS = 4, 3
 
 
@@ -47,19 +48,20 @@ def shorten(body):
     return body
 
 
+@pytest.mark.parametrize("examples", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["right", "wrong"])
-def test_generated_requests_are_answered_as_documented(server, mode):
+def test_generated_requests_are_answered_as_documented(server, mode, examples):
     for operation in operations(server).values():
-        check_operation(server, operation, mode)
+        check_operation(server, operation, mode, examples)
     assert httpx.get(f"{server.url}/health/ready").status_code == 200
 
 
-def check_operation(server, operation, mode):
+def check_operation(server, operation, mode, examples):
     strategy = operation.as_strategy(generation_mode=mode)
 
     @seed(3)
     @settings(
-        max_examples=EXAMPLES if operation.body else 2,
+        max_examples=examples if operation.body else 2,
         phases=[Phase.generate],
         database=None,
         suppress_health_check=list(HealthCheck),
