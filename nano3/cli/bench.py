@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import typer
 
+from nano3.cli import bench_compute
 from nano3.cli.options import HELP, Json
 
 if TYPE_CHECKING:
@@ -60,6 +61,11 @@ Out = Annotated[
 @app.callback()
 def bench() -> None:
     """Measure speed."""
+
+
+app.command()(bench_compute.train)
+app.command()(bench_compute.prefill)
+app.command()(bench_compute.decode)
 
 
 @app.command()

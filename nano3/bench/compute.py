@@ -1,0 +1,182 @@
+"""Measures training, prefill or decoding: nano3, peers and the machine's ceilings in turn, each in its own process."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nano3.bench.peers import check_peers
+from nano3.bench.processes import SideError, Worker
+from nano3.bench.workload import Case, Job, Kind
+from nano3.config.errors import UserError
+
+OURS, CEILINGS = "nano3", "ceilings"
+DTYPES = ("float32", "bfloat16")
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure."""
+
+    kind: Kind
+    cases: Sequence[Case]
+    model: str = "bench-110m"
+    pattern: str = ""
+    dtype: str = "auto"
+    threads: int = 0
+    """0: PyTorch's choice."""
+    repeat: int = 5
+    against: tuple[str, ...] = ()
+    peer_dtypes: tuple[str, ...] = DTYPES
+    """Those that transformers runs in; llama.cpp's is that of its file."""
+    peer_timeout: float = 300.0
+    """Seconds until one run of a peer, or its loading, is given up."""
+    gguf: str = ""
+    profile: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("auto", *DTYPES):
+            raise UserError(f"--dtype {self.dtype}: not known; use auto, {', '.join(DTYPES)}")
+        for name in self.peer_dtypes:
+            if name not in DTYPES:
+                raise UserError(f"--peer-dtype {name}: not known; use one or both of {','.join(DTYPES)}")
+        for option, value in (("--repeat", self.repeat), ("--threads", self.threads or 1)):
+            if value < 1:
+                raise UserError(f"{option} is {value}; it must be at least 1")
+        if not self.peer_timeout > 0:
+            raise UserError(f"--peer-timeout is {self.peer_timeout:g}; it must be above 0")
+        check_peers(self.against, self.kind, self.gguf)
+
+
+@dataclass
+class Runs:
+    """The runs of one side on one case."""
+
+    seconds: list[float] = field(default_factory=list)
+    peak_memory: int = 0
+    failed: str = ""
+    """Why there are no (more) runs, in one line."""
+
+
+@dataclass
+class Measured:
+    """All runs of a plan."""
+
+    plan: Plan
+    threads: int
+    about: dict[str, dict[str, Any]]
+    """What each side said about itself."""
+    runs: list[dict[str, Runs]]
+    """For each case: side -> its runs; runs of one index came one after the other."""
+    ceilings: list[dict[str, float]]
+    """The machine's rates, measured once in each round."""
+    profiles: list[dict[str, Any]]
+    """With --profile: one a case."""
+
+
+def measure(plan: Plan, say: Say) -> Measured:
+    """Run everything; `say` is told what goes on.
+
+    Raises:
+        UserError: a wrong input.
+        RuntimeError: nano3's own process failed.
+    """
+    threads = plan.threads or _default_threads()
+    with ExitStack() as stack:
+        say("loading")
+        rotation = _Rotation(_start(plan, threads, stack), say)
+        measured = Measured(plan, threads, rotation.about, [], rotation.ceilings, [])
+        for case in plan.cases:
+            measured.runs.append(rotation.case(case, plan.repeat))
+            if plan.profile:
+                say(f"{case.name}: profile")
+                measured.profiles.append(rotation.workers[OURS].profile(case))
+        return measured
+
+
+class _Rotation:
+    """The sides, which take turns so that the machine's moods meet all of them."""
+
+    def __init__(self, workers: dict[str, Worker], say: Say) -> None:
+        self.workers, self.say = workers, say
+        self.lost: dict[str, str] = {}
+        self.about: dict[str, dict[str, Any]] = {}
+        self.ceilings: list[dict[str, float]] = []
+        for name, worker in workers.items():
+            self.about[name] = self._ask(name, worker.ready) or {}
+
+    def case(self, case: Case, repeat: int) -> dict[str, Runs]:
+        """One round that does not count, then `repeat` that do."""
+        runs = {name: Runs() for name in self.workers if name != CEILINGS}
+        for number in range(repeat + 1):
+            for name, worker in self.workers.items():
+                if name in self.lost or (name == CEILINGS and number == 0):
+                    continue
+                self.say(f"{case.name}: {name}, " + (f"run {number} of {repeat}" if number else "first run"))
+                result = self._ask(name, lambda worker=worker: worker.run(case))
+                if result is not None and number:
+                    self._keep(name, result, runs)
+        for name, reason in self.lost.items():
+            runs[name].failed = reason
+        return runs
+
+    def _keep(self, name: str, result: dict[str, float], runs: dict[str, Runs]) -> None:
+        peak = int(result.pop("peak_memory"))
+        if name == CEILINGS:
+            self.ceilings.append(result)
+            return
+        runs[name].seconds.append(result["seconds"])
+        runs[name].peak_memory = peak
+
+    def _ask(self, name: str, question: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
+        """The answer; None of a peer that failed, which is out from then on."""
+        try:
+            return question()
+        except SideError as failure:
+            if name in (OURS, CEILINGS):
+                raise RuntimeError(f"{name}: {failure}") from failure
+            self.lost[name] = str(failure)
+            self.workers[name].close()
+            return None
+
+
+def _start(plan: Plan, threads: int, stack: ExitStack) -> dict[str, Worker]:
+    """The processes by name, nano3's first; all end with `stack`."""
+    workers: dict[str, Worker] = {}
+
+    def start(name: str, job: Job, limit: float | None = None) -> None:
+        workers[name] = Worker(job, limit)
+        stack.callback(workers[name].close)
+
+    start(OURS, Job(OURS, plan.kind, plan.model, plan.pattern, plan.dtype, threads))
+    if "transformers" in plan.against:
+        folder = _shared_folder(plan, stack)
+        for dtype in plan.peer_dtypes:
+            name = f"transformers {dtype}"
+            start(name, Job("transformers", plan.kind, folder, dtype=dtype, threads=threads), plan.peer_timeout)
+    if "llama.cpp" in plan.against:
+        job = Job("llama.cpp", plan.kind, plan.gguf, threads=threads)
+        start(f"llama.cpp {Path(plan.gguf).stem}", job, plan.peer_timeout)
+    start(CEILINGS, Job(CEILINGS, plan.kind, threads=threads))
+    return workers
+
+
+def _shared_folder(plan: Plan, stack: ExitStack) -> str:
+    """The same weights as a Hugging Face folder, gone again with `stack`."""
+    from nano3.bench.native import open_model
+    from nano3.model.hf import save
+
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nano3-bench-"))) / "model"
+    save(open_model(plan.model, plan.pattern), folder)
+    return str(folder)
+
+
+def _default_threads() -> int:
+    import torch
+
+    return torch.get_num_threads()

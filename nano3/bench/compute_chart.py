@@ -1,0 +1,59 @@
+"""Chart of tokens a second: nano3, the peers, and what the machine's ceiling would allow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from nano3.bench.compute import OURS
+from nano3.train.charts import BLUE, GREEN, GRID, INK, MUTED, ORANGE, PALE
+
+COLORS = (BLUE, ORANGE, GREEN, MUTED, PALE)
+
+
+def draw(figures: dict[str, Any], path: Path) -> Path:
+    """Bars for each case and side, whiskers from the slowest to the fastest run, a dashed line at the ceiling."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    cases = figures["cases"]
+    figure = Figure(figsize=(2.2 + 2.9 * len(cases), 4.2), dpi=150, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    title = f"{figures['kind'].capitalize()}, {figures['model']}: tokens a second"
+    figure.suptitle(title, fontsize=12, fontweight="bold", color=INK, x=0.01, ha="left")
+    for axis, case in zip(figure.subplots(1, len(cases), squeeze=False)[0], cases, strict=True):
+        _bars(axis, case)
+    figure.savefig(path)
+    return path
+
+
+def _bars(axis: Any, case: dict[str, Any]) -> None:
+    sides = {name: side["tokens_per_second"] for name, side in case["sides"].items() if "tokens_per_second" in side}
+    for place, (rate, color) in enumerate(zip(sides.values(), COLORS * 2, strict=False)):
+        low, high = rate["median"] - rate["min"], rate["max"] - rate["median"]
+        axis.bar(place, rate["median"], 0.7, yerr=[[low], [high]], color=color, ecolor=INK, capsize=3)
+        axis.annotate(
+            f"{rate['median']:,.0f}", (place, rate["max"]), (0, 4), textcoords="offset points", ha="center", color=INK
+        )
+    ceiling = ceiling_rate(case)
+    axis.axhline(ceiling, color=MUTED, linestyle="--", linewidth=1)
+    axis.annotate(
+        f"ceiling {ceiling:,.0f}", (len(sides) - 0.6, ceiling), (0, 3), textcoords="offset points", ha="right",
+        color=MUTED, fontsize=8,
+    )  # fmt: skip
+    axis.set_ylim(0, 1.15 * max(ceiling, *(rate["max"] for rate in sides.values())))
+    axis.set_xlim(-0.6, len(sides) - 0.4)
+    axis.set_xticks(range(len(sides)), [name.replace(" ", "\n") for name in sides], fontsize=8)
+    axis.set_title(case["name"], fontsize=10, color=INK, loc="left")
+    axis.grid(True, axis="y", color=GRID, linewidth=0.8)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[["left", "bottom"]].set_color(MUTED)
+    axis.tick_params(colors=MUTED, which="both")
+
+
+def ceiling_rate(case: dict[str, Any]) -> float:
+    """Tokens a second at which nano3 would reach the nearer of its ceilings."""
+    ours = case["sides"][OURS]
+    share = max(ours["share_of_matmul"], ours.get("share_of_read", 0.0))
+    return ours["tokens_per_second"]["median"] / share

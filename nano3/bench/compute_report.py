@@ -1,0 +1,159 @@
+"""Figures, table rows and chart of `nano3 bench train`, `prefill` and `decode`."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nano3.bench.ceilings import UNITS
+from nano3.bench.compute import OURS, Measured, Runs
+from nano3.bench.costs import flops, read_bytes
+from nano3.bench.workload import Case
+from nano3.config.model import ModelConfig
+from nano3.files import write_atomic
+from nano3.model.count import count_parameters
+
+PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"))
+
+
+def summary(measured: Measured) -> dict[str, Any]:
+    """All figures as one JSON object: seconds, tokens a second, FLOP/s, bytes; shares and ratios as fractions."""
+    plan, ours = measured.plan, measured.about[OURS]
+    cfg = ModelConfig(**ours["config"])
+    ceilings = {name: {**spread([rates[name] for rates in measured.ceilings]), "unit": UNITS[name]} for name in UNITS}
+    pairs = zip(plan.cases, measured.runs, strict=True)
+    return {
+        "kind": plan.kind,
+        "model": plan.model,
+        "pattern": cfg.pattern,
+        "parameters": asdict(count_parameters(cfg)),
+        "machine": {"cpu": _cpu(), "threads": measured.threads, "torch": torch.__version__},
+        "repeat": plan.repeat,
+        "sides": {
+            name: {key: value for key, value in about.items() if key not in ("config", "backends")}
+            for name, about in measured.about.items()
+        },
+        "backends": ours["backends"],
+        "ceilings": ceilings,
+        "cases": [_case(cfg, case, runs, ours, ceilings) for case, runs in pairs],
+        "profiles": measured.profiles,
+    }
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, least and most."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def _case(cfg: ModelConfig, case: Case, runs: dict[str, Runs], ours: dict, ceilings: dict) -> dict[str, Any]:
+    sides = {name: _side(case, side) for name, side in runs.items()}
+    mine = sides[OURS]
+    mine |= _use(cfg, case, mine["seconds"]["median"], ours, ceilings)
+    ratios = {name: _ratio(runs[OURS], side) for name, side in runs.items() if name != OURS and side.seconds}
+    result = {"name": case.name, **asdict(case), "tokens": case.tokens, "sides": sides, "ratios": ratios}
+    if ratios:
+        result["best_peer"] = min(ratios, key=lambda name: ratios[name]["median"])
+    return result
+
+
+def _side(case: Case, runs: Runs) -> dict[str, Any]:
+    if not runs.seconds:
+        return {"failed": runs.failed}
+    rates = [case.tokens / seconds for seconds in runs.seconds]
+    return {
+        "seconds": {**spread(runs.seconds), "all": runs.seconds},
+        "tokens_per_second": spread(rates),
+        "peak_memory_bytes": runs.peak_memory,
+        **({"failed": runs.failed} if runs.failed else {}),
+    }
+
+
+def _use(cfg: ModelConfig, case: Case, seconds: float, ours: dict, ceilings: dict) -> dict[str, float]:
+    """Arithmetic and traffic at the median, and their shares of what the machine can do."""
+    counted = flops(cfg, case)
+    rate = counted / seconds
+    use = {
+        "flops": counted,
+        "flops_per_second": rate,
+        "share_of_matmul": rate / ceilings[f"matmul_{ours['activations']}"]["median"],
+    }
+    if case.kind == "decode":
+        weights, activations = (getattr(torch, ours[name]) for name in ("weights", "activations"))
+        step = seconds / case.output
+        read = read_bytes(cfg, case, weights, activations)
+        best = max(ceilings[name]["median"] for name in UNITS if name.startswith("matvec"))
+        use |= {
+            "seconds_per_step": step,
+            "read_bytes_per_step": read,
+            "read_bytes_per_second": read / step,
+            "share_of_read": read / step / best,
+        }
+    return use
+
+
+def _ratio(ours: Runs, peer: Runs) -> dict[str, float]:
+    """How many times as fast as the peer: ratio of the medians; least and most of runs that were neighbours."""
+    paired = [theirs / mine for mine, theirs in zip(ours.seconds, peer.seconds, strict=False)]
+    median = statistics.median(peer.seconds) / statistics.median(ours.seconds)
+    return {"median": median, "min": min(paired), "max": max(paired)}
+
+
+def speed_rows(figures: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Lines of the table of speeds: case, side, tokens a second, spread, ratio, peak memory, what went wrong."""
+    for case in figures["cases"]:
+        for name, side in case["sides"].items():
+            if "tokens_per_second" not in side:
+                yield case["name"], name, "", "", "", "", side["failed"]
+                continue
+            rate, ratio = side["tokens_per_second"], case["ratios"].get(name)
+            yield (
+                case["name"],
+                name,
+                f"{rate['median']:,.1f}",
+                f"{rate['min']:,.1f} - {rate['max']:,.1f}",
+                f"{ratio['median']:.2f} ({ratio['min']:.2f} - {ratio['max']:.2f})" if ratio else "",
+                f"{side['peak_memory_bytes'] / 2**30:.2f} GiB",
+                side.get("failed", ""),
+            )
+
+
+def use_rows(figures: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Lines of the table of nano3's use of the machine: case, FLOP/s and share; when decoding ms a step and reading."""
+    for case in figures["cases"]:
+        side = case["sides"][OURS]
+        row = (case["name"], f"{scaled(side['flops_per_second'])}FLOP/s", f"{side['share_of_matmul']:.1%}")
+        if "seconds_per_step" in side:
+            read = f"{scaled(side['read_bytes_per_second'])}B/s"
+            row += (f"{side['seconds_per_step'] * 1000:.2f}", read, f"{side['share_of_read']:.1%}")
+        yield row
+
+
+def scaled(value: float) -> str:
+    """A rate with its prefix: `96.3 G`."""
+    for size, prefix in PREFIXES:
+        if value >= size:
+            return f"{value / size:.1f} {prefix}"
+    return f"{value:.1f} "
+
+
+def write(figures: dict[str, Any], folder: Path) -> list[Path]:
+    """Write result.json and speed.png into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    result = folder / "result.json"
+    write_atomic(result, json.dumps(figures, indent=2) + "\n")
+    from nano3.bench.compute_chart import draw
+
+    return [result, draw(figures, folder / "speed.png")]
+
+
+def _cpu() -> str:
+    from nano3.cli.hardware import detect
+
+    return detect().cpu or platform.machine()

@@ -1,0 +1,161 @@
+"""nano3's side of `nano3 bench train`, `prefill` and `decode`."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nano3.bench.workload import Case, Job, prompts
+from nano3.config.errors import UserError
+from nano3.config.presets import load_model as load_model_config
+from nano3.data.tokenizer import Tokenizer
+from nano3.engine.engine import Engine
+from nano3.engine.launch import small_tokenizer
+from nano3.engine.request import Request, Sampling
+from nano3.kernels import explain, linear_cross_entropy
+from nano3.model.dtype import compute_dtype, inference_dtypes
+from nano3.model.lm import LM
+from nano3.model.load import load_model
+from nano3.train.numerics import tune_process
+
+BALANCE_COEF = 1e-4
+WARM_STEPS = 4
+"""Tokens of each sequence before the clock starts, the prompt's own one among them."""
+CPU = torch.device("cpu")
+
+
+class Native:
+    """One model and its runs; see nano3.bench.worker."""
+
+    def __init__(self, job: Job) -> None:
+        tune_process(CPU)
+        self.model = open_model(job.model, job.pattern)
+        if job.kind == "train":
+            self.model.to_dtype(torch.float32, compute_dtype(job.dtype, CPU))
+        else:
+            self.model.to_dtype(*inference_dtypes(job.dtype, CPU, self.model.lm_head.weight.dtype))
+        self.tokenizer = None if job.kind == "train" else full_tokenizer(self.model.cfg.vocab_size)
+        self._runs = {"train": self._train, "prefill": self._prefill, "decode": self._decode}
+
+    def about(self) -> dict[str, Any]:
+        """Types, sizes and the backend of each op."""
+        return {
+            "weights": _name(self.model.lm_head.weight.dtype),
+            "activations": _name(self.model.compute_dtype),
+            "config": dataclasses.asdict(self.model.cfg),
+            "backends": {choice.op: {"backend": choice.backend, "reason": choice.reason} for choice in explain(CPU)},
+        }
+
+    def run(self, case: Case) -> dict[str, float]:
+        """Seconds of one timed run."""
+        return {"seconds": self._runs[case.kind](case)}
+
+    def _train(self, case: Case) -> float:
+        self.model.train(not case.forward_only)
+        tokens = torch.tensor(prompts(case, self.model.cfg.vocab_size))
+        step = forward if case.forward_only else train_step
+        return seconds_of(lambda: step(self.model, tokens))
+
+    def _prefill(self, case: Case) -> float:
+        engine = self._engine(case)
+        _add(engine, case, max_tokens=1)
+
+        def until_first_token() -> None:
+            while not any(update.tokens for update in engine.step()):
+                pass
+
+        return seconds_of(until_first_token)
+
+    def _decode(self, case: Case) -> float:
+        engine = self._engine(case)
+        _add(engine, case, max_tokens=WARM_STEPS + case.output)
+        warm = 0
+        while warm < WARM_STEPS * case.batch:
+            warm += _tokens(engine)
+        assert warm == WARM_STEPS * case.batch, "the sequences do not advance together"
+
+        def all_steps() -> None:
+            made = sum(_tokens(engine) for _ in range(case.output))
+            assert made == case.tokens, f"{made} tokens in {case.output} steps of {case.batch} sequences"
+
+        return seconds_of(all_steps)
+
+    def _engine(self, case: Case) -> Engine:
+        """An engine that takes all prompts in one pass when decoding, so that the sequences advance together."""
+        room = case.length + WARM_STEPS + case.output
+        assert self.tokenizer is not None
+        together = {"step_tokens": max(2048, case.batch * case.length)} if case.kind == "decode" else {}
+        return Engine(
+            self.model,
+            self.tokenizer,
+            max_sequences=case.batch,
+            max_context=room,
+            prefix_cache=False,
+            **together,
+        )
+
+
+def open_model(name: str, pattern: str = "") -> LM:
+    """The model of a run folder or Hugging Face folder, or of a preset or TOML file of sizes (random weights, seed 0).
+
+    Raises:
+        UserError: no such model, or `pattern` for one whose weights are given.
+    """
+    if Path(name).is_dir():
+        if pattern:
+            raise UserError(f"--pattern: the blocks of {name} are those of its weights; name a preset instead")
+        return load_model(name)
+    cfg = load_model_config(name)
+    try:
+        cfg = dataclasses.replace(cfg, pattern=pattern) if pattern else cfg
+    except ValueError as error:
+        raise UserError(f"--pattern: {error}") from error
+    return LM(cfg).init_weights(0).eval()
+
+
+def full_tokenizer(vocab_size: int) -> Tokenizer:
+    """A tokenizer with an entry for every id of the model, so that no logit is left out of the choice of tokens."""
+    tokenizer = small_tokenizer(vocab_size)
+    tokenizer.inner.add_tokens([f"<|{i}|>" for i in range(tokenizer.vocab_size, vocab_size)])
+    return tokenizer
+
+
+def train_step(model: LM, tokens: torch.Tensor) -> None:
+    """Forward and backward on tokens (B, T), each predicting the next; gradients are dropped afterwards."""
+    hidden = model.hidden(tokens)
+    x = hidden.x[:, :-1].flatten(0, 1)
+    loss = linear_cross_entropy(x, model.lm_head.weight, tokens[:, 1:].flatten()) / x.shape[0]
+    (loss + BALANCE_COEF * hidden.balance_loss).backward()
+    model.zero_grad()
+
+
+@torch.inference_mode()
+def forward(model: LM, tokens: torch.Tensor) -> None:
+    """Blocks and final norm on tokens (B, T), and the logits of the last position."""
+    model.lm_head(model.hidden(tokens).x[:, -1])
+
+
+def seconds_of(run: Callable[[], object]) -> float:
+    """How long one run takes."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def _add(engine: Engine, case: Case, max_tokens: int) -> None:
+    sampling = Sampling(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
+    for index, prompt in enumerate(prompts(case, engine.model.cfg.vocab_size)):
+        engine.add(Request(str(index), tuple(prompt), sampling))
+
+
+def _tokens(engine: Engine) -> int:
+    return sum(len(update.tokens) for update in engine.step())
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

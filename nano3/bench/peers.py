@@ -1,0 +1,180 @@
+"""Other programs on the same work: Hugging Face transformers and llama.cpp, on CPU, with the same weights."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+from nano3.bench.workload import Case, Job, Kind, prompts
+from nano3.config.errors import UserError
+
+WARM_TOKENS = 4
+"""Tokens of each sequence before the clock starts."""
+
+
+class Transformers:
+    """transformers' own `nemotron_h` from a Hugging Face folder; see nano3.bench.worker."""
+
+    def __init__(self, job: Job) -> None:
+        import torch
+        import transformers
+
+        transformers.logging.set_verbosity_error()
+        self.version = transformers.__version__
+        model = transformers.AutoModelForCausalLM.from_pretrained(job.model)
+        self.model = model.to(getattr(torch, job.dtype))
+        self.model.train(job.kind == "train")
+        self.dtype, self.vocab_size = job.dtype, self.model.config.vocab_size
+        self._runs = {"train": self._train, "prefill": self._prefill, "decode": self._decode}
+
+    def about(self) -> dict[str, Any]:
+        """Version and types."""
+        return {"version": self.version, "weights": self.dtype, "activations": self.dtype}
+
+    def run(self, case: Case) -> dict[str, float]:
+        """Seconds of one timed run."""
+        import torch
+
+        tokens = torch.tensor(prompts(case, self.vocab_size))
+        return {"seconds": self._runs[case.kind](tokens, case)}
+
+    def _train(self, tokens: Any, case: Case) -> float:
+        if case.forward_only:
+            self.model.eval()
+            return self._prefill(tokens, case)
+
+        def step() -> None:
+            self.model(tokens, labels=tokens, use_cache=False).loss.backward()
+            self.model.zero_grad()
+
+        return _seconds(step)
+
+    def _prefill(self, tokens: Any, case: Case) -> float:
+        import torch
+
+        with torch.inference_mode():
+            return _seconds(lambda: self.model(tokens, use_cache=case.kind == "prefill", logits_to_keep=1))
+
+    def _decode(self, tokens: Any, case: Case) -> float:
+        """The time of a long output less that of a short one: prompt and start cancel out."""
+        import torch
+
+        def generate(n: int) -> float:
+            return _seconds(lambda: self.model.generate(tokens, max_new_tokens=n, min_new_tokens=n, do_sample=False))
+
+        with torch.inference_mode():
+            short = generate(WARM_TOKENS)
+            return generate(WARM_TOKENS + case.output) - short
+
+
+class LlamaCpp:
+    """llama.cpp through llama-cpp-python, from a GGUF file of the model; see nano3.bench.worker."""
+
+    def __init__(self, job: Job) -> None:
+        import llama_cpp
+
+        self.lib, self.threads = llama_cpp, job.threads
+        # Kept: the library calls it for as long as the process lives.
+        self._quiet = llama_cpp.llama_log_callback(lambda *_: None)
+        llama_cpp.llama_log_set(self._quiet, ctypes.c_void_p(0))
+        llama_cpp.llama_backend_init()
+        self.model = llama_cpp.llama_model_load_from_file(job.model.encode(), llama_cpp.llama_model_default_params())
+        if not self.model:
+            raise UserError(f"--gguf {job.model}: llama.cpp cannot load it")
+        self.vocab_size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
+
+    def about(self) -> dict[str, Any]:
+        """Version."""
+        return {"version": self.lib.__version__, "weights": "as in the GGUF", "activations": "its own choice"}
+
+    def run(self, case: Case) -> dict[str, float]:
+        """Seconds of one timed run, in a context of its own."""
+        rows = prompts(case, self.vocab_size)
+        context = self._context(case)
+        try:
+            return {"seconds": (self._prefill if case.kind == "prefill" else self._decode)(context, rows, case)}
+        finally:
+            self.lib.llama_free(context)
+
+    def _context(self, case: Case) -> Any:
+        params = self.lib.llama_context_default_params()
+        room = case.batch * (case.length + WARM_TOKENS + case.output)
+        params.n_ctx, params.n_seq_max = max(4096, room + 8), case.batch
+        params.n_batch, params.n_ubatch = max(4096, case.length), 512
+        params.n_threads = params.n_threads_batch = self.threads
+        params.kv_unified = True
+        return self.lib.llama_init_from_model(self.model, params)
+
+    def _prefill(self, context: Any, rows: list[list[int]], case: Case) -> float:
+        return _seconds(lambda: self._pass(context, rows[0], range(case.length), [0] * case.length, last_only=True))
+
+    def _decode(self, context: Any, rows: list[list[int]], case: Case) -> float:
+        for sequence, row in enumerate(rows):
+            self._pass(context, row, range(case.length), [sequence] * case.length, last_only=True)
+
+        def steps(first: int, count: int) -> None:
+            # The time of a step does not depend on which tokens come.
+            for step in range(first, first + count):
+                tokens = [row[step % len(row)] for row in rows]
+                self._pass(context, tokens, [case.length + step] * case.batch, range(case.batch))
+
+        steps(0, WARM_TOKENS - 1)
+        return _seconds(lambda: steps(WARM_TOKENS - 1, case.output))
+
+    def _pass(
+        self, context: Any, tokens: list[int], positions: Sequence[int], sequences: Sequence[int], last_only=False
+    ) -> None:
+        """One pass over tokens; logits of all, or of the last one."""
+        batch = self.lib.llama_batch_init(len(tokens), 0, 1)
+        batch.n_tokens = len(tokens)
+        for i, (token, position, sequence) in enumerate(zip(tokens, positions, sequences, strict=True)):
+            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0] = token, position, 1, sequence
+            batch.logits[i] = not last_only or i == len(tokens) - 1
+        failed = self.lib.llama_decode(context, batch)
+        self.lib.llama_synchronize(context)
+        self.lib.llama_batch_free(batch)
+        if failed:
+            raise RuntimeError(f"llama_decode answered {failed}")
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A program to compare with."""
+
+    side: Callable[[Job], Any]
+    package: str
+    """What Python imports."""
+    install: str
+    """What pip installs."""
+    kinds: tuple[Kind, ...]
+    """What it can do."""
+
+
+PEERS = {
+    "transformers": Peer(Transformers, "transformers", "transformers", ("train", "prefill", "decode")),
+    "llama.cpp": Peer(LlamaCpp, "llama_cpp", "llama-cpp-python", ("prefill", "decode")),
+}
+
+
+def check_peers(names: Sequence[str], kind: Kind, gguf: str) -> None:
+    """Raise UserError for a peer that is unknown, not installed, unable to do this, or lacks its model file."""
+    for name in names:
+        peer = PEERS.get(name)
+        if peer is None:
+            raise UserError(f"--against {name}: not known; use one or both of {','.join(PEERS)}")
+        if kind not in peer.kinds:
+            raise UserError(f"--against {name}: it does not {kind}; it can do {', '.join(peer.kinds)}")
+        if find_spec(peer.package) is None:
+            raise UserError(f"--against {name}: not installed; pip install {peer.install}")
+        if name == "llama.cpp" and not gguf:
+            raise UserError("--against llama.cpp: needs --gguf FILE; its convert_hf_to_gguf.py makes one from a folder")
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start

@@ -1,0 +1,105 @@
+"""One side of a measurement in a process of its own: `python -m nano3.bench.worker`.
+
+Reads JSON lines on stdin and answers each with one on stdout. The first is the Job; then `{"do": "run", "case": ...}`
+times one run and `{"do": "profile", "case": ...}` profiles one. A process each keeps memory, threads and settings of
+the sides apart.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from nano3.bench.workload import Case, Job
+from nano3.config.errors import UserError
+
+
+class Side(Protocol):
+    """Something that can do the work of a case."""
+
+    def about(self) -> dict[str, Any]:
+        """What there is to say about it: types, sizes, versions."""
+        ...
+
+    def run(self, case: Case) -> dict[str, float]:
+        """Do the work once; `seconds`, or for the ceilings their rates."""
+        ...
+
+
+def open_side(job: Job) -> Side:
+    """The side that a job names, its model loaded."""
+    import torch
+
+    torch.set_num_threads(job.threads)
+    torch.manual_seed(0)
+    if job.side == "nano3":
+        from nano3.bench.native import Native
+
+        return Native(job)
+    if job.side == "ceilings":
+        from nano3.bench.ceilings import Ceilings
+
+        return Ceilings(job)
+    from nano3.bench.peers import PEERS
+
+    return PEERS[job.side].side(job)
+
+
+def peak_memory() -> int:
+    """Most resident bytes of this process so far."""
+    # ru_maxrss survives exec and so may be the parent's; the kernel's own mark is of this program alone.
+    try:
+        with open("/proc/self/status") as status:
+            return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak << 10
+
+
+def answer(side: Side, command: dict[str, Any]) -> dict[str, Any]:
+    """What one command gives."""
+    case = Case(**command["case"])
+    if command["do"] == "profile":
+        from nano3.bench.profile import profile
+
+        return {"profile": profile(lambda: side.run(case))}
+    return {**side.run(case), "peak_memory": peak_memory()}
+
+
+def guarded(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The result of `work`, or its error in one line."""
+    try:
+        return work()
+    except Exception as error:
+        line = " ".join(f"{type(error).__name__}: {error}".split())
+        return {"error": str(error) if isinstance(error, UserError) else line, "user": isinstance(error, UserError)}
+
+
+def main() -> None:
+    """Serve until stdin ends."""
+    # Libraries may print: only this file's answers go to the pipe.
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def say(message: dict[str, Any]) -> None:
+        out.write(json.dumps(message) + "\n")
+        out.flush()
+
+    sides: list[Side] = []
+
+    def start() -> dict[str, Any]:
+        sides.append(open_side(Job(**json.loads(sys.stdin.readline()))))
+        return {"about": sides[0].about()}
+
+    say(guarded(start))
+    for line in sys.stdin:
+        say(guarded(lambda line=line: answer(sides[0], json.loads(line))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""What `nano3 bench train`, `prefill` and `decode` measure: the work of one timed run, the same for every side."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from nano3.config.errors import UserError
+
+Kind = Literal["train", "prefill", "decode"]
+FIRST_ID = 5
+"""Random tokens come from here on: the ids below are special in most vocabularies."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """The work of one timed run."""
+
+    kind: Kind
+    batch: int
+    """Sequences that go together."""
+    length: int
+    """Tokens of each sequence, or of its prompt."""
+    output: int = 0
+    """Tokens that each sequence gets, when decoding."""
+    forward_only: bool = False
+    """train: a forward pass without the backward pass."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the timed part works on."""
+        return self.batch * (self.output if self.kind == "decode" else self.length)
+
+    @property
+    def name(self) -> str:
+        """The case in a few words."""
+        if self.kind == "decode":
+            return f"{self.batch} sequence{'s' if self.batch > 1 else ''}"
+        return f"{self.length:,} tokens" if self.batch == 1 else f"{self.batch} x {self.length:,} tokens"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one process is to do: which side it is, on which model, and how."""
+
+    side: str
+    """nano3, transformers, llama.cpp or ceilings."""
+    kind: Kind
+    model: str = ""
+    """A preset, a TOML file of sizes or a folder; for llama.cpp the GGUF file."""
+    pattern: str = ""
+    """Other blocks than the preset's."""
+    dtype: str = "auto"
+    threads: int = 1
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def prompts(case: Case, vocab_size: int) -> list[list[int]]:
+    """Random tokens, (batch, length), the same for every side and run."""
+    draw, first = random.Random(case.batch), min(FIRST_ID, vocab_size - 1)
+    return [draw.choices(range(first, vocab_size), k=case.length) for _ in range(case.batch)]
+
+
+def train_cases(batch: int, seq_len: int, forward_only: bool) -> list[Case]:
+    """One step over `batch` sequences. Raises UserError for a size that cannot be."""
+    _positive("--batch", batch)
+    # The loss is that of the next token, so one token alone has none.
+    if seq_len < 2:
+        raise UserError(f"--seq-len is {seq_len}; it must be at least 2")
+    return [Case("train", batch, seq_len, forward_only=forward_only)]
+
+
+def prefill_cases(lengths: str) -> list[Case]:
+    """One prompt of each length of a list such as `4096,16384`. Raises UserError."""
+    return [Case("prefill", 1, length) for length in _numbers("--prompt-tokens", lengths)]
+
+
+def decode_cases(sequences: str, prompt: int, output: int) -> list[Case]:
+    """`output` tokens for each of so many sequences, for each number of a list such as `1,8,32`. Raises UserError."""
+    _positive("--prompt-tokens", prompt)
+    _positive("--output-tokens", output)
+    return [Case("decode", batch, prompt, output) for batch in _numbers("--sequences", sequences)]
+
+
+def _numbers(option: str, text: str) -> Sequence[int]:
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"{option} {text}: not a list of whole numbers such as 1,8,32") from None
+    for number in numbers:
+        _positive(option, number)
+    return list(dict.fromkeys(numbers))
+
+
+def _positive(option: str, value: int) -> None:
+    if value < 1:
+        raise UserError(f"{option} is {value}; it must be at least 1")

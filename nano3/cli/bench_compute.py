@@ -1,0 +1,215 @@
+"""`nano3 bench train`, `prefill` and `decode`: speed on this machine's CPU, beside peers and the machine's ceilings."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nano3.cli.options import Json, complete_model
+
+if TYPE_CHECKING:
+    from nano3.bench.compute import Plan
+
+MODEL = "bench-110m"
+Model = Annotated[
+    str,
+    typer.Option(
+        help="A model preset (random weights), a TOML file of sizes, a run folder or a Hugging Face folder.",
+        metavar="PRESET|PATH",
+        autocompletion=complete_model,
+    ),
+]
+Dtype = Annotated[str, typer.Option(help="auto, float32 or bfloat16.", metavar="TYPE")]
+Threads = Annotated[int | None, typer.Option(help="Threads of every side.", metavar="N", show_default=False, min=1)]
+Repeat = Annotated[int, typer.Option(help="Counted runs; the median is shown.", metavar="N")]
+Against = Annotated[
+    str,
+    typer.Option(
+        help="Run these in turn with nano3: transformers, llama.cpp.", metavar="NAME,NAME", show_default=False
+    ),
+]
+PeerDtype = Annotated[str, typer.Option(help="What transformers computes in.", metavar="TYPE,TYPE")]
+PeerTimeout = Annotated[float, typer.Option(help="Seconds until a run of a peer is given up.", metavar="SECONDS")]
+Gguf = Annotated[
+    Path | None,
+    typer.Option(
+        help="The model for llama.cpp.", metavar="FILE", exists=True, dir_okay=False, show_default=False
+    ),
+]  # fmt: skip
+Profile = Annotated[bool, typer.Option("--profile", metavar="", help="Also show where the time of a run goes.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        help="Also write result.json and speed.png here.", metavar="DIR", file_okay=False, show_default=False
+    ),
+]  # fmt: skip
+
+
+def train(
+    model: Model = MODEL,
+    dtype: Dtype = "auto",
+    threads: Threads = None,
+    repeat: Repeat = 5,
+    batch: Annotated[int, typer.Option(help="Sequences.", metavar="N")] = 4,
+    seq_len: Annotated[int, typer.Option(help="Tokens of each.", metavar="N")] = 1024,
+    pattern: Annotated[
+        str, typer.Option(help="Other blocks than the preset's.", metavar="SYMBOLS", show_default=False)
+    ] = "",
+    forward_only: Annotated[bool, typer.Option("--forward-only", metavar="", help="No backward pass.")] = False,
+    against: Against = "",
+    peer_dtype: PeerDtype = "float32,bfloat16",
+    peer_timeout: PeerTimeout = 300.0,
+    profile: Profile = False,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Forward and backward pass on random tokens: tokens a second, FLOP/s, peak memory.
+
+    [dim]Beside transformers:[/]  nano3 bench train --against transformers
+    """
+    from nano3.bench.compute import Plan
+    from nano3.bench.workload import train_cases
+
+    cases = train_cases(batch, seq_len, forward_only)
+    names, dtypes = _names(against), _names(peer_dtype)
+    _run(Plan("train", cases, model, pattern, dtype, threads or 0, repeat, names, dtypes, peer_timeout, "", profile),
+         out, as_json)  # fmt: skip
+
+
+def prefill(
+    model: Model = MODEL,
+    dtype: Dtype = "auto",
+    threads: Threads = None,
+    repeat: Repeat = 5,
+    prompt_tokens: Annotated[str, typer.Option(help="Lengths of the prompt.", metavar="N,N")] = "4096",
+    against: Against = "",
+    peer_dtype: PeerDtype = "float32,bfloat16",
+    peer_timeout: PeerTimeout = 300.0,
+    gguf: Gguf = None,
+    profile: Profile = False,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """One prompt through the engine until the first token.
+
+    [dim]Cost by length:[/]  nano3 bench prefill --prompt-tokens 4096,16384,65536
+    """
+    from nano3.bench.compute import Plan
+    from nano3.bench.workload import prefill_cases
+
+    cases, file = prefill_cases(prompt_tokens), str(gguf or "")
+    names, dtypes = _names(against), _names(peer_dtype)
+    _run(Plan("prefill", cases, model, "", dtype, threads or 0, repeat, names, dtypes, peer_timeout, file, profile),
+         out, as_json)  # fmt: skip
+
+
+def decode(
+    model: Model = MODEL,
+    dtype: Dtype = "auto",
+    threads: Threads = None,
+    repeat: Repeat = 5,
+    sequences: Annotated[str, typer.Option(help="Sequences that run at once.", metavar="N,N")] = "1,8,32",
+    prompt_tokens: Annotated[int, typer.Option(help="Tokens of each prompt.", metavar="N")] = 128,
+    output_tokens: Annotated[int, typer.Option(help="Tokens that each sequence gets.", metavar="N")] = 64,
+    against: Against = "",
+    peer_dtype: PeerDtype = "float32,bfloat16",
+    peer_timeout: PeerTimeout = 300.0,
+    gguf: Gguf = None,
+    profile: Profile = False,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Greedy decoding through the engine: tokens a second, time and bytes read a step.
+
+    [dim]Beside both peers:[/]  nano3 bench decode --against transformers,llama.cpp --gguf model.gguf
+    """
+    from nano3.bench.compute import Plan
+    from nano3.bench.workload import decode_cases
+
+    cases, file = decode_cases(sequences, prompt_tokens, output_tokens), str(gguf or "")
+    names, dtypes = _names(against), _names(peer_dtype)
+    _run(Plan("decode", cases, model, "", dtype, threads or 0, repeat, names, dtypes, peer_timeout, file, profile),
+         out, as_json)  # fmt: skip
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
+def _run(plan: Plan, out: Path | None, as_json: bool) -> None:
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+    from nano3.bench.compute import measure
+    from nano3.bench.compute_report import summary, write
+
+    with _progress() as say:
+        figures = summary(measure(plan, say))
+    for path in write(figures, out) if out is not None else []:
+        print(f"wrote {path}", file=sys.stderr)
+    _show(figures, as_json)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """What goes on, on one line of stderr that goes away at the end; nothing when stderr is no terminal."""
+    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        yield lambda text: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("starting") as status:
+        yield status.update
+
+
+def _show(figures: dict[str, Any], as_json: bool) -> None:
+    from nano3.bench.compute_report import scaled, speed_rows, use_rows
+    from nano3.cli.output import plain_table, print_json, print_table, results
+
+    if as_json:
+        return print_json(figures)
+    console, machine, ours = results(), figures["machine"], figures["sides"]["nano3"]
+    facts = plain_table(f"{figures['kind']}, {figures['model']}", "", "")
+    facts.add_row("machine", f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}")
+    facts.add_row("weights, activations", f"{ours['weights']}, {ours['activations']}")
+    facts.add_row("backends", backends_text(figures["backends"]))
+    for name, rate in figures["ceilings"].items():
+        low, high = scaled(rate["min"]), scaled(rate["max"])
+        facts.add_row(name, f"{scaled(rate['median'])}{rate['unit']} ({low.strip()} - {high.strip()})")
+    print_table(console, facts)
+    columns = ("tokens/s", "least - most", "nano3 is x times as fast", "peak memory")
+    speeds = plain_table("Speed", "", "", *columns, "", right=columns)
+    for row in speed_rows(figures):
+        speeds.add_row(*row)
+    print_table(console, speeds)
+    columns = ("work", "of a matmul", *(("ms a step", "read", "of the best") if figures["kind"] == "decode" else ()))
+    uses = plain_table("nano3's use of the machine", "", *columns, right=columns)
+    for row in use_rows(figures):
+        uses.add_row(*row)
+    print_table(console, uses)
+    for case, profile in zip(figures["cases"], figures["profiles"], strict=False):
+        for key, title in (("ops", "ops"), ("torch", "ops of PyTorch")):
+            _show_profile(f"Self time by {title}, {case['name']}", profile[key])
+
+
+def _show_profile(title: str, rows: Sequence[dict[str, Any]]) -> None:
+    from nano3.cli.output import plain_table, print_table, results
+
+    columns = ("calls", "ms", "share")
+    table = plain_table(title, "", *columns, right=columns)
+    for row in rows:
+        table.add_row(row["name"], f"{row['calls']:,}", f"{row['seconds'] * 1000:,.1f}", f"{row['share']:.1%}")
+    print_table(results(), table)
+
+
+def backends_text(backends: dict[str, dict[str, str]]) -> str:
+    """Which backend runs which ops: `cpu: linear, rms_norm; eager: attention`."""
+    names: dict[str, list[str]] = {}
+    for op, choice in backends.items():
+        names.setdefault(choice["backend"], []).append(op)
+    return "; ".join(f"{name}: {', '.join(ops)}" for name, ops in names.items())
