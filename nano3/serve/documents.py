@@ -54,7 +54,8 @@ def _answer(description: str, kind: str, choice: dict[str, Any], stream: bool = 
     }
     content: dict[str, Any] = {"application/json": {"schema": schema}}
     if stream:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        # No schema: tools disagree on whether it would be of the whole stream or of one event.
+        content["text/event-stream"] = {}
     return {"description": description, "content": content}
 
 

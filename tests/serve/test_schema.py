@@ -82,6 +82,14 @@ def check_operation(server, operation, mode, examples):
         raise
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_streams_are_answered_as_documented(server, path):
+    asked = {"messages": [{"role": "user", "content": "x"}]} if "chat" in path else {"prompt": "x"}
+    case = operations(server)[f"POST {path}"].Case(body=asked | {"stream": True, "max_tokens": 3})
+    answer = case.call_and_validate(base_url=server.url, checks=CHECKS, timeout=60)
+    assert answer.headers["content-type"][0].startswith("text/event-stream")
+
+
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"[]", b"null", b'"x"', b"{}", b'{"messages": 3}', b"\xff\xfe", b"[" * 5000]
 )
