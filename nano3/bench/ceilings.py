@@ -10,7 +10,7 @@ import torch
 
 from nano3.bench.workload import Case, Job
 
-MATMUL, MATRIX_BYTES = 2048, 256 << 20
+MATMUL, MATRIX_BYTES = 2048, 128 << 20
 TRIES, PATIENCE = 3, 0.4
 """Runs of which the best counts; fewer where they have taken so many seconds together."""
 UNITS = {

@@ -13,6 +13,7 @@ from nano3.bench.peers import check_peers
 from nano3.bench.processes import SideError, Worker
 from nano3.bench.workload import Case, Job, Kind
 from nano3.config.errors import UserError
+from nano3.config.presets import load_model
 
 OURS, CEILINGS = "nano3", "ceilings"
 DTYPES = ("float32", "bfloat16")
@@ -86,10 +87,12 @@ def measure(plan: Plan, say: Say) -> Measured:
         UserError: a wrong input.
         RuntimeError: nano3's own process failed.
     """
+    if not Path(plan.model).is_dir():
+        load_model(plan.model)  # a wrong name is told before anything is started
     threads = plan.threads or _default_threads()
     with ExitStack() as stack:
         say("loading")
-        rotation = _Rotation(_start(plan, threads, stack), say)
+        rotation = Rotation(_start(plan, threads, stack), say)
         measured = Measured(plan, threads, rotation.about, [], rotation.ceilings, [])
         for case in plan.cases:
             measured.runs.append(rotation.case(case, plan.repeat))
@@ -99,7 +102,7 @@ def measure(plan: Plan, say: Say) -> Measured:
         return measured
 
 
-class _Rotation:
+class Rotation:
     """The sides, which take turns so that the machine's moods meet all of them."""
 
     def __init__(self, workers: dict[str, Worker], say: Say) -> None:

@@ -66,10 +66,11 @@ def _case(cfg: ModelConfig, case: Case, runs: dict[str, Runs], ours: dict, ceili
 def _side(case: Case, runs: Runs) -> dict[str, Any]:
     if not runs.seconds:
         return {"failed": runs.failed}
-    rates = [case.tokens / seconds for seconds in runs.seconds]
+    seconds = spread(runs.seconds)
+    rates = {name: case.tokens / seconds[of] for name, of in (("median", "median"), ("min", "max"), ("max", "min"))}
     return {
-        "seconds": {**spread(runs.seconds), "all": runs.seconds},
-        "tokens_per_second": spread(rates),
+        "seconds": {**seconds, "all": runs.seconds},
+        "tokens_per_second": rates,
         "peak_memory_bytes": runs.peak_memory,
         **({"failed": runs.failed} if runs.failed else {}),
     }

@@ -21,7 +21,6 @@ from nano3.kernels import explain, linear_cross_entropy
 from nano3.model.dtype import compute_dtype, inference_dtypes
 from nano3.model.lm import LM
 from nano3.model.load import load_model
-from nano3.train.numerics import tune_process
 
 BALANCE_COEF = 1e-4
 WARM_STEPS = 4
@@ -33,7 +32,6 @@ class Native:
     """One model and its runs; see nano3.bench.worker."""
 
     def __init__(self, job: Job) -> None:
-        tune_process(CPU)
         self.model = open_model(job.model, job.pattern)
         if job.kind == "train":
             self.model.to_dtype(torch.float32, compute_dtype(job.dtype, CPU))
@@ -89,14 +87,14 @@ class Native:
         """An engine that takes all prompts in one pass when decoding, so that the sequences advance together."""
         room = case.length + WARM_STEPS + case.output
         assert self.tokenizer is not None
-        together = {"step_tokens": max(2048, case.batch * case.length)} if case.kind == "decode" else {}
+        step_tokens = 2048 if case.kind == "prefill" else max(2048, case.batch * case.length)
         return Engine(
             self.model,
             self.tokenizer,
             max_sequences=case.batch,
             max_context=room,
             prefix_cache=False,
-            **together,
+            step_tokens=step_tokens,
         )
 
 

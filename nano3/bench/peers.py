@@ -25,7 +25,7 @@ class Transformers:
 
         transformers.logging.set_verbosity_error()
         self.version = transformers.__version__
-        model = transformers.AutoModelForCausalLM.from_pretrained(job.model)
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(job.model)
         self.model = model.to(getattr(torch, job.dtype))
         self.model.train(job.kind == "train")
         self.dtype, self.vocab_size = job.dtype, self.model.config.vocab_size

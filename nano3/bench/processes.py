@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -64,10 +65,9 @@ class Worker:
 
     def _write(self, message: dict[str, Any]) -> None:
         assert self._process.stdin is not None
-        try:
+        # A process that has ended is noticed, and its end told, where its answer is read.
+        with suppress(BrokenPipeError):
             self._process.stdin.write((json.dumps(message) + "\n").encode())
-        except BrokenPipeError:
-            raise self._ended() from None
 
     def _read(self) -> dict[str, Any]:
         message = json.loads(self._line())

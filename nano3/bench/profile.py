@@ -24,7 +24,7 @@ def profile(run: Callable[[], object]) -> dict[str, Any]:
 
     Returns:
         `ops`: by nano3's ops, their backward passes and the rest; `torch`: by PyTorch's. Rows of name, calls, seconds
-        and share, the largest first; time outside any op of PyTorch's is in neither.
+        and share, the largest first, small ones together at the end; time outside any op of PyTorch's is in neither.
     """
     with torch.profiler.profile(activities=[ProfilerActivity.CPU]) as profiler, named_ops():
         run()
@@ -68,11 +68,13 @@ class _Sums:
 
     def rows(self) -> list[dict[str, Any]]:
         total = sum(self.seconds.values()) or 1.0
-        names = sorted(self.seconds, key=lambda name: -self.seconds[name])[:MOST_ROWS]
-        return [
-            {"name": n, "calls": self.calls[n], "seconds": self.seconds[n], "share": self.seconds[n] / total}
-            for n in names
-        ]
+        names = sorted(self.seconds, key=lambda name: -self.seconds[name])
+        rows = [(name, self.calls[name], self.seconds[name]) for name in names[:MOST_ROWS]]
+        rest = names[MOST_ROWS:]
+        if rest:
+            calls, seconds = (sum(of[name] for name in rest) for of in (self.calls, self.seconds))
+            rows.append((f"{len(rest)} others", calls, seconds))
+        return [{"name": n, "calls": calls, "seconds": s, "share": s / total} for n, calls, s in rows]
 
 
 def _label(event: Any) -> str:

@@ -48,6 +48,15 @@ def open_side(job: Job) -> Side:
     return PEERS[job.side].side(job)
 
 
+def tune() -> None:
+    """What the trainer and the server set for a whole process, before the first tensor work."""
+    import torch
+
+    from nano3.train.numerics import tune_process
+
+    tune_process(torch.device("cpu"))
+
+
 def peak_memory() -> int:
     """Most resident bytes of this process so far."""
     # ru_maxrss survives exec and so may be the parent's; the kernel's own mark is of this program alone.
@@ -93,7 +102,10 @@ def main() -> None:
     sides: list[Side] = []
 
     def start() -> dict[str, Any]:
-        sides.append(open_side(Job(**json.loads(sys.stdin.readline()))))
+        job = Job(**json.loads(sys.stdin.readline()))
+        if job.side == "nano3":
+            tune()
+        sides.append(open_side(job))
         return {"about": sides[0].about()}
 
     say(guarded(start))

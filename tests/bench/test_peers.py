@@ -1,0 +1,31 @@
+"""What is said about a peer that cannot run."""
+
+import pytest
+
+from nano3.bench import peers
+from nano3.bench.peers import check_peers
+from nano3.config.errors import UserError
+
+
+def test_peers_that_can_run_pass(monkeypatch):
+    monkeypatch.setattr(peers, "find_spec", lambda name: object())
+    check_peers(["transformers", "llama.cpp"], "decode", "model.gguf")
+    check_peers([], "train", "")
+
+
+@pytest.mark.parametrize(
+    ("names", "kind", "installed", "words"),
+    [
+        (["ollama"], "decode", True, "--against ollama: not known; use one or both of transformers,llama.cpp"),
+        (["llama.cpp"], "train", True, "--against llama.cpp: it does not train; it can do prefill, decode"),
+        (["llama.cpp"], "decode", True, "--against llama.cpp: needs --gguf"),
+        (["transformers", "llama.cpp"], "decode", False, "transformers: not installed; pip install transformers"),
+        (["llama.cpp"], "decode", False, "llama.cpp: not installed; pip install llama-cpp-python"),
+    ],
+)
+def test_what_is_missing_is_one_line(monkeypatch, names, kind, installed, words):
+    monkeypatch.setattr(peers, "find_spec", lambda name: object() if installed else None)
+    with pytest.raises(UserError) as told:
+        check_peers(names, kind, "")
+    assert words in str(told.value)
+    assert "\n" not in str(told.value)
