@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -9,6 +10,8 @@ from typing import Literal, NamedTuple
 GrammarKind = Literal["json_schema", "json_object", "regex", "choice", "lark"]
 FinishReason = Literal["stop", "length", "abort", "error"]
 MAX_TOP = 100
+MAX_BIAS = 1e30
+"""Logits stay within float32 with it."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Sampling:
     frequency_penalty: float = 0.0
     """Taken off for each time a token is in the output."""
     logit_bias: Mapping[int, float] = field(default_factory=dict)
-    """Added to the logits of these token ids."""
+    """Added to the logits of these token ids, from -1e30 to 1e30, or -inf."""
     seed: int | None = None
     """Same seed, same output, whatever else runs; None draws one."""
     max_tokens: int | None = None
@@ -181,6 +184,11 @@ def _check_sampling(s: Sampling) -> None:
     for name in ("log_probs", "prompt_log_probs"):
         count = getattr(s, name)
         _require(count is None or 0 <= count <= MAX_TOP, f"{name} is {count}; it must be from 0 to {MAX_TOP}")
+    for token, bias in s.logit_bias.items():
+        _require(
+            -MAX_BIAS <= bias <= MAX_BIAS or bias == -math.inf,
+            f"logit_bias of token {token} is {bias}; it must be from {-MAX_BIAS:g} to {MAX_BIAS:g}, or -inf",
+        )
     _require(all(s.stop), "stop holds an empty string; it would stop at once")
 
 

@@ -29,7 +29,8 @@ Top = tuple[tuple[int, float], ...]
 def sample(logits: Tensor, rows: Sequence[SequenceSampler], ids_limit: int | None = None) -> list[Token]:
     """Choose the next token of each sequence; `accept` is left to the caller.
 
-    A row's result depends on its own logits and state only, not on the rows beside it.
+    A row's result depends on its own logits and state only, not on the rows beside it. Where the logits are no
+    numbers, or nothing is left to choose, `log_prob` or at least `sampled_log_prob` is NaN and the id means nothing.
 
     Args:
         logits: (R, V), any float dtype and device; not changed.
@@ -53,7 +54,9 @@ def sample(logits: Tensor, rows: Sequence[SequenceSampler], ids_limit: int | Non
     log_probs = _raw_log_probs(raw, ids, known)
     tops = _tops(raw, allowed, rows)
     return [
-        Token(ids[r], log_probs[r], drawn[r] if _is_drawn(row) else log_probs[r], tops.get(r, ()), _is_forced(row))
+        Token(
+            ids[r], log_probs[r], drawn[r] + (0 if _is_drawn(row) else log_probs[r]), tops.get(r, ()), _is_forced(row)
+        )
         for r, row in enumerate(rows)
     ]
 
@@ -118,13 +121,17 @@ def processed(x: Tensor, row: SequenceSampler) -> Tensor:
     if s.logit_bias:
         ids = torch.tensor(list(s.logit_bias), device=x.device)
         x[ids] += torch.tensor(list(s.logit_bias.values()), dtype=x.dtype, device=x.device)
-    if row.banned:
-        x[torch.tensor(row.banned, device=x.device)] = -math.inf
     grammar = row.active_grammar
     if grammar is not None:
         mask = torch.from_numpy(grammar.mask()).to(x.device)
         x.masked_fill_(~mask[: len(x)], -math.inf)
-    return x
+    return _without(x, row.banned) if row.banned else x
+
+
+def _without(x: Tensor, banned: tuple[int, ...]) -> Tensor:
+    """Logits (V,) without the banned ids; unchanged where nothing else is left, as in a grammar that must end now."""
+    left = x.index_fill(0, torch.tensor(banned, device=x.device), -math.inf)
+    return x if left.amax() == -math.inf else left
 
 
 def _take_forced(x: Tensor, rows: Sequence[SequenceSampler]) -> tuple[Tensor, Tensor]:
@@ -132,13 +139,19 @@ def _take_forced(x: Tensor, rows: Sequence[SequenceSampler]) -> tuple[Tensor, Te
 
 
 def _take_best(x: Tensor, rows: Sequence[SequenceSampler]) -> tuple[Tensor, Tensor]:
+    """Most probable ids (R,), and 0 for each, or NaN where the best is no finite number."""
+    ids = _argmax(x)
+    best = x.gather(1, ids[:, None])[:, 0]
+    return ids, best - best
+
+
+def _argmax(x: Tensor) -> Tensor:
     if x.shape[1] % BLOCK:
-        return x.argmax(-1), torch.zeros(len(rows))
+        return x.argmax(-1)
     # Largest values of blocks first: on CPU argmax is four times slower than amax.
     blocks = x.reshape(len(x), -1, BLOCK)
     block = blocks.amax(-1).argmax(-1)
-    position = blocks[torch.arange(len(x), device=x.device), block].argmax(-1)
-    return block * BLOCK + position, torch.zeros(len(rows))
+    return block * BLOCK + blocks[torch.arange(len(x), device=x.device), block].argmax(-1)
 
 
 def _column(values: list[float], like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -174,9 +187,11 @@ def _draw(x: Tensor, rows: Sequence[SequenceSampler]) -> tuple[Tensor, Tensor]:
 def _search_blocks(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     """Inverse of the cumulated weights (R, V) at uniforms (R, 1): ids (R, 1), total weights (R, 1).
 
-    Sums of blocks first, then inside one block: cumulating all of V would be sequential.
+    Sums of blocks first, then inside one block: cumulating all of V would be sequential. Weights that are no numbers
+    give some id and a total of NaN.
     """
-    spare = -weights.shape[1] % BLOCK
+    size = weights.shape[1]
+    spare = -size % BLOCK
     if spare:
         weights = torch.nn.functional.pad(weights, (0, spare))
     blocks = weights.view(len(weights), -1, BLOCK)
@@ -184,7 +199,7 @@ def _search_blocks(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     block, rest = _search(ends, uniforms * ends[:, -1:])
     inner = blocks[torch.arange(len(blocks), device=blocks.device), block[:, 0]].double().cumsum(-1)
     position, _ = _search(inner, rest)
-    return block * BLOCK + position, ends[:, -1:]
+    return (block * BLOCK + position).clamp_(max=size - 1), ends[:, -1:]
 
 
 def _search(ends: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
@@ -238,7 +253,7 @@ def _draw_sorted(
     """
     n = values.shape[1]
     ends = values.exp().double().cumsum(-1)
-    top_k = _column([row.sampling.top_k or ALL for row in rows], ends, torch.int64)
+    top_k = _column([min(row.sampling.top_k or ALL, ALL) for row in rows], ends, torch.int64)
     within = ends.gather(1, top_k.clamp(max=n) - 1)
     mass = within if totals is None else torch.where(top_k > n, totals, within)
     top_p = _column([row.sampling.top_p for row in rows], ends, torch.float64)

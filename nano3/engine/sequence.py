@@ -95,6 +95,8 @@ class Sequence:
     def _problem(self, token: Token) -> str:
         if math.isnan(token.log_prob):
             return "the model gave no number for the next token; its weights may be damaged"
+        if math.isnan(token.sampled_log_prob):
+            return "no token can come next: the grammar and the biases leave none"
         grammar = self.sampler.grammar
         return f"grammar: {grammar.error}" if grammar is not None and grammar.error else ""
 

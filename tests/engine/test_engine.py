@@ -229,10 +229,28 @@ def test_public_name(model, tokenizer):
     assert nano3.Engine is Engine
 
 
-def test_weights_without_numbers_end_in_an_error(model, tokenizer):
+@pytest.mark.parametrize("cut", [{"temperature": 0}, {}, {"top_p": 0.9}, {"min_p": 0.1}, {"logit_bias": {5: 1.0}}])
+def test_weights_without_numbers_end_in_an_error(model, tokenizer, cut):
     broken = copy.deepcopy(model)
     with torch.no_grad():
         broken.norm_f.weight.fill_(torch.nan)
-    (output,) = one(engine_of(broken, tokenizer), prompt(5))
+    (output,) = one(engine_of(broken, tokenizer), prompt(5), Sampling(**cut))
     assert (output.ids, output.finish) == ([], "error")
     assert "weights may be damaged" in output.error
+
+
+def test_a_request_that_leaves_no_token_fails_alone(model, tokenizer):
+    nothing = Sampling(logit_bias=dict.fromkeys(range(tokenizer.vocab_size), -math.inf))
+    (fine,), (lost,) = run(
+        engine_of(model, tokenizer), [Request("a", prompt(9), GREEDY), Request("b", prompt(7), nothing)]
+    )
+    assert_same(fine, *alone(model, prompt(9), 12, tokenizer.vocab_size))
+    assert (lost.ids, lost.finish) == ([], "error")
+    assert "no token can come next" in lost.error
+
+
+def test_a_grammar_whose_tokens_are_stops_goes_before_min_tokens(model, tokenizer):
+    stop = tokenizer.encode("a")[0]
+    sampling = Sampling(grammar=Grammar("regex", "a"), stop_ids=(stop,), min_tokens=1)
+    (output,) = one(engine_of(model, tokenizer), prompt(5), sampling)
+    assert (output.ids, output.finish, output.stop_reason) == ([stop], "stop", stop)

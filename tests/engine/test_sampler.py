@@ -282,3 +282,61 @@ def test_numbers_beyond_float32_still_choose_an_allowed_token(field, extreme):
         assert token.id not in banned
         assert token.log_prob <= 0
         assert token.sampled_log_prob <= 1e-6
+
+
+WAYS = [
+    Sampling(temperature=0),
+    Sampling(temperature=0, logit_bias={1: 0.5}),
+    Sampling(),
+    Sampling(logit_bias={1: 0.5}),
+    Sampling(min_p=0.1),
+    Sampling(top_p=0.9),
+    Sampling(top_k=7),
+    Sampling(top_k=40, top_p=0.5, min_p=0.01),
+]
+
+
+@pytest.mark.parametrize("vocab_size", [64, 1024, 3000])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_row_without_numbers_is_told_and_leaves_the_others_alone(vocab_size, bad):
+    logits = torch.randn(3, vocab_size, generator=torch.Generator().manual_seed(6))
+    for sampling in WAYS:
+        rows = [state(sampling, seed=seed, vocab_size=vocab_size) for seed in range(3)]
+        expected = sample(logits, rows)
+        broken = logits.clone()
+        broken[1] = bad
+        first, lost, last = sample(broken, rows)
+        assert (first, last) == (expected[0], expected[2])
+        assert math.isnan(lost.log_prob)
+        assert 0 <= lost.id < vocab_size
+
+
+@pytest.mark.parametrize("vocab_size", [64, 1024])
+def test_a_row_whose_biases_leave_nothing_is_told(vocab_size):
+    logits = torch.randn(1, vocab_size, generator=torch.Generator().manual_seed(6))
+    for cut in ({"temperature": 0}, {}, {"top_p": 0.9}, {"top_k": 3}):
+        row = state(Sampling(logit_bias=dict.fromkeys(range(vocab_size), -math.inf), **cut), vocab_size=vocab_size)
+        (token,) = sample(logits, [row])
+        assert math.isfinite(token.log_prob)
+        assert math.isnan(token.sampled_log_prob)
+
+
+@pytest.mark.parametrize("top_k", [2**40, 2**63, 2**70])
+def test_a_huge_top_k_cuts_nothing(top_k):
+    logits = torch.randn(1, 900, generator=torch.Generator().manual_seed(6))
+    (token,) = sample(logits, [state(Sampling(top_k=top_k, top_p=0.9, seed=1), vocab_size=900)])
+    (plain,) = sample(logits, [state(Sampling(top_p=0.9, seed=1), vocab_size=900)])
+    assert token == plain
+
+
+def test_min_tokens_gives_way_where_nothing_but_an_end_is_left():
+    logits = torch.zeros(1, 64)
+    row = state(Sampling(min_tokens=3, stop_ids=tuple(range(64))))
+    (token,) = sample(logits, [row])
+    assert token.sampled_log_prob == pytest.approx(-math.log(64), abs=1e-5)
+
+
+@pytest.mark.parametrize("bias", [math.nan, math.inf, 10**400, -(10**400)])
+def test_a_bias_that_is_no_number_for_logits_is_refused(bias):
+    with pytest.raises(ValueError, match="logit_bias of token 4"):
+        Sampling(logit_bias={4: bias})
