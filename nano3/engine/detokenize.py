@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import re
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Protocol
 
 from nano3.data.tokenizer import Tokenizer
@@ -80,12 +80,7 @@ class _Stop:
     def __init__(self, text: str) -> None:
         self.text = text
         self.matched = 0
-        self._fallback = [0]
-        for character in text[1:]:
-            n = self._fallback[-1]
-            while n and text[n] != character:
-                n = self._fallback[n - 1]
-            self._fallback.append(n + (text[n] == character))
+        self._fallback = _fallbacks(text)
 
     def ends_with(self, character: str) -> bool:
         n = self.matched
@@ -93,6 +88,18 @@ class _Stop:
             n = self._fallback[n - 1]
         self.matched = n + (self.text[n] == character)
         return self.matched == len(self.text)
+
+
+@lru_cache(maxsize=256)
+def _fallbacks(text: str) -> tuple[int, ...]:
+    """For each beginning of the text, how much of the text it ends with; one table for all outputs of a request."""
+    found = [0]
+    for character in text[1:]:
+        n = found[-1]
+        while n and text[n] != character:
+            n = found[n - 1]
+        found.append(n + (text[n] == character))
+    return tuple(found)
 
 
 class _Decoder(Protocol):

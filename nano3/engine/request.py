@@ -10,6 +10,8 @@ from typing import Literal, NamedTuple
 GrammarKind = Literal["json_schema", "json_object", "regex", "choice", "lark"]
 FinishReason = Literal["stop", "length", "abort", "error"]
 MAX_TOP = 100
+MAX_STOP = 1000
+"""Characters of a stop string."""
 MAX_BIAS = 1e30
 """Logits stay within float32 with it."""
 
@@ -69,7 +71,7 @@ class Sampling:
     min_tokens: int = 0
     """No end of text and no stop before this many new tokens."""
     stop: tuple[str, ...] = ()
-    """Output ends before the first of these strings."""
+    """Output ends before the first of these strings, of at most 1000 characters each."""
     stop_ids: tuple[int, ...] = ()
     """Output ends at the first of these tokens, beside the model's own ends of text; its text is not shown."""
     include_stop: bool = False
@@ -190,6 +192,8 @@ def _check_sampling(s: Sampling) -> None:
             f"logit_bias of token {token} is {bias}; it must be from {-MAX_BIAS:g} to {MAX_BIAS:g}, or -inf",
         )
     _require(all(s.stop), "stop holds an empty string; it would stop at once")
+    longest = max(map(len, s.stop), default=0)
+    _require(longest <= MAX_STOP, f"stop holds a string of {longest} characters; at most {MAX_STOP} are taken")
 
 
 def _require(holds: bool, message: str) -> None:

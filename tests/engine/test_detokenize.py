@@ -1,3 +1,4 @@
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from tokenizers import AddedToken, decoders, models, normalizers
 
 from nano3.data.tokenizer import Tokenizer
 from nano3.engine.detokenize import TextStream
+from nano3.engine.request import Sampling
 
 TEXTS = [Path(__file__).read_text("utf-8"), "naïve café, 你好世界 👋🏽 Здравствуй, мир — “quotes” " * 20]
 
@@ -135,3 +137,22 @@ def test_a_token_is_decoded_from_a_window_of_fixed_size(kind, monkeypatch):
     for token in tokenizer.encode("the ab. " * 400):
         stream.push(token)
     assert max(sizes, default=0) < 20
+
+
+def test_outputs_with_the_same_stop_strings_share_what_is_made_of_them():
+    stops = tuple(f"{n}" + "ab" * 499 for n in range(20))
+    tokenizer = TOKENIZERS["byte-level"]
+    tracemalloc.start()
+    try:
+        streams = [TextStream(tokenizer, stops) for _ in range(20)]
+        used, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(streams) == 20
+    assert used < 1_000_000
+
+
+def test_a_stop_string_has_a_longest_length():
+    assert Sampling(stop=("s" * 1000,)).stop
+    with pytest.raises(ValueError, match="1001 characters"):
+        Sampling(stop=("ok", "s" * 1001))
