@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -51,15 +52,23 @@ class Native:
 
     def run(self, case: Case) -> dict[str, float]:
         """Seconds of one timed run."""
-        return {"seconds": self._runs[case.kind](case)}
+        return {"seconds": self._runs[case.kind](case, nullcontext())}
 
-    def _train(self, case: Case) -> float:
+    def profile(self, case: Case) -> dict[str, Any]:
+        """Where the time of the timed part goes; see nano3.bench.profile."""
+        from nano3.bench.profile import Profile
+
+        profile = Profile()
+        self._runs[case.kind](case, profile)
+        return profile.tables()
+
+    def _train(self, case: Case, around: AbstractContextManager) -> float:
         self.model.train(not case.forward_only)
         tokens = torch.tensor(prompts(case, self.model.cfg.vocab_size))
         step = forward if case.forward_only else train_step
-        return seconds_of(lambda: step(self.model, tokens))
+        return seconds_of(lambda: step(self.model, tokens), around)
 
-    def _prefill(self, case: Case) -> float:
+    def _prefill(self, case: Case, around: AbstractContextManager) -> float:
         engine = self._engine(case)
         _add(engine, case, max_tokens=1)
 
@@ -67,9 +76,9 @@ class Native:
             while not any(update.tokens for update in engine.step()):
                 pass
 
-        return seconds_of(until_first_token)
+        return seconds_of(until_first_token, around)
 
-    def _decode(self, case: Case) -> float:
+    def _decode(self, case: Case, around: AbstractContextManager) -> float:
         engine = self._engine(case)
         _add(engine, case, max_tokens=WARM_STEPS + case.output)
         warm = 0
@@ -81,7 +90,7 @@ class Native:
             made = sum(_tokens(engine) for _ in range(case.output))
             assert made == case.tokens, f"{made} tokens in {case.output} steps of {case.batch} sequences"
 
-        return seconds_of(all_steps)
+        return seconds_of(all_steps, around)
 
     def _engine(self, case: Case) -> Engine:
         """An engine that takes all prompts in one pass when decoding, so that the sequences advance together."""
@@ -138,11 +147,12 @@ def forward(model: LM, tokens: torch.Tensor) -> None:
     model.lm_head(model.hidden(tokens).x[:, -1])
 
 
-def seconds_of(run: Callable[[], object]) -> float:
-    """How long one run takes."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+def seconds_of(run: Callable[[], object], around: AbstractContextManager) -> float:
+    """How long one run takes within `around`."""
+    with around:
+        start = time.perf_counter()
+        run()
+        return time.perf_counter() - start
 
 
 def _add(engine: Engine, case: Case, max_tokens: int) -> None:

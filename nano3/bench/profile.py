@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from typing import Any, Self
 from unittest.mock import patch
 
 import torch
@@ -15,26 +15,40 @@ from nano3.kernels import ops
 
 OURS = "nano3::"
 BACKWARD = "autograd::engine::evaluate_function: "
-OTHER = "rest of the model and engine"
+OTHER = "other ops of PyTorch"
+PYTHON = "Python, outside of ops"
 MOST_ROWS = 20
 
 
-def profile(run: Callable[[], object]) -> dict[str, Any]:
-    """Self time of everything in one run, which is slower than one without a profiler.
+class Profile:
+    """A context manager whose block is profiled; runs under it are slower than others."""
 
-    Returns:
-        `ops`: by nano3's ops, their backward passes and the rest; `torch`: by PyTorch's. Rows of name, calls, seconds
-        and share, the largest first, small ones together at the end; time outside any op of PyTorch's is in neither.
-    """
-    with torch.profiler.profile(activities=[ProfilerActivity.CPU]) as profiler, named_ops():
-        run()
-    by_op, by_torch = _Sums(), _Sums()
-    for event in profiler.events() or []:
-        seconds = event.self_cpu_time_total / 1e6
-        label = _label(event)
-        by_op.add(label, seconds, event.name == OURS + label or event.name.startswith(BACKWARD))
-        by_torch.add(event.name.removeprefix(OURS), seconds, True)
-    return {"ops": by_op.rows(), "torch": by_torch.rows()}
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._profiler = torch.profiler.profile(activities=[ProfilerActivity.CPU])
+
+    def __enter__(self) -> Self:
+        self._stack.enter_context(self._profiler)
+        self._stack.enter_context(named_ops())
+        self._stack.enter_context(record_function(PYTHON))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def tables(self) -> dict[str, list[dict[str, Any]]]:
+        """Self time of everything in the block.
+
+        Returns:
+            `ops`: by nano3's ops, their backward passes and the rest; `torch`: by PyTorch's. Rows of name, calls,
+            seconds and share, the largest first, small ones together at the end.
+        """
+        by_op, by_torch = _Sums(), _Sums()
+        for event in self._profiler.events() or []:
+            seconds, label = event.self_cpu_time_total / 1e6, _label(event)
+            by_op.add(label, seconds, event.name == OURS + label or event.name.startswith(BACKWARD))
+            by_torch.add(event.name.removeprefix(OURS), seconds, event.name != PYTHON)
+        return {"ops": by_op.rows(), "torch": by_torch.rows()}
 
 
 @contextmanager
@@ -72,13 +86,15 @@ class _Sums:
         rows = [(name, self.calls[name], self.seconds[name]) for name in names[:MOST_ROWS]]
         rest = names[MOST_ROWS:]
         if rest:
-            calls, seconds = (sum(of[name] for name in rest) for of in (self.calls, self.seconds))
+            calls, seconds = sum(self.calls[name] for name in rest), sum(self.seconds[name] for name in rest)
             rows.append((f"{len(rest)} others", calls, seconds))
         return [{"name": n, "calls": calls, "seconds": s, "share": s / total} for n, calls, s in rows]
 
 
 def _label(event: Any) -> str:
     """The op of nano3, or the backward pass, that an event belongs to."""
+    if event.name == PYTHON:
+        return PYTHON
     while event is not None:
         if event.name.startswith(OURS):
             return event.name.removeprefix(OURS)

@@ -203,7 +203,12 @@ def _show_profile(title: str, rows: Sequence[dict[str, Any]]) -> None:
     columns = ("calls", "ms", "share")
     table = plain_table(title, "", *columns, right=columns)
     for row in rows:
-        table.add_row(row["name"], f"{row['calls']:,}", f"{row['seconds'] * 1000:,.1f}", f"{row['share']:.1%}")
+        table.add_row(
+            row["name"],
+            f"{row['calls']:,}" if row["calls"] else "",
+            f"{row['seconds'] * 1000:,.1f}",
+            f"{row['share']:.1%}",
+        )
     print_table(results(), table)
 
 

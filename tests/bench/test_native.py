@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from nano3.bench.native import Native, full_tokenizer, open_model
-from nano3.bench.profile import profile
 from nano3.bench.workload import Case, Job
 from nano3.config.errors import UserError
 from nano3.model.hf import save
@@ -78,13 +77,21 @@ def test_the_tokenizer_has_every_id_of_the_model():
 
 
 def test_a_profile_names_ops_and_their_backward_passes(sizes):
-    side = Native(Job("nano3", "train", sizes))
-    found = profile(lambda: side.run(Case("train", 2, 70)))
+    found = Native(Job("nano3", "train", sizes)).profile(Case("train", 2, 70))
     names = {row["name"].split(" (")[0]: row for row in found["ops"]}
     assert names["ssd_scan"]["calls"] == 1
+    assert names["Python, outside of ops"]["seconds"] > 0
     assert any(name.startswith("backward: ") for name in names)
     assert "aten::mm" in {row["name"] for row in found["torch"]}
     for rows in found.values():
         assert sum(row["share"] for row in rows) == pytest.approx(1)
         seconds = [row["seconds"] for row in rows if not row["name"].endswith(" others")]
         assert seconds == sorted(seconds, reverse=True)
+
+
+def test_a_profile_is_of_the_timed_part_only(sizes):
+    found = Native(Job("nano3", "decode", sizes)).profile(Case("decode", 3, 10, 5))
+    calls = {row["name"].split(" (")[0]: row["calls"] for row in found["ops"]}
+    # One Mamba-2 block, a step each for five tokens; the prompt's pass is not among them.
+    assert calls["mamba_step"] == 5
+    assert "ssd_scan" not in calls
