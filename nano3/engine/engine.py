@@ -17,7 +17,7 @@ from nano3.engine.request import Request, Sampling, Token, Update
 from nano3.engine.sampler import sample, score
 from nano3.engine.scheduler import Limits, Scheduler, Work
 from nano3.engine.sequence import Sequence
-from nano3.engine.sequence_sampler import SequenceSampler, derive_seed
+from nano3.engine.sequence_sampler import SequenceSampler, derive_seed, penalized_ids
 from nano3.engine.sizing import Sizes, fit, free_memory
 from nano3.engine.thinking import thinking_tracker
 from nano3.model.lm import LM
@@ -25,6 +25,8 @@ from nano3.model.plan import Plan, Span
 from nano3.model.pool import StatePool
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from nano3.engine.grammar import GrammarMatcher
 
 SCORED_ROWS = 256
@@ -128,7 +130,8 @@ class Engine:
         """Take a request in; see GenerationEngine.add."""
         self._check(request)
         seed = secrets.randbits(63) if request.sampling.seed is None else request.sampling.seed
-        sequences = [self._new_sequence(request, index, derive_seed(seed, index)) for index in range(request.n)]
+        ids = penalized_ids(request.sampling, request.prompt)
+        sequences = [self._new_sequence(request, index, derive_seed(seed, index), ids) for index in range(request.n)]
         self._sequences[request.id] = sequences
         for sequence in sequences:
             self._scheduler.add(sequence)
@@ -205,11 +208,11 @@ class Engine:
         if wrong is not None:
             raise ValueError(f"prompt: no token has the id {wrong}; ids go from 0 to {self.model.cfg.vocab_size - 1}")
 
-    def _new_sequence(self, request: Request, index: int, seed: int) -> Sequence:
+    def _new_sequence(self, request: Request, index: int, seed: int, prompt_ids: np.ndarray) -> Sequence:
         sampling = request.sampling
         sampler = SequenceSampler(
             sampling,
-            request.prompt,
+            prompt_ids,
             seed=seed,
             eos_ids=self.eos_ids,
             vocab_size=self._ids_limit,
@@ -304,7 +307,7 @@ class Engine:
             sequences.remove(done)
             if not sequences:
                 del self._sequences[update.request_id]
-            self._scheduler.remove(done, keep=True)
+            self._scheduler.remove(done, keep=update.finish != "error")
 
 
 def _span(work: Work) -> Span:

@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -110,14 +111,8 @@ def _pick_rows(x: Tensor, members: list[int], changed: dict[int, Tensor]) -> Ten
 def processed(x: Tensor, row: SequenceSampler) -> Tensor:
     """Logits (V,) of one row after penalties, bias, min_tokens and grammar."""
     x, s = x.clone(), row.sampling
-    seen = row.seen
-    if seen is not None and len(seen[0]):
-        ids, counts = (torch.from_numpy(array).to(x.device) for array in seen)
-        values = x[ids]
-        if s.repetition_penalty != 1:
-            penalty = min(max(s.repetition_penalty, 1 / STRONGEST), STRONGEST)
-            values = torch.where(values > 0, values / penalty, values * penalty)
-        x[ids] = values - s.frequency_penalty * counts - s.presence_penalty * (counts > 0)
+    if row.output_ids is not None:
+        _penalize(x, row, *row.output_ids)
     if s.logit_bias:
         ids = torch.tensor(list(s.logit_bias), device=x.device)
         x[ids] += torch.tensor(list(s.logit_bias.values()), dtype=x.dtype, device=x.device)
@@ -126,6 +121,22 @@ def processed(x: Tensor, row: SequenceSampler) -> Tensor:
         mask = torch.from_numpy(grammar.mask()).to(x.device)
         x.masked_fill_(~mask[: len(x)], -math.inf)
     return _without(x, row.banned) if row.banned else x
+
+
+def _penalize(x: Tensor, row: SequenceSampler, ids: np.ndarray, counts: np.ndarray) -> None:
+    """Penalties for the prompt's ids and the output's `ids` with their `counts`, on logits (V,) in place."""
+    s = row.sampling
+    in_output, n = torch.from_numpy(ids).to(x.device), torch.from_numpy(counts).to(x.device)
+    values = _less_likely(x[in_output], s.repetition_penalty) - s.frequency_penalty * n - s.presence_penalty
+    if len(row.prompt_ids):
+        in_prompt = torch.from_numpy(row.prompt_ids).to(x.device)
+        x[in_prompt] = _less_likely(x[in_prompt], s.repetition_penalty)
+    x[in_output] = values  # last: an id of both is penalised once
+
+
+def _less_likely(values: Tensor, penalty: float) -> Tensor:
+    penalty = min(max(penalty, 1 / STRONGEST), STRONGEST)
+    return torch.where(values > 0, values / penalty, values * penalty)
 
 
 def _without(x: Tensor, banned: tuple[int, ...]) -> Tensor:

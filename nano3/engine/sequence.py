@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import cached_property
 
 from nano3.engine.detokenize import TextStream
 from nano3.engine.prefix_cache import BlockHashes
@@ -26,8 +27,7 @@ class Sequence:
     ) -> None:
         self.request, self.index, self.arrival = request, index, arrival
         self.sampler, self.text = sampler, text
-        self.tokens = list(request.prompt)
-        self.prompt_length = len(self.tokens)
+        self.prompt_length = len(request.prompt)
         self.computed = 0
         """Tokens that its slot and pages hold."""
         self.slot = -1
@@ -36,7 +36,14 @@ class Sequence:
         self.prompt_scores: list[Token] = []
         self.hashes = BlockHashes(block)
         self.ngrams = NgramIndex()
+        self.started = False
+        """Whether it ever ran."""
         self.reported = False
+
+    @cached_property
+    def tokens(self) -> list[int]:
+        """Prompt and output; copied from the request when the sequence first runs, not while it waits."""
+        return list(self.request.prompt)
 
     @property
     def id(self) -> str:

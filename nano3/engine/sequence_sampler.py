@@ -25,7 +25,7 @@ class SequenceSampler:
     def __init__(
         self,
         sampling: Sampling,
-        prompt: Sequence[int],
+        prompt: Sequence[int] | np.ndarray,
         *,
         seed: int,
         eos_ids: frozenset[int],
@@ -35,6 +35,7 @@ class SequenceSampler:
     ) -> None:
         """`seed`: any integer; `vocab_size`: number of ids that may be drawn.
 
+        `prompt` may be given as `penalized_ids(sampling, prompt)`, which the outputs of one prompt can then share.
         `thinking` is left out of account under a grammar that begins with the output, which has no room for it.
 
         Raises:
@@ -53,7 +54,9 @@ class SequenceSampler:
         self._eos = tuple(sorted(i for i in eos_ids if 0 <= i < vocab_size))
         stops = {i for i in sampling.stop_ids if 0 <= i < vocab_size}
         self._endings = tuple(sorted(stops if sampling.ignore_eos else stops | set(self._eos)))
-        self._counts = _Counts(prompt if sampling.repetition_penalty != 1 else ()) if has_penalties(sampling) else None
+        self._counts = _Counts() if has_penalties(sampling) else None
+        ids = prompt if isinstance(prompt, np.ndarray) else penalized_ids(sampling, prompt)
+        self._prompt_ids = ids[: np.searchsorted(ids, vocab_size)]
 
     @property
     def forced(self) -> int | None:
@@ -87,8 +90,13 @@ class SequenceSampler:
         )
 
     @property
-    def seen(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Tokens for the penalties: ids (N,) int64 and times each was in the output (N,) float32; None without."""
+    def prompt_ids(self) -> np.ndarray:
+        """Distinct ids of the prompt (N,) int64, where the repetition penalty looks at them."""
+        return self._prompt_ids
+
+    @property
+    def output_ids(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Distinct ids of the output (N,) int64 and times each is in it (N,) float32; None without penalties."""
         return None if self._counts is None else self._counts.view()
 
     @property
@@ -132,14 +140,18 @@ def has_penalties(sampling: Sampling) -> bool:
     return bool(sampling.repetition_penalty != 1 or sampling.presence_penalty or sampling.frequency_penalty)
 
 
-class _Counts:
-    """Distinct ids of prompt and output with their counts in the output, in arrays that grow by doubling."""
+def penalized_ids(sampling: Sampling, prompt: Sequence[int]) -> np.ndarray:
+    """Distinct ids of a prompt (N,) int64, ascending, for the repetition penalty; empty where there is none."""
+    return np.unique(np.asarray(prompt if sampling.repetition_penalty != 1 else (), dtype=np.int64))
 
-    def __init__(self, prompt: Sequence[int]) -> None:
-        ids = np.unique(np.asarray(prompt, dtype=np.int64))
-        self._ids = np.concatenate([ids, np.zeros(max(64, len(ids)), dtype=np.int64)])
-        self._counts = np.zeros(len(self._ids), dtype=np.float32)
-        self._slots = {int(token): slot for slot, token in enumerate(ids)}
+
+class _Counts:
+    """Distinct ids of an output with their counts, in arrays that grow by doubling."""
+
+    def __init__(self) -> None:
+        self._ids = np.zeros(64, dtype=np.int64)
+        self._counts = np.zeros(64, dtype=np.float32)
+        self._slots: dict[int, int] = {}
 
     def add(self, token_id: int) -> None:
         slot = self._slots.setdefault(token_id, len(self._slots))

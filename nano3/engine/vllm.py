@@ -77,13 +77,14 @@ class VllmEngine:
         if any(output.request.id == request.id for output in self._outputs.values()):
             raise ValueError(f"request id {request.id!r} is in use")
         seed = secrets.randbits(63) if request.sampling.seed is None else request.sampling.seed
+        prompt = list(request.prompt)
         for index in range(request.n):
             room = self.max_context - len(request.prompt)
             output = VllmOutput(request, index, self.tokenizer, self.eos_ids, room)
             own_seed = derive_seed(seed, index)
             options = sampling_options(request, own_seed, self.eos_ids, self.max_context, self._vocab_size)
             try:
-                self._submit(output.id, request, options)
+                self._submit(output.id, prompt, options)
             except (ValueError, TypeError) as error:
                 self.abort(request.id)
                 raise UserError(one_line(str(error))) from error
@@ -138,7 +139,7 @@ class VllmEngine:
             self._outputs.clear()
         self._llm.engine_core.shutdown()
 
-    def _submit(self, key: str, request: Request, options: dict[str, Any]) -> None:
+    def _submit(self, key: str, prompt: list[int], options: dict[str, Any]) -> None:
         sampling_params = self._vllm.sampling_params
         structured = options.pop("structured_outputs")
         parameters = sampling_params.SamplingParams(
@@ -146,7 +147,7 @@ class VllmEngine:
             output_kind=sampling_params.RequestOutputKind.DELTA,
             structured_outputs=structured and sampling_params.StructuredOutputsParams(**structured),
         )
-        self._llm.add_request(key, {"prompt_token_ids": list(request.prompt)}, parameters)
+        self._llm.add_request(key, {"prompt_token_ids": prompt}, parameters)
 
 
 def engine_arguments(

@@ -3,6 +3,7 @@
 import copy
 import math
 import random
+import tracemalloc
 
 import pytest
 import torch
@@ -94,6 +95,18 @@ def test_n_outputs_share_the_prompt(model, tokenizer):
     assert first.ids == outputs[0].ids
 
 
+def test_waiting_outputs_share_one_prompt(model, tokenizer):
+    engine = engine_of(model, tokenizer, max_context=60_000, memory=128 << 20)
+    request = Request("r", prompt(50_000), Sampling(repetition_penalty=1.2, max_tokens=2), n=128)
+    tracemalloc.start()
+    try:
+        engine.add(request)
+        used, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert used < 10_000_000
+
+
 def test_second_identical_prompt_comes_from_the_cache(model, tokenizer):
     engine = engine_of(model, tokenizer)
     (first,) = one(engine, prompt(500))
@@ -149,6 +162,14 @@ def test_stops(model, tokenizer):
     word = free.text[4:7]
     (by_text,) = one(engine, prompt(20), Sampling(temperature=0, max_tokens=12, stop=(word,), ignore_eos=True))
     assert (by_text.text, by_text.stop_reason) == (free.text[: free.text.index(word)], word)
+
+
+def test_a_penalty_on_prompt_ids_beyond_the_tokenizer_is_no_matter(model, tokenizer):
+    beyond = model.cfg.vocab_size - 1
+    assert beyond >= tokenizer.vocab_size
+    sampling = Sampling(temperature=0, repetition_penalty=1.5, max_tokens=4, ignore_eos=True)
+    (output,) = one(engine_of(model, tokenizer), (beyond, *prompt(6)), sampling)
+    assert (len(output.ids), output.finish) == (4, "length")
 
 
 def test_end_of_text_ends_unless_ignored_or_too_early(model, tokenizer):
