@@ -116,7 +116,7 @@ def encode_plain(tokenizer: Tokenizer, prompt: Prompt, raw: bool = False) -> Enc
 
 
 def encode_chat(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], thinking: bool = True) -> Encoded:
-    """Token ids of a conversation up to where its answer begins.
+    """Token ids of a conversation up to where its answer begins; special tokens written in messages are text.
 
     Args:
         tokenizer: whose chat template is used, if it has one.
@@ -126,20 +126,11 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], thi
     Raises:
         UserError: messages out of form.
     """
-    from nano3.data.chat import template_for, thinking_open
+    from nano3.data.chat import ChatEncoder
 
-    template = template_for(tokenizer)
-    text = template.render(messages, enable_thinking=thinking)
-    history = template.render(messages, None, False, enable_thinking=thinking)
-    ids = tuple(tokenizer.encode(text, special=True))
-    shared = tuple(tokenizer.encode(history, special=True)) if text.startswith(history) else ()
+    prompt = ChatEncoder(tokenizer).encode(messages, enable_thinking=thinking)
     end = tokenizer.token_id(END_OF_TURN)
-    return Encoded(
-        ids,
-        thinking_open(text),
-        stop_ids=() if end is None else (end,),
-        cache_at=(len(shared),) if 0 < len(shared) < len(ids) and ids[: len(shared)] == shared else (),
-    )
+    return Encoded(prompt.ids, prompt.thinking_open, stop_ids=() if end is None else (end,), cache_at=prompt.cache_at)
 
 
 def _read(path: Path) -> str:

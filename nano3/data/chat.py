@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 TURN, THINK, END_THINK = "<|im_start|>", "<think>", "</think>"
+MARK, OWN_MARK = "\ufdd0", "\ufdd0\ufdd1"
+"""A noncharacter that stands where text must be cut before it is encoded, and what is written for one in the text."""
+_PROBE = ({"role": "user", "content": "a"},)
 
 
 class ChatTemplate:
@@ -55,7 +60,7 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         **kwargs: Any,
     ) -> str:
-        """Prompt of a conversation in OpenAI form; encode it with `Tokenizer.encode(text, special=True)`.
+        """Prompt of a conversation in OpenAI form, to be read; `ChatEncoder` makes token ids of it, safely.
 
         Args:
             messages: role and content (a string, a list of text parts, None), and with an assistant's: `reasoning` or
@@ -67,19 +72,118 @@ class ChatTemplate:
         Raises:
             UserError: messages or tools out of form, or the template refuses them.
         """
+        values = {**kwargs, "messages": normal_messages(messages), "tools": normal_tools(tools) or None}
+        return self.fill(values, add_generation_prompt)
+
+    def fill(self, values: Mapping[str, Any], add_generation_prompt: bool = True) -> str:
+        """`render` of messages and tools that are normal already (`normal_messages`, `normal_tools`).
+
+        Raises:
+            UserError: the template refuses them.
+        """
         import jinja2
 
-        values = {
-            **self.variables,
-            **kwargs,
-            "messages": normal_messages(messages),
-            "tools": normal_tools(tools) or None,
-            "add_generation_prompt": add_generation_prompt,
-        }
+        values = {**self.variables, **values, "add_generation_prompt": add_generation_prompt}
         try:
             return self._compiled.render(values)
         except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise UserError(f"chat template refuses this conversation: {_one_line(error)}") from error
+
+
+@dataclass(frozen=True)
+class ChatPrompt:
+    """A conversation as the model sees it."""
+
+    ids: tuple[int, ...]
+    thinking_open: bool
+    """The answer begins inside a thinking part."""
+    cache_at: tuple[int, ...] = ()
+    """Length of the part that the next turn's prompt will begin with."""
+
+
+class ChatEncoder:
+    """Conversations to token ids. Only the template opens and closes turns: a special token that is written in a
+    message, a tool or a variable is text like any other."""
+
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None = None) -> None:
+        """Encode for `tokenizer`, by its own template unless another is given.
+
+        Raises:
+            UserError: its template cannot be compiled.
+        """
+        self.template = template or template_for(tokenizer)
+        self._tokenizer = tokenizer
+        added = tokenizer.inner.get_added_tokens_decoder().values()
+        # Templates look for the thinking tags in messages, so those stay whole even where they are special.
+        tags = (THINK, END_THINK)
+        self._special = _beginnings(token.content for token in added if token.special and token.content not in tags)
+
+    def encode(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        *,
+        max_length: int | None = None,
+        **kwargs: Any,
+    ) -> ChatPrompt:
+        """Token ids of a conversation; the arguments are those of `ChatTemplate.render`.
+
+        Args:
+            max_length: most characters; more are refused before they are encoded.
+
+        Raises:
+            UserError: as `ChatTemplate.render`; too long.
+        """
+        values = self._marked(kwargs)
+        values |= {"messages": self._marked(normal_messages(messages))}
+        values |= {"tools": self._marked(normal_tools(tools)) or None}
+        text = self.template.fill(values, add_generation_prompt)
+        if max_length is not None and len(text) > max_length:
+            raise UserError(f"the conversation has {len(text)} characters; at most {max_length} can fit")
+        ids = self._ids(text)
+        shared = self._shared(ids, text, kwargs) if add_generation_prompt else ()
+        return ChatPrompt(tuple(ids), thinking_open(text), shared)
+
+    def _marked(self, value: Any) -> Any:
+        """The value with a mark inside each special token that its strings spell out."""
+        if isinstance(value, str):
+            return self._special.sub(lambda found: found[0] + MARK, value.replace(MARK, OWN_MARK))
+        if isinstance(value, Mapping):
+            return {self._marked(key): self._marked(inner) for key, inner in value.items()}
+        return [self._marked(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+    def _ids(self, text: str) -> list[int]:
+        # Cut at the marks, so that no special token is whole but those of the template.
+        parts = [part.replace(OWN_MARK, MARK) for part in re.split(rf"{MARK}(?!{OWN_MARK[1]})", text)]
+        return [token for ids in self._tokenizer.encode_batch(parts, special=True) for token in ids]
+
+    def _shared(self, ids: Sequence[int], text: str, kwargs: Mapping[str, Any]) -> tuple[int, ...]:
+        """Tokens before the opening of the answer, where the tokens part there."""
+        opening = self._opening(kwargs)
+        if not opening or not text.endswith(opening):
+            return ()
+        tokens = self._ids(opening)
+        length = len(ids) - len(tokens)
+        return (length,) if length > 0 and list(ids[length:]) == tokens else ()
+
+    def _opening(self, kwargs: Mapping[str, Any]) -> str:
+        """How the template opens an answer: found with a short conversation, since rendering a long one takes time."""
+        try:
+            values = {**self._marked(kwargs), "messages": normal_messages(_PROBE), "tools": None}
+            text, history = self.template.fill(values), self.template.fill(values, False)
+        except UserError:
+            return ""
+        return text.removeprefix(history) if text.startswith(history) else ""
+
+
+def _beginnings(tokens: Iterable[str]) -> re.Pattern[str]:
+    """Finds the first letter of each of the tokens, wherever the rest follows. (One letter alone cannot be cut.)"""
+    rests: dict[str, list[str]] = {}
+    for token in tokens:
+        if len(token) > 1:
+            rests.setdefault(token[0], []).append(re.escape(token[1:]))
+    return re.compile("|".join(f"{re.escape(first)}(?={'|'.join(rest)})" for first, rest in rests.items()) or "(?!)")
 
 
 @functools.cache

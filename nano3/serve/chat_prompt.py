@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nano3.config.errors import UserError
-from nano3.data.chat import ChatTemplate, thinking_open
-from nano3.data.tokenizer import Tokenizer
+from nano3.data.chat import ChatEncoder, ChatPrompt
 from nano3.engine.request import Grammar, Request, Sampling, ThinkingBudget
 from nano3.serve.errors import ApiError
 from nano3.serve.sampling import grammar_of, sampling_of
@@ -20,21 +19,11 @@ RESERVED = ("messages", "tools", "add_generation_prompt")
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """A conversation as the model sees it."""
-
-    ids: tuple[int, ...]
-    cache_at: tuple[int, ...]
-    """Length of the part that the next turn's prompt will begin with."""
-    thinking_open: bool
-
-
-@dataclass(frozen=True)
 class ChatPlan:
     """A chat request, ready to run and to be read."""
 
     request: Request
-    prompt: Prompt
+    prompt: ChatPrompt
     tools: list[dict[str, Any]]
     """Tools whose calls are parsed; none: calls are text."""
     one_call: bool
@@ -48,7 +37,7 @@ def plan_chat(service: Service, body: ChatRequest) -> ChatPlan:
         ApiError: the conversation, its length or its fields are wrong (400).
     """
     tools = [] if body.tool_choice == "none" else plain(body.tools)
-    prompt = make_prompt(service.template, service.tokenizer, body, tools)
+    prompt = make_prompt(service.chat, body, tools)
     max_tokens = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     service.check_length(len(prompt.ids), max_tokens, "messages")
     request = Request(
@@ -58,29 +47,14 @@ def plan_chat(service: Service, body: ChatRequest) -> ChatPlan:
     return ChatPlan(request, prompt, tools, body.parallel_tool_calls is False)
 
 
-def make_prompt(
-    template: ChatTemplate, tokenizer: Tokenizer, body: ChatRequest | TokenizeRequest, tools: list[dict[str, Any]]
-) -> Prompt:
+def make_prompt(encoder: ChatEncoder, body: ChatRequest | TokenizeRequest, tools: list[dict[str, Any]]) -> ChatPrompt:
     """The prompt of a conversation. Raises ApiError (400)."""
-    messages = plain(body.messages)
-    variables = _template_variables(body)
     open_answer = not isinstance(body, TokenizeRequest) or body.add_generation_prompt is not False
+    variables = _template_variables(body)
     try:
-        text = template.render(messages, tools or None, open_answer, **variables)
-        history = template.render(messages, tools or None, False, **variables) if open_answer else text
+        return encoder.encode(plain(body.messages), tools or None, open_answer, **variables)
     except UserError as error:
         raise ApiError(400, str(error), param="messages", code="invalid_value") from error
-    ids = tuple(tokenizer.encode(text, special=True))
-    return Prompt(ids, _shared_length(tokenizer, ids, text, history), thinking_open(text))
-
-
-def _shared_length(tokenizer: Tokenizer, ids: Sequence[int], text: str, history: str) -> tuple[int, ...]:
-    """Tokens of `ids` before the opening of the answer, where the tokens part there."""
-    if not text.startswith(history) or len(history) == len(text):
-        return ()
-    opening = tokenizer.encode(text[len(history) :], special=True)
-    length = len(ids) - len(opening)
-    return (length,) if length > 0 and list(ids[length:]) == opening else ()
 
 
 def _template_variables(body: ChatRequest | TokenizeRequest) -> dict[str, Any]:
@@ -98,7 +72,7 @@ def _template_variables(body: ChatRequest | TokenizeRequest) -> dict[str, Any]:
 
 
 def _sampling(
-    service: Service, body: ChatRequest, prompt: Prompt, tools: list[dict[str, Any]], max_tokens: int | None
+    service: Service, body: ChatRequest, prompt: ChatPrompt, tools: list[dict[str, Any]], max_tokens: int | None
 ) -> Sampling:
     budget = body.reasoning_budget if body.reasoning_budget is not None else body.thinking_budget
     return sampling_of(

@@ -10,7 +10,7 @@ from typing import cast
 
 from fastapi import Request as HttpRequest
 
-from nano3.data.chat import ChatTemplate, template_for
+from nano3.data.chat import ChatEncoder
 from nano3.data.tokenizer import Tokenizer
 from nano3.engine.protocol import GenerationEngine
 from nano3.engine.request import Request, Update
@@ -33,7 +33,7 @@ class Service:
         self.thread = EngineThread(engine, max_waiting=settings.max_queue, observer=self.metrics.on_update)
         self.metrics.watch(self.thread)
         self.tokenizer: Tokenizer = engine.tokenizer
-        self.template: ChatTemplate = template_for(engine.tokenizer)
+        self.chat = ChatEncoder(engine.tokenizer)
         self.texts = TokenTexts(engine.tokenizer)
         self.max_context = engine.max_context
         turn_end = engine.tokenizer.token_id(TURN_END)

@@ -60,4 +60,4 @@ def _ids(service: Service, body: TokenizeRequest) -> list[int]:
     if body.prompt is not None:
         return service.encode(body.prompt, body.add_special_tokens)
     tools: list[dict[str, Any]] = plain(body.tools)
-    return list(make_prompt(service.template, service.tokenizer, body, tools).ids)
+    return list(make_prompt(service.chat, body, tools).ids)

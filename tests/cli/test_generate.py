@@ -58,6 +58,14 @@ def test_raw_reads_special_tokens_and_plain_text_does_not(nano3_generate):
     assert prompt_tokens() > 2
 
 
+def test_a_chat_message_cannot_open_a_turn(nano3_generate):
+    def prompt_tokens(text):
+        done = nano3_generate("--prompt", text, "--chat", "--max-tokens", 1, "--json")
+        return json.loads(done.out)["usage"]["prompt_tokens"]
+
+    assert prompt_tokens("<|im_end|>") > prompt_tokens("x") + 1
+
+
 def test_the_prompt_comes_from_a_file_or_a_pipe_too(nano3_generate, tmp_path):
     (tmp_path / "prompt.txt").write_text("The quick\n")
     wanted = nano3_generate("--prompt", "The quick", *GREEDY).out

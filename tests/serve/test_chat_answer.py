@@ -4,10 +4,11 @@ import types
 
 import pytest
 
+from nano3.data.chat import ChatPrompt
 from nano3.data.tokenizer import Tokenizer
 from nano3.engine.request import Request, Token, Update
 from nano3.serve.chat_answer import ChatAnswer
-from nano3.serve.chat_prompt import ChatPlan, Prompt
+from nano3.serve.chat_prompt import ChatPlan
 from nano3.serve.tokens import TokenTexts
 
 TOOLS = [{"type": "function", "function": {"name": "now"}}]
@@ -17,7 +18,7 @@ CALL = "<tool_call>\n<function=now>\n</function>\n</tool_call>"
 def answer(tokenizer: Tokenizer, text: str, finish="stop", thinking_open=True, one_call=False, pieces=3):
     """The choice, the deltas and the number of reasoning tokens for an output that arrives in pieces."""
     service = types.SimpleNamespace(tokenizer=tokenizer, texts=TokenTexts(tokenizer))
-    plan = ChatPlan(Request("a", (1,)), Prompt((1,), (), thinking_open), TOOLS, one_call)
+    plan = ChatPlan(Request("a", (1,)), ChatPrompt((1,), thinking_open), TOOLS, one_call)
     grown = ChatAnswer(service, plan, with_logprobs=False, with_ids=False)  # type: ignore[arg-type]
     ids = tokenizer.encode(text)
     deltas = []
