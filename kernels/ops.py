@@ -38,7 +38,12 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, backend: str | None = Non
 
     Returns:
         (..., D) in x.dtype.
+
+    Raises:
+        ValueError: the weight has another length than the last dimension.
     """
+    if weight.shape != x.shape[-1:]:
+        raise ValueError(f"rms_norm: weight of shape {tuple(weight.shape)} for a width of {x.shape[-1]}")
     return choose("rms_norm", x.device, backend)[1](x, weight, eps)
 
 

@@ -38,6 +38,8 @@ def _error(op: str, dtype: torch.dtype) -> float:
         outputs.append([function(*arguments), *(a for a in arguments if isinstance(a, Tensor))])
     worst = 0.0
     for got, expected in zip(*outputs, strict=True):
+        if not bool(torch.isfinite(got).all()):
+            return float("inf")
         if expected.numel():
             scale = expected.float().abs().max().clamp_min(1e-6)
             worst = max(worst, float((got.float() - expected.float()).abs().max() / scale))

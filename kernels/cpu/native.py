@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 ENVIRONMENT = "NANO3_CPU_ISA"
 """Forces `avx512` or `avx2`, or `none` to do without the library."""
 NEEDS = {"avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx2", "fma"}, "avx2": {"avx2", "fma"}}
 """CPU features of each level, the best first."""
+ABI = 1
+"""Of the sources this file belongs to; see src/abi.cpp."""
 TYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 
@@ -45,11 +46,14 @@ def native() -> Native:
         return Native(None, "", f"this processor has no {forced or 'AVX2'}")
     files = sorted(Path(__file__).parent.glob("_native*.so"))
     if not files:
-        return Native(None, "", "not built: there was no C++ compiler when nano3 was installed")
+        return Native(None, "", "not built: no C++ compiler that could do it when nano3 was installed")
     try:
-        return Native(ctypes.CDLL(str(files[0])), isa, "")
-    except OSError as error:
+        library = ctypes.CDLL(str(files[0]))
+        if library.nano3_abi() == ABI:
+            return Native(library, isa, "")
+    except (OSError, AttributeError) as error:
         return Native(None, "", f"{files[0].name} cannot be loaded: {error}")
+    return Native(None, "", f"{files[0].name} was built from other sources: install nano3 again")
 
 
 def _cpu_flags() -> set[str]:
@@ -58,18 +62,3 @@ def _cpu_flags() -> set[str]:
     except OSError:
         return set()
     return next((set(line.split(":", 1)[1].split()) for line in lines if line.startswith("flags")), set())
-
-
-def pointer(tensor: Tensor) -> ctypes.c_void_p:
-    """Address of the first element."""
-    return ctypes.c_void_p(tensor.data_ptr())
-
-
-def size(n: int) -> ctypes.c_int64:
-    """A count or stride."""
-    return ctypes.c_int64(n)
-
-
-def threads() -> int:
-    """Threads that PyTorch would use."""
-    return torch.get_num_threads()

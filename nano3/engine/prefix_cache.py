@@ -87,7 +87,7 @@ class PrefixCache:
             self._slots.give_back(slot)
             return
         held = tuple(pages[: -(-length // self._page_size)])
-        self._pages.hold(held)
+        self._pages.hold(held, kept=True)
         self._entries[key] = Entry(key, length, slot, held)
         tails = self._lengths.setdefault(key[0], {})
         tails[len(key[1])] = tails.get(len(key[1]), 0) + 1
@@ -98,7 +98,7 @@ class PrefixCache:
             return False
         _, entry = self._entries.popitem(last=False)
         self._slots.give_back(entry.slot)
-        self._pages.release(entry.pages)
+        self._pages.release(entry.pages, kept=True)
         tails, tail = self._lengths[entry.key[0]], len(entry.key[1])
         tails[tail] -= 1
         if not tails[tail]:

@@ -14,6 +14,8 @@ from nano3.engine.prefix_cache import Entry, Key, PrefixCache
 from nano3.engine.sequence import Sequence
 from nano3.model.pool import StatePool
 
+DENSE = 64
+"""States of a prompt kept at full density; from there on the spacing doubles with the length."""
 SHORTEST_KEPT = 32
 """Shorter beginnings are not worth a slot."""
 
@@ -149,38 +151,40 @@ class Scheduler:
 
     def _start(self, sequence: Sequence) -> bool:
         """Give a waiting sequence a slot and pages for all its tokens; False when it has to wait longer."""
-        slot = self._take_slot()
-        if slot is None:
-            return False
         entry = self._look_up(sequence)
         size = self.pool.page_size
         shared = list(entry.pages[: entry.length // size]) if entry else []
+        count = -(-len(sequence.tokens) // size) - len(shared)
+        if self.pages.missing(shared, count):
+            return False  # and the kept prefixes stay as they are
         self.pages.hold(shared)
-        new = self._take_pages(-(-len(sequence.tokens) // size) - len(shared))
-        if new is None:
-            self.pages.release(shared)
-            self.slots.give_back(slot)
-            return False
+        slot, new = self._take_slot(), self._take_pages(count)
+        assert slot is not None, "running sequences and kept states hold all slots"
+        assert new is not None, "pages were counted"
         sequence.slot, sequence.pages = slot, shared + new
+        # The entry may just have been dropped to make room, but nothing has been written over what it held.
         if entry is None:
             self.pool.clear_slot(slot)
         else:
             self.pool.copy_slot(entry.slot, slot)
             if entry.length % size:
                 self.pool.copy_page(entry.pages[-1], new[0], entry.length % size)
-            self._count_hit(sequence, entry)
+        self._count(sequence, entry)
         return True
 
     def _look_up(self, sequence: Sequence) -> Entry | None:
         if not self._may_share(sequence):
             return None
-        self.cache_queries += 1
         return self.cache.match(sequence.tokens, sequence.hashes, len(sequence.tokens) - 1)
 
-    def _count_hit(self, sequence: Sequence, entry: Entry) -> None:
-        sequence.computed = entry.length
-        self.cache_hits += 1
-        if not sequence.reported:
+    def _count(self, sequence: Sequence, entry: Entry | None) -> None:
+        sequence.computed = entry.length if entry else 0
+        if sequence.started:  # a second start, after a preemption, says nothing about the prompt
+            return
+        sequence.started = True
+        self.cache_queries += self._may_share(sequence)
+        if entry is not None:
+            self.cache_hits += 1
             sequence.cached_tokens = min(entry.length, sequence.prompt_length)
             self.cached_tokens += sequence.cached_tokens
 
@@ -242,7 +246,7 @@ class Scheduler:
     def _choose_kept(self, work: Work) -> None:
         sequence, start = work.sequence, work.sequence.computed
         stop, every = start + work.length, self.limits.snapshot_every
-        wanted = {*range((start // every + 1) * every, stop + 1, every)}
+        wanted = {p for p in range((start // every + 1) * every, stop + 1, every) if _worth_keeping(p, every)}
         wanted |= {p for p in (*sequence.request.cache_at, sequence.prompt_length - 1) if start < p <= stop}
         for position in sorted(wanted):
             if position < SHORTEST_KEPT:
@@ -255,3 +259,8 @@ class Scheduler:
             if slot is None:
                 return
             work.keep.append((key, position, slot))
+
+
+def _worth_keeping(position: int, every: int) -> bool:
+    """All multiples of `every` at first, then ever sparser ones: 1M tokens keep some hundreds of states."""
+    return position % (every << (position // (DENSE * every)).bit_length()) == 0

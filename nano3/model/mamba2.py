@@ -143,7 +143,8 @@ class Mamba2(nn.Module):
         """Pieces of different lengths side by side. A raw step of -inf is a step of zero: padding leaves the scan's
         state alone; the conv state is taken from where each piece ends."""
         state = slots.take(part.slots)
-        rows = xBC[part.positions]  # (g, L, conv_dim)
+        # Padding must not bring another sequence's numbers in: 0 times a nan would be nan.
+        rows = xBC[part.positions].masked_fill_(~part.valid.unsqueeze(-1), 0)  # (g, L, conv_dim)
         inputs = torch.cat([state.conv.transpose(1, 2).to(rows.dtype), rows], dim=1)
         steps = dt[part.positions].masked_fill(~part.valid.unsqueeze(-1), -torch.inf)
         values = self._scan(rows, steps, None, state)

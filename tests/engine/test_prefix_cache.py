@@ -77,3 +77,15 @@ def test_numbers_come_lowest_first():
     free.give_back(2)
     free.give_back(0)
     assert [free.take(), free.take(), free.take(), free.take()] == [0, 2, 4, None]
+
+
+def test_pages_of_kept_prefixes_can_be_had_back():
+    pages = Pages(10)
+    running, kept = pages.take(4), pages.take(3)
+    pages.hold([*kept, running[0]], kept=True)
+    pages.release(kept)
+    assert (pages.free, pages.in_sequences) == (3, 4)
+    assert not pages.missing([], 6)
+    assert pages.missing([], 7)
+    assert pages.missing(kept[:1], 6)
+    assert not pages.missing(running[:2], 6)

@@ -1,12 +1,14 @@
 """Random arrivals, aborts and shortage of memory: every finished answer is what the request gives alone."""
 
 import random
+from itertools import pairwise
 
 import pytest
 
 from nano3.engine.engine import Engine
 from nano3.engine.protocol import run
 from nano3.engine.request import Output, Request, Sampling
+from nano3.engine.scheduler import _worth_keeping
 from nano3.model.pool import page_bytes, slot_bytes
 
 PAGE, EVERY = 8, 32
@@ -155,3 +157,26 @@ def test_decoding_goes_on_beside_a_long_prompt(model, tokenizer):
         assert any(update.request_id == "chat" for update in engine.step())
         steps += 1
     assert steps == 24
+
+
+def test_a_request_that_waits_for_memory_leaves_the_kept_prefixes_alone(model, tokenizer):
+    sizes = {"memory": memory_for(model, 4, 66), "max_context": 520, "page_size": PAGE, "snapshot_every": EVERY}
+    engine = Engine(model, tokenizer, **sizes, max_sequences=3)
+    short = Sampling(temperature=0, max_tokens=1, ignore_eos=True)
+    run(engine, [Request("kept", tuple(range(10, 60)), short)])
+    engine.add(Request("long", tuple(range(20, 40)), Sampling(temperature=0, max_tokens=400, ignore_eos=True)))
+    for _ in range(200):
+        engine.step()
+    engine.add(Request("waits", tuple(range(30, 300)) + tuple(range(30, 180)), short))
+    before, entries = engine.stats(), len(engine.cache)
+    for _ in range(10):
+        engine.step()
+    after = engine.stats()
+    assert (after.waiting, after.cache_queries, len(engine.cache)) == (1, before.cache_queries, entries)
+
+
+def test_long_prompts_keep_states_ever_more_sparsely():
+    kept = [p for p in range(256, (1 << 20) + 1, 256) if _worth_keeping(p, 256)]
+    assert kept[:64] == list(range(256, 64 * 256 + 1, 256))
+    assert len(kept) < 400
+    assert max(b - a for a, b in pairwise(kept)) <= (1 << 20) // 16

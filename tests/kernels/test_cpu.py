@@ -104,10 +104,11 @@ def test_gradients_go_through_pytorch():
     torch.testing.assert_close(x.grad, weight.detach().sum(0).expand(3, 8))
 
 
-def test_a_kernel_that_computes_something_else_is_not_used(monkeypatch):
+@pytest.mark.parametrize("wrong", [1.0, torch.nan])
+def test_a_kernel_that_computes_something_else_is_not_used(monkeypatch, wrong):
     if native().library is None:
         return
-    monkeypatch.setitem(ops.FUNCTIONS, "linear", lambda x, weight: x @ weight.T + 1)
+    monkeypatch.setitem(ops.FUNCTIONS, "linear", lambda x, weight: x @ weight.T + wrong)
     check.problem.cache_clear()
     try:
         assert "self-check failed" in check.problem("linear")
@@ -127,3 +128,38 @@ def test_results_do_not_depend_on_the_number_of_threads():
         torch.set_num_threads(before)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
+
+
+@torch.inference_mode()
+def test_sizes_that_do_not_fit_are_an_error_not_a_wrong_address():
+    with pytest.raises(RuntimeError):
+        kernels.linear(torch.randn(2, 6), torch.randn(5, 4))
+    with pytest.raises(ValueError, match="rms_norm: weight"):
+        kernels.rms_norm(torch.randn(2, 64), torch.randn(8), 1e-5)
+    with pytest.raises(RuntimeError):
+        kernels.squared_relu_mlp(torch.randn(2, 6), torch.randn(5, 6), torch.randn(6, 4))
+    up, down = torch.randn(3, 5, 4), torch.randn(3, 4, 5)
+    with pytest.raises((IndexError, RuntimeError)):
+        kernels.grouped_mlp(torch.randn(1, 4), up, down, torch.tensor([[0, 3]]), torch.ones(1, 2))
+
+
+@torch.inference_mode()
+def test_nan_stays_nan():
+    x = torch.randn(3, 20)
+    x[1, 4] = torch.nan
+    up, down = torch.randn(2, 9, 20), torch.randn(2, 20, 9)
+    for y in (
+        kernels.linear(x, torch.randn(7, 20)),
+        kernels.squared_relu_mlp(x, torch.randn(9, 20), torch.randn(20, 9)),
+        kernels.rms_norm(x, torch.ones(20), 1e-5),
+        kernels.grouped_mlp(x, up, down, torch.tensor([[0], [1], [0]]), torch.ones(3, 1)),
+    ):
+        assert y[1].isnan().all()
+        assert y[[0, 2]].isfinite().all()
+    pages = torch.randn(4, 4, 2, 8)
+    pages[2, 1, 0, 3] = torch.nan
+    table = torch.tensor([[0, 2], [1, 3]])
+    y = kernels.paged_attention(torch.randn(2, 4, 8), pages, torch.randn(4, 4, 2, 8), table, [1, 1], [8, 8])
+    assert y[0, :2].isnan().all()
+    assert y[0, 2:].isfinite().all()
+    assert y[1].isfinite().all()

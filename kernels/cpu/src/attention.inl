@@ -51,9 +51,10 @@ static void attend_keys(const float* q, i64 R, i64 Dh, const T* keys, const T* v
 }
 
 template <class T>
-static void attention_of(const T* q, const T* keys, const T* values, const i64* table, i64 table_width,
+static int attention_of(const T* q, const T* keys, const T* values, const i64* table, i64 table_width,
                          const i64* lengths, i64 n, i64 heads, i64 R, i64 Dh, i64 page_size, T* y, int threads) {
     Buffer<i64> first(n * heads + 1);
+    if (!first.ok()) return NO_MEMORY;
     i64 count = 0;
     for (i64 task = 0; task < n * heads; task++) {
         first[task] = count;
@@ -61,21 +62,22 @@ static void attention_of(const T* q, const T* keys, const T* values, const i64* 
     }
     first[n * heads] = count;
     Buffer<Partial> parts(count);
+    Buffer<float> outs(count * R * Dh), tops(count * R), sums(count * R), scratch(threads * R * (Dh + BLOCK));
+    if (!parts.ok() || !outs.ok() || !tops.ok() || !sums.ok() || !scratch.ok()) return NO_MEMORY;
     for (i64 task = 0; task < n * heads; task++)
         for (i64 p = first[task], start = 0; p < first[task + 1]; p++, start += SPLIT)
             parts[p] = {task / heads, task % heads, start, least(start + SPLIT, lengths[task / heads])};
-    Buffer<float> outs(count * R * Dh), tops(count * R), sums(count * R);
 #pragma omp parallel num_threads(threads)
     {
-        Buffer<float> query(R * Dh), scores(R * BLOCK);
+        float *query = scratch.at(omp_get_thread_num() * R * (Dh + BLOCK)), *scores = query + R * Dh;
 #pragma omp for schedule(dynamic, 1)
         for (i64 p = 0; p < count; p++) {
             const Partial part = parts[p];
-            widen_row(q + (part.sequence * heads + part.head) * R * Dh, query.data, R * Dh);
+            widen_row(q + (part.sequence * heads + part.head) * R * Dh, query, R * Dh);
             for (i64 i = 0; i < R * Dh; i++) query[i] /= std::sqrt(float(Dh));
-            attend_keys(query.data, R, Dh, keys, values, table + part.sequence * table_width, page_size, heads, part.head,
+            attend_keys(query, R, Dh, keys, values, table + part.sequence * table_width, page_size, heads, part.head,
                         part.start, part.stop, outs.at(p * R * Dh), tops.at(p * R), sums.at(p * R),
-                        scores.data);
+                        scores);
         }
 #pragma omp for schedule(static)
         for (i64 task = 0; task < n * heads; task++)
@@ -91,15 +93,5 @@ static void attention_of(const T* q, const T* keys, const T* values, const i64* 
                 }
             }
     }
-}
-
-extern "C" void EXPORT(paged_attention)(
-    const void* q, const void* keys, const void* values, int type, const i64* table, i64 table_width, const i64* lengths,
-    i64 n, i64 heads, i64 R, i64 Dh, i64 page_size, void* y, int threads) {
-    if (type == F32)
-        attention_of((const float*)q, (const float*)keys, (const float*)values, table, table_width, lengths, n, heads, R, Dh,
-                     page_size, (float*)y, threads);
-    else
-        attention_of((const bf16*)q, (const bf16*)keys, (const bf16*)values, table, table_width, lengths, n, heads, R, Dh,
-                     page_size, (bf16*)y, threads);
+    return DONE;
 }

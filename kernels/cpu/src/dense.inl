@@ -3,16 +3,20 @@
 // Outputs a thread takes at a time: enough to stream, few enough to share out.
 static const i64 SLICE = 64;
 
-template <class X> static float* widen_rows(const void* x, i64 M, i64 I) {
-    float* wide = (float*)std::malloc(sizeof(float) * M * I);
-    for (i64 m = 0; m < M; m++) widen_row((const X*)x + m * I, wide + m * I, I);
-    return wide;
-}
-// float rows of x: x itself, or a copy that the caller frees.
-static const float* as_float(const void* x, int type, i64 M, i64 I, float** owned) {
-    *owned = type == F32 ? nullptr : widen_rows<bf16>(x, M, I);
-    return *owned ? *owned : (const float*)x;
-}
+// What an exported function returns.
+enum Outcome { DONE = 0, NO_MEMORY = 1, BAD_INDEX = 2 };
+
+// float rows of x: x itself, or a widened copy.
+struct Rows {
+    Buffer<float> copy;
+    const float* data;
+    Rows(const void* x, int type, i64 M, i64 I) : copy(type == F32 ? 0 : M * I), data((const float*)x) {
+        if (type == F32 || !copy.ok()) return;
+        widen_row((const bf16*)x, copy.data, M * I);
+        data = copy.data;
+    }
+    bool ok() const { return copy.ok(); }
+};
 static void store_part(const float* part, i64 ld_part, void* y, int type, i64 M, i64 O, i64 start, i64 count) {
     for (i64 m = 0; m < M; m++) {
         if (type == F32) narrow_row(part + m * ld_part, (float*)y + m * O + start, count);
@@ -21,11 +25,13 @@ static void store_part(const float* part, i64 ld_part, void* y, int type, i64 M,
 }
 
 template <class W>
-static void linear_of(const float* x, i64 M, const W* w, i64 O, i64 I, void* y, int y_type, int threads) {
+static int linear_of(const float* x, i64 M, const W* w, i64 O, i64 I, void* y, int y_type, int threads) {
     i64 slices = (O + SLICE - 1) / SLICE;
+    Buffer<float> parts(threads * M * SLICE);
+    if (!parts.ok()) return NO_MEMORY;
 #pragma omp parallel num_threads(threads)
     {
-        float* part = (float*)std::malloc(sizeof(float) * M * SLICE);
+        float* part = parts.at(omp_get_thread_num() * M * SLICE);
 #pragma omp for schedule(static)
         for (i64 s = 0; s < slices; s++) {
             i64 start = s * SLICE, count = least(SLICE, O - start);
@@ -36,62 +42,43 @@ static void linear_of(const float* x, i64 M, const W* w, i64 O, i64 I, void* y, 
                 store_part(part, SLICE, y, y_type, M, O, start, count);
             }
         }
-        std::free(part);
     }
-}
-
-extern "C" void EXPORT(linear)(
-    const void* x, int x_type, i64 M, const void* w, int w_type, i64 O, i64 I, void* y, int y_type, int threads) {
-    float* owned;
-    const float* rows = as_float(x, x_type, M, I, &owned);
-    if (w_type == F32) linear_of(rows, M, (const float*)w, O, I, y, y_type, threads);
-    else linear_of(rows, M, (const bf16*)w, O, I, y, y_type, threads);
-    std::free(owned);
+    return DONE;
 }
 
 static inline void squared_relu(float* x, i64 n, float gate) {
     i64 i = 0;
     for (; i + V::N <= n; i += V::N) {
-        V a = V::max(V::load(x + i), V::zero());
+        V a = V::max(V::zero(), V::load(x + i));  // nan stays nan
         (a * a * V(gate)).store(x + i);
     }
     for (; i < n; i++) {
-        float a = x[i] > 0 ? x[i] : 0;
+        float a = x[i] < 0 ? 0 : x[i];
         x[i] = a * a * gate;
     }
 }
 
 template <class W>
-static void mlp_of(const float* x, i64 M, const W* up, const W* down, i64 F, i64 D, void* y, int y_type, int threads) {
-    float* hidden = (float*)std::malloc(sizeof(float) * M * F);
+static int mlp_of(const float* x, i64 M, const W* up, const W* down, i64 F, i64 D, void* y, int y_type, int threads) {
+    Buffer<float> hidden(M * F), parts(threads * M * SLICE);
+    if (!hidden.ok() || !parts.ok()) return NO_MEMORY;
 #pragma omp parallel num_threads(threads)
     {
-        float* part = (float*)std::malloc(sizeof(float) * M * SLICE);
+        float* part = parts.at(omp_get_thread_num() * M * SLICE);
 #pragma omp for schedule(static)
         for (i64 start = 0; start < F; start += SLICE) {
             i64 count = least(SLICE, F - start);
-            product(x, D, M, up + start * D, count, D, hidden + start, F);
-            for (i64 m = 0; m < M; m++) squared_relu(hidden + m * F + start, count, 1.0f);
+            product(x, D, M, up + start * D, count, D, hidden.at(start), F);
+            for (i64 m = 0; m < M; m++) squared_relu(hidden.at(m * F + start), count, 1.0f);
         }
 #pragma omp for schedule(static)
         for (i64 start = 0; start < D; start += SLICE) {
             i64 count = least(SLICE, D - start);
-            product(hidden, F, M, down + start * F, count, F, part, SLICE);
+            product(hidden.data, F, M, down + start * F, count, F, part, SLICE);
             store_part(part, SLICE, y, y_type, M, D, start, count);
         }
-        std::free(part);
     }
-    std::free(hidden);
-}
-
-extern "C" void EXPORT(squared_relu_mlp)(
-    const void* x, int x_type, i64 M, const void* up, const void* down, int w_type, i64 F, i64 D, void* y, int y_type,
-    int threads) {
-    float* owned;
-    const float* rows = as_float(x, x_type, M, D, &owned);
-    if (w_type == F32) mlp_of(rows, M, (const float*)up, (const float*)down, F, D, y, y_type, threads);
-    else mlp_of(rows, M, (const bf16*)up, (const bf16*)down, F, D, y, y_type, threads);
-    std::free(owned);
+    return DONE;
 }
 
 // One group of values: y = v * w / rms(v).
@@ -109,23 +96,17 @@ template <class T, class W> static void norm_group(const float* v, const W* w, i
     for (; i < n; i++) store_as(y + i, v[i] * scale * to_float(w[i]));
 }
 
-template <class X, class W> static void rms_norm_of(const X* x, const W* w, i64 M, i64 D, float eps, X* y, int threads) {
+template <class X, class W> static int rms_norm_of(const X* x, const W* w, i64 M, i64 D, float eps, X* y, int threads) {
+    Buffer<float> rows(threads * D);
+    if (!rows.ok()) return NO_MEMORY;
 #pragma omp parallel num_threads(threads) if (M * D > 16384)
     {
-        float* row = (float*)std::malloc(sizeof(float) * D);
+        float* row = rows.at(omp_get_thread_num() * D);
 #pragma omp for schedule(static)
         for (i64 m = 0; m < M; m++) {
             widen_row(x + m * D, row, D);
             norm_group(row, w, D, eps, y + m * D);
         }
-        std::free(row);
     }
-}
-
-extern "C" void EXPORT(rms_norm)(
-    const void* x, int x_type, const void* w, int w_type, i64 M, i64 D, float eps, void* y, int threads) {
-    if (x_type == F32 && w_type == F32) rms_norm_of((const float*)x, (const float*)w, M, D, eps, (float*)y, threads);
-    else if (x_type == F32) rms_norm_of((const float*)x, (const bf16*)w, M, D, eps, (float*)y, threads);
-    else if (w_type == F32) rms_norm_of((const bf16*)x, (const float*)w, M, D, eps, (bf16*)y, threads);
-    else rms_norm_of((const bf16*)x, (const bf16*)w, M, D, eps, (bf16*)y, threads);
+    return DONE;
 }

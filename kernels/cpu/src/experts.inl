@@ -1,13 +1,17 @@
 // Routed experts for few tokens. S tokens, K chosen experts each, E experts, F hidden width, D model width.
 
 // Rows sorted by expert: row r belongs to choice order[r]; expert e owns rows ends[e] .. ends[e + 1].
-static void sort_choices(const i64* expert_ids, i64 n, i64 E, Buffer<i64>& order, Buffer<i64>& ends) {
+static int sort_choices(const i64* expert_ids, i64 n, i64 E, Buffer<i64>& order, Buffer<i64>& ends) {
     Buffer<i64> next(E + 1);
+    if (!next.ok() || !order.ok() || !ends.ok()) return NO_MEMORY;
+    for (i64 c = 0; c < n; c++)
+        if (expert_ids[c] < 0 || expert_ids[c] >= E) return BAD_INDEX;
     std::memset(next.data, 0, sizeof(i64) * (E + 1));
     for (i64 c = 0; c < n; c++) next[expert_ids[c] + 1]++;
     for (i64 e = 0; e < E; e++) next[e + 1] += next[e];
     std::memcpy(ends.data, next.data, sizeof(i64) * (E + 1));
     for (i64 c = 0; c < n; c++) order[next[expert_ids[c]]++] = c;
+    return DONE;
 }
 
 // Pieces of work: SLICE outputs of one expert that has rows. Returns how many there are.
@@ -23,14 +27,17 @@ static i64 expert_slices(Buffer<i64>& ends, i64 E, i64 width, Buffer<ExpertSlice
 }
 
 template <class W>
-static void experts_of(
+static int experts_of(
     const float* x, const W* up, const W* down, const i64* expert_ids, const float* gates, i64 S, i64 K, i64 E, i64 F,
     i64 D, void* y, int y_type, int threads) {
     Buffer<i64> order(S * K), ends(E + 1);
-    sort_choices(expert_ids, S * K, E, order, ends);
+    int sorted = sort_choices(expert_ids, S * K, E, order, ends);
+    if (sorted != DONE) return sorted;
     Buffer<ExpertSlice> up_slices(E * ((F + SLICE - 1) / SLICE)), down_slices(E * ((D + SLICE - 1) / SLICE));
+    if (!up_slices.ok() || !down_slices.ok()) return NO_MEMORY;
     i64 n_up = expert_slices(ends, E, F, up_slices), n_down = expert_slices(ends, E, D, down_slices);
     Buffer<float> rows(S * K * D), hidden(S * K * F), out(S * K * D);
+    if (!rows.ok() || !hidden.ok() || !out.ok()) return NO_MEMORY;
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(static)
@@ -60,15 +67,5 @@ static void experts_of(
             else narrow_row(total, (bf16*)y + s * D, D);
         }
     }
-}
-
-extern "C" void EXPORT(grouped_mlp)(
-    const void* x, int x_type, const void* up, const void* down, int w_type, const i64* expert_ids, const float* gates,
-    i64 S, i64 K, i64 E, i64 F, i64 D, void* y, int threads) {
-    float* owned;
-    const float* rows = as_float(x, x_type, S, D, &owned);
-    if (w_type == F32)
-        experts_of(rows, (const float*)up, (const float*)down, expert_ids, gates, S, K, E, F, D, y, x_type, threads);
-    else experts_of(rows, (const bf16*)up, (const bf16*)down, expert_ids, gates, S, K, E, F, D, y, x_type, threads);
-    std::free(owned);
+    return DONE;
 }

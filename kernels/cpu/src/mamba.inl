@@ -46,13 +46,14 @@ static void head_step(float* state, const float* x, const float* B, const float*
 }
 
 template <class T, class K>
-static void mamba_step_of(
+static int mamba_step_of(
     const MambaStep& m, const T* xBC, const T* dt, const T* z, T* conv_state, float* ssm_state, const K* taps,
     const K* bias, const float* A_log, const float* D, const float* dt_bias, const K* norm_weight, float eps, T* y,
     int threads) {
     i64 inner = m.H * m.P, groups = m.G * m.N, C = inner + 2 * groups, width = inner / m.G;
-    float* mixed = (float*)std::malloc(sizeof(float) * m.B * (C + inner));
-    float* values = mixed + m.B * C;
+    Buffer<float> scratch(m.B * (C + inner));
+    if (!scratch.ok()) return NO_MEMORY;
+    float *mixed = scratch.data, *values = mixed + m.B * C;
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(static)
@@ -78,28 +79,17 @@ static void mamba_step_of(
             norm_group(v, norm_weight + start, width, eps, y + b * inner + start);
         }
     }
-    std::free(mixed);
+    return DONE;
 }
 
 template <class T>
-static void mamba_step_typed(
+static int mamba_step_typed(
     const MambaStep& m, const void* xBC, const void* dt, const void* z, void* conv_state, float* ssm_state, const void* taps,
     const void* bias, const void* norm_weight, int w_type, const float* A_log, const float* D, const float* dt_bias,
     float eps, void* y, int threads) {
     if (w_type == F32)
-        mamba_step_of(m, (const T*)xBC, (const T*)dt, (const T*)z, (T*)conv_state, ssm_state, (const float*)taps,
+        return mamba_step_of(m, (const T*)xBC, (const T*)dt, (const T*)z, (T*)conv_state, ssm_state, (const float*)taps,
                       (const float*)bias, A_log, D, dt_bias, (const float*)norm_weight, eps, (T*)y, threads);
-    else
-        mamba_step_of(m, (const T*)xBC, (const T*)dt, (const T*)z, (T*)conv_state, ssm_state, (const bf16*)taps,
+    return mamba_step_of(m, (const T*)xBC, (const T*)dt, (const T*)z, (T*)conv_state, ssm_state, (const bf16*)taps,
                       (const bf16*)bias, A_log, D, dt_bias, (const bf16*)norm_weight, eps, (T*)y, threads);
-}
-
-extern "C" void EXPORT(mamba_step)(
-    const void* xBC, const void* dt, const void* z, int type, i64 x_stride, i64 dt_stride, i64 z_stride, void* conv_state,
-    float* ssm_state, const i64* slots, i64 B, i64 H, i64 P, i64 N, i64 G, i64 W, const void* taps, const void* bias,
-    const void* norm_weight, int w_type, const float* A_log, const float* D, const float* dt_bias, float eps, void* y,
-    int threads) {
-    MambaStep m = {B, H, P, N, G, W, x_stride, z_stride, dt_stride, slots};
-    auto run = type == F32 ? mamba_step_typed<float> : mamba_step_typed<bf16>;
-    run(m, xBC, dt, z, conv_state, ssm_state, taps, bias, norm_weight, w_type, A_log, D, dt_bias, eps, y, threads);
 }

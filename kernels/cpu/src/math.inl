@@ -10,13 +10,14 @@ template <class T> struct Buffer {
     explicit Buffer(i64 n) : data((T*)std::malloc(sizeof(T) * (n ? n : 1))), size(n) {}
     Buffer(const Buffer&) = delete;
     ~Buffer() { std::free(data); }
+    bool ok() const { return data != nullptr; }
     T& operator[](i64 i) { return data[i]; }
     T* at(i64 i) { return data + i; }
 };
 
 // exp to about one unit in the last place of float: 2^n times a polynomial on [-ln2/2, ln2/2].
 static inline V vexp(V x) {
-    x = V::min(V::max(x, V(-87.0f)), V(88.0f));
+    x = V::min(V(88.0f), V::max(V(-87.0f), x));  // nan is the second operand: it stays nan
     V n = V::round(x * V(1.44269504f));
     V r = V::fma(n, V(-0.693145752f), x);
     r = V::fma(n, V(-1.42860677e-6f), r);

@@ -1,5 +1,6 @@
 // All kernels, compiled for avx512.
 #include <immintrin.h>
+#include <omp.h>
 
 #include <cmath>
 #include <cstdlib>
@@ -17,3 +18,4 @@ namespace {
 #include "mamba.inl"
 #include "attention.inl"
 }  // namespace
+#include "exports.inl"
