@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
-SPACE = r"[ \t\r\n]*"
-GAP = r"[ \t\r\n]{0,256}"
+SPACES = " \t\r\n"
+LONGEST_GAP = 256
+GAP = rf"[{SPACES}]{{0,{LONGEST_GAP}}}"
 NAME = r"[^<>\s][^<>\n]{0,255}"
 """Bounded, as GAP: a model stuck in a loop must not make each step search a longer text than the last."""
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from typing import Literal, NamedTuple
 
-from nano3.serve.partial import SPACE, begun
-from nano3.serve.tool_calls import CALL, CALL_BEGUN, CALL_CUT_OFF
+from nano3.serve.partial import GAP, begun
+from nano3.serve.tool_calls import find_call, length_before_call
 
 Part = Literal["reasoning", "content"]
 
-OPENING = re.compile(rf"{SPACE}<think>")
-OPENING_BEGUN = re.compile(SPACE + begun("<think>"))
+OPENING = re.compile(rf"{GAP}<think>")
+OPENING_BEGUN = re.compile(GAP + begun("<think>"))
 CLOSING = re.compile(r"\n?</think>")
 CLOSING_BEGUN = re.compile(r"\n?" + begun("</think>"))
 
@@ -92,14 +92,14 @@ class ReasoningParser:
         """Where a tool call begins in the held text, white space before it included."""
         if not self._calls:
             return None
-        call = CALL.search(self._held) or (CALL_CUT_OFF.search(self._held) if final else None)
-        return call.start() if call else None
+        call = find_call(self._held, final)
+        return call.start if call else None
 
     def _certain(self) -> int:
         """Length of the held text that can be no part of a tag to come."""
-        patterns = (CLOSING_BEGUN, CALL_BEGUN) if self._calls else (CLOSING_BEGUN,)
-        found = [match.start() for pattern in patterns if (match := pattern.search(self._held))]
-        return min(found, default=len(self._held))
+        closing = CLOSING_BEGUN.search(self._held)
+        length = closing.start() if closing else len(self._held)
+        return min(length, length_before_call(self._held)) if self._calls else length
 
     def _take(self, length: int) -> str:
         """Cut this much off the held text."""

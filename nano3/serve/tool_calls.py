@@ -18,19 +18,19 @@ import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from nano3.serve.partial import GAP, NAME, SPACE, begun, begun_name
+from nano3.serve.partial import GAP, LONGEST_GAP, NAME, SPACES, begun, begun_name
 from nano3.serve.typed_values import dump, json_value, parameter_types
 
 _NEXT = rf"{GAP}(?:<parameter={NAME}>|</function>|</tool_call>)"
 _NEXT_BEGUN = rf"{GAP}(?:{begun('<parameter=', begun_name(begun('>')))}|{begun('</function>')}|{begun('</tool_call>')})"
-_HEAD = rf"(?<![ \t\r\n]){SPACE}<tool_call>{GAP}<function=({NAME})>"
+_HEAD = rf"<tool_call>{GAP}<function=({NAME})>"
 _HEAD_BEGUN = begun("<tool_call>", GAP + begun("<function=", begun_name(begun(">", _NEXT_BEGUN))))
 
 CALL = re.compile(rf"{_HEAD}(?={_NEXT})")
-"""A call as far as its name, with the white space before it; from here on it will be a call whatever follows."""
-CALL_BEGUN = re.compile(rf"(?<![ \t\r\n]){SPACE}{_HEAD_BEGUN}")
+"""A call as far as its name; from here on it will be a call whatever follows."""
+CALL_BEGUN = re.compile(_HEAD_BEGUN)
 CALL_CUT_OFF = re.compile(rf"{_HEAD}(?={_NEXT_BEGUN}\Z)")
 """A call of which the output's end leaves the name and nothing more."""
 STEP = re.compile(rf"{GAP}(?:<parameter=(?P<key>{NAME})>|</function>|</tool_call>)")
@@ -57,6 +57,33 @@ class ToolCallDelta:
     """More of the arguments' JSON text."""
 
 
+class CallHead(NamedTuple):
+    """Where a call begins, the white space before it included, and where its name has ended."""
+
+    start: int
+    end: int
+    name: str
+
+
+def find_call(text: str, final: bool) -> CallHead | None:
+    """The first call in a text; with `final`, one that the end of the output cut off after its name as well."""
+    call = CALL.search(text) or (CALL_CUT_OFF.search(text) if final else None)
+    return CallHead(_before_space(text, call.start()), call.end(), call[1].strip()) if call else None
+
+
+def length_before_call(text: str) -> int:
+    """Length of the part of a text that still arrives which can be no part of a call to come."""
+    tag = text.find("<")
+    begun = CALL_BEGUN.search(text, tag) if tag >= 0 else None
+    return _before_space(text, begun.start() if begun else len(text))
+
+
+def _before_space(text: str, end: int) -> int:
+    """Where the white space that ends at `end` begins; not more than `LONGEST_GAP` of it, for it is held back."""
+    start = max(0, end - LONGEST_GAP)
+    return start + len(text[start:end].rstrip(SPACES))
+
+
 def new_call_id() -> str:
     """An id that nobody can guess."""
     return f"call_{secrets.token_hex(12)}"
@@ -65,8 +92,8 @@ def new_call_id() -> str:
 class ToolCallParser:
     """Cuts an answer into content and tool calls.
 
-    Content is kept as it is, but for white space before and between calls and after the last one. A <tool_call> that
-    no readable function follows is content.
+    Content is kept as it is, but for white space before and between calls and after the last one, up to 256 characters
+    of it. A <tool_call> that no readable function follows is content.
     """
 
     def __init__(
@@ -107,13 +134,12 @@ class ToolCallParser:
     # Each reader takes what it can off the held text; False: more text is needed.
 
     def _content(self, final: bool) -> bool:
-        if call := CALL.search(self._held) or (CALL_CUT_OFF.search(self._held) if final else None):
-            self._emit_content(self._held[: call.start()])
-            self._held = self._held[call.end() :]
-            self._open_call(call[1].strip())
+        if call := find_call(self._held, final):
+            self._emit_content(self._held[: call.start])
+            self._held = self._held[call.end :]
+            self._open_call(call.name)
             return True
-        begun = None if final else CALL_BEGUN.search(self._held)
-        certain = begun.start() if begun else len(self._held)
+        certain = len(self._held) if final else length_before_call(self._held)
         self._emit_content(self._held[:certain], final)
         self._held = self._held[certain:]
         return False
@@ -169,7 +195,7 @@ class ToolCallParser:
         return True
 
     def _emit_content(self, text: str, final: bool = False) -> None:
-        if final and not self._content_last and not text.strip(" \t\r\n"):
+        if final and not self._content_last and not text.strip(SPACES):
             return
         if text:
             self._content_last = True

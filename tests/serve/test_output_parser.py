@@ -46,6 +46,7 @@ FRAGMENTS = [
     "\n",
     "\n\n",
     " ",
+    "\n" * 200,
     "<",
     ">",
     "é😀",
@@ -380,3 +381,19 @@ def test_a_long_output_is_read_in_good_time() -> None:
     output = parse_output(text, TOOLS, thinking_open=False)
     assert len(output.content) > 120_000
     assert len(output.tool_calls) == 1
+
+
+@pytest.mark.parametrize("text", ["<think>", "", f"</think>a{written('f', {})}", "x"])
+@pytest.mark.parametrize("opened", [False, True])
+def test_a_model_stuck_in_white_space_holds_little_back(text: str, opened: bool) -> None:
+    parser = OutputParser(TOOLS, thinking_open=opened)
+    shown = [parser.push(letter) for letter in text + "\n" * 2000][len(text) :]
+    assert sum(len(delta.content + delta.reasoning) for deltas in shown for delta in deltas) > 1700
+    assert all(len(delta.content + delta.reasoning) < 300 for deltas in shown for delta in deltas)
+
+
+@pytest.mark.parametrize("space", [256, 257, 1000])
+def test_much_white_space_before_a_call_is_content(space: int) -> None:
+    deltas = stream(" " * space + written("f", {}), thinking_open=False)
+    assert joined(deltas).content == " " * (space - 256)
+    assert len(joined(deltas).tool_calls) == 1
