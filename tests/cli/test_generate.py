@@ -13,7 +13,8 @@ import torch
 import nano3
 from nano3.cli.app import main
 from nano3.data.tokenizer import Tokenizer
-from nano3.engine.generate import generate
+
+from ..plain_decoding import generate
 
 FAST = ("--dtype", "float32", "--memory", "64MiB", "--max-sequences", 4, "--max-context", 8192)
 GREEDY = ("--temperature", 0, "--max-tokens", 12)

@@ -13,7 +13,7 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 
-from nano3.engine.generate import generate
+from ..plain_decoding import generate
 
 QUESTIONS = [
     {"text": "The lamp in the attic is", "choices": [" on", " broken and old"], "answer": 1},

@@ -13,7 +13,7 @@ import pytest
 import torch
 from pydantic import BaseModel, Field
 
-from nano3.engine.generate import generate
+from ..plain_decoding import generate
 
 PLAIN = {"enable_thinking": False}
 TOOLS = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from nano3.engine.generate import generate, sample
+from .plain_decoding import generate, sample
 
 
 def test_greedy_equals_repeated_full_forwards(small_model):
