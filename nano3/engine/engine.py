@@ -75,10 +75,13 @@ class Engine:
         Raises:
             UserError: memory for not even one sequence, or a setting below 1.
         """
-        settings = {"max_sequences": max_sequences, "page_size": page_size, "snapshot_every": snapshot_every}
-        for name, value in {**settings, "step_tokens": step_tokens, "mixed_step_tokens": mixed_step_tokens}.items():
-            if value < 1:
-                raise UserError(f"engine: {name} is {value}; it must be at least 1")
+        _check_settings(
+            max_sequences=max_sequences,
+            page_size=page_size,
+            snapshot_every=snapshot_every,
+            step_tokens=step_tokens,
+            mixed_step_tokens=mixed_step_tokens,
+        )
         self.model, self.tokenizer = model.eval(), tokenizer
         self.device = model.embeddings.weight.device
         self.eos_ids = _ends_of_text(tokenizer) if eos_ids is None else eos_ids
@@ -92,24 +95,9 @@ class Engine:
             snapshot_every=snapshot_every,
         )
         self.max_context = self.sizes.max_context
-        pool = StatePool(
-            model.cfg,
-            self.sizes.n_slots,
-            self.sizes.n_pages,
-            page_size,
-            dtype=model.compute_dtype,
-            device=self.device,
-        )
-        limits = Limits(
-            self.sizes.max_sequences,
-            self.max_context,
-            step_tokens,
-            mixed_step_tokens,
-            snapshot_every,
-            prefix_cache,
-            speculate,
-        )
-        self._scheduler = Scheduler(pool, limits)
+        sizes = self.sizes.max_sequences, self.max_context
+        limits = Limits(*sizes, step_tokens, mixed_step_tokens, snapshot_every, prefix_cache, speculate)
+        self._scheduler = Scheduler(_new_pool(model, self.sizes, page_size, self.device), limits)
         self._ids_limit = min(tokenizer.vocab_size, model.cfg.vocab_size)
         self._sequences: dict[str, list[Sequence]] = {}
         self._arrivals = 0
@@ -308,6 +296,17 @@ class Engine:
             if not sequences:
                 del self._sequences[update.request_id]
             self._scheduler.remove(done, keep=update.finish != "error")
+
+
+def _check_settings(**settings: int) -> None:
+    for name, value in settings.items():
+        if value < 1:
+            raise UserError(f"engine: {name} is {value}; it must be at least 1")
+
+
+def _new_pool(model: LM, sizes: Sizes, page_size: int, device: torch.device) -> StatePool:
+    dtype = model.compute_dtype
+    return StatePool(model.cfg, sizes.n_slots, sizes.n_pages, page_size, dtype=dtype, device=device)
 
 
 def _span(work: Work) -> Span:
