@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -23,8 +22,11 @@ from nano3.model.count import count_parameters
 PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"))
 
 
-def summary(measured: Measured) -> dict[str, Any]:
-    """All figures as one JSON object: seconds, tokens a second, FLOP/s, bytes; shares and ratios as fractions."""
+def summary(measured: Measured, cpu: str) -> dict[str, Any]:
+    """All figures as one JSON object: seconds, tokens a second, FLOP/s, bytes; shares and ratios as fractions.
+
+    `cpu` is the processor's name.
+    """
     plan, ours = measured.plan, measured.about[OURS]
     cfg = ModelConfig(**ours["config"])
     ceilings = {name: {**spread([rates[name] for rates in measured.ceilings]), "unit": UNITS[name]} for name in UNITS}
@@ -34,7 +36,7 @@ def summary(measured: Measured) -> dict[str, Any]:
         "model": plan.model,
         "pattern": cfg.pattern,
         "parameters": asdict(count_parameters(cfg)),
-        "machine": {"cpu": _cpu(), "threads": measured.threads, "torch": torch.__version__},
+        "machine": {"cpu": cpu, "threads": measured.threads, "torch": torch.__version__},
         "repeat": plan.repeat,
         "sides": {
             name: {key: value for key, value in about.items() if key not in ("config", "backends")}
@@ -152,9 +154,3 @@ def write(figures: dict[str, Any], folder: Path) -> list[Path]:
     from nano3.bench.compute_chart import draw
 
     return [result, draw(figures, folder / "speed.png")]
-
-
-def _cpu() -> str:
-    from nano3.cli.hardware import detect
-
-    return detect().cpu or platform.machine()

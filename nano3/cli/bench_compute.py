@@ -146,10 +146,14 @@ def _run(plan: Plan, out: Path | None, as_json: bool) -> None:
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
     from nano3.bench.compute import measure
-    from nano3.bench.compute_report import summary, write
+    from nano3.cli.hardware import detect
 
     with _progress() as say:
-        figures = summary(measure(plan, say))
+        measured = measure(plan, say)
+    # Imports torch, for which a wrong input need not wait.
+    from nano3.bench.compute_report import summary, write
+
+    figures = summary(measured, detect().cpu)
     for path in write(figures, out) if out is not None else []:
         print(f"wrote {path}", file=sys.stderr)
     _show(figures, as_json)

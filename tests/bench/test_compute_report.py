@@ -34,8 +34,10 @@ def measured(**changes):
 
 
 def test_rates_are_tokens_over_seconds():
-    (case,) = summary(measured())["cases"]
+    figures = summary(measured(), "a CPU")
+    (case,) = figures["cases"]
     side = case["sides"]["nano3"]
+    assert (figures["machine"]["cpu"], figures["machine"]["threads"]) == ("a CPU", 2)
     assert case["tokens"] == 512
     assert side["seconds"]["all"] == [2.0, 1.0, 4.0]
     assert side["tokens_per_second"] == {"median": 256.0, "min": 128.0, "max": 512.0}
@@ -43,7 +45,7 @@ def test_rates_are_tokens_over_seconds():
 
 
 def test_ratio_of_medians_and_spread_of_neighbouring_runs():
-    (case,) = summary(measured())["cases"]
+    (case,) = summary(measured(), "a CPU")["cases"]
     assert case["ratios"] == {PEER: {"median": 3.0, "min": 2.0, "max": 5.0}}
     assert case["best_peer"] == PEER
 
@@ -51,13 +53,13 @@ def test_ratio_of_medians_and_spread_of_neighbouring_runs():
 def test_the_best_peer_is_the_one_that_is_hardest_to_beat():
     whole = measured()
     whole.runs[0]["llama.cpp x"] = Runs([1.0, 1.0, 1.0])
-    assert summary(whole)["cases"][0]["best_peer"] == "llama.cpp x"
+    assert summary(whole, "a CPU")["cases"][0]["best_peer"] == "llama.cpp x"
 
 
 def test_use_of_the_machine_is_measured_against_its_own_ceilings():
     import torch
 
-    figures = summary(measured())
+    figures = summary(measured(), "a CPU")
     side = figures["cases"][0]["sides"]["nano3"]
     assert figures["ceilings"]["copy"] == {"median": 3e9, "min": 1e9, "max": 4e9, "unit": "B/s"}
     assert side["flops_per_second"] == pytest.approx(flops(CFG, CASE) / 2)
@@ -71,7 +73,7 @@ def test_use_of_the_machine_is_measured_against_its_own_ceilings():
 
 
 def test_a_side_without_a_run_says_why():
-    figures = summary(measured())
+    figures = summary(measured(), "a CPU")
     assert figures["cases"][0]["sides"][DEAD] == {"failed": "did not finish in 9 s"}
     ours, peer, dead = speed_rows(figures)
     assert ours[2:5] == ("256.0", "128.0 - 512.0", "")
@@ -84,13 +86,13 @@ def test_a_side_without_a_run_says_why():
 def test_a_peer_that_failed_midway_keeps_its_runs():
     whole = measured()
     whole.runs[0][PEER] = Runs([6.0], 1, failed="ended with code -9")
-    side = summary(whole)["cases"][0]
+    side = summary(whole, "a CPU")["cases"][0]
     assert side["ratios"][PEER] == {"median": 3.0, "min": 3.0, "max": 3.0}
     assert side["sides"][PEER]["failed"] == "ended with code -9"
 
 
 def test_files(tmp_path):
-    figures = summary(measured())
+    figures = summary(measured(), "a CPU")
     result, chart = write(figures, tmp_path / "new" / "folder")
     assert json.loads(result.read_text()) == json.loads(json.dumps(figures))
     image = imread(chart)
