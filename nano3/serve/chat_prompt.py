@@ -10,6 +10,7 @@ from nano3.config.errors import UserError
 from nano3.data.chat import ChatEncoder, ChatPrompt
 from nano3.engine.request import Grammar, Request, Sampling, ThinkingBudget
 from nano3.serve.errors import ApiError
+from nano3.serve.json_schema import check_schema
 from nano3.serve.sampling import grammar_of, sampling_of
 from nano3.serve.schemas import ChatRequest, NamedTool, TokenizeRequest
 from nano3.serve.service import Service, new_id
@@ -36,7 +37,7 @@ def plan_chat(service: Service, body: ChatRequest) -> ChatPlan:
     Raises:
         ApiError: the conversation, its length or its fields are wrong (400).
     """
-    tools = [] if body.tool_choice == "none" else plain(body.tools)
+    tools = [] if body.tool_choice == "none" else _tools(body)
     prompt = make_prompt(service.chat, body, tools)
     max_tokens = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     service.check_length(len(prompt.ids), max_tokens, "messages")
@@ -45,6 +46,16 @@ def plan_chat(service: Service, body: ChatRequest) -> ChatPlan:
         prompt.cache_at,
     )  # fmt: skip
     return ChatPlan(request, prompt, tools, body.parallel_tool_calls is False)
+
+
+def _tools(body: ChatRequest) -> list[dict[str, Any]]:
+    tools = plain(body.tools)
+    for i, tool in enumerate(tools):
+        try:
+            check_schema(tool["function"].get("parameters"), f"tools[{i}].function.parameters")
+        except ValueError as error:
+            raise ApiError(400, str(error), param=f"tools[{i}].function.parameters", code="invalid_value") from error
+    return tools
 
 
 def make_prompt(encoder: ChatEncoder, body: ChatRequest | TokenizeRequest, tools: list[dict[str, Any]]) -> ChatPrompt:

@@ -7,6 +7,7 @@ from typing import Any
 
 from nano3.engine.request import Grammar, Sampling, ThinkingBudget
 from nano3.serve.errors import ApiError
+from nano3.serve.json_schema import check_schema
 from nano3.serve.schemas import GenerationRequest
 
 
@@ -89,7 +90,7 @@ def _response_format(value: dict[str, Any] | None) -> list[tuple[str, str]]:
         schema = holder.get("schema") if isinstance(holder, dict) else None
         if not isinstance(schema, dict):
             raise _bad("response_format.json_schema.schema", "must be a JSON schema object")
-        return [("json_schema", json.dumps(schema, ensure_ascii=False))]
+        return [("json_schema", _schema_text("response_format.json_schema.schema", schema))]
     raise _bad("response_format.type", f"{kind!r} is not known; use text, json_object or json_schema")
 
 
@@ -118,11 +119,21 @@ def _form(field: str, kind: str, value: Any) -> tuple[str, str] | None:
     if kind == "json_schema" and isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _bad(field, f"is not JSON: {error}") from error
-    if kind == "json_schema" and not isinstance(value, dict | bool):
-        raise _bad(field, "must be a JSON schema object")
+    if kind == "json_schema":
+        return kind, _schema_text(field, value)
     return kind, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _schema_text(field: str, schema: Any) -> str:
+    if not isinstance(schema, dict | bool):
+        raise _bad(field, "must be a JSON schema object")
+    try:
+        check_schema(schema, field)
+    except ValueError as error:
+        raise ApiError(400, str(error), param=field, code="invalid_value") from error
+    return json.dumps(schema, ensure_ascii=False)
 
 
 def _bad(field: str, message: str) -> ApiError:

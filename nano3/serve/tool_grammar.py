@@ -67,24 +67,30 @@ def _value(schema: Any, definitions: dict[str, Any]) -> str:
     """What may stand between a parameter's tags, its closing tag included."""
     schema = _resolved(schema, definitions)
     closing = _quote("\n</parameter>\n")
-    options = schema.get("enum", [schema["const"]] if "const" in schema else [])
+    options = schema.get("enum") or ([schema["const"]] if "const" in schema else [])
     if options and all(isinstance(option, str) for option in options):
         return f"({' | '.join(_quote(option) for option in options)}) {closing}"
-    if _takes_strings(schema, definitions):
+    if _takes_strings(schema, definitions, set()):
         return "free_text"
     if schema.get("type") == "boolean" and not options:
         return f"({' | '.join(_quote(word) for word in BOOLEANS)}) {closing}"
     return f"%json {json.dumps(schema | definitions, ensure_ascii=False)} {closing}"
 
 
-def _takes_strings(schema: dict[str, Any], definitions: dict[str, Any]) -> bool:
-    """Whether a string is a value of this schema; strings are written bare, so anything goes."""
+def _takes_strings(schema: Any, definitions: dict[str, Any], seen: set[str]) -> bool:
+    """Whether a string is a value of this schema; strings are written bare, so anything goes. `seen` are the references
+    followed, each once, for a schema may refer to itself."""
+    if isinstance(schema, dict) and isinstance(schema.get("$ref"), str):
+        if schema["$ref"] in seen:
+            return False
+        seen.add(schema["$ref"])
+    schema = _resolved(schema, definitions)
     kinds = schema.get("type")
     if kinds is not None:
         return "string" in ([kinds] if isinstance(kinds, str) else kinds)
     members = schema.get("anyOf") or schema.get("oneOf") or []
     if members:
-        return any(_takes_strings(_resolved(member, definitions), definitions) for member in members)
+        return any(_takes_strings(member, definitions, seen) for member in members)
     return not schema.keys() & {"enum", "const", "properties", "items", "allOf", "$ref"}
 
 

@@ -9,8 +9,6 @@ from typing import Any
 
 LITERALS = {"True": True, "true": True, "False": False, "false": False, "None": None, "null": None}
 JSON_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
-MAX_DEPTH = 32
-"""References followed at most: a schema may refer to itself."""
 
 
 def parameter_types(tools: Sequence[Mapping[str, Any]] | None) -> dict[str, dict[str, frozenset[str]]]:
@@ -21,7 +19,7 @@ def parameter_types(tools: Sequence[Mapping[str, Any]] | None) -> dict[str, dict
         schema = function.get("parameters") or {}
         properties = schema.get("properties") or {}
         types[function.get("name", "")] = {
-            name: frozenset(_types(property_, schema, MAX_DEPTH)) for name, property_ in properties.items()
+            name: frozenset(_types(property_, schema, set())) for name, property_ in properties.items()
         }
     return types
 
@@ -53,24 +51,27 @@ def dump(value: Any) -> str:
     return text
 
 
-def _types(schema: Any, root: Mapping[str, Any], depth: int) -> Iterator[str]:
-    if not isinstance(schema, Mapping) or not depth:
+def _types(schema: Any, root: Mapping[str, Any], seen: set[str]) -> Iterator[str]:
+    """Types that a schema names; `seen` are the references followed, each once, for a schema may refer to itself."""
+    if not isinstance(schema, Mapping):
         return
     named = schema.get("type")
     yield from [named] if isinstance(named, str) else named or []
     for option in (*(schema.get("anyOf") or ()), *(schema.get("oneOf") or ()), *(schema.get("allOf") or ())):
-        yield from _types(option, root, depth - 1)
-    if "$ref" in schema:
-        yield from _types(_resolve(schema["$ref"], root), root, depth - 1)
+        yield from _types(option, root, seen)
+    reference = str(schema.get("$ref", ""))
+    if reference and reference not in seen:
+        seen.add(reference)
+        yield from _types(_resolve(reference, root), root, seen)
     if named is None:
         constants = [*(schema.get("enum") or ()), *([schema["const"]] if "const" in schema else ())]
         yield from (JSON_TYPES.get(type(constant), "null") for constant in constants)
 
 
-def _resolve(reference: Any, root: Mapping[str, Any]) -> Any:
+def _resolve(reference: str, root: Mapping[str, Any]) -> Any:
     """The part of the schema that "#/$defs/Name" refers to; None where there is none."""
     found: Any = root
-    for key in str(reference).removeprefix("#/").split("/"):
+    for key in reference.removeprefix("#/").split("/"):
         found = found.get(key) if isinstance(found, Mapping) else None
     return found
 
