@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from nano3.config.errors import UserError
-from nano3.data.tokenizer import CHAT_TOKENS, Tokenizer
+from nano3.data.tokenizer import Tokenizer
 from nano3.engine.detokenize import TextStream
 from nano3.engine.prefix_cache import PrefixCache
-from nano3.engine.protocol import Stats
+from nano3.engine.protocol import Stats, ends_of_text
 from nano3.engine.request import Request, Sampling, Token, Update
 from nano3.engine.sampler import sample, score
 from nano3.engine.scheduler import Limits, Scheduler, Work
@@ -84,7 +84,7 @@ class Engine:
         )
         self.model, self.tokenizer = model.eval(), tokenizer
         self.device = model.embeddings.weight.device
-        self.eos_ids = _ends_of_text(tokenizer) if eos_ids is None else eos_ids
+        self.eos_ids = ends_of_text(tokenizer) if eos_ids is None else eos_ids
         self.sizes: Sizes = fit(
             model.cfg,
             model.compute_dtype,
@@ -161,6 +161,7 @@ class Engine:
         s = self._scheduler
         return Stats(
             running=len(s.running),
+            max_running=self.sizes.max_sequences,
             waiting=len(s.waiting),
             prompt_tokens=self._prompt_tokens,
             cached_tokens=s.cached_tokens,
@@ -313,8 +314,3 @@ def _span(work: Work) -> Span:
     sequence = work.sequence
     length = work.length + len(work.drafts)
     return Span(length, sequence.slot, sequence.computed, sequence.pages, work.saves)
-
-
-def _ends_of_text(tokenizer: Tokenizer) -> frozenset[int]:
-    end_of_turn = tokenizer.token_id(CHAT_TOKENS[1])
-    return frozenset({tokenizer.eos_id} | ({end_of_turn} if end_of_turn is not None else set()))

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from nano3.data.tokenizer import Tokenizer
+from nano3.data.tokenizer import CHAT_TOKENS, Tokenizer
 from nano3.engine.request import Output, Request, Update
 
 
@@ -16,6 +16,8 @@ class Stats:
 
     running: int = 0
     """Sequences being computed."""
+    max_running: int = 0
+    """Most sequences computed at once."""
     waiting: int = 0
     """Sequences in the queue."""
     prompt_tokens: int = 0
@@ -83,6 +85,11 @@ class GenerationEngine(Protocol):
     def close(self) -> None:
         """Free what the engine holds."""
         ...
+
+
+def ends_of_text(tokenizer: Tokenizer) -> frozenset[int]:
+    """Tokens that end a text or a turn."""
+    return frozenset(i for i in (tokenizer.eos_id, tokenizer.token_id(CHAT_TOKENS[1])) if i is not None)
 
 
 def run(engine: GenerationEngine, requests: Iterable[Request]) -> list[list[Output]]:

@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from nano3.config.errors import UserError
-from nano3.data.tokenizer import CHAT_TOKENS, Tokenizer
+from nano3.data.tokenizer import Tokenizer
 from nano3.engine.detokenize import TextStream
 from nano3.engine.grammar import one_line
-from nano3.engine.protocol import Stats
+from nano3.engine.protocol import Stats, ends_of_text
 from nano3.engine.request import MAX_TOP, FinishReason, Grammar, Request, Sampling, ThinkingBudget, Token, Update
 from nano3.engine.sequence_sampler import SequenceSampler, derive_seed, has_penalties
 from nano3.engine.thinking import ThinkingTracker, thinking_tracker
@@ -56,13 +56,14 @@ class VllmEngine:
 
         folder = str(model_folder(model))
         self.tokenizer = Tokenizer.load(folder)
-        self.eos_ids = _ends_of_text(self.tokenizer)
+        self.eos_ids = ends_of_text(self.tokenizer)
         arguments = engine_arguments(folder, dtype, memory, max_sequences, max_context)
         # The same library as the native engine's; white space without end is a known way for JSON to fail.
         structured = vllm.config.StructuredOutputsConfig(backend="guidance", disable_any_whitespace=True)
         self._llm = vllm.LLMEngine.from_engine_args(vllm.EngineArgs(**arguments, structured_outputs_config=structured))
         self._vllm = vllm
         self.max_context: int = self._llm.model_config.max_model_len
+        self._max_running: int = self._llm.vllm_config.scheduler_config.max_num_seqs
         self._vocab_size: int = self._llm.model_config.get_vocab_size()
         self._outputs: dict[str, VllmOutput] = {}
         self._counts = {"prompt": 0, "cached": 0, "output": 0}
@@ -124,9 +125,11 @@ class VllmEngine:
         return None
 
     def stats(self) -> Stats:
-        """Counters and use; what vLLM alone knows (queue, pages, recomputation) stays 0."""
+        """Counters and use; what vLLM alone knows (pages, recomputation) stays 0."""
         return Stats(
-            running=len(self._outputs),
+            running=min(len(self._outputs), self._max_running),
+            max_running=self._max_running,
+            waiting=max(0, len(self._outputs) - self._max_running),
             prompt_tokens=self._counts["prompt"],
             cached_tokens=self._counts["cached"],
             output_tokens=self._counts["output"],
@@ -348,7 +351,7 @@ def controlled_row(
         sampling,
         (),
         seed=0,
-        eos_ids=_ends_of_text(tokenizer),
+        eos_ids=ends_of_text(tokenizer),
         vocab_size=vocab_size,
         grammar=compile_grammar(sampling.grammar) if sampling.grammar else None,
         thinking=thinking_tracker(sampling, tokenizer),
@@ -366,7 +369,7 @@ def _logits_control() -> type:
             super().__init__(vllm_config, device, is_pin_memory)
             self.tokenizer = Tokenizer.load(vllm_config.model_config.tokenizer)
             self.vocab_size = vllm_config.model_config.get_vocab_size()
-            self.compiler = GrammarCompiler(self.tokenizer, self.vocab_size, _ends_of_text(self.tokenizer))
+            self.compiler = GrammarCompiler(self.tokenizer, self.vocab_size, ends_of_text(self.tokenizer))
 
         def is_argmax_invariant(self) -> bool:
             return False
@@ -395,7 +398,3 @@ def _import_vllm() -> Any:
     except ImportError as error:
         raise UserError(f"--engine vllm: vLLM cannot be loaded ({error}); pip install 'nano3[vllm]'") from error
     return vllm
-
-
-def _ends_of_text(tokenizer: Tokenizer) -> frozenset[int]:
-    return frozenset(i for i in (tokenizer.eos_id, tokenizer.token_id(CHAT_TOKENS[1])) if i is not None)

@@ -161,9 +161,10 @@ class EngineThread:
         most = max(self.max_waiting, MOST_AT_ONCE)
         if sequences > most:
             raise ValueError(f"the request asks for {sequences} outputs; at most {most} fit into one")
-        waiting = self.queued
-        if waiting and waiting + sequences > self.max_waiting:
-            raise QueueFullError(f"{waiting} sequences wait already, of at most {self.max_waiting}")
+        # Places of the engine count as soon as they are spoken for, whether or not it has taken the sequences in yet.
+        beyond = self._sequences - self._stats.max_running
+        if beyond > 0 and beyond + sequences > self.max_waiting:
+            raise QueueFullError(f"the queue is full ({beyond} of {self.max_waiting} waiting)")
 
     async def submit(self, request: Request) -> Stream:
         """Hand a request to the engine; returns when it has been taken in.

@@ -129,7 +129,7 @@ def test_an_abort_takes_effect_before_the_next_step(make_engine):
 
 
 def test_a_full_queue_refuses_and_a_cancelled_submission_leaves_nothing(make_engine):
-    engine = make_engine(Slow)
+    engine = make_engine(Slow, max_sequences=1)
 
     async def scenario(thread):
         await thread.submit(request("a"))
@@ -146,6 +146,21 @@ def test_a_full_queue_refuses_and_a_cancelled_submission_leaves_nothing(make_eng
             thread.ensure_room(129)
 
     play(engine, scenario, max_waiting=2)
+
+
+def test_free_places_of_the_engine_count_before_it_has_taken_anything_in(make_engine):
+    engine = make_engine(Slow, max_sequences=2)
+
+    async def scenario(thread):
+        burst = [asyncio.ensure_future(thread.submit(request(str(i)))) for i in range(6)]
+        engine.leave.release(100)
+        found = await asyncio.gather(*burst, return_exceptions=True)
+        assert [isinstance(one, QueueFullError) for one in found] == [False] * 3 + [True] * 3
+        assert "1 of 1 waiting" in str(found[3])
+        for stream in found[:3]:
+            assert (await collect(stream))[0].finish == "length"
+
+    play(engine, scenario, max_waiting=1)
 
 
 @pytest.mark.parametrize("where", ["step", "add"])
