@@ -109,11 +109,11 @@ def _ratio(ours: Runs, peer: Runs) -> dict[str, float]:
 
 
 def speed_rows(figures: dict[str, Any]) -> Iterator[tuple[str, ...]]:
-    """Lines of the table of speeds: case, side, tokens a second, spread, ratio, peak memory, what went wrong."""
+    """Lines of the table of speeds: case, side, tokens a second, spread, ratio, peak memory."""
     for case in figures["cases"]:
         for name, side in case["sides"].items():
             if "tokens_per_second" not in side:
-                yield case["name"], name, "", "", "", "", side["failed"]
+                yield case["name"], name, "-", "-", "-", "-"
                 continue
             rate, ratio = side["tokens_per_second"], case["ratios"].get(name)
             yield (
@@ -123,8 +123,13 @@ def speed_rows(figures: dict[str, Any]) -> Iterator[tuple[str, ...]]:
                 f"{rate['min']:,.1f} - {rate['max']:,.1f}",
                 f"{ratio['median']:.2f} ({ratio['min']:.2f} - {ratio['max']:.2f})" if ratio else "",
                 f"{side['peak_memory_bytes'] / 2**30:.2f} GiB",
-                side.get("failed", ""),
             )
+
+
+def failures(figures: dict[str, Any]) -> list[str]:
+    """Which sides gave up where, and why, a line each."""
+    sides = [(case["name"], name, side) for case in figures["cases"] for name, side in case["sides"].items()]
+    return [f"{name}, {where}: {side['failed']}" for where, name, side in sides if "failed" in side]
 
 
 def use_rows(figures: dict[str, Any]) -> Iterator[tuple[str, ...]]:

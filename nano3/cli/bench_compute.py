@@ -172,7 +172,7 @@ def _progress() -> Iterator[Callable[[str], None]]:
 
 
 def _show(figures: dict[str, Any], as_json: bool) -> None:
-    from nano3.bench.compute_report import scaled, speed_rows, use_rows
+    from nano3.bench.compute_report import failures, scaled, speed_rows, use_rows
     from nano3.cli.output import plain_table, print_json, print_table, results
 
     if as_json:
@@ -187,10 +187,12 @@ def _show(figures: dict[str, Any], as_json: bool) -> None:
         facts.add_row(name, f"{scaled(rate['median'])}{rate['unit']} ({low.strip()} - {high.strip()})")
     print_table(console, facts)
     columns = ("tokens/s", "least - most", "nano3 is x times as fast", "peak memory")
-    speeds = plain_table("Speed", "", "", *columns, "", right=columns)
+    speeds = plain_table("Speed", "", "", *columns, right=columns)
     for row in speed_rows(figures):
         speeds.add_row(*row)
     print_table(console, speeds)
+    for line in failures(figures):
+        print(line)
     columns = ("work", "of a matmul", *(("ms a step", "read", "of the best") if figures["kind"] == "decode" else ()))
     uses = plain_table("nano3's use of the machine", "", *columns, right=columns)
     for row in use_rows(figures):

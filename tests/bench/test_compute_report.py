@@ -9,7 +9,7 @@ from matplotlib.image import imread
 from nano3.bench.ceilings import UNITS
 from nano3.bench.compute import Measured, Plan, Runs
 from nano3.bench.compute_chart import ceiling_rate
-from nano3.bench.compute_report import scaled, speed_rows, summary, use_rows, write
+from nano3.bench.compute_report import failures, scaled, speed_rows, summary, use_rows, write
 from nano3.bench.costs import flops, read_bytes
 from nano3.bench.workload import Case
 from nano3.config.presets import load_model
@@ -78,7 +78,8 @@ def test_a_side_without_a_run_says_why():
     ours, peer, dead = speed_rows(figures)
     assert ours[2:5] == ("256.0", "128.0 - 512.0", "")
     assert peer[4] == "3.00 (2.00 - 5.00)"
-    assert dead[-1] == "did not finish in 9 s"
+    assert set(dead[2:]) == {"-"}
+    assert failures(figures) == [f"{DEAD}, 8 sequences: did not finish in 9 s"]
     (use,) = use_rows(figures)
     assert use[3] == "31.25"
 
