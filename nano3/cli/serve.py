@@ -76,7 +76,7 @@ def serve(
     engine_name: EngineName = "native",
     speculative_ngram: Speculate = 0,
     max_queue: MaxQueue = 512,
-    max_body: MaxBody = 32,
+    max_body: MaxBody = 16,
     request_timeout: RequestTimeout = None,
     drain_seconds: DrainSeconds = 30.0,
     cors_origin: CorsOrigin = None,

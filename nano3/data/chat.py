@@ -90,6 +90,10 @@ class ChatTemplate:
             raise UserError(f"chat template refuses this conversation: {_one_line(error)}") from error
 
 
+class TooLongError(UserError):
+    """A conversation of more text than can fit."""
+
+
 @dataclass(frozen=True)
 class ChatPrompt:
     """A conversation as the model sees it."""
@@ -133,14 +137,15 @@ class ChatEncoder:
             max_length: most characters; more are refused before they are encoded.
 
         Raises:
-            UserError: as `ChatTemplate.render`; too long.
+            TooLongError: more than `max_length`.
+            UserError: as `ChatTemplate.render`.
         """
-        values = self._marked(kwargs)
-        values |= {"messages": self._marked(normal_messages(messages))}
-        values |= {"tools": self._marked(normal_tools(tools)) or None}
+        normal = normal_messages(messages)
+        # Of an assistant's text templates may leave out much.
+        _check_length(sum(len(m["content"]) for m in normal if m["role"] != "assistant"), max_length)
+        values = self._marked({**kwargs, "messages": normal, "tools": normal_tools(tools) or None})
         text = self.template.fill(values, add_generation_prompt)
-        if max_length is not None and len(text) > max_length:
-            raise UserError(f"the conversation has {len(text)} characters; at most {max_length} can fit")
+        _check_length(len(text), max_length)
         ids = self._ids(text)
         shared = self._shared(ids, text, kwargs) if add_generation_prompt else ()
         return ChatPrompt(tuple(ids), thinking_open(text), shared)
@@ -175,6 +180,11 @@ class ChatEncoder:
         except UserError:
             return ""
         return text.removeprefix(history) if text.startswith(history) else ""
+
+
+def _check_length(length: int, most: int | None) -> None:
+    if most is not None and length > most:
+        raise TooLongError(f"the conversation has {length} characters or more; at most {most} can fit")
 
 
 def _beginnings(tokens: Iterable[str]) -> re.Pattern[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
@@ -29,7 +28,7 @@ async def chat_completions(
     """Answer a conversation, at once or as a stream of server-sent events."""
     service.check_model(body.model)
     service.check_outputs(body.n or 1)
-    plan = await asyncio.to_thread(plan_chat, service, body)
+    plan = await while_connected(request, service.plan(request, plan_chat, service, body))
     chat = _Chat(service, body, plan)
     if not body.stream:
         return await while_connected(request, chat.whole())

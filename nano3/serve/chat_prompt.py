@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nano3.config.errors import UserError
-from nano3.data.chat import ChatEncoder, ChatPrompt
+from nano3.data.chat import ChatPrompt, TooLongError
 from nano3.engine.request import Grammar, Request, Sampling, ThinkingBudget
 from nano3.serve.errors import ApiError
 from nano3.serve.json_schema import check_schema
@@ -16,7 +16,7 @@ from nano3.serve.schemas import ChatRequest, NamedTool, TokenizeRequest
 from nano3.serve.service import Service, new_id
 from nano3.serve.tool_grammar import call_grammar
 
-RESERVED = ("messages", "tools", "add_generation_prompt")
+RESERVED = ("messages", "tools", "add_generation_prompt", "max_length")
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def plan_chat(service: Service, body: ChatRequest) -> ChatPlan:
         ApiError: the conversation, its length or its fields are wrong (400).
     """
     tools = [] if body.tool_choice == "none" else _tools(body)
-    prompt = make_prompt(service.chat, body, tools)
+    prompt = make_prompt(service, body, tools, service.most_characters)
     max_tokens = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     service.check_length(len(prompt.ids), max_tokens, "messages")
     request = Request(
@@ -58,12 +58,18 @@ def _tools(body: ChatRequest) -> list[dict[str, Any]]:
     return tools
 
 
-def make_prompt(encoder: ChatEncoder, body: ChatRequest | TokenizeRequest, tools: list[dict[str, Any]]) -> ChatPrompt:
+def make_prompt(
+    service: Service, body: ChatRequest | TokenizeRequest, tools: list[dict[str, Any]], most_characters: int
+) -> ChatPrompt:
     """The prompt of a conversation. Raises ApiError (400)."""
     open_answer = not isinstance(body, TokenizeRequest) or body.add_generation_prompt is not False
     variables = _template_variables(body)
     try:
-        return encoder.encode(plain(body.messages), tools or None, open_answer, **variables)
+        return service.chat.encode(
+            plain(body.messages), tools or None, open_answer, max_length=most_characters, **variables
+        )
+    except TooLongError as error:
+        raise ApiError(400, str(error), param="messages", code="context_length_exceeded") from error
     except UserError as error:
         raise ApiError(400, str(error), param="messages", code="invalid_value") from error
 

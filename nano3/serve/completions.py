@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any
 
@@ -30,7 +29,7 @@ async def completions(
 ) -> Response:
     """Continue one text or several, given as text or as token ids."""
     service.check_model(body.model)
-    requests = await asyncio.to_thread(plan_completions, service, body)
+    requests = await while_connected(request, service.plan(request, plan_completions, service, body))
     work = _Completions(service, body, requests)
     if not body.stream:
         return await while_connected(request, work.whole())
@@ -64,7 +63,9 @@ def _prompts(prompt: Any) -> Sequence[str | Sequence[int]]:
 def _ids(service: Service, body: CompletionRequest, prompt: str | Sequence[int]) -> tuple[int, ...]:
     if isinstance(prompt, str):
         # An empty text begins as a document does.
-        return tuple(service.encode(prompt, body.add_special_tokens)) or (service.tokenizer.eos_id,)
+        return tuple(service.encode(prompt, body.add_special_tokens, service.most_characters)) or (
+            service.tokenizer.eos_id,
+        )
     if not prompt:
         raise ApiError(400, "prompt is empty; give at least one token", param="prompt", code="invalid_value")
     return tuple(prompt)

@@ -17,6 +17,8 @@ from nano3.serve.metrics import Metrics
 PROTECTED = ("/v1/", "/tokenize", "/detokenize")
 MOST_DISCARDED, DISCARD_SECONDS = 128 << 20, 10.0
 """How much of a body that is too large is read before its refusal."""
+LARGE, LARGE_AT_ONCE = 1 << 20, 8
+"""Bodies of more bytes than this are held in memory until their answers end: as many as eight of the largest."""
 
 
 class ApiKeys:
@@ -49,10 +51,13 @@ class ApiKeys:
 
 
 class BodyLimit:
-    """Refuses bodies that are too large (413), by their declared length or as they arrive."""
+    """Refuses bodies that are too large (413), by their declared length or as they arrive, and large ones while too
+    many of them are in work (503)."""
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self._app, self._limit = app, limit
+        self._held = 0
+        """Bytes of large bodies in work."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check, then pass on."""
@@ -64,19 +69,26 @@ class BodyLimit:
             await _discard(receive)
             await error_response(self._refusal())(scope, receive, send)
             return
-        seen = 0
+        seen = held = 0
 
         async def counted() -> Message:
-            nonlocal seen
+            nonlocal seen, held
             message = await receive()
             seen += len(message.get("body", b""))
-            if seen > self._limit:
+            if seen > LARGE:
+                self._held += seen - held
+                held = seen
+            too_large = seen > self._limit
+            if too_large or (held and self._held > LARGE_AT_ONCE * self._limit):
                 if message.get("more_body", False):
                     await _discard(receive)
-                raise self._refusal()
+                raise self._refusal() if too_large else _BUSY
             return message
 
-        await self._app(scope, counted, send)
+        try:
+            await self._app(scope, counted, send)
+        finally:
+            self._held -= held
 
     def _refusal(self) -> ApiError:
         return ApiError(
@@ -94,6 +106,12 @@ async def _discard(receive: Receive) -> None:
                 if not message.get("more_body", False):
                     return
                 left -= len(message.get("body", b""))
+
+
+_BUSY = ApiError(
+    503, "too many large requests at once; try again later", code="busy",
+    headers={"Connection": "close", "Retry-After": "1"},
+)  # fmt: skip
 
 
 class CountAnswers:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, m
 from nano3.engine.request import MAX_TOP
 
 INT64 = 1 << 63
-MOST_STOPS, MOST_CHOICES, MOST_TOP_CHAT, MOST_BIASES = 64, 128, 20, 4096
+MOST_STOPS, MOST_CHOICES, MOST_TOP_CHAT, MOST_BIASES, MOST_MESSAGES, MOST_TOOLS = 64, 128, 20, 4096, 10_000, 1024
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 Text = Annotated[str, Field(min_length=1)]
@@ -23,6 +23,18 @@ def _few(value: object) -> object:
     """Before each entry is looked at."""
     if isinstance(value, dict) and len(value) > MOST_BIASES:
         raise ValueError(f"holds {len(value)} tokens; at most {MOST_BIASES}")
+    return value
+
+
+def _few_messages(value: object) -> object:
+    """Before each message is looked at: text parts and calls count as messages do."""
+    if isinstance(value, list):
+        count = len(value)
+        for message in value[:MOST_MESSAGES]:
+            parts = (message.get("content"), message.get("tool_calls")) if isinstance(message, dict) else ()
+            count += sum(len(part) for part in parts if isinstance(part, list))
+        if count > MOST_MESSAGES:
+            raise ValueError(f"holds {count} messages, text parts and calls; at most {MOST_MESSAGES}")
     return value
 
 
@@ -185,11 +197,14 @@ class Message(Loose):
     tool_call_id: str | None = None
 
 
+Messages = Annotated[Many[Message], BeforeValidator(_few_messages)]
+
+
 class ChatTemplateFields(Loose):
     """What decides how messages become a prompt."""
 
-    messages: Many[Message] = Field(min_length=1)
-    tools: Many[Tool] | None = None
+    messages: Messages = Field(min_length=1)
+    tools: Many[Tool] | None = Field(None, max_length=MOST_TOOLS)
     enable_thinking: bool | None = None
     chat_template_kwargs: JsonObject | None = None
 
@@ -227,8 +242,8 @@ class TokenizeRequest(Loose):
     model: str | None = None
     prompt: str | None = None
     add_special_tokens: bool | None = None
-    messages: Many[Message] | None = None
-    tools: Many[Tool] | None = None
+    messages: Messages | None = None
+    tools: Many[Tool] | None = Field(None, max_length=MOST_TOOLS)
     add_generation_prompt: bool | None = None
     enable_thinking: bool | None = None
     chat_template_kwargs: JsonObject | None = None

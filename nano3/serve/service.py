@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
-from typing import cast
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TypeVar, cast
 
 from fastapi import Request as HttpRequest
 
@@ -21,6 +21,9 @@ from nano3.serve.settings import Settings
 from nano3.serve.tokens import TokenTexts
 
 TURN_END = "<|im_end|>"
+LARGE_BODY = 256 << 10
+"""Bytes of a body whose planning takes a while."""
+T = TypeVar("T")
 
 
 class Service:
@@ -36,6 +39,9 @@ class Service:
         self.chat = ChatEncoder(engine.tokenizer)
         self.texts = TokenTexts(engine.tokenizer)
         self.max_context = engine.max_context
+        self.most_characters = engine.max_context * max(map(len, engine.tokenizer.inner.get_vocab()))
+        """Longer texts cannot fit, whatever their tokens."""
+        self._large = asyncio.Semaphore(1)
         turn_end = engine.tokenizer.token_id(TURN_END)
         self.turn_end_ids = () if turn_end is None or turn_end in engine.eos_ids else (turn_end,)
         """Tokens that end a chat answer beside the engine's own ends of text."""
@@ -55,16 +61,40 @@ class Service:
         except (QueueFullError, DrainingError, EngineFailedError, ValueError) as error:
             raise self.unavailable(error) from error
 
+    async def plan(self, request: HttpRequest, function: Callable[..., T], *args: object) -> T:
+        """The result of `function`, which runs in a thread. Those of large bodies run one after the other, for they
+        would take all threads and leave none to others; one that has begun runs to its end.
+
+        Raises:
+            ApiError: as `function` does; a body nested too deeply (400).
+        """
+        large = len(await request.body()) > LARGE_BODY
+        if large:
+            await self._large.acquire()
+        work = asyncio.ensure_future(asyncio.to_thread(function, *args))
+        work.add_done_callback(lambda done: done.cancelled() or done.exception())
+        if large:
+            work.add_done_callback(lambda _: self._large.release())
+        try:
+            return await asyncio.shield(work)
+        except RecursionError as error:
+            raise ApiError(400, "the body is nested too deeply", code="invalid_value") from error
+
     def now(self) -> int:
         """The time for `created`, in seconds."""
         return int(time.time())
 
-    def encode(self, text: str, add_special_tokens: bool | None) -> list[int]:
-        """Token ids of a plain prompt.
+    def encode(self, text: str, add_special_tokens: bool | None, most_characters: int) -> list[int]:
+        """Token ids of a plain prompt; one of more characters is refused (ApiError, 400).
 
         In front comes the beginning token where the tokenizer's configuration says `add_bos_token`. Where it does not,
         `add_special_tokens: true` puts the end-of-document token there, as nano3's pretraining does.
         """
+        if len(text) > most_characters:
+            raise ApiError(
+                400, f"the prompt has {len(text)} characters; at most {most_characters} can fit", param="prompt",
+                code="context_length_exceeded",
+            )  # fmt: skip
         start: list[int] = []
         if add_special_tokens is not False and self.tokenizer.config.get("add_bos_token") is True:
             start = [self.tokenizer.bos_id]

@@ -69,10 +69,12 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": DONE, "more_body": False})
 
 
-async def while_connected(request: HttpRequest, work: Coroutine[Any, Any, Response]) -> Response:
-    """The result of `work`, which is cancelled when the client hangs up."""
+async def while_connected(request: HttpRequest, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled when the client hangs up. Raises ApiError (499) then."""
     done = await _first_of(work, _client_gone(request.receive))
-    return done if done is not None else Response(status_code=CLIENT_GONE)
+    if done is None:
+        raise ApiError(CLIENT_GONE, "the client hung up")
+    return done
 
 
 async def _client_gone(receive: Receive) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nano3.config.errors import UserError
-from nano3.data.chat import ChatEncoder, ChatTemplate, default_text, template_for, thinking_open
+from nano3.data.chat import ChatEncoder, ChatTemplate, TooLongError, default_text, template_for, thinking_open
 from nano3.data.tokenizer import Tokenizer
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/chat_template.json").read_text("utf-8"))
@@ -357,5 +357,7 @@ def test_the_shared_part_ends_where_the_answer_opens(tokenizer: Tokenizer) -> No
 
 
 def test_a_conversation_that_cannot_fit_is_not_encoded(tokenizer: Tokenizer) -> None:
-    with pytest.raises(UserError, match="at most 100 can fit"):
-        ChatEncoder(tokenizer).encode([user("x" * 200)], max_length=100)
+    for messages in ([user("x" * 200)], [user("q"), assistant("x" * 200)], [user("x" * 60)]):
+        with pytest.raises(TooLongError, match="at most 100 can fit"):
+            ChatEncoder(tokenizer).encode(messages, max_length=100)
+    assert ChatEncoder(tokenizer).encode([user("q"), assistant("a", reasoning="x" * 999), user("r")], max_length=400)

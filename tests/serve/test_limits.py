@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from nano3.engine.engine import Engine
+from nano3.serve.errors import ApiError
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
 LONG = CHAT | {"max_tokens": 3000, "ignore_eos": True}
@@ -167,3 +168,61 @@ def test_draining_ends_accepted_requests_and_refuses_new_ones(start):
         thread.join(30)
         assert results[0].status_code == 200
         assert results[0].json()["usage"]["completion_tokens"] == 100
+
+
+def test_text_that_cannot_fit_is_refused_before_it_is_encoded(client, server):
+    text = "a" * (server.service.most_characters + 1)
+    bodies = {
+        "/v1/completions": {"prompt": text},
+        "/v1/chat/completions": {"messages": [{"role": "user", "content": text}]},
+        "/tokenize": {"prompt": "a" * (1 << 21)},
+    }
+    for path, body in bodies.items():
+        response = client.post(path, json=body)
+        assert response.status_code == 400
+        assert response.json()["error"]["code"] == "context_length_exceeded"
+        assert "characters" in response.json()["error"]["message"]
+    assert client.post("/tokenize", json={"prompt": text}).json()["count"] > 0
+
+
+def test_large_bodies_are_planned_one_after_the_other_and_small_ones_beside_them(start):
+    server = start()
+    service, encode = server.service, server.service.encode
+    inside, most, leave = [], [], threading.Event()
+
+    def slow(text, *rest):
+        if len(text) > 1000:
+            inside.append(text)
+            most.append(len(inside))
+            leave.wait(20)
+            inside.pop()
+            raise ApiError(400, "seen")
+        return encode(text, *rest)
+
+    service.encode = slow
+    large = {"prompt": "a " * 200_000}
+    with server.client() as client, server.client() as other, server.client() as third:
+        threads = [in_background(lambda c=c: c.post("/tokenize", json=large)) for c in (client, other)]
+        wait_until(lambda: inside)
+        assert third.post("/tokenize", json={"prompt": "a"}).status_code == 200
+        leave.set()
+        for thread, results in threads:
+            thread.join(20)
+            assert results[0].json()["error"]["message"] == "seen"
+    assert most == [1, 1]
+
+
+def test_large_bodies_in_work_are_bounded_and_small_ones_are_taken(start, monkeypatch):
+    monkeypatch.setattr("nano3.serve.middleware.LARGE", 1000)
+    monkeypatch.setattr("nano3.serve.middleware.LARGE_AT_ONCE", 1)
+    server = start(max_body_bytes=4000)
+    with server.client() as client, server.client() as other:
+        held = LONG | {"stream": True, "pad": "x" * 2500}
+        with other.stream("POST", "/v1/chat/completions", json=held) as stream:
+            assert stream.status_code == 200
+            busy = chat(client, pad="x" * 2500)
+            assert busy.status_code == 503
+            assert busy.json()["error"]["code"] == "busy"
+            assert int(busy.headers["retry-after"]) >= 1
+            assert chat(client, max_tokens=1).status_code == 200
+        wait_until(lambda: chat(client, pad="x" * 2500).status_code == 200)

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from nano3.serve.schemas import ChatRequest, CompletionRequest, DetokenizeRequest
+from nano3.serve.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 
 HELLO = [{"role": "user", "content": "Hi"}]
 
@@ -42,3 +42,19 @@ def test_whole_numbers_are_fractions_too_and_unknown_fields_are_kept():
     body = ChatRequest.model_validate({"messages": [HELLO[0] | {"name": "Ann"}], "temperature": 0, "new": 1})
     assert body.temperature == 0
     assert body.messages[0].model_dump(exclude_unset=True) == HELLO[0] | {"name": "Ann"}
+
+
+PART = {"type": "text", "text": "x"}
+CALL = {"function": {"name": "f"}}
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [HELLO * 10_001, [{"role": "user", "content": [PART] * 5000}] * 2 + HELLO,
+     [{"role": "assistant", "tool_calls": [CALL] * 10_000}]],
+)  # fmt: skip
+@pytest.mark.parametrize("schema", [ChatRequest, TokenizeRequest])
+def test_too_many_messages_are_refused_before_each_is_read(schema, messages):
+    with pytest.raises(ValidationError, match="at most 10000"):
+        schema.model_validate({"messages": messages})
+    schema.model_validate({"messages": HELLO * 10_000})
