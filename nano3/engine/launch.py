@@ -13,6 +13,8 @@ from nano3.engine.protocol import GenerationEngine
 if TYPE_CHECKING:
     import torch
 
+    from nano3.model.lm import LM
+
 ENGINES = ("native", "vllm")
 DTYPES = ("auto", "float32", "bfloat16")
 SAMPLE_TEXTS = (
@@ -66,13 +68,10 @@ def open_engine(
             raise UserError("--engine vllm: n-gram speculation and the CPU are the native engine's only")
         return _open_vllm(model, dtype, memory, options), name
     from nano3.engine.engine import Engine
-    from nano3.model.dtype import inference_dtypes
-    from nano3.model.load import load_model
 
     where = find_device(device)
     tokenizer = find_tokenizer(model)
-    lm = load_model(model, None, str(where))
-    lm.to_dtype(*inference_dtypes(dtype, where, lm.lm_head.weight.dtype))
+    lm = _load(model, dtype, where)
     if tokenizer is None:
         tokenizer = small_tokenizer(lm.cfg.vocab_size)
         _say(f"{model}: a preset has no training behind it: random weights, and a tokenizer of {tokenizer.vocab_size} "
@@ -98,6 +97,17 @@ def find_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
     return device
+
+
+def is_base_model(model: str) -> bool:
+    """Whether a folder's model comes from pretraining alone, and so has never seen a conversation. A preset has no
+    training behind it, and a folder from elsewhere does not say."""
+    if not Path(model).exists():
+        return False
+    from nano3.model.config import PRETRAINED, read_stage
+    from nano3.model.load import model_folder
+
+    return read_stage(model_folder(model)) == PRETRAINED
 
 
 def find_tokenizer(model: str) -> Tokenizer | None:
@@ -136,6 +146,27 @@ def _name(model: str) -> str:
         return model
     path = path.resolve()
     return path.parent.name if path.name == "model" and path.parent.name else path.name
+
+
+def _load(model: str, dtype: str, device: torch.device) -> LM:
+    """Weights in the type that they are computed with; raises UserError where they cannot fit."""
+    import torch
+
+    from nano3.config.presets import load_model as load_preset
+    from nano3.config.presets import preset_names
+    from nano3.engine.sizing import check_room
+    from nano3.model.count import count_parameters
+    from nano3.model.dtype import inference_dtypes
+    from nano3.model.hf import read_config, stored_dtype
+    from nano3.model.load import load_model, model_folder
+
+    folder = model_folder(model) if Path(model).exists() else None
+    weights, activations = inference_dtypes(dtype, device, stored_dtype(folder) if folder else torch.float32)
+    if folder is not None:
+        check_room(model, count_parameters(read_config(folder)).total, weights, device)
+    elif model in preset_names("models"):
+        check_room(model, count_parameters(load_preset(model)).total, weights, device)
+    return load_model(model, weights, str(device)).to_dtype(weights, activations)
 
 
 def _open_vllm(model: str, dtype: str, memory: int | None, options: dict[str, Any]) -> GenerationEngine:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -12,6 +13,8 @@ from nano3.model.pool import page_bytes, slot_bytes
 
 SHARE_OF_FREE = {"cpu": 0.25, "cuda": 0.85}
 """Part of the free memory that `auto` takes, after the weights."""
+MARGIN = 1.05
+"""Memory that must be free for weights, as a multiple of them: loading and computing need some beside."""
 MOST_FREE_ITEMS = 1 << 20
 """Slots or pages where they cost nothing (a model without such blocks)."""
 
@@ -32,13 +35,48 @@ class Sizes:
     """What had to be lowered, in words."""
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that `auto` may take on `device`."""
+def available_memory(device: torch.device) -> int:
+    """Bytes that are free on `device`, within the limit of a container."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0] * SHARE_OF_FREE["cuda"])
+        return torch.cuda.mem_get_info(device)[0]
     import psutil
 
-    return int(psutil.virtual_memory().available * SHARE_OF_FREE["cpu"])
+    return min(psutil.virtual_memory().available, container_free())
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that `auto` may take on `device`."""
+    return int(available_memory(device) * SHARE_OF_FREE[device.type])
+
+
+def container_free(root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes left below the memory limit of this process's control group (version 2); 2**63 where there is none."""
+    try:
+        limit, used = ((root / f"memory.{name}").read_text().strip() for name in ("max", "current"))
+        rows = (line.split() for line in (root / "memory.stat").read_text().splitlines())
+        # Pages of files count as used until others need the room.
+        files = sum(int(row[1]) for row in rows if row[0] in ("active_file", "inactive_file"))
+        return max(0, int(limit) - int(used) + files)
+    except (OSError, ValueError, IndexError):  # no such group, or "max": no limit
+        return 1 << 63
+
+
+def check_room(model: str, parameters: int, dtype: torch.dtype, device: torch.device) -> None:
+    """Refuse a model whose weights cannot fit, before anything is allocated.
+
+    Raises:
+        UserError: too little is free on `device`.
+    """
+    need, free = parameters * dtype.itemsize, available_memory(device)
+    if need * MARGIN > free:
+        name = str(dtype).removeprefix("torch.")
+        where = f"on {device}" if device.type == "cuda" else "in main memory"
+        raise UserError(f"{model} needs {_gb(need)} in {name}; {_gb(free)} are free {where}; take a smaller model, "
+                        "or a machine with more memory")  # fmt: skip
+
+
+def _gb(n: float) -> str:
+    return f"{n / 1e9:.3g} GB" if n < 1e11 else f"{n / 1e9:.0f} GB"
 
 
 def fit(
@@ -60,8 +98,8 @@ def fit(
     notes = []
     if memory < slot + page:
         raise UserError(
-            f"memory of {memory / 2**20:.1f} MiB has no room for one sequence: it takes {(slot + page) / 2**20:.1f} MiB"
-            " at the least; raise --memory"
+            f"memory of {_size(memory)} has no room for one sequence: it takes {_size(slot + page)} at the least; "
+            "raise --memory"
         )
     wanted = -(-max_context // page_size)
     pages_each = min(wanted, (memory - slot) // page) if page else wanted
@@ -76,6 +114,13 @@ def fit(
     kept = _extra(left - (n_pages - pages_each) * page, slot, n_pages * page_size // snapshot_every + running)
     total = (running + kept) * slot + n_pages * page
     return Sizes(running, max_context, running + kept, n_pages, total, tuple(notes))
+
+
+def _size(n: int) -> str:
+    for unit, name in ((1 << 20, "MiB"), (1 << 10, "KiB")):
+        if n >= unit:
+            return f"{n / unit:.4g} {name}"
+    return f"{n} B"
 
 
 def _extra(budget: int, each: int, most: int) -> int:

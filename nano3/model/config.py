@@ -73,6 +73,10 @@ FIXED = {
 # Extensions of later family members that this model does not have: absent, null or zero only.
 ABSENT = ("moe_latent_size", "num_nextn_predict_layers", "sliding_window")
 
+STAGE_KEY, PRETRAINED = "nano3_stage", "pretrain"
+"""nano3's own key of config.json, which other programs ignore: the stage that the weights came from. Models of
+pretraining have never seen a conversation."""
+
 
 def read_config(path: str | Path) -> ModelConfig:
     """ModelConfig of a Hugging Face folder or of its config.json.
@@ -80,8 +84,26 @@ def read_config(path: str | Path) -> ModelConfig:
     Raises:
         UserError: no config.json, invalid JSON, another architecture, or a feature that nano3 does not have.
     """
-    file = Path(path)
-    file = file / "config.json" if file.is_dir() else file
+    file = _file(path)
+    return from_hf(_keys(file), str(file))
+
+
+def read_stage(path: str | Path) -> str:
+    """The stage that a folder's weights came from, as nano3 wrote it down; empty where it is not known.
+
+    Raises:
+        UserError: no config.json, or invalid JSON.
+    """
+    stage = _keys(_file(path)).get(STAGE_KEY)
+    return stage if isinstance(stage, str) else ""
+
+
+def _file(path: str | Path) -> Path:
+    path = Path(path)
+    return path / "config.json" if path.is_dir() else path
+
+
+def _keys(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise UserError(f"{file}: no such file; give a Hugging Face folder with a config.json of model_type nemotron_h")
     try:
@@ -90,7 +112,7 @@ def read_config(path: str | Path) -> ModelConfig:
         raise UserError(f"{file}: not valid JSON ({error})") from None
     if not isinstance(keys, dict):
         raise UserError(f"{file}: expected a JSON object")
-    return from_hf(keys, str(file))
+    return keys
 
 
 def from_hf(keys: dict[str, Any], where: str = "config.json") -> ModelConfig:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from nano3.config.errors import UserError
-from nano3.model.config import read_config
+from nano3.model.config import read_config, read_stage
 from nano3.model.hf_names import INDEX, SINGLE, is_stacked, named_tensors, published_name
 from nano3.model.lm import FLOAT32_SUFFIXES, LM
 from nano3.model.shards import local_part
@@ -41,10 +41,16 @@ def load(path: str | Path, dtype: torch.dtype | None = None, device: torch.devic
     with _Checkpoint(folder) as checkpoint:
         dtype = dtype or checkpoint.dtype("lm_head.weight")
         wanted = checkpoint.wanted(model)
-        _allocate(model, dtype, device)
+        allocate(model, dtype, device)
         _copy(checkpoint, wanted, model)
-    model.compute_dtype = dtype
+    model.compute_dtype, model.stage = dtype, read_stage(folder)
     return model.eval()
+
+
+def stored_dtype(path: str | Path) -> torch.dtype:
+    """Type of the weights in a Hugging Face folder. Raises UserError where `load` would not read it."""
+    with _Checkpoint(Path(path)) as checkpoint:
+        return checkpoint.dtype("lm_head.weight")
 
 
 def fill(model: LM, path: str | Path) -> None:
@@ -178,8 +184,8 @@ def _copy(checkpoint: _Checkpoint, wanted: list[_Source], model: LM) -> None:
         local.copy_(checkpoint.read(source.name)[where])
 
 
-def _allocate(model: LM, dtype: torch.dtype, device: torch.device | str) -> None:
-    """Replace the meta tensors of `model` by empty real ones."""
+def allocate(model: LM, dtype: torch.dtype, device: torch.device | str) -> None:
+    """Replace the meta tensors of `model` by empty real ones, those that stay in float32 whatever `dtype` is too."""
     for name, tensor in list(named_tensors(model)):
         kept = torch.float32 if name.endswith(FLOAT32_SUFFIXES) else dtype
         empty = torch.empty(tensor.shape, dtype=kept, device=device)

@@ -22,7 +22,7 @@ from torch import Tensor
 from nano3.config.errors import UserError
 from nano3.config.model import ModelConfig
 from nano3.files import atomic_folder
-from nano3.model.config import to_hf
+from nano3.model.config import STAGE_KEY, to_hf
 from nano3.model.hf_names import INDEX, SINGLE, is_stacked, named_tensors, published_name
 from nano3.model.lm import FLOAT32_SUFFIXES, LM
 
@@ -182,7 +182,8 @@ def _write_rest(
         weight_map = {item.name: file for file, items in files.items() for item in items}
         _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
     stored = dtype or model.lm_head.weight.dtype
-    _write_json(folder / "config.json", to_hf(model.cfg, str(stored).removeprefix("torch.")))
+    keys = to_hf(model.cfg, str(stored).removeprefix("torch.")) | ({STAGE_KEY: model.stage} if model.stage else {})
+    _write_json(folder / "config.json", keys)
     _write_json(folder / "generation_config.json", _generation_config(model.cfg))
     if extra is not None:
         extra(folder)

@@ -45,6 +45,7 @@ class LM(nn.Module):
         self.cfg = cfg
         self.compute_dtype = torch.float32
         self.checkpoint_activations = False
+        self.stage = ""  # what trained the weights, as config.json says it
         self.embeddings = nn.Embedding(cfg.vocab_size, cfg.d_model, _weight=torch.empty(cfg.vocab_size, cfg.d_model))
         self.blocks = nn.ModuleList(Block(cfg, symbol) for symbol in cfg.pattern)
         self.norm_f = RMSNorm(cfg.d_model, cfg.norm_eps)

@@ -10,6 +10,7 @@ from nano3.config.errors import UserError
 from nano3.config.presets import load_model as load_model_config
 from nano3.config.presets import preset_names
 from nano3.model.hf import load
+from nano3.model.hf_read import allocate
 from nano3.model.lm import LM
 
 
@@ -36,5 +37,9 @@ def load_model(path_or_preset: str | Path, dtype: torch.dtype | None = None, dev
     presets = preset_names("models")
     if name not in presets:
         raise UserError(f"{name}: no such folder, and no model preset of that name (presets: {', '.join(presets)})")
-    model = LM(load_model_config(name)).init_weights(seed=0)
-    return model.to_dtype(dtype or torch.float32).to(device).eval()
+    with torch.device("meta"):
+        model = LM(load_model_config(name))
+    # Drawn one parameter at a time: all of them in float32 would take twice the memory of bfloat16 weights.
+    allocate(model, dtype or torch.float32, device)
+    model.compute_dtype = dtype or torch.float32
+    return model.init_weights(seed=0).eval()

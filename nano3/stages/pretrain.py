@@ -26,6 +26,7 @@ from nano3.engine.engine import Engine
 from nano3.engine.protocol import run
 from nano3.engine.request import Request, Sampling
 from nano3.files import atomic_folder, exclusive, write_atomic
+from nano3.model.config import PRETRAINED, read_stage
 from nano3.model.hf import fill, load, read_config, save
 from nano3.model.lm import LM
 from nano3.model.load import model_folder
@@ -122,6 +123,7 @@ def main(
             cfg = with_token_ids(cfg, prepared.tokenizer)
             with torch.device("meta"):
                 model = LM(cfg.model)
+            model.stage = _stage_after(source)
             with exclusive(run_dir) if world.is_main else nullcontext():
                 return _train(cfg, model, prepared, run_dir, source, resume, progress, world)
     finally:
@@ -233,6 +235,14 @@ def _source(run_dir: Path, from_path: str | Path | None, resume: bool) -> Path |
     if given is not None and str(given) != recorded:
         raise UserError(f"{run_dir} started from {recorded or 'new weights'}, not {given}: resume it without --from")
     return Path(recorded) if recorded else None
+
+
+def _stage_after(source: Path | None) -> str:
+    """A base model, unless the weights come from one that may have seen conversations."""
+    try:
+        return PRETRAINED if source is None else read_stage(model_folder(source))
+    except UserError:  # a resume: the folder that the run began with is gone
+        return PRETRAINED
 
 
 def _keep_tokenizer(cfg: PretrainConfig, run_dir: Path) -> PretrainConfig:

@@ -3,10 +3,10 @@
 import pytest
 
 from nano3.config.errors import UserError
-from nano3.engine.launch import find_device, open_engine, small_tokenizer
+from nano3.engine.launch import find_device, is_base_model, open_engine, small_tokenizer
 from nano3.engine.protocol import run
 from nano3.engine.request import Request, Sampling
-from nano3.model.hf import save
+from nano3.model.hf import load, save
 from nano3.model.lm import LM
 
 
@@ -66,3 +66,26 @@ def test_a_device_that_is_not_there_is_told(name):
 def test_vllm_takes_no_options_of_the_native_engine():
     with pytest.raises(UserError, match="native"):
         open_engine("tiny", engine="vllm", speculate=3)
+
+
+def test_a_model_that_cannot_fit_is_refused_before_anything_is_allocated(monkeypatch, tmp_path, small_config):
+    monkeypatch.setattr("nano3.engine.sizing.available_memory", lambda device: 22 * 10**9)
+    with pytest.raises(UserError, match=r"nano3-30b-a3b needs 126 GB in float32; 22 GB are free") as refusal:
+        open_engine("nano3-30b-a3b", dtype="float32", device="cpu")
+    assert "\n" not in str(refusal.value)
+    folder = tmp_path / "model"
+    save(LM(small_config).init_weights(1), folder)
+    small_tokenizer(300).save(folder)
+    monkeypatch.setattr("nano3.engine.sizing.available_memory", lambda device: 1000)
+    with pytest.raises(UserError, match="are free"):
+        open_engine(str(folder))
+
+
+def test_a_run_of_pretraining_is_a_base_model_and_stays_one_when_saved_again(tmp_path, small_config):
+    model = LM(small_config).init_weights(1)
+    save(model, tmp_path / "from-elsewhere")
+    model.stage = "pretrain"
+    save(model, tmp_path / "run" / "model")
+    save(load(tmp_path / "run" / "model"), tmp_path / "again")
+    assert [is_base_model(str(tmp_path / name)) for name in ("from-elsewhere", "run", "again")] == [False, True, True]
+    assert not is_base_model("tiny")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from nano3.config.errors import UserError
 from nano3.config.presets import load_model
-from nano3.engine.sizing import fit
+from nano3.engine.sizing import container_free, fit
 from nano3.model.pool import StatePool, page_bytes, slot_bytes
 
 CFG = load_model("tiny")
@@ -47,7 +47,7 @@ def test_enough_memory_gives_what_was_asked_without_a_word():
 
 
 def test_too_little_names_the_least():
-    with pytest.raises(UserError, match=r"no room for one sequence: it takes .* MiB"):
+    with pytest.raises(UserError, match=r"memory of 1000 B has no room for one sequence: it takes .* (M|K)iB"):
         sizes(1000)
 
 
@@ -56,3 +56,13 @@ def test_models_without_one_of_the_mixers(pattern):
     got = sizes(64 << 20, dataclasses.replace(CFG, pattern=pattern))
     assert got.max_sequences == 16
     assert got.n_pages * 64 >= 4096
+
+
+def test_a_container_leaves_what_is_below_its_limit_and_files_do_not_count(tmp_path):
+    assert container_free(tmp_path) > 1 << 60
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("700\n")
+    (tmp_path / "memory.stat").write_text("anon 600\nactive_file 60\ninactive_file 40\n")
+    assert container_free(tmp_path) == 400
+    (tmp_path / "memory.max").write_text("max\n")
+    assert container_free(tmp_path) > 1 << 60

@@ -8,6 +8,7 @@ import torch
 from nano3.config.errors import UserError
 from nano3.config.presets import load_pretrain, to_toml
 from nano3.data.prepare import prepare
+from nano3.model.config import read_stage
 from nano3.model.hf import load
 from nano3.stages.pretrain import compressors, main
 from nano3.train.progress import Silent
@@ -104,12 +105,13 @@ def test_a_resume_keeps_its_tokenizer_and_refuses_other_text(cfg, tmp_path, note
     assert sorted((tmp_path / "cache" / "tokenizers").iterdir()) == vocabularies
 
 
-def test_the_exported_special_tokens_are_those_of_the_text(cfg, tmp_path):
+def test_the_exported_model_says_its_stage_and_the_special_tokens_of_the_text(cfg, tmp_path):
     odd = replace(cfg, model=replace(cfg.model, bos_id=300, eos_id=301, pad_id=302))
     _run(odd, tmp_path / "run")
     for name in ("config.json", "generation_config.json"):
         exported = json.loads((tmp_path / "run" / "model" / name).read_text())
         assert [exported[f"{token}_token_id"] for token in ("pad", "bos", "eos")] == [0, 1, 2], name
+    assert read_stage(tmp_path / "run" / "model") == "pretrain"
     model = load_pretrain(str(tmp_path / "run")).model
     assert (model.pad_id, model.bos_id, model.eos_id) == (0, 1, 2)
     assert "eos_id = 2" in to_toml(load_pretrain(str(tmp_path / "run")))
