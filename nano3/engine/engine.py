@@ -11,6 +11,7 @@ from torch import Tensor
 from nano3.config.errors import UserError
 from nano3.data.tokenizer import Tokenizer
 from nano3.engine.detokenize import TextStream
+from nano3.engine.grammar import GrammarCompiler, GrammarMatcher
 from nano3.engine.prefix_cache import PrefixCache
 from nano3.engine.protocol import Stats, ends_of_text
 from nano3.engine.request import Request, Sampling, Token, Update
@@ -26,8 +27,6 @@ from nano3.model.pool import StatePool
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from nano3.engine.grammar import GrammarMatcher
 
 SCORED_ROWS = 256
 """Prompt positions whose logits exist at a time."""
@@ -101,7 +100,7 @@ class Engine:
         self._ids_limit = min(tokenizer.vocab_size, model.cfg.vocab_size)
         self._sequences: dict[str, list[Sequence]] = {}
         self._arrivals = 0
-        self._grammars = None
+        self._grammars = GrammarCompiler(tokenizer, self._ids_limit, self.eos_ids)
         self._prompt_tokens = self._computed = self._outputs = self._drafted = self._accepted = 0
 
     @property
@@ -113,6 +112,10 @@ class Engine:
     def cache(self) -> PrefixCache:
         """The kept prefixes."""
         return self._scheduler.cache
+
+    def prepare(self, request: Request) -> None:
+        """Compile the request's grammar, from any thread; see GenerationEngine.prepare."""
+        self._matcher(request.sampling)
 
     def add(self, request: Request) -> None:
         """Take a request in; see GenerationEngine.add."""
@@ -214,13 +217,7 @@ class Engine:
         return Sequence(request, index, self._arrivals, sampler, text, every)
 
     def _matcher(self, sampling: Sampling) -> GrammarMatcher | None:
-        if sampling.grammar is None:
-            return None
-        if self._grammars is None:
-            from nano3.engine.grammar import GrammarCompiler
-
-            self._grammars = GrammarCompiler(self.tokenizer, self._ids_limit, self.eos_ids)
-        return self._grammars.compile(sampling.grammar)
+        return None if sampling.grammar is None else self._grammars.compile(sampling.grammar)
 
     def _pass(self, works: list[Work], plan: Plan) -> Tensor:
         """Hidden states (tokens of the pass, D)."""

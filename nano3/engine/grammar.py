@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,15 +12,20 @@ import numpy as np
 
 from nano3.config.errors import UserError
 from nano3.data.tokenizer import Tokenizer
+from nano3.engine.grammar_costs import check_costs
 from nano3.engine.request import Grammar
 
-CACHED_GRAMMARS = 64
+CACHED_GRAMMARS, CACHED_TEXT = 32, 1 << 20
+"""Grammars kept compiled, and characters of them in all: a compiled one takes up to some 200 times its text."""
 WHITESPACE = r" |\n[ \t]{0,24}"
 """Most white space at any gap in JSON: enough for indented text, while a confused model cannot write spaces forever."""
 
 
 class GrammarCompiler:
-    """Turns grammars into matchers for one tokenizer; grammars seen lately are kept compiled."""
+    """Turns grammars into matchers for one tokenizer; grammars seen lately are kept compiled.
+
+    Any thread may compile. Others go on meanwhile: llguidance works without Python's lock.
+    """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_ids: Iterable[int]) -> None:
         """`vocab_size`: length of the masks; `eos_ids`: tokens that may end a text."""
@@ -28,6 +34,8 @@ class GrammarCompiler:
         self._eos_ids = sorted(eos_ids) or [tokenizer.eos_id]
         self._vocabulary: Any = None
         self._compiled: OrderedDict[tuple[str, str], Any] = OrderedDict()
+        self._building = threading.Lock()
+        self._finding = threading.Lock()
 
     def compile(self, grammar: Grammar) -> GrammarMatcher:
         """A matcher at the start of the grammar.
@@ -35,15 +43,28 @@ class GrammarCompiler:
         JSON may have one space, or one line break with indentation, at each gap between its parts, and none around it.
 
         Raises:
-            UserError: the schema, pattern or list is wrong or asks for what cannot be enforced.
+            UserError: the schema, pattern or list is wrong, asks for what cannot be enforced, or costs too much.
         """
         key = (grammar.kind, grammar.value)
-        if key not in self._compiled:
-            self._compiled[key] = self._build(grammar)
-            if len(self._compiled) > CACHED_GRAMMARS:
+        found = self._find(key)
+        if found is None:
+            check_costs(grammar)
+            with self._building:  # one at a time: the model needs the other cores
+                found = self._find(key) or self._keep(key, self._build(grammar))
+        return GrammarMatcher(found.deep_copy(), self, grammar.after_thinking)
+
+    def _find(self, key: tuple[str, str]) -> Any:
+        with self._finding:
+            if key in self._compiled:
+                self._compiled.move_to_end(key)
+            return self._compiled.get(key)
+
+    def _keep(self, key: tuple[str, str], matcher: Any) -> Any:
+        with self._finding:
+            self._compiled[key] = matcher
+            while len(self._compiled) > CACHED_GRAMMARS or sum(len(text) for _, text in self._compiled) > CACHED_TEXT:
                 self._compiled.popitem(last=False)
-        self._compiled.move_to_end(key)
-        return GrammarMatcher(self._compiled[key].deep_copy(), self, grammar.after_thinking)
+        return matcher
 
     @property
     def vocabulary(self) -> Any:
@@ -66,7 +87,7 @@ class GrammarCompiler:
     def end_mask(self) -> np.ndarray:
         """Nothing but an end of text."""
         mask = np.zeros(self._vocab_size, np.bool_)
-        mask[self._eos_ids] = True
+        mask[[i for i in self._eos_ids if i < len(mask)]] = True
         return mask
 
     def _build(self, grammar: Grammar) -> Any:
@@ -136,6 +157,8 @@ def _json_source(value: str) -> str:
         schema = json.loads(value)
     except ValueError as error:
         raise UserError(f"the JSON schema is not JSON: {error}") from error
+    except RecursionError as error:
+        raise UserError("the JSON schema is nested too deeply") from error
     if not isinstance(schema, dict | bool):
         raise UserError("the JSON schema must be an object, as in {'type': 'object'}")
     overrides: Any = {"whitespace_pattern": WHITESPACE, "lenient": True}

@@ -45,7 +45,7 @@ class Stats:
 
 
 class GenerationEngine(Protocol):
-    """Runs requests together, a step at a time. Not thread-safe: one thread owns an engine."""
+    """Runs requests together, a step at a time. Not thread-safe, but for `prepare`: one thread owns an engine."""
 
     tokenizer: Tokenizer
     eos_ids: frozenset[int]
@@ -56,6 +56,14 @@ class GenerationEngine(Protocol):
     @property
     def has_work(self) -> bool:
         """Whether `step` has anything to do."""
+        ...
+
+    def prepare(self, request: Request) -> None:
+        """Do the slow part of `add` (compiling a grammar) ahead of it; the one method for any thread at any time.
+
+        Raises:
+            ValueError: the request can never run, in one line.
+        """
         ...
 
     def add(self, request: Request) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from nano3.config.errors import UserError
 from nano3.data.tokenizer import Tokenizer
 from nano3.engine.detokenize import TextStream
-from nano3.engine.grammar import one_line
+from nano3.engine.grammar import GrammarCompiler, one_line
 from nano3.engine.protocol import Stats, ends_of_text
 from nano3.engine.request import MAX_TOP, FinishReason, Grammar, Request, Sampling, ThinkingBudget, Token, Update
 from nano3.engine.sequence_sampler import SequenceSampler, derive_seed, has_penalties
@@ -65,6 +65,7 @@ class VllmEngine:
         self.max_context: int = self._llm.model_config.max_model_len
         self._max_running: int = self._llm.vllm_config.scheduler_config.max_num_seqs
         self._vocab_size: int = self._llm.model_config.get_vocab_size()
+        self._grammars = GrammarCompiler(self.tokenizer, self._vocab_size, self.eos_ids)
         self._outputs: dict[str, VllmOutput] = {}
         self._counts = {"prompt": 0, "cached": 0, "output": 0}
 
@@ -73,8 +74,14 @@ class VllmEngine:
         """Whether `step` has anything to do."""
         return bool(self._outputs)
 
+    def prepare(self, request: Request) -> None:
+        """Compile the request's grammar, from any thread: what fails inside vLLM would end it for everybody."""
+        if request.sampling.grammar is not None:
+            self._grammars.compile(request.sampling.grammar)
+
     def add(self, request: Request) -> None:
         """Take a request in; see GenerationEngine.add."""
+        self.prepare(request)
         if any(output.request.id == request.id for output in self._outputs.values()):
             raise ValueError(f"request id {request.id!r} is in use")
         seed = secrets.randbits(63) if request.sampling.seed is None else request.sampling.seed
@@ -361,8 +368,6 @@ def controlled_row(
 def _logits_control() -> type:
     """vLLM's wrapper around processors of single requests, with ours in it; made in vLLM's process."""
     from vllm.v1.sample.logits_processor import AdapterLogitsProcessor  # pyright: ignore[reportMissingImports]
-
-    from nano3.engine.grammar import GrammarCompiler
 
     class LogitsControl(AdapterLogitsProcessor):
         def __init__(self, vllm_config: Any, device: Any, is_pin_memory: bool) -> None:

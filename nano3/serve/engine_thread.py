@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -124,6 +125,7 @@ class EngineThread:
         self._inbox: deque[_Message] = deque()
         self._changed = threading.Condition()
         self._closing = False
+        self._preparing = ThreadPoolExecutor(1, "nano3-prepare")
         self._thread = threading.Thread(target=self._run, name="nano3-engine", daemon=True)
 
     def start(self) -> EngineThread:
@@ -179,6 +181,9 @@ class EngineThread:
         """`submit` of several: all are taken in, or none; `arrived` is set whenever updates of any of them come."""
         streams = [Stream(self, request, arrived) for request in requests]
         sequences = sum(request.n for request in requests)
+        self.ensure_room(sequences)
+        for request in requests:
+            await self._prepare(request)
         with self._changed:
             self.ensure_room(sequences)
             self._sequences += sequences
@@ -191,6 +196,11 @@ class EngineThread:
                 self.abort(stream.request.id)
             raise
         return streams
+
+    async def _prepare(self, request: Request) -> None:
+        """Compile a grammar beside the engine, one at a time, in a thread that nothing else waits for."""
+        if request.sampling.grammar is not None:
+            await asyncio.get_running_loop().run_in_executor(self._preparing, self.engine.prepare, request)
 
     def abort(self, request_id: str, error: str = "") -> None:
         """Drop a request before the next step; its reader gets finish `abort`, or `error` with a message."""
@@ -211,6 +221,7 @@ class EngineThread:
         with self._changed:
             self._closing = True
             self._changed.notify()
+        self._preparing.shutdown(wait=False)
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join()
 

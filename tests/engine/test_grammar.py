@@ -1,7 +1,9 @@
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import jsonschema
+import numpy as np
 import pytest
 import torch
 from tokenizers import AddedToken
@@ -234,3 +236,67 @@ def test_formats_that_nobody_knows_are_notes():
     )
     assert ended
     assert len(json.loads(text)) <= 4
+
+
+def whole(multiple):
+    return {"type": "integer", "multipleOf": multiple}
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        Grammar("json_schema", json.dumps(whole(999983))),
+        Grammar("json_schema", json.dumps({"allOf": [whole(n) for n in (97, 89, 83, 79)]})),
+        Grammar("json_schema", '{"multipleOf": 1e30, "multipleOf": 7919e15, "type": "integer"}'),
+        Grammar("json_schema", '{"type": "integer", "multiple\\u004ff": 99991}'),
+        Grammar("lark", "start: %json " + json.dumps(whole(99991))),
+        Grammar("lark", 'start: "%json {" a\na: %json\n ' + json.dumps({"items": whole(99991)})),
+    ],
+    ids=["plain", "combined", "twice", "hidden", "lark", "lark later"],
+)
+def test_multiples_that_would_take_minutes_are_refused(grammar):
+    with pytest.raises(UserError, match=r"multipleOf .* cannot be enforced"):
+        COMPILER.compile(grammar)
+
+
+@pytest.mark.parametrize(
+    ("multiple", "number", "other"),
+    [
+        (5, "735", "736"),
+        (0.25, "7.75", "7.7"),
+        (1000000, "7000000", "7000001"),
+        (9973, "69811", "69812"),
+    ],
+)
+def test_ordinary_multiples_are_enforced(multiple, number, other):
+    grammar = Grammar("json_schema", json.dumps({"type": "number", "multipleOf": multiple}))
+    for text, right in ((number, True), (other, False)):
+        matcher = COMPILER.compile(grammar)
+        for token in TOKENIZER.encode(text):
+            matcher.accept(token)
+        assert matcher.complete == right
+
+
+@pytest.mark.parametrize(
+    ("grammar", "message"),
+    [
+        (Grammar("regex", "a" * 300_000), "300000 characters"),
+        (Grammar("json_schema", json.dumps({"properties": {f"p{n}": {} for n in range(1001)}})), "1001 keys"),
+        (Grammar("json_schema", "[" * 100_000), "nested too deeply"),
+        (Grammar("json_schema", '{"items": ' * 20_000 + "{}" + "}" * 20_000), "nested too deeply"),
+    ],
+    ids=["text", "keys", "list", "depth"],
+)
+def test_grammars_that_are_too_large_are_refused_in_one_line(grammar, message):
+    with pytest.raises(UserError, match=message) as caught:
+        COMPILER.compile(grammar)
+    assert "\n" not in str(caught.value)
+
+
+def test_threads_may_compile_at_once():
+    compiler = GrammarCompiler(TOKENIZER, VOCAB_SIZE, [TOKENIZER.eos_id, END])
+    grammars = [Grammar("choice", json.dumps([f"word {n % 50}"])) for n in range(200)]
+    with ThreadPoolExecutor(8) as pool:
+        matchers = list(pool.map(compiler.compile, grammars))
+    starts = {TOKENIZER.decode([i]) for matcher in matchers for i in np.flatnonzero(matcher.mask())}
+    assert all("word".startswith(text) or text.startswith("word") for text in starts)

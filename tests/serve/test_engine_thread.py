@@ -7,7 +7,7 @@ import pytest
 
 from nano3.engine.engine import Engine
 from nano3.engine.protocol import run
-from nano3.engine.request import Output, Request, Sampling
+from nano3.engine.request import Grammar, Output, Request, Sampling
 from nano3.serve.engine_thread import DrainingError, EngineFailedError, EngineThread, QueueFullError
 
 PROMPT = (40, 41, 42, 43)
@@ -40,6 +40,19 @@ class Slow(Engine):
         self.began.set()
         assert self.leave.acquire(timeout=20)
         return super().step()
+
+
+class SlowToPrepare(Engine):
+    """Waits for leave to compile a grammar."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.leave, self.began = threading.Event(), threading.Event()
+
+    def prepare(self, request):
+        self.began.set()
+        assert self.leave.wait(timeout=20)
+        super().prepare(request)
 
 
 class Counting(Engine):
@@ -105,6 +118,23 @@ def test_a_request_that_cannot_run_is_refused_and_the_rest_goes_on(make_engine):
         assert thread.unfinished == 0
 
     play(make_engine(), scenario)
+
+
+def test_others_are_served_while_a_grammar_is_compiled(make_engine):
+    engine = make_engine(SlowToPrepare)
+
+    async def scenario(thread):
+        digits = asyncio.create_task(thread.submit(request("digits", grammar=Grammar("regex", "[0-9]{3}"))))
+        assert await asyncio.to_thread(engine.began.wait, 20)
+        assert len((await collect(await thread.submit(request("other", ignore_eos=True))))[0].ids) == 5
+        assert not digits.done()
+        engine.leave.set()
+        assert (await collect(await digits))[0].text.isdigit()
+        with pytest.raises(ValueError, match="regular expression"):
+            await thread.submit(request("wrong", grammar=Grammar("regex", "[")))
+        assert thread.unfinished == 0
+
+    play(engine, scenario)
 
 
 def test_an_abort_takes_effect_before_the_next_step(make_engine):
