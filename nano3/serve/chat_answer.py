@@ -32,7 +32,7 @@ class ChatAnswer:
         """Take an update in; the choices (without index) of the chunks that tell of it."""
         deltas = self._parser.push(update.text)
         if update.finish is not None:
-            deltas += self._parser.finish()
+            deltas += self._parser.finish(cut_off=update.finish == "length")
             self._finish = update
         if self._one_call:
             deltas = [delta for delta in deltas if delta.tool_call is None or delta.tool_call.index == 0]

@@ -83,11 +83,11 @@ class OutputParser:
         pieces = self._reasoning.push(text) if self._reasoning else [Piece("content", text)]
         return _merged(self._deltas(pieces))
 
-    def finish(self) -> list[Delta]:
-        """The rest, at the end of the output."""
+    def finish(self, cut_off: bool = False) -> list[Delta]:
+        """The rest, at the end of the output; `cut_off` at its limit, a call that is open stays open."""
         deltas = self._deltas(self._reasoning.finish() if self._reasoning else [])
         if self._calls:
-            deltas += map(_delta, self._calls.finish())
+            deltas += map(_delta, self._calls.finish(cut_off))
         return _merged(deltas)
 
     def _deltas(self, pieces: Iterable[Piece]) -> list[Delta]:

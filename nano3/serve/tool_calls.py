@@ -112,6 +112,7 @@ class ToolCallParser:
         self._out: list[str | ToolCallDelta] = []
         self._calls = 0
         self._content_last = True
+        self._cut_off = False
         self._name = ""
         self._keys: set[str] = set()
         self._value: _Value | None = None
@@ -121,8 +122,13 @@ class ToolCallParser:
         self._held += text
         return self._run(final=False)
 
-    def finish(self) -> list[str | ToolCallDelta]:
-        """The rest, at the end of the output; a call that is not closed is completed."""
+    def finish(self, cut_off: bool = False) -> list[str | ToolCallDelta]:
+        """The rest, at the end of the output.
+
+        A call that is not closed is completed, but for an output that was `cut_off` at its limit: then its arguments
+        end where they were cut, in JSON that is still open, since what is missing might change what the call does.
+        """
+        self._cut_off = cut_off
         return self._run(final=True)
 
     def _run(self, final: bool) -> list[str | ToolCallDelta]:
@@ -150,7 +156,8 @@ class ToolCallParser:
         if step is None:
             if final:
                 self._held = ""
-                self._close_call(self._content)
+                if not self._cut_off:
+                    self._close_call(self._content)
             return False
         self._held = self._held[step.end() :]
         if step["key"] is not None:
@@ -174,7 +181,7 @@ class ToolCallParser:
             certain = begun.start() if begun else len(self._held)
             self._add_arguments(self._value.add(self._held[:certain]))
             self._held = self._held[certain:]
-            if not final:
+            if not final or self._cut_off:
                 return False
         else:
             self._add_arguments(self._value.add(self._held[: end.start()]))
@@ -203,21 +210,21 @@ class ToolCallParser:
 
     def _open_call(self, name: str) -> None:
         self._name, self._keys, self._content_last = name, set(), False
-        self._out.append(ToolCallDelta(self._calls, self._new_id(), name))
+        self._out += [ToolCallDelta(self._calls, self._new_id(), name), ToolCallDelta(self._calls, arguments="{")]
         self._read = self._step
 
     def _open_value(self, key: str) -> None:
         # JSON has one value a name: the first one is on its way already when it comes again.
         wanted = key not in self._keys
         if wanted:
-            self._add_arguments(("{" if not self._keys else ", ") + dump(key) + ": ")
+            self._add_arguments((", " if self._keys else "") + dump(key) + ": ")
             self._keys.add(key)
         self._value = _Value(self._types.get(self._name, {}).get(key, frozenset()), wanted)
         self._add_arguments(self._value.begin())
         self._read = self._value_start
 
     def _close_call(self, then: Callable[[bool], bool]) -> None:
-        self._add_arguments("}" if self._keys else "{}")
+        self._add_arguments("}")
         self._calls += 1
         self._read = then
 

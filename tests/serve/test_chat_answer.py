@@ -45,6 +45,12 @@ def test_a_call_after_thinking(tokenizer):
 def test_a_call_cut_off_by_the_length_is_no_finished_call(tokenizer):
     choice, *_ = answer(tokenizer, f"</think>\n{CALL}", finish="length")
     assert choice["finish_reason"] == "length"
+    assert choice["message"]["tool_calls"][0]["function"]["arguments"] == "{}"
+    cut = CALL[: CALL.index("</function>")]
+    choice, deltas, _ = answer(tokenizer, f"</think>\n{cut}", finish="length")
+    assert choice["message"]["tool_calls"][0]["function"]["arguments"] == "{"
+    parts = [call["function"]["arguments"] for delta in deltas for call in delta.get("tool_calls", [])]
+    assert "".join(parts) == "{"
 
 
 @pytest.mark.parametrize(("one_call", "calls"), [(True, 1), (False, 2)])
