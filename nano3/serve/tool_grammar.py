@@ -43,7 +43,9 @@ def _answer_rules(answer: Grammar | None) -> list[str]:
     if answer.kind == "choice":
         return ["answer: " + " | ".join(_quote(text) for text in json.loads(answer.value))]
     assert answer.kind == "regex"
-    return [f"answer: /{answer.value.replace('/', chr(92) + '/')}/"]
+    import llguidance
+
+    return [f"answer: /{llguidance.regex_to_lark(answer.value)}/"]
 
 
 def _tool_rules(rule: str, function: dict[str, Any]) -> Iterator[str]:

@@ -103,6 +103,9 @@ def test_only_one_call_where_only_one_is_wanted():
         (Grammar("json_schema", '{"type": "array"}'), "[1]", '{"a": 1}'),
         (Grammar("choice", '["yes/no", "\\n"]'), "yes/no", "yes"),
         (Grammar("regex", "a/b+"), "a/bb", "a/"),
+        (Grammar("regex", r"a\/b"), "a/b", r"a\/b"),
+        (Grammar("regex", r"a\\/b"), r"a\/b", "a/b"),
+        (Grammar("regex", "a\n[/]b"), "a\n/b", "a/b"),
     ],
 )
 def test_an_answer_of_another_form_may_stand_in_place_of_calls(answer, right, wrong):
