@@ -58,7 +58,10 @@ Memory = Annotated[
 MaxSequences = Annotated[
     int | None,
     typer.Option(
-        help="Most sequences computed at once. Default: as memory allows.", min=1, metavar="N", show_default=False
+        help="Most sequences computed at once. Default: 64 (chat: 2), fewer where memory is short.",
+        min=1,
+        metavar="N",
+        show_default=False,
     ),
 ]
 MaxContext = Annotated[

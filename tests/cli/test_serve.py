@@ -1,5 +1,6 @@
 """`nano3 serve` as a process: what it says, how it ends, what it refuses."""
 
+import inspect
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from nano3.cli.app import app
+from nano3.engine.engine import Engine
 
 RUN = [sys.executable, "-c", "from nano3.cli.app import main; main()", "serve"]
 ENVIRONMENT = {key: value for key, value in os.environ.items() if key not in ("NANO3_DEBUG", "NANO3_API_KEYS")}
@@ -159,3 +161,5 @@ def test_help_shows_how_to_ask():
         "--drain-seconds",
     ):
         assert words in text
+    default = inspect.signature(Engine).parameters["max_sequences"].default
+    assert f"Default: {default} (chat: 2), fewer where memory is short" in " ".join(text.replace("│", " ").split())
