@@ -149,7 +149,8 @@ class Output:
 
     index: int = 0
     tokens: list[Token] = field(default_factory=list)
-    text: str = ""
+    pieces: list[str] = field(default_factory=list)
+    """Text as it came; `text` is all of it."""
     finish: FinishReason | None = None
     stop_reason: int | str | None = None
     prompt: tuple[Token, ...] | None = None
@@ -159,11 +160,19 @@ class Output:
     def add(self, update: Update) -> None:
         """Append one update."""
         self.tokens.extend(update.tokens)
-        self.text += update.text
+        if update.text:
+            self.pieces.append(update.text)
         self.cached_tokens = max(self.cached_tokens, update.cached_tokens)
         self.prompt = self.prompt or update.prompt
         if update.finish is not None:
             self.finish, self.stop_reason, self.error = update.finish, update.stop_reason, update.error
+
+    @property
+    def text(self) -> str:
+        """Text of the output, put together anew at each call once more has come."""
+        if len(self.pieces) > 1:
+            self.pieces = ["".join(self.pieces)]
+        return self.pieces[0] if self.pieces else ""
 
     @property
     def ids(self) -> list[int]:
