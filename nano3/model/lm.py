@@ -27,10 +27,22 @@ class Hidden:
 
     x: Tensor
     """(B, T, D) after the final norm, in the compute dtype."""
-    loads: Tensor
-    """(number of MoE blocks, E) int64: tokens routed to each expert in this pass."""
-    balance_loss: Tensor
-    """Scalar: load-balancing loss summed over MoE blocks; each is 1 when routing is even."""
+    routing: list[RouterStats]
+    """Of each MoE block."""
+
+    @property
+    def loads(self) -> Tensor:
+        """(number of MoE blocks, E) int64: tokens routed to each expert in this pass."""
+        if not self.routing:
+            return torch.zeros(0, 0, dtype=torch.int64, device=self.x.device)
+        return torch.stack([stats.load for stats in self.routing])
+
+    @property
+    def balance_loss(self) -> Tensor:
+        """Scalar: load-balancing loss summed over MoE blocks; each is 1 when routing is even."""
+        if not self.routing:
+            return torch.zeros((), device=self.x.device)
+        return torch.stack([stats.balance_loss for stats in self.routing]).sum()
 
 
 class LM(nn.Module):
@@ -76,7 +88,7 @@ class LM(nn.Module):
             x, routed = self._run(block, x, document_ids, state.blocks[i] if state is not None else None)
             if routed is not None:
                 stats.append(routed)
-        return self._collect(self.norm_f(x), stats)
+        return Hidden(self.norm_f(x), stats)
 
     def log_probs(self, tokens: Tensor, targets: Tensor, document_ids: Tensor | None = None) -> Tensor:
         """(B, T) float32 log-probabilities of `targets`, without ever holding all logits."""
@@ -104,9 +116,3 @@ class LM(nn.Module):
         if self.checkpoint_activations and self.training and torch.is_grad_enabled():
             return checkpoint(block, x, document_ids, state, use_reentrant=False)
         return block(x, document_ids, state)
-
-    def _collect(self, x: Tensor, stats: list[RouterStats]) -> Hidden:
-        if not stats:
-            empty = torch.zeros(0, 0, dtype=torch.int64, device=x.device)
-            return Hidden(x, empty, torch.zeros((), device=x.device))
-        return Hidden(x, torch.stack([s.load for s in stats]), torch.stack([s.balance_loss for s in stats]).sum())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -10,14 +11,26 @@ from torch import Tensor, nn
 from nano3.config.model import ModelConfig
 
 
-@dataclass
 class RouterStats:
-    """What one mixture block reports about its routing."""
+    """What one mixture block reports about its routing, computed when it is asked for."""
 
-    load: Tensor
-    """(E,) int64: tokens routed to each expert."""
-    balance_loss: Tensor
-    """Scalar: E * sum_e f_e P_e, 1 when routing is even."""
+    def __init__(self, scores: Tensor, expert_ids: Tensor) -> None:
+        self._scores, self._expert_ids = scores, expert_ids
+
+    @cached_property
+    def load(self) -> Tensor:
+        """(E,) int64: tokens routed to each expert."""
+        chosen = self._expert_ids.flatten()
+        # Not bincount, which makes the CPU wait for a GPU; integer sums are exact in any order.
+        load = torch.zeros(self._scores.shape[1], dtype=torch.int64, device=chosen.device)
+        return load.scatter_add_(0, chosen, torch.ones_like(chosen))
+
+    @cached_property
+    def balance_loss(self) -> Tensor:
+        """Scalar: E * sum_e f_e P_e, 1 when routing is even."""
+        fraction = self.load.to(self._scores.dtype) / self._expert_ids.numel()
+        probability = (self._scores / self._scores.sum(-1, keepdim=True)).mean(0)
+        return self._scores.shape[1] * torch.dot(fraction, probability)
 
 
 @dataclass
@@ -49,14 +62,4 @@ class Router(nn.Module):
         expert_ids = torch.topk(scores.detach() + self.e_score_correction_bias, self.top_k, dim=-1).indices
         weights = scores.gather(1, expert_ids)
         weights = weights / (weights.sum(-1, keepdim=True) + 1e-20) * self.scale
-        return Routing(expert_ids, weights, self._stats(scores, expert_ids))
-
-    def _stats(self, scores: Tensor, expert_ids: Tensor) -> RouterStats:
-        n_experts = scores.shape[1]
-        chosen = expert_ids.flatten()
-        # Not bincount, which makes the CPU wait for a GPU; integer sums are exact in any order.
-        load = torch.zeros(n_experts, dtype=torch.int64, device=chosen.device)
-        load.scatter_add_(0, chosen, torch.ones_like(chosen))
-        fraction = load.to(scores.dtype) / expert_ids.numel()
-        probability = (scores / scores.sum(-1, keepdim=True)).mean(0)
-        return RouterStats(load, n_experts * torch.dot(fraction, probability))
+        return Routing(expert_ids, weights, RouterStats(scores, expert_ids))
