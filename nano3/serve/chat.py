@@ -33,7 +33,7 @@ async def chat_completions(
     if not body.stream:
         return await while_connected(request, chat.whole())
     await chat.generation.start()
-    return EventStream(chat.events(), chat.generation.close, chat.comment)
+    return EventStream(chat.events(), chat.generation.close, chat.comment, patience=chat.generation.patience)
 
 
 class _Chat:

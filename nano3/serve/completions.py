@@ -34,7 +34,7 @@ async def completions(
     if not body.stream:
         return await while_connected(request, work.whole())
     await work.generation.start()
-    return EventStream(work.events(), work.generation.close)
+    return EventStream(work.events(), work.generation.close, patience=work.generation.patience)
 
 
 def plan_completions(service: Service, body: CompletionRequest) -> list[Request]:

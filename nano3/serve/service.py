@@ -10,7 +10,7 @@ from typing import TypeVar, cast
 
 from fastapi import Request as HttpRequest
 
-from nano3.data.chat import ChatEncoder
+from nano3.data.chat import ChatEncoder, template_for
 from nano3.data.tokenizer import Tokenizer
 from nano3.engine.protocol import GenerationEngine
 from nano3.engine.request import Request, Update
@@ -23,6 +23,7 @@ from nano3.serve.tokens import TokenTexts
 TURN_END = "<|im_end|>"
 LARGE_BODY = 256 << 10
 """Bytes of a body whose planning takes a while."""
+LAST_WORDS_SECONDS = 1.0
 T = TypeVar("T")
 
 
@@ -36,7 +37,10 @@ class Service:
         self.thread = EngineThread(engine, max_waiting=settings.max_queue, observer=self.metrics.on_update)
         self.metrics.watch(self.thread)
         self.tokenizer: Tokenizer = engine.tokenizer
-        self.chat = ChatEncoder(engine.tokenizer)
+        template = template_for(engine.tokenizer)
+        if not settings.thinking_default:
+            template.variables["enable_thinking"] = False  # what a request says goes before this
+        self.chat = ChatEncoder(engine.tokenizer, template)
         self.texts = TokenTexts(engine.tokenizer)
         self.max_context = engine.max_context
         self.most_characters = engine.max_context * max(map(len, engine.tokenizer.inner.get_vocab()))
@@ -173,6 +177,11 @@ class Generation:
                 return
             if not await self._wait(tick):
                 yield None
+
+    def patience(self) -> float:
+        """Seconds that a client may take to read what is sent to it now; enough to be told that time is up."""
+        left = float("inf") if self._deadline is None else self._deadline - time.monotonic()
+        return min(max(left, LAST_WORDS_SECONDS), self._service.settings.stall_seconds)
 
     def progress(self) -> tuple[int, int]:
         """(prompt tokens computed, prompt tokens) of the requests that have said nothing yet."""

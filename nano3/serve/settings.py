@@ -16,14 +16,19 @@ class Settings:
     max_queue: int = 512
     """Most sequences that wait for the engine; a request that would exceed it is answered 429."""
     max_body_bytes: int = 16 * MIB
-    """Largest request body. Reading one takes the event loop about 50 ms a MiB (token ids), whatever thread it is in."""
+    """Largest request body. Reading one takes up to 60 ms a MiB, in which nothing else goes on in any thread."""
     request_timeout: float | None = None
     """Seconds from a request's arrival to its end; None: no limit."""
+    stall_seconds: float = 120.0
+    """A client that reads nothing of its stream for this long is hung up on."""
     drain_seconds: float = 30.0
     """After SIGTERM, how long accepted requests may go on."""
     keep_alive_seconds: float = 10.0
     """A stream that says nothing for this long sends an SSE comment, so that proxies keep it open."""
     cors_origins: tuple[str, ...] = ()
     """Origins whose pages may call this server from a browser; `*` for all."""
+    thinking_default: bool = True
+    """Whether chat answers begin with thinking where a request does not say. False for base models, which have never
+    seen a conversation and would not end it."""
     retry_after: int = 1
     """Seconds that a 429 or 503 answer asks its client to wait."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
 from fastapi import Request as HttpRequest
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from nano3.serve.errors import ApiError, body_of
 
+log = logging.getLogger(__name__)
 DONE = b"data: [DONE]\n\n"
 CLIENT_GONE = 499
 """nginx's status for a client that hung up; nobody receives it, but the metrics count it."""
@@ -22,6 +24,10 @@ T = TypeVar("T")
 def to_json(value: Any) -> bytes:
     """Compact JSON; NaN and infinities must not be in it."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+
+
+class StalledError(RuntimeError):
+    """A client that takes nothing more of its stream."""
 
 
 class JsonAnswer(Response):
@@ -37,26 +43,47 @@ class JsonAnswer(Response):
 class EventStream(Response):
     """Server-sent events from a generator of objects, ended by [DONE].
 
-    A None from the generator becomes a comment, an ApiError an event with its body. When the client hangs up the
-    generator is ended at once. `close` is called at the end, whatever happened.
+    A None from the generator becomes a comment, an ApiError an event with its body. When the client hangs up, or reads
+    nothing for too long, the generator is ended at once. `close` is called at the end, whatever happened.
     """
 
     media_type = "text/event-stream"
 
     def __init__(
-        self, events: AsyncIterator[Any], close: Callable[[], None], comment: Callable[[], str] = lambda: "keep-alive"
+        self,
+        events: AsyncIterator[Any],
+        close: Callable[[], None],
+        comment: Callable[[], str] = lambda: "keep-alive",
+        *,
+        patience: Callable[[], float | None] = lambda: None,
     ) -> None:
+        """Stream `events`; `patience` says how many seconds a client may take to read what is sent now."""
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self._events, self._close, self._comment = events, close, comment
+        self._events, self._close, self._comment, self._patience = events, close, comment, patience
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events until they end or the client goes."""
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            await _first_of(self._send_all(send), _client_gone(receive))
+            await _first_of(self._send_all(self._limited(send)), _client_gone(receive))
+        except StalledError as error:
+            # Nothing can be told to a client that does not read; the server closes what was not completed.
+            log.warning("%s", error)
         finally:
             self._close()
+
+    def _limited(self, send: Send) -> Send:
+        """`send` with a time limit: it waits as long as the client does not read."""
+
+        async def limited(message: Message) -> None:
+            try:
+                async with asyncio.timeout(self._patience()):
+                    await send(message)
+            except TimeoutError as error:
+                raise StalledError("a client stopped reading its stream and was hung up on") from error
+
+        return limited
 
     async def _send_all(self, send: Send) -> None:
         try:
