@@ -86,7 +86,8 @@ def nano3(
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 2 wrong input (one `error:` line on stderr), 130 interrupted.
+    """Run the command line and exit: 0 done, 2 wrong input (one `error:` line on stderr), 130 interrupted, 141 nobody
+    reads stdout any more.
 
     NANO3_DEBUG=1 shows the traceback of a wrong input too.
     """
@@ -97,8 +98,11 @@ def main(args: Sequence[str] | None = None) -> None:
     except (KeyboardInterrupt, typer.Abort):
         _exit_with("interrupted", EXIT_INTERRUPTED)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(EXIT_BROKEN_PIPE)
+        _exit_without_reader()
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # typer has made exit code 1 of it
+            _exit_without_reader()
+        raise
     except Exception as error:
         usage = hasattr(error, "format_message")
         if debug or not (usage or isinstance(error, USER_ERRORS)):
@@ -106,6 +110,13 @@ def main(args: Sequence[str] | None = None) -> None:
         line = _one_line(error)
         _exit_with(f"error: {line}" if line else "", EXIT_USER_ERROR)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _exit_without_reader() -> None:
+    """What stdout still holds goes nowhere: nobody reads it any more."""
+    sys.stdout = sys.__stdout__
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.exit(EXIT_BROKEN_PIPE)
 
 
 def _exit_with(message: str, code: int) -> None:

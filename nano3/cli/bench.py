@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import typer
 
 from nano3.cli import bench_compute
-from nano3.cli.options import HELP, Json
+from nano3.cli.options import HELP, Json, server_address
 
 if TYPE_CHECKING:
     from nano3.bench.serving import Progress
@@ -125,14 +125,15 @@ def _base(url: str) -> str:
     """The server's address without a path of the API at its end."""
     from nano3.config.errors import UserError
 
+    base = server_address(url)
     try:
-        parts = urlsplit(url)
+        parts = urlsplit(base)
         whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         whole = False
     if not whole:
         raise UserError(f"--url {url}: give an address such as http://127.0.0.1:8000")
-    return url.rstrip("/").removesuffix("/v1")
+    return base
 
 
 @contextmanager

@@ -62,7 +62,7 @@ def chat(
     url: Url = None,
     api_key: ApiKey = None,
     system: choices.System = None,
-    no_thinking: choices.NoThinking = False,
+    thinking: choices.Thinking = None,
     hide_thinking: HideThinking = False,
     thinking_budget: choices.ThinkingBudget = None,
     temperature: Temperature = None,
@@ -88,10 +88,14 @@ def chat(
       printf 'Hello\\nAnd in French?\\n' | nano3 chat --model PATH --no-thinking
     """
     from nano3.cli.chat_backends import ChatSettings
-    from nano3.cli.chat_session import Session
+    from nano3.cli.chat_session import Session, say
 
-    settings = ChatSettings(not no_thinking, thinking_budget, temperature, top_p, max_tokens, seed)
+    settings = ChatSettings(thinking, thinking_budget, temperature, top_p, max_tokens, seed)
     backend = _backend(ctx.params)
+    if backend.thinks is False:
+        from nano3.engine.launch import BASE_NOTE
+
+        say(BASE_NOTE.format(name=backend.name))
     try:
         session = Session(backend, settings, system, hide_thinking)
         code = _converse(session) if sys.stdin.isatty() else _read_lines(session)
@@ -107,8 +111,11 @@ def _backend(options: dict[str, Any]) -> Backend:
         return ServerBackend(options["url"], options["api_key"], options["model"])
     if options["model"] is None:
         raise UserError("nobody to talk to; give --model PATH|PRESET or --url URL")
+    from nano3.engine.launch import is_base_model
+
     # One conversation needs one place, and a second for what the prefix cache keeps of it.
-    return LocalBackend(*engines.open_from(options | {"max_sequences": options["max_sequences"] or 2}))
+    engine, name = engines.open_from(options | {"max_sequences": options["max_sequences"] or 2})
+    return LocalBackend(engine, name, not is_base_model(options["model"]))
 
 
 def _read_lines(session: Session) -> int:

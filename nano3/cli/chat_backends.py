@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from nano3.cli.options import server_address
 from nano3.cli.sampling_options import CHAT_TOKENS
 from nano3.config.errors import UserError
 
@@ -29,7 +30,7 @@ INTERRUPTED = 130
 class ChatSettings:
     """How answers are to be made; None leaves the choice to whoever answers."""
 
-    thinking: bool = True
+    thinking: bool | None = None
     thinking_budget: int | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -58,6 +59,8 @@ class Backend(Protocol):
     """Answers conversations, one at a time."""
 
     name: str
+    thinks: bool | None
+    """Whether answers begin with thinking unless the settings say so; None: not known. False of base models."""
 
     def answer(self, messages: Sequence[Message], settings: ChatSettings) -> Iterator[Piece]:
         """The answer piece by piece; closing the iterator stops it.
@@ -76,8 +79,8 @@ class Backend(Protocol):
 class LocalBackend:
     """A model in this process."""
 
-    def __init__(self, engine: GenerationEngine, name: str) -> None:
-        self.name = name
+    def __init__(self, engine: GenerationEngine, name: str, thinks: bool = True) -> None:
+        self.name, self.thinks = name, thinks
         self._engine = engine
         self._ids = itertools.count()
 
@@ -108,7 +111,8 @@ class LocalBackend:
         from nano3.cli.prompts import encode_chat
         from nano3.engine.request import Request, Sampling, ThinkingBudget
 
-        prompt = encode_chat(self._engine.tokenizer, messages, settings.thinking)
+        thinking = self.thinks if settings.thinking is None else settings.thinking
+        prompt = encode_chat(self._engine.tokenizer, messages, thinking)
         room = self._engine.max_context - len(prompt.ids)
         if room < 1:
             raise UserError(f"the conversation has {len(prompt.ids)} tokens, more than the context of "
@@ -174,7 +178,7 @@ class ServerBackend:
         """
         import httpx
 
-        base = url.rstrip("/").removesuffix("/v1")
+        base = server_address(url)
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         try:
             # An answer may begin late: only connecting has a time limit.
@@ -182,6 +186,7 @@ class ServerBackend:
         except (httpx.InvalidURL, httpx.UnsupportedProtocol, UnicodeError) as error:
             raise UserError(f"--url {url}: {error}") from error
         self._url = base
+        self.thinks: bool | None = None
         self.name = model or self._first_model()
 
     def answer(self, messages: Sequence[Message], settings: ChatSettings) -> Iterator[Piece]:
@@ -191,26 +196,17 @@ class ServerBackend:
             "messages": list(messages),
             "stream": True,
             "stream_options": {"include_usage": True},
-            "enable_thinking": settings.thinking,
             **settings.sampling(),
         }
-        if settings.thinking and settings.thinking_budget is not None:
+        if settings.thinking is not None:
+            body["enable_thinking"] = settings.thinking
+        if settings.thinking is not False and settings.thinking_budget is not None:
             body["thinking_budget"] = settings.thinking_budget
         with self._reach(), self._http.stream("POST", "/v1/chat/completions", json=body) as response:
             if response.is_error:
                 response.read()
                 raise UserError(_refusal(response))
-            ended = False
-            for line in response.iter_lines():
-                data = line.removeprefix("data:").strip() if line.startswith("data:") else ""
-                if data == "[DONE]":
-                    return
-                if data:
-                    piece, last = _piece(data)
-                    ended |= last
-                    yield piece
-            if not ended:
-                raise UserError("the connection ended before the answer did; /retry asks again")
+            yield from _pieces(response)
 
     def close(self) -> None:
         """Hang up."""
@@ -222,8 +218,10 @@ class ServerBackend:
         if response.is_error:
             raise UserError(_refusal(response))
         try:
-            return response.json()["data"][0]["id"]
-        except (ValueError, LookupError, TypeError) as error:
+            first = response.json()["data"][0]
+            self.thinks = first.get("thinking_default")
+            return first["id"]
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise UserError(f"{self._url}: /v1/models lists no model; is this an OpenAI-compatible server?") from error
 
     @contextlib.contextmanager
@@ -235,6 +233,26 @@ class ServerBackend:
         except httpx.TransportError as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"{self._url}: cannot reach the server ({reason})") from error
+
+
+def _pieces(response: httpx.Response) -> Iterator[Piece]:
+    """The stream of an answer; raises UserError where it ends too early."""
+    import httpx
+
+    ended = False
+    try:
+        for line in response.iter_lines():
+            data = line.removeprefix("data:").strip() if line.startswith("data:") else ""
+            if data == "[DONE]":
+                return
+            if data:
+                piece, last = _piece(data)
+                ended |= last
+                yield piece
+    except httpx.TransportError:
+        ended = False
+    if not ended:
+        raise UserError("the connection ended before the answer did; /retry asks again")
 
 
 def _piece(data: str) -> tuple[Piece, bool]:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from nano3.cli.chat_backends import Backend, ChatSettings, Message
+from nano3.cli.output import cut_off_text, no_answer
 from nano3.config.errors import UserError
 
 HELP = """\
@@ -110,7 +111,8 @@ class Session:
             raise UserError("/thinking: say on or off")
         if text:
             self.settings = replace(self.settings, thinking=text == "on")
-        say(f"thinking: {'on' if self.settings.thinking else 'off'}")
+        thinks = self.backend.thinks if self.settings.thinking is None else self.settings.thinking
+        say(f"thinking: {'as the server has it' if thinks is None else 'on' if thinks else 'off'}")
 
     def _save(self, text: str) -> None:
         if not text:
@@ -170,6 +172,7 @@ class AnswerView:
             write(dim(" · ".join(self._facts(note))) + "\n")
         elif not self.content:
             write("\n")  # one answer a line, an empty one too
+            say(note or no_answer(bool(self.reasoning), self._cut_off, self._tokens))
 
     def break_off(self) -> None:
         """The answer ends in an error, which stands on a line of its own."""
@@ -207,9 +210,10 @@ class AnswerView:
         if self.reasoning and not self.content:
             facts.append("no answer after the thinking")
         if self._cut_off:
-            facts.append("cut off: no more tokens may follow")
+            facts.append(cut_off_text(self._tokens))
         if self._tokens:
-            facts.append(f"{self._tokens:,} tokens")
+            if not self._cut_off:
+                facts.append(f"{self._tokens:,} tokens")
             seconds = time.perf_counter() - self._start - (self._first or 0.0)
             if self._tokens > 1 and self._first is not None and seconds > 0:
                 facts.append(f"{(self._tokens - 1) / seconds:.1f} tokens/s")

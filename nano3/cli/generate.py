@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -76,7 +77,7 @@ def generate(
     chat: Chat = False,
     raw: Raw = False,
     system: choices.System = None,
-    no_thinking: choices.NoThinking = False,
+    thinking: choices.Thinking = None,
     thinking_budget: choices.ThinkingBudget = None,
     temperature: choices.Temperature = 1.0,
     top_p: choices.TopP = 1.0,
@@ -131,7 +132,7 @@ def _run(options: dict[str, Any]) -> bool:
         sampling,
         n=options["n"],
         raw=options["raw"],
-        thinking=not options["no_thinking"],
+        thinking=_thinking(options, prompts, name),
         thinking_budget=options["thinking_budget"],
         load_s=time.perf_counter() - start,
     )
@@ -153,9 +154,20 @@ def _check(options: dict[str, Any]) -> None:
         raise UserError("--logprobs needs --json or --prompts-file: plain text has no room for them")
     if chat and options["raw"]:
         raise UserError("--chat and --raw contradict each other: the chat template decides how a prompt begins")
-    for name in ("system", "thinking_budget", "no_thinking"):
-        if options[name] not in (None, False) and not (chat or many):
-            raise UserError(f"--{name.replace('_', '-')} needs --chat: a plain text has no turns")
+    for name in ("system", "thinking_budget", "thinking"):
+        if options[name] is not None and not (chat or many):
+            said = "no-thinking" if options[name] is False else name.replace("_", "-")
+            raise UserError(f"--{said} needs --chat: a plain text has no turns")
+
+
+def _thinking(options: dict[str, Any], prompts: list[Prompt], name: str) -> bool:
+    """Whether answers begin with thinking; of a base model that answers it is said that it is one."""
+    from nano3.engine.launch import BASE_NOTE, is_base_model
+
+    base = any(prompt.messages for prompt in prompts) and is_base_model(options["model"])
+    if base:
+        print(BASE_NOTE.format(name=name), file=sys.stderr, flush=True)
+    return not base if options["thinking"] is None else options["thinking"]
 
 
 def _sampling(options: dict[str, Any]) -> Sampling:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from nano3.cli.output import no_answer
 from nano3.cli.prefill import PrefillProgress
 from nano3.cli.prompts import Encoded, Prompt, encode_chat, encode_plain
 from nano3.cli.sampling_options import CHAT_TOKENS, PLAIN_TOKENS
@@ -32,6 +33,7 @@ class Job:
     thinking: bool = True
     thinking_budget: int | None = None
     load_s: float = 0.0
+    _told: list[str] = field(default_factory=list)
 
     def encode(self, prompt: Prompt) -> Encoded:
         """The prompt's token ids."""
@@ -42,13 +44,23 @@ class Job:
     def request(self, request_id: str, encoded: Encoded) -> Request:
         """The engine's request for an encoded prompt."""
         chat, s = encoded.thinking_open is not None, self.sampling
-        most = min(CHAT_TOKENS if chat else PLAIN_TOKENS, self.engine.max_context - len(encoded.ids))
+        room = self.engine.max_context - len(encoded.ids)
+        self._tell_room(room)
+        most = min(CHAT_TOKENS if chat else PLAIN_TOKENS, room)
         s = replace(s, max_tokens=max(most, 1) if s.max_tokens is None else s.max_tokens, stop_ids=encoded.stop_ids)
         if chat and encoded.thinking_open:
             grammar = s.grammar and replace(s.grammar, after_thinking=True)
             budget = self.thinking_budget
             s = replace(s, grammar=grammar, thinking=None if budget is None else ThinkingBudget(budget))
         return Request(request_id, encoded.ids, s, self.n, encoded.cache_at)
+
+    def _tell_room(self, room: int) -> None:
+        """Say once that fewer tokens fit than were asked for. (A prompt without any room is an error of its own.)"""
+        wanted = self.sampling.max_tokens or 0
+        if wanted > room > 0 and not self._told:
+            self._told.append(f"--max-tokens {wanted}: the context of {self.engine.max_context} tokens has room for "
+                              f"{room} after the prompt")  # fmt: skip
+            print(self._told[0], file=sys.stderr, flush=True)
 
 
 @dataclass
@@ -107,6 +119,8 @@ class TextWriter:
         self._held: list[tuple[Any, str]] = []
         self._live = live
         self._last = {sys.stdout: "\n", sys.stderr: "\n"}
+        self._written = {sys.stdout: False, sys.stderr: False}
+        self._tokens = 0
         self.ended = False
 
     def add(self, update: Update) -> None:
@@ -117,12 +131,18 @@ class TextWriter:
         """
         if update.finish == "error":
             raise UserError(update.error or "the engine failed")
+        self._tokens += len(update.tokens)
         for stream, text in self._parts(update):
             self._write(stream, text)
         if update.finish is not None:
-            for stream in (sys.stderr, sys.stdout):
-                self._end_line(stream)
-            self.ended = True
+            self._end(update.finish == "length")
+
+    def _end(self, cut_off: bool) -> None:
+        for stream in (sys.stderr, sys.stdout):
+            self._end_line(stream)
+        if self._parser is not None and not self._written[sys.stdout]:
+            self._emit(sys.stderr, no_answer(self._written[sys.stderr], cut_off, self._tokens) + "\n")
+        self.ended = True
 
     def go_live(self) -> None:
         """Write what was held back, and from now on at once."""
@@ -146,6 +166,7 @@ class TextWriter:
         if stream is sys.stdout:
             self._end_line(sys.stderr)
         self._last[stream] = text[-1]
+        self._written[stream] |= not text.isspace()
         self._emit(stream, text)
 
     def _end_line(self, stream: Any) -> None:

@@ -32,6 +32,11 @@ def _presets(kind: str, incomplete: str) -> list[str]:
     return [name for name in preset_names(kind) if name.startswith(incomplete)]
 
 
+def server_address(url: str) -> str:
+    """Where a server is, without a path's /v1; `127.0.0.1:8000` is understood too."""
+    return ("" if "://" in url else "http://") + url.rstrip("/").removesuffix("/v1")
+
+
 HELP = {"help_option_names": ["-h", "--help"]}
 Settings = Annotated[
     list[str] | None,

@@ -21,7 +21,15 @@ Seed = Annotated[
     int | None, typer.Option(help="Same seed, same output. Default: random.", metavar="N", show_default=False)
 ]
 System = Annotated[str | None, typer.Option(help="System prompt.", metavar="TEXT", show_default=False)]
-NoThinking = Annotated[bool, typer.Option("--no-thinking", metavar="", help="Answer without thinking first.")]
+Thinking = Annotated[
+    bool | None,
+    typer.Option(
+        "--thinking/--no-thinking",
+        metavar="",
+        help="Think before the answer, or not. Default: think, but not with a base model.",
+        show_default=False,
+    ),
+]
 ThinkingBudget = Annotated[
     int | None,
     typer.Option(help="End the thinking part after this many tokens.", min=0, metavar="N", show_default=False),

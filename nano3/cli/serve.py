@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -107,7 +108,8 @@ def _run(options: dict[str, Any]) -> None:
     listener = bind(options["host"], options["port"])
     if options["host"] not in LOOPBACK and not settings.api_keys:
         _say(f"warning: whoever reaches {options['host']} can use this server; give --api-key, or leave --host out")
-    from nano3.engine.launch import find_device, open_engine
+    _say(f"loading {options['model']} …")
+    from nano3.engine.launch import BASE_NOTE, find_device, is_base_model, open_engine
     from nano3.serve.app import create_app
     from nano3.serve.server import run
     from nano3.train.numerics import tuned_process
@@ -121,6 +123,9 @@ def _run(options: dict[str, Any]) -> None:
             **{key: options[key] for key in ("dtype", "device", "max_sequences", "max_context")},
         )
         name = options["served_name"] or name
+        if is_base_model(options["model"]):
+            _say(BASE_NOTE.format(name=name))
+            settings = dataclasses.replace(settings, thinking_default=False)
         run(
             create_app(engine, name=name, settings=settings),
             listener,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 ENGINES = ("native", "vllm")
 DTYPES = ("auto", "float32", "bfloat16")
+BASE_NOTE = "{name} is a base model: it has never seen a conversation; thinking is off unless asked for"
 SAMPLE_TEXTS = (
     "The quick brown fox jumps over the lazy dog. Pack my box with five dozen liquor jugs.\n",
     'def add(a: int, b: int) -> int:\n    """The sum of two numbers."""\n    return a + b\n',

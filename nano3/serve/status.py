@@ -28,6 +28,8 @@ class Model(BaseModel):
     owned_by: str = "nano3"
     root: str
     max_model_len: int
+    thinking_default: bool
+    """Whether answers begin with thinking where a request does not say; false for base models."""
 
 
 class Models(BaseModel):
@@ -100,7 +102,8 @@ async def version() -> Version:
 
 
 def _model(service: Service) -> Model:
-    return Model(id=service.name, created=service.created, root=service.name, max_model_len=service.max_context)
+    return Model(id=service.name, created=service.created, root=service.name, max_model_len=service.max_context,
+                 thinking_default=service.settings.thinking_default)  # fmt: skip
 
 
 def _health(status: int, health: Health) -> JSONResponse:

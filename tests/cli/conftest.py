@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +46,16 @@ def model_folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "small-model"
     nano3.save(LM(cfg).init_weights(seed=3), folder)
     tokenizer.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def base_folder(model_folder, tmp_path_factory) -> Path:
+    """The same model as pretraining would leave it: marked as never having seen a conversation."""
+    folder = tmp_path_factory.mktemp("base") / "base-model"
+    shutil.copytree(model_folder, folder)
+    keys = json.loads((folder / "config.json").read_text()) | {"nano3_stage": "pretrain"}
+    (folder / "config.json").write_text(json.dumps(keys))
     return folder
 
 

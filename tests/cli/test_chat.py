@@ -8,6 +8,8 @@ import pty
 import re
 import select
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -19,6 +21,8 @@ import pytest
 FAST = ("--dtype", "float32", "--memory", "64MiB", "--max-context", 2048)
 GREEDY = ("--temperature", 0, "--max-tokens", 12)
 WAIT_S = 30
+RESET = object()
+"""In a play: the connection breaks there."""
 
 
 @pytest.fixture
@@ -142,6 +146,11 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         try:
             for chunk in play:
+                if chunk is RESET:
+                    self.wfile.flush()
+                    time.sleep(0.2)  # what was sent arrives before the reset
+                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    return self.connection.close()
                 text = chunk if isinstance(chunk, str) else json.dumps(chunk)
                 self.wfile.write(f"data: {text}\n\n".encode())
         except OSError:
@@ -178,7 +187,7 @@ def scripted():
 def test_a_server_answers_with_everything_passed_on(run, scripted):
     scripted.plays = [[delta(reasoning_content="hm, "), delta(reasoning="so"), *spoken("Paris.")], spoken("Berlin.")]
     done = run("chat", "--url", scripted.url + "/v1/", "--api-key", "k", "--system", "S", "--thinking-budget", 9,
-               "--temperature", 0.5, "--top-p", 0.9, "--max-tokens", 50, "--seed", 4,
+               "--temperature", 0.5, "--top-p", 0.9, "--max-tokens", 50, "--seed", 4, "--thinking",
                stdin="France?\n/thinking off\nGermany?\n")  # fmt: skip
     assert done.code == 0, done.err
     assert done.out == "Paris.\nBerlin.\n"
@@ -193,6 +202,36 @@ def test_a_server_answers_with_everything_passed_on(run, scripted):
     assert "thinking_budget" not in second
 
 
+def test_unless_told_the_server_chooses_whether_to_think_and_its_address_needs_no_http(run, scripted):
+    scripted.plays = [spoken("Paris.")]
+    done = run("chat", "--url", scripted.url.removeprefix("http://"), stdin="/thinking\nFrance?\n")
+    assert (done.code, done.out, done.err) == (0, "Paris.\n", "thinking: as the server has it\n")
+    assert "enable_thinking" not in scripted.asked[0]
+
+
+def test_an_empty_answer_in_a_pipe_says_why(run, scripted):
+    usage = {"choices": [], "usage": {"completion_tokens": 7}}
+    scripted.plays = [
+        [delta(reasoning="hm"), delta(finish="length"), usage, "[DONE]"],
+        [delta(finish="stop"), "[DONE]"],
+    ]
+    done = run("chat", "--url", scripted.url, stdin="a\nb\n")
+    assert done.out == "\n\n"
+    assert done.err == "no answer after the thinking (cut off at 7 tokens)\nempty answer\n"
+
+
+def test_a_base_model_does_not_think_unless_asked_to(run, base_folder, tmp_path):
+    done = run("chat", "--model", base_folder, *FAST, *GREEDY, stdin="hello\n/thinking\n")
+    assert done.code == 0
+    assert done.out.strip()
+    note, thinking = done.err.splitlines()
+    assert "base model" in note
+    assert thinking == "thinking: off"
+    done = run("chat", "--model", base_folder, *FAST, *GREEDY, "--thinking", stdin="hello\n")
+    assert done.out == "\n"
+    assert done.err.splitlines()[1:] == ["no answer after the thinking (cut off at 12 tokens)"]
+
+
 @pytest.mark.parametrize(
     ("play", "words"),
     [
@@ -203,6 +242,7 @@ def test_a_server_answers_with_everything_passed_on(run, scripted):
         ([delta(content="half")], ["ended before the answer did"]),
         ([delta(content="half"), {"error": {"message": "engine died"}}], ["engine died"]),
         (["{broken"], ["not JSON"]),
+        ([delta(content="half"), RESET], ["ended before the answer did"]),
     ],
 )
 def test_what_goes_wrong_at_a_server_is_told_in_one_line(run, scripted, play, words):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -148,6 +149,44 @@ def test_an_answer_goes_to_stdout_and_its_thinking_to_stderr(nano3_generate):
     assert done.err == end_line(output["reasoning"])
 
 
+def test_an_empty_answer_says_why(nano3_generate):
+    done = nano3_generate("--chat", "--prompt", "hi", *GREEDY)
+    assert done.out == ""
+    assert done.err.splitlines()[-1] == "no answer after the thinking (cut off at 12 tokens)"
+
+
+def test_a_base_model_answers_without_thinking_and_is_named_one(run, base_folder):
+    def ask(*args):
+        return run("generate", "--model", base_folder, *FAST, "--prompt", "hi", *GREEDY, *args)
+
+    done = ask("--chat")
+    assert done.out.strip()
+    assert done.err == f"{base_folder.name} {BASE}\n"
+    assert ask("--chat", "--thinking").out == ""
+    assert ask().err == ""
+
+
+BASE = "is a base model: it has never seen a conversation; thinking is off unless asked for"
+
+
+def test_fewer_tokens_than_asked_for_are_told(nano3_generate, run, model_folder):
+    done = run("generate", "--model", model_folder, "--max-context", 20, "--prompt", "hi", "--max-tokens", 900)
+    assert re.search(r"--max-tokens 900: the context of 20 tokens has room for 1\d after the prompt", done.err)
+    assert nano3_generate("--prompt", "hi", "--max-tokens", 5).err == ""
+
+
+def test_a_reader_who_has_enough_ends_it_with_code_141(model_folder):
+    args = ["generate", "--model", str(model_folder), "--prompt", "a", "--regex", "[a-z]{900}", "--max-tokens", "950"]
+    command = [sys.executable, "-c", "from nano3.cli.app import main; main()", *args]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout and process.stderr
+    assert process.stdout.read(1)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(30) == 141
+    process.stderr.close()
+
+
 def test_thinking_off_and_a_form_after_thinking(nano3_generate):
     off = nano3_generate("--chat", "--no-thinking", "--prompt", "hi", "--regex", "[0-9]{4}", "--seed", 1)
     assert re.fullmatch("[0-9]{4}\n", off.out)
@@ -202,6 +241,7 @@ def test_one_prompt_of_many_that_cannot_run_is_told_in_its_line(nano3_generate):
         (["--prompt", "a", "--logprobs", "2"], "", ["--logprobs needs --json"]),
         (["--prompt", "a", "--system", "b"], "", ["--system needs --chat"]),
         (["--prompt", "a", "--no-thinking"], "", ["--no-thinking needs --chat"]),
+        (["--prompt", "a", "--thinking"], "", ["--thinking needs --chat"]),
         (["--prompt", "a", "--chat", "--raw"], "", ["--chat and --raw"]),
         (["--prompt", "a", "--json-schema", "{]"], "", ["--json-schema", "not JSON"]),
         (["--prompt", "a", "--json-schema", "{}", "--regex", "a"], "", ["--json-schema and --regex"]),

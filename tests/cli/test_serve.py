@@ -72,6 +72,7 @@ def test_sigterm_lets_accepted_requests_finish(launch):
     assert whole.json()["usage"]["completion_tokens"] == 150
     assert '"finish_reason":"length"' in streamed.text
     assert streamed.text.endswith("data: [DONE]\n\n")
+    assert stderr.startswith("loading tiny …\n")
     assert f"serving mine at {ready['url']}" in stderr
     assert "random weights" in stderr
     assert "SIGTERM: finishing 2 outputs" in stderr
@@ -144,11 +145,30 @@ def test_wrong_options_are_told_in_one_line(options, words, tmp_path, monkeypatc
     assert "\n" not in str(error)
 
 
+def test_a_wrong_host_is_not_blamed_on_the_port():
+    error = CliRunner().invoke(app, ["serve", "--model", "tiny", "--host", "300.1.1.1"]).exception
+    assert "choose another --host" in str(error)
+
+
+def test_a_base_model_is_served_without_thinking_unless_asked_for(launch, base_folder):
+    process, ready = launch("--model", str(base_folder))  # the last --model counts
+    assert httpx.get(f"{ready['url']}/v1/models", trust_env=False).json()["data"][0]["thinking_default"] is False
+    results = []
+    for more in ({}, {"enable_thinking": True}, {"chat_template_kwargs": {"enable_thinking": True}}):
+        ask(ready["url"], results, max_tokens=8, **more)
+    messages = [result.json()["choices"][0]["message"] for result in results]
+    assert [bool(message["content"]) for message in messages] == [True, False, False]
+    assert [bool(message.get("reasoning")) for message in messages] == [False, True, True]
+    process.send_signal(signal.SIGTERM)
+    assert "is a base model: it has never seen a conversation" in process.communicate(timeout=30)[1]
+
+
 def test_a_port_in_use_is_told():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         error = CliRunner().invoke(app, ["serve", "--model", "tiny", "--port", port]).exception
     assert f"cannot listen on 127.0.0.1 port {port}" in str(error)
+    assert "choose another --port" in str(error)
 
 
 def test_help_shows_how_to_ask():
