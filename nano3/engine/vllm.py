@@ -16,12 +16,13 @@ from nano3.data.tokenizer import Tokenizer
 from nano3.engine.detokenize import TextStream
 from nano3.engine.grammar import GrammarCompiler, one_line
 from nano3.engine.protocol import Stats, ends_of_text
-from nano3.engine.request import MAX_TOP, FinishReason, Grammar, Request, Sampling, ThinkingBudget, Token, Update
-from nano3.engine.sequence_sampler import SequenceSampler, derive_seed, has_penalties
+from nano3.engine.request import MAX_TOP, FinishReason, Grammar, Request, Sampling, Token, Update
+from nano3.engine.sequence_sampler import derive_seed, has_penalties
 from nano3.engine.thinking import ThinkingTracker, thinking_tracker
+from nano3.engine.vllm_control import CONTROL, logits_control
 
-CONTROL = "nano3"
-"""Key of what the logits processor has to know, in SamplingParams.extra_args."""
+NEVER = 1 << 40
+"""Tokens beyond any context."""
 
 
 class VllmEngine:
@@ -197,13 +198,14 @@ def sampling_options(
     if wrong:
         raise ValueError(f"no token has the id {wrong[0]}; ids go from 0 to {vocab_size - 1}")
     room = max(1, room if s.max_tokens is None else min(room, s.max_tokens))
-    same = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+    same = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
     return {
         **{name: getattr(s, name) for name in same},
+        "top_k": min(s.top_k, vocab_size),
         "seed": seed & (1 << 63) - 1,
         "max_tokens": room,
         "min_tokens": min(s.min_tokens, room),
-        "stop_token_ids": sorted(set(s.stop_ids) | (set() if s.ignore_eos else eos_ids)),
+        "stop_token_ids": sorted({i for i in s.stop_ids if 0 <= i < vocab_size} | (set() if s.ignore_eos else eos_ids)),
         "ignore_eos": True,
         "logit_bias": dict(s.logit_bias) or None,
         "logprobs": s.log_probs or 0,
@@ -231,7 +233,7 @@ def _control(s: Sampling) -> dict[str, Any] | None:
     """What the logits processor does for this output, in plain types that cross to vLLM's process."""
     if (s.thinking is None) if s.grammar is None else not s.grammar.after_thinking:
         return None
-    budget = s.thinking and [s.thinking.tokens, s.thinking.grace, s.thinking.open]
+    budget = s.thinking and [min(s.thinking.tokens, NEVER), min(s.thinking.grace, NEVER), s.thinking.open]
     grammar = [s.grammar.kind, s.grammar.value] if s.grammar is not None else None
     return {CONTROL: {"thinking": budget, "grammar": grammar}}
 
@@ -329,69 +331,10 @@ def _prompt_tokens(answer: Any, count: int | None) -> tuple[Token, ...] | None:
     return tuple(tokens)
 
 
-def control_row(row: SequenceSampler) -> Callable[[list[int], Any], Any]:
-    """A logits processor of one output, as vLLM calls it: (its tokens so far, logits (V,)) to logits."""
-    from nano3.engine.sampler import processed
-
-    def process(output_ids: list[int], logits: Any) -> Any:
-        while row.n_tokens < len(output_ids):
-            row.accept(output_ids[row.n_tokens])
-        if row.forced is None:
-            return processed(logits, row) if row.has_extras else logits
-        forced = logits.new_full(logits.shape, float("-inf"))
-        forced[row.forced] = 0.0
-        return forced
-
-    return process
-
-
-def controlled_row(
-    control: Mapping[str, Any], tokenizer: Tokenizer, compile_grammar: Callable[[Grammar], Any], vocab_size: int
-) -> SequenceSampler:
-    """Thinking budget and late grammar of one output, from what `sampling_options` put into extra_args."""
-    budget, grammar = control["thinking"], control["grammar"]
-    sampling = Sampling(
-        thinking=ThinkingBudget(*budget) if budget else None,
-        grammar=Grammar(*grammar, after_thinking=True) if grammar else None,
-    )
-    return SequenceSampler(
-        sampling,
-        (),
-        seed=0,
-        eos_ids=ends_of_text(tokenizer),
-        vocab_size=vocab_size,
-        grammar=compile_grammar(sampling.grammar) if sampling.grammar else None,
-        thinking=thinking_tracker(sampling, tokenizer),
-    )
-
-
-def _logits_control() -> type:
-    """vLLM's wrapper around processors of single requests, with ours in it; made in vLLM's process."""
-    from vllm.v1.sample.logits_processor import AdapterLogitsProcessor  # pyright: ignore[reportMissingImports]
-
-    class LogitsControl(AdapterLogitsProcessor):
-        def __init__(self, vllm_config: Any, device: Any, is_pin_memory: bool) -> None:
-            super().__init__(vllm_config, device, is_pin_memory)
-            self.tokenizer = Tokenizer.load(vllm_config.model_config.tokenizer)
-            self.vocab_size = vllm_config.model_config.get_vocab_size()
-            self.compiler = GrammarCompiler(self.tokenizer, self.vocab_size, ends_of_text(self.tokenizer))
-
-        def is_argmax_invariant(self) -> bool:
-            return False
-
-        def new_req_logits_processor(self, params: Any) -> Callable[[list[int], Any], Any] | None:
-            control = (params.extra_args or {}).get(CONTROL)
-            if control is None:
-                return None
-            return control_row(controlled_row(control, self.tokenizer, self.compiler.compile, self.vocab_size))
-
-    return LogitsControl
-
-
 def __getattr__(name: str) -> Any:
     # vLLM finds its processor here by name; its base class exists only where vLLM does.
     if name == "LogitsControl":
-        return _logits_control()
+        return logits_control()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

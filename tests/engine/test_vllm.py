@@ -12,15 +12,8 @@ from nano3.data.tokenizer import Tokenizer
 from nano3.engine.grammar import GrammarCompiler
 from nano3.engine.protocol import run
 from nano3.engine.request import Grammar, Request, Sampling, ThinkingBudget
-from nano3.engine.vllm import (
-    CONTROL,
-    VllmEngine,
-    VllmOutput,
-    control_row,
-    controlled_row,
-    engine_arguments,
-    sampling_options,
-)
+from nano3.engine.vllm import VllmEngine, VllmOutput, engine_arguments, sampling_options
+from nano3.engine.vllm_control import CONTROL, control_row, controlled_row
 
 TOKENIZER = Tokenizer.train(["plain"], 263)
 EOS = frozenset([TOKENIZER.eos_id])
@@ -68,6 +61,14 @@ def test_settings_are_handed_on():
     assert given["structured_outputs"] is None
     assert given["extra_args"] is None
     assert options(Sampling(ignore_eos=True))["stop_token_ids"] == []
+
+
+def test_numbers_beyond_any_use_fit_what_vllm_takes():
+    huge = Sampling(top_k=2**70, stop_ids=(30, 2**70), thinking=ThinkingBudget(2**70, 2**70))
+    given = options(huge)
+    assert given["top_k"] == TOKENIZER.vocab_size
+    assert given["stop_token_ids"] == [TOKENIZER.eos_id, 30]
+    assert max(given["extra_args"][CONTROL]["thinking"]) < 2**63
 
 
 def test_the_output_fits_the_context():
@@ -182,6 +183,48 @@ def test_a_missing_vllm_is_told_in_one_line(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="pip install") as caught:
         VllmEngine(str(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def engine(tmp_path, monkeypatch):
+    """The engine on a vLLM that takes requests, two at once, and computes nothing."""
+    import nano3
+    from nano3.model.load import load_model
+
+    nano3.save(load_model("tiny"), str(tmp_path))
+    TOKENIZER.save(tmp_path)
+    core = SimpleNamespace(
+        model_config=SimpleNamespace(max_model_len=64, get_vocab_size=lambda: 4096),
+        vllm_config=SimpleNamespace(scheduler_config=SimpleNamespace(max_num_seqs=2)),
+        add_request=lambda *_: None,
+        abort_request=lambda _: None,
+    )
+    fields = dict.fromkeys(("SamplingParams", "StructuredOutputsParams"), SimpleNamespace)
+    parameters = SimpleNamespace(RequestOutputKind=SimpleNamespace(DELTA=1), **fields)
+    config = SimpleNamespace(StructuredOutputsConfig=SimpleNamespace)
+    llm = SimpleNamespace(from_engine_args=lambda _: core)
+    package = SimpleNamespace(LLMEngine=llm, EngineArgs=SimpleNamespace, config=config, sampling_params=parameters)
+    for name, module in {"": package, ".config": config, ".sampling_params": parameters}.items():
+        monkeypatch.setitem(sys.modules, f"vllm{name}", module)
+    return VllmEngine(str(tmp_path))
+
+
+def test_outputs_beyond_those_that_run_at_once_wait(engine):
+    engine.add(Request("a", (10, 11), n=5))
+    stats = engine.stats()
+    assert (stats.running, stats.waiting) == (2, 3)
+    engine.abort("a")
+    stats = engine.stats()
+    assert (stats.running, stats.waiting) == (0, 0)
+
+
+@pytest.mark.parametrize("after_thinking", [False, True])
+def test_a_grammar_that_would_fail_inside_vllm_is_refused_before(engine, after_thinking):
+    wrong = Sampling(grammar=Grammar("regex", "[", after_thinking))
+    for take in (engine.prepare, engine.add):
+        with pytest.raises(UserError, match="regular expression"):
+            take(Request("a", (10, 11), wrong))
+    assert not engine.has_work
 
 
 @pytest.mark.gpu
