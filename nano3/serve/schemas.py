@@ -7,6 +7,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
 from nano3.engine.request import MAX_TOP
+from nano3.serve.errors import wrong_field
 
 INT64 = 1 << 63
 MOST_STOPS, MOST_CHOICES, MOST_TOP_CHAT, MOST_BIASES, MOST_MESSAGES, MOST_TOOLS = 64, 128, 20, 4096, 10_000, 1024
@@ -105,9 +106,9 @@ class GenerationRequest(Loose):
     def _check(self) -> GenerationRequest:
         for name, instead in UNSUPPORTED.items():
             if (self.model_extra or {}).get(name):
-                raise ValueError(f"{name} is not supported: {instead}")
+                raise wrong_field(name, f"is not supported: {instead}")
         if isinstance(self.stop, list) and len(self.stop) > MOST_STOPS:
-            raise ValueError(f"stop holds {len(self.stop)} strings; at most {MOST_STOPS}")
+            raise wrong_field("stop", f"holds {len(self.stop)} strings; at most {MOST_STOPS}")
         return self
 
     @property
@@ -130,9 +131,9 @@ class CompletionRequest(GenerationRequest):
     @model_validator(mode="after")
     def _check_completion(self) -> CompletionRequest:
         if self.suffix:
-            raise ValueError("suffix is not supported: the model only continues a text")
+            raise wrong_field("suffix", "is not supported: the model only continues a text")
         if self.best_of is not None and self.best_of != (self.n or 1):
-            raise ValueError("best_of is not supported beyond n; ask for n outputs and choose")
+            raise wrong_field("best_of", "is not supported beyond n; ask for n outputs and choose")
         return self
 
 
@@ -196,6 +197,14 @@ class Message(Loose):
     tool_calls: Many[ToolCall] | None = None
     tool_call_id: str | None = None
 
+    @model_validator(mode="after")
+    def _check(self) -> Message:
+        if self.role == "tool" and not self.tool_call_id:
+            raise wrong_field("tool_call_id", "is missing; give the id of the call that this is the result of")
+        if self.content is None and self.role != "assistant":
+            raise wrong_field("content", "is missing; only an assistant's message may lack it")
+        return self
+
 
 Messages = Annotated[Many[Message], BeforeValidator(_few_messages)]
 
@@ -225,14 +234,14 @@ class ChatRequest(ChatTemplateFields, GenerationRequest):
     @model_validator(mode="after")
     def _check_chat(self) -> ChatRequest:
         if self.top_logprobs and not self.logprobs:
-            raise ValueError("top_logprobs needs logprobs: true")
+            raise wrong_field("top_logprobs", "needs logprobs: true")
         names = [tool.function.name for tool in self.tools or []]
         if len(set(names)) < len(names):
-            raise ValueError("tools holds two functions of one name")
+            raise wrong_field("tools", "holds two functions of one name")
         if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
-            raise ValueError(f"tool_choice names {self.tool_choice.function.name!r}, which is not among the tools")
+            raise wrong_field("tool_choice", f"names {self.tool_choice.function.name!r}, which is not among the tools")
         if self.tool_choice == "required" and not names:
-            raise ValueError("tool_choice is required, but there are no tools")
+            raise wrong_field("tool_choice", "is required, but there are no tools")
         return self
 
 
@@ -252,7 +261,7 @@ class TokenizeRequest(Loose):
     @model_validator(mode="after")
     def _check(self) -> TokenizeRequest:
         if (self.prompt is None) == (not self.messages):
-            raise ValueError("give either prompt or messages")
+            raise wrong_field("prompt", "give either prompt or messages")
         return self
 
 

@@ -278,7 +278,7 @@ def test_fields_that_are_not_ours_are_let_through(client):
         ({"top_p": 0}, "top_p"),
         ({"n": 0}, "n:"),
         ({"max_tokens": 0}, "max_tokens"),
-        ({"top_logprobs": 2}, "top_logprobs needs logprobs"),
+        ({"top_logprobs": 2}, "top_logprobs: needs logprobs"),
         ({"tool_choice": "required"}, "no tools"),
         ({"tools": [CLOCK], "tool_choice": {"type": "function", "function": {"name": "later"}}}, "'later'"),
         ({"tools": [CLOCK, CLOCK]}, "two functions"),
