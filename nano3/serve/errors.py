@@ -56,7 +56,6 @@ def wrong_field(field: str, message: str) -> PydanticCustomError:
     return PydanticCustomError(WRONG_FIELD, "{message}", {"field": field, "message": message})
 
 
-
 class ApiError(HTTPException):
     """An answer other than 200: one clear line, and the field at fault where there is one."""
 
