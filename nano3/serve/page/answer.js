@@ -6,10 +6,11 @@ export const newAnswer = () => ({ role: "assistant", text: "", reasoning: "", ca
 
 /** Body of the request for the answer to `turns`; fields left empty in the settings are left out. */
 export function requestBody(turns, settings) {
-  const body = { model: settings.model, messages: messages(turns, settings.system), enable_thinking: settings.thinking };
+  const body = { model: settings.model, messages: messages(turns, settings.system) };
+  if (settings.thinking !== null) body.enable_thinking = settings.thinking;
   for (const [field, name] of Object.entries(NUMBERS)) {
     const value = settings[field];
-    const idle = field === "budget" && !settings.thinking;
+    const idle = field === "budget" && settings.thinking === false;
     if (value !== "" && !idle && Number.isFinite(Number(value))) body[name] = Number(value);
   }
   const tools = parseTools(settings.tools);

@@ -23,7 +23,7 @@ async function reach(path, options) {
   }
 }
 
-/** The models that the server offers: [{id, max_model_len?}]. */
+/** The models that the server offers: [{id, max_model_len?, thinking_default?}]. */
 export async function listModels(apiKey) {
   const response = await reach("v1/models", { headers: headers(apiKey) });
   if (!response.ok) throw await errorOf(response, apiKey);

@@ -7,7 +7,7 @@ import * as store from "./store.js";
 import { AnswerView, userTurn } from "./turns.js";
 
 const $ = (id) => document.getElementById(id);
-const state = { turns: store.loadTurns(), settings: store.loadSettings(), running: null, sticking: true };
+const state = { turns: store.loadTurns(), settings: store.loadSettings(), running: null, sticking: true, base: false };
 const SAVE_EVERY_MS = 500;
 const NEAR_END = 60;
 
@@ -147,12 +147,20 @@ async function connect() {
     select.disabled = models.length < 2;
     if (!models.some(({ id }) => id === state.settings.model)) state.settings.model = models[0]?.id ?? "";
     select.value = state.settings.model;
+    state.base = models.find(({ id }) => id === state.settings.model)?.thinking_default === false;
+    showThinking();
     document.title = state.settings.model ? `${state.settings.model} · nano3` : "nano3 chat";
   } catch (error) {
     const label = { auth: "needs an API key", gone: "not connected" }[error.kind] ?? "not available";
     select.replaceChildren(el("option", { textContent: label }));
     select.disabled = true;
   }
+}
+
+/** A base model thinks only when told to. */
+function showThinking() {
+  $("thinking").checked = state.settings.thinking ?? !state.base;
+  $("base-note").hidden = !state.base;
 }
 
 function openSettings() {
@@ -187,7 +195,7 @@ function resetSettings() {
   const { model } = state.settings;
   state.settings = { ...store.defaultSettings(), model };
   store.saveSettings(state.settings);
-  $("thinking").checked = state.settings.thinking;
+  showThinking();
   fillSettings();
 }
 
@@ -252,7 +260,7 @@ function listen() {
   }
 }
 
-$("thinking").checked = state.settings.thinking;
+showThinking();
 listen();
 showTurns();
 connect();

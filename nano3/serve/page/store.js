@@ -4,8 +4,9 @@ const CHAT = "nano3.chat";
 const PREVIOUS = "nano3.chat.previous";
 const SETTINGS = "nano3.settings";
 const KEY = "nano3.key";
+/** `thinking`: true or false, or null while the reader has left it to the model. */
 const DEFAULTS = {
-  model: "", system: "", thinking: true, budget: "", maxTokens: "", temperature: "", topP: "", seed: "", tools: "",
+  model: "", system: "", thinking: null, budget: "", maxTokens: "", temperature: "", topP: "", seed: "", tools: "",
 };
 
 function get(storage, name) {

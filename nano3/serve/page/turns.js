@@ -8,6 +8,9 @@ const seconds = (ms) => (ms < 100 ? `${Math.round(ms)} ms` : ms < 9950 ? `${(ms 
 /** A long prompt is read, or others come first: from then on the wait is shown in seconds. */
 const LONG_WAIT_MS = 2000;
 
+/** Enough for the lines that are shown of running thinking. */
+const PEEK_LETTERS = 400;
+
 /** What to do about each kind of error, beside the message. */
 const ADVICE = {
   auth: "Enter the key in the settings, then try again.",
@@ -59,6 +62,8 @@ export class AnswerView {
     this.summary = el("summary");
     this.thought = el("div", { className: "thought" });
     this.thinking = el("details", { className: "thinking", hidden: true }, this.summary, this.thought);
+    this.peek = el("div", { className: "peek", "aria-hidden": "true" });
+    this.thinking.addEventListener("toggle", () => this.showPeek());
     this.waited = el("span");
     this.waiting = el("div", { className: "waiting" }, el("i"), el("i"), el("i"), this.waited);
     this.since = Date.now();
@@ -67,7 +72,7 @@ export class AnswerView {
     this.foot = el("div", { className: "foot" });
     this.node = el(
       "article", { className: "turn answer", "aria-label": "Answer" },
-      this.thinking, this.waiting, this.text, this.calls, this.foot,
+      this.thinking, this.peek, this.waiting, this.text, this.calls, this.foot,
     );
   }
 
@@ -87,13 +92,20 @@ export class AnswerView {
   updateThinking(running) {
     const { turn } = this;
     this.thinking.hidden = !turn.reasoning;
-    if (!turn.reasoning) return;
+    if (!turn.reasoning) return this.showPeek();
     const open = running && turn.thinkingMs === undefined;
     this.thinking.classList.toggle("running", open);
     const elapsed = turn.thinkingMs ?? (turn.thinkingFrom ? Date.now() - turn.thinkingFrom : 0);
     const thought = elapsed ? `Thought for ${seconds(elapsed)}` : "Thinking";
     this.summary.textContent = open ? `Thinking … ${seconds(elapsed)}` : thought;
     if (this.thought.textContent !== turn.reasoning) this.thought.textContent = turn.reasoning;
+    this.showPeek();
+  }
+
+  /** The last lines of thinking that is folded while it goes on, so that one sees that it does. */
+  showPeek() {
+    this.peek.hidden = !this.thinking.classList.contains("running") || this.thinking.open;
+    this.peek.textContent = this.peek.hidden ? "" : this.turn.reasoning.slice(-PEEK_LETTERS).trimEnd();
   }
 
   updateCalls(running, last) {

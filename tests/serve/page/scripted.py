@@ -33,6 +33,7 @@ class Script:
         self.asked: list[dict] = []
         self.keys: list[str | None] = []
         self.key: str | None = None
+        self.models: list[dict] = [{"id": "scripted-model"}]
         self.go_on = threading.Event()
         self.left = threading.Event()
 
@@ -64,7 +65,7 @@ class Handler(BaseHTTPRequestHandler):
     def models(self):
         if self.refused():
             return
-        self.answer(200, json.dumps({"object": "list", "data": [{"id": "scripted-model"}]}).encode(), TYPES[".js"])
+        self.answer(200, json.dumps({"object": "list", "data": self.script.models}).encode(), TYPES[".js"])
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

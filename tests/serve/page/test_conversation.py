@@ -47,19 +47,50 @@ def test_thinking_runs_folded_and_stays_foldable(chat, script):
     first = summary.text_content()
     expect(summary).not_to_have_text(first)  # the seconds count up
     expect(chat.locator(".thought")).not_to_be_visible()
+    expect(chat.locator(".peek")).to_have_text("Let me see.")
     summary.click()
     expect(chat.locator(".thought")).to_have_text("Let me see. ")
+    expect(chat.locator(".peek")).not_to_be_visible()
     script.go_on.set()
     expect(summary).to_contain_text("Thought for")
     expect(chat.locator(".thought")).to_have_text("Let me see. 2 + 2.")
     expect(chat.locator(".text")).to_have_text("Four.")
     summary.click()
     expect(chat.locator(".thought")).not_to_be_visible()
+    expect(chat.locator(".peek")).not_to_be_visible()
     script.play(*text_answer("Five."))
     ask(chat, "and one more?")
     expect(chat.locator(".answer .text").last).to_have_text("Five.")
     assert script.asked[1]["messages"][1] == {
         "role": "assistant", "content": "Four.", "reasoning": "Let me see. 2 + 2."}  # fmt: skip
+
+
+def test_only_the_last_lines_of_folded_thinking_show(chat, script):
+    script.play(delta(reasoning="first\n" + "more\n" * 300), delta(reasoning="last"), script.wait, *text_answer("ok"))
+    ask(chat, "hm")
+    peek = chat.locator(".peek")
+    expect(peek).to_contain_text("last")
+    expect(peek).not_to_contain_text("first")
+    assert peek.bounding_box()["height"] < 60
+
+
+def test_a_base_model_is_named_one_and_thinks_only_when_told_to(tab, script):
+    script.models[0]["thinking_default"] = False
+    tab.goto(script.url)
+    thinking = tab.locator("#thinking")
+    expect(tab.locator("#base-note")).to_contain_text("base model")
+    expect(thinking).not_to_be_checked()
+    script.play(*text_answer("one"))
+    ask(tab, "a")
+    expect(tab.locator(".answer .text")).to_have_text("one")
+    tab.get_by_text("Thinking", exact=True).click()
+    expect(thinking).to_be_checked()
+    script.play(*text_answer("two"))
+    ask(tab, "b")
+    expect(tab.locator(".answer .text").last).to_have_text("two")
+    assert [body.get("enable_thinking") for body in script.asked] == [None, True]
+    tab.reload()
+    expect(thinking).to_be_checked()
 
 
 def test_tool_calls_are_shown_and_take_results(chat, script):
@@ -157,7 +188,7 @@ def test_settings_are_sent_kept_and_only_when_set(chat, script):
     script.play(*text_answer("b"))
     ask(chat, "plain")
     expect(chat.locator(".answer .text")).to_have_text("a")
-    assert set(script.asked[0]) == {"model", "messages", "stream", "stream_options", "enable_thinking"}
+    assert set(script.asked[0]) == {"model", "messages", "stream", "stream_options"}
     chat.get_by_role("button", name="Settings").click()
     for label, value in {"System prompt": "Be brief.", "Thinking budget": "64", "Longest answer": "99", "API key": "k1",
                          "Temperature": "0", "Top-p": "0.9", "Seed": "7"}.items():  # fmt: skip

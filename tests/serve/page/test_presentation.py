@@ -95,3 +95,13 @@ def test_controls_have_names_and_the_end_is_announced(chat, script):
     ask(chat, "hello")
     expect(chat.get_by_role("status")).to_have_text("Answer complete")
     expect(chat.get_by_label("Message", exact=True)).to_be_focused()
+
+
+def test_the_settings_fit_a_low_window_with_room_below_their_buttons(chat):
+    chat.set_viewport_size({"width": 1000, "height": 700})
+    chat.get_by_role("button", name="Settings").click()
+    dialog = chat.locator("#settings").bounding_box()
+    done = chat.get_by_role("button", name="Done").bounding_box()
+    below = dialog["y"] + dialog["height"] - done["y"] - done["height"]
+    assert 12 <= below <= 40
+    assert dialog["y"] + dialog["height"] <= 700
