@@ -19,33 +19,70 @@ class Delta:
     tool_call: ToolCallDelta | None = None
 
 
+class GrowingText:
+    """Text that comes in many pieces, put together when it is read; equal to any other of the same text."""
+
+    def __init__(self) -> None:
+        self._parts: list[str] = []
+
+    def add(self, text: str) -> None:
+        """Append a piece."""
+        self._parts.append(text)
+
+    def __str__(self) -> str:
+        self._parts = ["".join(self._parts)]
+        return self._parts[0]
+
+    def __repr__(self) -> str:
+        return repr(str(self))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, GrowingText) and str(self) == str(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 @dataclass
 class ToolCall:
     """One complete call."""
 
     id: str
     name: str
-    arguments: str = ""
-    """JSON text of an object."""
+    written: GrowingText = field(default_factory=GrowingText)
+
+    @property
+    def arguments(self) -> str:
+        """JSON text of an object."""
+        return str(self.written)
 
 
 @dataclass
 class ParsedOutput:
     """All deltas of an output together."""
 
-    content: str = ""
-    reasoning: str = ""
+    answer: GrowingText = field(default_factory=GrowingText)
+    thinking: GrowingText = field(default_factory=GrowingText)
     tool_calls: list[ToolCall] = field(default_factory=list)
+
+    @property
+    def content(self) -> str:
+        """The answer."""
+        return str(self.answer)
+
+    @property
+    def reasoning(self) -> str:
+        """The thinking part."""
+        return str(self.thinking)
 
     def add(self, delta: Delta) -> None:
         """Append one delta."""
-        self.content += delta.content
-        self.reasoning += delta.reasoning
+        self.answer.add(delta.content)
+        self.thinking.add(delta.reasoning)
         if (call := delta.tool_call) is None:
             return
         if call.id is not None:
             self.tool_calls.append(ToolCall(call.id, call.name or ""))
-        self.tool_calls[call.index].arguments += call.arguments
+        self.tool_calls[call.index].written.add(call.arguments)
 
 
 class OutputParser:

@@ -397,3 +397,13 @@ def test_much_white_space_before_a_call_is_content(space: int) -> None:
     deltas = stream(" " * space + written("f", {}), thinking_open=False)
     assert joined(deltas).content == " " * (space - 256)
     assert len(joined(deltas).tool_calls) == 1
+
+
+def test_a_message_of_very_many_deltas() -> None:
+    output = ParsedOutput()
+    output.add(Delta(tool_call=ToolCallDelta(0, "id", "f")))
+    for _ in range(100_000):
+        output.add(Delta(content="ab", reasoning="c", tool_call=ToolCallDelta(0, arguments="d")))
+    assert (output.content, output.reasoning) == ("ab" * 100_000, "c" * 100_000)
+    assert output.tool_calls[0].arguments == "d" * 100_000
+    assert output != ParsedOutput()
