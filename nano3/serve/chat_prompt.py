@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nano3.config.errors import UserError
@@ -40,6 +40,9 @@ def plan_chat(service: Service, body: ChatRequest) -> ChatPlan:
     tools = [] if body.tool_choice == "none" else _tools(body)
     prompt = make_prompt(service, body, tools, service.most_characters)
     max_tokens = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+    ids = service.cut(prompt.ids, body.truncate_prompt_tokens, max_tokens)
+    if ids != prompt.ids:
+        prompt = replace(prompt, ids=ids, cache_at=())
     service.check_length(len(prompt.ids), max_tokens, "messages")
     request = Request(
         new_id("chatcmpl"), prompt.ids, _sampling(service, body, prompt, tools, max_tokens), body.n or 1,
@@ -62,11 +65,14 @@ def make_prompt(
     service: Service, body: ChatRequest | TokenizeRequest, tools: list[dict[str, Any]], most_characters: int
 ) -> ChatPrompt:
     """The prompt of a conversation. Raises ApiError (400)."""
-    open_answer = not isinstance(body, TokenizeRequest) or body.add_generation_prompt is not False
     variables = _template_variables(body)
     try:
         return service.chat.encode(
-            plain(body.messages), tools or None, open_answer, max_length=most_characters, **variables
+            plain(body.messages),
+            tools or None,
+            body.add_generation_prompt is not False,
+            max_length=most_characters,
+            **variables,
         )
     except TooLongError as error:
         raise ApiError(400, str(error), param="messages", code="context_length_exceeded") from error

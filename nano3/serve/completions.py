@@ -12,6 +12,7 @@ from starlette.responses import Response
 from nano3.engine.request import Request, Update
 from nano3.serve.documents import COMPLETION_RESPONSES
 from nano3.serve.errors import ApiError
+from nano3.serve.output_parser import GrowingText
 from nano3.serve.routing import StrictJsonRoute
 from nano3.serve.sampling import grammar_of, sampling_of
 from nano3.serve.schemas import CompletionRequest
@@ -41,8 +42,8 @@ def plan_completions(service: Service, body: CompletionRequest) -> list[Request]
     """One engine request a prompt. Raises ApiError (400)."""
     given = _prompts(body.prompt)
     service.check_outputs(len(given) * (body.n or 1))
-    prompts = [_ids(service, body, prompt) for prompt in given]
     max_tokens = 16 if body.max_tokens is None else body.max_tokens
+    prompts = [service.cut(_ids(service, body, p), body.truncate_prompt_tokens, max_tokens) for p in given]
     sampling = sampling_of(
         body,
         max_tokens=max_tokens,
@@ -113,18 +114,20 @@ class _Completions:
     async def whole(self) -> Response:
         """The answer at once."""
         choices: list[dict[str, Any]] = [{} for _ in self._outputs]
+        texts = [GrowingText() for _ in self._outputs]
         try:
             await self.generation.start()
             async for item in self.generation.updates():
                 if item is not None:
                     index, choice = self._add(*item)
+                    texts[index].add(choice.pop("text"))
                     _extend(choices[index], choice)
         finally:
             self.generation.close()
         if self._body.return_token_ids:
             for index, choice in enumerate(choices):
                 choice["prompt_token_ids"] = list(self._requests[index // self._n].prompt)
-        numbered = [{"index": index} | choice for index, choice in enumerate(choices)]
+        numbered = [{"index": i, "text": str(texts[i])} | choice for i, choice in enumerate(choices)]
         return JsonAnswer(self._head | {"choices": numbered, "usage": self._usage()})
 
     async def events(self) -> AsyncIterator[dict[str, Any] | None]:
@@ -150,11 +153,10 @@ class _Completions:
 
 
 def _extend(choice: dict[str, Any], more: dict[str, Any]) -> None:
-    """Append an output's next choice to the ones before."""
+    """Append an output's next choice (without text) to the ones before."""
     if not choice:
         choice |= more
         return
-    choice["text"] += more["text"]
     for key, values in (more["logprobs"] or {}).items():
         choice["logprobs"][key] += values
     if "token_ids" in more:

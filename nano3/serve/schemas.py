@@ -48,7 +48,14 @@ UNSUPPORTED = {
     "function_call": "send `tool_choice` instead",
     "audio": "the model writes text only",
     "web_search_options": "there is no web search",
+    "allowed_token_ids": "enforce a form with `guided_regex` or `guided_choice`",
+    "bad_words": "lower single tokens with `logit_bias`",
+    "prompt_logprobs": "send `echo` and `logprobs` to /v1/completions",
+    "skip_special_tokens": "answers never show special tokens; ask for `return_token_ids`",
+    "length_penalty": "there is no beam search",
 }
+_HARMLESS = {"skip_special_tokens": (None, True), "length_penalty": (None, 1), "prompt_logprobs": (None,)}
+"""Values that ask for nothing; of other fields that is every false one."""
 
 
 class Loose(BaseModel):
@@ -95,6 +102,7 @@ class GenerationRequest(Loose):
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
     return_token_ids: bool | None = None
+    truncate_prompt_tokens: int | None = Field(None, ge=-1)
     guided_json: JsonObject | str | None = None
     guided_regex: Text | None = None
     guided_choice: Many[Text] | None = Field(None, min_length=1)
@@ -105,10 +113,13 @@ class GenerationRequest(Loose):
     @model_validator(mode="after")
     def _check(self) -> GenerationRequest:
         for name, instead in UNSUPPORTED.items():
-            if (self.model_extra or {}).get(name):
+            value = (self.model_extra or {}).get(name)
+            if value not in _HARMLESS[name] if name in _HARMLESS else value:
                 raise wrong_field(name, f"is not supported: {instead}")
         if isinstance(self.stop, list) and len(self.stop) > MOST_STOPS:
             raise wrong_field("stop", f"holds {len(self.stop)} strings; at most {MOST_STOPS}")
+        if self.truncate_prompt_tokens == 0:
+            raise wrong_field("truncate_prompt_tokens", "is 0; give the number of tokens to keep, or -1 for what fits")
         return self
 
     @property
@@ -214,6 +225,7 @@ class ChatTemplateFields(Loose):
 
     messages: Messages = Field(min_length=1)
     tools: Many[Tool] | None = Field(None, max_length=MOST_TOOLS)
+    add_generation_prompt: bool | None = None
     enable_thinking: bool | None = None
     chat_template_kwargs: JsonObject | None = None
 

@@ -106,6 +106,13 @@ class Service:
             start = [self.tokenizer.eos_id]
         return start + self.tokenizer.encode(text, special=True)
 
+    def cut(self, ids: tuple[int, ...], keep: int | None, max_tokens: int | None) -> tuple[int, ...]:
+        """The last `keep` tokens of a prompt (vLLM's truncate_prompt_tokens): None for all, -1 for as many as fit."""
+        if keep is None:
+            return ids
+        most = keep if keep >= 0 else max(1, self.max_context - (1 if max_tokens is None else max_tokens))
+        return ids[-most:]
+
     def check_length(self, prompt_tokens: int, max_tokens: int | None, param: str) -> None:
         """Raises ApiError (400) where prompt and answer cannot fit."""
         wanted = 1 if max_tokens is None else max_tokens

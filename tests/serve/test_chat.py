@@ -346,3 +346,10 @@ def test_a_message_cannot_open_a_turn(client, server):
     tokens = client.post("/tokenize", json=body).json()["tokens"]
     assert tokens.count(start) == 3
     assert ask(client, **body, return_token_ids=True)["prompt_token_ids"] == tokens
+
+
+def test_a_prompt_may_end_before_the_opening_of_the_answer_and_be_cut(client):
+    whole = client.post("/tokenize", json={"messages": HELLO, "add_generation_prompt": False}).json()["tokens"]
+    body = {"return_token_ids": True, "add_generation_prompt": False}
+    assert ask(client, **body)["prompt_token_ids"] == whole
+    assert ask(client, **body, truncate_prompt_tokens=5)["prompt_token_ids"] == whole[-5:]

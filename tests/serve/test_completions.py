@@ -140,3 +140,17 @@ def test_one_wrong_prompt_leaves_nothing_running(server, client):
     client.post("/v1/completions", json={"prompt": [5], "max_tokens": 1})
     assert server.service.thread.unfinished == 0
     assert server.stats().running == 0
+
+
+@pytest.mark.parametrize(("keep", "kept"), [(2, [11, 12]), (9, [9, 10, 11, 12]), (None, [9, 10, 11, 12])])
+def test_a_prompt_is_cut_at_its_front(client, keep, kept):
+    body = {"prompt": [9, 10, 11, 12], "max_tokens": 1, "truncate_prompt_tokens": keep, "return_token_ids": True}
+    answer = client.post("/v1/completions", json=body).json()
+    assert answer["choices"][0]["prompt_token_ids"] == kept
+    assert answer["usage"]["prompt_tokens"] == len(kept)
+
+
+def test_a_prompt_is_cut_to_what_fits(client, server):
+    most = server.service.max_context
+    body = {"prompt": [9] * (most + 10), "max_tokens": 5, "truncate_prompt_tokens": -1}
+    assert client.post("/v1/completions", json=body).json()["usage"]["prompt_tokens"] == most - 5
