@@ -17,8 +17,10 @@ from nano3.engine.request import Grammar
 
 CACHED_GRAMMARS, CACHED_TEXT = 32, 1 << 20
 """Grammars kept compiled, and characters of them in all: a compiled one takes up to some 200 times its text."""
-WHITESPACE = r" |\n[ \t]{0,24}"
-"""Most white space at any gap in JSON: enough for indented text, while a confused model cannot write spaces forever."""
+SPACING = {"whitespace_pattern": " "}
+"""Most white space at any gap in JSON: line breaks cost tokens, and a confused model would write spaces forever."""
+COMPACT = {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
+"""No white space in JSON."""
 
 
 class GrammarCompiler:
@@ -40,7 +42,7 @@ class GrammarCompiler:
     def compile(self, grammar: Grammar) -> GrammarMatcher:
         """A matcher at the start of the grammar.
 
-        JSON may have one space, or one line break with indentation, at each gap between its parts, and none around it.
+        JSON may have one space at each gap between its parts, and none around it.
 
         Raises:
             UserError: the schema, pattern or list is wrong, asks for what cannot be enforced, or costs too much.
@@ -161,10 +163,12 @@ def _json_source(value: str) -> str:
         raise UserError("the JSON schema is nested too deeply") from error
     if not isinstance(schema, dict | bool):
         raise UserError("the JSON schema must be an object, as in {'type': 'object'}")
-    overrides: Any = {"whitespace_pattern": WHITESPACE, "lenient": True}
-    return llguidance.LLMatcher.grammar_from_json_schema(
-        schema if isinstance(schema, dict) else {"allOf": [schema]}, overrides=overrides
-    )
+    return llguidance.LLMatcher.grammar_from_json_schema(spaced(schema), overrides={"lenient": True})
+
+
+def spaced(schema: Any, spacing: dict[str, Any] = SPACING) -> dict[str, Any]:
+    """A JSON schema, true and false included, with a rule for white space where it has none (`x-guidance`)."""
+    return {"x-guidance": spacing} | (schema if isinstance(schema, dict) else {"allOf": [schema]})
 
 
 def _regex_source(value: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from nano3.engine.grammar import COMPACT, spaced
 from nano3.engine.request import Grammar, Sampling, ThinkingBudget
 from nano3.serve.errors import ApiError
 from nano3.serve.json_schema import check_schema
@@ -110,7 +111,17 @@ def _structured(body: GenerationRequest) -> list[tuple[str, str]]:
             _form("structured_outputs.grammar", "lark", form.grammar),
             ("json_object", "") if form.json_object else None,
         ]
+        if form.disable_any_whitespace:
+            found = [_compact(*grammar) if grammar else None for grammar in found]
     return [grammar for grammar in found if grammar is not None]
+
+
+def _compact(kind: str, value: str) -> tuple[str, str]:
+    """The same form without white space, where it is JSON."""
+    if kind not in ("json_schema", "json_object"):
+        return kind, value
+    schema = json.loads(value) if value else {"type": "object"}
+    return "json_schema", json.dumps(spaced(schema, COMPACT), ensure_ascii=False)
 
 
 def _form(field: str, kind: str, value: Any) -> tuple[str, str] | None:

@@ -78,6 +78,7 @@ class StructuredOutputs(Loose):
     choice: Many[Text] | None = Field(None, min_length=1)
     grammar: Text | None = None
     json_object: bool | None = None
+    disable_any_whitespace: bool | None = None
 
 
 class GenerationRequest(Loose):

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from nano3.engine.grammar import spaced
 from nano3.engine.request import Grammar
 
 BOOLEANS = ("true", "false", "True", "False")
@@ -37,9 +38,9 @@ def _answer_rules(answer: Grammar | None) -> list[str]:
     if answer is None:
         return []
     if answer.kind == "json_object":
-        return ['answer: %json {"type": "object"}']
+        return [f"answer: {_json({'type': 'object'})}"]
     if answer.kind == "json_schema":
-        return [f"answer: %json {answer.value}"]
+        return [f"answer: {_json(json.loads(answer.value))}"]
     if answer.kind == "choice":
         return ["answer: " + " | ".join(_quote(text) for text in json.loads(answer.value))]
     assert answer.kind == "regex"
@@ -76,7 +77,7 @@ def _value(schema: Any, definitions: dict[str, Any]) -> str:
         return "free_text"
     if schema.get("type") == "boolean" and not options:
         return f"({' | '.join(_quote(word) for word in BOOLEANS)}) {closing}"
-    return f"%json {json.dumps(schema | definitions, ensure_ascii=False)} {closing}"
+    return f"{_json(schema | definitions)} {closing}"
 
 
 def _takes_strings(schema: Any, definitions: dict[str, Any], seen: set[str]) -> bool:
@@ -109,6 +110,10 @@ def _resolved(schema: Any, definitions: dict[str, Any]) -> dict[str, Any]:
             break
         schema = found
     return schema if isinstance(schema, dict) else {}
+
+
+def _json(schema: Any) -> str:
+    return f"%json {json.dumps(spaced(schema), ensure_ascii=False)}"
 
 
 def _quote(text: str) -> str:

@@ -10,7 +10,7 @@ from tokenizers import AddedToken
 
 from nano3.config.errors import UserError
 from nano3.data.tokenizer import Tokenizer
-from nano3.engine.grammar import GrammarCompiler
+from nano3.engine.grammar import COMPACT, GrammarCompiler, spaced
 from nano3.engine.request import Grammar, Sampling
 from nano3.engine.sampler import sample
 from nano3.engine.sequence_sampler import SequenceSampler
@@ -140,6 +140,12 @@ def test_a_model_that_loves_spaces_still_ends():
     assert ended
     assert len(text) < 200
     assert set(json.loads(text)) == {"a"}
+    assert "\n" not in text
+    assert "  " not in text
+    grammar = Grammar("json_schema", json.dumps(spaced(schema, COMPACT)))
+    compact, ended = write(Sampling(grammar=grammar), 0, boost=spaces)
+    assert ended
+    assert compact in ('{"a":true}', '{"a":false}')
 
 
 def test_the_end_is_allowed_exactly_when_the_grammar_is_complete():

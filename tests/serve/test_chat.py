@@ -223,6 +223,18 @@ def test_a_schema_shapes_the_answer(client, body):
         assert isinstance(json.loads(choice["message"]["content"])["ok"], bool)
 
 
+@pytest.mark.parametrize("form", [{"json": SCHEMA}, {"json": json.dumps(SCHEMA)}])
+def test_json_may_be_asked_for_without_white_space(server, client, form):
+    spaces = {str(server.tokenizer.encode(text)[0]): 100 for text in (" ", "\n")}
+    form = {"structured_outputs": form | {"disable_any_whitespace": True}}
+    body = {"enable_thinking": False, "max_tokens": 60, "logit_bias": spaces}
+    assert ask(client, **body, **form)["choices"][0]["message"]["content"] in ('{"ok":true}', '{"ok":false}')
+    loose = ask(client, **body, guided_json=SCHEMA)["choices"][0]["message"]["content"]
+    assert " " in loose
+    assert "  " not in loose
+    assert "\n" not in loose
+
+
 def test_a_schema_holds_for_the_answer_after_thinking(client):
     choice = ask(client, guided_json=SCHEMA, reasoning_budget=4, max_tokens=300)["choices"][0]
     assert choice["message"]["reasoning"]

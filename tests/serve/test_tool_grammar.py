@@ -82,6 +82,7 @@ def test_calls_by_the_schema_are_accepted_and_read_back(arguments):
         call("search", query="x", sort="old"),
         call("search", query="x", exact="perhaps"),
         call("search", query="x", tags='["blue"]'),
+        call("search", query="x", tags='["red",  "green"]'),
         call("search", query="x", kind="blue"),
         call("search", query="x", unknown="y"),
         call("now") + "suffix",
@@ -100,6 +101,7 @@ def test_only_one_call_where_only_one_is_wanted():
     ("answer", "right", "wrong"),
     [
         (Grammar("json_object"), '{"a": 1}', "[1]"),
+        (Grammar("json_object"), '{ "a" : 1 }', '{\n"a": 1}'),
         (Grammar("json_schema", '{"type": "array"}'), "[1]", '{"a": 1}'),
         (Grammar("choice", '["yes/no", "\\n"]'), "yes/no", "yes"),
         (Grammar("regex", "a/b+"), "a/bb", "a/"),
