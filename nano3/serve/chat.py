@@ -55,6 +55,8 @@ class _Chat:
             async for item in self.generation.updates():
                 if item is not None:
                     self._add(item[1])
+                if self._ended():
+                    break
         finally:
             self.generation.close()
         choices = [{"index": i} | answer.choice() for i, answer in enumerate(self._answers)]
@@ -74,6 +76,8 @@ class _Chat:
                 continue
             for choice in self._add(item[1]):
                 yield self._chunk([{"index": item[1].index} | choice])
+            if self._ended():
+                break
         if self._body.include_usage:
             yield self._chunk([]) | {"usage": self._usage()}
 
@@ -81,6 +85,10 @@ class _Chat:
         """What to say in a stream while a long prompt is computed."""
         done, total = self.generation.progress()
         return f"prefill {done}/{total}" if total else "keep-alive"
+
+    def _ended(self) -> bool:
+        """Whether what is still generated, if anything, is of no use: it is dropped when the answer is closed."""
+        return all(answer.ended for answer in self._answers)
 
     def _add(self, update: Any) -> list[dict[str, Any]]:
         self._cached = max(self._cached, update.cached_tokens)

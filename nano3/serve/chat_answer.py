@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from nano3.engine.request import Token, Update
@@ -28,14 +29,22 @@ class ChatAnswer:
         self.output_tokens = 0
         self.reasoning_tokens = 0
 
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more of the output counts: it has ended, or a second call began where one is wanted."""
+        return self._finish is not None
+
     def add(self, update: Update) -> list[dict[str, Any]]:
         """Take an update in; the choices (without index) of the chunks that tell of it."""
+        if self.ended:
+            return []
         deltas = self._parser.push(update.text)
         if update.finish is not None:
             deltas += self._parser.finish(cut_off=update.finish == "length")
             self._finish = update
-        if self._one_call:
-            deltas = [delta for delta in deltas if delta.tool_call is None or delta.tool_call.index == 0]
+        if self._one_call and (later := [i for i, delta in enumerate(deltas) if _is_later_call(delta)]):
+            deltas = deltas[: later[0]]
+            self._finish = update = replace(update, finish="stop", stop_reason=None)
         for delta in deltas:
             self._message.add(delta)
         self._count(update, deltas)
@@ -96,6 +105,10 @@ class ChatAnswer:
             "finish_reason": "tool_calls" if called else self._finish.finish,
             "stop_reason": self._finish.stop_reason,
         }
+
+
+def _is_later_call(delta: Delta) -> bool:
+    return delta.tool_call is not None and delta.tool_call.index > 0
 
 
 def _body(delta: Delta) -> dict[str, Any]:

@@ -60,6 +60,22 @@ def test_only_the_first_call_counts_where_one_is_wanted(tokenizer, one_call, cal
     assert {call["index"] for delta in deltas for call in delta.get("tool_calls", [])} == set(range(calls))
 
 
+def test_nothing_counts_after_the_one_call_that_is_wanted(tokenizer):
+    service = types.SimpleNamespace(tokenizer=tokenizer, texts=TokenTexts(tokenizer))
+    plan = ChatPlan(Request("a", (1,)), ChatPrompt((1,), False), TOOLS, True)
+    grown = ChatAnswer(service, plan, with_logprobs=False, with_ids=False)  # type: ignore[arg-type]
+    token = Token(9, -1.0, -1.0)
+    grown.add(Update("a", 0, (token,), CALL))
+    assert not grown.ended
+    (*_, last) = grown.add(Update("a", 0, (token,), f"\n{CALL}"))
+    assert grown.ended
+    assert last["finish_reason"] == "tool_calls"
+    assert grown.add(Update("a", 0, (token,), "more", "length")) == []
+    choice = grown.choice()
+    assert (len(choice["message"]["tool_calls"]), choice["finish_reason"]) == (1, "tool_calls")
+    assert grown.output_tokens == 2
+
+
 def test_reasoning_tokens_end_where_a_call_ends_the_thinking_unsaid(tokenizer):
     choice, _, counted = answer(tokenizer, f"Which time?\n{CALL}\n{CALL}\n{CALL}", pieces=1)
     assert choice["message"]["reasoning"].strip() == "Which time?"
