@@ -40,7 +40,7 @@ class _Chat:
     """One chat request while it is answered."""
 
     def __init__(self, service: Service, body: ChatRequest, plan: ChatPlan) -> None:
-        self.generation = Generation(service, [plan.request])
+        self.generation = Generation(service, [plan.request], body.form_field or "tools")
         self._service, self._body, self._plan = service, body, plan
         with_ids = bool(body.return_token_ids)
         self._answers = [ChatAnswer(service, plan, bool(body.logprobs), with_ids) for _ in range(plan.request.n)]

@@ -102,7 +102,7 @@ class _Completions:
     """One completion request while it is answered."""
 
     def __init__(self, service: Service, body: CompletionRequest, requests: Sequence[Request]) -> None:
-        self.generation = Generation(service, requests)
+        self.generation = Generation(service, requests, body.form_field)
         self._service, self._body, self._n = service, body, requests[0].n
         self._requests = requests
         self._outputs = [_Completion(service, body, request.prompt) for request in requests for _ in range(self._n)]

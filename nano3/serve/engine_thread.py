@@ -27,6 +27,10 @@ class EngineFailedError(RuntimeError):
     """The engine broke in an earlier step and answers nothing any more."""
 
 
+class BadGrammarError(ValueError):
+    """The form that a request sets for its output cannot be enforced."""
+
+
 class QueueFullError(RuntimeError):
     """As many sequences wait as may wait."""
 
@@ -199,8 +203,12 @@ class EngineThread:
 
     async def _prepare(self, request: Request) -> None:
         """Compile a grammar beside the engine, one at a time, in a thread that nothing else waits for."""
-        if request.sampling.grammar is not None:
+        if request.sampling.grammar is None:
+            return
+        try:
             await asyncio.get_running_loop().run_in_executor(self._preparing, self.engine.prepare, request)
+        except ValueError as error:
+            raise BadGrammarError(str(error)) from error
 
     def abort(self, request_id: str, error: str = "") -> None:
         """Drop a request before the next step; its reader gets finish `abort`, or `error` with a message."""

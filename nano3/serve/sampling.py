@@ -61,7 +61,11 @@ def sampling_of(
     try:
         return Sampling(**{name: value for name, value in values.items() if value is not None})
     except ValueError as error:
-        raise ApiError(400, str(error), code="invalid_value") from error
+        # These messages begin with the name of the setting.
+        name = str(error).split()[0]
+        raise ApiError(
+            400, str(error), param=name if name in type(body).model_fields else None, code="invalid_value"
+        ) from error
 
 
 def grammar_of(body: GenerationRequest, after_thinking: bool) -> Grammar | None:

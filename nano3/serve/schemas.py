@@ -41,6 +41,9 @@ def _few_messages(value: object) -> object:
 
 Bias = Annotated[float, Field(allow_inf_nan=False, ge=-100, le=100)]
 LogitBias = Annotated[dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], Bias], BeforeValidator(_few)]
+FORM_FIELDS = (
+    "response_format", "guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs"
+)  # fmt: skip
 UNSUPPORTED = {
     "continue_final_message": "every answer begins a new message",
     "use_beam_search": "there is no beam search",
@@ -122,6 +125,11 @@ class GenerationRequest(Loose):
         if self.truncate_prompt_tokens == 0:
             raise wrong_field("truncate_prompt_tokens", "is 0; give the number of tokens to keep, or -1 for what fits")
         return self
+
+    @property
+    def form_field(self) -> str | None:
+        """The field that sets the form of the output."""
+        return next((name for name in FORM_FIELDS if getattr(self, name)), None)
 
     @property
     def include_usage(self) -> bool:

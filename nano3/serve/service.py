@@ -14,7 +14,14 @@ from nano3.data.chat import ChatEncoder, template_for
 from nano3.data.tokenizer import Tokenizer
 from nano3.engine.protocol import GenerationEngine
 from nano3.engine.request import Request, Update
-from nano3.serve.engine_thread import DrainingError, EngineFailedError, EngineThread, QueueFullError, Stream
+from nano3.serve.engine_thread import (
+    BadGrammarError,
+    DrainingError,
+    EngineFailedError,
+    EngineThread,
+    QueueFullError,
+    Stream,
+)
 from nano3.serve.errors import ApiError
 from nano3.serve.metrics import Metrics
 from nano3.serve.settings import Settings
@@ -123,8 +130,8 @@ class Service:
                 param=param, code="context_length_exceeded",
             )  # fmt: skip
 
-    def unavailable(self, error: Exception) -> ApiError:
-        """The answer for what `EngineThread.submit` raises."""
+    def unavailable(self, error: Exception, form: str | None = None) -> ApiError:
+        """The answer for what `EngineThread.submit` raises; `form` is the field that sets the form of the output."""
         wait = {"Retry-After": str(self.settings.retry_after)}
         if isinstance(error, QueueFullError):
             return ApiError(429, f"{error}; try again later", code="queue_full", headers=wait)
@@ -132,7 +139,9 @@ class Service:
             return ApiError(503, str(error), code="shutting_down", headers=wait)
         if isinstance(error, EngineFailedError):
             return ApiError(500, str(error), code="engine_failed")
-        return ApiError(400, str(error), code="invalid_value")
+        return ApiError(
+            400, str(error), param=form if isinstance(error, BadGrammarError) else None, code="invalid_value"
+        )
 
 
 def service_of(request: HttpRequest) -> Service:
@@ -148,8 +157,10 @@ def new_id(prefix: str) -> str:
 class Generation:
     """Some requests that run for one HTTP request, under one time limit."""
 
-    def __init__(self, service: Service, requests: Sequence[Request]) -> None:
+    def __init__(self, service: Service, requests: Sequence[Request], form: str | None = None) -> None:
+        """`form`: the field that sets the form of the output."""
         self.requests = list(requests)
+        self._form = form
         self._service = service
         self._streams: list[Stream] = []
         self._arrived = asyncio.Event()
@@ -165,7 +176,7 @@ class Generation:
         try:
             self._streams = await self._service.thread.submit_all(self.requests, self._arrived)
         except (QueueFullError, DrainingError, EngineFailedError, ValueError) as error:
-            raise self._service.unavailable(error) from error
+            raise self._service.unavailable(error, self._form) from error
 
     async def updates(self, tick: float | None = None) -> AsyncIterator[tuple[int, Update] | None]:
         """(position of the request, update) until all have ended; None whenever `tick` seconds pass in silence.

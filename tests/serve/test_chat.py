@@ -309,6 +309,16 @@ def test_a_wrong_field_is_told_in_one_line(client, body, words):
     assert words in refused(client, **body)["message"]
 
 
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [({"stop": ["x" * 2000]}, "stop"), ({"min_tokens": 9}, "min_tokens"), ({"guided_regex": "("}, "guided_regex"),
+     ({"structured_outputs": {"grammar": "start: ("}}, "structured_outputs"),
+     ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"pattern": "("}}}}, "response_format")],
+)  # fmt: skip
+def test_a_field_that_only_the_engine_can_judge_is_named(client, body, field):
+    assert refused(client, **body)["param"] == field
+
+
 def test_too_long_a_prompt_is_told_with_the_numbers(client):
     error = refused(client, messages=[{"role": "user", "content": "x " * 9000}])
     assert error["code"] == "context_length_exceeded"
