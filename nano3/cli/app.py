@@ -40,6 +40,7 @@ class VerbGroup(TyperGroup):
         command = get_command(import_module(VERBS[cmd_name]).app)
         command.name = cmd_name
         command.params = [p for p in command.params if p.name not in _ROOT_OPTIONS]
+        _leave_ranges_out(command)
         return command
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
@@ -47,6 +48,14 @@ class VerbGroup(TyperGroup):
         if args and args[0] not in VERBS:
             self.commands = {verb: self.get_command(ctx, verb) for verb in VERBS}
         return super().resolve_command(ctx, args)
+
+
+def _leave_ranges_out(command: Any) -> None:
+    """Keep `[0<=x<=1]` out of the help, where it takes the width that the words need; errors still tell it."""
+    for parameter in command.params:
+        parameter._get_number_range_help_str = lambda: None
+    for inner in getattr(command, "commands", {}).values():
+        _leave_ranges_out(inner)
 
 
 app = typer.Typer(

@@ -92,9 +92,11 @@ def serve(
 ) -> None:
     """Send a load to an OpenAI-compatible server; show time to first token, inter-token latency, throughput, errors.
 
-    [dim]Twice a second, at random times:[/]  nano3 bench serve --rate 2
+    [dim]Twice a second, at random times:[/]
+      nano3 bench serve --rate 2
 
-    [dim]32 users at a time:[/]             nano3 bench serve --concurrency 32 --out bench/
+    [dim]32 users at a time:[/]
+      nano3 bench serve --concurrency 32 --out bench/
     """
     from nano3.bench.serving import Workload, measure
     from nano3.bench.serving_client import Target

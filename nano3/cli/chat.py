@@ -32,7 +32,7 @@ LocalModel = Annotated[
     typer.Option(
         "--model",
         help="A run folder, a Hugging Face folder or a preset; with --url the server's name of a model.",
-        metavar="PATH|PRESET",
+        metavar="MODEL",
         autocompletion=complete_model,
         show_default=False,
     ),
@@ -62,7 +62,8 @@ def chat(
     url: Url = None,
     api_key: ApiKey = None,
     system: choices.System = None,
-    thinking: choices.Thinking = None,
+    thinking: choices.Thinking = False,
+    no_thinking: choices.NoThinking = False,
     hide_thinking: HideThinking = False,
     thinking_budget: choices.ThinkingBudget = None,
     temperature: Temperature = None,
@@ -90,7 +91,7 @@ def chat(
     from nano3.cli.chat_backends import ChatSettings
     from nano3.cli.chat_session import Session, say
 
-    settings = ChatSettings(thinking, thinking_budget, temperature, top_p, max_tokens, seed)
+    settings = ChatSettings(choices.wanted_thinking(ctx.params), thinking_budget, temperature, top_p, max_tokens, seed)
     backend = _backend(ctx.params)
     if backend.thinks is False:
         from nano3.engine.launch import BASE_NOTE

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
+import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +17,14 @@ from nano3.cli.output import cut_off_text, no_answer
 from nano3.config.errors import UserError
 
 HELP = """\
-/new             begin a new conversation
-/retry           answer the last message again
-/system TEXT     set the system prompt; without TEXT show it; /system - removes it
-/thinking on|off let the model think before it answers, or not
-/save FILE       write the conversation (.json: messages; else Markdown)
-/quit            leave (also Ctrl-D)
-A line that ends in \\ goes on in the next one. Ctrl-C stops an answer, and once more leaves."""
+/new              begin a new conversation
+/retry            answer the last message again
+/system TEXT      set the system prompt; /system shows it, /system - removes it
+/thinking on|off  let the model think before it answers, or not
+/save FILE        write the conversation (.json: messages; else Markdown)
+/quit             leave (also Ctrl-D)
+A line that ends in \\ goes on in the next one.
+Ctrl-C stops an answer, and once more leaves."""
 COMMANDS = ("/help", "/new", "/retry", "/system", "/thinking", "/save", "/quit")
 
 
@@ -169,7 +172,7 @@ class AnswerView:
         if (self.content or (self.reasoning and not self._hide)) and not self.content.endswith("\n"):
             write("\n")
         if self._terminal:
-            write(dim(" · ".join(self._facts(note))) + "\n")
+            write(dim(joined(self._facts(note), columns())) + "\n")
         elif not self.content:
             write("\n")  # one answer a line, an empty one too
             say(note or no_answer(bool(self.reasoning), self._cut_off, self._tokens))
@@ -223,8 +226,29 @@ class AnswerView:
 
 
 def say(text: str) -> None:
-    """Tell the user something that is no part of an answer."""
+    """Tell the user something that is no part of an answer; a terminal gets no broken words."""
+    if sys.stderr.isatty():
+        lines = (textwrap.wrap(line, columns(), break_long_words=False, break_on_hyphens=False)
+                 for line in text.splitlines())  # fmt: skip
+        text = "\n".join(part for line in lines for part in line)
     print(text, file=sys.stderr, flush=True)
+
+
+def joined(facts: Sequence[str], width: int) -> str:
+    """Facts with dots between, broken only between them, as lines of at most `width` where that can be."""
+    lines = [""]
+    for fact in facts:
+        longer = f"{lines[-1]} · {fact}" if lines[-1] else fact
+        if lines[-1] and len(longer) > width:
+            lines.append(fact)
+        else:
+            lines[-1] = longer
+    return "\n".join(lines)
+
+
+def columns() -> int:
+    """Width of the terminal."""
+    return shutil.get_terminal_size().columns
 
 
 def write(text: str) -> None:

@@ -38,7 +38,7 @@ Model = Annotated[
     str,
     typer.Option(
         help="A run folder, a Hugging Face folder, or a model preset (random weights).",
-        metavar="PATH|PRESET",
+        metavar="MODEL",
         autocompletion=complete_model,
         show_default=False,
     ),

@@ -59,9 +59,10 @@ LogProbs = Annotated[
     ),
 ]
 JsonSchema = Annotated[
-    str | None, typer.Option(help="Output is JSON of this schema.", metavar="FILE|JSON", show_default=False)
+    str | None,
+    typer.Option(help="Output is JSON of this schema, in a file or written out.", metavar="JSON", show_default=False),
 ]
-Regex = Annotated[str | None, typer.Option(help="Output matches this pattern.", metavar="PATTERN", show_default=False)]
+Regex = Annotated[str | None, typer.Option(help="Output matches this pattern.", metavar="REGEX", show_default=False)]
 Json = Annotated[
     bool, typer.Option("--json", metavar="", help="One JSON object: texts, token ids, log-probs, usage, timings.")
 ]
@@ -77,7 +78,8 @@ def generate(
     chat: Chat = False,
     raw: Raw = False,
     system: choices.System = None,
-    thinking: choices.Thinking = None,
+    thinking: choices.Thinking = False,
+    no_thinking: choices.NoThinking = False,
     thinking_budget: choices.ThinkingBudget = None,
     temperature: choices.Temperature = 1.0,
     top_p: choices.TopP = 1.0,
@@ -112,7 +114,7 @@ def generate(
       nano3 generate --model PATH --chat --json-schema person.json < letter.txt
 
     [dim]Many prompts at once:[/]
-      nano3 generate --model PATH --prompts-file in.jsonl --temperature 0 > out.jsonl
+      nano3 generate --model PATH --prompts-file in.jsonl > out.jsonl
     """
     if _run(ctx.params):
         raise typer.Exit(2)
@@ -154,10 +156,10 @@ def _check(options: dict[str, Any]) -> None:
         raise UserError("--logprobs needs --json or --prompts-file: plain text has no room for them")
     if chat and options["raw"]:
         raise UserError("--chat and --raw contradict each other: the chat template decides how a prompt begins")
-    for name in ("system", "thinking_budget", "thinking"):
-        if options[name] is not None and not (chat or many):
-            said = "no-thinking" if options[name] is False else name.replace("_", "-")
-            raise UserError(f"--{said} needs --chat: a plain text has no turns")
+    choices.wanted_thinking(options)
+    for name in ("system", "thinking_budget", "thinking", "no_thinking"):
+        if options[name] not in (None, False) and not (chat or many):
+            raise UserError(f"--{name.replace('_', '-')} needs --chat: a plain text has no turns")
 
 
 def _thinking(options: dict[str, Any], prompts: list[Prompt], name: str) -> bool:
@@ -167,7 +169,8 @@ def _thinking(options: dict[str, Any], prompts: list[Prompt], name: str) -> bool
     base = any(prompt.messages for prompt in prompts) and is_base_model(options["model"])
     if base:
         print(BASE_NOTE.format(name=name), file=sys.stderr, flush=True)
-    return not base if options["thinking"] is None else options["thinking"]
+    wanted = choices.wanted_thinking(options)
+    return not base if wanted is None else wanted
 
 
 def _sampling(options: dict[str, Any]) -> Sampling:

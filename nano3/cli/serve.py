@@ -21,7 +21,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich", context_setting
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
-Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.", metavar="ADDRESS")]
+Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.", metavar="IP")]
 Port = Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535, metavar="N")]
 ServedName = Annotated[
     str | None,
@@ -43,15 +43,15 @@ MaxQueue = Annotated[int, typer.Option(help="Most outputs that wait; beyond it c
 MaxBody = Annotated[int, typer.Option(help="Largest request body, in MiB.", min=1, metavar="N")]
 RequestTimeout = Annotated[
     float | None,
-    typer.Option(help="Most seconds a request may take.", min=0.001, metavar="SECONDS", show_default=False),
+    typer.Option(help="Most seconds a request may take.", min=0.001, metavar="SEC", show_default=False),
 ]
 DrainSeconds = Annotated[
-    float, typer.Option(help="After SIGTERM, how long accepted requests may go on.", min=0, metavar="SECONDS")
+    float, typer.Option(help="After SIGTERM, how long accepted requests may go on.", min=0, metavar="SEC")
 ]
 CorsOrigin = Annotated[
     list[str] | None,
     typer.Option(
-        help="Pages from here may call this server; * for all. Repeatable.", metavar="ORIGIN", show_default=False
+        help="Pages from here may call this server; * for all. Repeatable.", metavar="URL", show_default=False
     ),
 ]
 LogLevel = Annotated[str, typer.Option(help="debug, info (each request), warning, error.", metavar="LEVEL")]

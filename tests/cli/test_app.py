@@ -46,6 +46,18 @@ assert "transformers" not in sys.modules
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("verb", ["generate", "serve", "chat", "pretrain", "bench serve"])
+def test_help_at_80_columns_leaves_half_of_them_to_the_words_and_breaks_no_example(verb):
+    lines = nano3(*verb.split(), "--help", COLUMNS="80").stdout.splitlines()
+    table = [line for line in lines if line.startswith("│")]
+    words = [line[:40].rstrip() for line in table]
+    assert not [line for line in words if "x<=" in line]
+    assert all(line[41:].strip(" │") for line in table), "a row without words in its right half"
+    examples = [line.strip() for line in lines if line.startswith("   ") and "nano3 " in line]
+    assert examples
+    assert not [line for line in lines if line.startswith(" ") and line.strip() in ("out.jsonl", "bench/")]
+
+
 def test_version():
     assert nano3("--version").stdout == "nano3 0.1.0\n"
 

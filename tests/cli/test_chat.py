@@ -358,10 +358,26 @@ def test_at_a_terminal_thinking_is_dim_and_figures_follow(terminal, scripted, tm
     shown.type("/nonsense\n")
     shown.expect("error: /nonsense: no such command")
     shown.type("/th\tmaybe\n")  # Tab completes
-    shown.expect("error: /thinking: say on or off")
+    shown.expect("error: /thinking: say on or off\r\n.*> ")
     shown.type("\x04")
     assert shown.code() == 0
     assert "France?" in (tmp_path / "nano3" / "chat_history").read_text()
+
+
+def test_in_a_narrow_terminal_nothing_breaks_within_a_word(terminal, scripted):
+    usage = {"choices": [], "usage": {"completion_tokens": 8192}}
+    scripted.plays = [[delta(reasoning="so"), delta(reasoning="so"), delta(finish="length"), usage, "[DONE]"]]
+    shown = terminal(COLUMNS="46", NO_COLOR="1")
+    shown.expect("> ")
+    shown.type("hello\n")
+    text = shown.expect(r"first token [\d.]+ s\r\n")
+    assert "no answer after the thinking\r\ncut off at 8,192 tokens · " in text
+    assert max(map(len, text.split("\r\n"))) <= 46
+    shown.type("/thinkin on and on and on and on and on\n")
+    shown.expect("error: /thinkin: no such command; /help lists\r\nthem\r\n")
+    shown.expect("> ")
+    shown.type("/help\n")
+    assert "/quit             leave" in shown.expect("once more leaves")
 
 
 def test_hidden_thinking_counts_seconds_and_no_color_shows_no_escapes(terminal, scripted):

@@ -179,7 +179,8 @@ def test_a_reader_who_has_enough_ends_it_with_code_141(model_folder):
     args = ["generate", "--model", str(model_folder), "--prompt", "a", "--regex", "[a-z]{900}", "--max-tokens", "950"]
     command = [sys.executable, "-c", "from nano3.cli.app import main; main()", *args]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout and process.stderr
+    assert process.stdout
+    assert process.stderr
     assert process.stdout.read(1)
     process.stdout.close()
     assert process.stderr.read() == b""
@@ -248,6 +249,8 @@ def test_one_prompt_of_many_that_cannot_run_is_told_in_its_line(nano3_generate):
         (["--prompt", "a", "--regex", "[a"], "", ["regex"]),
         (["--prompt", "a", "--memory", "plenty"], "", ["--memory plenty", "6GiB"]),
         (["--prompt", "a", "--temperature", "-1"], "", ["--temperature"]),
+        (["--prompt", "a", "--seed", str(1 << 63)], "", ["--seed", str((1 << 63) - 1)]),
+        (["--prompt", "a", "--chat", "--thinking", "--no-thinking"], "", ["--thinking and --no-thinking"]),
         (["--prompt", "", "--raw"], "", ["prompt is empty"]),
         (["--prompt", "a " * 9000], "", ["8192"]),
     ],
