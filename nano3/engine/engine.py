@@ -74,13 +74,7 @@ class Engine:
         Raises:
             UserError: memory for not even one sequence, or a setting below 1.
         """
-        _check_settings(
-            max_sequences=max_sequences,
-            page_size=page_size,
-            snapshot_every=snapshot_every,
-            step_tokens=step_tokens,
-            mixed_step_tokens=mixed_step_tokens,
-        )
+        _check_settings(max_sequences, page_size, snapshot_every, step_tokens, mixed_step_tokens)
         self.model, self.tokenizer = model.eval(), tokenizer
         self.device = model.embeddings.weight.device
         self.eos_ids = ends_of_text(tokenizer) if eos_ids is None else eos_ids
@@ -296,8 +290,9 @@ class Engine:
             self._scheduler.remove(done, keep=update.finish != "error")
 
 
-def _check_settings(**settings: int) -> None:
-    for name, value in settings.items():
+def _check_settings(*values: int) -> None:
+    names = ("max_sequences", "page_size", "snapshot_every", "step_tokens", "mixed_step_tokens")
+    for name, value in zip(names, values, strict=True):
         if value < 1:
             raise UserError(f"engine: {name} is {value}; it must be at least 1")
 
