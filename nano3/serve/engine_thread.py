@@ -7,7 +7,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -53,6 +53,9 @@ class Stream:
         self.submitted = time.perf_counter()
         self.last_at: dict[int, float] = {}
         """When the newest token of each output came."""
+        self.prompt_tokens = len(request.prompt)
+        self.produced: Counter[int] = Counter()
+        """Tokens so far of each output."""
         self._thread = thread
         self._updates: deque[Update] = deque()
         self._arrived = arrived or asyncio.Event()

@@ -91,8 +91,10 @@ def error_response(error: HTTPException) -> JSONResponse:
 def add_error_handlers(app: FastAPI) -> None:
     """Answer every error of `app` in OpenAI's form."""
 
-    async def http_error(_: Request, error: Exception) -> JSONResponse:
+    async def http_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
+        if error.status_code == 404 and not isinstance(error, ApiError):
+            error = ApiError(404, f"there is no {request.url.path[:LONGEST_KEY]}; /openapi.json lists what there is")
         return error_response(error)
 
     async def invalid(request: Request, error: Exception) -> JSONResponse:

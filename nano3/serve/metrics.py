@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -12,6 +13,7 @@ from nano3.engine.protocol import Stats
 from nano3.engine.request import Update
 from nano3.serve.engine_thread import EngineThread, Stream
 
+LOG = logging.getLogger("nano3.serve")
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 GAUGES = {
@@ -62,6 +64,7 @@ class Metrics:
 
     def on_update(self, stream: Stream, update: Update, now: float) -> None:
         """Observer of an EngineThread."""
+        stream.produced[update.index] += len(update.tokens)
         if update.tokens:
             last = stream.last_at.get(update.index)
             if last is None:
@@ -73,6 +76,10 @@ class Metrics:
         if update.finish is not None:
             self.whole.observe(now - stream.submitted)
             self.finished.labels(update.finish).inc()
+            LOG.info(
+                "%s output %d: %d prompt tokens, %d output tokens, %.2f s, %s", update.request_id, update.index,
+                stream.prompt_tokens, stream.produced[update.index], now - stream.submitted, update.finish,
+            )  # fmt: skip
 
     def text(self) -> bytes:
         """The exposition, in Prometheus' text format."""

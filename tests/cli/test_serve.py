@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -151,16 +152,20 @@ def test_a_wrong_host_is_not_blamed_on_the_port():
 
 
 def test_a_base_model_is_served_without_thinking_unless_asked_for(launch, base_folder):
-    process, ready = launch("--model", str(base_folder))  # the last --model counts
+    process, ready = launch("--log-level", "info", "--model", str(base_folder))  # the last --model counts
     assert httpx.get(f"{ready['url']}/v1/models", trust_env=False).json()["data"][0]["thinking_default"] is False
+    unknown = httpx.get(f"{ready['url']}/v1/nothing", trust_env=False).json()["error"]["message"]
+    assert unknown == "there is no /v1/nothing; /openapi.json lists what there is"
     results = []
     for more in ({}, {"enable_thinking": True}, {"chat_template_kwargs": {"enable_thinking": True}}):
-        ask(ready["url"], results, max_tokens=8, **more)
+        ask(ready["url"], results, max_tokens=8, temperature=0, **more)
     messages = [result.json()["choices"][0]["message"] for result in results]
     assert [bool(message["content"]) for message in messages] == [True, False, False]
     assert [bool(message.get("reasoning")) for message in messages] == [False, True, True]
     process.send_signal(signal.SIGTERM)
-    assert "is a base model: it has never seen a conversation" in process.communicate(timeout=30)[1]
+    stderr = process.communicate(timeout=30)[1]
+    assert "is a base model: it has never seen a conversation" in stderr
+    assert re.search(r"output 0: \d+ prompt tokens, 8 output tokens, [\d.]+ s, length", stderr)
 
 
 def test_a_port_in_use_is_told():

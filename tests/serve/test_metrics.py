@@ -1,6 +1,7 @@
 """Times between tokens, as the histograms get them."""
 
 import types
+from collections import Counter
 
 import pytest
 
@@ -10,7 +11,7 @@ from nano3.serve.metrics import Metrics
 
 def test_tokens_of_one_step_share_the_time_since_the_step_before():
     metrics = Metrics()
-    stream = types.SimpleNamespace(submitted=10.0, last_at={})
+    stream = types.SimpleNamespace(submitted=10.0, last_at={}, prompt_tokens=3, produced=Counter())
     metrics.on_update(stream, Update("a", 0, (Token(1, 0.0, 0.0),)), 10.5)
     stream.last_at[0] = 10.5
     metrics.on_update(stream, Update("a", 0, (Token(1, 0.0, 0.0),) * 4, finish="stop"), 10.9)
