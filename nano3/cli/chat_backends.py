@@ -59,8 +59,11 @@ class Backend(Protocol):
     """Answers conversations, one at a time."""
 
     name: str
-    thinks: bool | None
-    """Whether answers begin with thinking unless the settings say so; None: not known. False of base models."""
+
+    @property
+    def thinks(self) -> bool | None:
+        """Whether answers begin with thinking unless the settings say so; None: not known. False of base models."""
+        ...
 
     def answer(self, messages: Sequence[Message], settings: ChatSettings) -> Iterator[Piece]:
         """The answer piece by piece; closing the iterator stops it.
