@@ -40,7 +40,7 @@ def native() -> Native:
         return Native(None, "", f"switched off by {ENVIRONMENT}")
     if forced and forced not in NEEDS:
         raise ValueError(f"{ENVIRONMENT} is {forced!r}; it must be one of {', '.join(NEEDS)}, none")
-    flags = _cpu_flags()
+    flags = cpu_flags()
     isa = next((name for name, needs in NEEDS.items() if needs <= flags and forced in ("", name)), None)
     if isa is None:
         return Native(None, "", f"this processor has no {forced or 'AVX2'}")
@@ -56,7 +56,8 @@ def native() -> Native:
     return Native(None, "", f"{files[0].name} was built from other sources: install nano3 again")
 
 
-def _cpu_flags() -> set[str]:
+def cpu_flags() -> set[str]:
+    """Features of this CPU as Linux names them; empty elsewhere."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

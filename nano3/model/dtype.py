@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
 from nano3.kernels import choose
+from nano3.kernels.cpu.native import cpu_flags
 
 BF16_FLAGS = {"amx_bf16", "avx512_bf16"}
 """CPU features with which bfloat16 matmuls beat float32 ones."""
@@ -18,15 +17,6 @@ def compute_dtype(name: str, device: torch.device) -> torch.dtype:
         return {"bfloat16": torch.bfloat16, "float32": torch.float32}[name]
     fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else bool(BF16_FLAGS & cpu_flags())
     return torch.bfloat16 if fast else torch.float32
-
-
-def cpu_flags() -> set[str]:
-    """Features of this CPU as Linux names them; empty elsewhere."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return set()
-    return next((set(line.split(":", 1)[1].split()) for line in lines if line.startswith("flags")), set())
 
 
 def inference_dtypes(name: str, device: torch.device, stored: torch.dtype) -> tuple[torch.dtype, torch.dtype]:

@@ -229,7 +229,6 @@ def test_a_grammar_that_would_fail_inside_vllm_is_refused_before(engine, after_t
 
 @pytest.mark.gpu
 def test_vllm_writes_what_it_is_asked(tmp_path):
-    pytest.importorskip("vllm")
     import nano3
     from nano3.model.load import load_model
 
