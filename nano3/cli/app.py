@@ -45,6 +45,13 @@ class VerbGroup(TyperGroup):
         _leave_ranges_out(command)
         return command
 
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb; a Ctrl-C that it leaves alone reaches `main`, where typer would end without a word."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            raise typer.Abort from stop
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The verb that the arguments begin with; for a wrong one, the suggestion comes from all verbs."""
         if args and args[0] not in VERBS:

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from nano3.cli.app import VERBS
+from nano3.cli.app import VERBS, main
 
 RUN = [sys.executable, "-c", "from nano3.cli.app import main; main()"]
 ENVIRONMENT = {key: value for key, value in os.environ.items() if key not in ("NANO3_DEBUG", "_NANO3_COMPLETE")}
@@ -129,3 +129,13 @@ def test_a_closed_pipe_is_quiet():
     process.wait()
     process.stderr.close()
     assert stderr == b""
+
+
+def test_ctrl_c_in_a_verb_says_so(monkeypatch, capsys):
+    def stopped(*_args, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nano3.cli.info.detect", stopped)
+    with pytest.raises(SystemExit) as end:
+        main(["info"])
+    assert (end.value.code, capsys.readouterr().err) == (130, "interrupted\n")
