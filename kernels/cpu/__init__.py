@@ -1,6 +1,6 @@
-"""C++ backend for CPUs: the products and steps of decoding, where weights are read once for few tokens.
+"""C++ backend for CPUs: what PyTorch does slowly there.
 
-Each function takes what its kernel is good at and hands the rest (gradients, many rows, other types) to the eager one.
+Each function takes what its kernel is good at and hands the rest (other types, sizes and layouts) to the eager one.
 """
 
 from __future__ import annotations
@@ -24,4 +24,4 @@ def about(op: str) -> str:
     """What runs and on what, in words."""
     from .native import native
 
-    return f"C++ with {native().isa.upper()} for {ops.RANGE[op]}, else PyTorch"
+    return f"C++ with {native().isa.upper()} for {ops.KERNELS[op].range}, else PyTorch"

@@ -13,7 +13,6 @@ from . import ops
 from .native import native
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
-Case = Callable[[torch.Generator, torch.dtype], tuple]
 
 
 @cache
@@ -28,69 +27,43 @@ def problem(op: str) -> str | None:
     return None
 
 
-@torch.inference_mode()
 def _error(op: str, dtype: torch.dtype) -> float:
-    """Largest difference of results and updated arguments, relative to the largest value."""
-    case = CASES[op](torch.Generator().manual_seed(0), dtype)
-    outputs = []
-    for function in (ops.FUNCTIONS[op], REFERENCE[op]):
-        arguments = [a.clone() if isinstance(a, Tensor) else a for a in case]
-        outputs.append([function(*arguments), *(a for a in arguments if isinstance(a, Tensor))])
-    worst = 0.0
-    for got, expected in zip(*outputs, strict=True):
-        if not bool(torch.isfinite(got).all()):
-            return float("inf")
-        if expected.numel():
-            scale = expected.float().abs().max().clamp_min(1e-6)
-            worst = max(worst, float((got.float() - expected.float()).abs().max() / scale))
+    """Largest difference of results, updated arguments and gradients, relative to the largest value."""
+    kernel = ops.KERNELS[op]
+    case = kernel.case(torch.Generator().manual_seed(0), dtype)
+    functions = (ops.FUNCTIONS[op], REFERENCE[op])
+    with torch.inference_mode():
+        pairs = [_outputs(function, case) for function in functions]
+    worst = _difference(*pairs)
+    if kernel.differentiable:
+        with torch.inference_mode(False), torch.enable_grad():
+            worst = max(worst, _difference(*(_gradients(function, case) for function in functions)))
     return worst
 
 
-def _linear(g: torch.Generator, dtype: torch.dtype) -> tuple:
-    return _normal(g, dtype, 7, 37), _normal(g, dtype, 21, 37)
+def _outputs(function: Callable, case: tuple) -> list[Tensor]:
+    arguments = [a.clone() if isinstance(a, Tensor) else a for a in case]
+    return [*_tensors(function(*arguments)), *_tensors(tuple(arguments))]
 
 
-def _mlp(g: torch.Generator, dtype: torch.dtype) -> tuple:
-    return _normal(g, dtype, 3, 19), _normal(g, dtype, 70, 19), _normal(g, dtype, 19, 70)
+def _gradients(function: Callable, case: tuple) -> list[Tensor]:
+    """Of the sum of all results, each weighted by numbers that differ from place to place."""
+    arguments = [a.clone() if isinstance(a, Tensor) else a for a in case]
+    leaves = [a.requires_grad_() for a in _tensors(tuple(arguments)) if a.is_floating_point()]
+    results = _tensors(function(*arguments))
+    total = torch.stack([(r.float() * torch.linspace(-1, 1, r.numel()).view_as(r)).sum() for r in results]).sum()
+    return list(torch.autograd.grad(total, leaves))
 
 
-def _norm(g: torch.Generator, dtype: torch.dtype) -> tuple:
-    return _normal(g, dtype, 3, 35), _normal(g, dtype, 35), 1e-5
+def _tensors(results: Tensor | tuple) -> list[Tensor]:
+    return [results] if isinstance(results, Tensor) else [r for r in results if isinstance(r, Tensor)]
 
 
-def _experts(g: torch.Generator, dtype: torch.dtype) -> tuple:
-    ids = torch.tensor([[0, 2], [2, 1], [2, 0], [4, 2]])
-    weights = torch.rand(4, 2, generator=g)
-    return _normal(g, dtype, 4, 19), _normal(g, dtype, 5, 33, 19), _normal(g, dtype, 5, 19, 33), ids, weights
-
-
-def _mamba(g: torch.Generator, dtype: torch.dtype) -> tuple:
-    B, H, P, N, G, W, slots = 3, 4, 5, 19, 2, 4, 5
-    C = H * P + 2 * G * N
-    rows = _normal(g, dtype, B, C), _normal(g, dtype, B, H), _normal(g, dtype, B, H * P)
-    states = _normal(g, dtype, slots, C, W - 1), _normal(g, torch.float32, slots, H, P, N)
-    heads = (_normal(g, torch.float32, H) for _ in range(3))
-    return (
-        *rows, *states, torch.tensor([3, 0, 4]), _normal(g, dtype, C, W), _normal(g, dtype, C), *heads,
-        _normal(g, dtype, H * P), 1e-5, G,
-    )  # fmt: skip
-
-
-def _attention(g: torch.Generator, dtype: torch.dtype) -> tuple:
-    table = torch.tensor([[3, 0, 5], [2, 1, 4]])
-    pages = (_normal(g, dtype, 6, 4, 2, 11) for _ in range(2))
-    return _normal(g, dtype, 2, 6, 11), *pages, table, [1, 1], [10, 5]
-
-
-CASES: dict[str, Case] = {
-    "linear": _linear,
-    "squared_relu_mlp": _mlp,
-    "rms_norm": _norm,
-    "grouped_mlp": _experts,
-    "mamba_step": _mamba,
-    "paged_attention": _attention,
-}
-
-
-def _normal(g: torch.Generator, dtype: torch.dtype, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=g).to(dtype)
+def _difference(got: list[Tensor], expected: list[Tensor]) -> float:
+    worst = 0.0
+    for a, b in zip(got, expected, strict=True):
+        if not bool(torch.isfinite(a).all()):
+            return float("inf")
+        if b.numel():
+            worst = max(worst, float((a.float() - b.float()).abs().max() / b.float().abs().max().clamp_min(1e-6)))
+    return worst

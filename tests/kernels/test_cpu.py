@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from nano3.kernels.cpu import check, ops
+from nano3.kernels.cpu import check, mamba, ops
 from nano3.kernels.cpu.native import native
 
 from nano3 import kernels
@@ -71,7 +71,7 @@ def test_experts_with_empty_and_crowded_ones(dtype, tokens, n_experts, top_k):
 @pytest.mark.parametrize("backend", ["eager", None])
 @torch.inference_mode()
 def test_mamba_step_advances_its_slots_and_no_others(dtype, slots, backend):
-    case = list(check._mamba(torch.Generator().manual_seed(1), dtype))
+    case = list(mamba._mamba(torch.Generator().manual_seed(1), dtype))
     case[:3] = [normal(dtype, len(slots), m.shape[1] + 5)[:, 2:-3] for m in case[:3]]
     case[3:6] = [normal(dtype, 9, *case[3].shape[1:]), torch.randn(9, *case[4].shape[1:]), torch.tensor(slots)]
     expected, got = ([t.clone() if isinstance(t, torch.Tensor) else t for t in case] for _ in range(2))

@@ -1,10 +1,7 @@
-// Dense products of few rows: y = x w^T, squared-ReLU MLP, RMSNorm.
+// Dense products of few rows: y = x w^T, squared-ReLU MLP.
 
 // Outputs a thread takes at a time: enough to stream, few enough to share out.
 static const i64 SLICE = 64;
-
-// What an exported function returns.
-enum Outcome { DONE = 0, NO_MEMORY = 1, BAD_INDEX = 2 };
 
 // float rows of x: x itself, or a widened copy.
 struct Rows {
@@ -76,36 +73,6 @@ static int mlp_of(const float* x, i64 M, const W* up, const W* down, i64 F, i64 
             i64 count = least(SLICE, D - start);
             product(hidden.data, F, M, down + start * F, count, F, part, SLICE);
             store_part(part, SLICE, y, y_type, M, D, start, count);
-        }
-    }
-    return DONE;
-}
-
-// One group of values: y = v * w / rms(v).
-template <class T, class W> static void norm_group(const float* v, const W* w, i64 n, float eps, T* y) {
-    V total = V::zero();
-    i64 i = 0;
-    for (; i + V::N <= n; i += V::N) {
-        V a = V::load(v + i);
-        total = V::fma(a, a, total);
-    }
-    float squares = total.sum();
-    for (; i < n; i++) squares += v[i] * v[i];
-    float scale = 1.0f / std::sqrt(squares / float(n) + eps);
-    for (i = 0; i + V::N <= n; i += V::N) (V::load(v + i) * V(scale) * V::load(w + i)).store(y + i);
-    for (; i < n; i++) store_as(y + i, v[i] * scale * to_float(w[i]));
-}
-
-template <class X, class W> static int rms_norm_of(const X* x, const W* w, i64 M, i64 D, float eps, X* y, int threads) {
-    Buffer<float> rows(threads * D);
-    if (!rows.ok()) return NO_MEMORY;
-#pragma omp parallel num_threads(threads) if (M * D > 16384)
-    {
-        float* row = rows.at(omp_get_thread_num() * D);
-#pragma omp for schedule(static)
-        for (i64 m = 0; m < M; m++) {
-            widen_row(x + m * D, row, D);
-            norm_group(row, w, D, eps, y + m * D);
         }
     }
     return DONE;

@@ -1,0 +1,72 @@
+"""Calling a compiled kernel: argument types, outcomes, and which tensors it can read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from ctypes import c_float, c_int, c_int64, c_void_p
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .native import TYPES, native
+
+DONE, BAD_INDEX = 0, 2
+"""What a kernel returns; anything else: it had no memory."""
+P, I, L, F = c_void_p, c_int, c_int64, c_float
+"""Pointer, int, int64, float: the alphabet of signatures."""
+_SIGNATURES: dict[str, tuple] = {}
+
+
+class Kernel(NamedTuple):
+    """An op of this backend."""
+
+    function: Callable
+    """What `nano3.kernels` calls; hands to PyTorch what its kernel does not take."""
+    range: str
+    """What the kernel takes, in a few words."""
+    case: Callable[[torch.Generator, torch.dtype], tuple]
+    """Arguments of a small, odd-sized call for the self-check."""
+    differentiable: bool = False
+    """Whether the kernel has a backward pass, which the self-check runs too."""
+
+
+def declare(**signatures: tuple) -> None:
+    """Argument types of C functions by name, without the instruction set at its end and the thread count."""
+    _SIGNATURES.update({name: (*types, I) for name, types in signatures.items()})
+
+
+@cache
+def _function(name: str) -> Callable:
+    function = native().function(name)
+    function.argtypes, function.restype = _SIGNATURES[name], I
+    return function
+
+
+def run(name: str, *arguments: Any) -> bool:
+    """Call a kernel with all threads; False when it had no memory for its buffers and did nothing.
+
+    Raises:
+        IndexError: an index out of range.
+    """
+    outcome = _function(name)(*arguments, torch.get_num_threads())
+    if outcome == BAD_INDEX:
+        raise IndexError(f"{name}: an index is out of range")
+    return outcome == DONE
+
+
+def readable(*tensors: Tensor) -> bool:
+    """Whether all are float32 or bfloat16 and on CPU."""
+    return all(t.dtype in TYPES and t.device.type == "cpu" for t in tensors)
+
+
+def plain(*tensors: Tensor) -> bool:
+    """Whether all are float32 or bfloat16, on CPU, contiguous, without a gradient to come."""
+    grads = torch.is_grad_enabled()
+    return readable(*tensors) and all(t.is_contiguous() and not (grads and t.requires_grad) for t in tensors)
+
+
+def normal(g: torch.Generator, dtype: torch.dtype, *shape: int) -> Tensor:
+    """Random numbers for a self-check."""
+    return torch.randn(*shape, generator=g).to(dtype)

@@ -1,0 +1,60 @@
+"""Dense products of few rows, in C++."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..eager import FUNCTIONS as EAGER
+from .call import I, Kernel, L, P, declare, normal, plain, run
+from .native import TYPES
+
+MOST_ROWS = 64
+"""Products with more rows go to PyTorch, whose blocking pays from there on."""
+declare(
+    linear=(P, I, L, P, I, L, L, P, I),
+    squared_relu_mlp=(P, I, L, P, P, I, L, L, P, I),
+)
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """See nano3.kernels.linear."""
+    outputs, width = weight.shape
+    rows = x.numel() // width if width else 0
+    if not 0 < rows <= MOST_ROWS or x.shape[-1] != width or not plain(x, weight):
+        return EAGER["linear"](x, weight)
+    y = torch.empty(*x.shape[:-1], outputs, dtype=x.dtype)
+    done = run(
+        "linear", x.data_ptr(), TYPES[x.dtype], rows, weight.data_ptr(), TYPES[weight.dtype], outputs, width,
+        y.data_ptr(), TYPES[y.dtype],
+    )  # fmt: skip
+    return y if done else EAGER["linear"](x, weight)
+
+
+def squared_relu_mlp(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """See nano3.kernels.squared_relu_mlp."""
+    hidden, width = up.shape
+    rows = x.numel() // width if width else 0
+    fits = 0 < rows <= MOST_ROWS and x.shape[-1] == width and down.shape == (width, hidden) and up.dtype == down.dtype
+    if not fits or not plain(x, up, down):
+        return EAGER["squared_relu_mlp"](x, up, down)
+    y = torch.empty_like(x)
+    done = run(
+        "squared_relu_mlp", x.data_ptr(), TYPES[x.dtype], rows, up.data_ptr(), down.data_ptr(), TYPES[up.dtype],
+        hidden, width, y.data_ptr(), TYPES[y.dtype],
+    )  # fmt: skip
+    return y if done else EAGER["squared_relu_mlp"](x, up, down)
+
+
+def _linear(g: torch.Generator, dtype: torch.dtype) -> tuple:
+    return normal(g, dtype, 7, 37), normal(g, dtype, 21, 37)
+
+
+def _mlp(g: torch.Generator, dtype: torch.dtype) -> tuple:
+    return normal(g, dtype, 3, 19), normal(g, dtype, 70, 19), normal(g, dtype, 19, 70)
+
+
+KERNELS = {
+    "linear": Kernel(linear, f"up to {MOST_ROWS} rows", _linear),
+    "squared_relu_mlp": Kernel(squared_relu_mlp, f"up to {MOST_ROWS} rows", _mlp),
+}
