@@ -8,9 +8,11 @@ namespace {
 #include "experts.inl"
 #include "mamba.inl"
 #include "attention.inl"
+#include "loss.inl"
 }  // namespace
 #include "exports/dense.inl"
 #include "exports/norm.inl"
 #include "exports/experts.inl"
 #include "exports/mamba.inl"
 #include "exports/attention.inl"
+#include "exports/loss.inl"
