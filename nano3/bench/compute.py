@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ from nano3.bench.workload import Case, Job, Kind
 from nano3.config.errors import UserError
 from nano3.config.presets import load_model
 
-OURS, CEILINGS = "nano3", "ceilings"
+OURS, SINGLE, CEILINGS = "nano3", "nano3, 1 thread", "ceilings"
 DTYPES = ("float32", "bfloat16")
 Say = Callable[[str], None]
 
@@ -34,10 +34,13 @@ class Plan:
     repeat: int = 5
     against: tuple[str, ...] = ()
     peer_dtypes: tuple[str, ...] = DTYPES
-    """Those that transformers runs in; llama.cpp's is that of its file."""
+    """Those that peers run in; with `gguf`, llama.cpp's is that of the file."""
     peer_timeout: float = 300.0
     """Seconds until one run of a peer, or its loading, is given up."""
     gguf: str = ""
+    """A file for llama.cpp; without one it gets the same weights as nano3."""
+    scaling: bool = False
+    """Also run nano3 with one thread."""
     profile: bool = False
 
     def __post_init__(self) -> None:
@@ -141,7 +144,7 @@ class Rotation:
         try:
             return question()
         except SideError as failure:
-            if name in (OURS, CEILINGS):
+            if name in (OURS, SINGLE, CEILINGS):
                 raise RuntimeError(f"{name}: {failure}") from failure
             self.lost[name] = str(failure)
             self.workers[name].close()
@@ -157,26 +160,40 @@ def _start(plan: Plan, threads: int, stack: ExitStack) -> dict[str, Worker]:
         stack.callback(workers[name].close)
 
     start(OURS, Job(OURS, plan.kind, plan.model, plan.pattern, plan.dtype, threads))
-    if "transformers" in plan.against:
-        folder = _shared_folder(plan, stack)
-        for dtype in plan.peer_dtypes:
-            name = f"transformers {dtype}"
-            start(name, Job("transformers", plan.kind, folder, dtype=dtype, threads=threads), plan.peer_timeout)
-    if "llama.cpp" in plan.against:
-        job = Job("llama.cpp", plan.kind, plan.gguf, threads=threads)
-        start(f"llama.cpp {Path(plan.gguf).stem}", job, plan.peer_timeout)
+    if plan.scaling:
+        start(SINGLE, Job(OURS, plan.kind, plan.model, plan.pattern, plan.dtype, 1))
+    if plan.against:
+        temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nano3-bench-")))
+        for name, kind, source, dtype in _peer_jobs(plan, temporary):
+            start(name, Job(kind, plan.kind, source, dtype=dtype, threads=threads), plan.peer_timeout)
     start(CEILINGS, Job(CEILINGS, plan.kind, threads=threads))
     return workers
 
 
-def _shared_folder(plan: Plan, stack: ExitStack) -> str:
-    """The same weights as a Hugging Face folder, gone again with `stack`."""
-    from nano3.bench.native import open_model
-    from nano3.model.hf import save
+def _peer_jobs(plan: Plan, temporary: Path) -> Iterator[tuple[str, str, str, str]]:
+    """(name, side, model, dtype) of each peer, with nano3's weights written to `temporary` in the peer's own form."""
+    import torch
 
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nano3-bench-"))) / "model"
-    save(open_model(plan.model, plan.pattern), folder)
-    return str(folder)
+    from nano3.bench.native import open_model
+
+    model = open_model(plan.model, plan.pattern)
+    if "transformers" in plan.against:
+        from nano3.model.hf import save
+
+        save(model, temporary / "model")
+        for dtype in plan.peer_dtypes:
+            yield f"transformers {dtype}", "transformers", str(temporary / "model"), dtype
+    if "llama.cpp" not in plan.against:
+        return
+    if plan.gguf:
+        yield f"llama.cpp {Path(plan.gguf).stem}", "llama.cpp", plan.gguf, "that of the file"
+        return
+    from nano3.bench.gguf_file import write_gguf
+
+    for dtype in plan.peer_dtypes:
+        path = temporary / f"{dtype}.gguf"
+        write_gguf(model, path, getattr(torch, dtype))
+        yield f"llama.cpp {dtype}", "llama.cpp", str(path), dtype
 
 
 def _default_threads() -> int:

@@ -11,20 +11,50 @@ from nano3.train.charts import BLUE, GREEN, GRID, INK, MUTED, ORANGE, PALE
 COLORS = (BLUE, ORANGE, GREEN, MUTED, PALE)
 
 
+MANY_LENGTHS = 3
+"""From so many lengths of text on, lines over the length instead of bars."""
+
+
 def draw(figures: dict[str, Any], path: Path) -> Path:
-    """Bars for each case and side, whiskers from the slowest to the fastest run, a dashed line at the ceiling."""
+    """Bars for each case and side, whiskers from the slowest to the fastest run, a dashed line at the ceiling; lines
+    over the length where there are many lengths."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     cases = figures["cases"]
-    figure = Figure(figsize=(2.2 + 2.9 * len(cases), 4.2), dpi=150, layout="constrained", facecolor="white")
+    lines = figures["kind"] != "decode" and len(cases) >= MANY_LENGTHS
+    width = 7.0 if lines else 2.2 + 2.9 * len(cases)
+    figure = Figure(figsize=(width, 4.2), dpi=150, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     title = f"{figures['kind'].capitalize()}, {figures['model']}: tokens a second"
     figure.suptitle(title, fontsize=12, fontweight="bold", color=INK, x=0.01, ha="left")
-    for axis, case in zip(figure.subplots(1, len(cases), squeeze=False)[0], cases, strict=True):
-        _bars(axis, case)
+    if lines:
+        _lines(figure.subplots(), cases)
+    else:
+        for axis, case in zip(figure.subplots(1, len(cases), squeeze=False)[0], cases, strict=True):
+            _bars(axis, case)
     figure.savefig(path)
     return path
+
+
+def _lines(axis: Any, cases: list[dict[str, Any]]) -> None:
+    """Tokens a second over tokens of a sequence; where cost is linear the line is level."""
+    lengths = [case["length"] for case in cases]
+    for name, color in zip(cases[0]["sides"], COLORS * 2, strict=False):
+        done = [case for case in cases if "tokens_per_second" in case["sides"][name]]
+        rates = [case["sides"][name]["tokens_per_second"] for case in done]
+        spread = [[r["median"] - r["min"] for r in rates], [r["max"] - r["median"] for r in rates]]
+        places, heights = [case["length"] for case in done], [r["median"] for r in rates]
+        axis.errorbar(places, heights, yerr=spread, color=color, marker="o", markersize=4, capsize=3, label=name)
+    axis.plot(
+        lengths, [ceiling_rate(case) for case in cases], color=MUTED, linestyle="--", linewidth=1, label="ceiling"
+    )
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(lengths, [f"{length:,}" for length in lengths], fontsize=8)
+    axis.set_ylim(0, None)
+    axis.set_xlabel("tokens of the sequence", color=MUTED, fontsize=9)
+    axis.legend(frameon=False, fontsize=8)
+    _plain(axis)
 
 
 def _bars(axis: Any, case: dict[str, Any]) -> None:
@@ -45,6 +75,10 @@ def _bars(axis: Any, case: dict[str, Any]) -> None:
     axis.set_xlim(-0.6, len(sides) - 0.4)
     axis.set_xticks(range(len(sides)), [name.replace(" ", "\n") for name in sides], fontsize=8)
     axis.set_title(case["name"], fontsize=10, color=INK, loc="left")
+    _plain(axis)
+
+
+def _plain(axis: Any) -> None:
     axis.grid(True, axis="y", color=GRID, linewidth=0.8)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)

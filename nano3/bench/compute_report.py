@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from nano3.bench.ceilings import UNITS
-from nano3.bench.compute import OURS, Measured, Runs
+from nano3.bench.compute import OURS, SINGLE, Measured, Runs
 from nano3.bench.costs import flops, read_bytes
 from nano3.bench.workload import Case
 from nano3.config.model import ModelConfig
@@ -60,8 +60,9 @@ def _case(cfg: ModelConfig, case: Case, runs: dict[str, Runs], ours: dict, ceili
     mine |= _use(cfg, case, mine["seconds"]["median"], ours, ceilings)
     ratios = {name: _ratio(runs[OURS], side) for name, side in runs.items() if name != OURS and side.seconds}
     result = {"name": case.name, **asdict(case), "tokens": case.tokens, "sides": sides, "ratios": ratios}
-    if ratios:
-        result["best_peer"] = min(ratios, key=lambda name: ratios[name]["median"])
+    peers = [name for name in ratios if name != SINGLE]
+    if peers:
+        result["best_peer"] = min(peers, key=lambda name: ratios[name]["median"])
     return result
 
 

@@ -77,7 +77,7 @@ class LlamaCpp:
     def __init__(self, job: Job) -> None:
         import llama_cpp
 
-        self.lib, self.threads = llama_cpp, job.threads
+        self.lib, self.threads, self.dtype = llama_cpp, job.threads, job.dtype
         # Kept: the library calls it for as long as the process lives.
         self._quiet = llama_cpp.llama_log_callback(lambda *_: None)
         llama_cpp.llama_log_set(self._quiet, ctypes.c_void_p(0))
@@ -85,11 +85,12 @@ class LlamaCpp:
         self.model = llama_cpp.llama_model_load_from_file(job.model.encode(), llama_cpp.llama_model_default_params())
         if not self.model:
             raise UserError(f"--gguf {job.model}: llama.cpp cannot load it")
-        self.vocab_size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
+        vocab: Any = llama_cpp.llama_model_get_vocab(self.model)
+        self.vocab_size = llama_cpp.llama_vocab_n_tokens(vocab)
 
     def about(self) -> dict[str, Any]:
         """Version."""
-        return {"version": self.lib.__version__, "weights": "as in the GGUF", "activations": "its own choice"}
+        return {"version": self.lib.__version__, "weights": self.dtype, "activations": "its own choice"}
 
     def run(self, case: Case) -> dict[str, float]:
         """Seconds of one timed run, in a context of its own."""
@@ -170,8 +171,8 @@ def check_peers(names: Sequence[str], kind: Kind, gguf: str) -> None:
             raise UserError(f"--against {name}: it does not {kind}; it can do {', '.join(peer.kinds)}")
         if find_spec(peer.package) is None:
             raise UserError(f"--against {name}: not installed; pip install {peer.install}")
-        if name == "llama.cpp" and not gguf:
-            raise UserError("--against llama.cpp: needs --gguf FILE; its convert_hf_to_gguf.py makes one from a folder")
+        if name == "llama.cpp" and not gguf and find_spec("gguf") is None:
+            raise UserError("--against llama.cpp: needs the package gguf to write its model; pip install gguf")
 
 
 def _seconds(run: Callable[[], object]) -> float:

@@ -66,13 +66,14 @@ def prompts(case: Case, vocab_size: int) -> list[list[int]]:
     return [draw.choices(range(first, vocab_size), k=case.length) for _ in range(case.batch)]
 
 
-def train_cases(batch: int, seq_len: int, forward_only: bool) -> list[Case]:
-    """One step over `batch` sequences. Raises UserError for a size that cannot be."""
+def train_cases(batch: int, seq_lens: str, forward_only: bool) -> list[Case]:
+    """One step over `batch` sequences of each length of a list such as `1024,4096`. Raises UserError."""
     _positive("--batch", batch)
+    lengths = _numbers("--seq-len", seq_lens)
     # The loss is that of the next token, so one token alone has none.
-    if seq_len < 2:
-        raise UserError(f"--seq-len is {seq_len}; it must be at least 2")
-    return [Case("train", batch, seq_len, forward_only=forward_only)]
+    if min(lengths) < 2:
+        raise UserError(f"--seq-len is {min(lengths)}; it must be at least 2")
+    return [Case("train", batch, length, forward_only=forward_only) for length in lengths]
 
 
 def prefill_cases(lengths: str) -> list[Case]:

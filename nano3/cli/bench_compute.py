@@ -34,14 +34,19 @@ Against = Annotated[
         help="Run these in turn with nano3: transformers, llama.cpp.", metavar="NAME,NAME", show_default=False
     ),
 ]
-PeerDtype = Annotated[str, typer.Option(help="What transformers computes in.", metavar="TYPE,TYPE")]
+PeerDtype = Annotated[str, typer.Option(help="What peers compute in, or read their weights in.", metavar="TYPE,TYPE")]
 PeerTimeout = Annotated[float, typer.Option(help="Seconds until a run of a peer is given up.", metavar="SECONDS")]
 Gguf = Annotated[
     Path | None,
     typer.Option(
-        help="The model for llama.cpp.", metavar="FILE", exists=True, dir_okay=False, show_default=False
+        help="A model for llama.cpp instead of nano3's own weights.",
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        show_default=False,
     ),
-]  # fmt: skip
+]
+Scaling = Annotated[bool, typer.Option("--scaling", metavar="", help="Also run nano3 with one thread, in turn.")]
 Profile = Annotated[bool, typer.Option("--profile", metavar="", help="Also show where the time of a run goes.")]
 Out = Annotated[
     Path | None,
@@ -57,7 +62,7 @@ def train(
     threads: Threads = None,
     repeat: Repeat = 5,
     batch: Annotated[int, typer.Option(help="Sequences.", metavar="N")] = 4,
-    seq_len: Annotated[int, typer.Option(help="Tokens of each.", metavar="N")] = 1024,
+    seq_len: Annotated[str, typer.Option(help="Tokens of each, one or several lengths.", metavar="N,N")] = "1024",
     pattern: Annotated[
         str, typer.Option(help="Other blocks than the preset's.", metavar="SYMBOLS", show_default=False)
     ] = "",
@@ -65,6 +70,7 @@ def train(
     against: Against = "",
     peer_dtype: PeerDtype = "float32,bfloat16",
     peer_timeout: PeerTimeout = 300.0,
+    scaling: Scaling = False,
     profile: Profile = False,
     out: Out = None,
     as_json: Json = False,
@@ -78,8 +84,10 @@ def train(
 
     cases = train_cases(batch, seq_len, forward_only)
     names, dtypes = _names(against), _names(peer_dtype)
-    _run(Plan("train", cases, model, pattern, dtype, threads or 0, repeat, names, dtypes, peer_timeout, "", profile),
-         out, as_json)  # fmt: skip
+    plan = Plan(
+        "train", cases, model, pattern, dtype, threads or 0, repeat, names, dtypes, peer_timeout, "", scaling, profile
+    )
+    _run(plan, out, as_json)
 
 
 def prefill(
@@ -92,6 +100,7 @@ def prefill(
     peer_dtype: PeerDtype = "float32,bfloat16",
     peer_timeout: PeerTimeout = 300.0,
     gguf: Gguf = None,
+    scaling: Scaling = False,
     profile: Profile = False,
     out: Out = None,
     as_json: Json = False,
@@ -105,8 +114,10 @@ def prefill(
 
     cases, file = prefill_cases(prompt_tokens), str(gguf or "")
     names, dtypes = _names(against), _names(peer_dtype)
-    _run(Plan("prefill", cases, model, "", dtype, threads or 0, repeat, names, dtypes, peer_timeout, file, profile),
-         out, as_json)  # fmt: skip
+    plan = Plan(
+        "prefill", cases, model, "", dtype, threads or 0, repeat, names, dtypes, peer_timeout, file, scaling, profile
+    )
+    _run(plan, out, as_json)
 
 
 def decode(
@@ -121,21 +132,24 @@ def decode(
     peer_dtype: PeerDtype = "float32,bfloat16",
     peer_timeout: PeerTimeout = 300.0,
     gguf: Gguf = None,
+    scaling: Scaling = False,
     profile: Profile = False,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
     """Greedy decoding through the engine: tokens a second, time and bytes read a step.
 
-    [dim]Beside both peers:[/]  nano3 bench decode --against transformers,llama.cpp --gguf model.gguf
+    [dim]Beside both peers:[/]  nano3 bench decode --against transformers,llama.cpp
     """
     from nano3.bench.compute import Plan
     from nano3.bench.workload import decode_cases
 
     cases, file = decode_cases(sequences, prompt_tokens, output_tokens), str(gguf or "")
     names, dtypes = _names(against), _names(peer_dtype)
-    _run(Plan("decode", cases, model, "", dtype, threads or 0, repeat, names, dtypes, peer_timeout, file, profile),
-         out, as_json)  # fmt: skip
+    plan = Plan(
+        "decode", cases, model, "", dtype, threads or 0, repeat, names, dtypes, peer_timeout, file, scaling, profile
+    )
+    _run(plan, out, as_json)
 
 
 def _names(text: str) -> tuple[str, ...]:

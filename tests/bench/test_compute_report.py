@@ -7,7 +7,7 @@ import pytest
 from matplotlib.image import imread
 
 from nano3.bench.ceilings import UNITS
-from nano3.bench.compute import Measured, Plan, Runs
+from nano3.bench.compute import SINGLE, Measured, Plan, Runs
 from nano3.bench.compute_chart import ceiling_rate
 from nano3.bench.compute_report import failures, scaled, speed_rows, summary, use_rows, write
 from nano3.bench.costs import flops, read_bytes
@@ -56,6 +56,14 @@ def test_the_best_peer_is_the_one_that_is_hardest_to_beat():
     assert summary(whole, "a CPU")["cases"][0]["best_peer"] == "llama.cpp x"
 
 
+def test_one_thread_is_a_ratio_but_no_peer():
+    whole = measured()
+    whole.runs[0][SINGLE] = Runs([3.0, 1.8, 7.0], 1 << 30)
+    (case,) = summary(whole, "a CPU")["cases"]
+    assert case["ratios"][SINGLE] == {"median": 1.5, "min": 1.5, "max": 1.8}
+    assert case["best_peer"] == PEER
+
+
 def test_use_of_the_machine_is_measured_against_its_own_ceilings():
     import torch
 
@@ -99,6 +107,18 @@ def test_files(tmp_path):
     image = imread(chart)
     assert min(image.shape[:2]) > 400
     assert image[..., :3].std() > 0.02
+
+
+def test_many_lengths_become_lines(tmp_path):
+    cases = [Case("prefill", 1, length) for length in (1024, 2048, 4096)]
+    whole = measured()
+    plan = dataclasses.replace(whole.plan, kind="prefill", cases=cases)
+    figures = summary(dataclasses.replace(whole, plan=plan, runs=whole.runs * 3), "a CPU")
+    bars = summary(
+        dataclasses.replace(whole, plan=dataclasses.replace(plan, cases=cases[:2]), runs=whole.runs * 2), "a"
+    )
+    sizes = [imread(write(each, tmp_path / each["machine"]["cpu"])[1]).shape for each in (figures, bars)]
+    assert sizes[0] != sizes[1]
 
 
 @pytest.mark.parametrize(("value", "text"), [(1.55e12, "1.6 T"), (96.3e9, "96.3 G"), (2e6, "2.0 M"), (12.0, "12.0 ")])

@@ -18,7 +18,6 @@ def test_peers_that_can_run_pass(monkeypatch):
     [
         (["ollama"], "decode", True, "--against ollama: not known; use one or both of transformers,llama.cpp"),
         (["llama.cpp"], "train", True, "--against llama.cpp: it does not train; it can do prefill, decode"),
-        (["llama.cpp"], "decode", True, "--against llama.cpp: needs --gguf"),
         (["transformers", "llama.cpp"], "decode", False, "transformers: not installed; pip install transformers"),
         (["llama.cpp"], "decode", False, "llama.cpp: not installed; pip install llama-cpp-python"),
     ],
@@ -29,3 +28,10 @@ def test_what_is_missing_is_one_line(monkeypatch, names, kind, installed, words)
         check_peers(names, kind, "")
     assert words in str(told.value)
     assert "\n" not in str(told.value)
+
+
+def test_llama_cpp_needs_gguf_or_a_file(monkeypatch):
+    monkeypatch.setattr(peers, "find_spec", lambda name: None if name == "gguf" else object())
+    check_peers(["llama.cpp"], "decode", "model.gguf")
+    with pytest.raises(UserError, match="pip install gguf"):
+        check_peers(["llama.cpp"], "decode", "")

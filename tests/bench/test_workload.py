@@ -7,7 +7,7 @@ from nano3.config.errors import UserError
 
 
 def test_cases_of_each_verb():
-    assert train_cases(4, 1024, False) == [Case("train", 4, 1024)]
+    assert train_cases(4, "1024,64", False) == [Case("train", 4, 1024), Case("train", 4, 64)]
     assert prefill_cases("4096,64") == [Case("prefill", 1, 4096), Case("prefill", 1, 64)]
     assert [case.batch for case in decode_cases("1, 8,8,32", 128, 64)] == [1, 8, 32]
 
@@ -21,8 +21,8 @@ def test_tokens_are_those_of_the_timed_part():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: train_cases(0, 8, False), "--batch is 0"),
-        (lambda: train_cases(1, 1, False), "--seq-len is 1"),
+        (lambda: train_cases(0, "8", False), "--batch is 0"),
+        (lambda: train_cases(1, "8,1", False), "--seq-len is 1"),
         (lambda: prefill_cases("8,-1"), "--prompt-tokens is -1"),
         (lambda: prefill_cases("many"), "--prompt-tokens many"),
         (lambda: decode_cases("1,,2", 8, 8), "--sequences 1,,2"),
