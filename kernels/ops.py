@@ -285,6 +285,33 @@ def paged_attention(
     return run(q, key_pages, value_pages, page_table, query_lengths, key_lengths)
 
 
+def route(
+    x: Tensor, weight: Tensor, bias: Tensor, top_k: int, scale: float, *, backend: str | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The experts of each token and their weights (report section 2.1; selection bias, arXiv 2408.15664).
+
+    scores = sigmoid(x weight^T); the choice is the top_k of scores + bias; weights = chosen scores / sum * scale.
+    Differentiable in x and weight through weights and scores; the bias takes part in the choice only.
+
+    Args:
+        x: (S, D), cast to fp32 as the weight is.
+        weight: (E, D).
+        bias: (E,) fp32.
+        top_k: experts a token, at most E.
+        scale: what a token's weights sum to.
+
+    Returns:
+        expert_ids (S, K) int64 by descending score + bias, weights (S, K) and scores (S, E), both fp32 (fp64 for fp64).
+        Of experts with equal score + bias the C++ kernel and the reference take the lowest; a nan counts as largest.
+
+    Raises:
+        ValueError: more experts are to be chosen than there are.
+    """
+    if top_k > weight.shape[0]:
+        raise ValueError(f"route: top_k is {top_k}, but there are only {weight.shape[0]} experts")
+    return choose("route", x.device, backend)[1](x, weight, bias, top_k, scale)
+
+
 def grouped_mlp(
     x: Tensor, up: Tensor, down: Tensor, expert_ids: Tensor, weights: Tensor, *, backend: str | None = None
 ) -> Tensor:

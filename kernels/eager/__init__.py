@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from ..reference.conv import causal_conv1d_step
-from . import attention, conv, experts, grouped, loss, mamba, norm, paged, ssd
+from . import attention, conv, experts, grouped, loss, mamba, norm, paged, route, ssd
 
 FUNCTIONS: dict[str, Callable] = {
     "linear": experts.linear,
@@ -16,6 +16,7 @@ FUNCTIONS: dict[str, Callable] = {
     "mamba_step": mamba.mamba_step,
     "attention": attention.attention,
     "paged_attention": paged.paged_attention,
+    "route": route.route,
     "grouped_mlp": grouped.grouped_mlp,
     "squared_relu_mlp": experts.squared_relu_mlp,
     "linear_cross_entropy": loss.linear_cross_entropy,

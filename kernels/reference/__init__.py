@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from . import attention, conv, experts, loss, mamba, norm, paged, ssd
+from . import attention, conv, experts, loss, mamba, norm, paged, route, ssd
 
 FUNCTIONS: dict[str, Callable] = {
     "linear": experts.linear,
@@ -15,6 +15,7 @@ FUNCTIONS: dict[str, Callable] = {
     "mamba_step": mamba.mamba_step,
     "attention": attention.attention,
     "paged_attention": paged.paged_attention,
+    "route": route.route,
     "grouped_mlp": experts.grouped_mlp,
     "squared_relu_mlp": experts.squared_relu_mlp,
     "linear_cross_entropy": loss.linear_cross_entropy,

@@ -148,9 +148,8 @@ def _attention_activations(cfg: ModelConfig, element: int) -> int:
 
 
 def _moe_activations(cfg: ModelConfig, element: int) -> int:
-    """Router's input and scores in float32; one hidden layer of each chosen expert and of the shared expert."""
-    router = 4 * cfg.n_experts + (4 * cfg.d_model if element < 4 else 0)
-    return router + element * (cfg.top_k * cfg.d_expert + cfg.d_shared)
+    """Router's scores in float32; one hidden layer of each chosen expert and of the shared expert."""
+    return 4 * cfg.n_experts + element * (cfg.top_k * cfg.d_expert + cfg.d_shared)
 
 
 _MIXER_PARAMETERS = {

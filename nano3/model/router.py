@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nano3.config.model import ModelConfig
+from nano3.kernels import route
 
 
 class RouterStats:
@@ -57,9 +58,5 @@ class Router(nn.Module):
 
     def forward(self, x: Tensor) -> Routing:
         """x (S, D) -> Routing; softmax-free: each expert's score is its own sigmoid."""
-        wide = torch.promote_types(x.dtype, torch.float32)
-        scores = torch.sigmoid(x.to(wide) @ self.weight.to(wide).T)  # (S, E)
-        expert_ids = torch.topk(scores.detach() + self.e_score_correction_bias, self.top_k, dim=-1).indices
-        weights = scores.gather(1, expert_ids)
-        weights = weights / (weights.sum(-1, keepdim=True) + 1e-20) * self.scale
+        expert_ids, weights, scores = route(x, self.weight, self.e_score_correction_bias, self.top_k, self.scale)
         return Routing(expert_ids, weights, RouterStats(scores, expert_ids))

@@ -5,6 +5,7 @@ namespace {
 #include "product.inl"
 #include "dense.inl"
 #include "norm.inl"
+#include "route.inl"
 #include "experts.inl"
 #include "mamba.inl"
 #include "attention.inl"
@@ -12,6 +13,7 @@ namespace {
 }  // namespace
 #include "exports/dense.inl"
 #include "exports/norm.inl"
+#include "exports/route.inl"
 #include "exports/experts.inl"
 #include "exports/mamba.inl"
 #include "exports/attention.inl"
