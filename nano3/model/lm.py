@@ -16,6 +16,7 @@ from nano3.model.layers import Linear, RMSNorm
 from nano3.model.moe import MoE
 from nano3.model.router import RouterStats
 from nano3.model.state import HybridState
+from nano3.model.step import step
 
 # Parameters and buffers kept in float32 whatever the dtype of the rest: small, and routing and step sizes hang on them.
 FLOAT32_SUFFIXES = (".A_log", ".D", ".dt_bias", ".gate.weight", ".e_score_correction_bias")
@@ -28,7 +29,7 @@ class Hidden:
     x: Tensor
     """(B, T, D) after the final norm, in the compute dtype."""
     routing: list[RouterStats]
-    """Of each MoE block."""
+    """Of each MoE block; empty after a decoding step in one C++ call."""
 
     @property
     def loads(self) -> Tensor:
@@ -79,9 +80,12 @@ class LM(nn.Module):
         return self.lm_head(self.hidden(tokens, document_ids, state).x)
 
     def hidden(self, tokens: Tensor, document_ids: Tensor | None = None, state: HybridState | None = None) -> Hidden:
-        """As `forward`, without the output projection, and with the routing statistics."""
+        """As `forward`, without the output projection, and with the routing statistics; those are left out of a pass
+        that is one token of each sequence of a StatePool and goes through the model in one call (nano3.model.step)."""
         if state is not None and document_ids is not None:
             raise ValueError("give document_ids or state, not both: a continued sequence is one document")
+        if state is not None and (stepped := step(self, tokens, state)) is not None:
+            return Hidden(stepped.hidden.unsqueeze(0).to(self.compute_dtype), [])
         x = self.embeddings(tokens).to(self.compute_dtype)
         stats: list[RouterStats] = []
         for i, block in enumerate(self.blocks):

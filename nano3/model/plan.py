@@ -14,6 +14,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+MOST_STEPS = 64
+"""Most sequences that a step of one token each takes at a time."""
 SHORT_PIECE = 128
 """Longest piece that is padded and computed together with others."""
 
@@ -104,6 +106,26 @@ class Plan:
         pieces = [_pieces(start, span) for start, span in zip(self.starts, self.spans, strict=True)]
         count = max((len(p) for p in pieces), default=0)
         return [self._round([p[r] for p in pieces if r < len(p)]) for r in range(count)]
+
+    @cached_property
+    def is_step(self) -> bool:
+        """Whether it is one token of each of a moderate number of sequences."""
+        return 0 < len(self.spans) <= MOST_STEPS and all(span.length == 1 for span in self.spans)
+
+    @cached_property
+    def has_saves(self) -> bool:
+        """Whether any state is to be kept."""
+        return any(span.saves for span in self.spans)
+
+    @cached_property
+    def slots(self) -> Tensor:
+        """(n,) int64 state slot of each span."""
+        return self._tensor(span.slot for span in self.spans)
+
+    @cached_property
+    def key_counts(self) -> Tensor:
+        """(n,) int64 `key_lengths`."""
+        return self._tensor(self.key_lengths)
 
     @cached_property
     def query_lengths(self) -> list[int]:

@@ -10,6 +10,9 @@ namespace {
 #include "mamba.inl"
 #include "attention.inl"
 #include "loss.inl"
+#include "program.inl"
+#include "program_route.inl"
+#include "program_blocks.inl"
 }  // namespace
 #include "exports/dense.inl"
 #include "exports/norm.inl"
@@ -18,3 +21,4 @@ namespace {
 #include "exports/mamba.inl"
 #include "exports/attention.inl"
 #include "exports/loss.inl"
+#include "exports/program.inl"

@@ -7,15 +7,15 @@ struct MambaStep {
     const i64* slots;
 };
 
-template <class T, class K>
-static void conv_row(const T* x, T* state, const K* taps, const K* bias, i64 C, i64 W, float* y) {
+template <class X, class T, class K>
+static void conv_row(const X* x, T* state, const K* taps, const K* bias, i64 C, i64 W, float* y) {
     for (i64 c = 0; c < C; c++) {
         T* past = state + c * (W - 1);
         float total = to_float(bias[c]);
         for (i64 w = 0; w < W - 1; w++) total += to_float(taps[c * W + w]) * to_float(past[w]);
         total += to_float(taps[c * W + W - 1]) * to_float(x[c]);
         for (i64 w = 0; w + 1 < W - 1; w++) past[w] = past[w + 1];
-        if (W > 1) past[W - 2] = x[c];
+        if (W > 1) store_as(past + W - 2, to_float(x[c]));
         y[c] = total;
     }
     i64 c = 0;
@@ -43,6 +43,13 @@ static void head_step(float* state, const float* x, const float* B, const float*
         }
         y[p] = total.sum() + D * x[p];
     }
+}
+
+// values *= silu(gate).
+template <class T> static void gate_row(float* values, const T* gate, i64 n) {
+    i64 i = 0;
+    for (; i + V::N <= n; i += V::N) (V::load(values + i) * vsilu(V::load(gate + i))).store(values + i);
+    for (; i < n; i++) values[i] *= to_float(gate[i]) / (1.0f + std::exp(-to_float(gate[i])));
 }
 
 template <class T, class K>
@@ -73,9 +80,7 @@ static int mamba_step_of(
             i64 b = task / m.G, start = task % m.G * width;
             float* v = values + b * inner + start;
             const T* gate = z + b * m.z_stride + start;
-            i64 i = 0;
-            for (; i + V::N <= width; i += V::N) (V::load(v + i) * vsilu(V::load(gate + i))).store(v + i);
-            for (; i < width; i++) v[i] *= to_float(gate[i]) / (1.0f + std::exp(-to_float(gate[i])));
+            gate_row(v, gate, width);
             norm_group(v, norm_weight + start, width, eps, y + b * inner + start);
         }
     }

@@ -1,0 +1,317 @@
+"""A model's whole decoding step in one C++ call: one token of each of some sequences through all blocks."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Sequence
+from ctypes import POINTER, c_double, c_int64, c_void_p
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .call import declare, run
+from .native import TYPES
+
+MOST_SEQUENCES = 64
+"""More sequences go op by op, where products are large enough to fill the machine."""
+declare(decode_step=(c_void_p,))
+
+
+class UnfitError(ValueError):
+    """Weights or states of a shape, type or layout that the program does not take."""
+
+
+@dataclass(frozen=True)
+class MambaWeights:
+    """Of a Mamba-2 block: H heads of width P, N state, G groups, C = H P + 2 G N channels, W taps."""
+
+    norm: Tensor
+    in_proj: Tensor
+    """(H P + C + H, D): z, x, B, C, dt."""
+    taps: Tensor
+    """(C, W), or (C, 1, W)."""
+    bias: Tensor
+    A_log: Tensor
+    D: Tensor
+    dt_bias: Tensor
+    out_norm: Tensor
+    out_proj: Tensor
+
+
+@dataclass(frozen=True)
+class AttentionWeights:
+    """Of an attention block."""
+
+    norm: Tensor
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    o: Tensor
+
+
+@dataclass(frozen=True)
+class ExpertWeights:
+    """Of a mixture block: E experts of width F, and perhaps a shared one."""
+
+    norm: Tensor
+    router: Tensor
+    router_bias: Tensor
+    up: Tensor
+    """(E, F, D)."""
+    down: Tensor
+    """(E, D, F)."""
+    shared_up: Tensor | None
+    shared_down: Tensor | None
+
+
+@dataclass(frozen=True)
+class MlpWeights:
+    """Of a dense squared-ReLU block."""
+
+    norm: Tensor
+    up: Tensor
+    down: Tensor
+
+
+BlockWeights = MambaWeights | AttentionWeights | ExpertWeights | MlpWeights
+
+
+@dataclass(frozen=True)
+class ProgramSizes:
+    """Letters as in `nano3.kernels.ops`; those of kinds of blocks that the model lacks are not looked at."""
+
+    D: int
+    V: int
+    eps: float
+    H: int = 0
+    P: int = 0
+    N: int = 0
+    G: int = 0
+    W: int = 0
+    kv_heads: int = 0
+    query_heads: int = 0
+    head_dim: int = 0
+    E: int = 0
+    K: int = 0
+    F: int = 0
+    routed_scale: float = 1.0
+
+
+class BlockState(NamedTuple):
+    """What a block keeps: conv (slots, C, W - 1) and scan state (slots, H, P, N) float32; or keys and values (pages,
+    page size, kv heads, head width)."""
+
+    first: Tensor
+    second: Tensor
+
+
+class _Block(ctypes.Structure):
+    _fields_ = [
+        ("kind", c_int64),
+        *((name, c_void_p) for name in ("norm", "input", "output", "second", "third", "taps", "bias", "out_norm")),
+        *((name, c_void_p) for name in ("A_log", "D", "dt_bias", "router", "router_bias")),
+        *((name, c_void_p) for name in ("first_state", "second_state")),
+        ("F", c_int64),
+    ]
+
+
+class _Program(ctypes.Structure):
+    _fields_ = [
+        ("blocks", POINTER(_Block)),
+        *((name, c_void_p) for name in ("embeddings", "norm", "head")),
+        *((name, c_int64) for name in ("n_blocks", "D", "V", "weight_type", "state_type")),
+        *((name, c_int64) for name in ("H", "P", "N", "G", "W", "heads", "R", "Dh", "E", "K", "F")),
+        ("eps", c_double),
+        ("routed_scale", c_double),
+        *((name, c_int64) for name in ("n_slots", "n_pages", "page_size", "n", "table_width")),
+        *((name, c_void_p) for name in ("tokens", "slots", "table", "lengths", "hidden", "logits", "scratch")),
+        ("scratch_bytes", c_int64),
+    ]
+
+
+class DecodeProgram:
+    """One model's weights, laid out for the call. It points at the weights and does not keep them: the owner sees to
+    it that they live, and builds another program when they move (`pointers`)."""
+
+    def __init__(
+        self, sizes: ProgramSizes, embeddings: Tensor, blocks: Sequence[BlockWeights], norm: Tensor, head: Tensor
+    ) -> None:
+        """Check and lay out.
+
+        Raises:
+            UnfitError: weights that the program does not take.
+        """
+        self.sizes, self.dtype = sizes, head.dtype
+        if self.dtype not in TYPES:
+            raise UnfitError(f"weights are {self.dtype}")
+        self._lock = threading.Lock()
+        self._scratch = torch.empty(0, dtype=torch.uint8)
+        self._logits = torch.empty(0)
+        s = sizes
+        self._blocks = (_Block * len(blocks))(*(self._block(block) for block in blocks))
+        self._kinds = [type(block) for block in blocks]
+        groups = s.query_heads // s.kv_heads if s.kv_heads else 0
+        self._program = _Program(
+            self._blocks,
+            self._pointer("embeddings", embeddings, (s.V, s.D)),
+            self._pointer("norm", norm, (s.D,)),
+            self._pointer("head", head, (s.V, s.D)),
+            len(blocks), s.D, s.V, TYPES[self.dtype], 0, s.H, s.P, s.N, s.G, s.W, s.kv_heads, groups, s.head_dim,
+            s.E, s.K, s.F, s.eps, s.routed_scale,
+        )  # fmt: skip
+        self._state_pointers: list = []
+
+    def run(
+        self,
+        tokens: Tensor,
+        slots: Tensor,
+        page_table: Tensor,
+        key_lengths: Tensor,
+        states: Sequence[BlockState | None],
+        *,
+        logits: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Advance n sequences by one token each, their states in place.
+
+        Args:
+            tokens: (n,) int64.
+            slots: (n,) int64, all different.
+            page_table: (n, most pages) int64.
+            key_lengths: (n,) int64 tokens of each sequence with this one.
+            states: one a block, None for blocks without.
+            logits: whether they are wanted.
+
+        Returns:
+            (n, D) float32 after the final norm, and (n, V) float32 logits, valid until the next call.
+
+        Raises:
+            IndexError: a token, slot or page that does not exist; nothing was changed.
+            UnfitError: states that the program does not take; nothing was changed.
+            ValueError: wrong indices.
+        """
+        n, p = tokens.shape[0], self._program
+        self._check_indices(tokens, slots, page_table, key_lengths)
+        hidden = torch.empty(n, self.sizes.D)
+        if not n:
+            return hidden, torch.empty(0, self.sizes.V) if logits else None
+        with self._lock:
+            self._point_at(states)
+            rows = self._logits_of(n) if logits else None
+            p.n, p.table_width = n, page_table.shape[1]
+            p.tokens, p.slots, p.table = tokens.data_ptr(), slots.data_ptr(), page_table.data_ptr()
+            p.lengths, p.hidden, p.logits = key_lengths.data_ptr(), hidden.data_ptr(), rows.data_ptr() if logits else 0
+            if not run("decode_step", ctypes.byref(p)):
+                self._scratch = torch.empty(p.scratch_bytes, dtype=torch.uint8)
+                p.scratch = self._scratch.data_ptr()
+                run("decode_step", ctypes.byref(p))
+        return hidden, rows
+
+    def _check_indices(self, tokens: Tensor, slots: Tensor, page_table: Tensor, key_lengths: Tensor) -> None:
+        n, indices = tokens.shape[0], (tokens, slots, page_table, key_lengths)
+        if n > MOST_SEQUENCES or any(t.shape != (n,) for t in (tokens, slots, key_lengths)):
+            raise ValueError(f"indices of {[tuple(t.shape) for t in indices]} for up to {MOST_SEQUENCES} sequences")
+        if page_table.dim() != 2 or page_table.shape[0] != n:
+            raise ValueError(f"page_table of shape {tuple(page_table.shape)} for {n} sequences")
+        if not all(t.dtype == torch.int64 and t.is_contiguous() and t.device.type == "cpu" for t in indices):
+            raise ValueError("indices must be int64, contiguous and on the CPU")
+
+    def _logits_of(self, n: int) -> Tensor:
+        """Rows of a kept buffer: new pages for megabytes a step would cost the system a page fault each."""
+        if self._logits.shape[0] < n:
+            self._logits = torch.empty(n, self.sizes.V)
+        return self._logits[:n]
+
+    def _point_at(self, states: Sequence[BlockState | None]) -> None:
+        """Look at the states, unless they are those of the last call."""
+        pointers = [s and (s[0].data_ptr(), s[1].data_ptr(), s[0].shape, s[0].dtype) for s in states]
+        if pointers == self._state_pointers:
+            return
+        self._state_pointers = []
+        p, found = self._program, set()
+        p.n_slots = p.n_pages = 0
+        for block, kind, state in zip(self._blocks, self._kinds, states, strict=True):
+            if kind not in (MambaWeights, AttentionWeights):
+                continue
+            if state is None:
+                raise UnfitError("a block that needs a state has none")
+            found.add((kind, *self._state_sizes(kind, state)))
+            block.first_state, block.second_state = (t.data_ptr() for t in state)
+        if len({dtype for *_, dtype in found}) > 1 or len(found) > len({kind for kind, *_ in found}):
+            raise UnfitError("blocks of one kind have states of several sizes or types")
+        for kind, count, page_size, dtype in found:
+            p.state_type = TYPES[dtype]
+            if kind is MambaWeights:
+                p.n_slots = count
+            else:
+                p.n_pages, p.page_size = count, page_size
+        self._state_pointers = pointers
+
+    def _state_sizes(self, kind: type, state: BlockState) -> tuple[int, int, torch.dtype]:
+        """(slots or pages, page size or 0, type)."""
+        s, (first, second) = self.sizes, state
+        count, page_size = first.shape[0], 0
+        if kind is MambaWeights:
+            shapes = (count, s.H * s.P + 2 * s.G * s.N, s.W - 1), (count, s.H, s.P, s.N)
+            types = second.dtype == torch.float32
+        else:
+            page_size = first.shape[1]
+            shapes = ((count, page_size, s.kv_heads, s.head_dim),) * 2
+            types = second.dtype == first.dtype
+        types = types and first.dtype in TYPES and all(t.device.type == "cpu" and t.is_contiguous() for t in state)
+        if not types or (first.shape, second.shape) != shapes:
+            raise UnfitError(f"states of {tuple(first.shape)} and {tuple(second.shape)}, {first.dtype}: do not fit")
+        return count, page_size, first.dtype
+
+    def _pointer(self, name: str, weight: Tensor, *shapes: tuple[int, ...], dtype: torch.dtype | None = None) -> int:
+        if weight.shape not in shapes or not weight.is_contiguous() or weight.device.type != "cpu":
+            raise UnfitError(f"{name} of shape {tuple(weight.shape)} on {weight.device}, not {shapes[0]} in one piece")
+        if weight.dtype != (dtype or self.dtype):
+            raise UnfitError(f"{name} is {weight.dtype}, not {dtype or self.dtype}")
+        return weight.data_ptr()
+
+    def _block(self, block: BlockWeights) -> _Block:
+        filled = _Block(norm=self._pointer("norm", block.norm, (self.sizes.D,)))
+        filled.kind, fill = {
+            MambaWeights: (0, self._fill_mamba),
+            AttentionWeights: (1, self._fill_attention),
+            ExpertWeights: (2, self._fill_experts),
+            MlpWeights: (3, self._fill_mlp),
+        }[type(block)]
+        fill(filled, block)
+        return filled
+
+    def _fill_mamba(self, to: _Block, w: MambaWeights) -> None:
+        s = self.sizes
+        inner, channels = s.H * s.P, s.H * s.P + 2 * s.G * s.N
+        to.input = self._pointer("in_proj", w.in_proj, (inner + channels + s.H, s.D))
+        to.output = self._pointer("out_proj", w.out_proj, (s.D, inner))
+        to.taps = self._pointer("taps", w.taps, (channels, s.W), (channels, 1, s.W))
+        to.bias = self._pointer("bias", w.bias, (channels,))
+        to.out_norm = self._pointer("out_norm", w.out_norm, (inner,))
+        for name in ("A_log", "D", "dt_bias"):
+            setattr(to, name, self._pointer(name, getattr(w, name), (s.H,), dtype=torch.float32))
+
+    def _fill_attention(self, to: _Block, w: AttentionWeights) -> None:
+        s = self.sizes
+        queries, keys = s.query_heads * s.head_dim, s.kv_heads * s.head_dim
+        to.input = self._pointer("q", w.q, (queries, s.D))
+        to.second = self._pointer("k", w.k, (keys, s.D))
+        to.third = self._pointer("v", w.v, (keys, s.D))
+        to.output = self._pointer("o", w.o, (s.D, queries))
+
+    def _fill_experts(self, to: _Block, w: ExpertWeights) -> None:
+        s = self.sizes
+        to.router = self._pointer("router", w.router, (s.E, s.D), dtype=torch.float32)
+        to.router_bias = self._pointer("router_bias", w.router_bias, (s.E,), dtype=torch.float32)
+        to.second = self._pointer("up", w.up, (s.E, s.F, s.D))
+        to.third = self._pointer("down", w.down, (s.E, s.D, s.F))
+        if w.shared_up is not None and w.shared_down is not None:
+            self._fill_mlp(to, MlpWeights(w.norm, w.shared_up, w.shared_down))
+
+    def _fill_mlp(self, to: _Block, w: MlpWeights) -> None:
+        to.F = w.up.shape[0]
+        to.input = self._pointer("up", w.up, (to.F, self.sizes.D))
+        to.output = self._pointer("down", w.down, (self.sizes.D, to.F))

@@ -1,0 +1,157 @@
+"""The decoding step against the reference ops one after the other, once a process, before it is used."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from ..reference import FUNCTIONS as REFERENCE
+from .check import TOLERANCE
+from .native import native
+from .program import (
+    AttentionWeights,
+    BlockState,
+    BlockWeights,
+    DecodeProgram,
+    ExpertWeights,
+    MambaWeights,
+    MlpWeights,
+    ProgramSizes,
+)
+
+SIZES = ProgramSizes(
+    D=19, V=37, eps=1e-5, H=4, P=5, N=9, G=2, W=4, kv_heads=2, query_heads=6, head_dim=11, E=5, K=2, F=21,
+    routed_scale=2.5,
+)  # fmt: skip
+SLOTS, PAGES, PAGE_SIZE = 5, 6, 4
+
+
+@cache
+def problem() -> str | None:
+    """Why decoding must go op by op: no library, or its step computes something else than the reference."""
+    if native().library is None:
+        return native().reason
+    for dtype, tolerance in TOLERANCE.items():
+        error = _error(dtype)
+        if not error <= tolerance:
+            return f"its self-check failed on {native().isa}: {dtype} differs by {error:.2g} from the reference"
+    return None
+
+
+@torch.inference_mode()
+def _error(dtype: torch.dtype) -> float:
+    """Largest difference of logits and states, relative to the largest value; states are of the weights' type."""
+    case = Case(SIZES, dtype)
+    copies = [s and BlockState(*(t.clone() for t in s)) for s in case.states]
+    program = DecodeProgram(case.sizes, case.embeddings, case.blocks, case.norm, case.head)
+    got = program.run(case.tokens, case.slots, case.table, case.lengths, copies, logits=True)
+    expected = case.expected()
+    pairs = list(zip(got, expected, strict=True))
+    pairs += [(a, b) for s, t in zip(copies, case.states, strict=True) if s and t for a, b in zip(s, t, strict=True)]
+    worst = 0.0
+    for a, b in pairs:
+        if a is None or not bool(torch.isfinite(a).all()):
+            return float("inf")
+        worst = max(worst, float((a.float() - b.float()).abs().max() / b.float().abs().max()))
+    return worst
+
+
+class Case:
+    """Random weights of one block of each kind, and two sequences under way."""
+
+    def __init__(self, sizes: ProgramSizes, dtype: torch.dtype, seed: int = 0) -> None:
+        self.sizes, self.dtype = sizes, dtype
+        self._random = torch.Generator().manual_seed(seed)
+        s = sizes
+        self.embeddings, self.norm, self.head = self._draw(s.V, s.D), self._draw(s.D), self._draw(s.V, s.D)
+        self.blocks: list[BlockWeights] = [self._mamba(), self._experts(), self._attention(), self._mlp()]
+        conv, scan = (SLOTS, s.H * s.P + 2 * s.G * s.N, s.W - 1), (SLOTS, s.H, s.P, s.N)
+        pages = (PAGES, PAGE_SIZE, s.kv_heads, s.head_dim)
+        self.states: list[BlockState | None] = [
+            BlockState(self._draw(*conv), self._draw(*scan).float()),
+            None,
+            BlockState(self._draw(*pages), self._draw(*pages)),
+            None,
+        ]
+        self.tokens, self.slots = torch.tensor([3, 36]), torch.tensor([4, 0])
+        self.table, self.lengths = torch.tensor([[3, 0, 5], [2, 0, 0]]), torch.tensor([10, 4])
+
+    def expected(self) -> tuple[Tensor, Tensor]:
+        """Hidden states and logits; advances the states."""
+        x = self.embeddings[self.tokens].float()
+        for block, state in zip(self.blocks, self.states, strict=True):
+            y = REFERENCE["rms_norm"](x, block.norm, self.sizes.eps)
+            if isinstance(block, MambaWeights):
+                assert state is not None
+                y = self._run_mamba(block, y, state)
+            elif isinstance(block, AttentionWeights):
+                assert state is not None
+                y = self._run_attention(block, y, state)
+            elif isinstance(block, ExpertWeights):
+                y = self._run_experts(block, y)
+            else:
+                y = REFERENCE["squared_relu_mlp"](y, block.up, block.down)
+            x = x + y
+        hidden = REFERENCE["rms_norm"](x, self.norm, self.sizes.eps)
+        return hidden, REFERENCE["linear"](hidden, self.head)
+
+    def _run_mamba(self, w: MambaWeights, x: Tensor, state: BlockState) -> Tensor:
+        s = self.sizes
+        inner, channels = s.H * s.P, s.H * s.P + 2 * s.G * s.N
+        z, xBC, dt = REFERENCE["linear"](x, w.in_proj).split([inner, channels, s.H], dim=-1)
+        conv = state.first.float()
+        y = REFERENCE["mamba_step"](
+            xBC, dt, z, conv, state.second, self.slots, w.taps, w.bias, w.A_log, w.D, w.dt_bias, w.out_norm, s.eps, s.G
+        )
+        state.first.copy_(conv)
+        return REFERENCE["linear"](y, w.out_proj)
+
+    def _run_attention(self, w: AttentionWeights, x: Tensor, state: BlockState) -> Tensor:
+        q, k, v = (REFERENCE["linear"](x, m).unflatten(-1, (-1, self.sizes.head_dim)) for m in (w.q, w.k, w.v))
+        last = self.lengths - 1
+        pages = self.table.gather(1, (last // PAGE_SIZE).unsqueeze(1))[:, 0]
+        for store, new in zip(state, (k, v), strict=True):
+            store[pages, last % PAGE_SIZE] = new.to(store.dtype)
+        keys, values = (t.float() for t in state)
+        y = REFERENCE["paged_attention"](q, keys, values, self.table, [1] * len(last), self.lengths.tolist())
+        return REFERENCE["linear"](y.flatten(-2), w.o)
+
+    def _run_experts(self, w: ExpertWeights, x: Tensor) -> Tensor:
+        scores = torch.sigmoid(x @ w.router.T)
+        ids = torch.topk(scores + w.router_bias, self.sizes.K).indices
+        gates = scores.gather(1, ids)
+        gates = gates / gates.sum(-1, keepdim=True) * self.sizes.routed_scale
+        y = REFERENCE["grouped_mlp"](x, w.up, w.down, ids, gates)
+        if w.shared_up is not None and w.shared_down is not None:
+            y = y + REFERENCE["squared_relu_mlp"](x, w.shared_up, w.shared_down)
+        return y
+
+    def _mamba(self) -> MambaWeights:
+        s = self.sizes
+        inner, channels = s.H * s.P, s.H * s.P + 2 * s.G * s.N
+        heads = [self._draw(s.H).float() for _ in range(3)]
+        return MambaWeights(
+            self._draw(s.D), self._draw(inner + channels + s.H, s.D), self._draw(channels, s.W), self._draw(channels),
+            *heads, self._draw(inner), self._draw(s.D, inner),
+        )  # fmt: skip
+
+    def _attention(self) -> AttentionWeights:
+        s = self.sizes
+        q, kv = s.query_heads * s.head_dim, s.kv_heads * s.head_dim
+        projections = [self._draw(width, s.D) for width in (q, kv, kv)]
+        return AttentionWeights(self._draw(s.D), *projections, self._draw(s.D, q))
+
+    def _experts(self) -> ExpertWeights:
+        s, shared = self.sizes, 70
+        return ExpertWeights(
+            self._draw(s.D), self._draw(s.E, s.D).float(), self._draw(s.E).float(), self._draw(s.E, s.F, s.D),
+            self._draw(s.E, s.D, s.F), self._draw(shared, s.D), self._draw(s.D, shared),
+        )  # fmt: skip
+
+    def _mlp(self) -> MlpWeights:
+        return MlpWeights(self._draw(self.sizes.D), self._draw(33, self.sizes.D), self._draw(self.sizes.D, 33))
+
+    def _draw(self, *shape: int) -> Tensor:
+        return (torch.randn(*shape, generator=self._random) * 0.3).to(self.dtype)

@@ -1,0 +1,138 @@
+// A model's decoding step as data: its blocks, and what one step is given. Letters as in ops.py; n sequences.
+// Laid out as in program.py: every field has 8 bytes.
+
+enum BlockKind { MAMBA_BLOCK = 0, ATTENTION_BLOCK = 1, EXPERTS_BLOCK = 2, MLP_BLOCK = 3 };
+
+struct ProgramBlock {
+    i64 kind;
+    const void* norm;                    // (D)
+    const void *in, *out;                // in_proj, out_proj; q_proj, o_proj; up, down of the dense or shared MLP
+    const void *second, *third;          // k_proj, v_proj; up, down of the routed experts
+    const void *taps, *bias, *out_norm;  // (C, W), (C), (inner)
+    const float *A_log, *D, *dt_bias;    // (H)
+    const float *router, *router_bias;   // (E, D), (E)
+    void *first_state, *second_state;    // conv, ssm; keys, values
+    i64 F;                               // hidden width of the dense or shared MLP, 0 for none
+};
+
+struct Program {
+    const ProgramBlock* blocks;
+    const void *embeddings, *norm, *head;  // (V, D), (D), (V, D)
+    i64 n_blocks, D, V, weight_type, state_type;
+    i64 H, P, N, G, W;             // Mamba-2
+    i64 heads, R, Dh;              // attention: key heads, query heads of each, width
+    i64 E, K, F;                   // routed experts
+    double eps, routed_scale;
+    i64 n_slots, n_pages, page_size;
+    i64 n, table_width;
+    const i64 *tokens, *slots, *table, *lengths;  // (n), (n), (n, table_width), (n) with the step's own token
+    float *hidden, *logits;                       // (n, D), (n, V) or null
+    char* scratch;
+    i64 scratch_bytes;  // too small: the step is not run, and this is what it needs
+};
+
+// Takes pieces of one allocation; with no memory behind it, it measures.
+struct Arena {
+    char* start;
+    i64 used;
+    template <class T> T* take(i64 count) {
+        T* piece = start ? (T*)(start + used) : nullptr;
+        used += (count * i64(sizeof(T)) + 63) / 64 * 64;
+        return piece;
+    }
+};
+
+// What one thread has for itself.
+struct OwnScratch {
+    float *part, *total;  // (n, SLICE) each
+    float *rows;          // (n, D or E): rows of one expert, scores of the router
+    float *query, *scores;
+    i64 *order, *ends, *next, *active;
+};
+
+struct StepScratch {
+    float *x, *normed;   // (n, D): residual stream, what a mixer reads
+    float *wide;         // (n, widest): a mixer's projections
+    float *mixed;        // (n, C): after the convolution
+    float *values;       // (n, inner or query width): what out_proj reads
+    float *hidden;       // (n K, F): routed experts, rows sorted by expert
+    i64* expert_ids;     // (n, K)
+    float* gates;        // (n, K)
+    Partial* parts;      // attention: pieces of work, and what comes of each
+    i64* first_part;     // (n heads + 1)
+    float *outs, *tops, *sums;
+    i64 n_parts;
+    OwnScratch* own;
+};
+
+static i64 inner_width(const Program& p) { return p.H * p.P; }
+static i64 channels(const Program& p) { return p.H * p.P + 2 * p.G * p.N; }
+static i64 query_width(const Program& p) { return p.heads * p.R * p.Dh; }
+
+static i64 widest(const Program& p) {
+    i64 most = most_of(inner_width(p) + channels(p) + p.H, query_width(p));
+    for (i64 b = 0; b < p.n_blocks; b++) most = most_of(most, p.blocks[b].F);
+    return most;
+}
+
+static StepScratch divide_scratch(const Program& p, int threads, Arena& arena) {
+    StepScratch s;
+    i64 n = p.n, q = p.R * p.Dh;
+    s.own = arena.take<OwnScratch>(threads);
+    s.x = arena.take<float>(n * p.D);
+    s.normed = arena.take<float>(n * p.D);
+    s.wide = arena.take<float>(n * widest(p));
+    s.mixed = arena.take<float>(n * channels(p));
+    s.values = arena.take<float>(n * most_of(inner_width(p), query_width(p)));
+    s.hidden = arena.take<float>(n * p.K * p.F);
+    s.expert_ids = arena.take<i64>(n * p.K);
+    s.gates = arena.take<float>(n * p.K);
+    s.n_parts = 0;
+    for (i64 m = 0; m < n; m++) s.n_parts += p.heads * ((p.lengths[m] + SPLIT - 1) / SPLIT);
+    s.parts = arena.take<Partial>(s.n_parts);
+    s.first_part = arena.take<i64>(n * p.heads + 1);
+    s.outs = arena.take<float>(s.n_parts * q);
+    s.tops = arena.take<float>(s.n_parts * p.R);
+    s.sums = arena.take<float>(s.n_parts * p.R);
+    for (int t = 0; t < threads; t++) {
+        OwnScratch own;
+        own.part = arena.take<float>(n * SLICE);
+        own.total = arena.take<float>(n * SLICE);
+        own.rows = arena.take<float>(n * most_of(p.D, p.E));
+        own.query = arena.take<float>(q);
+        own.scores = arena.take<float>(p.R * BLOCK);
+        own.order = arena.take<i64>(n * p.K);
+        own.ends = arena.take<i64>(p.E + 1);
+        own.next = arena.take<i64>(p.E + 1);
+        own.active = arena.take<i64>(p.E);
+        if (arena.start) s.own[t] = own;
+    }
+    return s;
+}
+
+static void divide_attention(const Program& p, StepScratch& s) {
+    i64 count = 0;
+    for (i64 task = 0; task < p.n * p.heads; task++) {
+        s.first_part[task] = count;
+        i64 length = p.lengths[task / p.heads];
+        for (i64 start = 0; start < length; start += SPLIT)
+            s.parts[count++] = {task / p.heads, task % p.heads, start, least(start + SPLIT, length)};
+    }
+    s.first_part[p.n * p.heads] = count;
+}
+
+// Whether every index that the step follows is inside of what it points into.
+static bool indices_fit(const Program& p) {
+    for (i64 m = 0; m < p.n; m++) {
+        if (p.tokens[m] < 0 || p.tokens[m] >= p.V || p.lengths[m] < 1) return false;
+        if (p.n_slots && (p.slots[m] < 0 || p.slots[m] >= p.n_slots)) return false;
+        if (!p.heads) continue;
+        i64 pages = (p.lengths[m] + p.page_size - 1) / p.page_size;
+        if (pages > p.table_width) return false;
+        for (i64 i = 0; i < pages; i++) {
+            i64 page = p.table[m * p.table_width + i];
+            if (page < 0 || page >= p.n_pages) return false;
+        }
+    }
+    return true;
+}

@@ -1,0 +1,276 @@
+// The blocks of a decoding step. All threads run each function together: `omp for` shares its loops out, and waits at
+// their ends. Every number is summed in an order that depends on nothing but its own sequence.
+// T: weights, S: conv states and pages.
+
+template <class T, class S> struct DecodeStep {
+    const Program& p;
+    StepScratch& s;
+    i64 n;
+
+    OwnScratch& own() const { return s.own[omp_get_thread_num()]; }
+
+    void embed() const {
+#pragma omp for schedule(static)
+        for (i64 m = 0; m < n; m++) widen_row((const T*)p.embeddings + p.tokens[m] * p.D, s.x + m * p.D, p.D);
+    }
+
+    void norm(const void* weight, float* y) const {
+#pragma omp for schedule(static)
+        for (i64 m = 0; m < n; m++) norm_group(s.x + m * p.D, (const T*)weight, p.D, float(p.eps), y + m * p.D);
+    }
+
+    // y (n, O) = x (n, I) w^T.
+    void apply(const float* x, i64 I, const void* w, i64 O, float* y) const {
+#pragma omp for schedule(dynamic, 1)
+        for (i64 start = 0; start < O; start += SLICE)
+            product(x, I, n, (const T*)w + start * I, least(SLICE, O - start), I, y + start, O);
+    }
+
+    // The residual stream += x (n, I) w^T.
+    void add(const float* x, i64 I, const void* w) const {
+        float* part = own().part;
+        i64 slice = out_slice();
+#pragma omp for schedule(dynamic, 1)
+        for (i64 start = 0; start < p.D; start += slice) {
+            i64 count = least(slice, p.D - start);
+            product(x, I, n, (const T*)w + start * I, count, I, part, SLICE);
+            for (i64 m = 0; m < n; m++) add_row(part + m * SLICE, s.x + m * p.D + start, count);
+        }
+    }
+
+    // Outputs a task of few tasks takes, so that all threads have some.
+    i64 out_slice() const {
+        i64 slice = SLICE;
+        while (slice > 16 && p.D < 4 * slice * omp_get_num_threads()) slice /= 2;
+        return slice;
+    }
+
+    static void add_row(const float* x, float* y, i64 count) {
+        i64 i = 0;
+        for (; i + V::N <= count; i += V::N) (V::load(y + i) + V::load(x + i)).store(y + i);
+        for (; i < count; i++) y[i] += x[i];
+    }
+
+    // The projection's slices go through the convolution at once: channels do not mix there.
+    void mamba(const ProgramBlock& b) const {
+        norm(b.norm, s.normed);
+        const i64 inner = inner_width(p), C = channels(p), O = inner + C + p.H, past = p.W - 1;
+#pragma omp for schedule(dynamic, 1)
+        for (i64 start = 0; start < O; start += SLICE) {
+            i64 stop = least(start + SLICE, O), c = most_of(start, inner) - inner, end = least(stop, inner + C) - inner;
+            product(s.normed, p.D, n, (const T*)b.in + start * p.D, stop - start, p.D, s.wide + start, O);
+            if (c < end)
+                for (i64 m = 0; m < n; m++)
+                    conv_row(s.wide + m * O + inner + c, (S*)b.first_state + (p.slots[m] * C + c) * past,
+                             (const T*)b.taps + c * p.W, (const T*)b.bias + c, end - c, p.W, s.mixed + m * C + c);
+        }
+        if (n * p.G >= omp_get_num_threads()) {
+#pragma omp for schedule(dynamic, 1)
+            for (i64 task = 0; task < n * p.G; task++) {
+                i64 m = task / p.G, g = task % p.G, heads = p.H / p.G;
+                for (i64 h = g * heads; h < (g + 1) * heads; h++) head(b, m, h);
+                gate(b, m, g);
+            }
+        } else {
+#pragma omp for schedule(dynamic, 1)
+            for (i64 task = 0; task < n * p.H; task++) head(b, task / p.H, task % p.H);
+#pragma omp for schedule(static)
+            for (i64 task = 0; task < n * p.G; task++) gate(b, task / p.G, task % p.G);
+        }
+        add(s.values, inner, b.out);
+    }
+
+    void head(const ProgramBlock& b, i64 m, i64 h) const {
+        const i64 inner = inner_width(p), C = channels(p), g = h / (p.H / p.G);
+        const float* row = s.mixed + m * C;
+        float step = softplus(s.wide[m * (inner + C + p.H) + inner + C + h] + b.dt_bias[h]);
+        head_step((float*)b.second_state + (p.slots[m] * p.H + h) * p.P * p.N, row + h * p.P, row + inner + g * p.N,
+                  row + inner + (p.G + g) * p.N, p.P, p.N, std::exp(-step * std::exp(b.A_log[h])), step, b.D[h],
+                  s.values + m * inner + h * p.P);
+    }
+
+    void gate(const ProgramBlock& b, i64 m, i64 g) const {
+        const i64 inner = inner_width(p), width = inner / p.G, O = inner + channels(p) + p.H;
+        float* v = s.values + m * inner + g * width;
+        gate_row(v, s.wide + m * O + g * width, width);
+        norm_group(v, (const T*)b.out_norm + g * width, width, float(p.eps), v);
+    }
+
+    void attention(const ProgramBlock& b) const {
+        norm(b.norm, s.normed);
+        project(b);
+#pragma omp for schedule(dynamic, 1)
+        for (i64 i = 0; i < s.n_parts; i++) attend(b, i);
+        if (s.n_parts > n * p.heads) {
+#pragma omp for schedule(static)
+            for (i64 task = 0; task < n * p.heads; task++) merge(task);
+        }
+        add(s.values, query_width(p), b.out);
+    }
+
+    // Queries, scaled, and the new keys and values in their pages.
+    void project(const ProgramBlock& b) const {
+        const i64 Q = query_width(p), KV = p.heads * p.Dh, q_tasks = (Q + SLICE - 1) / SLICE;
+        const i64 kv_tasks = (KV + SLICE - 1) / SLICE;
+        float *part = own().part, scale = std::sqrt(float(p.Dh));
+#pragma omp for schedule(dynamic, 1)
+        for (i64 task = 0; task < q_tasks + 2 * kv_tasks; task++) {
+            if (task < q_tasks) {
+                i64 start = task * SLICE, count = least(SLICE, Q - start);
+                product(s.normed, p.D, n, (const T*)b.in + start * p.D, count, p.D, s.wide + start, Q);
+                for (i64 m = 0; m < n; m++)
+                    for (i64 i = start; i < start + count; i++) s.wide[m * Q + i] /= scale;
+                continue;
+            }
+            bool is_key = task < q_tasks + kv_tasks;
+            i64 start = (task - q_tasks - (is_key ? 0 : kv_tasks)) * SLICE, count = least(SLICE, KV - start);
+            S* pages = (S*)(is_key ? b.first_state : b.second_state);
+            product(s.normed, p.D, n, (const T*)(is_key ? b.second : b.third) + start * p.D, count, p.D, part, SLICE);
+            for (i64 m = 0; m < n; m++) {
+                i64 place = p.lengths[m] - 1, page = p.table[m * p.table_width + place / p.page_size];
+                narrow_row(part + m * SLICE, pages + (page * p.page_size + place % p.page_size) * KV + start, count);
+            }
+        }
+    }
+
+    void attend(const ProgramBlock& b, i64 i) const {
+        const Partial part = s.parts[i];
+        const i64 q = p.R * p.Dh, task = part.sequence * p.heads + part.head;
+        float *out = s.outs + i * q, *tops = s.tops + i * p.R, *sums = s.sums + i * p.R;
+        attend_keys(s.wide + task * q, p.R, p.Dh, (const S*)b.first_state, (const S*)b.second_state,
+                    p.table + part.sequence * p.table_width, p.page_size, p.heads, part.head, part.start, part.stop, out,
+                    tops, sums, own().scores);
+        if (s.n_parts == n * p.heads)
+            for (i64 r = 0; r < p.R; r++)
+                for (i64 d = 0; d < p.Dh; d++) s.values[task * q + r * p.Dh + d] = out[r * p.Dh + d] / sums[r];
+    }
+
+    void merge(i64 task) const {
+        const i64 first = s.first_part[task], last = s.first_part[task + 1];
+        for (i64 r = 0; r < p.R; r++) {
+            float most = -INFINITY, total = 0;
+            for (i64 i = first; i < last; i++) most = most_of(most, s.tops[i * p.R + r]);
+            for (i64 i = first; i < last; i++) total += s.sums[i * p.R + r] * std::exp(s.tops[i * p.R + r] - most);
+            float* y = s.values + (task * p.R + r) * p.Dh;
+            std::memset(y, 0, sizeof(float) * p.Dh);
+            for (i64 i = first; i < last; i++) {
+                float share = std::exp(s.tops[i * p.R + r] - most) / total;
+                for (i64 d = 0; d < p.Dh; d++) y[d] += s.outs[(i * p.R + r) * p.Dh + d] * share;
+            }
+        }
+    }
+
+    void mlp(const ProgramBlock& b) const {
+        norm(b.norm, s.normed);
+#pragma omp for schedule(dynamic, 1)
+        for (i64 start = 0; start < b.F; start += SLICE) up(b, start);
+        add(s.wide, b.F, b.out);
+    }
+
+    void up(const ProgramBlock& b, i64 start) const {
+        i64 count = least(SLICE, b.F - start);
+        product(s.normed, p.D, n, (const T*)b.in + start * p.D, count, p.D, s.wide + start, b.F);
+        for (i64 m = 0; m < n; m++) squared_relu(s.wide + m * b.F + start, count, 1.0f);
+    }
+
+    void experts(const ProgramBlock& b) const {
+        norm(b.norm, s.normed);
+        i64 choices = (n + ROUTED - 1) / ROUTED, slices = (b.F + SLICE - 1) / SLICE;
+#pragma omp for schedule(dynamic, 1)
+        for (i64 task = 0; task < choices + slices; task++) {
+            if (task < choices) route(b, task * ROUTED);
+            else up(b, (task - choices) * SLICE);
+        }
+        i64 n_active = sort_own();
+        experts_up(b, n_active);
+        experts_down(b, n_active);
+    }
+
+    static const i64 ROUTED = 8;  // sequences routed by one task
+
+    void route(const ProgramBlock& b, i64 start) const {
+        i64 count = least(ROUTED, n - start);
+        float* scores = own().rows;
+        product(s.normed + start * p.D, p.D, count, b.router, p.E, p.D, scores, p.E);
+        for (i64 m = 0; m < count; m++)
+            choose_experts(scores + m * p.E, b.router_bias, p.E, p.K, float(p.routed_scale),
+                           s.expert_ids + (start + m) * p.K, s.gates + (start + m) * p.K);
+    }
+
+    // Each thread sorts for itself rather than wait for one that does. Returns how many experts have rows.
+    i64 sort_own() const {
+        OwnScratch& o = own();
+        std::memset(o.next, 0, sizeof(i64) * (p.E + 1));
+        for (i64 c = 0; c < n * p.K; c++) o.next[s.expert_ids[c] + 1]++;
+        i64 n_active = 0;
+        for (i64 e = 0; e < p.E; e++) {
+            if (o.next[e + 1]) o.active[n_active++] = e;
+            o.next[e + 1] += o.next[e];
+        }
+        std::memcpy(o.ends, o.next, sizeof(i64) * (p.E + 1));
+        for (i64 c = 0; c < n * p.K; c++) o.order[o.next[s.expert_ids[c]]++] = c;
+        return n_active;
+    }
+
+    void experts_up(const ProgramBlock& b, i64 n_active) const {
+        OwnScratch& o = own();
+        i64 slices = (p.F + SLICE - 1) / SLICE, gathered = -1;
+#pragma omp for schedule(dynamic, 1)
+        for (i64 task = 0; task < n_active * slices; task++) {
+            i64 e = o.active[task / slices], start = task % slices * SLICE, count = least(SLICE, p.F - start);
+            i64 first = o.ends[e], rows = o.ends[e + 1] - first;
+            if (e != gathered)
+                for (i64 r = 0; r < rows; r++)
+                    std::memcpy(o.rows + r * p.D, s.normed + o.order[first + r] / p.K * p.D, sizeof(float) * p.D);
+            gathered = e;
+            product(o.rows, p.D, rows, (const T*)b.second + (e * p.F + start) * p.D, count, p.D,
+                    s.hidden + first * p.F + start, p.F);
+            for (i64 r = first; r < first + rows; r++)
+                squared_relu(s.hidden + r * p.F + start, count, s.gates[o.order[r]]);
+        }
+    }
+
+    // A token's experts are added in the order of their numbers, then the shared one.
+    void experts_down(const ProgramBlock& b, i64 n_active) const {
+        OwnScratch& o = own();
+        i64 slice = out_slice();
+#pragma omp for schedule(dynamic, 1)
+        for (i64 start = 0; start < p.D; start += slice) {
+            i64 count = least(slice, p.D - start);
+            std::memset(o.total, 0, sizeof(float) * n * SLICE);
+            for (i64 a = 0; a < n_active; a++) {
+                i64 e = o.active[a], first = o.ends[e], rows = o.ends[e + 1] - first;
+                product(s.hidden + first * p.F, p.F, rows, (const T*)b.third + (e * p.D + start) * p.F, count, p.F,
+                        o.part, SLICE);
+                for (i64 r = 0; r < rows; r++)
+                    add_row(o.part + r * SLICE, o.total + o.order[first + r] / p.K * SLICE, count);
+            }
+            if (b.F) product(s.wide, b.F, n, (const T*)b.out + start * b.F, count, b.F, o.part, SLICE);
+            for (i64 m = 0; m < n; m++) {
+                if (b.F) add_row(o.part + m * SLICE, o.total + m * SLICE, count);
+                add_row(o.total + m * SLICE, s.x + m * p.D + start, count);
+            }
+        }
+    }
+
+    void run() const {
+        embed();
+        for (i64 i = 0; i < p.n_blocks; i++) {
+            const ProgramBlock& b = p.blocks[i];
+            switch (b.kind) {
+                case MAMBA_BLOCK: mamba(b); break;
+                case ATTENTION_BLOCK: attention(b); break;
+                case EXPERTS_BLOCK: experts(b); break;
+                case MLP_BLOCK: mlp(b); break;
+            }
+        }
+        norm(p.norm, p.hidden);
+        if (p.logits) apply(p.hidden, p.D, p.head, p.V, p.logits);
+    }
+};
+
+template <class T, class S> static void decode_step_of(const Program& p, StepScratch& s, int threads) {
+    DecodeStep<T, S> step = {p, s, p.n};
+#pragma omp parallel num_threads(threads)
+    step.run();
+}

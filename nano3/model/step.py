@@ -1,0 +1,196 @@
+"""One token of each of many sequences through the whole model in one C++ call, where that is possible.
+
+`LM.hidden` comes here first. The result equals that of the blocks one after the other within rounding; activations are
+float32 whatever the compute dtype.
+"""
+
+from __future__ import annotations
+
+import os
+from itertools import chain
+from typing import TYPE_CHECKING, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import record_function
+
+from nano3.kernels.cpu import program
+from nano3.kernels.cpu.program_check import problem as library_problem
+from nano3.model.attention import Attention
+from nano3.model.block import Block
+from nano3.model.layers import Linear, RMSNorm
+from nano3.model.mamba2 import CausalConv1d, GatedRMSNorm, Mamba2
+from nano3.model.mlp import MLP
+from nano3.model.moe import Experts, MoE
+from nano3.model.plan import Plan
+from nano3.model.pool import AttentionPages, MambaSlots
+from nano3.model.router import Router
+from nano3.model.state import HybridState
+
+if TYPE_CHECKING:
+    from nano3.model.lm import LM
+
+ENVIRONMENT = "NANO3_BACKEND"
+PLAIN = {nn.Embedding, nn.ModuleList, Block, RMSNorm, Linear, Mamba2, CausalConv1d, GatedRMSNorm}
+PLAIN |= {Attention, MoE, Experts, Router, MLP}
+"""Modules whose computation the program knows; a model with others inside goes op by op."""
+
+
+class Stepped(NamedTuple):
+    """Result of a step of n sequences."""
+
+    hidden: Tensor
+    """(n, D) float32 after the final norm."""
+    logits: Tensor | None
+    """(n, V) float32, valid until the model's next step."""
+
+
+def step(model: LM, tokens: Tensor, state: HybridState, *, logits: bool = False) -> Stepped | None:
+    """Advance the sequences of the state's plan by one token each; None (and nothing done) where it has to go op by op.
+
+    Args:
+        tokens: (1, n).
+        state: of a pool, under the plan of this pass.
+        logits: whether they are wanted.
+    """
+    if torch.is_grad_enabled() or _forced_elsewhere() or torch.compiler.is_compiling():
+        return None
+    plan = _plan(state)
+    if plan is None or not plan.is_step or tokens.shape != (1, plan.n_tokens):
+        return None
+    steps = _STEPS.get(model)
+    if steps is None or not steps.holds():
+        steps = _STEPS[model] = _Steps(model)
+    return steps.run(tokens[0], plan, state, logits) if steps.program is not None else None
+
+
+def applies(model: LM, plan: Plan) -> bool:
+    """Whether `step` would take a pass with this plan."""
+    return plan.is_step and not torch.is_grad_enabled() and why_not(model) is None
+
+
+def why_not(model: LM | None = None) -> str | None:
+    """Why decoding goes op by op, on this machine or with this model; None where it is one C++ call."""
+    if _forced_elsewhere():
+        return f"{ENVIRONMENT} is {os.environ[ENVIRONMENT]}"
+    if (problem := library_problem()) is not None or model is None:
+        return problem
+    steps = _STEPS.get(model)
+    if steps is None or not steps.holds():
+        steps = _STEPS[model] = _Steps(model)
+    return steps.problem
+
+
+class _Steps:
+    """A model's program and what it was built from. No reference to the model itself: it is the key to this."""
+
+    def __init__(self, model: LM) -> None:
+        modules = list(model.modules())
+        self._tensors = [d for m in modules for d in (m._parameters, m._buffers) if d]
+        self._children = [m._modules for m in modules if m._modules]
+        self._hooks = [d for m in modules for d in (m._forward_hooks, m._forward_pre_hooks)]
+        self._seen = self._look()
+        self.program: program.DecodeProgram | None = None
+        self.problem = library_problem() or _strange(model)
+        if self.problem is None:
+            try:
+                self.program = _build(model)
+            except program.UnfitError as error:
+                self.problem = str(error)
+
+    def holds(self) -> bool:
+        """Whether modules, and the places and types of all weights, are those of then; values may have changed."""
+        return self._look() == self._seen
+
+    def _look(self) -> list:
+        places = [(t.data_ptr(), t.dtype) for d in self._tensors for t in d.values() if t is not None]
+        return [places, list(chain.from_iterable(d.values() for d in self._children)), any(self._hooks)]
+
+    def run(self, tokens: Tensor, plan: Plan, state: HybridState, logits: bool) -> Stepped | None:
+        assert self.program is not None
+        states = [_block_state(block) for block in state.blocks]
+        arguments = tokens.contiguous(), plan.slots, plan.page_table, plan.key_counts, states
+        try:
+            if torch.autograd._profiler_enabled():
+                with record_function("nano3::decoding step (cpu)"):
+                    result = self.program.run(*arguments, logits=logits)
+            else:
+                result = self.program.run(*arguments, logits=logits)
+        except program.UnfitError:
+            return None
+        if plan.has_saves:
+            for block in state.blocks:
+                if isinstance(block, MambaSlots):
+                    for part in plan.rounds:
+                        block.save(part)
+        return Stepped(*result)
+
+
+_STEPS: WeakKeyDictionary[LM, _Steps] = WeakKeyDictionary()
+
+
+def _forced_elsewhere() -> bool:
+    return os.environ.get(ENVIRONMENT, "") not in ("", "cpu")
+
+
+def _plan(state: HybridState) -> Plan | None:
+    for block in state.blocks:
+        if block is not None:
+            return block.plan if isinstance(block, MambaSlots | AttentionPages) else None
+    return None
+
+
+def _block_state(block) -> program.BlockState | None:
+    if isinstance(block, MambaSlots):
+        return program.BlockState(block.conv, block.ssm)
+    return program.BlockState(block.keys, block.values) if isinstance(block, AttentionPages) else None
+
+
+def _strange(model: LM) -> str | None:
+    """What in the model the program does not know."""
+    for module in model.modules():
+        if module is not model and type(module) not in PLAIN:
+            return f"the model has a {type(module).__name__}"
+        if "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks:
+            return f"a {type(module).__name__} of the model is hooked"
+        for tensor in chain(module._parameters.values(), module._buffers.values()):
+            if type(tensor) not in (nn.Parameter, Tensor):
+                return f"a weight of the model is a {type(tensor).__name__}"
+    return None
+
+
+def _build(model: LM) -> program.DecodeProgram:
+    cfg = model.cfg
+    sizes = program.ProgramSizes(
+        cfg.d_model, cfg.vocab_size, cfg.norm_eps, cfg.mamba_n_heads, cfg.mamba_head_dim, cfg.d_state, cfg.n_groups,
+        cfg.d_conv, cfg.n_kv_heads, cfg.n_heads, cfg.head_dim, cfg.n_experts, cfg.top_k, cfg.d_expert,
+        cfg.routed_scale,
+    )  # fmt: skip
+    blocks = [_WEIGHTS[type(block.mixer)](block.norm.weight, block.mixer) for block in model.blocks]
+    return program.DecodeProgram(sizes, model.embeddings.weight, blocks, model.norm_f.weight, model.lm_head.weight)
+
+
+def _mamba(norm: Tensor, m: Mamba2) -> program.MambaWeights:
+    return program.MambaWeights(
+        norm, m.in_proj.weight, m.conv1d.weight, m.conv1d.bias, m.A_log, m.D, m.dt_bias, m.norm.weight,
+        m.out_proj.weight,
+    )  # fmt: skip
+
+
+def _attention(norm: Tensor, m: Attention) -> program.AttentionWeights:
+    return program.AttentionWeights(norm, m.q_proj.weight, m.k_proj.weight, m.v_proj.weight, m.o_proj.weight)
+
+
+def _experts(norm: Tensor, m: MoE) -> program.ExpertWeights:
+    shared = m.shared_experts
+    up, down = (None, None) if shared is None else (shared.up_proj.weight, shared.down_proj.weight)
+    bias = m.gate.e_score_correction_bias
+    return program.ExpertWeights(norm, m.gate.weight, bias, m.experts.up_proj, m.experts.down_proj, up, down)
+
+
+def _mlp(norm: Tensor, m: MLP) -> program.MlpWeights:
+    return program.MlpWeights(norm, m.up_proj.weight, m.down_proj.weight)
+
+
+_WEIGHTS = {Mamba2: _mamba, Attention: _attention, MoE: _experts, MLP: _mlp}
