@@ -6,14 +6,14 @@ import ctypes
 import threading
 from collections.abc import Sequence
 from ctypes import POINTER, c_double, c_int64, c_void_p
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .call import declare, run
-from .native import TYPES
+from .native import TYPES, native
 
 MOST_SEQUENCES = 64
 """More sequences go op by op, where products are large enough to fill the machine."""
@@ -100,6 +100,19 @@ class ProgramSizes:
     routed_scale: float = 1.0
 
 
+def _address(rows: Tensor | None) -> int:
+    return 0 if rows is None else rows.data_ptr()
+
+
+def _of_kinds(sizes: ProgramSizes, kinds: Sequence[type]) -> ProgramSizes:
+    """0 for all that only other kinds of blocks have."""
+    if MambaWeights not in kinds:
+        sizes = replace(sizes, H=0, P=0, N=0, G=0, W=0)
+    if AttentionWeights not in kinds:
+        sizes = replace(sizes, kv_heads=0, query_heads=0, head_dim=0)
+    return sizes if ExpertWeights in kinds else replace(sizes, E=0, K=0, F=0)
+
+
 class BlockState(NamedTuple):
     """What a block keeps: conv (slots, C, W - 1) and scan state (slots, H, P, N) float32; or keys and values (pages,
     page size, kv heads, head width)."""
@@ -142,17 +155,19 @@ class DecodeProgram:
         """Check and lay out.
 
         Raises:
-            UnfitError: weights that the program does not take.
+            UnfitError: weights that the program does not take, or no library.
         """
-        self.sizes, self.dtype = sizes, head.dtype
+        self._kinds = [type(block) for block in blocks]
+        self.sizes, self.dtype = _of_kinds(sizes, self._kinds), head.dtype
+        if native().library is None:
+            raise UnfitError(native().reason)
         if self.dtype not in TYPES:
             raise UnfitError(f"weights are {self.dtype}")
         self._lock = threading.Lock()
         self._scratch = torch.empty(0, dtype=torch.uint8)
         self._logits = torch.empty(0)
-        s = sizes
+        s = self.sizes
         self._blocks = (_Block * len(blocks))(*(self._block(block) for block in blocks))
-        self._kinds = [type(block) for block in blocks]
         groups = s.query_heads // s.kv_heads if s.kv_heads else 0
         self._program = _Program(
             self._blocks,
@@ -202,7 +217,7 @@ class DecodeProgram:
             rows = self._logits_of(n) if logits else None
             p.n, p.table_width = n, page_table.shape[1]
             p.tokens, p.slots, p.table = tokens.data_ptr(), slots.data_ptr(), page_table.data_ptr()
-            p.lengths, p.hidden, p.logits = key_lengths.data_ptr(), hidden.data_ptr(), rows.data_ptr() if logits else 0
+            p.lengths, p.hidden, p.logits = key_lengths.data_ptr(), hidden.data_ptr(), _address(rows)
             if not run("decode_step", ctypes.byref(p)):
                 self._scratch = torch.empty(p.scratch_bytes, dtype=torch.uint8)
                 p.scratch = self._scratch.data_ptr()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -25,7 +26,7 @@ SIZES = ProgramSizes(
     D=19, V=37, eps=1e-5, H=4, P=5, N=9, G=2, W=4, kv_heads=2, query_heads=6, head_dim=11, E=5, K=2, F=21,
     routed_scale=2.5,
 )  # fmt: skip
-SLOTS, PAGES, PAGE_SIZE = 5, 6, 4
+LENGTHS, PAGE_SIZE = (10, 4), 4
 
 
 @cache
@@ -43,10 +44,9 @@ def problem() -> str | None:
 @torch.inference_mode()
 def _error(dtype: torch.dtype) -> float:
     """Largest difference of logits and states, relative to the largest value; states are of the weights' type."""
-    case = Case(SIZES, dtype)
-    copies = [s and BlockState(*(t.clone() for t in s)) for s in case.states]
-    program = DecodeProgram(case.sizes, case.embeddings, case.blocks, case.norm, case.head)
-    got = program.run(case.tokens, case.slots, case.table, case.lengths, copies, logits=True)
+    case = Case(SIZES, dtype, LENGTHS)
+    copies = case.copied_states()
+    got = case.program().run(case.tokens, case.slots, case.table, case.lengths, copies, logits=True)
     expected = case.expected()
     pairs = list(zip(got, expected, strict=True))
     pairs += [(a, b) for s, t in zip(copies, case.states, strict=True) if s and t for a, b in zip(s, t, strict=True)]
@@ -59,24 +59,38 @@ def _error(dtype: torch.dtype) -> float:
 
 
 class Case:
-    """Random weights of one block of each kind, and two sequences under way."""
+    """Random weights of one block of each kind, and sequences of some `lengths` under way."""
 
-    def __init__(self, sizes: ProgramSizes, dtype: torch.dtype, seed: int = 0) -> None:
+    def __init__(self, sizes: ProgramSizes, dtype: torch.dtype, lengths: Sequence[int], seed: int = 0) -> None:
         self.sizes, self.dtype = sizes, dtype
+        n, pages = len(lengths), [-(-length // PAGE_SIZE) for length in lengths]
         self._random = torch.Generator().manual_seed(seed)
         s = sizes
         self.embeddings, self.norm, self.head = self._draw(s.V, s.D), self._draw(s.D), self._draw(s.V, s.D)
         self.blocks: list[BlockWeights] = [self._mamba(), self._experts(), self._attention(), self._mlp()]
-        conv, scan = (SLOTS, s.H * s.P + 2 * s.G * s.N, s.W - 1), (SLOTS, s.H, s.P, s.N)
-        pages = (PAGES, PAGE_SIZE, s.kv_heads, s.head_dim)
+        conv, scan = (n + 3, s.H * s.P + 2 * s.G * s.N, s.W - 1), (n + 3, s.H, s.P, s.N)
+        stored = (sum(pages) + 3, PAGE_SIZE, s.kv_heads, s.head_dim)
         self.states: list[BlockState | None] = [
             BlockState(self._draw(*conv), self._draw(*scan).float()),
             None,
-            BlockState(self._draw(*pages), self._draw(*pages)),
+            BlockState(self._draw(*stored), self._draw(*stored)),
             None,
         ]
-        self.tokens, self.slots = torch.tensor([3, 36]), torch.tensor([4, 0])
-        self.table, self.lengths = torch.tensor([[3, 0, 5], [2, 0, 0]]), torch.tensor([10, 4])
+        self.tokens = torch.randint(s.V, (n,), generator=self._random)
+        self.slots = torch.randperm(n + 3, generator=self._random)[:n].contiguous()
+        self.table = torch.zeros(n, max(pages, default=1), dtype=torch.int64)
+        order = torch.randperm(stored[0], generator=self._random)[: sum(pages)]
+        for row, own in zip(self.table, order.split(pages), strict=True):
+            row[: len(own)] = own
+        self.lengths = torch.tensor(lengths, dtype=torch.int64)
+
+    def program(self) -> DecodeProgram:
+        """Of these weights."""
+        return DecodeProgram(self.sizes, self.embeddings, self.blocks, self.norm, self.head)
+
+    def copied_states(self) -> list[BlockState | None]:
+        """The states as they are now."""
+        return [s and BlockState(*(t.clone() for t in s)) for s in self.states]
 
     def expected(self) -> tuple[Tensor, Tensor]:
         """Hidden states and logits; advances the states."""
@@ -131,17 +145,17 @@ class Case:
     def _mamba(self) -> MambaWeights:
         s = self.sizes
         inner, channels = s.H * s.P, s.H * s.P + 2 * s.G * s.N
-        heads = [self._draw(s.H).float() for _ in range(3)]
+        A_log, D, dt_bias = (self._draw(s.H).float() for _ in range(3))
         return MambaWeights(
             self._draw(s.D), self._draw(inner + channels + s.H, s.D), self._draw(channels, s.W), self._draw(channels),
-            *heads, self._draw(inner), self._draw(s.D, inner),
+            A_log, D, dt_bias, self._draw(inner), self._draw(s.D, inner),
         )  # fmt: skip
 
     def _attention(self) -> AttentionWeights:
         s = self.sizes
         q, kv = s.query_heads * s.head_dim, s.kv_heads * s.head_dim
-        projections = [self._draw(width, s.D) for width in (q, kv, kv)]
-        return AttentionWeights(self._draw(s.D), *projections, self._draw(s.D, q))
+        q_proj, k_proj, v_proj = (self._draw(width, s.D) for width in (q, kv, kv))
+        return AttentionWeights(self._draw(s.D), q_proj, k_proj, v_proj, self._draw(s.D, q))
 
     def _experts(self) -> ExpertWeights:
         s, shared = self.sizes, 70

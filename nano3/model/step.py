@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import profiler
 from torch.profiler import record_function
 
 from nano3.kernels.cpu import program
@@ -112,7 +113,7 @@ class _Steps:
         states = [_block_state(block) for block in state.blocks]
         arguments = tokens.contiguous(), plan.slots, plan.page_table, plan.key_counts, states
         try:
-            if torch.autograd._profiler_enabled():
+            if profiler._is_profiler_enabled:
                 with record_function("nano3::decoding step (cpu)"):
                     result = self.program.run(*arguments, logits=logits)
             else:
@@ -167,8 +168,13 @@ def _build(model: LM) -> program.DecodeProgram:
         cfg.d_conv, cfg.n_kv_heads, cfg.n_heads, cfg.head_dim, cfg.n_experts, cfg.top_k, cfg.d_expert,
         cfg.routed_scale,
     )  # fmt: skip
-    blocks = [_WEIGHTS[type(block.mixer)](block.norm.weight, block.mixer) for block in model.blocks]
+    blocks = [_weights(block) for block in model.blocks]
     return program.DecodeProgram(sizes, model.embeddings.weight, blocks, model.norm_f.weight, model.lm_head.weight)
+
+
+def _weights(block: nn.Module) -> program.BlockWeights:
+    assert isinstance(block, Block)
+    return _WEIGHTS[type(block.mixer)](block.norm.weight, block.mixer)
 
 
 def _mamba(norm: Tensor, m: Mamba2) -> program.MambaWeights:

@@ -1,0 +1,228 @@
+"""A pass of one token of each of some sequences in one C++ call equals the same pass op by op."""
+
+import copy
+
+import pytest
+import torch
+from nano3.kernels.cpu.native import native
+from torch import nn
+
+from nano3.config.model import ModelConfig
+from nano3.model import step as step_module
+from nano3.model.lm import LM
+from nano3.model.plan import Plan, Span
+from nano3.model.pool import StatePool
+
+PAGE = 4
+SIZES = {"vocab_size": 64, "d_model": 32, "n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "mamba_n_heads": 4}
+SIZES |= {"mamba_head_dim": 8, "d_state": 16, "n_groups": 2, "chunk_size": 8, "n_experts": 4, "top_k": 2}
+SIZES |= {"d_expert": 16, "d_shared": 16, "d_ff": 32, "init_std": 0.2}
+HAVE = native().library is not None
+
+
+@pytest.fixture
+def model():
+    return LM(ModelConfig(pattern="M*ME-", **SIZES)).init_weights(seed=3).eval()
+
+
+def filled_pool(model, dtype=torch.float32, seed=0):
+    pool = StatePool(model.cfg, n_slots=80, n_pages=200, page_size=PAGE, dtype=dtype)
+    generator = torch.Generator().manual_seed(seed)
+    for block in pool.blocks:
+        for name in ("conv", "ssm", "keys", "values"):
+            if (tensor := getattr(block, name, None)) is not None:
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.3)
+    return pool
+
+
+def spans(count, length=1, saves=()):
+    return [
+        Span(
+            length,
+            79 - i,
+            context=i % 9,
+            pages=range(3 * i, 3 * i + 3) if i % 2 else [3 * i, 199 - i, 3 * i + 2],
+            saves=saves,
+        )
+        for i in range(count)
+    ]
+
+
+@torch.inference_mode()
+def run(model, pool, plan):
+    tokens = (torch.arange(plan.n_tokens) * 7 % 64).unsqueeze(0)
+    return model.hidden(tokens, state=pool.state(plan))
+
+
+def both(model, monkeypatch, plan_spans, dtype=torch.float32):
+    """(result, pool) in one call and op by op."""
+    results = []
+    for backend in ("", "eager"):
+        with monkeypatch.context() as patched:
+            patched.setenv("NANO3_BACKEND", backend)
+            pool = filled_pool(model, dtype)
+            results.append((run(model, pool, Plan(plan_spans, PAGE)), pool))
+    return results
+
+
+def in_one_call(hidden):
+    return not hidden.routing
+
+
+def assert_same_pools(one, other, tolerance):
+    for a, b in zip(one.blocks, other.blocks, strict=True):
+        for name in ("conv", "ssm", "keys", "values"):
+            if hasattr(a, name):
+                torch.testing.assert_close(getattr(a, name), getattr(b, name), atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 64])
+def test_hidden_and_states_equal_those_of_the_blocks(model, monkeypatch, count):
+    (got, pool), (expected, other) = both(model, monkeypatch, spans(count))
+    assert in_one_call(got) == HAVE
+    assert len(expected.routing) == 1
+    torch.testing.assert_close(got.x, expected.x, atol=2e-5, rtol=2e-5)
+    assert_same_pools(pool, other, 2e-5)
+
+
+def test_narrow_activations(monkeypatch):
+    """Without routing, whose choices may turn on a last bit."""
+    model = LM(ModelConfig(pattern="M*M-", **SIZES)).init_weights(seed=3).to_dtype(torch.bfloat16).eval()
+    (got, pool), (expected, other) = both(model, monkeypatch, spans(9), torch.bfloat16)
+    assert got.x.dtype == torch.bfloat16
+    torch.testing.assert_close(got.x, expected.x, atol=6e-2, rtol=6e-2)
+    assert_same_pools(pool, other, 6e-2)
+
+
+def test_narrow_weights_under_wide_activations(model, monkeypatch):
+    model.to_dtype(torch.bfloat16, torch.float32)
+    (got, pool), (expected, other) = both(model, monkeypatch, spans(5))
+    assert in_one_call(got) == HAVE
+    torch.testing.assert_close(got.x, expected.x, atol=2e-5, rtol=2e-5)
+    assert_same_pools(pool, other, 2e-5)
+
+
+def test_states_are_kept_where_the_plan_says(model, monkeypatch):
+    saving = [*spans(2), Span(1, 40, 3, [150], saves=((1, 60),)), Span(1, 41, 0, [151], saves=((1, 61),))]
+    (got, pool), (_, other) = both(model, monkeypatch, saving)
+    assert in_one_call(got) == HAVE
+    assert_same_pools(pool, other, 2e-5)
+    assert torch.equal(pool.blocks[0].ssm[60], pool.blocks[0].ssm[40])
+    assert torch.equal(pool.blocks[2].conv[61], pool.blocks[2].conv[41])
+
+
+@pytest.mark.parametrize("plan_spans", [[*spans(3), Span(2, 0, 0, [150])], spans(65), []])
+def test_other_passes_go_op_by_op(model, plan_spans):
+    pool = filled_pool(model)
+    assert not in_one_call(run(model, pool, Plan(plan_spans, PAGE)))
+
+
+def test_gradients_go_op_by_op(model):
+    pool, plan = filled_pool(model), Plan(spans(2), PAGE)
+    hidden = model.hidden(torch.tensor([[1, 2]]), state=pool.state(plan))
+    assert hidden.x.requires_grad
+    assert hidden.routing
+
+
+def changed_in_place(model):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.25)
+
+
+def swapped_data(model):
+    for parameter in model.parameters():
+        parameter.data = parameter.data * 1.25
+
+
+def replaced_parameters(model):
+    for module in list(model.modules()):
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, name, nn.Parameter(parameter.detach() * 1.25))
+
+
+def replaced_blocks(model):
+    blocks = copy.deepcopy(list(model.blocks))
+    swapped_data(nn.ModuleList(blocks))
+    for i, block in enumerate(blocks):
+        model.blocks[i] = block
+
+
+def loaded(model):
+    model.load_state_dict({name: tensor * 1.25 for name, tensor in model.state_dict().items()}, assign=True)
+
+
+def converted(model):
+    model.to_dtype(torch.bfloat16, torch.float32)
+
+
+def biased(model):
+    model.expert_biases()[0].copy_(torch.tensor([5.0, -5.0, 5.0, -5.0]))
+
+
+@pytest.mark.parametrize(
+    "change", [changed_in_place, swapped_data, replaced_parameters, replaced_blocks, loaded, converted, biased]
+)
+def test_weights_may_change_in_any_way_between_steps(model, monkeypatch, change):
+    before = run(model, filled_pool(model), Plan(spans(3), PAGE)).x
+    change(model)
+    (got, _), (expected, _) = both(model, monkeypatch, spans(3))
+    assert in_one_call(got) == HAVE
+    torch.testing.assert_close(got.x, expected.x, atol=2e-5, rtol=2e-5)
+    assert not torch.allclose(before, got.x, atol=1e-4)
+
+
+def test_pools_take_turns(model, monkeypatch):
+    one, other = filled_pool(model, seed=1), filled_pool(model, seed=2)
+    first = run(model, one, Plan(spans(3), PAGE)).x
+    run(model, other, Plan(spans(3), PAGE))
+    again = filled_pool(model, seed=1)
+    torch.testing.assert_close(run(model, again, Plan(spans(3), PAGE)).x, first, atol=0, rtol=0)
+    assert_same_pools(one, again, 0)
+
+
+class Scaled(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return 2 * self.inner(x)
+
+
+def test_what_the_program_does_not_know_goes_op_by_op(model):
+    assert (step_module.why_not(model) is None) == HAVE
+    pool, plan = filled_pool(model), Plan(spans(2), PAGE)
+    seen = []
+    handle = model.blocks[3].register_forward_hook(lambda *_: seen.append(1))
+    assert not in_one_call(run(model, pool, plan))
+    assert seen == [1]
+    handle.remove()
+    assert in_one_call(run(model, pool, plan)) == HAVE
+    inner = model.blocks[0].mixer.in_proj
+    model.blocks[0].mixer.in_proj = Scaled(inner)
+    assert not in_one_call(run(model, pool, plan))
+    if HAVE:
+        assert "Scaled" in step_module.why_not(model)
+    model.blocks[0].mixer.in_proj = inner
+    assert in_one_call(run(model, pool, plan)) == HAVE
+
+
+def test_why_not_says_what_forced_another_backend(model, monkeypatch):
+    monkeypatch.setenv("NANO3_BACKEND", "eager")
+    assert step_module.why_not() == step_module.why_not(model) == "NANO3_BACKEND is eager"
+
+
+@pytest.mark.parametrize("pattern", ["M", "*", "MM-", "E*"])
+def test_models_without_some_kinds_of_blocks(pattern, monkeypatch):
+    model = LM(ModelConfig(pattern=pattern, **SIZES)).init_weights(seed=4).eval()
+    (got, pool), (expected, other) = both(model, monkeypatch, spans(3))
+    torch.testing.assert_close(got.x, expected.x, atol=2e-5, rtol=2e-5)
+    assert_same_pools(pool, other, 2e-5)
+
+
+def test_no_wider_types(model, monkeypatch):
+    model.to_dtype(torch.float64)
+    (got, _), (expected, _) = both(model, monkeypatch, spans(3), torch.float64)
+    torch.testing.assert_close(got.x, expected.x)
+    assert len(got.routing) == 1
