@@ -3,6 +3,7 @@
 from .dispatch import backends, choose, explain
 from .ops import (
     attention,
+    best_tokens,
     causal_conv1d,
     causal_conv1d_step,
     gated_rms_norm,
@@ -22,6 +23,7 @@ from .ops import (
 __all__ = [
     "attention",
     "backends",
+    "best_tokens",
     "causal_conv1d",
     "causal_conv1d_step",
     "choose",

@@ -285,6 +285,22 @@ def paged_attention(
     return run(q, key_pages, value_pages, page_table, query_lengths, key_lengths)
 
 
+def best_tokens(logits: Tensor, limit: int, *, backend: str | None = None) -> tuple[Tensor, Tensor]:
+    """The most probable of the first `limit` tokens, and the logarithm of the sum of all exponentials, of each row.
+
+    Without gradients. A row with a nan or an infinite largest logit has any id, and a total that is no finite number or
+    leaves none when it is taken from the logit.
+
+    Args:
+        logits: (R, V).
+        limit: at least 1.
+
+    Returns:
+        ids (R,) int64, and log totals (R,) fp32 (fp64 for fp64).
+    """
+    return choose("best_tokens", logits.device, backend)[1](logits, limit)
+
+
 def route(
     x: Tensor, weight: Tensor, bias: Tensor, top_k: int, scale: float, *, backend: str | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from ..reference.best import best_tokens
 from ..reference.conv import causal_conv1d_step
 from . import attention, conv, experts, grouped, loss, mamba, norm, paged, route, ssd
 
@@ -20,5 +21,6 @@ FUNCTIONS: dict[str, Callable] = {
     "grouped_mlp": grouped.grouped_mlp,
     "squared_relu_mlp": experts.squared_relu_mlp,
     "linear_cross_entropy": loss.linear_cross_entropy,
+    "best_tokens": best_tokens,
     "token_log_probs": loss.token_log_probs,
 }

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from . import attention, conv, experts, loss, mamba, norm, paged, route, ssd
+from . import attention, best, conv, experts, loss, mamba, norm, paged, route, ssd
 
 FUNCTIONS: dict[str, Callable] = {
     "linear": experts.linear,
@@ -19,5 +19,6 @@ FUNCTIONS: dict[str, Callable] = {
     "grouped_mlp": experts.grouped_mlp,
     "squared_relu_mlp": experts.squared_relu_mlp,
     "linear_cross_entropy": loss.linear_cross_entropy,
+    "best_tokens": best.best_tokens,
     "token_log_probs": loss.token_log_probs,
 }

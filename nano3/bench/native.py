@@ -19,6 +19,7 @@ from nano3.engine.engine import Engine
 from nano3.engine.launch import small_tokenizer
 from nano3.engine.request import Request, Sampling
 from nano3.kernels import explain, linear_cross_entropy
+from nano3.model import step
 from nano3.model.dtype import compute_dtype, inference_dtypes
 from nano3.model.lm import LM
 from nano3.model.load import load_model
@@ -42,12 +43,13 @@ class Native:
         self._runs = {"train": self._train, "prefill": self._prefill, "decode": self._decode}
 
     def about(self) -> dict[str, Any]:
-        """Types, sizes and the backend of each op."""
+        """Types, sizes and the backend of each op, and of the decoding step as a whole."""
+        choices = [*explain(CPU), ("decoding step", *step.explain(self.model))]
         return {
             "weights": _name(self.model.lm_head.weight.dtype),
             "activations": _name(self.model.compute_dtype),
             "config": dataclasses.asdict(self.model.cfg),
-            "backends": {choice.op: {"backend": choice.backend, "reason": choice.reason} for choice in explain(CPU)},
+            "backends": {op: {"backend": backend, "reason": reason} for op, backend, reason in choices},
         }
 
     def run(self, case: Case) -> dict[str, float]:

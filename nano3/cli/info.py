@@ -97,13 +97,17 @@ def model_facts(name: str, cfg: ModelConfig) -> dict[str, Any]:
 
 
 def backend_facts(hardware: Hardware) -> list[dict[str, str]]:
-    """For every op the backend that would run it on this machine, and why."""
+    """For every op, and on CPUs for the whole decoding step, the backend that would run it here, and why."""
     import torch
 
     from nano3.kernels.dispatch import explain
+    from nano3.model import step
 
     device = "cuda" if hardware.gpus and torch.cuda.is_available() else "cpu"
-    return [{"op": op, "device": device, "backend": name, "reason": reason} for op, name, reason in explain(device)]
+    choices = [tuple(choice) for choice in explain(device)]
+    if device == "cpu":
+        choices.append(("decoding step", *step.explain()))
+    return [{"op": op, "device": device, "backend": name, "reason": reason} for op, name, reason in choices]
 
 
 def versions() -> dict[str, str | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,8 +23,9 @@ from nano3.engine.sequence_sampler import SequenceSampler, derive_seed, penalize
 from nano3.engine.sizing import Sizes, fit, free_memory
 from nano3.engine.thinking import thinking_tracker
 from nano3.model.lm import LM
-from nano3.model.plan import Plan, Span
+from nano3.model.plan import MOST_STEPS, Plan, Span
 from nano3.model.pool import StatePool
+from nano3.model.step import step, why_not
 
 if TYPE_CHECKING:
     import numpy as np
@@ -133,14 +135,13 @@ class Engine:
         works = self._scheduler.schedule()
         if not works:
             return []
-        works.sort(key=lambda work: (work.length > 1 or bool(work.drafts), work.sequence.slot))
-        plan = Plan([_span(work) for work in works], self._scheduler.pool.page_size, self.device)
-        hidden = self._pass(works, plan)
-        self._computed += plan.n_tokens
-        for work, start in zip(works, plan.starts, strict=True):
-            if work.sequence.scores_prompt:
-                self._score(work, hidden[start : start + work.length])
-        updates, right = self._choose(works, plan, hidden)
+        updates: list[Update] = []
+        right: dict[int, int] = {}
+        for done in self._passes(works):
+            for work, start in zip(done.works, done.starts, strict=True):
+                if work.sequence.scores_prompt:
+                    self._score(work, done.hidden[start : start + work.length])
+            updates += self._choose(done, right)
         for work in works:
             self._settle(work, right.get(id(work), 0))
         self._finish(updates)
@@ -213,15 +214,38 @@ class Engine:
     def _matcher(self, sampling: Sampling) -> GrammarMatcher | None:
         return None if sampling.grammar is None else self._grammars.compile(sampling.grammar)
 
-    def _pass(self, works: list[Work], plan: Plan) -> Tensor:
-        """Hidden states (tokens of the pass, D)."""
+    def _parts(self, works: list[Work]) -> list[list[Work]]:
+        """What goes through the model together: single tokens apart from prompts where they have a faster way, which
+        rounds differently, so that no result depends on whether a prompt was beside it."""
+        works.sort(key=lambda work: (work.tokens > 1, work.sequence.slot))
+        count = sum(work.tokens == 1 for work in works)
+        if not count or (len(works) == count <= MOST_STEPS) or why_not(self.model) is not None:
+            return [works]
+        steps = [works[start : min(start + MOST_STEPS, count)] for start in range(0, count, MOST_STEPS)]
+        return [*steps, works[count:]] if count < len(works) else steps
+
+    def _passes(self, works: list[Work]) -> list[_Passed]:
+        passed = []
+        for part in self._parts(works):
+            if passed and passed[-1].logits is not None:  # the next step's would take their place
+                passed[-1].logits = passed[-1].logits.clone()
+            passed.append(self._pass(part))
+        return passed
+
+    def _pass(self, works: list[Work]) -> _Passed:
+        plan = Plan([_span(work) for work in works], self._scheduler.pool.page_size, self.device)
+        self._computed += plan.n_tokens
         row: list[int] = []
         for work in works:
             sequence = work.sequence
             row += sequence.tokens[sequence.computed : sequence.computed + work.length]
             row += work.drafts
         tokens = torch.tensor(row, dtype=torch.int64, device=self.device).unsqueeze(0)
-        return self.model.hidden(tokens, state=self._scheduler.pool.state(plan)).x[0]
+        state = self._scheduler.pool.state(plan)
+        stepped = step(self.model, tokens, state, logits=True) if plan.is_step else None
+        if stepped is None:
+            return _Passed(works, plan.starts, self.model.hidden(tokens, state=state).x[0], None)
+        return _Passed(works, plan.starts, stepped.hidden, stepped.logits)
 
     def _score(self, work: Work, hidden: Tensor) -> None:
         """Log-probabilities of the prompt tokens that follow those of the pass; the first one has none."""
@@ -237,12 +261,12 @@ class Engine:
             logits = self.model.lm_head(hidden[start - first : stop - first])
             sequence.prompt_scores += score(logits, targets, top, self._ids_limit)
 
-    def _choose(self, works: list[Work], plan: Plan, hidden: Tensor) -> tuple[list[Update], dict[int, int]]:
-        """Next tokens, and for each work how many guesses were right."""
-        updates, right = [], {}
+    def _choose(self, done: _Passed, right: dict[int, int]) -> list[Update]:
+        """Next tokens; how many guesses of each work were right is put into `right`."""
+        updates: list[Update] = []
         rows: list[int] = []
         open_works: list[tuple[Work, int]] = []
-        for work, start in zip(works, plan.starts, strict=True):
+        for work, start in zip(done.works, done.starts, strict=True):
             if not work.completes:
                 continue
             if work.sequence.only_scores:
@@ -251,11 +275,11 @@ class Engine:
             open_works.append((work, len(rows)))
             rows += range(start + work.length - 1, start + work.length + len(work.drafts))
         if not open_works:
-            return updates, right
-        logits = self.model.lm_head(hidden[torch.tensor(rows, device=self.device)])
+            return updates
+        logits = self._logits(done, rows)
         for guess in range(1 + max(len(work.drafts) for work, _ in open_works)):
-            at = torch.tensor([row + guess for _, row in open_works], device=self.device)
-            chosen = sample(logits[at], [work.sequence.sampler for work, _ in open_works], self._ids_limit)
+            at = [row + guess for _, row in open_works]
+            chosen = sample(_rows_of(logits, at), [work.sequence.sampler for work, _ in open_works], self._ids_limit)
             still_open = []
             for (work, row), token in zip(open_works, chosen, strict=True):
                 update = work.sequence.accept(token, self.eos_ids, self.max_context)
@@ -266,7 +290,12 @@ class Engine:
             open_works = still_open
             if not open_works:
                 break
-        return updates, right
+        return updates
+
+    def _logits(self, done: _Passed, rows: list[int]) -> Tensor:
+        if done.logits is not None:
+            return _rows_of(done.logits, rows)
+        return self.model.lm_head(_rows_of(done.hidden, rows))
 
     def _settle(self, work: Work, right: int) -> None:
         """Enter what the pass computed."""
@@ -288,6 +317,26 @@ class Engine:
             if not sequences:
                 del self._sequences[update.request_id]
             self._scheduler.remove(done, keep=update.finish != "error")
+
+
+@dataclass
+class _Passed:
+    """Works that went through the model together."""
+
+    works: list[Work]
+    starts: list[int]
+    """First row of each."""
+    hidden: Tensor
+    """(tokens of the pass, D)."""
+    logits: Tensor | None
+    """(tokens of the pass, V) where they came with it, valid until the model's next step."""
+
+
+def _rows_of(x: Tensor, rows: list[int]) -> Tensor:
+    """x[rows], without a copy where that is all of x."""
+    if len(rows) == x.shape[0] and rows == list(range(len(rows))):
+        return x
+    return x[torch.tensor(rows, device=x.device)]
 
 
 def _check_settings(*values: int) -> None:

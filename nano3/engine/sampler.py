@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nano3.engine.request import Token
 from nano3.engine.sequence_sampler import SequenceSampler
+from nano3.kernels import best_tokens
 
 CANDIDATES = (256, 8192)
 """Most probable tokens looked at first for top-k and top-p, and next; a row that needs more is sorted whole."""
@@ -42,6 +43,8 @@ def sample(logits: Tensor, rows: Sequence[SequenceSampler], ids_limit: int | Non
     if not rows:
         return []
     raw = logits.float()
+    if all(_is_plain(row) for row in rows):
+        return _best_tokens(raw, ids_limit)
     allowed = raw if ids_limit is None else raw[:, :ids_limit]
     changed = {r: processed(allowed[r], row) for r, row in enumerate(rows) if row.forced is None and row.has_extras}
     ids, drawn = [0] * len(rows), [math.nan] * len(rows)
@@ -79,6 +82,20 @@ def _is_forced(row: SequenceSampler) -> bool:
 
 def _is_drawn(row: SequenceSampler) -> bool:
     return row.sampling.temperature > 0 or _is_forced(row)
+
+
+def _is_plain(row: SequenceSampler) -> bool:
+    """Whether its most probable token is all that is wanted."""
+    s = row.sampling
+    return s.temperature == 0 and not s.log_probs and row.forced is None and not row.has_extras
+
+
+def _best_tokens(raw: Tensor, ids_limit: int | None) -> list[Token]:
+    ids, totals = best_tokens(raw, ids_limit or raw.shape[1])
+    best = raw.gather(1, ids[:, None])[:, 0].double()
+    log_probs = (best - totals.double()).tolist()
+    drawn = (best - best).tolist()  # nan where the best is no finite number
+    return [Token(i, p, p + d) for i, p, d in zip(ids.tolist(), log_probs, drawn, strict=True)]
 
 
 def _is_unshaped(row: SequenceSampler) -> bool:

@@ -56,6 +56,11 @@ class Work:
         return self.sequence.computed + self.length == len(self.sequence.tokens)
 
     @property
+    def tokens(self) -> int:
+        """Tokens that go through the model."""
+        return self.length + len(self.drafts)
+
+    @property
     def saves(self) -> tuple[tuple[int, int], ...]:
         """(tokens of the span, slot) of all states to save."""
         kept = [(position - self.sequence.computed, slot) for _, position, slot in self.keep]

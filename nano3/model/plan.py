@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -144,10 +145,10 @@ class Plan:
             span.pages[: -(-keys // self.page_size)] for span, keys in zip(self.spans, self.key_lengths, strict=True)
         ]
         width = max((len(pages) for pages in used), default=0)
-        table = torch.zeros(len(used), max(width, 1), dtype=torch.int64)
+        table = np.zeros((len(used), max(width, 1)), dtype=np.int64)
         for row, pages in enumerate(used):
-            table[row, : len(pages)] = torch.tensor(pages, dtype=torch.int64)
-        return table.to(self.device)
+            table[row, : len(pages)] = pages
+        return torch.from_numpy(table).to(self.device)
 
     @cached_property
     def kv_positions(self) -> Tensor:

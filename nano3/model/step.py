@@ -66,11 +66,6 @@ def step(model: LM, tokens: Tensor, state: HybridState, *, logits: bool = False)
     return steps.run(tokens[0], plan, state, logits) if steps.program is not None else None
 
 
-def applies(model: LM, plan: Plan) -> bool:
-    """Whether `step` would take a pass with this plan."""
-    return plan.is_step and not torch.is_grad_enabled() and why_not(model) is None
-
-
 def why_not(model: LM | None = None) -> str | None:
     """Why decoding goes op by op, on this machine or with this model; None where it is one C++ call."""
     if _forced_elsewhere():
@@ -81,6 +76,12 @@ def why_not(model: LM | None = None) -> str | None:
     if steps is None or not steps.holds():
         steps = _STEPS[model] = _Steps(model)
     return steps.problem
+
+
+def explain(model: LM | None = None) -> tuple[str, str]:
+    """Backend and reason of the decoding step, as `nano3.kernels.explain` gives them of each op."""
+    problem = why_not(model)
+    return ("cpu", "decoding step: one C++ call") if problem is None else ("op by op", problem)
 
 
 class _Steps:

@@ -4,6 +4,7 @@ import copy
 import math
 import random
 import tracemalloc
+from dataclasses import replace
 
 import pytest
 import torch
@@ -275,3 +276,12 @@ def test_a_grammar_whose_tokens_are_stops_goes_before_min_tokens(model, tokenize
     sampling = Sampling(grammar=Grammar("regex", "a"), stop_ids=(stop,), min_tokens=1)
     (output,) = one(engine_of(model, tokenizer), prompt(5), sampling)
     assert (output.ids, output.finish, output.stop_reason) == ([stop], "stop", stop)
+
+
+def test_more_sequences_than_a_step_takes(model, tokenizer):
+    """70 decode together, first beside prompts and then alone."""
+    engine = engine_of(model, tokenizer, max_sequences=70, mixed_step_tokens=40)
+    requests = [Request(str(i), prompt(3 + i % 7, seed=i), replace(GREEDY, max_tokens=6)) for i in range(70)]
+    outputs = run(engine, requests)
+    for i in (0, 1, 33, 63, 64, 69):
+        assert_same(outputs[i][0], *alone(model, prompt(3 + i % 7, seed=i), 6, tokenizer.vocab_size))

@@ -208,6 +208,11 @@ def test_what_the_program_does_not_know_goes_op_by_op(model):
     assert in_one_call(run(model, pool, plan)) == HAVE
 
 
+def test_explain_says_what_runs(model):
+    for backend, reason in (step_module.explain(), step_module.explain(model)):
+        assert (backend, reason) == (("cpu", "decoding step: one C++ call") if HAVE else ("op by op", native().reason))
+
+
 def test_why_not_says_what_forced_another_backend(model, monkeypatch):
     monkeypatch.setenv("NANO3_BACKEND", "eager")
     assert step_module.why_not() == step_module.why_not(model) == "NANO3_BACKEND is eager"

@@ -10,8 +10,8 @@ namespace {
 #include "mamba.inl"
 #include "attention.inl"
 #include "loss.inl"
+#include "best.inl"
 #include "program.inl"
-#include "program_route.inl"
 #include "program_blocks.inl"
 }  // namespace
 #include "exports/dense.inl"
@@ -21,4 +21,5 @@ namespace {
 #include "exports/mamba.inl"
 #include "exports/attention.inl"
 #include "exports/loss.inl"
+#include "exports/best.inl"
 #include "exports/program.inl"

@@ -193,8 +193,8 @@ template <class T, class S> struct DecodeStep {
         float* scores = own().rows;
         product(s.normed + start * p.D, p.D, count, b.router, p.E, p.D, scores, p.E);
         for (i64 m = 0; m < count; m++)
-            choose_experts(scores + m * p.E, b.router_bias, p.E, p.K, float(p.routed_scale),
-                           s.expert_ids + (start + m) * p.K, s.gates + (start + m) * p.K);
+            route_row(scores + m * p.E, b.router_bias, p.E, p.K, float(p.routed_scale),
+                      s.expert_ids + (start + m) * p.K, s.gates + (start + m) * p.K);
     }
 
     // Each thread sorts for itself rather than wait for one that does. Returns how many experts have rows.
