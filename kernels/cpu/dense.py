@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ..eager import FUNCTIONS as EAGER
-from .call import I, Kernel, L, P, declare, normal, plain, run
+from .call import I, Kernel, L, P, declare, normal, plain, readable, run
+from .mlp import squared_relu_rows
 from .native import TYPES
 
 MOST_ROWS = 64
@@ -35,9 +36,11 @@ def squared_relu_mlp(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
     """See nano3.kernels.squared_relu_mlp."""
     hidden, width = up.shape
     rows = x.numel() // width if width else 0
-    fits = 0 < rows <= MOST_ROWS and x.shape[-1] == width and down.shape == (width, hidden) and up.dtype == down.dtype
-    if not fits or not plain(x, up, down):
+    fits = rows and hidden and x.shape[-1] == width and down.shape == (width, hidden) and up.dtype == down.dtype
+    if not fits or not readable(x, up, down) or torch.compiler.is_compiling():
         return EAGER["squared_relu_mlp"](x, up, down)
+    if rows > MOST_ROWS or not plain(x, up, down):
+        return squared_relu_rows(x.contiguous(), up.contiguous(), down.contiguous())
     y = torch.empty_like(x)
     done = run(
         "squared_relu_mlp", x.data_ptr(), TYPES[x.dtype], rows, up.data_ptr(), down.data_ptr(), TYPES[up.dtype],
@@ -56,5 +59,7 @@ def _mlp(g: torch.Generator, dtype: torch.dtype) -> tuple:
 
 KERNELS = {
     "linear": Kernel(linear, f"up to {MOST_ROWS} rows", _linear),
-    "squared_relu_mlp": Kernel(squared_relu_mlp, f"up to {MOST_ROWS} rows", _mlp),
+    "squared_relu_mlp": Kernel(
+        squared_relu_mlp, f"the activation, and the products of up to {MOST_ROWS} rows", _mlp, differentiable=True
+    ),
 }
