@@ -23,26 +23,71 @@ static void conv_row(const X* x, T* state, const K* taps, const K* bias, i64 C, 
     if (c < C) vsilu(V::load(y + c, int(C - c))).store(y + c, int(C - c));
 }
 
-// state (P, N) <- decay state + (step x) B^T; y = state C.
+// V::N channels of four taps in registers, for all sequences.
+struct FourTaps {
+    V taps[4], bias;
+    template <class K> FourTaps(const K* w, const K* b) : bias(V::load(b)) {
+        float part[4][V::N];
+        for (int c = 0; c < V::N; c++)
+            for (int i = 0; i < 4; i++) part[i][c] = to_float(w[4 * c + i]);
+        for (int i = 0; i < 4; i++) taps[i] = V::load(part[i]);
+    }
+    template <class X, class T> void step(const X* x, T* past, float* y) const {
+        V a, b, c, now = V::load(x);
+        V::split3(V::load(past), V::load(past + V::N), V::load(past + 2 * V::N), a, b, c);
+        V total = V::fma(taps[1], b, V::fma(taps[0], a, bias));
+        vsilu(V::fma(taps[3], now, V::fma(taps[2], c, total))).store(y);
+        V::join3(b, c, now, a, b, c);
+        a.store(past), b.store(past + V::N), c.store(past + 2 * V::N);
+    }
+};
+
+// C channels of n sequences, whose states lie at state + slots[m] * state_stride.
+template <class X, class T, class K>
+static void conv_rows(const X* x, i64 x_stride, T* state, i64 state_stride, const i64* slots, i64 n, const K* taps,
+                      const K* bias, i64 C, i64 W, float* y, i64 y_stride) {
+    i64 c = 0;
+    for (; W == 4 && c + V::N <= C; c += V::N) {
+        const FourTaps four(taps + 4 * c, bias + c);
+        for (i64 m = 0; m < n; m++) four.step(x + m * x_stride + c, state + slots[m] * state_stride + 3 * c, y + m * y_stride + c);
+    }
+    for (i64 m = 0; m < n && c < C; m++)
+        conv_row(x + m * x_stride + c, state + slots[m] * state_stride + (W - 1) * c, taps + c * W, bias + c, C - c, W,
+                 y + m * y_stride + c);
+}
+
+// state (R, N) <- decay state + (step x) B^T; y = state C, for R rows at a time.
+template <int R>
+static inline void head_rows(float* state, const float* x, const float* B, const float* C, i64 N, float decay, float step,
+                             float D, float* y) {
+    V scale(decay), add[R], total[R];
+    for (int r = 0; r < R; r++) add[r] = V(step * x[r]), total[r] = V::zero();
+    i64 n = 0;
+    for (; n + V::N <= N; n += V::N) {
+        V b = V::load(B + n), c = V::load(C + n);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) {
+            V s = V::fma(add[r], b, V::load(state + r * N + n) * scale);
+            s.store(state + r * N + n);
+            total[r] = V::fma(s, c, total[r]);
+        }
+    }
+    if (n < N) {
+        int left = int(N - n);
+        V b = V::load(B + n, left), c = V::load(C + n, left);
+        for (int r = 0; r < R; r++) {
+            V s = V::fma(add[r], b, V::load(state + r * N + n, left) * scale);
+            s.store(state + r * N + n, left);
+            total[r] = V::fma(s, c, total[r]);
+        }
+    }
+    for (int r = 0; r < R; r++) y[r] = total[r].sum() + D * x[r];
+}
 static void head_step(float* state, const float* x, const float* B, const float* C, i64 P, i64 N, float decay, float step,
                       float D, float* y) {
-    for (i64 p = 0; p < P; p++) {
-        float* row = state + p * N;
-        V scale(decay), add(step * x[p]), total = V::zero();
-        i64 n = 0;
-        for (; n + V::N <= N; n += V::N) {
-            V s = V::fma(add, V::load(B + n), V::load(row + n) * scale);
-            s.store(row + n);
-            total = V::fma(s, V::load(C + n), total);
-        }
-        if (n < N) {
-            int left = int(N - n);
-            V s = V::fma(add, V::load(B + n, left), V::load(row + n, left) * scale);
-            s.store(row + n, left);
-            total = V::fma(s, V::load(C + n, left), total);
-        }
-        y[p] = total.sum() + D * x[p];
-    }
+    i64 p = 0;
+    for (; p + 4 <= P; p += 4) head_rows<4>(state + p * N, x + p, B, C, N, decay, step, D, y + p);
+    for (; p < P; p++) head_rows<1>(state + p * N, x + p, B, C, N, decay, step, D, y + p);
 }
 
 // values *= silu(gate).
@@ -64,8 +109,9 @@ static int mamba_step_of(
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(static)
-        for (i64 b = 0; b < m.B; b++)
-            conv_row(xBC + b * m.x_stride, conv_state + m.slots[b] * C * (m.W - 1), taps, bias, C, m.W, mixed + b * C);
+        for (i64 c = 0; c < C; c += SLICE)
+            conv_rows(xBC + c, m.x_stride, conv_state + c * (m.W - 1), C * (m.W - 1), m.slots, m.B, taps + c * m.W,
+                      bias + c, least(SLICE, C - c), m.W, mixed + c, C);
 #pragma omp for schedule(static)
         for (i64 task = 0; task < m.B * m.H; task++) {
             i64 b = task / m.H, h = task % m.H, g = h / (m.H / m.G);

@@ -60,9 +60,8 @@ template <class T, class S> struct DecodeStep {
             i64 stop = least(start + SLICE, O), c = most_of(start, inner) - inner, end = least(stop, inner + C) - inner;
             product(s.normed, p.D, n, (const T*)b.in + start * p.D, stop - start, p.D, s.wide + start, O);
             if (c < end)
-                for (i64 m = 0; m < n; m++)
-                    conv_row(s.wide + m * O + inner + c, (S*)b.first_state + (p.slots[m] * C + c) * past,
-                             (const T*)b.taps + c * p.W, (const T*)b.bias + c, end - c, p.W, s.mixed + m * C + c);
+                conv_rows(s.wide + inner + c, O, (S*)b.first_state + c * past, C * past, p.slots, n,
+                          (const T*)b.taps + c * p.W, (const T*)b.bias + c, end - c, p.W, s.mixed + c, C);
         }
         if (n * p.G >= omp_get_num_threads()) {
 #pragma omp for schedule(dynamic, 1)

@@ -31,6 +31,20 @@ struct V {
     static V max(V a, V b) { return _mm256_max_ps(a.v, b.v); }
     static V min(V a, V b) { return _mm256_min_ps(a.v, b.v); }
     static V round(V a) { return _mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+    // x y z x y z ... in a, b, c -> all x, all y, all z; join3 is its inverse.
+    static void split3(V a, V b, V c, V& x, V& y, V& z) {
+        const __m256i i = _mm256_setr_epi32(0, 3, 6, 1, 4, 7, 2, 5);
+        x = _mm256_permutevar8x32_ps(thirds(a, c, b), i);
+        y = _mm256_permutevar8x32_ps(thirds(c, b, a), _mm256_add_epi32(i, _mm256_set1_epi32(1)));
+        z = _mm256_permutevar8x32_ps(thirds(b, a, c), _mm256_add_epi32(i, _mm256_set1_epi32(2)));
+    }
+    static void join3(V x, V y, V z, V& a, V& b, V& c) {
+        const __m256i i = _mm256_setr_epi32(0, 3, 6, 1, 4, 7, 2, 5);
+        x = _mm256_permutevar8x32_ps(x.v, i);
+        y = _mm256_permutevar8x32_ps(y.v, _mm256_add_epi32(i, _mm256_set1_epi32(5)));
+        z = _mm256_permutevar8x32_ps(z.v, _mm256_add_epi32(i, _mm256_set1_epi32(2)));
+        a = thirds(x, z, y), b = thirds(z, y, x), c = thirds(y, x, z);
+    }
     static V power_of_two(V a) {
         __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(a.v), _mm256_set1_epi32(127));
         return _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
@@ -40,6 +54,8 @@ struct V {
         x = _mm_add_ps(x, _mm_movehl_ps(x, x));
         return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
     }
+    // Lanes 0 3 6 of a, 2 5 of b, 1 4 7 of c.
+    static __m256 thirds(V a, V b, V c) { return _mm256_blend_ps(_mm256_blend_ps(a.v, b.v, 0x24), c.v, 0x92); }
     float top() const {
         __m128 x = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
         x = _mm_max_ps(x, _mm_movehl_ps(x, x));

@@ -22,11 +22,27 @@ struct V {
     static V max(V a, V b) { return _mm512_max_ps(a.v, b.v); }
     static V min(V a, V b) { return _mm512_min_ps(a.v, b.v); }
     static V round(V a) { return _mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+    // x y z x y z ... in a, b, c -> all x, all y, all z; join3 is its inverse.
+    static void split3(V a, V b, V c, V& x, V& y, V& z) {
+        const __m512i i = _mm512_setr_epi32(0, 3, 6, 9, 12, 15, 2, 5, 8, 11, 14, 1, 4, 7, 10, 13);
+        x = _mm512_permutexvar_ps(i, thirds(a, b, c));
+        y = _mm512_permutexvar_ps(_mm512_add_epi32(i, _mm512_set1_epi32(1)), thirds(b, c, a));
+        z = _mm512_permutexvar_ps(_mm512_add_epi32(i, _mm512_set1_epi32(2)), thirds(c, a, b));
+    }
+    static void join3(V x, V y, V z, V& a, V& b, V& c) {
+        const __m512i i = _mm512_setr_epi32(0, 11, 6, 1, 12, 7, 2, 13, 8, 3, 14, 9, 4, 15, 10, 5);
+        x = _mm512_permutexvar_ps(i, x.v);
+        y = _mm512_permutexvar_ps(_mm512_add_epi32(i, _mm512_set1_epi32(5)), y.v);
+        z = _mm512_permutexvar_ps(_mm512_add_epi32(i, _mm512_set1_epi32(10)), z.v);
+        a = thirds(x, z, y), b = thirds(y, x, z), c = thirds(z, y, x);
+    }
     static V power_of_two(V a) { return _mm512_scalef_ps(_mm512_set1_ps(1), a.v); }
     float sum() const { return _mm512_reduce_add_ps(v); }
     float top() const { return _mm512_reduce_max_ps(v); }
 
   private:
+    // Lanes 0 3 6 .. of a, 2 5 8 .. of b, 1 4 7 .. of c.
+    static __m512 thirds(V a, V b, V c) { return _mm512_mask_blend_ps(0x2492, _mm512_mask_blend_ps(0x4924, a.v, b.v), c.v); }
     static __mmask16 mask(int n) { return __mmask16((1u << n) - 1); }
     static V widen(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
     __m256i narrow() const {
