@@ -43,7 +43,7 @@ def sample(logits: Tensor, rows: Sequence[SequenceSampler], ids_limit: int | Non
     if not rows:
         return []
     raw = logits.float()
-    if all(_is_plain(row) for row in rows):
+    if all(row.always_greedy for row in rows):
         return _best_tokens(raw, ids_limit)
     allowed = raw if ids_limit is None else raw[:, :ids_limit]
     changed = {r: processed(allowed[r], row) for r, row in enumerate(rows) if row.forced is None and row.has_extras}
@@ -82,12 +82,6 @@ def _is_forced(row: SequenceSampler) -> bool:
 
 def _is_drawn(row: SequenceSampler) -> bool:
     return row.sampling.temperature > 0 or _is_forced(row)
-
-
-def _is_plain(row: SequenceSampler) -> bool:
-    """Whether its most probable token is all that is wanted."""
-    s = row.sampling
-    return s.temperature == 0 and not s.log_probs and row.forced is None and not row.has_extras
 
 
 def _best_tokens(raw: Tensor, ids_limit: int | None) -> list[Token]:

@@ -63,6 +63,8 @@ class Work:
     @property
     def saves(self) -> tuple[tuple[int, int], ...]:
         """(tokens of the span, slot) of all states to save."""
+        if not self.keep and not self.draft_slots:
+            return ()
         kept = [(position - self.sequence.computed, slot) for _, position, slot in self.keep]
         return (*kept, *((self.length + i, slot) for i, slot in enumerate(self.draft_slots)))
 

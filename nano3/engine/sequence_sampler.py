@@ -50,6 +50,10 @@ class SequenceSampler:
         self.n_tokens = 0
         self.grammar = grammar
         self.thinking = thinking if grammar is None or grammar.after_thinking else None
+        self.always_greedy = (
+            sampling.temperature == 0 and not (sampling.log_probs or sampling.logit_bias or sampling.min_tokens)
+        ) and not (has_penalties(sampling) or self.grammar is not None or self.thinking is not None)
+        """Whether the most probable token comes next at every position, and nothing else is asked for."""
         self._seed = seed & _MASK
         self._eos = tuple(sorted(i for i in eos_ids if 0 <= i < vocab_size))
         stops = {i for i in sampling.stop_ids if 0 <= i < vocab_size}
