@@ -2,6 +2,25 @@ import pytest
 import torch
 
 from nano3 import kernels
+from tests.kernels.conftest import assert_same, outputs_and_grads
+
+
+@pytest.fixture(params=["eager", None], ids=["eager", "default"])
+def check(request):
+    """Like conftest's, of PyTorch's formulation in float64 and of what runs by default in float32."""
+
+    def run(op, inputs, *, tolerance=1e-10, **options):
+        if request.param is None:
+            inputs = {k: v.float() if v.dtype == torch.float64 else v for k, v in inputs.items()}
+            exact_zeros = inputs["k"].shape[1] == 1  # gradients of q and k: only rounding is left of them
+            tolerance = max(tolerance, 1e-3 if exact_zeros else 2e-5)
+        results = [
+            outputs_and_grads(lambda name=name, **leaves: op(**leaves, **options, backend=name), inputs)
+            for name in (request.param, "reference")
+        ]
+        assert_same(*results, tolerance)
+
+    return run
 
 
 def make(B=2, T=13, S=None, Hq=4, Hkv=2, D=8, dtype=torch.float64):
@@ -25,7 +44,7 @@ def make(B=2, T=13, S=None, Hq=4, Hkv=2, D=8, dtype=torch.float64):
         {"T": 70, "dtype": torch.float32},
     ],
 )
-def test_eager_equals_reference(check, shape):
+def test_attention_equals_reference(check, shape):
     check(kernels.attention, make(**shape), tolerance=2e-5 if "dtype" in shape else 1e-10)
 
 
@@ -42,14 +61,15 @@ def test_long_rows_of_mixed_documents(check):
     check(kernels.attention, inputs, document_ids=torch.stack([row, other]))
 
 
-def test_long_rows_need_no_quadratic_memory(largest_tensor):
+@pytest.mark.parametrize("backend", ["eager", None])
+def test_long_rows_need_no_quadratic_memory(largest_tensor, backend):
     T = 4096
     inputs = make(B=1, T=T, Hq=1, Hkv=1, dtype=torch.float32)
     inputs["q"].requires_grad_()
     lengths = torch.tensor([2000, 1, 1, 30, 64, 2000])
     ids = torch.repeat_interleave(torch.arange(6), lengths).unsqueeze(0)
     with largest_tensor() as seen:
-        kernels.attention(**inputs, document_ids=ids).sum().backward()
+        kernels.attention(**inputs, document_ids=ids, backend=backend).sum().backward()
     assert seen.elements <= T * 32
 
 
@@ -58,8 +78,9 @@ def test_queries_behind_a_long_cache_go_in_blocks(monkeypatch, check):
     check(kernels.attention, make(T=10, S=30))
 
 
-def test_cached_queries_equal_the_whole():
-    inputs = make(T=13)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_cached_queries_equal_the_whole(dtype):
+    inputs = make(T=13, dtype=dtype)
     whole = kernels.attention(**inputs)
     tail = kernels.attention(inputs["q"][:, 9:], inputs["k"], inputs["v"])
     torch.testing.assert_close(tail, whole[:, 9:])
@@ -114,11 +135,12 @@ def bytes_kept(run) -> int:
 
 
 @pytest.mark.usefixtures("products")
-def test_autograd_keeps_narrow_tensors_and_checkpointing_sees_them():
+@pytest.mark.parametrize("backend", ["eager", None])
+def test_autograd_keeps_narrow_tensors_and_checkpointing_sees_them(backend):
     T, Hq, D = 512, 4, 32
     inputs = {k: v.bfloat16().requires_grad_() for k, v in make(1, T, Hq=Hq, Hkv=2, D=D, dtype=torch.float32).items()}
     narrow = 2 * T * D * (2 * Hq + 2 * 2)
-    kept = bytes_kept(lambda: kernels.attention(**inputs))
+    kept = bytes_kept(lambda: kernels.attention(**inputs, backend=backend))
     assert narrow <= kept <= 1.1 * narrow
 
 

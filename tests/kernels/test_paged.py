@@ -36,10 +36,13 @@ CASES = [
 
 @pytest.mark.parametrize(("key_lengths", "query_lengths"), CASES)
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_eager_equals_reference(key_lengths, query_lengths, shuffle):
-    case = paged(key_lengths, query_lengths, shuffle=shuffle)
-    eager, expected = (kernels.paged_attention(*case, backend=name) for name in ("eager", "reference"))
-    torch.testing.assert_close(eager, expected, rtol=1e-9, atol=1e-9)
+@pytest.mark.parametrize(
+    ("backend", "dtype", "tolerance"), [("eager", torch.float64, 1e-9), (None, torch.float32, 2e-5)]
+)
+def test_paged_attention_equals_reference(key_lengths, query_lengths, shuffle, backend, dtype, tolerance):
+    case = paged(key_lengths, query_lengths, shuffle=shuffle, dtype=dtype)
+    got, expected = (kernels.paged_attention(*case, backend=name) for name in (backend, "reference"))
+    torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
 
 
 def test_keys_in_blocks_give_the_same(monkeypatch):
@@ -49,17 +52,19 @@ def test_keys_in_blocks_give_the_same(monkeypatch):
     torch.testing.assert_close(eager, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_bfloat16_stays_close():
+@pytest.mark.parametrize("backend", ["eager", None])
+def test_bfloat16_stays_close(backend):
     case = paged([50, 31, 9, 12], [1, 9, 1, 12], dtype=torch.bfloat16)
-    eager, expected = (kernels.paged_attention(*case, backend=name) for name in ("eager", "reference"))
-    assert eager.dtype == torch.bfloat16
-    torch.testing.assert_close(eager.float(), expected.float(), rtol=2e-2, atol=2e-2)
+    got, expected = (kernels.paged_attention(*case, backend=name) for name in (backend, "reference"))
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got.float(), expected.float(), rtol=2e-2, atol=2e-2)
 
 
-def test_a_long_sequence_needs_no_quadratic_memory(largest_tensor):
+@pytest.mark.parametrize("backend", ["eager", None])
+def test_a_long_sequence_needs_no_quadratic_memory(largest_tensor, backend):
     case = paged([3000], [1000], Hq=1, Hkv=1, dtype=torch.float32, shuffle=False)
     with largest_tensor() as seen:
-        kernels.paged_attention(*case)
+        kernels.paged_attention(*case, backend=backend)
     assert seen.elements <= 3000 * 16
 
 

@@ -10,6 +10,8 @@ namespace {
 #include "permute.inl"
 #include "mamba.inl"
 #include "attention.inl"
+#include "flash.inl"
+#include "flash_backward.inl"
 #include "loss.inl"
 #include "best.inl"
 #include "program.inl"

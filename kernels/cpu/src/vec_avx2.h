@@ -61,5 +61,24 @@ struct V {
         x = _mm_max_ps(x, _mm_movehl_ps(x, x));
         return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
     }
+    // N rows of N numbers, in place.
+    static void transpose(V* x) {
+        V y[8];
+        for (int i = 0; i < 8; i += 2) {
+            y[i] = _mm256_unpacklo_ps(x[i].v, x[i + 1].v);
+            y[i + 1] = _mm256_unpackhi_ps(x[i].v, x[i + 1].v);
+        }
+        for (int i = 0; i < 8; i += 4) {
+            x[i] = _mm256_shuffle_ps(y[i].v, y[i + 2].v, 0x44);
+            x[i + 1] = _mm256_shuffle_ps(y[i].v, y[i + 2].v, 0xee);
+            x[i + 2] = _mm256_shuffle_ps(y[i + 1].v, y[i + 3].v, 0x44);
+            x[i + 3] = _mm256_shuffle_ps(y[i + 1].v, y[i + 3].v, 0xee);
+        }
+        for (int i = 0; i < 4; i++) {
+            V low = _mm256_permute2f128_ps(x[i].v, x[4 + i].v, 0x20);
+            x[4 + i] = _mm256_permute2f128_ps(x[i].v, x[4 + i].v, 0x31);
+            x[i] = low;
+        }
+    }
 };
 static const int ROWS = 2, COLS = 4;  // accumulators of the product kernel that fit 16 registers

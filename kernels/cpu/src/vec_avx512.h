@@ -39,6 +39,30 @@ struct V {
     static V power_of_two(V a) { return _mm512_scalef_ps(_mm512_set1_ps(1), a.v); }
     float sum() const { return _mm512_reduce_add_ps(v); }
     float top() const { return _mm512_reduce_max_ps(v); }
+    // N rows of N numbers, in place.
+    static void transpose(V* x) {
+        V y[16];
+        for (int i = 0; i < 16; i += 2) {
+            y[i] = _mm512_unpacklo_ps(x[i].v, x[i + 1].v);
+            y[i + 1] = _mm512_unpackhi_ps(x[i].v, x[i + 1].v);
+        }
+        for (int i = 0; i < 16; i += 4) {
+            x[i] = _mm512_shuffle_ps(y[i].v, y[i + 2].v, 0x44);
+            x[i + 1] = _mm512_shuffle_ps(y[i].v, y[i + 2].v, 0xee);
+            x[i + 2] = _mm512_shuffle_ps(y[i + 1].v, y[i + 3].v, 0x44);
+            x[i + 3] = _mm512_shuffle_ps(y[i + 1].v, y[i + 3].v, 0xee);
+        }
+        for (int i = 0; i < 4; i++) {  // x[4 g + i]: columns i, 4 + i, 8 + i, 12 + i of rows 4 g to 4 g + 3
+            for (int g = 0; g < 4; g += 2) {
+                y[g] = _mm512_shuffle_f32x4(x[4 * g + i].v, x[4 * g + 4 + i].v, 0x88);
+                y[g + 1] = _mm512_shuffle_f32x4(x[4 * g + i].v, x[4 * g + 4 + i].v, 0xdd);
+            }
+            x[i] = _mm512_shuffle_f32x4(y[0].v, y[2].v, 0x88);
+            x[8 + i] = _mm512_shuffle_f32x4(y[0].v, y[2].v, 0xdd);
+            x[4 + i] = _mm512_shuffle_f32x4(y[1].v, y[3].v, 0x88);
+            x[12 + i] = _mm512_shuffle_f32x4(y[1].v, y[3].v, 0xdd);
+        }
+    }
 
   private:
     // Lanes 0 3 6 .. of a, 2 5 8 .. of b, 1 4 7 .. of c.
