@@ -3,6 +3,9 @@ import torch
 
 from nano3 import kernels
 
+BACKENDS = [None, "eager", "reference"]
+"""None: the one that runs float32 on this machine."""
+
 
 def make(B=2, T=19, C=6, W=4, dtype=torch.float64, state=True):
     inputs = {
@@ -32,9 +35,10 @@ def test_many_blocks_of_time(check):
     check(kernels.causal_conv1d, make(B=1, T=700, C=512), document_ids=ids)
 
 
-def test_equals_torch_convolution():
-    inputs = make(state=False)
-    y, state = kernels.causal_conv1d(**inputs)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_equals_torch_convolution(backend):
+    inputs = make(state=False, dtype=torch.float32)
+    y, state = kernels.causal_conv1d(**inputs, backend=backend)
     expected = torch.nn.functional.conv1d(
         inputs["x"].transpose(1, 2), inputs["weight"].unsqueeze(1), inputs["bias"], padding=3, groups=6
     )[..., :19]
@@ -49,19 +53,21 @@ def test_bf16_activations_with_fp32_parameters(check):
     assert kernels.causal_conv1d(**inputs)[0].dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("cut", [1, 2, 11])
-def test_two_halves_equal_the_whole(cut):
-    inputs = make()
-    y, final = kernels.causal_conv1d(**inputs)
-    first, state = kernels.causal_conv1d(**{**inputs, "x": inputs["x"][:, :cut]})
-    second, last = kernels.causal_conv1d(**{**inputs, "x": inputs["x"][:, cut:], "initial_state": state})
+def test_two_halves_equal_the_whole(cut, backend):
+    inputs = make(dtype=torch.float32)
+    y, final = kernels.causal_conv1d(**inputs, backend=backend)
+    first, state = kernels.causal_conv1d(**{**inputs, "x": inputs["x"][:, :cut]}, backend=backend)
+    rest = {**inputs, "x": inputs["x"][:, cut:], "initial_state": state}
+    second, last = kernels.causal_conv1d(**rest, backend=backend)
     torch.testing.assert_close(torch.cat([first, second], 1), y)
     torch.testing.assert_close(last, final)
 
 
-@pytest.mark.parametrize("backend", ["eager", "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_steps_equal_the_convolution(backend):
-    inputs = make()
+    inputs = make(dtype=torch.float32)
     y, final = kernels.causal_conv1d(**inputs, backend=backend)
     state = inputs["initial_state"].clone()
     for t in range(19):
@@ -70,13 +76,13 @@ def test_steps_equal_the_convolution(backend):
     torch.testing.assert_close(state, final)
 
 
-def test_final_state_forgets_earlier_documents():
-    inputs = make(B=1, T=5)
-    for backend in kernels.backends("causal_conv1d"):
-        ids = torch.tensor([[0, 0, 0, 0, 1]])
-        _, state = kernels.causal_conv1d(**inputs, document_ids=ids, backend=backend)
-        assert not state[..., :2].any()
-        torch.testing.assert_close(state[..., 2], inputs["x"][:, -1])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_final_state_forgets_earlier_documents(backend):
+    inputs = make(B=1, T=5, dtype=torch.float32)
+    ids = torch.tensor([[0, 0, 0, 0, 1]])
+    _, state = kernels.causal_conv1d(**inputs, document_ids=ids, backend=backend)
+    assert not state[..., :2].any()
+    torch.testing.assert_close(state[..., 2], inputs["x"][:, -1])
 
 
 def test_gradcheck():

@@ -2,9 +2,11 @@
 // Bump ABI in native.py and in abi.cpp whenever a signature changes. Every exported function returns an Outcome.
 namespace {
 #include "math.inl"
+#include "lanes.inl"
 #include "product.inl"
 #include "dense.inl"
 #include "norm.inl"
+#include "conv.inl"
 #include "route.inl"
 #include "experts.inl"
 #include "permute.inl"
@@ -19,6 +21,7 @@ namespace {
 }  // namespace
 #include "exports/dense.inl"
 #include "exports/norm.inl"
+#include "exports/conv.inl"
 #include "exports/route.inl"
 #include "exports/experts.inl"
 #include "exports/permute.inl"
