@@ -8,10 +8,12 @@ from torch import Tensor
 from ..eager import FUNCTIONS as EAGER
 from .call import I, Kernel, L, P, declare, normal, plain, readable, run
 from .mlp import squared_relu_rows
-from .native import TYPES
+from .native import BASES, TYPES, native
 
 MOST_ROWS = 64
 """Products with more rows go to PyTorch, whose blocking pays from there on."""
+MOST_ROWS_BFLOAT16 = 128
+"""The same for bfloat16 weights on processors without bfloat16 products, where PyTorch is slow at them."""
 declare(
     linear=(P, I, L, P, I, L, L, P, I),
     squared_relu_mlp=(P, I, L, P, P, I, L, L, P, I),
@@ -22,7 +24,7 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     """See nano3.kernels.linear."""
     outputs, width = weight.shape
     rows = x.numel() // width if width else 0
-    if not 0 < rows <= MOST_ROWS or x.shape[-1] != width or not plain(x, weight):
+    if not 0 < rows <= _most_rows(weight) or x.shape[-1] != width or not plain(x, weight):
         return EAGER["linear"](x, weight)
     y = torch.empty(*x.shape[:-1], outputs, dtype=x.dtype)
     done = run(
@@ -30,6 +32,10 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
         y.data_ptr(), TYPES[y.dtype],
     )  # fmt: skip
     return y if done else EAGER["linear"](x, weight)
+
+
+def _most_rows(weight: Tensor) -> int:
+    return MOST_ROWS_BFLOAT16 if weight.dtype == torch.bfloat16 and native().isa not in BASES else MOST_ROWS
 
 
 def squared_relu_mlp(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
@@ -58,7 +64,7 @@ def _mlp(g: torch.Generator, dtype: torch.dtype) -> tuple:
 
 
 KERNELS = {
-    "linear": Kernel(linear, f"up to {MOST_ROWS} rows", _linear),
+    "linear": Kernel(linear, f"up to {MOST_ROWS} rows ({MOST_ROWS_BFLOAT16} of bfloat16 weights)", _linear),
     "squared_relu_mlp": Kernel(
         squared_relu_mlp, f"the activation, and the products of up to {MOST_ROWS} rows", _mlp, differentiable=True
     ),

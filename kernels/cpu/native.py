@@ -11,9 +11,17 @@ from typing import NamedTuple
 import torch
 
 ENVIRONMENT = "NANO3_CPU_ISA"
-"""Forces `avx512` or `avx2`, or `none` to do without the library."""
-NEEDS = {"avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx2", "fma"}, "avx2": {"avx2", "fma"}}
+"""Forces one of the levels, or `none` to do without the library."""
+_AVX512 = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx2", "fma"}
+NEEDS = {
+    "amx": {"amx_tile", "amx_bf16", "avx512_bf16", *_AVX512},
+    "avx512bf16": {"avx512_bf16", *_AVX512},
+    "avx512": _AVX512,
+    "avx2": {"avx2", "fma"},
+}
 """CPU features of each level, the best first."""
+BASES = {"amx": "avx512", "avx512bf16": "avx512"}
+"""Where a level takes the kernels from that it has not got itself: it has only those that multiply by weights."""
 ABI = 1
 """Of the sources this file belongs to; see src/abi.cpp."""
 TYPES = {torch.float32: 0, torch.bfloat16: 1}
@@ -28,8 +36,9 @@ class Native(NamedTuple):
     """Why there is none, in words; empty when there is."""
 
     def function(self, name: str):
-        """One kernel at this level."""
-        return getattr(self.library, f"nano3_{name}_{self.isa}")
+        """One kernel at this level, or at the one below it."""
+        own = getattr(self.library, f"nano3_{name}_{self.isa}", None)
+        return own or getattr(self.library, f"nano3_{name}_{BASES.get(self.isa, self.isa)}")
 
 
 @cache
@@ -41,19 +50,31 @@ def native() -> Native:
     if forced and forced not in NEEDS:
         raise ValueError(f"{ENVIRONMENT} is {forced!r}; it must be one of {', '.join(NEEDS)}, none")
     flags = cpu_flags()
-    isa = next((name for name, needs in NEEDS.items() if needs <= flags and forced in ("", name)), None)
-    if isa is None:
-        return Native(None, "", f"this processor has no {forced or 'AVX2'}")
+    levels = [name for name, needs in NEEDS.items() if needs <= flags and forced in ("", name)]
+    if not levels:
+        return Native(None, "", f"this processor has no {forced.upper() or 'AVX2'}")
     files = sorted(Path(__file__).parent.glob("_native*.so"))
     if not files:
         return Native(None, "", "not built: no C++ compiler that could do it when nano3 was installed")
     try:
         library = ctypes.CDLL(str(files[0]))
-        if library.nano3_abi() == ABI:
-            return Native(library, isa, "")
+        if library.nano3_abi() != ABI:
+            return Native(None, "", f"{files[0].name} was built from other sources: install nano3 again")
     except (OSError, AttributeError) as error:
         return Native(None, "", f"{files[0].name} cannot be loaded: {error}")
-    return Native(None, "", f"{files[0].name} was built from other sources: install nano3 again")
+    return _best(library, levels)
+
+
+def _best(library: ctypes.CDLL, levels: list[str]) -> Native:
+    """The first of the levels that the compiler knew and that the operating system lets us use."""
+    for isa in levels:
+        if isa not in BASES:
+            return Native(library, isa, "")
+        level = getattr(library, f"nano3_level_{isa}", None)
+        if level is not None and level():
+            return Native(library, isa, "")
+    why = "the compiler did not know it when nano3 was installed, or the operating system does not allow it"
+    return Native(None, "", f"no {levels[0].upper()}: {why}")
 
 
 def cpu_flags() -> set[str]:

@@ -4,6 +4,9 @@ namespace {
 #include "math.inl"
 #include "lanes.inl"
 #include "product.inl"
+#ifdef BF16_PRODUCTS
+#include "product_bf16.inl"
+#endif
 #include "dense.inl"
 #include "norm.inl"
 #include "conv.inl"
@@ -19,14 +22,17 @@ namespace {
 #include "program.inl"
 #include "program_blocks.inl"
 }  // namespace
+// The levels with BF16_PRODUCTS export only what multiplies by weights; native.py takes the rest from avx512.
 #include "exports/dense.inl"
+#include "exports/experts.inl"
+#include "exports/program.inl"
+#ifndef BF16_PRODUCTS
 #include "exports/norm.inl"
 #include "exports/conv.inl"
 #include "exports/route.inl"
-#include "exports/experts.inl"
 #include "exports/permute.inl"
 #include "exports/mamba.inl"
 #include "exports/attention.inl"
 #include "exports/loss.inl"
 #include "exports/best.inl"
-#include "exports/program.inl"
+#endif

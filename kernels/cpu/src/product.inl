@@ -1,52 +1,129 @@
 // The matrix product of few rows, on one thread. Letters: M rows, I inner width, O outputs.
 
-// y[m][o] = x[m] . w[o] for R outputs and C rows of x at a time, all in registers.
-template <int R, int C, class W>
-static inline void product_tile(const float* x, i64 ldx, const W* w, i64 ldw, i64 I, float* y, i64 ldy) {
-    V acc[R][C];
+// Inner numbers of one pass: a panel of widened weights and the rows against it stay in the first caches.
+static const i64 PASS = 1024;
+
+// Partial sums of quad Q: four outputs of one row (the last ones again where there are fewer). No loops: the indices of
+// acc must be constants early, or the compiler would keep it in memory.
+template <int Q, class A, int R, int C> static inline A quad_sums(const A (&acc)[R][C]) {
+    const int q = Q < (R + 3) / 4 * C ? Q : (R + 3) / 4 * C - 1, r = q / C * 4, c = q % C, left = R - 1 - r;
+    return A::quad(acc[r][c], acc[r + (left < 1 ? left : 1)][c], acc[r + (left < 2 ? left : 2)][c],
+                   acc[r + (left < 3 ? left : 3)][c]);
+}
+// y[c][r] = (add: plus) the sum of acc[r][c], from quad FIRST on.
+template <int FIRST, class A, int R, int C>
+static inline void store_sums(const A (&acc)[R][C], float* y, i64 ldy, bool add) {
+    const int ALL = (R + 3) / 4 * C, BATCH = A::SUMS / 4;
+    float part[A::SUMS];
+    A::join(quad_sums<FIRST>(acc), quad_sums<FIRST + 1>(acc), quad_sums<FIRST + 2>(acc), quad_sums<FIRST + 3>(acc))
+        .store(part);
+    for (int j = 0; j < BATCH && FIRST + j < ALL; j++) {
+        const int q = FIRST + j, r = q / C * 4, n = R - r < 4 ? R - r : 4;
+        float* out = y + (q % C) * ldy + r;
+        if (add)
+            for (int k = 0; k < n; k++) part[4 * j + k] += out[k];
+        std::memcpy(out, part + 4 * j, n * sizeof(float));
+    }
+    if constexpr (FIRST + BATCH < ALL) store_sums<FIRST + BATCH>(acc, y, ldy, add);
+}
+
+// What a tile does with its weights: uses them once, keeps them widened in the panel, takes them from there. The panel
+// holds vectors in the order of use.
+enum Use { ONCE, KEEP, PANEL };
+
+// y[c][r] = (add: plus) x[c] . w[r] over I inner numbers, for R outputs and C rows of x, all in registers. Weights come
+// from far: reads the next R rows' ahead.
+template <class A, int R, int C, Use USE, class X, class W>
+static inline __attribute__((always_inline)) void product_tile(
+    const X* x, i64 ldx, const W* w, i64 ldw, i64 I, float* y, i64 ldy, bool add, float* panel, const char* next) {
+    const int LINE = 64, LINES = R * A::N * sizeof(W) / LINE, ACROSS = USE == PANEL ? R : 1;
+    A acc[R][C];
+#pragma GCC unroll 16
     for (int r = 0; r < R; r++)
-        for (int c = 0; c < C; c++) acc[r][c] = V::zero();
+#pragma GCC unroll 16
+        for (int c = 0; c < C; c++) acc[r][c] = A::zero();
     i64 i = 0;
-    for (; i + V::N <= I; i += V::N) {
-        V a[R];
-        for (int r = 0; r < R; r++) a[r] = V::load(w + r * ldw + i);
-        for (int c = 0; c < C; c++) {
-            V b = V::load(x + c * ldx + i);
-            for (int r = 0; r < R; r++) acc[r][c] = V::fma(a[r], b, acc[r][c]);
+    for (; i + A::N <= I; i += A::N) {
+        A b[C];
+#pragma GCC unroll 16
+        for (int c = 0; c < C; c++) b[c] = A::load(x + c * ldx + i);
+        if (USE != PANEL) {
+#pragma GCC unroll 16
+            for (int l = 0; l < LINES; l++) V::prefetch(next + l * LINE);
+            next += LINES * LINE;
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < R; r++) {
+            A a = A::load(w + r * ldw + i * ACROSS);
+            if (USE == KEEP) a.store(panel + r * A::N + i * R);
+#pragma GCC unroll 16
+            for (int c = 0; c < C; c++) acc[r][c] = A::fma(a, b[c], acc[r][c]);
         }
     }
     if (i < I) {
         int n = int(I - i);
+#pragma GCC unroll 16
         for (int r = 0; r < R; r++) {
-            V a = V::load(w + r * ldw + i, n);
-            for (int c = 0; c < C; c++) acc[r][c] = V::fma(a, V::load(x + c * ldx + i, n), acc[r][c]);
+            A a = USE == PANEL ? A::load(w + r * ldw + i * ACROSS) : A::load(w + r * ldw + i, n);
+            if (USE == KEEP) a.store(panel + r * A::N + i * R);
+#pragma GCC unroll 16
+            for (int c = 0; c < C; c++) acc[r][c] = A::fma(a, A::load(x + c * ldx + i, n), acc[r][c]);
         }
     }
-    for (int r = 0; r < R; r++)
-        for (int c = 0; c < C; c++) y[c * ldy + r] = acc[r][c].sum();
+    store_sums<0>(acc, y, ldy, add);
 }
 
-template <int R, class W>
-static void product_rows(const float* x, i64 ldx, i64 M, const W* w, i64 ldw, i64 I, float* y, i64 ldy) {
-    i64 m = 0;
-    for (; m + COLS <= M; m += COLS) product_tile<R, COLS>(x + m * ldx, ldx, w, ldw, I, y + m * ldy, ldy);
-    const float* rest = x + m * ldx;
-    float* out = y + m * ldy;
-    switch (M - m) {
-        case 5: product_tile<R, 5>(rest, ldx, w, ldw, I, out, ldy); break;
-        case 4: product_tile<R, 4>(rest, ldx, w, ldw, I, out, ldy); break;
-        case 3: product_tile<R, 3>(rest, ldx, w, ldw, I, out, ldy); break;
-        case 2: product_tile<R, 2>(rest, ldx, w, ldw, I, out, ldy); break;
-        case 1: product_tile<R, 1>(rest, ldx, w, ldw, I, out, ldy); break;
+// A tile of `rows` rows, 1 to C of them.
+template <class A, int R, Use USE, int C, class X, class W>
+static inline void product_some(
+    i64 rows, const X* x, i64 ldx, const W* w, i64 ldw, i64 I, float* y, i64 ldy, bool add, float* panel,
+    const char* next) {
+    if (rows == C) return product_tile<A, R, C, USE>(x, ldx, w, ldw, I, y, ldy, add, panel, next);
+    if constexpr (C > 1) product_some<A, R, USE, C - 1>(rows, x, ldx, w, ldw, I, y, ldy, add, panel, next);
+}
+
+// All rows against R outputs over one pass: the fewest tiles of at most MOST rows, about equal.
+template <class A, int R, int MOST, class X, class W>
+static void product_rows(
+    const X* x, i64 ldx, i64 M, const W* w, i64 ldw, i64 I, float* y, i64 ldy, bool add, const char* next) {
+    alignas(64) float panel[R * PASS];
+    i64 tiles = (M + MOST - 1) / MOST;
+    if (MOST == 1 || tiles <= 1) return product_some<A, R, ONCE, MOST>(M, x, ldx, w, ldw, I, y, ldy, add, panel, next);
+    for (i64 t = 0; t < tiles; t++) {
+        i64 rows = M / tiles + (t < M % tiles);
+        if constexpr (R > 1 && sizeof(W) < sizeof(X)) {
+            if (t == 0) product_some<A, R, KEEP, MOST>(rows, x, ldx, w, ldw, I, y, ldy, add, panel, next);
+            else product_some<A, R, PANEL, MOST>(rows, x, ldx, panel, A::N, I, y, ldy, add, panel, next);
+        } else {
+            product_some<A, R, ONCE, MOST>(rows, x, ldx, w, ldw, I, y, ldy, add, panel, next);
+        }
+        x += rows * ldx, y += rows * ldy;
     }
 }
 
-// y (M, O) = x (M, I) w^T, w (O, I); one thread.
+// R outputs at a time. The last ones may be computed twice, the same: R is at most O.
+template <class A, int R, int MOST, class X, class W>
+static void product_outputs(const X* x, i64 ldx, i64 M, const W* w, i64 O, i64 I, float* y, i64 ldy) {
+    for (i64 o = 0; o < O; o += R) {
+        o = least(o, O - R);
+        i64 i = 0;
+        do {
+            const char* next = (const char*)(w + (o + R) * I + R * i);
+            product_rows<A, R, MOST>(x + i, ldx, M, w + o * I + i, I, least(PASS, I - i), y + o, ldy, i > 0, next);
+            i += PASS;
+        } while (i < I);
+    }
+}
+
+template <class A, class X, class W>
+static void product_of(const X* x, i64 ldx, i64 M, const W* w, i64 O, i64 I, float* y, i64 ldy) {
+    if (M == 1 && O >= 8) product_outputs<A, 8, 1>(x, ldx, M, w, O, I, y, ldy);
+    else if (O >= 4) product_outputs<A, 4, COLS>(x, ldx, M, w, O, I, y, ldy);
+    else product_outputs<A, 1, COLS>(x, ldx, M, w, O, I, y, ldy);
+}
+
+// y (M, O) = x (M, I) w^T, w (O, I); one thread. An output's sum has the same order whatever M and O are.
 template <class W>
 static void product(const float* x, i64 ldx, i64 M, const W* w, i64 O, i64 I, float* y, i64 ldy) {
-    i64 o = 0;
-    if (M == 1)
-        for (; o + 8 <= O; o += 8) product_tile<8, 1>(x, ldx, w + o * I, I, I, y + o, ldy);
-    for (; o + ROWS <= O; o += ROWS) product_rows<ROWS>(x, ldx, M, w + o * I, I, I, y + o, ldy);
-    for (; o < O; o++) product_rows<1>(x, ldx, M, w + o * I, I, I, y + o, ldy);
+    product_of<V>(x, ldx, M, w, O, I, y, ldy);
 }

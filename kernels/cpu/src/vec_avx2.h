@@ -1,7 +1,7 @@
 // Eight floats: AVX2 and FMA.
 struct V {
     __m256 v;
-    static const int N = 8;
+    static const int N = 8, SUMS = N;
     V() {}
     V(__m256 x) : v(x) {}
     V(float x) : v(_mm256_set1_ps(x)) {}
@@ -80,5 +80,19 @@ struct V {
             x[i] = low;
         }
     }
+    // Partial sums of four vectors: halves added up as join does give the sums of a, b, c, d in this order.
+    static V quad(V a, V b, V c, V d) { return pair<0x88, 0xDD>(pair<0x44, 0xEE>(a, b), pair<0x44, 0xEE>(c, d)); }
+    static V join(V a, V b, V, V) {
+        return _mm256_add_ps(_mm256_permute2f128_ps(a.v, b.v, 0x20), _mm256_permute2f128_ps(a.v, b.v, 0x31));
+    }
+    // Inlined early, or the compiler takes it for a function without effect.
+    static inline __attribute__((always_inline)) void prefetch(const void* p) {
+        _mm_prefetch((const char*)p, _MM_HINT_T0);
+    }
+
+  private:
+    template <int A, int B> static V pair(V a, V b) {
+        return _mm256_add_ps(_mm256_shuffle_ps(a.v, b.v, A), _mm256_shuffle_ps(a.v, b.v, B));
+    }
 };
-static const int ROWS = 2, COLS = 4;  // accumulators of the product kernel that fit 16 registers
+static const int COLS = 3;  // rows of a tile of four outputs whose sums fit 16 registers

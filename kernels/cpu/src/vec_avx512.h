@@ -1,7 +1,7 @@
 // Sixteen floats: AVX512 F, BW, VL, DQ.
 struct V {
     __m512 v;
-    static const int N = 16;
+    static const int N = 16, SUMS = N;
     V() {}
     V(__m512 x) : v(x) {}
     V(float x) : v(_mm512_set1_ps(x)) {}
@@ -63,10 +63,23 @@ struct V {
             x[12 + i] = _mm512_shuffle_f32x4(y[1].v, y[3].v, 0xdd);
         }
     }
+    // Partial sums of four vectors: quarters added up as join does give the sums of a, b, c, d in this order.
+    static V quad(V a, V b, V c, V d) { return pair<0x88, 0xDD>(pair<0x44, 0xEE>(a, b), pair<0x44, 0xEE>(c, d)); }
+    static V join(V a, V b, V c, V d) { return fold<0x88, 0xDD>(fold<0x88, 0xDD>(a, b), fold<0x88, 0xDD>(c, d)); }
+    // Inlined early, or the compiler takes it for a function without effect.
+    static inline __attribute__((always_inline)) void prefetch(const void* p) {
+        _mm_prefetch((const char*)p, _MM_HINT_T0);
+    }
 
   private:
     // Lanes 0 3 6 .. of a, 2 5 8 .. of b, 1 4 7 .. of c.
     static __m512 thirds(V a, V b, V c) { return _mm512_mask_blend_ps(0x2492, _mm512_mask_blend_ps(0x4924, a.v, b.v), c.v); }
+    template <int A, int B> static V fold(V a, V b) {
+        return _mm512_add_ps(_mm512_shuffle_f32x4(a.v, b.v, A), _mm512_shuffle_f32x4(a.v, b.v, B));
+    }
+    template <int A, int B> static V pair(V a, V b) {
+        return _mm512_add_ps(_mm512_shuffle_ps(a.v, b.v, A), _mm512_shuffle_ps(a.v, b.v, B));
+    }
     static __mmask16 mask(int n) { return __mmask16((1u << n) - 1); }
     static V widen(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
     __m256i narrow() const {
@@ -78,4 +91,4 @@ struct V {
         return _mm512_cvtepi32_epi16(_mm512_srli_epi32(up, 16));
     }
 };
-static const int ROWS = 4, COLS = 6;  // accumulators of the product kernel that fit 32 registers
+static const int COLS = 6;  // rows of a tile of four outputs whose sums fit 32 registers

@@ -1,0 +1,131 @@
+"""The levels with bfloat16 products, compiled with emulated instructions, and the choice of a level."""
+
+import ctypes
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from nano3.kernels.cpu import call, dense, native, ops, program, program_check
+from nano3.kernels.cpu.native import Native, _best
+
+SOURCES = Path(native.__file__).parent / "src"
+UNITS = ["unit_avx512bf16", "unit_amx"]
+FLAGS = ["-std=c++17", "-O1", "-fno-math-errno", "-fPIC", "-fopenmp", "-DNANO3_EMULATE"]
+
+
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory):
+    """One with both levels and a kernel of the level below, one that knows no AMX."""
+    folder = tmp_path_factory.mktemp("native")
+    (folder / "below.cpp").write_text('extern "C" int nano3_other_avx512() { return 7; }')
+    sources = [*(SOURCES / f"{unit}.cpp" for unit in UNITS), folder / "below.cpp"]
+    compilers = [
+        subprocess.Popen(["g++", *FLAGS, "-c", str(source), "-o", str(folder / f"{source.stem}.o")])
+        for source in sources
+    ]
+    assert [compiler.wait() for compiler in compilers] == [0, 0, 0]
+    found = {}
+    for name, units in (("all", [*UNITS, "below"]), ("no_amx", UNITS[:1])):
+        objects = [str(folder / f"{unit}.o") for unit in units]
+        subprocess.run(["g++", "-shared", "-fopenmp", *objects, "-o", str(folder / f"{name}.so")], check=True)
+        found[name] = ctypes.CDLL(str(folder / f"{name}.so"))
+    return found
+
+
+@pytest.fixture(params=["avx512bf16", "amx"])
+def level(request, libraries, monkeypatch):
+    """Kernels of a level for the length of a test."""
+    for module in (call, dense, program):
+        monkeypatch.setattr(module, "native", lambda: Native(libraries["all"], request.param, ""))
+    call._function.cache_clear()
+    yield request.param
+    call._function.cache_clear()
+
+
+def off(got, exact):
+    return float((got.double() - exact).abs().max() / exact.abs().max())
+
+
+def rounded(x):
+    return x.bfloat16().double()
+
+
+@pytest.mark.usefixtures("level")
+@pytest.mark.parametrize("rows", [1, 2, 4, 5, 7, 15, 16, 17, 33, 64])
+@pytest.mark.parametrize(("outputs", "width"), [(1, 1), (7, 15), (16, 32), (17, 31), (33, 257), (129, 70), (37, 2100)])
+@torch.inference_mode()
+def test_products_are_of_bfloat16_with_sums_in_float(rows, outputs, width):
+    x, weight = torch.randn(rows, width), torch.randn(outputs, width).bfloat16()
+    assert off(ops.FUNCTIONS["linear"](x, weight), rounded(x) @ weight.double().T) < 2e-6
+
+
+@pytest.mark.usefixtures("level")
+@torch.inference_mode()
+def test_float_weights_are_not_rounded():
+    x, weight = torch.randn(9, 65), torch.randn(40, 65)
+    assert off(ops.FUNCTIONS["linear"](x, weight), x.double() @ weight.double().T) < 2e-6
+
+
+@pytest.mark.usefixtures("level")
+@torch.inference_mode()
+def test_a_row_too_wide_to_be_narrowed():
+    x, weight = torch.randn(5, 40_001), torch.randn(18, 40_001).bfloat16()
+    assert off(ops.FUNCTIONS["linear"](x, weight), x.double() @ weight.double().T) < 1e-2
+
+
+@pytest.mark.usefixtures("level")
+@torch.inference_mode()
+def test_nan_stays_in_its_row_and_infinity_in_its_output():
+    x, weight = torch.randn(9, 40), torch.randn(35, 40).bfloat16()
+    x[4, 39], weight[20, 3] = torch.nan, torch.inf
+    y = ops.FUNCTIONS["linear"](x, weight)
+    assert y[4].isnan().all()
+    rest = y[[row for row in range(9) if row != 4]]
+    assert rest[:, 20].isinf().all()
+    assert rest[:, [output for output in range(35) if output != 20]].isfinite().all()
+
+
+@pytest.mark.usefixtures("level")
+@pytest.mark.parametrize("rows", [1, 5, 40])
+@torch.inference_mode()
+def test_mlps(rows):
+    x, up, down = torch.randn(rows, 72).bfloat16(), torch.randn(100, 72).bfloat16(), torch.randn(72, 100).bfloat16()
+    hidden = (x.double() @ up.double().T).relu() ** 2
+    assert off(ops.FUNCTIONS["squared_relu_mlp"](x, up, down), hidden @ down.double().T) < 1e-2
+    ups, downs = torch.stack([up, -up]), torch.stack([down, down])
+    ids, gates = torch.arange(2).expand(rows, 2).contiguous(), torch.rand(rows, 2)
+    expected = sum(
+        gates[:, e : e + 1].double() * ((x.double() @ ups[e].double().T).relu() ** 2 @ downs[e].double().T)
+        for e in range(2)
+    )
+    assert off(ops.FUNCTIONS["grouped_mlp"](x, ups, downs, ids, gates), expected) < 1e-2
+
+
+def test_the_step_of_a_model(level):
+    for dtype, tolerance in program_check.TOLERANCE.items():
+        assert program_check._error(dtype) <= tolerance, (level, dtype)
+
+
+def test_the_best_level_that_is_there_and_allowed(libraries):
+    assert _best(libraries["all"], ["amx", "avx512bf16", "avx512"]).isa == "amx"
+    assert _best(libraries["no_amx"], ["amx", "avx512bf16", "avx512"]).isa == "avx512bf16"
+    assert _best(libraries["no_amx"], ["amx", "avx512"]).isa == "avx512"
+    none = _best(libraries["no_amx"], ["amx"])
+    assert none.library is None
+    assert none.reason.startswith("no AMX: the compiler did not know it")
+
+
+def test_a_kernel_that_a_level_has_not_got_is_the_one_below(libraries):
+    assert Native(libraries["all"], "amx", "").function("other")() == 7
+    assert Native(libraries["all"], "amx", "").function("linear") is libraries["all"].nano3_linear_amx
+    with pytest.raises(AttributeError):
+        Native(libraries["all"], "amx", "").function("nothing")
+
+
+def test_every_level_is_chosen_by_its_flags(monkeypatch):
+    for name, needs in native.NEEDS.items():
+        assert native.BASES.get(name, name) in native.NEEDS
+        monkeypatch.setattr(native, "cpu_flags", lambda needs=needs: needs - {"avx2"})
+        monkeypatch.setenv(native.ENVIRONMENT, name)
+        assert native.native.__wrapped__().reason == f"this processor has no {name.upper()}"
