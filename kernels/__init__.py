@@ -2,22 +2,24 @@
 
 from .dispatch import backends, choose, explain
 from .ops import (
-    attention,
     best_tokens,
-    causal_conv1d,
-    causal_conv1d_step,
     gated_rms_norm,
     grouped_mlp,
     linear,
     linear_cross_entropy,
-    mamba_step,
-    paged_attention,
     rms_norm,
     route,
     squared_relu_mlp,
+    token_log_probs,
+)
+from .sequence_ops import (
+    attention,
+    causal_conv1d,
+    causal_conv1d_step,
+    mamba_step,
+    paged_attention,
     ssd_scan,
     ssd_step,
-    token_log_probs,
 )
 
 __all__ = [
