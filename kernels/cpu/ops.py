@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import attention, best, conv, dense, experts, loss, mamba, norm, route
+from . import attention, best, conv, dense, experts, loss, mamba, norm, route, scan
 from .call import Kernel
 
-MODULES = (attention, best, conv, dense, experts, loss, mamba, norm, route)
+MODULES = (attention, best, conv, dense, experts, loss, mamba, norm, route, scan)
 KERNELS: dict[str, Kernel] = {name: kernel for module in MODULES for name, kernel in module.KERNELS.items()}
 FUNCTIONS: dict[str, Callable] = {name: kernel.function for name, kernel in KERNELS.items()}

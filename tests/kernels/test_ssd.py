@@ -60,7 +60,8 @@ def test_strong_and_weak_decay_stay_finite_and_right(check):
     check(kernels.ssd_scan, inputs, chunk_size=8, tolerance=5e-4)
 
 
-def test_strong_decay_gradient_is_not_lost_in_rounding(check):
+@pytest.mark.parametrize("backend", ["eager", None])
+def test_strong_decay_gradient_is_not_lost_in_rounding(backend):
     inputs = make(B=1, T=64, state=False)
     inputs["A"], inputs["dt_bias"] = torch.full((4,), -12.0).double(), torch.full((4,), 2.0).double()
     inputs["dt"] = inputs["dt"] / 10
@@ -68,7 +69,7 @@ def test_strong_decay_gradient_is_not_lost_in_rounding(check):
     grads = []
     for values in (single, inputs):
         values["A"].requires_grad_()
-        y, _ = kernels.ssd_scan(**values, chunk_size=64, backend="eager")
+        y, _ = kernels.ssd_scan(**values, chunk_size=64, backend=backend)
         grads.append(torch.autograd.grad(y.square().sum(), values["A"])[0].double())
     torch.testing.assert_close(*grads, rtol=1e-3, atol=0)
 
@@ -82,8 +83,9 @@ def test_bf16_activations_with_fp32_parameters(check):
     assert state.dtype == torch.float32
 
 
-def test_packed_documents_equal_separate_ones():
-    inputs = make(state=False)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_packed_documents_equal_separate_ones(dtype):
+    inputs = make(state=False, dtype=dtype)
     ids = torch.tensor(ONE_TOKEN_DOCUMENTS).expand(2, -1)
     packed, final = kernels.ssd_scan(**inputs, document_ids=ids, chunk_size=8)
     bounds = [0, 5, 6, 7, 8, 16, 23]
@@ -93,9 +95,10 @@ def test_packed_documents_equal_separate_ones():
     torch.testing.assert_close(final, state)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("cut", [1, 8, 13])
-def test_two_halves_equal_the_whole(cut):
-    inputs = make()
+def test_two_halves_equal_the_whole(cut, dtype):
+    inputs = make(dtype=dtype)
     y, final = kernels.ssd_scan(**inputs, chunk_size=8)
     first, state = kernels.ssd_scan(**part(inputs, 0, cut), chunk_size=8)
     second, last = kernels.ssd_scan(**part(inputs, cut, 23, initial_state=state), chunk_size=8)
@@ -103,9 +106,11 @@ def test_two_halves_equal_the_whole(cut):
     torch.testing.assert_close(last, final)
 
 
-@pytest.mark.parametrize("backend", ["eager", "reference"])
-def test_steps_equal_the_scan(backend):
-    inputs = make()
+@pytest.mark.parametrize(
+    ("backend", "dtype"), [("eager", torch.float64), ("reference", torch.float64), (None, torch.float32)]
+)
+def test_steps_equal_the_scan(backend, dtype):
+    inputs = make(dtype=dtype)
     y, final = kernels.ssd_scan(**inputs, backend=backend)
     state = inputs["initial_state"].clone()
     for t in range(23):
@@ -135,11 +140,12 @@ def test_views_of_one_projection(check):
     torch.testing.assert_close(kernels.ssd_scan(**views), kernels.ssd_scan(**inputs))
 
 
-def test_no_quadratic_memory(largest_tensor):
+@pytest.mark.parametrize("backend", ["eager", None])
+def test_no_quadratic_memory(largest_tensor, backend):
     inputs = make(B=1, T=4096, H=1, P=2, N=2, G=1, dtype=torch.float32, state=False)
     inputs["x"].requires_grad_()
     with largest_tensor() as seen:
-        kernels.ssd_scan(**inputs)[0].sum().backward()
+        kernels.ssd_scan(**inputs, backend=backend)[0].sum().backward()
     assert seen.elements <= 4096 * 16
 
 

@@ -21,6 +21,10 @@ namespace {
 #include "best.inl"
 #include "program.inl"
 #include "program_blocks.inl"
+#include "gemm.inl"
+#include "scan.inl"
+#include "scan_forward.inl"
+#include "scan_backward.inl"
 }  // namespace
 // The levels with BF16_PRODUCTS export only what multiplies by weights; native.py takes the rest from avx512.
 #include "exports/dense.inl"
@@ -35,4 +39,5 @@ namespace {
 #include "exports/attention.inl"
 #include "exports/loss.inl"
 #include "exports/best.inl"
+#include "exports/scan.inl"
 #endif
