@@ -11,7 +11,7 @@ from unittest.mock import patch
 import torch
 from torch.profiler import ProfilerActivity, record_function
 
-from nano3.kernels import ops
+from nano3.kernels import choose, ops, sequence_ops
 
 OURS = "nano3::"
 BACKWARD = "autograd::engine::evaluate_function: "
@@ -54,7 +54,6 @@ class Profile:
 @contextmanager
 def named_ops() -> Iterator[None]:
     """Within the block a profiler sees nano3's ops by name; kernels that are no ops of PyTorch's show up at all."""
-    choose = ops.choose
 
     def named(op: str, device: Any, backend: str | None = None) -> tuple[str, Callable]:
         name, function = choose(op, device, backend)
@@ -65,7 +64,7 @@ def named_ops() -> Iterator[None]:
 
         return name, run
 
-    with patch.object(ops, "choose", named):
+    with patch.object(ops, "choose", named), patch.object(sequence_ops, "choose", named):
         yield
 
 
