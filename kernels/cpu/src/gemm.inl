@@ -13,7 +13,7 @@ template <int R> struct Count {
 static inline i64 leading(i64 n) { return round_up(n, 32) + 16; }
 
 // An R x PANEL_WIDTH piece of a product.
-template <int R> struct Tile {
+template <int R> struct Block {
     V at[R][2];
 
     inline void clear() {

@@ -140,7 +140,7 @@ static void token_products(const Scan& s, const float* left, const float* right,
     in_tiles(L, [&](auto rows, i64 i) {
         const int R = decltype(rows)::value;
         for (i64 j = lower ? 0 : i / PANEL_WIDTH * PANEL_WIDTH; j < (lower ? least(i + R, L) : L); j += PANEL_WIDTH) {
-            Tile<R> sum;
+            Block<R> sum;
             sum.clear();
             sum.template add<1>(left + i, ld, right + j, ld, s.N);
             sum.store(product + i * ld + j, ld);

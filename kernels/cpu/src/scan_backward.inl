@@ -57,7 +57,7 @@ static void backward_scores(const Scan& s, const BackwardSpace& w, i64 L) {
         V total[R];
         for (int r = 0; r < R; r++) total[r] = V::zero();
         for (i64 j = 0; j < least(i + R, L); j += PANEL_WIDTH) {
-            Tile<R> sum;
+            Block<R> sum;
             sum.clear();
             sum.template add<1>(w.dy_t + i, ld, w.x_t + j, ld, s.P);
             for (int c = 0; c < 2; c++) {
@@ -86,7 +86,7 @@ static void backward_state(const Scan& s, const float* state, const float* token
         V by[2] = {V::load(scale + j), V::load(scale + j + V::N)}, total[2] = {V::zero(), V::zero()};
         in_tiles(s.N, [&](auto rows, i64 n) {
             const int R = decltype(rows)::value;
-            Tile<R> sum;
+            Block<R> sum;
             sum.clear();
             for (i64 p = 0; p < s.P; p += PANEL_WIDTH)
                 sum.template add<PANEL_WIDTH>(state + p / PANEL_WIDTH * s.panel() + n * PANEL_WIDTH, 1, tokens_t + p * ld + j, ld,
@@ -114,7 +114,7 @@ static float backward_inputs(const Scan& s, const BackwardSpace& w, i64 L, const
         const float *x = w.x + panel * s.tokens_panel(), *dy = w.dy + panel * s.tokens_panel();
         in_tiles(L, [&](auto rows, i64 j) {
             const int R = decltype(rows)::value;
-            Tile<R> sum;
+            Block<R> sum;
             sum.clear();
             if (dstate) {
                 sum.add_packed(w.B_tiles + j * s.N, dstate + panel * s.panel(), PANEL_WIDTH, s.N);
@@ -145,7 +145,7 @@ static float retreat_state(const Scan& s, const BackwardSpace& w, i64 L, bool en
         in_tiles(s.N, [&](auto rows, i64 n) {
             const int R = decltype(rows)::value;
             i64 at = panel * s.panel() + n * PANEL_WIDTH;
-            Tile<R> sum;
+            Block<R> sum;
             if (ending) {
                 sum.load(dstate + at, PANEL_WIDTH);
                 sum.scale(whole);
@@ -169,7 +169,7 @@ static void backward_group(const Scan& s, const BackwardSpace& w, i64 L) {
     for (i64 j = 0; j < L; j += PANEL_WIDTH)
         in_tiles(s.N, [&](auto rows, i64 n) {
             const int R = decltype(rows)::value;
-            Tile<R> sum;
+            Block<R> sum;
             sum.load(w.dB_t + n * ld + j, ld);
             sum.template add<1>(w.C + j * s.ld_n() + n, s.ld_n(), w.dscores + j * ld + j, ld, L - j);
             sum.store(w.dB_t + n * ld + j, ld);

@@ -39,7 +39,7 @@ static void forward_weights(const Scan& s, const ForwardSpace& w, i64 L, float D
 }
 
 template <int R, class T>
-static inline void store_tokens(const Tile<R>& tile, i64 rows, i64 columns, T* y, i64 ld) {
+static inline void store_tokens(const Block<R>& tile, i64 rows, i64 columns, T* y, i64 ld) {
     for (int r = 0; r < R && r < rows; r++) {
         T* row = y + r * ld;
         if (columns >= PANEL_WIDTH) {
@@ -61,7 +61,7 @@ static void forward_outputs(const Scan& s, const ForwardSpace& w, i64 L, const f
             const int R = decltype(rows)::value;
             i64 columns = s.P - panel * PANEL_WIDTH;
             if (next) fetch_rows(next + i * s.x_row + panel * PANEL_WIDTH, s.x_row, least<i64>(R, L - i), least<i64>(columns, PANEL_WIDTH));
-            Tile<R> sum;
+            Block<R> sum;
             sum.clear();
             if (state && i < w.documents.first) {
                 sum.add_packed(w.C_tiles + i * s.N, state + panel * s.panel(), PANEL_WIDTH, s.N);
@@ -82,7 +82,7 @@ static void advance_state(const Scan& s, const ForwardSpace& w, i64 L, const flo
         in_tiles(s.N, [&](auto rows, i64 n) {
             const int R = decltype(rows)::value;
             i64 at = panel * s.panel() + n * PANEL_WIDTH;
-            Tile<R> sum;
+            Block<R> sum;
             if (before) {
                 sum.load(before + at, PANEL_WIDTH);
                 sum.scale(whole);
