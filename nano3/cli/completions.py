@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 from typer._completion_shared import get_completion_script
@@ -28,4 +28,6 @@ def _script(shell: str) -> str:
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER)
+    parser = argparse.ArgumentParser(prog="python -m nano3.cli.completions", description="Write completion scripts.")
+    parser.add_argument("folder", nargs="?", type=Path, default=FOLDER, help="where to (%(default)s)")
+    write(parser.parse_args().folder)

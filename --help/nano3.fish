@@ -1,1 +1,0 @@
-complete --command nano3 --no-files --arguments "(env _NANO3_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=get-args _TYPER_COMPLETE_ARGS=(commandline -cp) nano3)" --condition "env _NANO3_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=is-args _TYPER_COMPLETE_ARGS=(commandline -cp) nano3"
