@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..allocator import use_huge_pages
 from .call import declare, run
 from .native import TYPES, native
 
@@ -167,6 +168,7 @@ class DecodeProgram:
         self._scratch = torch.empty(0, dtype=torch.uint8)
         self._logits = torch.empty(0)
         s = self.sizes
+        self._places: list[tuple[int, int]] = []
         self._blocks = (_Block * len(blocks))(*(self._block(block) for block in blocks))
         groups = s.query_heads // s.kv_heads if s.kv_heads else 0
         self._program = _Program(
@@ -178,6 +180,7 @@ class DecodeProgram:
             s.E, s.K, s.F, s.eps, s.routed_scale,
         )  # fmt: skip
         self._state_pointers: list = []
+        use_huge_pages(self._places)
 
     def run(
         self,
@@ -285,6 +288,7 @@ class DecodeProgram:
             raise UnfitError(f"{name} of shape {tuple(weight.shape)} on {weight.device}, not {shapes[0]} in one piece")
         if weight.dtype != (dtype or self.dtype):
             raise UnfitError(f"{name} is {weight.dtype}, not {dtype or self.dtype}")
+        self._places.append((weight.data_ptr(), weight.nbytes))
         return weight.data_ptr()
 
     def _block(self, block: BlockWeights) -> _Block:

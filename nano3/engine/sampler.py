@@ -86,10 +86,9 @@ def _is_drawn(row: SequenceSampler) -> bool:
 
 def _best_tokens(raw: Tensor, ids_limit: int | None) -> list[Token]:
     ids, totals = best_tokens(raw, ids_limit or raw.shape[1])
-    best = raw.gather(1, ids[:, None])[:, 0].double()
-    log_probs = (best - totals.double()).tolist()
-    drawn = (best - best).tolist()  # nan where the best is no finite number
-    return [Token(i, p, p + d) for i, p, d in zip(ids.tolist(), log_probs, drawn, strict=True)]
+    best = raw.gather(1, ids[:, None])[:, 0].tolist()
+    # b - b: nan where the best is no finite number.
+    return [Token(i, b - t, b - t + (b - b)) for i, b, t in zip(ids.tolist(), best, totals.tolist(), strict=True)]
 
 
 def _is_unshaped(row: SequenceSampler) -> bool:

@@ -144,11 +144,9 @@ class Plan:
         used = [
             span.pages[: -(-keys // self.page_size)] for span, keys in zip(self.spans, self.key_lengths, strict=True)
         ]
-        width = max((len(pages) for pages in used), default=0)
-        table = np.zeros((len(used), max(width, 1)), dtype=np.int64)
-        for row, pages in enumerate(used):
-            table[row, : len(pages)] = pages
-        return torch.from_numpy(table).to(self.device)
+        width = max(1, max(map(len, used), default=0))
+        rows = [pages if len(pages) == width else [*pages, *[0] * (width - len(pages))] for pages in used]
+        return torch.from_numpy(np.array(rows, dtype=np.int64).reshape(len(rows), width)).to(self.device)
 
     @cached_property
     def kv_positions(self) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nano3.config.model import ATTENTION, MAMBA, ModelConfig
+from nano3.kernels.allocator import use_huge_pages
 from nano3.model.plan import Plan, Round
 from nano3.model.state import HybridState, MambaState
 
@@ -82,6 +83,8 @@ class StatePool:
             self.blocks.append(_block(cfg, symbol, n_slots, n_pages, page_size, dtype, device))
         self._slots = [block for block in self.blocks if isinstance(block, MambaSlots)]
         self._pages = [block for block in self.blocks if isinstance(block, AttentionPages)]
+        states = [block.ssm for block in self._slots]
+        use_huge_pages(((t.data_ptr(), t.nbytes) for t in states if t.device.type == "cpu"), now=False)
 
     def state(self, plan: Plan) -> HybridState:
         """The state to give to the model for one pass over `plan.n_tokens` tokens in one row."""

@@ -7,7 +7,9 @@ float32 whatever the compute dtype.
 from __future__ import annotations
 
 import os
-from itertools import chain
+from functools import partial
+from itertools import chain, filterfalse
+from operator import attrgetter, is_
 from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -36,6 +38,8 @@ ENVIRONMENT = "NANO3_BACKEND"
 PLAIN = {nn.Embedding, nn.ModuleList, Block, RMSNorm, Linear, Mamba2, CausalConv1d, GatedRMSNorm}
 PLAIN |= {Attention, MoE, Experts, Router, MLP}
 """Modules whose computation the program knows; a model with others inside goes op by op."""
+
+_IS_NONE, _DTYPE = partial(is_, None), attrgetter("dtype")
 
 
 class Stepped(NamedTuple):
@@ -106,8 +110,10 @@ class _Steps:
         return self._look() == self._seen
 
     def _look(self) -> list:
-        places = [(t.data_ptr(), t.dtype) for d in self._tensors for t in d.values() if t is not None]
-        return [places, list(chain.from_iterable(d.values() for d in self._children)), any(self._hooks)]
+        # Every step comes here: no loops of Python's own.
+        tensors = list(filterfalse(_IS_NONE, chain.from_iterable(map(dict.values, self._tensors))))
+        children = list(chain.from_iterable(map(dict.values, self._children)))
+        return [list(map(Tensor.data_ptr, tensors)), list(map(_DTYPE, tensors)), children, any(self._hooks)]
 
     def run(self, tokens: Tensor, plan: Plan, state: HybridState, logits: bool) -> Stepped | None:
         assert self.program is not None
