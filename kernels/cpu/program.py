@@ -101,6 +101,15 @@ class ProgramSizes:
     routed_scale: float = 1.0
 
 
+def _new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Whatever the caller's default type and device are."""
+    return torch.empty(shape, dtype=dtype, device="cpu")
+
+
+def _layout(state: Tensor) -> tuple:
+    return state.data_ptr(), state.dtype, state.shape, state.is_contiguous()
+
+
 def _address(rows: Tensor | None) -> int:
     return 0 if rows is None else rows.data_ptr()
 
@@ -143,6 +152,7 @@ class _Program(ctypes.Structure):
         *((name, c_int64) for name in ("n_slots", "n_pages", "page_size", "n", "table_width")),
         *((name, c_void_p) for name in ("tokens", "slots", "table", "lengths", "hidden", "logits", "scratch")),
         ("scratch_bytes", c_int64),
+        ("scratch_needed", c_int64),
     ]
 
 
@@ -165,10 +175,11 @@ class DecodeProgram:
         if self.dtype not in TYPES:
             raise UnfitError(f"weights are {self.dtype}")
         self._lock = threading.Lock()
-        self._scratch = torch.empty(0, dtype=torch.uint8)
-        self._logits = torch.empty(0)
+        self._scratch: Tensor | None = None
         s = self.sizes
         self._places: list[tuple[int, int]] = []
+        if not min(s.E, 1) <= s.K <= s.E or (s.H and s.H % max(s.G, 1)) or s.query_heads % max(s.kv_heads, 1):
+            raise UnfitError(f"sizes that do not go together: {s}")
         self._blocks = (_Block * len(blocks))(*(self._block(block) for block in blocks))
         groups = s.query_heads // s.kv_heads if s.kv_heads else 0
         self._program = _Program(
@@ -203,28 +214,30 @@ class DecodeProgram:
             logits: whether they are wanted.
 
         Returns:
-            (n, D) float32 after the final norm, and (n, V) float32 logits, valid until the next call.
+            (n, D) float32 after the final norm, and (n, V) float32 logits.
 
         Raises:
             IndexError: a token, slot or page that does not exist; nothing was changed.
             UnfitError: states that the program does not take; nothing was changed.
             ValueError: wrong indices.
+            MemoryError: none for the results, or for the step's own use; nothing was changed.
         """
         n, p = tokens.shape[0], self._program
         self._check_indices(tokens, slots, page_table, key_lengths)
-        hidden = torch.empty(n, self.sizes.D)
+        # Results belong to the caller: another thread may be at its next step while they are read.
+        hidden = _new(n, self.sizes.D)
+        rows = _new(n, self.sizes.V) if logits else None
         if not n:
-            return hidden, torch.empty(0, self.sizes.V) if logits else None
+            return hidden, rows
         with self._lock:
             self._point_at(states)
-            rows = self._logits_of(n) if logits else None
             p.n, p.table_width = n, page_table.shape[1]
             p.tokens, p.slots, p.table = tokens.data_ptr(), slots.data_ptr(), page_table.data_ptr()
             p.lengths, p.hidden, p.logits = key_lengths.data_ptr(), hidden.data_ptr(), _address(rows)
             if not run("decode_step", ctypes.byref(p)):
-                self._scratch = torch.empty(p.scratch_bytes, dtype=torch.uint8)
-                p.scratch = self._scratch.data_ptr()
-                run("decode_step", ctypes.byref(p))
+                self._grow_scratch(p.scratch_needed)
+                if not run("decode_step", ctypes.byref(p)):
+                    raise MemoryError(f"no scratch of {p.scratch_needed} bytes for a decoding step")
         return hidden, rows
 
     def _check_indices(self, tokens: Tensor, slots: Tensor, page_table: Tensor, key_lengths: Tensor) -> None:
@@ -236,15 +249,17 @@ class DecodeProgram:
         if not all(t.dtype == torch.int64 and t.is_contiguous() and t.device.type == "cpu" for t in indices):
             raise ValueError("indices must be int64, contiguous and on the CPU")
 
-    def _logits_of(self, n: int) -> Tensor:
-        """Rows of a kept buffer: new pages for megabytes a step would cost the system a page fault each."""
-        if self._logits.shape[0] < n:
-            self._logits = torch.empty(n, self.sizes.V)
-        return self._logits[:n]
+    def _grow_scratch(self, size: int) -> None:
+        """In an order that leaves the program without a buffer, and knowing it, wherever this is cut off."""
+        p = self._program
+        p.scratch_bytes = 0
+        self._scratch = _new(size, dtype=torch.uint8)
+        p.scratch = self._scratch.data_ptr()
+        p.scratch_bytes = size
 
     def _point_at(self, states: Sequence[BlockState | None]) -> None:
         """Look at the states, unless they are those of the last call."""
-        pointers = [s and (s[0].data_ptr(), s[1].data_ptr(), s[0].shape, s[0].dtype) for s in states]
+        pointers = [s and (*_layout(s[0]), *_layout(s[1])) for s in states]
         if pointers == self._state_pointers:
             return
         self._state_pointers = []
@@ -270,12 +285,12 @@ class DecodeProgram:
     def _state_sizes(self, kind: type, state: BlockState) -> tuple[int, int, torch.dtype]:
         """(slots or pages, page size or 0, type)."""
         s, (first, second) = self.sizes, state
-        count, page_size = first.shape[0], 0
+        count, page_size = (*first.shape, 0, 0)[:2]
         if kind is MambaWeights:
+            page_size = 0
             shapes = (count, s.H * s.P + 2 * s.G * s.N, s.W - 1), (count, s.H, s.P, s.N)
             types = second.dtype == torch.float32
         else:
-            page_size = first.shape[1]
             shapes = ((count, page_size, s.kv_heads, s.head_dim),) * 2
             types = second.dtype == first.dtype
         types = types and first.dtype in TYPES and all(t.device.type == "cpu" and t.is_contiguous() for t in state)

@@ -90,6 +90,12 @@ static void head_step(float* state, const float* x, const float* B, const float*
     for (; p < P; p++) head_rows<1>(state + p * N, x + p, B, C, N, decay, step, D, y + p);
 }
 
+// Of the state in one step; with the floor of scan.inl. NaN passes.
+static inline float decay_of(float step, float A_log) {
+    float log = -step * std::exp(A_log);
+    return std::exp(log < -60.0f ? -60.0f : log);
+}
+
 // values *= silu(gate).
 template <class T> static void gate_row(float* values, const T* gate, i64 n) {
     i64 i = 0;
@@ -118,7 +124,7 @@ static int mamba_step_of(
             const float* row = mixed + b * C;
             float step = softplus(to_float(dt[b * m.dt_stride + h]) + dt_bias[h]);
             head_step(ssm_state + (m.slots[b] * m.H + h) * m.P * m.N, row + h * m.P, row + inner + g * m.N,
-                      row + inner + groups + g * m.N, m.P, m.N, std::exp(-step * std::exp(A_log[h])), step, D[h],
+                      row + inner + groups + g * m.N, m.P, m.N, decay_of(step, A_log[h]), step, D[h],
                       values + b * inner + h * m.P);
         }
 #pragma omp for schedule(static)

@@ -156,6 +156,7 @@ static void product_of(const X* x, i64 ldx, i64 M, const W* w, i64 O, i64 I, flo
 }
 
 // y (M, O) = x (M, I) w^T, w (O, I); one thread. An output's sum has the same order whatever M and O are.
+// (Not so where product_bf16.inl replaces it with tiles.)
 template <class W>
 static void product(const float* x, i64 ldx, i64 M, const W* w, i64 O, i64 I, float* y, i64 ldy) {
     product_of<V>(x, ldx, M, w, O, I, y, ldy);

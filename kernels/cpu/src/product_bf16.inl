@@ -102,7 +102,7 @@ static void product_amx(const float* x, i64 ldx, i64 M, const bf16* w, i64 O, i6
     tiles_off();
 }
 
-// Rows from which a tile, 16 wide, pays.
+// Rows from which a tile, 16 wide, pays. A tile sums in another order than product_pairs.
 static const i64 TILED_FROM = 4;
 #endif
 

@@ -28,7 +28,8 @@ struct Program {
     const i64 *tokens, *slots, *table, *lengths;  // (n), (n), (n, table_width), (n) with the step's own token
     float *hidden, *logits;                       // (n, D), (n, V) or null
     char* scratch;
-    i64 scratch_bytes;  // too small: the step is not run, and this is what it needs
+    i64 scratch_bytes;         // behind `scratch`; whoever allocates says so
+    i64 scratch_needed;        // what the last step needs
 };
 
 // Takes pieces of one allocation; with no memory behind it, it measures.
@@ -125,11 +126,10 @@ static void divide_attention(const Program& p, StepScratch& s) {
 static bool indices_fit(const Program& p) {
     for (i64 m = 0; m < p.n; m++) {
         if (p.tokens[m] < 0 || p.tokens[m] >= p.V || p.lengths[m] < 1) return false;
-        if (p.n_slots && (p.slots[m] < 0 || p.slots[m] >= p.n_slots)) return false;
+        if (p.H && (p.slots[m] < 0 || p.slots[m] >= p.n_slots)) return false;
         if (!p.heads) continue;
-        i64 pages = (p.lengths[m] + p.page_size - 1) / p.page_size;
-        if (pages > p.table_width) return false;
-        for (i64 i = 0; i < pages; i++) {
+        if (p.page_size < 1 || p.lengths[m] > p.table_width * p.page_size) return false;
+        for (i64 i = 0; i * p.page_size < p.lengths[m]; i++) {
             i64 page = p.table[m * p.table_width + i];
             if (page < 0 || page >= p.n_pages) return false;
         }

@@ -1,5 +1,6 @@
 // The blocks of a decoding step. All threads run each function together: `omp for` shares its loops out, and waits at
-// their ends. Every number is summed in an order that depends on nothing but its own sequence.
+// their ends. A sequence's numbers depend neither on its neighbours nor on the number of threads; but with tiles (level
+// amx, bfloat16 weights) their last bits depend on whether a product has TILED_FROM rows.
 // T: weights, S: conv states and pages.
 
 template <class T, class S> struct DecodeStep {
@@ -84,7 +85,7 @@ template <class T, class S> struct DecodeStep {
         const float* row = s.mixed + m * C;
         float step = softplus(s.wide[m * (inner + C + p.H) + inner + C + h] + b.dt_bias[h]);
         head_step((float*)b.second_state + (p.slots[m] * p.H + h) * p.P * p.N, row + h * p.P, row + inner + g * p.N,
-                  row + inner + (p.G + g) * p.N, p.P, p.N, std::exp(-step * std::exp(b.A_log[h])), step, b.D[h],
+                  row + inner + (p.G + g) * p.N, p.P, p.N, decay_of(step, b.A_log[h]), step, b.D[h],
                   s.values + m * inner + h * p.P);
     }
 
@@ -140,8 +141,10 @@ template <class T, class S> struct DecodeStep {
                     p.table + part.sequence * p.table_width, p.page_size, p.heads, part.head, part.start, part.stop, out,
                     tops, sums, own().scores);
         if (s.n_parts == n * p.heads)
-            for (i64 r = 0; r < p.R; r++)
-                for (i64 d = 0; d < p.Dh; d++) s.values[task * q + r * p.Dh + d] = out[r * p.Dh + d] / sums[r];
+            for (i64 r = 0; r < p.R; r++) {
+                float share = 1.0f / sums[r];  // as merge has it
+                for (i64 d = 0; d < p.Dh; d++) s.values[task * q + r * p.Dh + d] = out[r * p.Dh + d] * share;
+            }
     }
 
     void merge(i64 task) const {

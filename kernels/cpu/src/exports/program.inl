@@ -1,12 +1,10 @@
-// NO_MEMORY: `scratch_bytes` was too small and now says what the step needs.
+// NO_MEMORY: `scratch_bytes` is less than `scratch_needed`, and the step was not run.
 extern "C" int EXPORT(decode_step)(Program* p, int threads) {
     if (!indices_fit(*p)) return BAD_INDEX;
     Arena measure = {nullptr, 0};
     divide_scratch(*p, threads, measure);
-    if (measure.used > p->scratch_bytes) {
-        p->scratch_bytes = measure.used;
-        return NO_MEMORY;
-    }
+    p->scratch_needed = measure.used;
+    if (!p->scratch || measure.used > p->scratch_bytes) return NO_MEMORY;
     Arena arena = {p->scratch, 0};
     StepScratch s = divide_scratch(*p, threads, arena);
     divide_attention(*p, s);
