@@ -225,12 +225,7 @@ class Engine:
         return [*steps, works[count:]] if count < len(works) else steps
 
     def _passes(self, works: list[Work]) -> list[_Passed]:
-        passed = []
-        for part in self._parts(works):
-            if passed and passed[-1].logits is not None:  # the next step's would take their place
-                passed[-1].logits = passed[-1].logits.clone()
-            passed.append(self._pass(part))
-        return passed
+        return [self._pass(part) for part in self._parts(works)]
 
     def _pass(self, works: list[Work]) -> _Passed:
         plan = Plan([_span(work) for work in works], self._scheduler.pool.page_size, self.device)

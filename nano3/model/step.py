@@ -7,10 +7,11 @@ float32 whatever the compute dtype.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import partial
 from itertools import chain, filterfalse
 from operator import attrgetter, is_
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -39,7 +40,17 @@ PLAIN = {nn.Embedding, nn.ModuleList, Block, RMSNorm, Linear, Mamba2, CausalConv
 PLAIN |= {Attention, MoE, Experts, Router, MLP}
 """Modules whose computation the program knows; a model with others inside goes op by op."""
 
-_IS_NONE, _DTYPE = partial(is_, None), attrgetter("dtype")
+SCALARS: dict[type, tuple[str, ...]] = {
+    nn.Embedding: ("max_norm",),
+    RMSNorm: ("eps",),
+    GatedRMSNorm: ("eps", "n_groups"),
+    Mamba2: ("cfg",),
+    Attention: ("cfg",),
+    Router: ("top_k", "scale"),
+}
+"""Attributes of modules that their computation hangs on, besides weights."""
+
+_IS_NONE, _DTYPE, _SHAPE = partial(is_, None), attrgetter("dtype"), attrgetter("shape")
 
 
 class Stepped(NamedTuple):
@@ -48,7 +59,7 @@ class Stepped(NamedTuple):
     hidden: Tensor
     """(n, D) float32 after the final norm."""
     logits: Tensor | None
-    """(n, V) float32, valid until the model's next step."""
+    """(n, V) float32."""
 
 
 def step(model: LM, tokens: Tensor, state: HybridState, *, logits: bool = False) -> Stepped | None:
@@ -96,24 +107,38 @@ class _Steps:
         self._tensors = [d for m in modules for d in (m._parameters, m._buffers) if d]
         self._children = [m._modules for m in modules if m._modules]
         self._hooks = [d for m in modules for d in (m._forward_hooks, m._forward_pre_hooks)]
+        # Not the model's own: a function put there may refer to the model.
+        self._attributes = [vars(m) for m in modules if m is not model]
+        self._places = [(vars(m), name) for m in modules for name in SCALARS.get(type(m), ())]
         self._seen = self._look()
         self.program: program.DecodeProgram | None = None
         self.problem = library_problem() or _strange(model)
         if self.problem is None:
             try:
                 self.program = _build(model)
-            except program.UnfitError as error:
+            except (program.UnfitError, TypeError) as error:  # the latter: a setting that is no plain number
                 self.problem = str(error)
 
     def holds(self) -> bool:
-        """Whether modules, and the places and types of all weights, are those of then; values may have changed."""
+        """Whether modules, their settings, and the places, types and shapes of all weights are those of then; the
+        weights' values may have changed."""
         return self._look() == self._seen
 
     def _look(self) -> list:
         # Every step comes here: no loops of Python's own.
         tensors = list(filterfalse(_IS_NONE, chain.from_iterable(map(dict.values, self._tensors))))
         children = list(chain.from_iterable(map(dict.values, self._children)))
-        return [list(map(Tensor.data_ptr, tensors)), list(map(_DTYPE, tensors)), children, any(self._hooks)]
+        return [
+            list(map(Tensor.data_ptr, tensors)),
+            list(map(_DTYPE, tensors)),
+            list(map(_SHAPE, tensors)),
+            all(map(Tensor.is_contiguous, tensors)),  # no program is built where one is not
+            children,
+            list(map(type, children)),
+            any(self._hooks),
+            list(map(len, self._attributes)),  # one more where a method is replaced
+            [attributes.get(name) for attributes, name in self._places],
+        ]
 
     def run(self, tokens: Tensor, plan: Plan, state: HybridState, logits: bool) -> Stepped | None:
         assert self.program is not None
@@ -160,8 +185,11 @@ def _strange(model: LM) -> str | None:
     for module in model.modules():
         if module is not model and type(module) not in PLAIN:
             return f"the model has a {type(module).__name__}"
-        if "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks:
+        replaced = any(callable(getattr(type(module), name, None)) for name in vars(module))
+        if (replaced and module is not model) or module._forward_hooks or module._forward_pre_hooks:
             return f"a {type(module).__name__} of the model is hooked"
+        if isinstance(module, nn.Embedding) and module.max_norm is not None:
+            return "the model's embeddings have a max_norm"
         for tensor in chain(module._parameters.values(), module._buffers.values()):
             if type(tensor) not in (nn.Parameter, Tensor):
                 return f"a weight of the model is a {type(tensor).__name__}"
@@ -169,14 +197,43 @@ def _strange(model: LM) -> str | None:
 
 
 def _build(model: LM) -> program.DecodeProgram:
-    cfg = model.cfg
-    sizes = program.ProgramSizes(
-        cfg.d_model, cfg.vocab_size, cfg.norm_eps, cfg.mamba_n_heads, cfg.mamba_head_dim, cfg.d_state, cfg.n_groups,
-        cfg.d_conv, cfg.n_kv_heads, cfg.n_heads, cfg.head_dim, cfg.n_experts, cfg.top_k, cfg.d_expert,
-        cfg.routed_scale,
-    )  # fmt: skip
     blocks = [_weights(block) for block in model.blocks]
-    return program.DecodeProgram(sizes, model.embeddings.weight, blocks, model.norm_f.weight, model.lm_head.weight)
+    weights = model.embeddings.weight, blocks, model.norm_f.weight, model.lm_head.weight
+    return program.DecodeProgram(_sizes(model), *weights)
+
+
+def _sizes(model: LM) -> program.ProgramSizes:
+    """As the modules have them now, which need not be what the model's configuration says."""
+    modules = list(model.modules())
+    mambas, attentions, experts, routers = (
+        [m for m in modules if isinstance(m, kind)] for kind in (Mamba2, Attention, Experts, Router)
+    )
+    V, D = model.lm_head.weight.shape
+    eps = _one("eps", [m.eps for m in modules if isinstance(m, RMSNorm | GatedRMSNorm)])
+    sizes = program.ProgramSizes(D, V, eps)
+    if mambas:
+        c = _one("Mamba-2 configuration", [m.cfg for m in mambas])
+        _one("number of groups", [c.n_groups, *(m.n_groups for m in modules if isinstance(m, GatedRMSNorm))])
+        sizes = replace(sizes, H=c.mamba_n_heads, P=c.mamba_head_dim, N=c.d_state, G=c.n_groups, W=c.d_conv)
+    if attentions:
+        c = _one("attention configuration", [m.cfg for m in attentions])
+        sizes = replace(sizes, kv_heads=c.n_kv_heads, query_heads=c.n_heads, head_dim=c.head_dim)
+    if experts:
+        E, F, _ = _one("experts' shape", [m.up_proj.shape for m in experts])
+        K, scale = _one("top_k and scale", [(m.top_k, m.scale) for m in routers])
+        sizes = replace(sizes, E=E, K=K, F=F, routed_scale=scale)
+    return sizes
+
+
+def _one(what: str, values: list[Any]) -> Any:
+    """Of all blocks.
+
+    Raises:
+        UnfitError: they differ.
+    """
+    if any(value != values[0] for value in values):
+        raise program.UnfitError(f"not all blocks have the same {what}")
+    return values[0]
 
 
 def _weights(block: nn.Module) -> program.BlockWeights:
