@@ -50,7 +50,7 @@ SCALARS: dict[type, tuple[str, ...]] = {
 }
 """Attributes of modules that their computation hangs on, besides weights."""
 
-_IS_NONE, _DTYPE, _SHAPE = partial(is_, None), attrgetter("dtype"), attrgetter("shape")
+_IS_NONE, _DTYPE = partial(is_, None), attrgetter("dtype")
 
 
 class Stepped(NamedTuple):
@@ -120,7 +120,7 @@ class _Steps:
                 self.problem = str(error)
 
     def holds(self) -> bool:
-        """Whether modules, their settings, and the places, types and shapes of all weights are those of then; the
+        """Whether modules, their settings, and the places, types and sizes of all weights are those of then; the
         weights' values may have changed."""
         return self._look() == self._seen
 
@@ -131,7 +131,8 @@ class _Steps:
         return [
             list(map(Tensor.data_ptr, tensors)),
             list(map(_DTYPE, tensors)),
-            list(map(_SHAPE, tensors)),
+            # Dense, with as many numbers: no other shape would fit the modules around it. Shapes take twice the time.
+            list(map(Tensor.numel, tensors)),
             all(map(Tensor.is_contiguous, tensors)),  # no program is built where one is not
             children,
             list(map(type, children)),
@@ -220,7 +221,7 @@ def _sizes(model: LM) -> program.ProgramSizes:
         sizes = replace(sizes, kv_heads=c.n_kv_heads, query_heads=c.n_heads, head_dim=c.head_dim)
     if experts:
         E, F, _ = _one("experts' shape", [m.up_proj.shape for m in experts])
-        K, scale = _one("top_k and scale", [(m.top_k, m.scale) for m in routers])
+        K, scale = _one("top_k", [m.top_k for m in routers]), _one("scale", [m.scale for m in routers])
         sizes = replace(sizes, E=E, K=K, F=F, routed_scale=scale)
     return sizes
 
@@ -229,10 +230,10 @@ def _one(what: str, values: list[Any]) -> Any:
     """Of all blocks.
 
     Raises:
-        UnfitError: they differ.
+        UnfitError: they differ, or are tensors, whose values may change unseen.
     """
-    if any(value != values[0] for value in values):
-        raise program.UnfitError(f"not all blocks have the same {what}")
+    if any(isinstance(value, Tensor) or value != values[0] for value in values):
+        raise program.UnfitError(f"not all blocks have the same {what}, as a number")
     return values[0]
 
 

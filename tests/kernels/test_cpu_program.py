@@ -1,5 +1,6 @@
 """The decoding step in one C++ call equals the reference ops one after the other."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -90,6 +91,9 @@ def test_result_depends_neither_on_neighbours_nor_on_threads(dtype):
             assert torch.equal(step(case)[1], together[1])
             for m in range(len(case.lengths)):
                 hidden, logits, _ = step(case, slice(m, m + 1))
+                if native().isa in ("avx512", "avx2"):  # tiles, and the reference's products, turn on the rows
+                    assert torch.equal(hidden[0], together[0][m])
+                    assert torch.equal(logits[0], together[1][m])
                 torch.testing.assert_close(hidden[0], together[0][m], atol=1e-5, rtol=1e-5)
                 torch.testing.assert_close(logits[0], together[1][m], atol=1e-5, rtol=1e-5)
     finally:
@@ -177,3 +181,131 @@ def test_no_sequences():
         hidden, logits, _ = step(case)
         assert hidden.shape == (0, SIZES.D)
         assert logits.shape == (0, SIZES.V)
+
+
+def refuses(case, states):
+    """Nothing is computed on these states, and nothing written."""
+    before = [s and BlockState(*(t.clone() for t in s)) for s in states]
+    with pytest.raises((IndexError, UnfitError)):
+        case.program().run(case.tokens, case.slots, case.table, case.lengths, states, logits=False)
+    for s, t in zip(before, states, strict=True):
+        assert s is None or all(torch.equal(a, b) for a, b in zip(s, t, strict=True))
+
+
+@torch.inference_mode()
+def test_states_without_slots_pages_or_places_are_refused():
+    if native().library is None:
+        return
+    case = Case(SIZES, torch.float32, (10, 4))
+    (conv, scan), _, (keys, values), _ = case.states
+    rest = case.states[1:]
+    refuses(case, [BlockState(conv[:0], scan[:0]), *rest])
+    refuses(case, [BlockState(torch.zeros(()), scan), *rest])
+    refuses(case, [case.states[0], None, BlockState(keys[:0], values[:0]), None])
+    refuses(case, [case.states[0], None, BlockState(keys[:, :0].contiguous(), values[:, :0].contiguous()), None])
+    case.lengths[0] = torch.iinfo(torch.int64).max
+    refuses(case, case.states)
+
+
+@torch.inference_mode()
+def test_other_tensors_at_the_place_of_a_state_are_looked_at():
+    if native().library is None:
+        return
+    case = Case(SIZES, torch.float32, (10, 4))
+    program, (conv, scan) = case.program(), case.states[0]
+    arguments = case.tokens, case.slots, case.table, case.lengths
+    program.run(*arguments, case.states, logits=False)
+    half = scan.view(torch.bfloat16)[..., : scan.shape[-1]]
+    for other in (scan[:1], half, scan.as_strided(scan.shape, (0, *scan.stride()[1:]))):
+        with pytest.raises(UnfitError):
+            program.run(*arguments, [BlockState(conv, other), *case.states[1:]], logits=False)
+
+
+@torch.inference_mode()
+def test_a_step_after_one_without_memory(monkeypatch):
+    if native().library is None:
+        return
+    case = Case(WIDE, torch.float32, (5, 9, 4))
+    expected, _, _ = step(case)
+    program, few = case.program(), [t[:1].contiguous() for t in (case.tokens, case.slots, case.table, case.lengths)]
+    arguments, real = (case.tokens, case.slots, case.table, case.lengths), torch.empty
+    program.run(*few, case.copied_states(), logits=False)
+
+    def no_bytes(*shape, dtype=None, **options):
+        if dtype == torch.uint8:
+            raise MemoryError
+        return real(*shape, dtype=dtype, **options)
+
+    monkeypatch.setattr(torch, "empty", no_bytes)
+    for _ in range(2):
+        states = case.copied_states()
+        with pytest.raises(MemoryError):
+            program.run(*arguments, states, logits=False)
+        assert all(torch.equal(a, b) for a, b in zip(states[0], case.states[0], strict=True))
+    monkeypatch.undo()
+    assert torch.equal(program.run(*arguments, case.copied_states(), logits=False)[0], expected)
+
+
+@torch.inference_mode()
+def test_results_are_of_their_types_whatever_the_default_is():
+    case = Case(SIZES, torch.float32, (10, 4))
+    expected = step(case)
+    torch.set_default_dtype(torch.float64)
+    try:
+        hidden, logits, _ = step(case)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    if native().library is not None:
+        assert hidden.dtype == logits.dtype == torch.float32
+        assert torch.equal(hidden, expected[0])
+        assert torch.equal(logits, expected[1])
+
+
+def test_threads_share_a_program():
+    """Each has its own states, and reads its results while the others are at their next step."""
+    if native().library is None:
+        return
+    cases = [Case(WIDE, torch.float32, (5, 9, 4)[: 1 + i % 3]) for i in range(4)]
+    for case in cases[1:]:  # the same weights
+        for name in ("embeddings", "blocks", "norm", "head"):
+            setattr(case, name, getattr(cases[0], name))
+    program = cases[0].program()
+
+    def steps(case):
+        states = case.copied_states()
+        with torch.inference_mode():
+            arguments = case.tokens, case.slots, case.table, case.lengths
+            return [program.run(*arguments, states, logits=True) for _ in range(30)]
+
+    expected = [steps(case) for case in cases]
+    with ThreadPoolExecutor(len(cases)) as pool:
+        got = list(pool.map(steps, cases))
+    for ours, theirs in zip(got, expected, strict=True):
+        for (hidden, logits), (other_hidden, other_logits) in zip(ours, theirs, strict=True):
+            assert torch.equal(hidden, other_hidden)
+            assert torch.equal(logits, other_logits)
+
+
+@torch.inference_mode()
+def test_steep_decays():
+    """The state all but vanishes, without subnormal numbers and without a NaN."""
+    case = Case(WIDE, torch.float32, (5, 9, 4))
+    mamba = case.blocks[0]
+    # exp(A_log) times a step of about 0.7: log decays of about -95 and less, which no normal number holds.
+    case.blocks[0] = replace(mamba, A_log=torch.full_like(mamba.A_log, 5.0), dt_bias=torch.zeros_like(mamba.dt_bias))
+    case.states[0].second.mul_(1e20)
+    hidden, logits, states = step(case)
+    expected = case.expected()
+    same(hidden, expected[0])
+    same(logits, expected[1])
+    own = states[0].second[case.slots]
+    same(own, case.states[0].second[case.slots])
+    assert not ((own != 0) & (own.abs() < torch.finfo(torch.float32).tiny)).any()
+
+
+def test_sizes_that_do_not_go_together():
+    case = Case(SIZES, torch.float32, (10, 4))
+    for wrong in ({"K": 6}, {"K": 0}, {"G": 0}, {"G": 3}):
+        case.sizes = replace(SIZES, **wrong)
+        with pytest.raises(UnfitError):
+            case.program()

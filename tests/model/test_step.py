@@ -9,7 +9,9 @@ from torch import nn
 
 from nano3.config.model import ModelConfig
 from nano3.model import step as step_module
+from nano3.model.attention import Attention
 from nano3.model.lm import LM
+from nano3.model.mlp import MLP
 from nano3.model.plan import Plan, Span
 from nano3.model.pool import StatePool
 
@@ -231,3 +233,120 @@ def test_no_wider_types(model, monkeypatch):
     (got, _), (expected, _) = both(model, monkeypatch, spans(3), torch.float64)
     torch.testing.assert_close(got.x, expected.x)
     assert len(got.routing) == 1
+
+
+def transposed(model):
+    """Square weights under another layout, at the same place."""
+    for block in model.blocks:
+        if isinstance(block.mixer, Attention):
+            assert block.mixer.q_proj.weight.shape == (32, 32)
+            block.mixer.q_proj.weight.data = block.mixer.q_proj.weight.data.t()
+
+
+def spread(model):
+    """The first number of a norm's weights in place of all, at the same place."""
+    weight = model.norm_f.weight
+    with torch.no_grad():
+        weight.copy_(torch.arange(2.0, 34.0))
+    weight.data = weight.data[:1].expand(32)
+
+
+def narrowed(model):
+    """Fewer dense MLP channels: the first ones, at the same place."""
+    mlp = model.blocks[4].mixer
+    mlp.up_proj.weight.data = mlp.up_proj.weight.data[:16]
+    mlp.down_proj.weight.data = mlp.down_proj.weight.data[:, :16].contiguous()
+
+
+def other_eps(model):
+    for module in model.modules():
+        if hasattr(module, "eps"):
+            module.eps = 0.5
+
+
+def one_eps(model):
+    model.blocks[1].norm.eps = 0.5
+
+
+def gate_eps(model):
+    model.blocks[0].mixer.norm.eps = 0.5
+
+
+def gate_scale(model):
+    model.blocks[3].mixer.gate.scale *= 3
+
+
+def gate_choices(model):
+    model.blocks[3].mixer.gate.top_k = 1
+
+
+def replaced_mixer(model):
+    mixer = model.blocks[1].mixer
+    mixer.forward = lambda *arguments: (2 * Attention.forward(mixer, *arguments)[0], None)
+
+
+def replaced_method(model):
+    shared = model.blocks[3].mixer.shared_experts
+    shared.apply_to = lambda x: 3 * MLP.apply_to(shared, x)
+
+
+STILL_ONE_CALL = {narrowed, other_eps, gate_scale, gate_choices}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        transposed,
+        spread,
+        narrowed,
+        other_eps,
+        one_eps,
+        gate_eps,
+        gate_scale,
+        gate_choices,
+        replaced_mixer,
+        replaced_method,
+    ],
+)
+def test_layouts_settings_and_methods_may_change_between_steps(model, monkeypatch, change):
+    before = run(model, filled_pool(model), Plan(spans(3), PAGE)).x
+    change(model)
+    (got, pool), (expected, other) = both(model, monkeypatch, spans(3))
+    assert in_one_call(got) == (HAVE and change in STILL_ONE_CALL)
+    torch.testing.assert_close(got.x, expected.x, atol=2e-5, rtol=2e-5)
+    assert_same_pools(pool, other, 2e-5)
+    assert not torch.allclose(before, got.x, atol=1e-4)
+
+
+def test_settings_of_the_modules_count_and_not_those_of_the_configuration(model, monkeypatch):
+    model.blocks[3].mixer.gate.top_k = 3
+    model.blocks[3].mixer.gate.scale = 0.25
+    other_eps(model)
+    (got, _), (expected, _) = both(model, monkeypatch, spans(3))
+    assert in_one_call(got) == HAVE
+    torch.testing.assert_close(got.x, expected.x, atol=2e-5, rtol=2e-5)
+
+
+def test_groups_that_differ_go_op_by_op_which_tells(model):
+    run(model, filled_pool(model), Plan(spans(3), PAGE))
+    model.blocks[0].mixer.norm.n_groups = 1
+    with pytest.raises(RuntimeError, match="split"):
+        run(model, filled_pool(model), Plan(spans(3), PAGE))
+
+
+def test_a_setting_that_is_no_number_goes_op_by_op(model, monkeypatch):
+    model.blocks[3].mixer.gate.scale = torch.tensor(2.5)
+    (got, _), (expected, _) = both(model, monkeypatch, spans(3))
+    assert not in_one_call(got)
+    torch.testing.assert_close(got.x, expected.x)
+
+
+def test_logits_stay_after_the_next_step(model):
+    if not HAVE:
+        return
+    with torch.inference_mode():
+        pool, plan = filled_pool(model), Plan(spans(3), PAGE)
+        first = step_module.step(model, torch.tensor([[1, 2, 3]]), pool.state(plan), logits=True).logits
+        copied = first.clone()
+        step_module.step(model, torch.tensor([[4, 5, 6]]), pool.state(plan), logits=True)
+    assert torch.equal(first, copied)
