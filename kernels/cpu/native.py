@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+from contextlib import suppress
 from functools import cache
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,16 +55,24 @@ def native() -> Native:
     levels = [name for name, needs in NEEDS.items() if needs <= flags and forced in ("", name)]
     if not levels:
         return Native(None, "", f"this processor has no {forced.upper() or 'AVX2'}")
-    files = sorted(Path(__file__).parent.glob("_native*.so"))
-    if not files:
-        return Native(None, "", "not built: no C++ compiler that could do it when nano3 was installed")
+    file = _file()
+    if file is None:
+        return Native(None, "", f"not built in {Path(__file__).parent}: pip install with a C++ compiler builds it")
     try:
-        library = ctypes.CDLL(str(files[0]))
+        library = ctypes.CDLL(str(file))
         if library.nano3_abi() != ABI:
-            return Native(None, "", f"{files[0].name} was built from other sources: install nano3 again")
+            return Native(None, "", f"{file} was built from other sources: install nano3 again")
     except (OSError, AttributeError) as error:
-        return Native(None, "", f"{files[0].name} cannot be loaded: {error}")
+        return Native(None, "", f"{file} cannot be loaded: {error}")
     return _best(library, levels)
+
+
+def _file() -> Path | None:
+    """The library beside this file; for a source tree in front of an installed nano3, the installed one's."""
+    folders = [Path(__file__).parent]
+    with suppress(PackageNotFoundError):
+        folders.append(Path(str(distribution("nano3").locate_file("nano3/kernels/cpu"))))
+    return next((file for folder in folders for file in sorted(folder.glob("_native*.so"))), None)
 
 
 def _best(library: ctypes.CDLL, levels: list[str]) -> Native:

@@ -46,7 +46,8 @@ class Schedule:
         if cfg.warmup_tokens > cfg.stable_fraction * self.horizon:
             raise ValueError(
                 f"schedule.warmup_tokens {cfg.warmup_tokens} reaches into the decay, which begins at schedule."
-                f"stable_fraction {cfg.stable_fraction} of {self.horizon} tokens: warm up for less, or train for longer"
+                f"stable_fraction {cfg.stable_fraction} of {self.horizon} tokens: train for longer, or "
+                f"--set schedule.warmup_tokens={int(cfg.stable_fraction * self.horizon / 2)}"
             )
 
     def lr(self, tokens: float) -> float:
