@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..eager import FUNCTIONS as EAGER
-from ..eager.conv import _final_state, _past
+from ..eager.conv import final_state, past_inputs
 from .call import I, Kernel, L, P, declare, normal, run
 from .native import TYPES
 
@@ -33,9 +33,9 @@ def causal_conv1d(
     """See nano3.kernels.causal_conv1d."""
     if not _fits(x, weight, bias, initial_state, document_ids):
         return EAGER["causal_conv1d"](x, weight, bias, initial_state=initial_state, document_ids=document_ids)
-    past = _past(x, weight.shape[1], initial_state)
+    past = past_inputs(x, weight.shape[1], initial_state)
     ids = None if document_ids is None else document_ids.to(torch.int64).contiguous()
-    return _Conv.apply(x, weight, bias, past, ids), _final_state(x, past, document_ids)
+    return _Conv.apply(x, weight, bias, past, ids), final_state(x, past, document_ids)
 
 
 def _fits(x: Tensor, weight: Tensor, bias: Tensor, initial_state: Tensor | None, document_ids: Tensor | None) -> bool:

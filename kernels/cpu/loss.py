@@ -55,7 +55,8 @@ class _Logits:
         self.product = matmul_dtype(hidden.dtype, hidden.device)
         self.weight = weight.detach().to(self.product)
         row_bytes = weight.shape[0] * self.product.itemsize
-        self.chunk = chunk_size or max(SMALLEST_CHUNK, LOGITS_BYTES // row_bytes)
+        most = chunk_size or max(SMALLEST_CHUNK, LOGITS_BYTES // row_bytes)
+        self.chunk = chunk_size or -(-rows // max(1, -(-rows // most))) or 1  # chunks of equal size
         self.buffer = torch.empty(min(self.chunk, rows), weight.shape[0], dtype=self.product)
 
     def fill(self, hidden: Tensor) -> Tensor:
@@ -82,30 +83,31 @@ class _Grads:
     """Gradients of the chunks so far.
 
     The last chunk's share of the weight's gradient waits, at best until backward knows the factor for the sum: the
-    product that adds it scales what is there as well, without a pass of its own over the whole gradient.
+    product that adds it scales what is there as well, without a pass of its own over the whole gradient. What lives
+    until then is that chunk and no weight in another type.
     """
 
-    def __init__(self, logits: _Logits, hidden: Tensor, wanted: tuple[bool, bool]) -> None:
-        self.logits, self.h = logits, hidden
+    def __init__(self, product: torch.dtype, hidden: Tensor, wanted: tuple[bool, bool]) -> None:
+        self.product = product
         self.dhidden = torch.empty_like(hidden, memory_format=torch.contiguous_format) if wanted[0] else None
         self.dweight: Tensor | None = None
         self.wanted = wanted
         self.waiting: tuple[Tensor, Tensor] | None = None
 
-    def add(self, part: slice, dlogits: Tensor, inverse: Tensor) -> None:
-        """One chunk, whose logits' gradients (n, V) are yet to be scaled by `inverse` (n,)."""
+    def add(self, part: slice, hidden: Tensor, weight: Tensor, dlogits: Tensor, inverse: Tensor) -> None:
+        """One chunk (n, D), whose logits' gradients (n, V) are yet to be scaled by `inverse` (n,)."""
         inverse = inverse.unsqueeze(1)
         if self.dhidden is not None:
-            torch.mul(dlogits @ self.logits.weight, inverse, out=self.dhidden[part])
+            torch.mul(dlogits @ weight, inverse, out=self.dhidden[part])
         if self.wanted[1]:
-            self.waiting = dlogits, (self.h[part] * inverse).to(self.logits.product)
+            self.waiting = dlogits, (hidden * inverse).to(self.product)
 
     def settle(self, factor: float = 1.0) -> None:
         """Add what waits; the weight's gradient is then `factor` times the sum. The logits' buffer is free again."""
         if self.waiting is None:
             return
         (dlogits, h), self.waiting = self.waiting, None
-        if self.logits.product != torch.float32:
+        if self.product != torch.float32:
             share = dlogits.t() @ h
             self.dweight = share.float() if self.dweight is None else self.dweight.add_(share)
             _scale(self.dweight, factor)
@@ -128,7 +130,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         targets = targets.contiguous() if everything else targets[rows]
         logits = _Logits(hidden, weight, targets.numel(), chunk_size)
         log_probs = torch.empty(targets.numel())
-        grads = _Grads(logits, h, ctx.needs_input_grad[:2]) if keep else None
+        grads = _Grads(logits.product, h, ctx.needs_input_grad[:2]) if keep else None
         for start in range(0, targets.numel(), logits.chunk):
             part = slice(start, start + logits.chunk)
             if grads is None:
@@ -138,7 +140,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             chunk = logits.fill(h[part])
             inverse = torch.empty(chunk.shape[0])
             logits.softmax(chunk, targets[part], log_probs[part], inverse)
-            grads.add(part, chunk, inverse)
+            grads.add(part, h[part], logits.weight, chunk, inverse)
         ctx.grads, ctx.rows = grads, None if everything else rows
         ctx.shape, ctx.weight = hidden.shape, (weight.shape, weight.dtype)
         return -log_probs.sum(dtype=torch.float64).float()

@@ -34,7 +34,10 @@ def ssd_scan(
     document_ids: Tensor | None = None,
     chunk_size: int = 128,
 ) -> tuple[Tensor, Tensor]:
-    """See nano3.kernels.ssd_scan."""
+    """See nano3.kernels.ssd_scan.
+
+    A nan or infinity in a token reaches no earlier one, but may reach up to 11 tokens behind the end of its document.
+    """
     inputs = (x, dt, A, B, C, D, dt_bias, initial_state)
     grads = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
     if _fits(*inputs):

@@ -21,13 +21,13 @@ def causal_conv1d(
     document_ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See nano3.kernels.causal_conv1d."""
-    past = _past(x, weight.shape[1], initial_state)
+    past = past_inputs(x, weight.shape[1], initial_state)
     masks = None if document_ids is None else _tap_masks(segments(document_ids), weight.shape[1], accumulator(x.dtype))
     out = _Conv.apply(x, weight, bias, past, masks)
-    return out, _final_state(x, past, document_ids)
+    return out, final_state(x, past, document_ids)
 
 
-def _past(x: Tensor, width: int, initial_state: Tensor | None) -> Tensor:
+def past_inputs(x: Tensor, width: int, initial_state: Tensor | None) -> Tensor:
     """The W-1 inputs before t = 0 as (B, W-1, C)."""
     if initial_state is None:
         return x.new_zeros(x.shape[0], width - 1, x.shape[2])
@@ -40,7 +40,7 @@ def _tap_masks(segment: Tensor, width: int, dtype: torch.dtype) -> Tensor:
     return torch.stack([padded[:, tap : tap + T] == segment for tap in range(width)]).to(dtype).unsqueeze(-1)
 
 
-def _final_state(x: Tensor, past: Tensor, document_ids: Tensor | None) -> Tensor:
+def final_state(x: Tensor, past: Tensor, document_ids: Tensor | None) -> Tensor:
     """(B, C, W-1) last inputs, zero where they belong to an earlier document."""
     n_past, T = past.shape[1], x.shape[1]
     last = torch.cat([past[:, min(T, n_past) :], x[:, max(0, T - n_past) :]], dim=1)

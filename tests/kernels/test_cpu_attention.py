@@ -173,3 +173,27 @@ def test_pages_that_do_not_exist_are_an_error():
     table[0, 1] = 999
     with pytest.raises((IndexError, RuntimeError)):
         kernels.paged_attention(torch.randn(5, 4, 24), keys, values, table, [5], [40])
+
+
+@pytest.mark.parametrize("ids", [None, documents(100, 30, 70).unsqueeze(0)])
+def test_values_that_a_token_does_not_see_change_no_bit(ids):
+    """Neither those of later tokens nor those of another document, however large."""
+    inputs = make(1, 200, 4, 2, 16)
+    changed = {name: m.clone() for name, m in inputs.items()}
+    changed["v"][:, 100] = 1e30
+    before, after = (kernels.attention(**m, document_ids=ids) for m in (inputs, changed))
+    assert torch.equal(before[:, :100], after[:, :100])
+    assert ids is None or torch.equal(before[:, 130:], after[:, 130:])
+    assert not torch.equal(before[:, 100], after[:, 100])
+
+
+def test_gradients_do_not_come_from_tokens_that_do_not_see():
+    inputs, ids = make(1, 200, 4, 2, 16), documents(100, 30, 70).unsqueeze(0)
+    inputs["v"][:, 100] = 1e30
+    dout = torch.randn(1, 200, 4, 16)
+    leaves = [m.requires_grad_() for m in inputs.values()]
+    whole = torch.autograd.grad(kernels.attention(**inputs, document_ids=ids), leaves, dout)
+    first = {name: m.detach()[:, :100].clone().requires_grad_() for name, m in inputs.items()}
+    own = torch.autograd.grad(kernels.attention(**first), list(first.values()), dout[:, :100])
+    for got, expected in zip(whole, own, strict=True):
+        torch.testing.assert_close(got[:, :100], expected)

@@ -164,6 +164,23 @@ def test_no_tokens():
     assert dense(x, up[0], down[0], None).shape == (0, 19)
 
 
+@pytest.mark.parametrize("S", [5, 70, 3000])
+def test_an_expert_chosen_twice_by_a_token_counts_twice(S):
+    """Bad input, which must be no race: the same result on any number of threads."""
+    (x, up, down), (ids, weights) = make(S, E=3), routing(S, E=3)
+    ids[::2, 1] = ids[::2, 0]
+    ids[1] = 2
+    compare(grouped(ids), [x, up, down, weights])
+    before, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 7):
+            torch.set_num_threads(count)
+            found.append(kernels.grouped_mlp(x, up, down, ids, weights))
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(*found)
+
+
 def test_the_number_of_threads_changes_nothing_around_the_products():
     """Small sizes, whose products PyTorch computes on one thread."""
     (x, up, down), (ids, weights) = make(100, F=5, D=6), routing(100)

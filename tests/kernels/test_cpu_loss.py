@@ -119,3 +119,18 @@ def test_results_do_not_depend_on_the_number_of_threads():
     finally:
         torch.set_num_threads(before)
     torch.testing.assert_close(*results)
+
+
+def test_what_lives_until_backward_is_one_chunk_and_no_other_weight(monkeypatch):
+    """Numbers held from forward to backward: the gradients and the last chunk, of a size like the others'."""
+    monkeypatch.setattr("nano3.kernels.cpu.loss.LOGITS_BYTES", 32 * 70 * 4)
+    monkeypatch.setattr("nano3.kernels.cpu.loss.matmul_dtype", lambda dtype, device: torch.float32)
+    leaves = {k: v.requires_grad_() for k, v in make(36, 16, 70, torch.bfloat16).items()}
+    loss = kernels.linear_cross_entropy(**leaves, targets=make_targets(36, 70))
+    grads = getattr(loss.grad_fn, "grads", None)
+    if grads is None:  # PyTorch alone
+        return
+    held = [t for value in vars(grads).values() for t in (value if isinstance(value, tuple) else (value,))]
+    numbers = {t.untyped_storage().nbytes() // t.itemsize for t in held if isinstance(t, torch.Tensor)}
+    assert numbers == {36 * 16, 70 * 16, 18 * 70, 18 * 16}
+    assert not any(hasattr(value, "weight") for value in vars(grads).values())

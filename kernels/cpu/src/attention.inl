@@ -55,10 +55,11 @@ static int attention_of(const T* q, const T* keys, const T* values, const i64* t
                          const i64* lengths, i64 n, i64 heads, i64 R, i64 Dh, i64 page_size, T* y, int threads) {
     Buffer<i64> first(n * heads + 1);
     if (!first.ok()) return NO_MEMORY;
-    i64 count = 0;
+    i64 count = 0, work = 0;
     for (i64 task = 0; task < n * heads; task++) {
         first[task] = count;
         count += (lengths[task / heads] + SPLIT - 1) / SPLIT;
+        work += lengths[task / heads] * (R + READING) * Dh;
     }
     first[n * heads] = count;
     Buffer<Partial> parts(count);
@@ -67,7 +68,7 @@ static int attention_of(const T* q, const T* keys, const T* values, const i64* t
     for (i64 task = 0; task < n * heads; task++)
         for (i64 p = first[task], start = 0; p < first[task + 1]; p++, start += SPLIT)
             parts[p] = {task / heads, task % heads, start, least(start + SPLIT, lengths[task / heads])};
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(threads) if (work > ALONE)
     {
         float *query = scratch.at(omp_get_thread_num() * R * (Dh + BLOCK)), *scores = query + R * Dh;
 #pragma omp for schedule(dynamic, 1)

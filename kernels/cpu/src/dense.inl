@@ -26,7 +26,7 @@ static int linear_of(const float* x, i64 M, const W* w, i64 O, i64 I, void* y, i
     i64 slices = (O + SLICE - 1) / SLICE;
     Buffer<float> parts(threads * M * SLICE);
     if (!parts.ok()) return NO_MEMORY;
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(threads) if (O * I * (M + READING) > ALONE)
     {
         float* part = parts.at(omp_get_thread_num() * M * SLICE);
 #pragma omp for schedule(static)
@@ -59,7 +59,7 @@ template <class W>
 static int mlp_of(const float* x, i64 M, const W* up, const W* down, i64 F, i64 D, void* y, int y_type, int threads) {
     Buffer<float> hidden(M * F), parts(threads * M * SLICE);
     if (!hidden.ok() || !parts.ok()) return NO_MEMORY;
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(threads) if (2 * F * D * (M + READING) > ALONE)
     {
         float* part = parts.at(omp_get_thread_num() * M * SLICE);
 #pragma omp for schedule(static)

@@ -38,7 +38,8 @@ static int experts_of(
     i64 n_up = expert_slices(ends, E, F, up_slices), n_down = expert_slices(ends, E, D, down_slices);
     Buffer<float> rows(S * K * D), hidden(S * K * F), out(S * K * D);
     if (!rows.ok() || !hidden.ok() || !out.ok()) return NO_MEMORY;
-#pragma omp parallel num_threads(threads)
+    const i64 read = least(E, S * K);  // experts
+#pragma omp parallel num_threads(threads) if (2 * F * D * (S * K + READING * read) > ALONE)
     {
 #pragma omp for schedule(static)
         for (i64 r = 0; r < S * K; r++) std::memcpy(rows.at(r * D), x + order[r] / K * D, sizeof(float) * D);

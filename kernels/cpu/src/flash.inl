@@ -22,6 +22,9 @@ static inline V vexp2(V x) {
     return p * V::power_of_two(n);
 }
 
+// The same, but exactly 0 for the smallest: a key that is not seen must not count, whatever its value.
+static inline V vexp2_to_zero(V x) { return vexp2(x) - V::power_of_two(V(LOWEST)); }
+
 static inline i64 round_up(i64 n, i64 step) { return (n + step - 1) / step * step; }
 
 // Where a buffer that has LINE numbers to spare reaches a cache line's start: vectors across two lines load slowly.
@@ -155,11 +158,11 @@ template <int N> static void flash_softmax(float* scores, i64 from, i64 to, floa
         V total[4] = {V::zero(), V::zero(), V::zero(), V::zero()};
         for (i64 i = from; i < to; i += 4)
             for (int k = 0; k < 4; k++) {
-                V e = vexp2(V::load(s + (i + k) * N * V::N) - now);
+                V e = vexp2_to_zero(V::load(s + (i + k) * N * V::N) - now);
                 e.store(s + (i + k) * N * V::N);
                 total[k] = total[k] + e;
             }
-        const V shrink = vexp2(old - now);
+        const V shrink = vexp2_to_zero(old - now);
         V::fma(V::load(sum + j * V::N), shrink, (total[0] + total[1]) + (total[2] + total[3])).store(sum + j * V::N);
         now.store(top + j * V::N), shrink.store(keep + j * V::N);
     }
@@ -187,7 +190,7 @@ static void flash_group(const FlashScratch& w, i64 column, i64 width, i64 start,
     const i64 n = N * V::N, from = span.from, to = span.to;
     const i64 *low = w.low + column, *high = w.high + column;
     flash_rows<N, false, ZERO>(w.k + from * width, width, w.q + column, COLUMNS, to - from, width, w.scores + from * n, n);
-    if (span.masked) mask(w.scores, n, n, low, high, start, from, to, -INFINITY);  // weight: the smallest there is, 1e-26
+    if (span.masked) mask(w.scores, n, n, low, high, start, from, to, -INFINITY);
     flash_softmax<N>(w.scores, from, to, w.top + column, w.sum + column, w.keep + column);
     flash_rows<N, true, SCALE>(w.v + from * width, width, w.scores + from * n, n, width, to - from, w.out + column, COLUMNS,
                                w.keep + column);
@@ -254,8 +257,12 @@ static void flash_task(const Sequence<T>& s, const FlashTask& task, i64 heads, i
 template <class T>
 static int flash_of(const Sequence<T>* sequences, i64 n, i64 heads, i64 R, i64 Dh, int threads) {
     const i64 step = COLUMNS / R, width = round_up(Dh, V::N);
-    i64 count = 0;
-    for (i64 i = 0; i < n; i++) count += (sequences[i].T_ + step - 1) / step * heads;
+    i64 count = 0, work = 0;
+    for (i64 i = 0; i < n; i++) {
+        count += (sequences[i].T_ + step - 1) / step * heads;
+        work += sequences[i].T_ * sequences[i].S * heads * R * Dh;
+    }
+    threads = work > ALONE ? int(least<i64>(threads, count)) : 1;
     Buffer<FlashTask> tasks(count);
     Buffer<float> scratch(threads * FlashScratch::floats(width) + LINE);
     if (!tasks.ok() || !scratch.ok()) return NO_MEMORY;

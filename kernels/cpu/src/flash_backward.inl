@@ -40,7 +40,7 @@ static void backward_softmax(float* p, float* ds, i64 from, i64 to, const float*
     for (i64 i = from; i < to; i++)
         for (int j = 0; j < N; j++) {
             const i64 place = (i * N + j) * V::N;
-            const V e = vexp2(V::load(p + place) - V::load(log_sums + j * V::N));
+            const V e = vexp2_to_zero(V::load(p + place) - V::load(log_sums + j * V::N));
             e.store(p + place);
             (e * (V::load(ds + place) - V::load(delta + j * V::N))).store(ds + place);
         }
@@ -132,9 +132,10 @@ static int backward_of(const Sequence<T>* s, const Gradients<T>* g, i64 B, i64 h
     const i64 step = COLUMNS / R, width = round_up(Dh, V::N), S = s->S, blocks = (s->T_ + step - 1) / step;
     const i64 J = most_of(i64(1), least(blocks, (2 * threads + B * heads - 1) / (B * heads)));
     const i64 part = (S + KEYS) * width;  // the last block may reach behind S
-    Buffer<float> sums(B * heads * J * 2 * part + LINE), scratch(threads * BackwardScratch::floats(width) + LINE);
+    const bool alone = B * s->T_ * S * heads * R * Dh <= ALONE;
+    Buffer<float> sums(B * heads * J * 2 * part + LINE), scratch((alone ? 1 : threads) * BackwardScratch::floats(width) + LINE);
     if (!sums.ok() || !scratch.ok()) return NO_MEMORY;
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(threads) if (!alone)
     {
         float* own = aligned(scratch) + omp_get_thread_num() * BackwardScratch::floats(width);
         BackwardScratch w(own, width);

@@ -45,6 +45,19 @@ template <int R> struct Block {
             }
         }
     }
+    // The same where row r has no elements before k = r.
+    template <int ROW, int FIRST = 0> inline void add_lower(const float* a, i64 a_step, const float* b, i64 b_step, i64 K) {
+        if constexpr (FIRST < R) {
+            if (FIRST >= K) return;
+            V left = V::load(b), right = V::load(b + V::N);
+            for (int r = FIRST; r < R; r++) {
+                V x(a[r * ROW]);
+                at[r][0] = V::fma(x, left, at[r][0]);
+                at[r][1] = V::fma(x, right, at[r][1]);
+            }
+            add_lower<ROW, FIRST + 1>(a + a_step, a_step, b + b_step, b_step, K);
+        }
+    }
 };
 
 // f(Count<R>, first row) for tiles that cover n rows, the last tile up to UNIT - 1 rows too many.

@@ -40,7 +40,7 @@ template <class T>
 static int softmax_of(T* logits, i64 n, i64 O, const i64* targets, float* log_probs, float* inverse, int threads) {
     for (i64 r = 0; r < n; r++)
         if (targets[r] < 0 || targets[r] >= O) return BAD_INDEX;
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads(threads) schedule(static) if (n * O * 16 > ALONE)
     for (i64 r = 0; r < n; r++) {
         T* x = logits + r * O;
         const float top = row_top(x, O), own = to_float(x[targets[r]]) - top;

@@ -7,6 +7,9 @@ enum Outcome { DONE = 0, NO_MEMORY = 1, BAD_INDEX = 2 };
 template <class T> static inline T least(T a, T b) { return a < b ? a : b; }
 template <class T> static inline T most_of(T a, T b) { return a > b ? a : b; }
 
+// Work of a call, in about products, below which waking the other threads costs more than they save.
+static const i64 ALONE = 1 << 18, READING = 3;  // READING: products in the time of reading one number from afar
+
 template <class T> struct Buffer {
     T* data;
     i64 size;

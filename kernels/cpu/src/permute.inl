@@ -5,7 +5,8 @@
 // Numbers in the rows of a call below which waking the other threads costs more than they save.
 static const i64 ROWS_ALONE = 1 << 14;
 
-// fresh[r]: whether no row before r belongs to the same token.
+// fresh[r]: whether no row before r belongs to the same token, or REPEATED: row r - 1 does, and has the same expert.
+static const uint8_t REPEATED = 2;
 static int group_choices(const i64* expert_ids, i64 S, i64 K, i64 E, i64* order, i64* ends, uint8_t* fresh) {
     Buffer<i64> sorted(S * K), bounds(E + 1);
     Buffer<uint8_t> seen(S);
@@ -17,7 +18,8 @@ static int group_choices(const i64* expert_ids, i64 S, i64 K, i64 E, i64* order,
     std::memset(seen.data, 0, S);
     for (i64 r = 0; r < S * K; r++) {
         i64 token = order[r] / K;
-        fresh[r] = !seen[token];
+        const bool again = r && order[r - 1] / K == token && expert_ids[order[r - 1]] == expert_ids[order[r]];
+        fresh[r] = again ? REPEATED : !seen[token];
         seen[token] = 1;
     }
     return DONE;
@@ -45,26 +47,28 @@ static int gather_rows_of(const X* x, const i64* order, i64 K, i64 n, i64 D, T* 
     return DONE;
 }
 
+template <class T> static void add_row(const T* row, float* y, i64 D, const float* ahead) {
+    i64 i = 0;
+    for (; i + V::N <= D; i += V::N) {
+        __builtin_prefetch(ahead + i, 1);
+        (V::load(y + i) + V::load(row + i)).store(y + i);
+    }
+    if (i < D) (V::load(y + i, int(D - i)) + V::load(row + i, int(D - i))).store(y + i, int(D - i));
+}
+
 // total (S, D) += the n rows, each onto its token; the first row of a token is written, so total needs no zeros.
-// The rows belong to one expert, so no token comes twice.
+// The rows belong to one expert: those of the same token follow one another, and the thread of the first adds them all.
 template <class T>
 static int scatter_rows_of(
     const T* rows, const i64* order, i64 K, const uint8_t* fresh, i64 n, i64 D, float* total, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (n * D > ROWS_ALONE)
     for (i64 r = 0; r < n; r++) {
-        const T* row = rows + r * D;
+        if (r && fresh[r] == REPEATED) continue;
         float* y = total + order[r] / K * D;
         const float* ahead = total + order[least(r + AHEAD, n - 1)] / K * D;
-        if (fresh[r]) {
-            convert_row(row, y, D, ahead);
-            continue;
-        }
-        i64 i = 0;
-        for (; i + V::N <= D; i += V::N) {
-            __builtin_prefetch(ahead + i, 1);
-            (V::load(y + i) + V::load(row + i)).store(y + i);
-        }
-        if (i < D) (V::load(y + i, int(D - i)) + V::load(row + i, int(D - i))).store(y + i, int(D - i));
+        if (fresh[r] == 1) convert_row(rows + r * D, y, D, ahead);
+        else add_row(rows + r * D, y, D, ahead);
+        for (i64 next = r + 1; next < n && fresh[next] == REPEATED; next++) add_row(rows + next * D, y, D, ahead);
     }
     return DONE;
 }

@@ -10,6 +10,7 @@ struct Scan {
     const i64* ids;  // (B, T), or none
 
     i64 R() const { return H / G; }
+    i64 work() const { return B * T * H * P * (2 * N + least(L, T)); }
     i64 chunks() const { return (T + L - 1) / L; }
     i64 ld_l() const { return leading(L); }  // of matrices with a column a token; leaves 16 floats behind the last
     i64 ld_n() const { return leading(N); }

@@ -313,7 +313,7 @@ static int scan_backward_of(const Scan& s, ScanInputs<T> in, const T* dy, const 
     for (i64 i = 0; i < heads_sums.size; i++) heads_sums[i] = 0;
     to.A = heads_sums.data, to.D = to.A + s.B * s.H, to.dt_bias = to.D + s.B * s.H;
     to.B_parts = parts > 1 ? partial.data : nullptr, to.C_parts = partial.data + parts * s.B * n;
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(threads) if (s.work() > ALONE)
     {
         BackwardSpace space(s, heads, Cutter{scratch.mine()});
 #pragma omp for schedule(static)

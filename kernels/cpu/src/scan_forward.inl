@@ -2,23 +2,23 @@
 // decays of a chunk ever leaving the cache.
 
 struct ForwardSpace {
-    float *B, *B_t, *C_t;    // (L, N), (N, L), (N, L)
-    float* C_tiles;
-    float *scores, *weights;  // [j][i]: B_j . C_i, and what x_j counts in y_i
-    float *x, *x_end;        // panels of (L, P); x_end: times its step and its decay to the chunk's end
+    float *B, *B_t, *C_t, *C_tiles;  // (L, N), (N, L), (N, L)
+    float *scores, *weights;         // [j][i]: B_j . C_i, and what x_j counts in y_i
+    float *x, *x_end;                // panels of (L, P); x_end: times its step and its decay to the chunk's end
     float* states;
     Documents documents;
     Decays decays;
 
     ForwardSpace(const Scan& s, i64 heads, Cutter c)
         : B(c.take(s.L * s.ld_n())), B_t(c.take(s.N * s.ld_l())), C_t(c.take(s.N * s.ld_l())),
-          C_tiles(c.take(round_up(s.L, UNIT) * s.N)),          scores(c.take(round_up(s.L, UNIT) * s.ld_l())), weights(c.take(s.L * s.ld_l())),
-          x(c.take(s.panels() * s.tokens_panel())), x_end(c.take(s.panels() * s.tokens_panel())),
+          C_tiles(c.take(round_up(s.L, UNIT) * s.N)), scores(c.take(round_up(s.L, UNIT) * s.ld_l())),
+          weights(c.take(s.L * s.ld_l())), x(c.take(s.panels() * s.tokens_panel())), x_end(c.take(s.panels() * s.tokens_panel())),
           states(c.take(heads * s.state())), documents(s, c), decays(s, c), used(c.used) {}
     i64 used;
 };
 
-// weights[j][i] = scores * step_j * decay from j to i, plus D where i = j; 0 where i is before j or in another document.
+// weights[j][i] = scores * step_j * decay from j to i, plus D where i = j; 0 where i is in a later document; not set
+// where i is before j.
 static void forward_weights(const Scan& s, const ForwardSpace& w, i64 L, float D) {
     const float* sum = w.decays.sum;
     for (i64 j = 0; j < L; j++) {
@@ -28,11 +28,6 @@ static void forward_weights(const Scan& s, const ForwardSpace& w, i64 L, float D
         i64 end = w.documents.to[j];
         for (i64 i = j / V::N * V::N; i < end; i += V::N)
             (decay(V::load(sum + i) - own) * (V::load(scores + i) * step)).store(row + i);
-        // a tile that has row j begins less than a vector before it
-        if (j >= V::N)
-            V::zero().store(row + j - V::N);
-        else
-            std::memset(row, 0, sizeof(float) * j);
         if (end < L) std::memset(row + end, 0, sizeof(float) * (L - end));
         row[j] += D;
     }
@@ -67,7 +62,9 @@ static void forward_outputs(const Scan& s, const ForwardSpace& w, i64 L, const f
                 sum.add_packed(w.C_tiles + i * s.N, state + panel * s.panel(), PANEL_WIDTH, s.N);
                 sum.scale_rows(w.decays.from_start + i);
             }
-            sum.template add<1>(w.weights + i, ld, x, PANEL_WIDTH, least(i + R, L));
+            const i64 from = w.documents.from[i];
+            sum.template add<1>(w.weights + from * ld + i, ld, x + from * PANEL_WIDTH, PANEL_WIDTH, i - from);
+            sum.template add_lower<1>(w.weights + i * ld + i, ld, x + i * PANEL_WIDTH, PANEL_WIDTH, L - i);
             store_tokens(sum, L - i, columns, y + i * s.H * s.P + panel * PANEL_WIDTH, s.H * s.P);
         });
     }
@@ -83,7 +80,7 @@ static void advance_state(const Scan& s, const ForwardSpace& w, i64 L, const flo
             const int R = decltype(rows)::value;
             i64 at = panel * s.panel() + n * PANEL_WIDTH;
             Block<R> sum;
-            if (before) {
+            if (before && w.documents.first == L) {
                 sum.load(before + at, PANEL_WIDTH);
                 sum.scale(whole);
             } else {
@@ -162,7 +159,7 @@ static int scan_forward_of(const Scan& s, ScanInputs<T> in, T* y, float* final, 
     threads = int(least<i64>(threads, tasks));
     Scratch scratch(ForwardSpace(s, heads, Cutter{nullptr}).used, threads);
     if (!scratch.ok()) return NO_MEMORY;
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(threads) if (s.work() > ALONE)
     {
         ForwardSpace space(s, heads, Cutter{scratch.mine()});
 #pragma omp for schedule(static)
