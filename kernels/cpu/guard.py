@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from types import FunctionType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch._C._dynamo import eval_frame
 from torch.autograd import forward_ad
 
+Traced = TypeVar("Traced", bound=Callable)
 _PLAIN = {Tensor, nn.Parameter}
 _TRACERS = tuple(
     getattr(torch._C._TorchDispatchModeKey, name)
@@ -31,15 +32,15 @@ def guarded(function: Callable, otherwise: Callable) -> Callable:
     return opaque(call)
 
 
-def opaque(function: FunctionType) -> FunctionType:
+def opaque(function: Traced) -> Traced:
     """What torch.compiler.disable does, at no cost a call and without the import of the compiler.
 
     Compiled code would hold addresses of tensors that nothing keeps alive, and run self-checks. So the compiler
     breaks the graph at the call, and compiles neither this frame nor those that it calls.
     """
-    frames = torch._C._dynamo.eval_frame
-    skip = frames._FrameAction.SKIP
-    frames.set_code_exec_strategy(function.__code__, frames._FrameExecStrategy(skip, skip))
+    skip = eval_frame._FrameAction.SKIP
+    code = function.__code__  # type: ignore[attr-defined]
+    eval_frame.set_code_exec_strategy(code, eval_frame._FrameExecStrategy(skip, skip))
     vars(function)["_torchdynamo_disable"] = True
     return function
 
