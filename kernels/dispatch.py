@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from . import cpu, eager, reference
+from .cpu.guard import opaque
 
 ENVIRONMENT = "NANO3_BACKEND"
 """Name of the environment variable that forces one backend for all ops that have it."""
@@ -64,6 +65,7 @@ def backends(op: str) -> list[str]:
     return [name for name, backend in BACKENDS.items() if op in backend.functions]
 
 
+@opaque
 def choose(op: str, device: torch.device | str, backend: str | None = None) -> tuple[str, Callable]:
     """The backend that runs `op` on `device`, as (name, function).
 

@@ -12,13 +12,13 @@ from torch.autograd.function import once_differentiable
 
 from ..common import matmul_dtype
 from ..eager import FUNCTIONS as EAGER
-from .call import I, Kernel, L, P, declare, normal, plain, readable, run
+from .call import I, Kernel, L, P, declare, empty, integers, normal, plain, readable, run
 from .native import TYPES
 
 MOST_HEADS = 64
 """Most query heads a key head."""
 declare(
-    paged_attention=(P, P, P, I, P, L, P, L, L, L, L, L, P),
+    paged_attention=(P, P, P, I, L, P, L, P, L, L, L, L, L, P),
     paged_queries=(P, P, P, I, L, P, L, P, P, L, L, L, L, L, P),
     attention=(P, P, P, P, I, L, L, L, L, L, L, P, P, P),
     attention_backward=(P, P, P, P, P, I, P, P, L, L, L, L, L, L, P, P, P, P),
@@ -50,7 +50,7 @@ class _Attention(torch.autograd.Function):
         q, k, v, out, log_sums, starts = ctx.saved_tensors
         inputs = [_rows(m) for m in (q, k, v, dout)]
         (B, T, Hq, Dh), (S, Hkv) = q.shape, k.shape[1:3]
-        grads = [torch.empty(m.shape, dtype=m.dtype) for m in (q, k, v)]
+        grads = [empty(m.shape, dtype=m.dtype) for m in (q, k, v)]
         done = run(
             "attention_backward", *(m.data_ptr() for m in inputs), _strides(*inputs), TYPES[q.dtype], out.data_ptr(),
             log_sums.data_ptr(), B, T, S, Hkv, Hq // Hkv, Dh, None if starts is None else starts.data_ptr(),
@@ -75,8 +75,8 @@ def _fast_here(q: Tensor) -> bool:
 
 def _starts(document_ids: Tensor) -> Tensor:
     """(B, T) ids -> (B, T) int64 position at which each token's document starts."""
-    places = torch.arange(document_ids.shape[1]).expand(document_ids.shape)
-    starts = torch.zeros(document_ids.shape, dtype=torch.int64)
+    places = torch.arange(document_ids.shape[1], device="cpu").expand(document_ids.shape)
+    starts = torch.zeros(document_ids.shape, dtype=torch.int64, device="cpu")
     new = document_ids[:, 1:] != document_ids[:, :-1]
     starts[:, 1:] = torch.where(new, places[:, 1:], 0)
     return starts.cummax(1).values
@@ -90,8 +90,8 @@ def _rows(m: Tensor) -> Tensor:
 def _attend(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None, *, log_sums: bool) -> tuple[Tensor, Tensor | None]:
     q, k, v = _rows(q), _rows(k), _rows(v)
     (B, T, Hq, Dh), (S, Hkv) = q.shape, k.shape[1:3]
-    out = torch.empty(q.shape, dtype=q.dtype)
-    sums = torch.empty(q.shape[:3]) if log_sums else None
+    out = empty(q.shape, dtype=q.dtype)
+    sums = empty(q.shape[:3]) if log_sums else None
     done = run(
         "attention", q.data_ptr(), k.data_ptr(), v.data_ptr(), _strides(q, k, v), TYPES[q.dtype], B, T, S, Hkv,
         Hq // Hkv, Dh, None if starts is None else starts.data_ptr(), out.data_ptr(),
@@ -124,13 +124,13 @@ def paged_attention(
     if not single and not (fits and _fast_here(q) and q.shape[1] // key_pages.shape[2] <= MOST_HEADS):
         return EAGER["paged_attention"](q, key_pages, value_pages, page_table, query_lengths, key_lengths)
     y, page_table = torch.empty_like(q), page_table.contiguous()
-    queries, keys = torch.tensor(query_lengths), torch.tensor(key_lengths)
+    queries, keys = (integers(lengths) for lengths in (query_lengths, key_lengths))
     size, heads = key_pages.shape[1:3]
     if single:
         done = run(
             "paged_attention", q.data_ptr(), key_pages.data_ptr(), value_pages.data_ptr(), TYPES[q.dtype],
-            page_table.data_ptr(), page_table.shape[1], keys.data_ptr(), q.shape[0], heads, q.shape[1] // heads,
-            q.shape[2], size, y.data_ptr(),
+            key_pages.shape[0], page_table.data_ptr(), page_table.shape[1], keys.data_ptr(), q.shape[0], heads,
+            q.shape[1] // heads, q.shape[2], size, y.data_ptr(),
         )  # fmt: skip
     else:
         done = run(
@@ -149,7 +149,7 @@ def _attention_case(g: torch.Generator, dtype: torch.dtype) -> tuple:
 
 
 def _paged_case(g: torch.Generator, dtype: torch.dtype) -> tuple:
-    table = torch.tensor([[3, 0, 5], [2, 1, 4]])
+    table = integers([[3, 0, 5], [2, 1, 4]])
     pages = (normal(g, dtype, 6, 4, 2, 11) for _ in range(2))
     return normal(g, dtype, 2, 6, 11), *pages, table, [1, 1], [10, 5]
 

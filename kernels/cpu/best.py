@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..eager import FUNCTIONS as EAGER
-from .call import Kernel, L, P, declare, normal, plain, run
+from .call import Kernel, L, P, declare, empty, normal, plain, run
 
 declare(best_tokens=(P, L, L, L, P, P))
 
@@ -16,7 +16,7 @@ def best_tokens(logits: Tensor, limit: int) -> tuple[Tensor, Tensor]:
     if logits.dtype != torch.float32 or logits.dim() != 2 or not logits.numel() or limit < 1 or not plain(logits):
         return EAGER["best_tokens"](logits, limit)
     rows, width = logits.shape
-    ids, totals = torch.empty(rows, dtype=torch.int64), torch.empty(rows)
+    ids, totals = empty(rows, dtype=torch.int64), empty(rows)
     run("best_tokens", logits.data_ptr(), rows, width, min(limit, width), ids.data_ptr(), totals.data_ptr())
     return ids, totals
 

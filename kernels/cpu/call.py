@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ctypes import c_float, c_int, c_int64, c_void_p
 from functools import cache
 from typing import Any, NamedTuple
@@ -67,6 +67,16 @@ def plain(*tensors: Tensor) -> bool:
     return readable(*tensors) and all(t.is_contiguous() and not (grads and t.requires_grad) for t in tensors)
 
 
+def empty(*shape: Any, dtype: torch.dtype = torch.float32) -> Tensor:
+    """torch.empty for what a kernel writes: on the CPU, whatever the default type and device are."""
+    return torch.empty(*shape, dtype=dtype, device="cpu")
+
+
+def integers(numbers: Sequence) -> Tensor:
+    """torch.tensor for indices: int64, on the CPU."""
+    return torch.tensor(numbers, dtype=torch.int64, device="cpu")
+
+
 def normal(g: torch.Generator, dtype: torch.dtype, *shape: int) -> Tensor:
     """Random numbers for a self-check."""
-    return torch.randn(*shape, generator=g).to(dtype)
+    return torch.randn(*shape, generator=g, dtype=torch.float32, device="cpu").to(dtype)

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from ..eager import FUNCTIONS as EAGER
 from ..eager.conv import final_state, past_inputs
-from .call import I, Kernel, L, P, declare, normal, run
+from .call import I, Kernel, L, P, declare, empty, normal, run
 from .native import TYPES
 
 MOST_TAPS = 16
@@ -74,7 +74,7 @@ def _taps(weight: Tensor) -> Tensor:
 class _Conv(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, past: Tensor, ids: Tensor | None) -> Tensor:
-        x, past, out = _dense_channels(x), past.contiguous(), torch.empty(x.shape, dtype=x.dtype)
+        x, past, out = _dense_channels(x), past.contiguous(), empty(x.shape, dtype=x.dtype)
         taps, offset = _taps(weight), bias.float().contiguous()
         run("causal_conv1d", *_inputs(x, taps, offset, past, ids), out.data_ptr())
         ctx.save_for_backward(x, weight, bias, past, ids)
@@ -85,7 +85,7 @@ class _Conv(torch.autograd.Function):
     def backward(ctx: Any, dout: Tensor):
         x, weight, bias, past, ids = ctx.saved_tensors
         dout, taps, offset = _dense_channels(dout), _taps(weight), bias.float().contiguous()
-        dx, dpast = torch.empty(x.shape, dtype=x.dtype), torch.empty_like(past)
+        dx, dpast = empty(x.shape, dtype=x.dtype), torch.empty_like(past)
         dtaps, doffset = torch.empty_like(taps), torch.empty_like(offset)
         done = run(
             "causal_conv1d_backward", *_inputs(x, taps, offset, past, ids), dout.data_ptr(), dout.stride(0),

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..eager import FUNCTIONS as EAGER
-from .call import I, Kernel, L, P, declare, normal, plain, readable, run
+from .call import I, Kernel, L, P, declare, empty, normal, plain, readable, run
 from .mlp import squared_relu_rows
 from .native import BASES, TYPES, native
 
@@ -26,7 +26,7 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     rows = x.numel() // width if width else 0
     if not 0 < rows <= _most_rows(weight) or x.shape[-1] != width or not plain(x, weight):
         return EAGER["linear"](x, weight)
-    y = torch.empty(*x.shape[:-1], outputs, dtype=x.dtype)
+    y = empty(*x.shape[:-1], outputs, dtype=x.dtype)
     done = run(
         "linear", x.data_ptr(), TYPES[x.dtype], rows, weight.data_ptr(), TYPES[weight.dtype], outputs, width,
         y.data_ptr(), TYPES[y.dtype],

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from ..common import matmul_dtype
 from ..eager import FUNCTIONS as EAGER
-from .call import I, Kernel, L, P, declare, normal, plain, readable, run
+from .call import I, Kernel, L, P, declare, empty, integers, normal, plain, readable, run
 from .native import TYPES
 from .products import activate, activate_backward, cast, cast_buffer, pieces
 
@@ -67,9 +67,9 @@ class _Routes:
 
     def __init__(self, expert_ids: Tensor, n_experts: int, product: torch.dtype) -> None:
         tokens, self.chosen = expert_ids.shape
-        self.order = torch.empty(tokens * self.chosen, dtype=torch.int64)
-        self.fresh = torch.empty(tokens * self.chosen, dtype=torch.uint8)  # rows that are the first of their token
-        ends = torch.empty(n_experts + 1, dtype=torch.int64)
+        self.order = empty(tokens * self.chosen, dtype=torch.int64)
+        self.fresh = empty(tokens * self.chosen, dtype=torch.uint8)  # rows that are the first of their token
+        ends = empty(n_experts + 1, dtype=torch.int64)
         done = run(
             "group_choices", expert_ids.data_ptr(), tokens, self.chosen, n_experts, self.order.data_ptr(),
             ends.data_ptr(), self.fresh.data_ptr(),
@@ -108,8 +108,8 @@ def _forward(x: Tensor, up: Tensor, down: Tensor, expert_ids: Tensor, weights: T
     """`kept` (S*K, F) in x.dtype gets the hidden values before the activation."""
     product, (E, F, D) = matmul_dtype(x.dtype, x.device), up.shape
     routes = _Routes(expert_ids, E, product)
-    total = torch.empty(x.shape, dtype=torch.float32)
-    rows_of, active_of = (torch.empty(routes.most, width, dtype=product) for width in (D, F))
+    total = empty(x.shape, dtype=torch.float32)
+    rows_of, active_of = (empty(routes.most, width, dtype=product) for width in (D, F))
     up_cast, down_cast = cast_buffer(up[0], product), cast_buffer(down[0], product)
     for part in routes.parts:
         n, copy = part.end - part.start, None if kept is None else kept[part.start : part.end]
@@ -128,7 +128,7 @@ class _Experts(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, up: Tensor, down: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
-        hidden = torch.empty(expert_ids.numel(), up.shape[1], dtype=x.dtype)
+        hidden = empty(expert_ids.numel(), up.shape[1], dtype=x.dtype)
         y = _forward(x, up, down, expert_ids, weights, hidden)
         ctx.save_for_backward(x, up, down, expert_ids, weights, hidden)
         return y
@@ -140,13 +140,11 @@ class _Experts(torch.autograd.Function):
         product, (E, F, D), dout = matmul_dtype(x.dtype, x.device), up.shape, dout.contiguous()
         routes = _Routes(expert_ids, E, product)
         need_x, need_up, need_down = ctx.needs_input_grad[:3]
-        dx = torch.empty(x.shape, dtype=torch.float32) if need_x else None
+        dx = empty(x.shape, dtype=torch.float32) if need_x else None
         dup = _gradient(up, product, routes) if need_up else None
         ddown = _gradient(down, product, routes) if need_down else None
         dweights = torch.empty_like(weights)
-        rows_of, drows_of, active_of, dactive_of = (
-            torch.empty(routes.most, width, dtype=product) for width in (D, D, F, F)
-        )
+        rows_of, drows_of, active_of, dactive_of = (empty(routes.most, width, dtype=product) for width in (D, D, F, F))
         up_cast, down_cast = cast_buffer(up[0], product), cast_buffer(down[0], product)
         for part in routes.parts:
             e, n, beta = part.expert, part.end - part.start, int(not part.first)
@@ -171,15 +169,15 @@ class _Experts(torch.autograd.Function):
 
 def _gradient(weight: Tensor, dtype: torch.dtype, routes: _Routes) -> Tensor:
     """Room for a weight's gradient, zero only where no product will write."""
-    grad = torch.empty(weight.shape, dtype=dtype)
+    grad = empty(weight.shape, dtype=dtype)
     for expert in routes.empty:
         grad[expert].zero_()
     return grad
 
 
 def _experts(g: torch.Generator, dtype: torch.dtype) -> tuple:
-    ids = torch.tensor([[0, 2], [2, 1], [2, 0], [4, 2]])
-    weights = torch.rand(4, 2, generator=g)
+    ids = integers([[0, 2], [2, 1], [2, 0], [4, 2]])
+    weights = normal(g, torch.float32, 4, 2).abs()
     return normal(g, dtype, 4, 19), normal(g, dtype, 5, 33, 19), normal(g, dtype, 5, 19, 33), ids, weights
 
 

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from ..common import matmul_dtype
 from ..eager import FUNCTIONS as EAGER
-from .call import I, Kernel, L, P, declare, normal, readable, run
+from .call import I, Kernel, L, P, declare, empty, integers, normal, readable, run
 from .native import TYPES
 
 LOGITS_BYTES = 128 * 1024 * 1024
@@ -35,7 +35,7 @@ def token_log_probs(hidden: Tensor, weight: Tensor, targets: Tensor, *, chunk_si
     if not _fits(hidden, weight, targets):
         return EAGER["token_log_probs"](hidden, weight, targets, chunk_size=chunk_size)
     logits = _Logits(hidden, weight, targets.numel(), chunk_size)
-    out = torch.empty(targets.shape)
+    out = empty(targets.shape)
     for start in range(0, targets.numel(), logits.chunk):
         part = slice(start, start + logits.chunk)
         logits.softmax(logits.fill(hidden[part]), targets[part].contiguous(), out[part], None)
@@ -57,7 +57,7 @@ class _Logits:
         row_bytes = weight.shape[0] * self.product.itemsize
         most = chunk_size or max(SMALLEST_CHUNK, LOGITS_BYTES // row_bytes)
         self.chunk = chunk_size or -(-rows // max(1, -(-rows // most))) or 1  # chunks of equal size
-        self.buffer = torch.empty(min(self.chunk, rows), weight.shape[0], dtype=self.product)
+        self.buffer = empty(min(self.chunk, rows), weight.shape[0], dtype=self.product)
 
     def fill(self, hidden: Tensor) -> Tensor:
         """(n, D) -> (n, V) logits in the buffer, valid until the next call."""
@@ -129,7 +129,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         h = hidden.detach() if everything else hidden.detach()[rows]
         targets = targets.contiguous() if everything else targets[rows]
         logits = _Logits(hidden, weight, targets.numel(), chunk_size)
-        log_probs = torch.empty(targets.numel())
+        log_probs = empty(targets.numel())
         grads = _Grads(logits.product, h, ctx.needs_input_grad[:2]) if keep else None
         for start in range(0, targets.numel(), logits.chunk):
             part = slice(start, start + logits.chunk)
@@ -138,7 +138,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 continue
             grads.settle()
             chunk = logits.fill(h[part])
-            inverse = torch.empty(chunk.shape[0])
+            inverse = empty(chunk.shape[0])
             logits.softmax(chunk, targets[part], log_probs[part], inverse)
             grads.add(part, h[part], logits.weight, chunk, inverse)
         ctx.grads, ctx.rows = grads, None if everything else rows
@@ -160,18 +160,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 dhidden = dhidden.new_zeros(ctx.shape).index_copy_(0, ctx.rows, dhidden)
         if grads.wanted[1]:
             shape, dtype = ctx.weight
-            dweight = torch.zeros(shape, dtype=dtype) if dweight is None else dweight.to(dtype)
+            dweight = torch.zeros(shape, dtype=dtype, device="cpu") if dweight is None else dweight.to(dtype)
         return dhidden, dweight, None, None, None, None
 
 
 def _case(g: torch.Generator, dtype: torch.dtype) -> tuple:
-    targets = torch.randint(0, 71, (9,), generator=g)
+    targets = torch.randint(0, 71, (9,), generator=g, device="cpu")
     return normal(g, dtype, 9, 13), normal(g, dtype, 71, 13), targets
 
 
 def _ignoring_case(g: torch.Generator, dtype: torch.dtype) -> tuple:
     hidden, weight, targets = _case(g, dtype)
-    return hidden, weight, targets.index_fill_(0, torch.tensor([2, 5]), -100)
+    return hidden, weight, targets.index_fill_(0, integers([2, 5]), -100)
 
 
 KERNELS = {

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from ..eager import FUNCTIONS as EAGER
-from .call import F, I, Kernel, L, P, declare, normal, plain, run
+from .call import F, I, Kernel, L, P, declare, empty, integers, normal, plain, run
 from .native import TYPES
 
-declare(mamba_step=(P, P, P, I, L, L, L, P, P, P, L, L, L, L, L, L, P, P, P, I, P, P, P, F, P))
+declare(mamba_step=(P, P, P, I, L, L, L, P, P, L, P, L, L, L, L, L, L, P, P, P, I, P, P, P, F, P))
 
 
 def mamba_step(
@@ -35,11 +35,11 @@ def mamba_step(
     if not _step_fits(*everything):
         return EAGER["mamba_step"](*everything)
     _, H, P_, N = ssm_state.shape
-    y = torch.empty(z.shape, dtype=z.dtype)
+    y = empty(z.shape, dtype=z.dtype)
     done = run(
         "mamba_step", xBC.data_ptr(), dt.data_ptr(), z.data_ptr(), TYPES[xBC.dtype], xBC.stride(0), dt.stride(0),
-        z.stride(0), conv_state.data_ptr(), ssm_state.data_ptr(), slots.data_ptr(), xBC.shape[0], H, P_, N, n_groups,
-        conv_weight.shape[1], conv_weight.data_ptr(), conv_bias.data_ptr(), norm_weight.data_ptr(),
+        z.stride(0), conv_state.data_ptr(), ssm_state.data_ptr(), ssm_state.shape[0], slots.data_ptr(), xBC.shape[0], H,
+        P_, N, n_groups, conv_weight.shape[1], conv_weight.data_ptr(), conv_bias.data_ptr(), norm_weight.data_ptr(),
         TYPES[conv_weight.dtype], A_log.data_ptr(), D.data_ptr(), dt_bias.data_ptr(), eps, y.data_ptr(),
     )  # fmt: skip
     return y if done else EAGER["mamba_step"](*everything)
@@ -54,8 +54,14 @@ def _step_fits(
     channels, inner = H * width + 2 * n_groups * N, H * width
     sizes = n > 0 and H % n_groups == 0 and all(t.shape == (H,) for t in steps) and norm_weight.shape == (inner,)
     sizes = sizes and xBC.shape == (n, channels) and dt.shape == (n, H) and z.shape == (n, inner)
-    sizes = sizes and slots.shape == (n,) and slots.dtype == torch.int64 and conv_bias.shape == (channels,)
-    sizes = sizes and conv_weight.shape[0] == channels and conv_state.shape[1:] == (channels, conv_weight.shape[1] - 1)
+    sizes = sizes and slots.shape == (n,) and slots.dtype == torch.int64 and slots.is_contiguous()
+    sizes = sizes and slots.device.type == "cpu" and conv_state.shape[0] == ssm_state.shape[0]
+    sizes = (
+        sizes
+        and conv_bias.shape == (channels,)
+        and conv_weight.shape[0] == channels
+        and conv_state.shape[1:] == (channels, conv_weight.shape[1] - 1)
+    )
     types = all(t.dtype == xBC.dtype for t in (*rows, conv_state)) and all(t.stride(-1) == 1 for t in rows)
     types = types and all(t.dtype == conv_weight.dtype for t in weights)
     types = types and all(t.dtype == torch.float32 for t in (ssm_state, *steps))
@@ -69,7 +75,7 @@ def _mamba(g: torch.Generator, dtype: torch.dtype) -> tuple:
     states = normal(g, dtype, slots, C, W - 1), normal(g, torch.float32, slots, H, P, N)
     heads = (normal(g, torch.float32, H) for _ in range(3))
     return (
-        *rows, *states, torch.tensor([3, 0, 4]), normal(g, dtype, C, W), normal(g, dtype, C), *heads,
+        *rows, *states, integers([3, 0, 4]), normal(g, dtype, C, W), normal(g, dtype, C), *heads,
         normal(g, dtype, H * P), 1e-5, G,
     )  # fmt: skip
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..common import matmul_dtype
+from .call import empty
 from .products import activate, activate_backward, pieces
 
 
@@ -24,7 +25,7 @@ def _forward(x: Tensor, up: Tensor, down: Tensor, kept: Tensor | None) -> Tensor
     product, (F, D) = matmul_dtype(x.dtype, x.device), up.shape
     up, down, rows, y = up.to(product), down.to(product), x.view(-1, D), torch.empty_like(x)
     parts = pieces(0, len(rows), product)
-    buffer = torch.empty(parts[0][1], F, dtype=product)
+    buffer = empty(parts[0][1], F, dtype=product)
     for a, b in parts:
         copy, active = None if kept is None else kept[a:b], buffer[: b - a]
         hidden = copy if copy is not None and copy.dtype == product else active
@@ -39,7 +40,7 @@ class _Rows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, up: Tensor, down: Tensor) -> Tensor:
-        hidden = torch.empty(x.numel() // up.shape[1], up.shape[0], dtype=x.dtype)
+        hidden = empty(x.numel() // up.shape[1], up.shape[0], dtype=x.dtype)
         y = _forward(x, up, down, hidden)
         ctx.save_for_backward(x, up, down, hidden)
         return y
@@ -53,10 +54,10 @@ class _Rows(torch.autograd.Function):
         rows, drows = x.view(-1, D), dout.contiguous().view(-1, D)
         need_x, need_up, need_down = ctx.needs_input_grad
         dx = torch.empty_like(x) if need_x else None
-        dup = torch.empty(F, D, dtype=product) if need_up else None
-        ddown = torch.empty(D, F, dtype=product) if need_down else None
+        dup = empty(F, D, dtype=product) if need_up else None
+        ddown = empty(D, F, dtype=product) if need_down else None
         parts = pieces(0, len(rows), product)
-        buffers = [torch.empty(parts[0][1], F, dtype=product) for _ in range(2)]
+        buffers = [empty(parts[0][1], F, dtype=product) for _ in range(2)]
         for a, b in parts:
             part, (dactive, active) = drows[a:b].to(product), (buffer[: b - a] for buffer in buffers)
             torch.mm(part, wide_down, out=dactive)

@@ -24,7 +24,7 @@ NEEDS = {
 """CPU features of each level, the best first."""
 BASES = {"amx": "avx512", "avx512bf16": "avx512"}
 """Where a level takes the kernels from that it has not got itself: it has only those that multiply by weights."""
-ABI = 2
+ABI = 3
 """Of the sources this file belongs to; see src/abi.cpp."""
 TYPES = {torch.float32: 0, torch.bfloat16: 1}
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..eager import FUNCTIONS as EAGER
-from .call import F, I, Kernel, L, P, declare, normal, run
+from .call import F, I, Kernel, L, P, declare, empty, normal, run
 from .native import TYPES
 
 declare(
@@ -98,7 +98,7 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, z: Tensor | None, weight: Tensor, eps: float, groups: int) -> Tensor:
-        rstd = torch.empty(y.numel() // y.shape[-1], groups)
+        rstd = empty(y.numel() // y.shape[-1], groups)
         out = _forward(y, z, weight, eps, groups, rstd)
         ctx.save_for_backward(y, z, weight, rstd)
         return out
@@ -108,9 +108,9 @@ class _Norm(torch.autograd.Function):
     def backward(ctx: Any, dout: Tensor):
         y, z, weight, rstd = ctx.saved_tensors
         width = y.shape[-1]
-        dy = torch.empty(y.shape, dtype=y.dtype)
-        dz = None if z is None else torch.empty(y.shape, dtype=y.dtype)
-        w, dw = _wide(weight), torch.empty(width)
+        dy = empty(y.shape, dtype=y.dtype)
+        dz = None if z is None else empty(y.shape, dtype=y.dtype)
+        w, dw = _wide(weight), empty(width)
         (y, y_stride), (dout, dout_stride) = _dense_rows(y), _dense_rows(dout)
         z, z_stride = (None, 0) if z is None else _dense_rows(z)
         done = run(

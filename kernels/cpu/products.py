@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .call import I, L, P, declare, run
+from .call import I, L, P, declare, empty, run
 from .native import TYPES
 
 PIECE = 1024
@@ -34,7 +34,7 @@ def cast(weight: Tensor, buffer: Tensor | None) -> Tensor:
 
 def cast_buffer(weight: Tensor, dtype: torch.dtype) -> Tensor | None:
     """Room for `cast`; None where the weight has the type already."""
-    return None if weight.dtype == dtype else torch.empty(weight.shape, dtype=dtype)
+    return None if weight.dtype == dtype else empty(weight.shape, dtype=dtype)
 
 
 def activate(hidden: Tensor, active: Tensor, kept: Tensor | None, gates: Tensor | None = None, order: int = 0) -> None:

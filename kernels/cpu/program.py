@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..allocator import use_huge_pages
 from .call import declare, run
+from .guard import may_run
 from .native import TYPES, native
 
 MOST_SEQUENCES = 64
@@ -224,6 +225,8 @@ class DecodeProgram:
         """
         n, p = tokens.shape[0], self._program
         self._check_indices(tokens, slots, page_table, key_lengths)
+        if not may_run(tokens, slots, page_table, key_lengths):
+            raise UnfitError("tensors are traced, or autocast changes what ops return")
         # Results belong to the caller: another thread may be at its next step while they are read.
         hidden = _new(n, self.sizes.D)
         rows = _new(n, self.sizes.V) if logits else None

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..eager import FUNCTIONS as EAGER
-from .call import I, Kernel, P, declare, normal, readable, run
+from .call import I, Kernel, P, declare, empty, normal, readable, run
 from .native import TYPES
 
 LONGEST_CHUNK = 64
@@ -94,7 +94,7 @@ class _Arguments(NamedTuple):
         batch, T, H, width = self.x.shape
         chunks = -(-T // min(self.chunk, T))
         state = _round_up(width, MOST_PANEL) * _round_up(self.B.shape[-1], MOST_UNIT)
-        return torch.empty(batch * H * chunks * state)
+        return empty(batch * H * chunks * state)
 
     def pointers(self) -> tuple:
         """Arguments that the forward and the backward kernel begin with; keep the arrays until the call is over."""
@@ -129,8 +129,8 @@ def _round_up(n: int, step: int) -> int:
 def _forward(a: _Arguments, states: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
     """y and the final state, the chunks' start states into `states`; None when there was no memory."""
     batch, _, H, width = a.x.shape
-    y = torch.empty(a.x.shape, dtype=a.x.dtype)
-    final = torch.empty(batch, H, width, a.B.shape[-1])
+    y = empty(a.x.shape, dtype=a.x.dtype)
+    final = empty(batch, H, width, a.B.shape[-1])
     done = run("ssd_scan", *a.pointers(), y.data_ptr(), final.data_ptr(), _pointer(states))
     return (y, final) if done else None
 
@@ -153,10 +153,10 @@ class _Scan(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor | None, dfinal: Tensor | None):
         x, dt, A, B, C, D, dt_bias, initial_state, ids, states = ctx.saved_tensors
         a = _Arguments.of(x, dt, A, B, C, D, dt_bias, initial_state, ids, ctx.chunk)
-        rows = [torch.empty(t.shape, dtype=t.dtype) for t in (a.x, a.dt, a.B, a.C)]
+        rows = [empty(t.shape, dtype=t.dtype) for t in (a.x, a.dt, a.B, a.C)]
         dy = torch.zeros_like(rows[0]) if dy is None else dy.contiguous()
         dfinal = None if dfinal is None else dfinal.contiguous()
-        sums = torch.empty(3, a.A.numel())
+        sums = empty(3, a.A.numel())
         dinitial = torch.empty_like(a.initial) if a.initial is not None and ctx.needs_input_grad[7] else None
         done = run(
             "ssd_scan_backward", *a.pointers(), dy.data_ptr(), _pointer(dfinal), states.data_ptr(),
@@ -171,7 +171,7 @@ class _Scan(torch.autograd.Function):
 
 
 def _scan(g: torch.Generator, dtype: torch.dtype) -> tuple:
-    B, T, H, P_, G, N = 2, LONGEST_CHUNK + 7, 4, 5, 2, 19
+    B, T, H, P_, G, N = 2, LONGEST_CHUNK + 3, 4, 5, 2, 19
     A, D, dt_bias = (normal(g, torch.float32, H) for _ in range(3))
     tokens = normal(g, dtype, B, T, H, P_), normal(g, dtype, B, T, H)
     return *tokens, -A.abs(), *(normal(g, dtype, B, T, G, N) for _ in range(2)), D, dt_bias - 1

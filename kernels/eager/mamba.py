@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ..reference.conv import causal_conv1d_step
-from ..reference.mamba import stepwise
+from ..reference.mamba import check_slots, stepwise
 from .norm import gated_rms_norm
 from .ssd import ssd_step
 
@@ -17,6 +17,7 @@ def mamba_step(
 ) -> Tensor:
     """See nano3.kernels.mamba_step."""
     rows: slice | Tensor = slots
+    check_slots(slots, conv_state, ssm_state)
     if slots.device.type == "cpu" and slots.numel():
         numbers = slots.tolist()
         if numbers == list(range(numbers[0], numbers[0] + len(numbers))):

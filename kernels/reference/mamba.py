@@ -27,10 +27,19 @@ def mamba_step(
     n_groups: int,
 ) -> Tensor:
     """See nano3.kernels.mamba_step."""
+    check_slots(slots, conv_state, ssm_state)
     return stepwise(
         causal_conv1d_step, ssd_step, gated_rms_norm,
         xBC, dt, z, conv_state, ssm_state, slots, conv_weight, conv_bias, A_log, D, dt_bias, norm_weight, eps, n_groups,
     )  # fmt: skip
+
+
+def check_slots(slots: Tensor, *states: Tensor) -> None:
+    """IndexError for a slot that a state lacks; on other devices than CPUs PyTorch's own indexing finds it."""
+    if type(slots) is not Tensor or slots.device.type != "cpu" or not slots.numel():
+        return
+    if int(slots.min()) < 0 or int(slots.max()) >= min(len(state) for state in states):
+        raise IndexError(f"mamba_step: slots {slots.tolist()} of {[len(state) for state in states]}")
 
 
 def stepwise(

@@ -50,9 +50,22 @@ static void attend_keys(const float* q, i64 R, i64 Dh, const T* keys, const T* v
     }
 }
 
+// Whether each sequence's tokens lie in pages that exist.
+static bool pages_fit(const i64* table, i64 table_width, const i64* lengths, i64 n, i64 page_size, i64 pages) {
+    for (i64 m = 0; m < n; m++) {
+        if (lengths[m] < 1 || (lengths[m] + page_size - 1) / page_size > table_width) return false;
+        for (i64 i = 0; i * page_size < lengths[m]; i++) {
+            i64 page = table[m * table_width + i];
+            if (page < 0 || page >= pages) return false;
+        }
+    }
+    return true;
+}
+
 template <class T>
-static int attention_of(const T* q, const T* keys, const T* values, const i64* table, i64 table_width,
+static int attention_of(const T* q, const T* keys, const T* values, i64 pages, const i64* table, i64 table_width,
                          const i64* lengths, i64 n, i64 heads, i64 R, i64 Dh, i64 page_size, T* y, int threads) {
+    if (!pages_fit(table, table_width, lengths, n, page_size, pages)) return BAD_INDEX;
     Buffer<i64> first(n * heads + 1);
     if (!first.ok()) return NO_MEMORY;
     i64 count = 0, work = 0;

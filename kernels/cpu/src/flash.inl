@@ -309,8 +309,7 @@ static int attention_pages(const T* q, const T* keys, const T* values, i64 pages
     const i64 step = heads * Dh;
     for (i64 i = 0, start = 0; i < n; start += query_lengths[i], i++) {
         const i64* own = table + i * table_width;
-        for (i64 p = 0; p * page_size < key_lengths[i] && query_lengths[i]; p++)
-            if (own[p] < 0 || own[p] >= pages) return BAD_INDEX;
+        if (query_lengths[i] && !pages_fit(own, table_width, key_lengths + i, 1, page_size, pages)) return BAD_INDEX;
         sequences[i] = {{q + start * step * R, step * R, Dh, nullptr, 0, 0},
                         {keys, step, Dh, own, page_size, page_size * step},
                         {values, step, Dh, own, page_size, page_size * step},
