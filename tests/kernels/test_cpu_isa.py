@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from nano3.kernels.cpu import call, dense, native, ops, program, program_check
+from nano3.kernels.cpu import call, check, dense, native, ops, program, program_check
 from nano3.kernels.cpu.native import Native, _best
 
 SOURCES = Path(native.__file__).parent / "src"
@@ -103,7 +103,7 @@ def test_mlps(rows):
 
 
 def test_the_step_of_a_model(level):
-    for dtype, tolerance in program_check.TOLERANCE.items():
+    for dtype, tolerance in check.TOLERANCE.items():
         assert program_check._error(dtype) <= tolerance, (level, dtype)
 
 
