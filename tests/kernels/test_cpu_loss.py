@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from nano3.kernels.cpu.native import native
 
 from nano3 import kernels
 from tests.kernels.conftest import assert_same, outputs_and_grads
@@ -121,6 +122,7 @@ def test_results_do_not_depend_on_the_number_of_threads():
     torch.testing.assert_close(*results)
 
 
+@pytest.mark.skipif(native().library is None, reason="of the C++ kernel alone")
 def test_what_lives_until_backward_is_one_chunk_and_no_other_weight(monkeypatch):
     """Numbers held from forward to backward: the gradients and the last chunk, of a size like the others'."""
     monkeypatch.setattr("nano3.kernels.cpu.loss.LOGITS_BYTES", 32 * 70 * 4)
