@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ def open_engine(
     max_context: int | None = None,
     engine: str = "native",
     speculate: int = 0,
+    native_options: Mapping[str, Any] | None = None,
 ) -> tuple[GenerationEngine, str]:
     """Load a model and its tokenizer into an engine; what had to be lowered is said on stderr.
 
@@ -50,6 +52,7 @@ def open_engine(
         max_context: most tokens of prompt and output together; None: what the model was made for.
         engine: native or vllm.
         speculate: tokens guessed ahead a step; 0: none.
+        native_options: further settings of the native engine, by the names that `Engine` has for them; vLLM has its own.
 
     Returns:
         The engine, and the model's name for clients: the folder's or the preset's.
@@ -77,7 +80,7 @@ def open_engine(
         tokenizer = small_tokenizer(lm.cfg.vocab_size)
         _say(f"{model}: a preset has no training behind it: random weights, and a tokenizer of {tokenizer.vocab_size} "
              "tokens made on the spot")  # fmt: skip
-    native = Engine(lm, tokenizer, memory=memory, speculate=speculate, **options)
+    native = Engine(lm, tokenizer, memory=memory, speculate=speculate, **options, **(native_options or {}))
     for note in native.sizes.notes:
         _say(note)
     return native, name

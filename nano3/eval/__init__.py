@@ -1,0 +1,1 @@
+"""Evaluation: RULER to a million tokens, lm-eval tasks, expert shares, and stages side by side."""

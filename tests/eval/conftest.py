@@ -1,0 +1,113 @@
+"""A small random model as a target, a served one, and a small server whose answers a test writes."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from nano3.config.model import ModelConfig
+from nano3.data.tokenizer import Tokenizer
+from nano3.engine.engine import Engine
+from nano3.engine.launch import small_tokenizer
+from nano3.eval.target import EngineTarget
+from nano3.model.lm import LM
+from nano3.serve.app import create_app
+from nano3.serve.server import bind, make_server
+from nano3.serve.settings import Settings
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    """A byte-level tokenizer of 519 ids."""
+    return small_tokenizer(4096)
+
+
+@pytest.fixture(scope="session")
+def lm(tokenizer) -> LM:
+    """Every kind of block that holds state; sharp enough that greedy answers do not hang on rounding."""
+    cfg = ModelConfig(
+        pattern="M*E", vocab_size=tokenizer.vocab_size, d_model=32, init_std=0.2, n_heads=4, n_kv_heads=2, head_dim=8,
+        mamba_n_heads=4, mamba_head_dim=8, d_state=16, n_groups=2, chunk_size=16, n_experts=4, top_k=2, d_expert=24,
+        d_shared=24, max_position_embeddings=4096,
+    )  # fmt: skip
+    return LM(cfg).init_weights(0).eval()
+
+
+@pytest.fixture
+def make_engine(lm, tokenizer) -> Callable[..., Engine]:
+    """Makes an engine over the model."""
+
+    def make(**options: Any) -> Engine:
+        return Engine(lm, tokenizer, **{"memory": 64 << 20, "max_sequences": 4, **options})
+
+    return make
+
+
+@pytest.fixture
+def target(make_engine) -> Iterator[EngineTarget]:
+    """The model as a target."""
+    target = EngineTarget(make_engine(), "small")
+    yield target
+    target.close()
+
+
+@pytest.fixture
+def served(make_engine) -> Iterator[str]:
+    """Address of a nano3 server over the model."""
+    server = make_server(create_app(make_engine(), name="small", settings=Settings()))
+    listener = bind("127.0.0.1", 0)
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server.should_exit = True
+    thread.join(timeout=30)
+
+
+Reply = tuple[int, Any]
+Answerer = Callable[[str, dict[str, Any]], Reply]
+
+
+@contextmanager
+def answering(answer: Answerer) -> Iterator[str]:
+    """A server on a free port whose answer to (path, body) is (status, JSON); its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self._send(answer(self.path, {}))
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            self._send(answer(self.path, json.loads(body)))
+
+        def _send(self, reply: Reply) -> None:
+            data = json.dumps(reply[1]).encode()
+            self.send_response(reply[0])
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def serve_answers() -> Callable[[Answerer], Any]:
+    """`with serve_answers(f) as url`: a server that answers with f(path, body)."""
+    return answering

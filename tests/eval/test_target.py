@@ -1,0 +1,178 @@
+"""EngineTarget and ServerTarget answer alike; a server's troubles are outlived or told."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from nano3.config.errors import UserError
+from nano3.engine.protocol import run
+from nano3.engine.request import Request, Sampling
+from nano3.eval.target import EngineTarget, Prompt, ServerGone, ServerTarget, model_identity
+
+TEXTS = [f"Number {i}: the quick brown fox jumps over " + "the lazy dog " * i for i in range(9)]
+MODELS = {"data": [{"id": "toy", "max_model_len": 100}]}
+
+
+def completion(text: str) -> dict:
+    return {"choices": [{"text": text, "finish_reason": "stop"}], "usage": {"prompt_tokens": 7, "completion_tokens": 2}}
+
+
+def test_answers_are_what_the_engine_says_of_each_prompt_alone(target, make_engine):
+    answers = dict(target.generate((i, Prompt(text=text, max_tokens=6)) for i, text in enumerate(TEXTS)))
+    alone = make_engine()
+    for i, text in enumerate(TEXTS):
+        ids = (target.tokenizer.eos_id, *target.tokenizer.encode(text))
+        ((output,),) = run(alone, [Request("one", ids, Sampling(temperature=0, max_tokens=6))])
+        assert answers[i].text == output.text
+        assert answers[i].prompt_tokens == len(ids) == target.count_prompt(Prompt(text=text))
+        assert answers[i].ids == tuple(output.ids)
+        assert len(answers[i].log_probs) == answers[i].output_tokens <= 6
+
+
+def test_prompts_are_taken_only_as_there_is_room(target):
+    taken = []
+
+    def endless():
+        for i in itertools.count():
+            taken.append(i)
+            yield i, Prompt(text=f"prompt {i}", max_tokens=4)
+
+    answers = target.generate(endless())
+    next(answers)
+    assert len(taken) <= 4 + 1
+    answers.close()
+    assert not target.engine.has_work
+
+
+def test_long_prompts_are_not_all_built_at_once(make_engine):
+    target, taken = EngineTarget(make_engine(max_context=12000, memory=256 << 20), "small"), []
+
+    def long():
+        for i in range(10):
+            taken.append(i)
+            yield i, Prompt(ids=(5 + i,) * 9000, max_tokens=1)
+
+    next(target.generate(long()))
+    assert len(taken) <= 2
+    target.close()
+
+
+def test_a_prefix_goes_behind_the_text_and_behind_the_assistants_opening(target):
+    tokenizer = target.tokenizer
+    plain = target.ids(Prompt(text="What is", prefix=" the answer"))
+    assert tokenizer.decode(plain[1:]) == "What is the answer"
+    chat = tokenizer.decode(target.ids(Prompt(messages=({"role": "user", "content": "Hi"},), prefix="It is")))
+    assert chat.endswith("It is")
+    assert chat.index("assistant") > chat.index("Hi")
+    assert "<think></think>" in chat.replace("\n", "")
+
+
+def test_a_prompt_that_cannot_fit_is_one_line(target):
+    with pytest.raises(UserError, match=r"first.*too long"):
+        list(target.generate([("first", Prompt(ids=(5,) * 5000))]))
+
+
+def test_a_server_answers_as_the_engine_does(target, served):
+    server = ServerTarget(served)
+    assert (server.name, server.max_context) == ("small", 4096)
+    message = ({"role": "user", "content": "Tell me of the fox"},)
+    prompts = {
+        "text": Prompt(text=TEXTS[3], prefix=" and", max_tokens=5),
+        "ids": Prompt(ids=(5, 6, 7), max_tokens=5),
+        "chat": Prompt(messages=message, max_tokens=5),
+        "begun": Prompt(messages=message, prefix="The fox", max_tokens=5),
+    }
+    here, there = dict(target.generate(prompts.items())), dict(server.generate(prompts.items()))
+    for key, prompt in prompts.items():
+        assert there[key].text.strip() == here[key].text.strip(), key
+        assert there[key].prompt_tokens == here[key].prompt_tokens == server.count_prompt(prompt), key
+    assert server.encode("a fox") == target.encode("a fox")
+    assert not server.notes
+    server.close()
+
+
+def test_a_server_that_stumbles_is_asked_again(serve_answers):
+    left = [500, 429, 503]
+
+    def answer(path, body):
+        if path == "/v1/models":
+            return 200, MODELS
+        return (left.pop(), {}) if left else (200, completion("hi"))
+
+    with serve_answers(answer) as url:
+        server = ServerTarget(url, first_wait=0.01, concurrency=1)
+        assert [a.text for _, a in server.generate([(0, Prompt(text="x"))])] == ["hi"]
+    assert not left
+
+
+def test_a_server_that_dies_gives_what_it_answered_and_then_server_gone(serve_answers):
+    count = itertools.count()
+
+    def answer(path, body):
+        if path == "/v1/models":
+            return 200, MODELS
+        return (200, completion("hi")) if next(count) < 3 else (502, {})
+
+    got = []
+    with serve_answers(answer) as url:
+        server = ServerTarget(url, first_wait=0.01, retries=2, concurrency=2)
+        answers = server.generate((i, Prompt(text="x")) for i in range(10))
+        got.extend(itertools.islice(answers, 3))
+        with pytest.raises(ServerGone, match="HTTP 502"):
+            next(answers)
+    assert len(got) == 3
+
+
+def test_a_server_that_refuses_is_not_asked_again(serve_answers):
+    def answer(path, body):
+        return (200, MODELS) if path == "/v1/models" else (404, {"error": {"message": "no such model"}})
+
+    with serve_answers(answer) as url, pytest.raises(UserError, match="404: no such model"):
+        list(ServerTarget(url).generate([(0, Prompt(text="x"))]))
+
+
+def test_fields_that_a_strict_server_refuses_are_left_out(serve_answers):
+    def answer(path, body):
+        if path == "/v1/models":
+            return 200, MODELS
+        return (400, {"error": "unknown field"}) if "add_special_tokens" in body else (200, completion("hi"))
+
+    with serve_answers(answer) as url:
+        server = ServerTarget(url)
+        assert len(list(server.generate((i, Prompt(text="x")) for i in range(3)))) == 3
+        assert server.notes == ["the server refuses add_special_tokens: asked without"]
+
+
+def test_without_a_tokenizer_the_error_says_which_option_names_one(serve_answers, tokenizer, tmp_path):
+    def answer(path, body):
+        if path == "/v1/models":
+            return 200, MODELS
+        if path == "/v1/chat/completions":
+            return 200, {"choices": [{"message": {"content": body["messages"][-1]["content"]}}]}
+        return 404, {}
+
+    tokenizer.save(tmp_path)
+    with serve_answers(answer) as url:
+        with pytest.raises(UserError, match="--tokenizer PATH"):
+            ServerTarget(url).count_tokens("x")
+        server = ServerTarget(url, tokenizer=str(tmp_path))
+        assert server.count_tokens("a fox") == len(tokenizer.encode("a fox"))
+        prompt = Prompt(messages=({"role": "user", "content": "Q?"},), prefix=" A:")
+        ((_, said),) = server.generate([(0, prompt)])
+        assert said.text == "Q? A:"
+        assert "end of the user's turn" in server.notes[0]
+
+
+def test_identity_tells_other_weights_apart(lm, tmp_path):
+    import nano3
+
+    nano3.save(lm, tmp_path / "a")
+    nano3.save(lm, tmp_path / "b")
+    assert model_identity(str(tmp_path / "a")) == model_identity(str(tmp_path / "b"))
+    (file,) = (tmp_path / "b").glob("*.safetensors")
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    assert model_identity(str(tmp_path / "a")) != model_identity(str(tmp_path / "b"))
