@@ -19,6 +19,7 @@ VERBS = {
     "chat": "nano3.cli.chat",
     "data": "nano3.cli.data",
     "info": "nano3.cli.info",
+    "eval": "nano3.cli.eval",
     "bench": "nano3.cli.bench",
 }
 SPINS = "10000"

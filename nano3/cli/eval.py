@@ -1,0 +1,14 @@
+"""`nano3 eval`: how good a model is. Each kind of evaluation is a verb of its own."""
+
+from __future__ import annotations
+
+import typer
+
+from nano3.cli.options import HELP
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", context_settings=HELP, help="Evaluate models.")
+
+
+@app.callback()
+def evaluate() -> None:
+    """Evaluate models: long contexts, benchmark tasks, expert shares; and compare results."""

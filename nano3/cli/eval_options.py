@@ -1,0 +1,173 @@
+"""Options that the verbs of `nano3 eval` share: what is evaluated, and where the result goes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nano3.cli.engine_options import parse_bytes
+from nano3.cli.options import complete_model
+from nano3.config.errors import UserError
+
+if TYPE_CHECKING:
+    from nano3.eval.target import Target
+
+EXIT_SERVER_GONE = 3
+LOCAL = {"dtype": "auto", "device": "auto", "memory": None, "max_sequences": None, "max_context": None,
+         "engine_name": "native"}  # fmt: skip
+"""Options of a model of this machine, and their defaults."""
+SERVER = {"model": "", "api_key": "", "tokenizer": "", "concurrency": 8, "timeout": 3600.0, "retries": 6}
+"""Options of a server."""
+
+From = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        help="A run folder, a Hugging Face folder, or a model preset (random weights).",
+        metavar="PATH",
+        autocompletion=complete_model,
+        show_default=False,
+    ),
+]
+Url = Annotated[
+    str | None,
+    typer.Option(
+        help="An OpenAI-compatible server, with or without /v1, in place of --from.", metavar="URL", show_default=False
+    ),
+]
+ServedModel = Annotated[
+    str,
+    typer.Option("--model", help="Served model. Default: the first listed.", metavar="NAME", show_default=False),
+]
+ApiKey = Annotated[
+    str,
+    typer.Option(envvar="NANO3_API_KEY", help="Key of the server, if it wants one.", metavar="KEY", show_default=False),
+]
+TokenizerPath = Annotated[
+    str,
+    typer.Option(
+        "--tokenizer",
+        help="Folder with the served model's tokenizer.json. Default: the server's own /tokenize.",
+        metavar="PATH",
+        show_default=False,
+    ),
+]
+Concurrency = Annotated[
+    int, typer.Option(help="Requests to a server at once. Default: 8.", metavar="N", min=1, show_default=False)
+]
+Timeout = Annotated[
+    float,
+    typer.Option(
+        help="Seconds until a request to a server is tried again. Default: 3600.", metavar="SECONDS", min=0.001,
+        show_default=False,
+    ),
+]  # fmt: skip
+Retries = Annotated[
+    int,
+    typer.Option(
+        help="Tries after a failed one: after 1, 2, 4, ... seconds. Default: 6.", metavar="N", min=0, show_default=False
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Decides the samples. Default: 0.", metavar="N", show_default=False)]
+
+
+def out_option(verb: str) -> typer.models.OptionInfo:
+    """`--out` of a verb, its default folder named in the help."""
+    return typer.Option(
+        help=f"Result folder; one with the same settings is gone on with. Default: runs/eval-{verb}-NAME.",
+        metavar="DIR", file_okay=False, show_default=False,
+    )  # fmt: skip
+
+
+def check_target(options: Mapping[str, Any]) -> None:
+    """Refuse options that do not name one target, before anything is loaded.
+
+    Args:
+        options: from_, url and those of LOCAL and SERVER, as the command line gave them (`ctx.params`).
+
+    Raises:
+        UserError: none or two targets, or an option of the other kind of target.
+    """
+    parse_bytes(options["memory"])
+    if (options["from_"] is None) == (options["url"] is None):
+        raise UserError("give what to evaluate: --from PATH, or --url URL (one of them)")
+    kind, others = ("--url", LOCAL) if options["url"] is not None else ("--from", SERVER)
+    for name, default in others.items():
+        # A key in the environment is nobody's wish for this command.
+        if name != "api_key" and options.get(name, default) != default:
+            flag = "--engine" if name == "engine_name" else f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag} and {kind} contradict each other: it is an option of the other kind of target")
+
+
+def open_target(options: Mapping[str, Any], *, max_context: int | None = None, prefix_cache: bool = True) -> Target:
+    """The target that checked options name.
+
+    Args:
+        options: as `check_target`.
+        max_context: most tokens of prompt and output that the evaluation needs; None: what the model was made for. An
+            option --max-context goes before it.
+        prefix_cache: prompts share beginnings.
+
+    Raises:
+        UserError: no such model, no server there, or a wrong option.
+    """
+    if options["url"] is not None:
+        from nano3.cli.options import server_address
+        from nano3.eval.server_target import ServerTarget
+
+        return ServerTarget(
+            server_address(options["url"]), **{name: options[name] for name in SERVER if name in options}
+        )
+    if sys.stderr.isatty():
+        print(f"loading {options['from_']} …", file=sys.stderr, flush=True)
+    from nano3.eval.engine_target import EngineTarget
+
+    return EngineTarget.open(
+        options["from_"],
+        prefix_cache=prefix_cache,
+        dtype=options["dtype"],
+        device=options["device"],
+        memory=parse_bytes(options["memory"]),
+        max_sequences=options["max_sequences"],
+        max_context=options["max_context"] or max_context,
+        engine=options["engine_name"],
+    )
+
+
+def result_folder(out: Path | None, name: str, settings: Mapping[str, Any], growing: tuple[str, ...] = ()) -> Path:
+    """`out`, or runs/NAME with a number behind it where that is taken."""
+    from nano3.eval.store import default_folder
+
+    return default_folder(name, settings, growing) if out is None else out
+
+
+@contextmanager
+def cut_short(save: Callable[[], object], folder: Path) -> Iterator[None]:
+    """What happens to an evaluation that is interrupted or whose server goes away: `save` writes the partial result,
+    and a line says how to go on.
+
+    Raises:
+        typer.Exit: with code 3, the server is gone.
+        KeyboardInterrupt: as it came.
+    """
+    from nano3.eval.prompt import ServerGone
+
+    go_on = f"finished samples are in {folder}; give the same command again to go on"
+    try:
+        yield
+    except ServerGone as gone:
+        save()
+        print(f"error: {gone}; {go_on}", file=sys.stderr, flush=True)
+        raise typer.Exit(EXIT_SERVER_GONE) from None
+    except KeyboardInterrupt:
+        save()
+        print(go_on, file=sys.stderr, flush=True)
+        raise
+    except UserError:
+        save()
+        raise

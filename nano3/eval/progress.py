@@ -1,0 +1,93 @@
+"""What a person sees of a running evaluation: a bar on a terminal, a line now and then elsewhere; all on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+LINE_SECONDS = 10.0
+"""Seconds between two plain lines."""
+
+
+class Progress:
+    """Counts samples and what they cost; the time left goes by cost, since a long prompt takes longer than a short
+    one. Also counts the part of long prompts that is computed, so that a prompt of a million tokens shows movement."""
+
+    def __init__(self, samples: int, cost: float, unit: str = "tokens") -> None:
+        """Begin to count.
+
+        Args:
+            samples: to be answered.
+            cost: of all of them together, in `unit`.
+            unit: what cost is counted in.
+        """
+        self.samples, self.cost, self.unit = samples, max(cost, 1.0), unit
+        self.done, self.spent, self.under_way, self.now = 0, 0.0, 0.0, ""
+        self._start = time.monotonic()
+        self._last = self._start
+        self._bar: Any = None
+        if sys.stderr.isatty():
+            self._bar, self._task = _bar(self.cost)
+
+    def sample(self, cost: float, what: str = "") -> None:
+        """One more sample is done."""
+        self.done, self.spent, self.now = self.done + 1, self.spent + cost, what
+        self.under_way = max(0.0, self.under_way - cost)
+        self._show(self.done == self.samples)
+
+    def tick(self, under_way: float) -> None:
+        """Some of the cost of samples that are not done yet is spent."""
+        self.under_way = under_way
+        self._show(False)
+
+    def say(self, message: str) -> None:
+        """Print a message beside the progress."""
+        if self._bar is not None:
+            self._bar.console.print(message, markup=False, highlight=False)
+        else:
+            print(message, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def line(self, seconds: float) -> str:
+        """All of it in a line, `seconds` after the start."""
+        from nano3.train.progress import clock, count
+
+        spent = min(self.cost, self.spent + self.under_way)
+        parts = [f"{self.done}/{self.samples} samples"]
+        if self.now:
+            parts.append(self.now)
+        if spent and seconds > 0:
+            rate = spent / seconds
+            parts += [f"{count(rate)} {self.unit}/s", f"{clock((self.cost - spent) / rate)} left"]
+        return "  ".join(parts)
+
+    def _show(self, last: bool) -> None:
+        now = time.monotonic()
+        if self._bar is not None:
+            spent = min(self.cost, self.spent + self.under_way)
+            self._bar.update(self._task, completed=spent, text=self.line(now - self._start))
+        elif last or now - self._last >= LINE_SECONDS:
+            self._last = now
+            print(self.line(now - self._start), file=sys.stderr, flush=True)
+
+
+def _bar(cost: float) -> tuple[Any, Any]:
+    from rich.console import Console
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    columns = (BarColumn(bar_width=24), TaskProgressColumn(), TextColumn("{task.fields[text]}"))
+    bar = Bar(*columns, console=Console(stderr=True), transient=True)
+    bar.start()
+    return bar, bar.add_task("samples", total=cost, text="")

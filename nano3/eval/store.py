@@ -1,0 +1,213 @@
+"""The folder of an evaluation: what was asked, each finished sample, the result; a killed evaluation goes on in it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nano3.config.errors import UserError
+from nano3.files import exclusive, write_atomic
+
+SETTINGS, SAMPLES, RESULT = "settings.json", "samples.jsonl", "result.json"
+SampleKey = tuple[str, int | None, int]
+"""Task, length (None where tasks have none), index."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number of a result."""
+
+    task: str
+    length: int | None
+    """Tokens of context; None where the task has none."""
+    metric: str
+    value: float
+    """Accuracies are from 0 to 100."""
+    stderr: float | None
+    n: int
+    """Samples behind it."""
+    higher_is_better: bool = True
+
+
+@dataclass(frozen=True)
+class Result:
+    """What result.json holds."""
+
+    kind: str
+    """ruler, lm, experts or heldout."""
+    name: str
+    model: str
+    complete: bool
+    settings: Mapping[str, Any]
+    scores: Sequence[Score]
+    notes: Sequence[str] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Further keys of a kind's own."""
+
+    def document(self) -> dict[str, Any]:
+        """As JSON."""
+        row = asdict(self)
+        return {**{key: value for key, value in row.items() if key != "extra"}, **self.extra}
+
+
+class Store:
+    """An open result folder; made by `open_store`."""
+
+    def __init__(self, folder: Path, rows: dict[SampleKey, dict[str, Any]]) -> None:
+        self.folder, self.rows = folder, rows
+        self._file = (folder / SAMPLES).open("a", encoding="utf-8")
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Append one finished sample; it reaches the operating system before this returns. One that is there is not
+        written again.
+
+        Raises:
+            UserError: the disk is full, or gone.
+        """
+        key = sample_key(row)
+        if key in self.rows:
+            return
+        try:
+            self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise UserError(f"cannot write {self.folder / SAMPLES}: {error.strerror}; what is in it stays") from error
+        self.rows[key] = dict(row)
+
+    def finish(self, result: Result) -> None:
+        """Put result.json in its place."""
+        os.fsync(self._file.fileno())
+        write_atomic(self.folder / RESULT, json.dumps(result.document(), indent=2, ensure_ascii=False) + "\n")
+
+    def close(self) -> None:
+        """Close the file of samples."""
+        self._file.close()
+
+
+@contextmanager
+def open_store(folder: Path, settings: Mapping[str, Any], growing: Sequence[str] = ()) -> Iterator[Store]:
+    """Hold a result folder for this process, with what it has of an evaluation with the same settings.
+
+    Args:
+        folder: made where it is missing.
+        settings: what decides the numbers, as JSON holds it.
+        growing: names of settings that say how much is done, not how: they may be others than before.
+
+    Raises:
+        UserError: it belongs to an evaluation with other settings, to another process, or holds something else.
+    """
+    with exclusive(folder):
+        check_settings(folder, settings, growing)
+        write_atomic(folder / SETTINGS, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+        store = Store(folder, mend_samples(folder / SAMPLES))
+        try:
+            yield store
+        finally:
+            store.close()
+
+
+def check_settings(folder: Path, settings: Mapping[str, Any], growing: Sequence[str] = ()) -> None:
+    """Raise UserError, naming the first setting that differs, unless `settings` are those of the folder or it has
+    none."""
+    saved = read_object(folder / SETTINGS) if (folder / SETTINGS).is_file() else None
+    if saved is None:
+        if (folder / SAMPLES).exists():
+            raise UserError(f"{folder} holds {SAMPLES} but no {SETTINGS}: give another --out")
+        return
+    now = json.loads(json.dumps(settings))
+    before, now = _flat(saved, growing), _flat(now, growing)
+    for key in [*now, *(key for key in before if key not in now)]:
+        if before.get(key) != now.get(key):
+            change = f"{key}: {_shown(before.get(key))} -> {_shown(now.get(key))}"
+            raise UserError(f"{folder} holds an evaluation with other settings ({change}): give another --out")
+
+
+def default_folder(name: str, settings: Mapping[str, Any], growing: Sequence[str] = ()) -> Path:
+    """runs/NAME, runs/NAME-2, ...: the first that is free or holds an evaluation with these settings."""
+    for number in itertools.count(1):
+        folder = Path("runs") / (name if number == 1 else f"{name}-{number}")
+        try:
+            check_settings(folder, settings, growing)
+        except UserError:
+            continue
+        if not folder.exists() or (folder / SETTINGS).is_file() or not any(folder.iterdir()):
+            return folder
+    raise AssertionError
+
+
+def mend_samples(path: Path) -> dict[SampleKey, dict[str, Any]]:
+    """The samples in a file, the first of each key; a torn last line (the process was killed) is cut off the file.
+
+    Raises:
+        UserError: a line in the middle that is no sample.
+    """
+    rows: dict[SampleKey, dict[str, Any]] = {}
+    data = path.read_bytes() if path.is_file() else b""
+    whole = data.rfind(b"\n") + 1
+    lines = data[:whole].splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            rows.setdefault(sample_key(row), row)
+        except (ValueError, LookupError, TypeError) as error:
+            if number < len(lines):
+                raise UserError(f"{path}, line {number}: not a sample of an evaluation; remove the line") from error
+            whole -= len(line) + 1
+    if whole < len(data):
+        os.truncate(path, whole)
+    return rows
+
+
+def read_samples(path: Path) -> dict[SampleKey, dict[str, Any]]:
+    """The whole samples in a file, the first of each key; the file stays as it is."""
+    rows: dict[SampleKey, dict[str, Any]] = {}
+    for line in path.read_text("utf-8", errors="replace").split("\n") if path.is_file() else ():
+        try:
+            row = json.loads(line)
+            rows.setdefault(sample_key(row), row)
+        except (ValueError, LookupError, TypeError):
+            continue
+    return rows
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object in a file.
+
+    Raises:
+        UserError: it is something else.
+    """
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: not a JSON object")
+    return value
+
+
+def sample_key(row: Mapping[str, Any]) -> SampleKey:
+    """What tells a sample from the others of its evaluation."""
+    return row["task"], row.get("length"), row["index"]
+
+
+def _flat(value: Mapping[str, Any], without: Sequence[str], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        if prefix + key in without:
+            continue
+        if isinstance(inner, Mapping):
+            flat |= _flat(inner, without, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = inner
+    return flat
+
+
+def _shown(value: Any) -> str:
+    text = "nothing" if value is None else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

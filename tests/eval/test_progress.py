@@ -1,0 +1,27 @@
+"""Progress tells samples, rate and time left; a long prompt moves before it is answered."""
+
+from __future__ import annotations
+
+from nano3.eval.progress import Progress
+
+
+def test_time_left_goes_by_cost_not_by_count(capsys):
+    progress = Progress(4, 4000)
+    progress.sample(1000, "vt 1K")
+    assert progress.line(10) == "1/4 samples  vt 1K  100 tokens/s  30s left"
+    progress.tick(1000)
+    assert progress.line(20) == "1/4 samples  vt 1K  100 tokens/s  20s left"
+    progress.sample(1000, "vt 1K")
+    assert progress.line(20) == "2/4 samples  vt 1K  100 tokens/s  20s left"
+
+
+def test_the_last_sample_always_prints(capsys):
+    progress = Progress(2, 20)
+    progress.sample(10)
+    assert capsys.readouterr().err == ""
+    progress.sample(10)
+    assert capsys.readouterr().err.startswith("2/2 samples")
+
+
+def test_nothing_is_divided_by_zero_before_the_first_token():
+    assert Progress(3, 0).line(0) == "0/3 samples"
