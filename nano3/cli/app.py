@@ -14,6 +14,7 @@ from typer.main import get_command
 
 VERBS = {
     "pretrain": "nano3.cli.pretrain",
+    "extend-context": "nano3.cli.extend_context",
     "serve": "nano3.cli.serve",
     "generate": "nano3.cli.generate",
     "chat": "nano3.cli.chat",

@@ -29,6 +29,7 @@ def dry_run_facts(cfg: PretrainConfig) -> dict[str, Any]:
     dtype = hardware.compute_dtype if cfg.train.dtype == "auto" else cfg.train.dtype
     counts, held = count_parameters(cfg.model), memory(cfg, dtype)
     tokens_per_step = cfg.train.batch_size * cfg.data.seq_len
+    shares = {length: weight / sum(cfg.lengths.values()) for length, weight in cfg.lengths.items()}
     return {
         "config": asdict(cfg),
         "total_parameters": counts.total,
@@ -40,7 +41,12 @@ def dry_run_facts(cfg: PretrainConfig) -> dict[str, Any]:
         "tokens": cfg.train.tokens,
         "tokens_per_step": tokens_per_step,
         "steps": math.ceil(cfg.train.tokens / tokens_per_step),
-        "training_flops": flops_per_token(cfg.model, cfg.data.seq_len) * cfg.train.tokens,
+        "lengths": [
+            {"seq_len": length, "share": share, "sequences_per_step": tokens_per_step // length}
+            for length, share in shares.items()
+        ],
+        "training_flops": cfg.train.tokens
+        * sum(flops_per_token(cfg.model, length) * share for length, share in shares.items()),
         "report_phase": report_phase(cfg),
         "differences": [asdict(row) for row in diff_from_report(cfg)],
     }
@@ -76,8 +82,15 @@ def _size_table(cfg: PretrainConfig, facts: dict[str, Any]) -> Any:
     without = facts["active_parameters_without_embedding"]
     table.add_row("  without the input embedding", f"{without:,}", count_text(without))
     table.add_row("tokens", f"{facts['tokens']:,}", count_text(facts["tokens"]))
-    step = f"{cfg.train.batch_size:,} sequences of {cfg.data.seq_len:,} tokens"
+    step, *others = (
+        f"{row['sequences_per_step']:,} sequences of {row['seq_len']:,} tokens" for row in facts["lengths"]
+    )
     table.add_row("optimizer steps", f"{facts['steps']:,}", f"{count_text(facts['tokens_per_step'])} a step: {step}")
+    for other in others:
+        table.add_row("", "", f"or {other}")
+    if others:
+        shares = ", ".join(f"{row['seq_len']:,}: {row['share']:.3g}" for row in facts["lengths"])
+        table.add_row("share of each length", "", shares)
     table.add_row("training operations", f"{facts['training_flops']:.3g}", "floating-point operations in all")
     return table
 
@@ -89,6 +102,8 @@ def _memory_table(cfg: PretrainConfig, facts: dict[str, Any]) -> Any:
     sequences = (
         f"{cfg.train.micro_batch_size:,} x {cfg.data.seq_len:,} tokens a pass, block activations {checkpointing}"
     )
+    if cfg.train.sequence_chunk:
+        sequences += f" in pieces of {cfg.train.sequence_chunk:,}"
     notes = {
         "weights": "float32",
         "compute_copy": f"weights in {facts['compute_dtype']}",

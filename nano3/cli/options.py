@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
-
-
-def complete_preset(incomplete: str) -> list[str]:
-    """Names of the pretraining presets that begin so."""
-    return _presets("pretrain", incomplete)
 
 
 def complete_model(incomplete: str) -> list[str]:
@@ -19,11 +15,23 @@ def complete_model(incomplete: str) -> list[str]:
 
 
 def complete_setting(incomplete: str) -> list[str]:
-    """Keys for `--set` that begin so, each with its equals sign."""
+    """Keys of pretraining for `--set` that begin so, each with its equals sign."""
     from nano3.config.schema import PretrainConfig
+
+    return _settings(PretrainConfig, incomplete)
+
+
+def complete_context_setting(incomplete: str) -> list[str]:
+    """As `complete_setting`, for extend-context."""
+    from nano3.config.extend_context import ExtendContextConfig
+
+    return _settings(ExtendContextConfig, incomplete)
+
+
+def _settings(schema: type, incomplete: str) -> list[str]:
     from nano3.config.typed import keys
 
-    return [f"{key}=" for key in ["model.preset", *keys(PretrainConfig)] if key.startswith(incomplete)]
+    return [f"{key}=" for key in ["model.preset", *keys(schema)] if key.startswith(incomplete)]
 
 
 def _presets(kind: str, incomplete: str) -> list[str]:
@@ -38,16 +46,21 @@ def server_address(url: str) -> str:
 
 
 HELP = {"help_option_names": ["-h", "--help"]}
-Settings = Annotated[
-    list[str] | None,
-    typer.Option(
+
+
+def settings_option(complete: Callable[[str], list[str]]) -> typer.models.OptionInfo:
+    """`--set` of a stage."""
+    return typer.Option(
         "--set",
         help="Change one setting, for example --set train.tokens=1e6. Repeatable.",
         metavar="KEY=VALUE",
-        autocompletion=complete_setting,
+        autocompletion=complete,
         show_default=False,
-    ),
-]
+    )
+
+
+Settings = Annotated[list[str] | None, settings_option(complete_setting)]
+ContextSettings = Annotated[list[str] | None, settings_option(complete_context_setting)]
 FromPath = Annotated[
     Path | None,
     typer.Option(
@@ -70,12 +83,16 @@ DryRun = Annotated[
 Json = Annotated[bool, typer.Option("--json", metavar="", help="Print the result on stdout as one JSON object.")]
 
 
-def preset_option(names: str, default: str) -> typer.models.OptionInfo:
+def preset_option(stage: str, names: str, default: str) -> typer.models.OptionInfo:
     """`--preset` of a stage, its presets named in the help."""
+
+    def complete(incomplete: str) -> list[str]:
+        return _presets(stage, incomplete)
+
     return typer.Option(
         help=f"Preset to run: {names}, or a TOML file. Default: {default}.",
         metavar="NAME|FILE",
-        autocompletion=complete_preset,
+        autocompletion=complete,
         show_default=False,
     )
 

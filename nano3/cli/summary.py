@@ -7,8 +7,8 @@ from typing import Any
 from nano3.cli.output import count_text, plain_table, print_json, print_table, results
 
 
-def show_summary(summary: dict[str, Any], as_json: bool) -> None:
-    """Print the result of a training stage, as tables or as one JSON object."""
+def show_summary(verb: str, summary: dict[str, Any], as_json: bool) -> None:
+    """Print the result of the training stage `nano3 VERB`, as tables or as one JSON object."""
     if as_json:
         print_json(summary)
         return
@@ -20,24 +20,27 @@ def show_summary(summary: dict[str, Any], as_json: bool) -> None:
     console.print()
     if summary["heldout_bits_per_byte"] is not None:
         print_table(console, _score_table(summary))
-    print_table(console, _run_table(summary))
+    print_table(console, _run_table(verb, summary))
 
 
 def _score_table(summary: dict[str, Any]) -> Any:
     table = plain_table("Held-out text, bits per byte (lower is better)", "", "")
-    table.add_row("this model", f"{summary['heldout_bits_per_byte']:.3f}", style="bold")
+    scores = summary["heldout_by_length"]
+    for score in scores:
+        name = "this model" if len(scores) == 1 else f"this model, in sequences of {score['seq_len']:,}"
+        table.add_row(name, f"{score['bits_per_byte']:.3f}", style="bold")
     for name, bits in summary["compressors_bits_per_byte"].items():
         table.add_row(name, f"{bits:.3f}")
     return table
 
 
-def _run_table(summary: dict[str, Any]) -> Any:
+def _run_table(verb: str, summary: dict[str, Any]) -> Any:
     table = plain_table("Stopped early" if summary["interrupted"] else "Run", "", "")
     rate = f"{count_text(summary['tokens_per_second'])} tokens a second"
     table.add_row("tokens", f"{summary['tokens']:,} in {summary['steps']:,} steps, {rate}")
     table.add_row("folder", summary["run"])
     if summary["interrupted"]:
-        table.add_row("continue", f"nano3 pretrain --resume --out {summary['run']}")
+        table.add_row("continue", f"nano3 {verb} --resume --out {summary['run']}")
     else:
         table.add_row("model", f"{summary['model']} (a Hugging Face folder)")
         table.add_row("charts", f"{summary['run']}/charts")

@@ -12,14 +12,14 @@ from typing import Any
 
 import tomli_w
 
-from nano3.config.schema import PretrainConfig
+from nano3.config.extend_context import ExtendContextConfig
 from nano3.config.typed import field_types
 
 PAGE = Path("docs/configuration.md")
 START, END = "<!-- settings: python -m nano3.config.document -->\n", "<!-- end of settings -->\n"
 
 
-def settings_table(schema: type = PretrainConfig) -> str:
+def settings_table(schema: type = ExtendContextConfig) -> str:
     """Markdown: for every section its summary, and for every key its default and the text beside its field."""
     parts = []
     for name, kind in field_types(schema).items():

@@ -14,11 +14,14 @@ from typing import Any, cast
 import tomli_w
 
 from nano3.config.errors import UserError
+from nano3.config.extend_context import ExtendContextConfig
 from nano3.config.model import ModelConfig
 from nano3.config.schema import PretrainConfig
 from nano3.config.typed import ShellValue, check_table, construct, convert, field_types, keys, nearest
 
-MODELS = "models"
+MODELS, PRETRAIN, EXTEND_CONTEXT = "models", "pretrain", "extend-context"
+_STAGES = (PRETRAIN, EXTEND_CONTEXT)
+"""Stages whose presets may serve as a base of another stage's, as `pretrain/phase2`."""
 Table = dict[str, Any]
 
 
@@ -38,7 +41,12 @@ def load_pretrain(name: str = "tiny", overrides: Sequence[str] = ()) -> Pretrain
     Raises:
         UserError: no such preset, bad TOML, unknown key, wrong type, or sizes that do not fit each other.
     """
-    return load(PretrainConfig, "pretrain", name, overrides)
+    return load(PretrainConfig, PRETRAIN, name, overrides)
+
+
+def load_extend_context(name: str = "tiny", overrides: Sequence[str] = ()) -> ExtendContextConfig:
+    """Settings of a context extension, from a preset of `extend-context` or a TOML file; see `load_pretrain`."""
+    return load(ExtendContextConfig, EXTEND_CONTEXT, name, overrides)
 
 
 def load_model(name: str, overrides: Sequence[str] = ()) -> ModelConfig:
@@ -49,7 +57,7 @@ def load_model(name: str, overrides: Sequence[str] = ()) -> ModelConfig:
 def load(schema: type, kind: str, name: str, overrides: Sequence[str] = ()) -> Any:
     """The `schema` dataclass that a preset of this kind and the overrides describe. Raises UserError."""
     source = _find(kind, name, Path())
-    table = _resolve(schema, kind, source, ())
+    table = _resolve(schema, source, ())
     for text in overrides:
         parts, value = _parse_override(text)
         nested = functools.reduce(lambda inner, part: {part: inner}, reversed(parts), cast(Any, value))
@@ -69,19 +77,23 @@ def to_toml(cfg: Any) -> str:
 
 @dataclass(frozen=True)
 class _Source:
-    """One TOML text and where it comes from; paths inside it are relative to `folder`."""
+    """One TOML text and where it comes from; paths inside it are relative to `folder`, names are of its `kind`."""
 
+    kind: str
     label: str
     folder: Path
     text: bytes
 
 
 def _find(kind: str, name: str, folder: Path) -> _Source:
-    if name.endswith(".toml") or "/" in name or "\\" in name:
-        return _read_file(folder / Path(name).expanduser())
+    stage, _, own = name.partition("/")
+    if stage in _STAGES and own in preset_names(stage):
+        kind, name = stage, own
+    elif name.endswith(".toml") or "/" in name or "\\" in name:
+        return _read_file(kind, folder / Path(name).expanduser())
     entry = files("nano3.presets") / kind / f"{name}.toml"
     if entry.is_file():
-        return _Source(f"preset '{name}'", folder, entry.read_bytes())
+        return _Source(kind, f"preset '{name}'", folder, entry.read_bytes())
     known = preset_names(kind)
     what = "model preset" if kind == MODELS else f"{kind} preset"
     close = nearest(name, known)
@@ -89,16 +101,16 @@ def _find(kind: str, name: str, folder: Path) -> _Source:
     raise UserError(f"unknown {what} '{name}'; {hint} (presets: {', '.join(known)})")
 
 
-def _read_file(path: Path) -> _Source:
+def _read_file(kind: str, path: Path) -> _Source:
     if path.is_dir() and (path / "config.toml").is_file():
         path = path / "config.toml"
     try:
-        return _Source(str(path), path.parent, path.read_bytes())
+        return _Source(kind, str(path), path.parent, path.read_bytes())
     except OSError as error:
         raise UserError(f"{path}: cannot read the preset: {(error.strerror or str(error)).lower()}") from error
 
 
-def _resolve(schema: type, kind: str, source: _Source, chain: tuple[str, ...]) -> Table:
+def _resolve(schema: type, source: _Source, chain: tuple[str, ...]) -> Table:
     """The checked table of a preset, with everything that it inherits merged in."""
     if source.label in chain:
         raise UserError(f"{source.label}: presets inherit in a circle: {' -> '.join([*chain, source.label])}")
@@ -110,8 +122,8 @@ def _resolve(schema: type, kind: str, source: _Source, chain: tuple[str, ...]) -
     if not isinstance(base, str):
         raise UserError(f"{source.label}: 'base' must be a string, the name of a preset or a .toml file")
     with _place(f"{source.label}: base: "):
-        parent = _find(kind, base, source.folder)
-    return _merge(_resolve(schema, kind, parent, (*chain, source.label)), own, schema)
+        parent = _find(source.kind, base, source.folder)
+    return _merge(_resolve(schema, parent, (*chain, source.label)), own, schema)
 
 
 def _parse(source: _Source) -> Table:
@@ -135,7 +147,7 @@ def _check_layer(table: Table, schema: type, folder: Path, where: str) -> Table:
         return checked
     name = convert(preset, str, "model.preset", where)
     with _place(f"{where}: model.preset: "):
-        sizes = _resolve(ModelConfig, MODELS, _find(MODELS, name, folder), ())
+        sizes = _resolve(ModelConfig, _find(MODELS, name, folder), ())
     return checked | {"model": asdict(ModelConfig()) | sizes | checked["model"]}
 
 

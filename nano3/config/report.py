@@ -1,7 +1,7 @@
 """What a configuration does differently from the report (arXiv 2512.20848).
 
-The report's numbers stand in the presets phase1, phase2 and nano3-30b-a3b, each with its section as a comment;
-that comment is what tells a published number from one of ours.
+The report's numbers stand in the presets phase1, phase2, long-context and nano3-30b-a3b, each with its section as a
+comment; that comment is what tells a published number from one of ours.
 """
 
 from __future__ import annotations
@@ -12,12 +12,16 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from nano3.config.presets import load_pretrain
+from nano3.config.extend_context import ExtendContextConfig
+from nano3.config.presets import load_extend_context, load_pretrain
 from nano3.config.schema import PretrainConfig
 
-_LINE = re.compile(r'^(?:\[(?P<section>[\w.]+)\]|"?(?P<key>[\w+-]+)"?\s*=.*?#\s*(?P<comment>§.*))')
-_BLEND = "data.blend."
-_REPORT_FILES = {"phase1": ["models/nano3-30b-a3b", "pretrain/phase1"], "phase2": ["pretrain/phase2"]}
+_LINE = re.compile(r'^(?:\[(?P<section>[\w.]+)\]|"?(?P<key>[\w+-]+)"?\s*=.*?(?:#\s*(?P<comment>§.*))?$)')
+_BLEND, _LENGTHS = "data.blend.", "context.lengths."
+_PHASE1 = ("models/nano3-30b-a3b", "pretrain/phase1")
+_PHASE2 = (*_PHASE1, "pretrain/phase2")
+_REPORT_FILES = {"phase1": _PHASE1, "phase2": _PHASE2, "long-context": (*_PHASE2, "extend-context/long-context")}
+"""The presets that make up a phase of the report, each laid over those before it."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +35,19 @@ class Difference:
 
 
 def report_phase(cfg: PretrainConfig) -> str:
-    """The report's phase that a run stands for: `phase2` when it starts late on the horizon, else `phase1`."""
+    """The report's phase that a run stands for: of pretraining, `phase2` when it starts late on the horizon."""
+    if isinstance(cfg, ExtendContextConfig):
+        return "long-context"
     return "phase2" if cfg.schedule.start_tokens > 0 else "phase1"
 
 
 def diff_from_report(cfg: PretrainConfig) -> list[Difference]:
-    """Settings whose value differs from the one that the report publishes; the blend's come last."""
+    """Settings whose value differs from the one that the report publishes; the blend's come last.
+
+    The report gives the lengths of its mixture, not their shares: these are no difference.
+    """
     phase = report_phase(cfg)
-    report = load_pretrain(phase)
+    report = load_extend_context(phase) if isinstance(cfg, ExtendContextConfig) else load_pretrain(phase)
     here_flat, report_flat = _flat(asdict(cfg)), _flat(asdict(report))
     sections = {key: section for key, section in published_sections(phase).items() if key in report_flat}
     differing = [key for key in sections if here_flat.get(key) != report_flat[key]]
@@ -48,20 +57,26 @@ def diff_from_report(cfg: PretrainConfig) -> list[Difference]:
         here_flat["data.blend"], report_flat["data.blend"] = cfg.data.blend, report.data.blend
         sections["data.blend"] = next(section for key, section in sections.items() if key.startswith(_BLEND))
         blend = ["data.blend"]
-    settings = [key for key in differing if not key.startswith(_BLEND)]
+    settings = [key for key in differing if not key.startswith((_BLEND, _LENGTHS))]
+    if cfg.lengths.keys() != report.lengths.keys() and phase == "long-context":
+        settings.append("context.lengths")
+        here_flat["context.lengths"], report_flat["context.lengths"] = list(cfg.lengths), list(report.lengths)
+        sections["context.lengths"] = next(section for key, section in sections.items() if key.startswith(_LENGTHS))
     return [Difference(key, here_flat[key], report_flat[key], sections[key]) for key in settings + blend]
 
 
 @cache
 def published_sections(phase: str) -> dict[str, str]:
-    """Dotted key to the section of the report that gives its number, for `phase1` or `phase2`."""
+    """Dotted key to the section of the report that gives its number, for `phase1`, `phase2` or `long-context`."""
     sections: dict[str, str] = {}
-    for name in _REPORT_FILES["phase1"] + (_REPORT_FILES["phase2"] if phase == "phase2" else []):
+    for name in _REPORT_FILES[phase]:
         prefix = "model." if name.startswith("models/") else ""
         text = (files("nano3.presets") / f"{name}.toml").read_text(encoding="utf-8")
         for match in filter(None, map(_LINE.match, text.splitlines())):
             if match["section"]:
                 prefix = match["section"] + "."
+            elif not match["comment"]:
+                sections.pop(prefix + match["key"], None)
             elif match["key"] != "preset":
                 sections[prefix + match["key"]] = match["comment"].split(",")[0].split(":")[0]
     return sections

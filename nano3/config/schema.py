@@ -57,6 +57,9 @@ class TrainConfig:
     """Compute dtype; weights stay float32. auto: bfloat16 where the device has bf16 matrix units, else float32."""
     checkpoint_activations: Literal["none", "block"] = "none"
     """block: recompute each block in the backward pass; activations then grow with one block, not with all."""
+    sequence_chunk: int = 0
+    """Most tokens of one pass through a block: longer sequences go in pieces that carry its state, with the same
+    gradients and less memory; needs checkpoint_activations = "block". 0: whole sequences."""
     seed: int = 0
     """Seed of the initial weights."""
     continue_state: bool = False
@@ -64,6 +67,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check("train", self, ">=", 1, "tokens", "batch_size", "micro_batch_size")
+        check("train", self, ">=", 0, "sequence_chunk")
+        if self.sequence_chunk and self.checkpoint_activations != "block":
+            raise ValueError(
+                f'train.sequence_chunk is {self.sequence_chunk}: it needs train.checkpoint_activations = "block"'
+            )
 
 
 @dataclass(frozen=True)
@@ -103,8 +111,8 @@ class ScheduleConfig:
     """Tokens at which min_lr is reached; 0 means train.tokens. Phases 1 and 2 share one horizon."""
     start_tokens: int = 0
     """Position of this run's first token on the horizon (23.5e12 in phase 2)."""
-    decay: Literal["linear", "cosine", "sqrt"] = "linear"
-    """Shape of the decay; sqrt is 1 - sqrt(progress)."""
+    decay: Literal["linear", "cosine", "sqrt", "none"] = "linear"
+    """Shape of the decay; sqrt is 1 - sqrt(progress); none keeps peak_lr to the end, and min_lr plays no part."""
 
     def __post_init__(self) -> None:
         check("schedule", self, ">=", 0, "peak_lr", "min_lr", "warmup_tokens", "horizon_tokens", "start_tokens")
@@ -220,3 +228,13 @@ class PretrainConfig:
         batch, per_pass = self.train.batch_size, self.train.micro_batch_size
         if batch % per_pass:
             raise ValueError(f"train.batch_size {batch} is not a multiple of train.micro_batch_size {per_pass}")
+
+    @property
+    def lengths(self) -> dict[int, float]:
+        """Length of the sequences of a step to its share of the steps, and so of the tokens."""
+        return {self.data.seq_len: 1.0}
+
+    @property
+    def heldout_lengths(self) -> list[int]:
+        """Sequence lengths at which held-out text is scored; the first gives the score of the run."""
+        return [self.heldout.seq_len or self.data.seq_len]

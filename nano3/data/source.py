@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from copy import copy
 from typing import TYPE_CHECKING
 
 from nano3.data.batch import Batch, Row, stack
@@ -26,6 +27,12 @@ class TokenSource:
         self.seq_len = seq_len
         self._seed = seed
         self._streams = {name: PackedStream(corpora[name], eos_id, seed) for name in blend.names}
+
+    def with_seq_len(self, seq_len: int) -> TokenSource:
+        """The same documents in rows of another length, in an order of their own."""
+        other = copy(self)
+        other.seq_len = seq_len
+        return other
 
     @property
     def n_tokens(self) -> int:

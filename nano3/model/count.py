@@ -86,14 +86,19 @@ def activation_bytes(cfg: PretrainConfig, element: int) -> int:
     """Bytes that one micro-batch keeps for its backward pass, at `element` bytes an activation.
 
     Without activation checkpointing every block keeps its input, the normed input and what its mixer keeps
-    (`_MAMBA`, `_MOE`, ... below). With it every block keeps its input, and one block at a time the rest.
+    (`_MAMBA`, `_MOE`, ... below). With it every block keeps its input, and one block at a time the rest, of
+    cfg.train.sequence_chunk tokens if that is set; attention then keeps all keys and values too.
     The loss works in chunks of tokens and is left out.
     """
     tokens = cfg.train.micro_batch_size * cfg.data.seq_len
     stream = cfg.model.d_model * element
     mixers = [_MIXER_ACTIVATIONS[symbol](cfg.model, element) + stream for symbol in cfg.model.pattern]
+    inputs = tokens * stream * (cfg.model.n_blocks + 1)
+    if 0 < cfg.train.sequence_chunk < tokens:
+        keys = 2 * cfg.model.n_kv_heads * cfg.model.head_dim * element * len(cfg.model.blocks(ATTENTION))
+        return inputs + tokens * keys + cfg.train.sequence_chunk * max(mixers)
     kept = max(mixers) if cfg.train.checkpoint_activations == "block" else sum(mixers)
-    return tokens * (kept + stream * (cfg.model.n_blocks + 1))
+    return inputs + tokens * kept
 
 
 def flops_per_token(cfg: ModelConfig, seq_len: int) -> float:

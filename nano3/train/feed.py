@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
-from nano3.config.schema import TrainConfig
+from nano3.config.schema import PretrainConfig
+from nano3.data.blend import Blend
 
 
 class BatchSource(Protocol):
@@ -25,7 +27,7 @@ class BatchSource(Protocol):
 
 @dataclass(frozen=True)
 class Plan:
-    """Micro-batches of one rank."""
+    """Micro-batches of one rank in the steps of one sequence length."""
 
     batch_size: int
     """Sequences in a step, over all ranks."""
@@ -42,31 +44,61 @@ class Plan:
         return self.batch_size // (self.micro_batch_size * self.size)
 
     def starts(self, step: int) -> list[int]:
-        """Global index of the first sequence of each of this rank's micro-batches in step `step` (from 0)."""
+        """Index of the first sequence of each of this rank's micro-batches in step `step` of this length (from 0)."""
         stride = self.size * self.micro_batch_size
         first = step * self.batch_size + self.rank * self.micro_batch_size
         return [first + a * stride for a in range(self.accumulation)]
 
 
-def make_plan(cfg: TrainConfig, rank: int, size: int) -> Plan:
-    """The plan of one rank.
+class Plans:
+    """The plan of each sequence length, and which steps have which length: a function of the step alone.
+
+    Every step has the same number of tokens; the lengths follow each other so that each has its share of the steps, and
+    so of the tokens, at every point of the run, to within a step.
+    """
+
+    def __init__(self, plans: Mapping[int, Plan], shares: Mapping[int, float]) -> None:
+        self._plans = plans
+        self._turns = Blend({str(length): shares[length] for length in plans})
+
+    def seq_len(self, step: int) -> int:
+        """Sequence length of step `step` (from 0)."""
+        return int(self._turns.category(step)[0])
+
+    def read(self, step: int, sources: Mapping[int, BatchSource]) -> list[Any]:
+        """This rank's micro-batches of step `step`, from the source of its length."""
+        name, earlier = self._turns.category(step)
+        plan, source = self._plans[int(name)], sources[int(name)]
+        return [source.batch(start, plan.micro_batch_size) for start in plan.starts(earlier)]
+
+
+def make_plans(cfg: PretrainConfig, rank: int, size: int) -> Plans:
+    """The plans of one rank. train.batch_size and train.micro_batch_size count sequences of data.seq_len, the longest.
 
     Raises:
-        ValueError: batch_size cannot be shared out evenly.
+        ValueError: a batch cannot be shared out evenly.
     """
-    if cfg.batch_size % (cfg.micro_batch_size * size):
+    train, longest = cfg.train, cfg.data.seq_len
+    if train.batch_size % (train.micro_batch_size * size):
         raise ValueError(
-            f"train.batch_size {cfg.batch_size} is not a multiple of train.micro_batch_size "
-            f"{cfg.micro_batch_size} x {size} ranks: change one of them"
+            f"train.batch_size {train.batch_size} is not a multiple of train.micro_batch_size "
+            f"{train.micro_batch_size} x {size} ranks: change one of them"
         )
-    return Plan(cfg.batch_size, cfg.micro_batch_size, rank, size)
+    plans = {}
+    for length in cfg.lengths:
+        rows, most = train.batch_size * longest // length, train.micro_batch_size * longest // length
+        if rows % size:
+            raise ValueError(f"a step has {rows} sequences of {length} tokens, which {size} ranks cannot share evenly")
+        micro = next(count for count in range(most, 0, -1) if rows % (count * size) == 0)
+        plans[length] = Plan(rows, micro, rank, size)
+    return Plans(plans, cfg.lengths)
 
 
 class Feed:
     """Reads the micro-batches of a step while the previous step computes."""
 
-    def __init__(self, source: BatchSource, plan: Plan, last_step: int) -> None:
-        self.source, self.plan, self.last_step = source, plan, last_step
+    def __init__(self, sources: Mapping[int, BatchSource], plans: Plans, last_step: int) -> None:
+        self.sources, self.plans, self.last_step = sources, plans, last_step
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="nano3-feed")
         self._ahead: dict[int, Future[list[Any]]] = {}
 
@@ -83,7 +115,7 @@ class Feed:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _read(self, step: int) -> list[Any]:
-        return [self.source.batch(start, self.plan.micro_batch_size) for start in self.plan.starts(step)]
+        return self.plans.read(step, self.sources)
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

@@ -33,9 +33,14 @@ class Result:
     """Whether SIGTERM or Ctrl-C ended the run early; a checkpoint was saved, and `resume` continues it."""
     loss: float | None
     """Training loss of the last step of this process, in nats a token."""
-    heldout: HeldoutScore | None
-    """Held-out score at the end."""
+    heldouts: dict[int, HeldoutScore]
+    """Held-out scores at the end, by sequence length; empty without held-out text, or when interrupted."""
     seconds: float
     """Training time, without evaluation and checkpoints."""
     tokens_per_second: float
     """Mean rate of this process, over all ranks."""
+
+    @property
+    def heldout(self) -> HeldoutScore | None:
+        """The score of the run: at the first of the lengths."""
+        return next(iter(self.heldouts.values()), None)

@@ -15,15 +15,17 @@ FREE = {
     "train.micro_batch_size",
     "train.dtype",
     "train.checkpoint_activations",
+    "train.sequence_chunk",
     "train.continue_state",
 }
 """Settings that may change between a checkpoint and its resume, beside the sections not listed in DECIDING."""
-DECIDING = ("model", "data", "train", "optimizer", "schedule", "balance")
+DECIDING = ("model", "data", "context", "train", "optimizer", "schedule", "balance")
 """Sections that decide what is computed."""
 HORIZON = "schedule.horizon_tokens"
 ROUNDING = {
     "train.micro_batch_size": "the balance loss is one a micro-batch",
     "train.dtype": "activations are rounded otherwise",
+    "train.sequence_chunk": "sums come in another order",
 }
 """Free settings that change the numbers a little all the same, and why."""
 

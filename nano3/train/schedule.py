@@ -12,6 +12,7 @@ DECAY_SHAPES: dict[str, Callable[[float], float]] = {
     "linear": lambda progress: progress,
     "cosine": lambda progress: (1.0 - math.cos(math.pi * progress)) / 2.0,
     "sqrt": math.sqrt,
+    "none": lambda progress: 0.0,
 }
 """Share of the way from peak_lr to min_lr at a progress in [0, 1] through the decay."""
 
@@ -31,7 +32,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         cfg = self.cfg
-        if not 0.0 <= cfg.min_lr <= cfg.peak_lr:
+        if self.decays and not 0.0 <= cfg.min_lr <= cfg.peak_lr:
             raise ValueError(
                 f"schedule.min_lr is {cfg.min_lr}; it must lie between 0 and schedule.peak_lr {cfg.peak_lr}"
             )
@@ -43,12 +44,17 @@ class Schedule:
             )
         if cfg.decay not in DECAY_SHAPES:
             raise ValueError(f"schedule.decay is {cfg.decay!r}; valid: {', '.join(DECAY_SHAPES)}")
-        if cfg.warmup_tokens > cfg.stable_fraction * self.horizon:
+        if self.decays and cfg.warmup_tokens > cfg.stable_fraction * self.horizon:
             raise ValueError(
                 f"schedule.warmup_tokens {cfg.warmup_tokens} reaches into the decay, which begins at schedule."
                 f"stable_fraction {cfg.stable_fraction} of {self.horizon} tokens: train for longer, or "
                 f"--set schedule.warmup_tokens={int(cfg.stable_fraction * self.horizon / 2)}"
             )
+
+    @property
+    def decays(self) -> bool:
+        """Whether the rate falls at all; otherwise the horizon decides nothing."""
+        return self.cfg.decay != "none"
 
     def lr(self, tokens: float) -> float:
         """Learning rate at position `tokens` on the horizon: warm-up from 0, peak, decay, then min_lr for ever."""
@@ -56,7 +62,7 @@ class Schedule:
         if tokens < cfg.warmup_tokens:
             return cfg.peak_lr * (tokens / cfg.warmup_tokens)
         decay_start = cfg.stable_fraction * self.horizon
-        if tokens <= decay_start:
+        if tokens <= decay_start or not self.decays:
             return cfg.peak_lr
         if tokens > self.horizon:
             return cfg.min_lr

@@ -59,13 +59,13 @@ class Meter:
         self.rate = 0.0
         """Smoothed tokens per second."""
 
-    def add(self, tokens: int, seconds: float) -> dict[str, float]:
-        """Count one step; returns the wall-clock values of its metrics line."""
+    def add(self, tokens: int, seconds: float, flops_per_token: float) -> dict[str, float]:
+        """Count one step, of so many operations a token; returns the wall-clock values of its metrics line."""
         now = tokens / max(seconds, 1e-9)
         self.rate = now if self.rate == 0.0 else self.smoothing * self.rate + (1 - self.smoothing) * now
         self.seconds += seconds
         self.tokens += tokens
-        return {"seconds": self.seconds, "tokens_per_second": now, "mfu": self.utilisation(now)}
+        return {"seconds": self.seconds, "tokens_per_second": now, "mfu": now * flops_per_token / self.peak}
 
     def utilisation(self, tokens_per_second: float) -> float:
         """Model FLOP utilisation in [0, 1] at some rate."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from nano3.model.dtype import compute_dtype
 from nano3.train import charts
 from nano3.train.balance import load_stats
 from nano3.train.checkpoint import Checkpointer, CheckpointError, Saved, load_tensors, step_folders
-from nano3.train.feed import BatchSource, Feed, make_plan
+from nano3.train.feed import BatchSource, Feed, make_plans
 from nano3.train.heldout import HeldoutScore, HeldoutSource, evaluate
 from nano3.train.loss import LossFunction, NextTokenLoss
 from nano3.train.metrics import FINAL, MetricsWriter, cut_metrics
@@ -47,8 +47,9 @@ class Trainer:
         cfg: settings; sections model, data, train, optimizer, schedule, balance, heldout, checkpoint, parallel, log.
         model: moved to this rank's device and parallelised here. With initial weights; or on the meta device, to be
             filled by the caller after this, or by `resume` or `continue_from`.
-        source: training batches by global sequence index; its last index follows from train.tokens.
-        heldout: held-out text, or None.
+        source: training batches by global sequence index, for each of cfg.lengths; last indices follow from
+            train.tokens.
+        heldout: held-out text in sequences of each of cfg.heldout_lengths; the first gives the score of the run.
         run_dir: RUN folder; must not hold another run unless `resume` is called.
         loss: micro-batch loss; next-token loss with the load-balancing loss by default.
         progress: where to report; the terminal by default.
@@ -64,8 +65,8 @@ class Trainer:
         self,
         cfg: PretrainConfig,
         model: Any,
-        source: BatchSource,
-        heldout: HeldoutSource | None,
+        source: Mapping[int, BatchSource],
+        heldout: Mapping[int, HeldoutSource],
         run_dir: Path,
         loss: LossFunction | None = None,
         progress: Progress | None = None,
@@ -74,7 +75,7 @@ class Trainer:
     ) -> None:
         self.cfg, self.heldout, self.run_dir, self.inputs = cfg, heldout, Path(run_dir), inputs or {}
         self.world = world or init_world()
-        self.plan = make_plan(cfg.train, self.world.rank, self.world.size)
+        self.plans = make_plans(cfg, self.world.rank, self.world.size)
         self.step_tokens = cfg.train.batch_size * cfg.data.seq_len
         self.steps = math.ceil(cfg.train.tokens / self.step_tokens)
         self._move_to(Position(schedule_start=cfg.schedule.start_tokens))
@@ -89,9 +90,9 @@ class Trainer:
             self.world,
             self.progress.say,
         )
-        self.feed = Feed(source, self.plan, self.steps)
+        self.feed = Feed(source, self.plans, self.steps)
         self._resumed, self._saved_step = False, -1
-        self._score: HeldoutScore | None = None
+        self._scores: dict[int, HeldoutScore] = {}
 
     @property
     def metrics_path(self) -> Path:
@@ -180,12 +181,13 @@ class Trainer:
     def _result(self, result: StepResult | None, done: bool) -> Result:
         rate = self.meter.tokens / max(self.meter.seconds, 1e-9)
         loss = result.loss if result is not None else None
-        score = self._score if done else None
-        return Result(self.position.step, self.position.tokens, not done, loss, score, self.position.seconds, rate)
+        scores = self._scores if done else {}
+        return Result(self.position.step, self.position.tokens, not done, loss, scores, self.position.seconds, rate)
 
     def _step(self, stop: StopRequest) -> StepResult:
         position = self.position
         started = time.perf_counter()
+        seq_len = self.plans.seq_len(position.step)
         batches = self.feed.get(position.step)
         lr = self.schedule.lr(position.schedule_start + position.tokens + self.step_tokens)
         set_lr(self.optimizer, lr)
@@ -195,9 +197,9 @@ class Trainer:
             raise NonFiniteError(self._locate(error)) from None
         position.step += 1
         position.tokens += self.step_tokens
-        clock = self.meter.add(self.step_tokens, time.perf_counter() - started)
+        clock = self.meter.add(self.step_tokens, time.perf_counter() - started, self._flops[seq_len])
         position.seconds += time.perf_counter() - started
-        self._report(result, lr, {**clock, "seconds": position.seconds})
+        self._report(result, lr, seq_len, {**clock, "seconds": position.seconds})
         self.checkpoints.poll()
         return result
 
@@ -216,21 +218,23 @@ class Trainer:
         return every > 0 and self.position.tokens // every > before // every
 
     def _evaluate(self, tokens: int, marks: dict[str, Any]) -> None:
-        """Score about `tokens` held-out tokens (0: all of them) and write it down."""
-        if self.heldout is None or not len(self.heldout):
-            return
-        seq_len = self.cfg.heldout.seq_len or self.cfg.data.seq_len
-        n_sequences = math.ceil(tokens / seq_len) if tokens else len(self.heldout)
+        """Score about `tokens` held-out tokens (0: all of them) at each length and write it down."""
+        for seq_len, heldout in self.heldout.items():
+            if len(heldout):
+                self._evaluate_at(seq_len, heldout, math.ceil(tokens / seq_len) if tokens else len(heldout), marks)
+
+    def _evaluate_at(self, seq_len: int, heldout: HeldoutSource, n_sequences: int, marks: dict[str, Any]) -> None:
         if FINAL in marks:
-            self.progress.say(f"scoring {min(n_sequences, len(self.heldout)) * seq_len:,} held-out tokens")
+            self.progress.say(f"scoring {min(n_sequences, len(heldout)) * seq_len:,} held-out tokens")
         started = time.perf_counter()
         rows = max(1, self.cfg.train.micro_batch_size * self.cfg.data.seq_len // seq_len)
-        score = evaluate(self.model, self.heldout, n_sequences, rows, self.world)
-        self._score = score
+        score = evaluate(self.model, heldout, n_sequences, rows, self.world)
+        self._scores[seq_len] = score
         clock = {"seconds": self.position.seconds, "evaluation_seconds": time.perf_counter() - started}
-        self._write("heldout", {**asdict(score), **marks}, clock)
+        self._write("heldout", {"seq_len": seq_len, **asdict(score), **marks}, clock)
+        place = f" at {seq_len}" if len(self.heldout) > 1 else ""
         self.progress.say(
-            f"held-out loss {score.loss:.4f}, {score.bits_per_byte:.4f} bits per byte ({score.targets} tokens)"
+            f"held-out loss{place} {score.loss:.4f}, {score.bits_per_byte:.4f} bits per byte ({score.targets} tokens)"
         )
 
     def _save(self) -> None:
@@ -241,7 +245,6 @@ class Trainer:
         state = {
             "position": asdict(self.position),
             "optimizer_steps": optimizer_steps(self.optimizer),
-            "sequences": self.position.step * self.plan.batch_size,
             "world_size": self.world.size,
             "settings": self._settings(),
             "rounding": rounding_settings(self.cfg),
@@ -256,7 +259,8 @@ class Trainer:
         self.schedule = build_schedule(cfg, self.cfg.train.tokens)
 
     def _settings(self) -> dict[str, Any]:
-        return deciding_settings(self.cfg) | {HORIZON: self.schedule.horizon} | self.inputs
+        horizon = {HORIZON: self.schedule.horizon if self.schedule.decays else 0}
+        return deciding_settings(self.cfg) | horizon | self.inputs
 
     def _tensors(self) -> dict[str, Any]:
         return state_tensors(self.model, self.optimizer) | rng_tensors(self.world.rank, self.world.device)
@@ -266,12 +270,13 @@ class Trainer:
         set_optimizer_steps(self.optimizer, saved.state["optimizer_steps"])
         set_rng(tensors, self.world.rank, self.world.device)
 
-    def _report(self, result: StepResult, lr: float, clock: dict[str, float]) -> None:
+    def _report(self, result: StepResult, lr: float, seq_len: int, clock: dict[str, float]) -> None:
         if self.position.step % max(1, self.cfg.log.every_steps) == 0 or self.position.step == self.steps:
             stats = load_stats(result.loads)
             self._write(
                 "train",
                 {
+                    "seq_len": seq_len,
                     "loss": result.loss,
                     "balance_loss": result.balance_loss,
                     "lr": lr,
@@ -286,7 +291,7 @@ class Trainer:
     def _status(self, result: StepResult, lr: float) -> Status:
         rate, position = self.meter.rate, self.position
         left = (self.steps - position.step) * self.step_tokens / max(rate, 1e-9)
-        bits = self._score.bits_per_byte if self._score else None
+        bits = next((score.bits_per_byte for score in self._scores.values()), None)
         mfu = self.meter.utilisation(rate)
         return Status(position.step, self.steps, position.tokens, result.loss, lr, rate, mfu, left, bits)
 
@@ -311,6 +316,7 @@ class Trainer:
             model.to(self.world.device)
         model.compute_dtype = compute_dtype(train.dtype, self.world.device)
         model.checkpoint_activations = train.checkpoint_activations == "block"
+        model.sequence_chunk = train.sequence_chunk
         model.train()
         parallelize(model, self.world, self.cfg.parallel)
         if empty:
@@ -332,7 +338,9 @@ class Trainer:
         self._trackers: list[Callable[[dict[str, Any]], None]] = []
         self._closers: list[Callable[[], None]] = []
         peak = peak_flops(world.device, self.model.compute_dtype) * world.size
-        self.meter = Meter(flops_per_token(cfg.model, cfg.data.seq_len), peak)
+        self._flops = {length: flops_per_token(cfg.model, length) for length in cfg.lengths}
+        shares = sum(cfg.lengths.values())
+        self.meter = Meter(sum(self._flops[length] * share / shares for length, share in cfg.lengths.items()), peak)
         world.agree(attempt(self._open_files) if world.is_main else None)
 
     def _open_files(self) -> None:

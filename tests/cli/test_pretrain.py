@@ -152,12 +152,15 @@ def test_a_run_leaves_its_folder_its_result_on_stdout_and_progress_on_stderr(her
 
 FINISHED = {
     "run": "runs/x", "model": "runs/x/model", "interrupted": False, "steps": 2, "tokens": 256, "tokens_per_second": 1e3,
-    "heldout_bits_per_byte": 1.9512, "compressors_bits_per_byte": {"gzip -9": 2.1}, "samples": [],
+    "heldout_bits_per_byte": 1.9512,
+    "heldout_by_length": [{"seq_len": 512, "bits_per_byte": 1.9512}],
+    "compressors_bits_per_byte": {"gzip -9": 2.1}, "samples": [],
 }  # fmt: skip
 
 
 def test_the_summary_compares_with_gzip_and_shows_samples_as_they_are(capsys):
-    show_summary(FINISHED | {"samples": [{"prompt": "def ", "text": "f(x): return x[0] [bold]"}]}, as_json=False)
+    sample = {"prompt": "def ", "text": "f(x): return x[0] [bold]"}
+    show_summary("pretrain", FINISHED | {"samples": [sample]}, as_json=False)
     text = capsys.readouterr().out
     assert "def f(x): return x[0] [bold]" in text
     for words in ("Held-out text, bits per byte", "1.951", "2.100", "runs/x/model"):
@@ -166,7 +169,7 @@ def test_the_summary_compares_with_gzip_and_shows_samples_as_they_are(capsys):
 
 def test_the_summary_of_a_stopped_run_says_how_to_go_on(capsys):
     stopped = {"interrupted": True, "model": None, "heldout_bits_per_byte": None, "compressors_bits_per_byte": {}}
-    show_summary(FINISHED | stopped, as_json=False)
+    show_summary("pretrain", FINISHED | stopped, as_json=False)
     text = capsys.readouterr().out
     assert "nano3 pretrain --resume --out runs/x" in text
     assert "Held-out" not in text

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nano3.config.document import field_docs, settings_table, with_table
-from nano3.config.schema import PretrainConfig
+from nano3.config.extend_context import ExtendContextConfig
 from nano3.config.typed import keys
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
@@ -26,7 +26,7 @@ def test_field_docs_are_the_strings_after_the_fields():
 
 def test_every_key_is_in_the_table():
     table = settings_table()
-    for key in keys(PretrainConfig):
+    for key in keys(ExtendContextConfig):
         assert f"| `{key}` | `" in table
 
 

@@ -10,7 +10,8 @@ from nano3.config.presets import load_pretrain, to_toml
 from nano3.data.prepare import prepare
 from nano3.model.config import read_stage
 from nano3.model.hf import load
-from nano3.stages.pretrain import compressors, main
+from nano3.stages.pretrain import main
+from nano3.stages.training import compressors
 from nano3.train.progress import Silent
 from nano3.train.trainer import Trainer
 

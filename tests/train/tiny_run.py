@@ -98,7 +98,8 @@ def trainer(run_dir: Path, cfg: PretrainConfig | None = None, source: object = N
     model = LM(cfg.model)
     model.init_weights(cfg.train.seed)
     options = {"progress": Silent(), **options}
-    return Trainer(cfg, model, source or TinySource(), TinySource(8, offset=50_000), run_dir, **options)
+    sources, heldout = {SEQ_LEN: source or TinySource()}, {SEQ_LEN: TinySource(8, offset=50_000)}
+    return Trainer(cfg, model, sources, heldout, run_dir, **options)
 
 
 class SlowSource(TinySource):
