@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from nano3.cli import eval_ruler
 from nano3.cli.options import HELP
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", context_settings=HELP, help="Evaluate models.")
@@ -12,3 +13,6 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", context_setting
 @app.callback()
 def evaluate() -> None:
     """Evaluate models: long contexts, benchmark tasks, expert shares; and compare results."""
+
+
+app.command("ruler")(eval_ruler.ruler)

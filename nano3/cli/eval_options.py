@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -102,6 +103,41 @@ def check_target(options: Mapping[str, Any]) -> None:
         if name != "api_key" and options.get(name, default) != default:
             flag = "--engine" if name == "engine_name" else f"--{name.replace('_', '-')}"
             raise UserError(f"{flag} and {kind} contradict each other: it is an option of the other kind of target")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What checked options name, known before a local model's weights are loaded."""
+
+    name: str
+    identity: str
+    settings: Mapping[str, Any]
+    """What else of the options decides the numbers."""
+    notes: tuple[str, ...]
+    open: Callable[[], Target]
+    """The target itself; a local model is loaded then."""
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], *, max_context: int | None = None, prefix_cache: bool = True) -> Subject:
+        """The subject of checked options; the arguments are those of `open_target`.
+
+        Raises:
+            UserError: no such model, or no server there.
+        """
+        if options["url"] is not None:
+            target = open_target(options)
+            notes = (f"asked of {options['url']}",)
+            tokenizer = options.get("tokenizer") or "the server's"
+            return cls(target.name, target.identity, {"tokenizer": tokenizer}, notes, lambda: target)
+        from nano3.engine.launch import model_name
+        from nano3.eval.engine_target import model_identity
+
+        name, identity = model_name(options["from_"]), model_identity(options["from_"])
+        settings = {"dtype": options["dtype"], "engine": options["engine_name"]}
+        return cls(
+            name, identity, settings, (),
+            lambda: open_target(options, max_context=max_context, prefix_cache=prefix_cache),
+        )  # fmt: skip
 
 
 def open_target(options: Mapping[str, Any], *, max_context: int | None = None, prefix_cache: bool = True) -> Target:

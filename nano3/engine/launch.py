@@ -63,7 +63,7 @@ def open_engine(
     for name, value, known in (("--engine", engine, ENGINES), ("--dtype", dtype, DTYPES)):
         if value not in known:
             raise UserError(f"{name} {value}: not known; use one of {', '.join(known)}")
-    name = _name(model)
+    name = model_name(model)
     options: dict[str, Any] = {
         key: value for key, value in (("max_sequences", max_sequences), ("max_context", max_context)) if value
     }
@@ -143,8 +143,8 @@ def small_tokenizer(vocab_size: int) -> Tokenizer:
     return Tokenizer.train(SAMPLE_TEXTS, min(vocab_size, SMALLEST_VOCABULARY + 256))
 
 
-def _name(model: str) -> str:
-    """A preset's own name; a run folder's, for its model/ too."""
+def model_name(model: str) -> str:
+    """What a model is called: a preset's own name; a run folder's, for its model/ too."""
     path = Path(model)
     if not path.exists():
         return model

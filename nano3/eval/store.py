@@ -33,6 +33,9 @@ class Score:
     n: int
     """Samples behind it."""
     higher_is_better: bool = True
+    low: float | None = None
+    high: float | None = None
+    """Ends of the 95 % confidence interval."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,11 @@ class Store:
         """Put result.json in its place."""
         os.fsync(self._file.fileno())
         write_atomic(self.folder / RESULT, json.dumps(result.document(), indent=2, ensure_ascii=False) + "\n")
+
+    def notes(self) -> list[str]:
+        """What an earlier part of this evaluation noted."""
+        path = self.folder / RESULT
+        return list(read_object(path).get("notes", ())) if path.is_file() else []
 
     def close(self) -> None:
         """Close the file of samples."""

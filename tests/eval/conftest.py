@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -20,6 +18,8 @@ from nano3.model.lm import LM
 from nano3.serve.app import create_app
 from nano3.serve.server import bind, make_server
 from nano3.serve.settings import Settings
+
+from .servers import Answerer, answering
 
 
 @pytest.fixture(scope="session")
@@ -64,47 +64,11 @@ def served(make_engine) -> Iterator[str]:
     listener = bind("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
+    while not server.started:
+        time.sleep(0.01)
     yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     server.should_exit = True
     thread.join(timeout=30)
-
-
-Reply = tuple[int, Any]
-Answerer = Callable[[str, dict[str, Any]], Reply]
-
-
-@contextmanager
-def answering(answer: Answerer) -> Iterator[str]:
-    """A server on a free port whose answer to (path, body) is (status, JSON); its address."""
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            self._send(answer(self.path, {}))
-
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            self._send(answer(self.path, json.loads(body)))
-
-        def _send(self, reply: Reply) -> None:
-            data = json.dumps(reply[1]).encode()
-            self.send_response(reply[0])
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 @pytest.fixture

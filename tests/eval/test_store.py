@@ -85,6 +85,6 @@ def test_a_result_is_whole(tmp_path):
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["scores"][0] == {
         "task": "vt", "length": 4096, "metric": "string_match_all", "value": 50.0, "stderr": 1.0, "n": 3,
-        "higher_is_better": True,
+        "higher_is_better": True, "low": None, "high": None,
     }  # fmt: skip
     assert (result["kind"], result["complete"], result["notes"], result["more"]) == ("ruler", True, ["a note"], 1)

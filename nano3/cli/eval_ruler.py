@@ -1,0 +1,205 @@
+"""`nano3 eval ruler`: how much of a long context a model uses."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nano3.cli import engine_options as engines
+from nano3.cli import eval_options as shared
+from nano3.cli.options import Json
+from nano3.config.errors import UserError
+
+if TYPE_CHECKING:
+    from nano3.eval.ruler_run import Plan
+    from nano3.eval.store import Result
+    from nano3.eval.target import Target
+
+COLUMNS = 6
+"""Lengths side by side in the table."""
+
+Ctx = Annotated[
+    str,
+    typer.Option(
+        "--ctx", help="Context lengths in tokens, prompt and answer together: 4096, 4k, 1m. Default: 4k.",
+        metavar="LENGTHS", show_default=False,
+    ),
+]  # fmt: skip
+Tasks = Annotated[
+    str,
+    typer.Option(
+        help="Tasks or groups of them (niah, qa, all), with commas between. Default: all 13.", metavar="NAMES",
+        show_default=False,
+    ),
+]  # fmt: skip
+Samples = Annotated[
+    int, typer.Option(help="Of each task at each length. Default: 100.", metavar="N", min=1, show_default=False)
+]
+Essays = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of texts for haystacks of prose, or RULER's own PaulGrahamEssays.json. Default: prose of Python's "
+        "documentation.", metavar="PATH", show_default=False,
+    ),
+]  # fmt: skip
+Squad = Annotated[
+    Path | None,
+    typer.Option(help="SQuAD's dev-v2.0.json for qa_1. Default: built-in questions.", metavar="FILE",
+                 show_default=False),
+]  # fmt: skip
+HotpotQA = Annotated[
+    Path | None,
+    typer.Option("--hotpotqa", help="HotpotQA's hotpot_dev_distractor_v1.json for qa_2. Default: built-in questions.",
+                 metavar="FILE", show_default=False),
+]  # fmt: skip
+Chat = Annotated[
+    bool | None,
+    typer.Option(
+        "--chat/--raw", metavar="", help="Through the chat template, thinking off; or as plain text. Default: plain "
+        "text for base models and presets, else chat.", show_default=False,
+    ),
+]  # fmt: skip
+
+
+def ruler(
+    ctx: typer.Context,
+    from_: shared.From = None,
+    lengths: Ctx = "4k",
+    tasks: Tasks = "all",
+    samples: Samples = 100,
+    essays: Essays = None,
+    squad: Squad = None,
+    hotpotqa: HotpotQA = None,
+    chat: Chat = None,
+    seed: shared.Seed = 0,
+    out: Annotated[Path | None, shared.out_option("ruler")] = None,
+    as_json: Json = False,
+    url: shared.Url = None,
+    model: shared.ServedModel = "",
+    api_key: shared.ApiKey = "",
+    tokenizer: shared.TokenizerPath = "",
+    concurrency: shared.Concurrency = 8,
+    timeout: shared.Timeout = 3600.0,
+    retries: shared.Retries = 6,
+    dtype: engines.Dtype = "auto",
+    device: engines.Device = "auto",
+    memory: engines.Memory = None,
+    max_sequences: engines.MaxSequences = None,
+    engine_name: engines.EngineName = "native",
+) -> None:
+    """RULER: needles, variables, frequent words and questions in contexts of a given length, scored as in the paper
+    (arXiv 2404.06654); needs no download.
+
+    [dim]The needle tasks of a run, at four lengths:[/]
+      nano3 eval ruler --from runs/pretrain-tiny --ctx 512,1k,2k,4k --tasks niah --samples 20
+
+    [dim]All 13 tasks, of a server:[/]
+      nano3 eval ruler --url http://127.0.0.1:8000 --ctx 4k,8k,64k
+
+    [dim]A million tokens:[/]
+      nano3 eval ruler --from PATH --ctx 1m --tasks niah_single_1 --samples 1
+    """
+    options = {**ctx.params, "max_context": None}
+    shared.check_target(options)
+    from nano3.eval.ruler import Sources
+    from nano3.eval.ruler_run import Plan, parse_lengths, parse_tasks
+
+    plan = Plan(
+        parse_tasks(tasks), parse_lengths(lengths), samples, seed, _chat(chat, from_), Sources(essays, squad, hotpotqa)
+    )
+    _run(options, plan)
+
+
+def _chat(wanted: bool | None, model: str | None) -> bool:
+    """Whether the chat template is used: not for models that have never seen a conversation."""
+    if wanted is not None or model is None:
+        return wanted is not False
+    from nano3.engine.launch import is_base_model
+
+    return Path(model).exists() and not is_base_model(model)
+
+
+def _run(options: Mapping[str, Any], plan: Plan) -> None:
+    """Evaluate, with the result written however it ends."""
+    from nano3.eval.progress import Progress
+    from nano3.eval.ruler_report import draw
+    from nano3.eval.ruler_run import GROWING, check_shortest, evaluate, summarize
+    from nano3.eval.store import open_store
+
+    longest = plan.lengths[-1]
+    subject = shared.Subject.of(options, max_context=longest, prefix_cache=False)
+    settings = plan.settings(subject.name, subject.identity, **subject.settings)
+    folder = shared.result_folder(options["out"], f"eval-ruler-{subject.name}", settings, GROWING)
+    with open_store(folder, settings, GROWING) as store:
+        notes = [store.notes(), subject.notes]
+
+        def save() -> Result:
+            result = summarize(plan, store, subject.name, settings, [note for part in notes for note in part])
+            store.finish(result)
+            return result
+
+        left = [key for key in plan.order() if key not in store.rows]
+        if left:
+            target = _open(options, subject, longest)
+            notes.append(target.notes)
+            try:
+                check_shortest(plan, target)
+                _say_start(len(left), plan.samples * len(plan.tasks) * len(plan.lengths), folder)
+                with Progress(len(left), sum(key[1] or 0 for key in left)) as progress, shared.cut_short(save, folder):
+                    evaluate(plan, target, store, progress)
+            finally:
+                target.close()
+        result = save()
+        drawn = draw(plan, store, result)
+    _show(result, drawn, folder, options["as_json"])
+
+
+def _open(options: Mapping[str, Any], subject: shared.Subject, longest: int) -> Target:
+    """The target, with room for the longest context. Raises UserError where there is none."""
+    from nano3.eval.room import check_context, too_long
+
+    if options["url"] is None and options["engine_name"] == "native":
+        check_context(
+            options["from_"], longest, dtype=options["dtype"], device=options["device"],
+            memory=engines.parse_bytes(options["memory"]),
+        )  # fmt: skip
+    target = subject.open()
+    if target.max_context is not None and target.max_context < longest:
+        target.close()
+        raise UserError(too_long(longest, target.max_context, server=options["url"] is not None))
+    return target
+
+
+def _say_start(left: int, total: int, folder: Path) -> None:
+    done = f"; {total - left} are there" if left < total else ""
+    print(f"{left} samples to answer{done}; results go to {folder}", file=sys.stderr, flush=True)
+
+
+def _show(result: Result, drawn: list[Path], folder: Path, as_json: bool) -> None:
+    from nano3.cli.output import plain_table, print_json, print_table, results
+    from nano3.eval.ruler_run import AVERAGE, length_text
+
+    for path in drawn:
+        print(f"wrote {path}", file=sys.stderr)
+    for note in result.notes:
+        print(f"note: {note}", file=sys.stderr)
+    if as_json:
+        return print_json({**result.document(), "folder": str(folder)})
+    scores = {(score.task, score.length): score for score in result.scores}
+    lengths = sorted({score.length for score in result.scores if score.length})
+    tasks = [*dict.fromkeys(score.task for score in result.scores)]
+    for start in range(0, len(lengths), COLUMNS):
+        shown = lengths[start : start + COLUMNS]
+        heads = tuple(length_text(length) for length in shown)
+        table = plain_table(f"{result.name}: {result.model}, score (95 % interval)", "", *heads, right=heads)
+        for task in tasks:
+            if task == AVERAGE:
+                table.add_section()
+            cells = [scores.get((task, length)) for length in shown]
+            table.add_row(task, *("" if s is None else f"{s.value:.1f} ({s.low:.0f}-{s.high:.0f})" for s in cells))
+        print_table(results(), table)
+    print(f"results in {folder}", file=sys.stderr)

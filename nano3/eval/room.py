@@ -1,0 +1,70 @@
+"""Whether a context fits in memory, told before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nano3.config.errors import UserError
+
+PAGE = 64
+"""Tokens of a page of keys and values, as the engine's default."""
+
+
+def check_context(model: str, length: int, *, dtype: str, device: str, memory: int | None) -> None:
+    """Refuse a context that the engine has no memory for.
+
+    Args:
+        model: a run folder, a Hugging Face folder or a model preset.
+        length: tokens of prompt and output.
+        dtype: of the weights, as open_engine takes it.
+        device: as open_engine takes it.
+        memory: bytes for sequences; None: a share of what is free beside the weights.
+
+    Raises:
+        UserError: it does not fit; the line says what it takes and the largest context that fits.
+    """
+    import torch
+
+    from nano3.config.presets import load_model as load_preset
+    from nano3.config.presets import preset_names
+    from nano3.engine.launch import find_device
+    from nano3.engine.sizing import SHARE_OF_FREE, available_memory
+    from nano3.model.count import count_parameters
+    from nano3.model.dtype import inference_dtypes
+    from nano3.model.hf import read_config, stored_dtype
+    from nano3.model.load import model_folder
+    from nano3.model.pool import page_bytes, slot_bytes
+
+    where = find_device(device)
+    folder = model_folder(model) if Path(model).exists() else None
+    if folder is None and model not in preset_names("models"):
+        return  # loading it says so
+    cfg = read_config(folder) if folder else load_preset(model)
+    weights, activations = inference_dtypes(dtype, where, stored_dtype(folder) if folder else torch.float32)
+    if memory is None:
+        rest = available_memory(where) - count_parameters(cfg).total * weights.itemsize
+        memory = int(max(0, rest) * SHARE_OF_FREE[where.type])
+    slot, page = slot_bytes(cfg, activations), page_bytes(cfg, PAGE, activations)
+    need = slot + -(-length // PAGE) * page
+    if need > memory:
+        largest = max(0, (memory - slot) // page) * PAGE if page else 0
+        raise UserError(too_long(length, largest, need, memory))
+
+
+def too_long(
+    length: int, largest: int, need: int | None = None, memory: int | None = None, server: bool = False
+) -> str:
+    """The line about a context that does not fit."""
+    if server:
+        return f"--ctx {length}: the server takes at most {largest} tokens; lower --ctx"
+    takes = "does not fit"
+    if need is not None and memory is not None:
+        takes = f"takes {_size(need)} beside the weights and {_size(memory)} may be used"
+    return (
+        f"--ctx {length}: a context of {length} tokens {takes}: the largest that fits is {largest} tokens; "
+        "lower --ctx or raise --memory"
+    )
+
+
+def _size(n: int) -> str:
+    return f"{n / 2**30:.2f} GiB" if n >= 1 << 29 else f"{n / 2**20:.1f} MiB"

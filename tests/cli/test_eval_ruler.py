@@ -1,0 +1,185 @@
+"""`nano3 eval ruler` from end to end: a random model, an oracle behind a server, kills, and a server that goes away."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ..eval.servers import answering
+
+SMALL = ("--ctx", "512", "--tasks", "niah_single_1,niah_multikey_2", "--seed", 5)
+
+
+def needles(prompt: str) -> str:
+    """What an oracle answers: all values of the keys that the question names."""
+    context, _, question = prompt.rpartition("\nWhat ")
+    known = re.findall(r"One of the special magic \w+ for ([\w-]+) is: ([\w-]+)", context)
+    return " ".join(value for key, value in known if key in question)
+
+
+class Oracle:
+    """An OpenAI-compatible server's answers; a token is a character."""
+
+    def __init__(self, good: int | None = None) -> None:
+        self.left = itertools.count() if good is None else iter(range(good))
+
+    def __call__(self, path: str, body: dict) -> tuple[int, dict]:
+        if path == "/v1/models":
+            return 200, {"data": [{"id": "oracle", "max_model_len": 8192}]}
+        if path == "/tokenize":
+            text = body["prompt"] if "prompt" in body else f"<user>{body['messages'][0]['content']}<assistant>"
+            return 200, {"tokens": [ord(c) for c in text]}
+        if next(self.left, None) is None:
+            return 503, {}
+        prompt = body["prompt"]
+        text = prompt if isinstance(prompt, str) else "".join(map(chr, prompt))
+        return 200, {"choices": [{"text": needles(text), "finish_reason": "stop"}]}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def rows(folder: str) -> list[dict]:
+    return [json.loads(line) for line in Path(folder, "samples.jsonl").read_text().splitlines()]
+
+
+def result(folder: str) -> dict:
+    return json.loads(Path(folder, "result.json").read_text())
+
+
+def test_a_random_model_is_evaluated_and_its_folder_is_whole(run, base_folder):
+    done = run("eval", "ruler", "--from", base_folder, *SMALL, "--samples", 2, "--out", "r")
+    assert done.code == 0, done.err
+    assert "niah_multikey_2" in done.out
+    found = result("r")
+    assert (found["kind"], found["name"], found["model"], found["complete"]) == (
+        "ruler", "ruler-offline", "base-model", True,
+    )  # fmt: skip
+    assert [(s["task"], s["length"], s["n"]) for s in found["scores"]] == [
+        ("niah_single_1", 512, 2), ("niah_multikey_2", 512, 2), ("average", 512, 4),
+    ]  # fmt: skip
+    for row in rows("r"):
+        assert 0.9 * 512 <= row["prompt_tokens"] + 128 <= 512
+        assert 0 <= row["depth"] <= 1
+    assert {path.name for path in Path("r").glob("*.png")} == {"depth.png", "tasks.png"}
+    before = Path("r", "samples.jsonl").read_bytes()
+    again = run("eval", "ruler", "--from", base_folder, *SMALL, "--samples", 2, "--out", "r", "--json")
+    assert json.loads(again.out)["scores"] == found["scores"]
+    assert Path("r", "samples.jsonl").read_bytes() == before
+
+
+def test_more_samples_and_lengths_go_on_in_the_same_folder(run, base_folder):
+    first = ("eval", "ruler", "--from", base_folder, "--tasks", "niah_single_1")
+    assert run(*first, "--ctx", "512", "--samples", 1).code == 0
+    assert run(*first, "--ctx", "512,600", "--samples", 2).code == 0
+    assert [path.name for path in Path("runs").iterdir()] == ["eval-ruler-base-model"]
+    assert len(rows("runs/eval-ruler-base-model")) == 4
+    other = run(*first, "--ctx", "512", "--samples", 1, "--seed", 1, "--out", "runs/eval-ruler-base-model")
+    assert other.code == 2
+    assert "seed: 0 -> 1" in other.err
+    assert run(*first, "--ctx", "512", "--samples", 1, "--seed", 1).code == 0
+    assert Path("runs/eval-ruler-base-model-2").is_dir()
+
+
+@pytest.mark.parametrize(("style", "samples"), [("--chat", 1), ("--raw", 2)])
+def test_an_oracle_behind_a_server_has_all_needles(run, style, samples):
+    with answering(Oracle()) as url:
+        done = run("eval", "ruler", "--url", url, "--ctx", "4k,6k", "--tasks", "niah", "--samples", samples,
+                   "--out", "r", style, "--json")  # fmt: skip
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert {score["value"] for score in found["scores"]} == {100.0}
+    assert len(found["scores"]) == 2 * 8 + 2
+    for row in rows("r"):
+        assert 0.95 * row["length"] <= row["prompt_tokens"] + 128 <= row["length"]
+
+
+def test_a_server_that_goes_away_leaves_what_is_done_and_exit_code_3(run):
+    command = ("eval", "ruler", "--ctx", "4k", "--tasks", "niah_single_1", "--samples", 6, "--out", "r", "--retries", 0,
+               "--concurrency", 2)  # fmt: skip
+    with answering(Oracle(good=3)) as url:
+        gone = run(*command, "--url", url)
+    assert gone.code == 3
+    (line,) = [line for line in gone.err.splitlines() if line.startswith("error")]
+    assert "HTTP 503" in line
+    assert "r; give the same command again to go on" in line
+    assert len(rows("r")) == 3
+    assert result("r")["complete"] is False
+    with answering(Oracle()) as url:
+        assert run(*command, "--url", url).code == 0
+    assert result("r")["complete"] is True
+    assert sorted(row["index"] for row in rows("r")) == list(range(6))
+
+
+def test_a_killed_evaluation_goes_on_to_the_same_result(run, base_folder):
+    command = ["eval", "ruler", "--from", base_folder, *SMALL, "--samples", 6, "--max-sequences", 1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nano3", *map(str, command), "--out", "killed"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    file = Path("killed", "samples.jsonl")
+    while process.poll() is None and not (file.exists() and file.read_bytes().count(b"\n") >= 3):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert 3 <= file.read_bytes().count(b"\n") < 12
+    with file.open("ab") as torn:
+        torn.write(b'{"task": "niah_si')
+    assert run(*command, "--out", "killed").code == 0
+    assert run(*command, "--out", "whole").code == 0
+    by_key = [sorted(rows(folder), key=lambda row: (row["task"], row["index"])) for folder in ("killed", "whole")]
+    assert by_key[0] == by_key[1]
+    assert result("killed") == result("whole")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--tasks", "niah_singel_1"], "did you mean niah_single_1"),
+        (["--tasks", "poetry"], "the tasks are niah_single_1"),
+        (["--ctx", "4x"], "--ctx 4x: not a length"),
+        (["--ctx", "100"], "too short"),
+        (["--ctx", ","], "names no length"),
+        (["--essays", "no/such/folder"], "no essays at no/such/folder"),
+        (["--url", "http://127.0.0.1:9"], "one of them"),
+        (["--retries", "3"], "--retries and --from contradict each other"),
+        (["--memory", "lots"], "--memory lots: not a size"),
+        (["--ctx", "64k", "--memory", "1MiB"], "the largest that fits is"),
+        (["--ctx", "256", "--tasks", "vt"], "does not fit in 256 tokens"),
+    ],
+)
+def test_wrong_input_is_one_line_and_leaves_nothing(run, base_folder, arguments, said):
+    done = run("eval", "ruler", "--from", base_folder, "--samples", 1, *arguments)
+    assert done.code == 2
+    (line,) = [line for line in done.err.splitlines() if line.startswith("error")]
+    assert said in line
+    assert not list(Path("runs").glob("*/samples.jsonl")) or not any(
+        path.read_bytes() for path in Path("runs").glob("*/samples.jsonl")
+    )
+
+
+def test_what_does_not_fit_is_told_with_a_length_that_does(run, base_folder):
+    done = run("eval", "ruler", "--from", base_folder, "--ctx", "64k", "--memory", "1MiB", "--tasks", "niah_single_1")
+    largest = int(re.search(r"the largest that fits is (\d+) tokens", done.err)[1])
+    fits = run("eval", "ruler", "--from", base_folder, "--ctx", min(largest, 600), "--memory", "1MiB",
+               "--tasks", "niah_single_1", "--samples", 1)  # fmt: skip
+    assert fits.code == 0, fits.err
+
+
+def test_no_target_and_no_server_are_one_line(run):
+    assert "give what to evaluate" in run("eval", "ruler").err
+    done = run("eval", "ruler", "--url", "http://127.0.0.1:9")
+    assert done.code == 2
+    assert "is a server running there" in done.err
+    assert not Path("runs").exists()

@@ -1,0 +1,47 @@
+"""A small HTTP server whose answers a test writes."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+Reply = tuple[int, Any]
+Answerer = Callable[[str, dict[str, Any]], Reply]
+
+
+@contextmanager
+def answering(answer: Answerer) -> Iterator[str]:
+    """A server on a free port whose answer to (path, body) is (status, JSON); its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self._send(answer(self.path, {}))
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            self._send(answer(self.path, json.loads(body)))
+
+        def _send(self, reply: Reply) -> None:
+            data = json.dumps(reply[1]).encode()
+            self.send_response(reply[0])
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
