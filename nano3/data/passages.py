@@ -1,0 +1,191 @@
+"""A corpus as passages: stretches of its documents, cut where lines begin, none of them held out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nano3.config.errors import UserError
+from nano3.data.build import content_hash
+from nano3.data.corpus import is_heldout
+from nano3.data.readers import Document, Input, Skipped
+
+if TYPE_CHECKING:
+    from nano3.data.tokenizer import Tokenizer
+
+PASSAGE_CHARACTERS = 800
+"""Passages are as near below this as their lines allow; one long line is cut at a space."""
+SECTION_PASSAGES = 32
+"""Longer documents are given out in sections, so that a corpus of one book has several too."""
+LEAST_CHUNK, MOST_CHUNK = 240, 1200
+"""Characters of a chunk, a piece of text between which other sentences can stand."""
+CORPUS_CHARACTERS = 1 << 27
+"""Text kept in memory; the documents after it are not read."""
+
+_TOP_LEVEL = re.compile(r"\n(?=\S)")
+_PARAGRAPH = re.compile(r"\n[ \t]*\n(?=\S)")
+
+
+@dataclass(frozen=True)
+class Section:
+    """Consecutive passages of one document: passage i is characters [bounds[i], bounds[i + 1])."""
+
+    title: str
+    """Name of the document, with the number of the part where it has several; unique in its index."""
+    document: int
+    bounds: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+
+class PassageIndex:
+    """The documents of a corpus, cut into sections and passages; depends on their names and texts alone.
+
+    Attributes:
+        sections: all sections in the order of the documents.
+        n_characters: characters of all passages.
+        passages: (section, passage in it) of every passage.
+    """
+
+    def __init__(self, documents: Sequence[Document], passage_characters: int = PASSAGE_CHARACTERS) -> None:
+        """Raises UserError where no document has text."""
+        self._texts = [document.text.replace("\r\n", "\n") for document in documents]
+        self.sections: list[Section] = []
+        names = _unique([document.name for document in documents])
+        for number, (name, text) in enumerate(zip(names, self._texts, strict=True)):
+            self.sections += _sections(name, number, _bounds(text, passage_characters))
+        if not self.sections:
+            raise UserError("no text to make questions from: give other texts in data.generate.sources")
+        self.n_characters = sum(section.bounds[-1] - section.bounds[0] for section in self.sections)
+        self.passages = [(s, p) for s, section in enumerate(self.sections) for p in range(len(section))]
+
+    @classmethod
+    def read(
+        cls,
+        inputs: Iterable[Input],
+        heldout_fraction: float = 0.0,
+        seed: int = 0,
+        tokenizer: Tokenizer | None = None,
+    ) -> PassageIndex:
+        """Index of all documents of `inputs` that a run with this fraction and seed trains on.
+
+        Where no document is held out by its hash, such a run may hold out the end of one instead (see
+        nano3.data.prepare.split_all): then the last `heldout_fraction` of every document's tokens is left out.
+
+        Raises:
+            UserError: no text is left, or a tokenizer is needed to find those ends.
+        """
+        documents, size = [], 0
+        for source in inputs:
+            for document in source.documents(Skipped()):
+                if document is not None and size < CORPUS_CHARACTERS:
+                    documents.append(document)
+                    size += len(document.text)
+        hashes = np.array([content_hash(document.text) for document in documents], np.uint64)
+        held = is_heldout(hashes, heldout_fraction, seed)
+        kept = [document for document, out in zip(documents, held, strict=True) if not out]
+        if heldout_fraction > 0 and len(kept) == len(documents):
+            if tokenizer is None:
+                raise UserError("no document is held out by its hash: the tokenizer is needed to leave out the ends")
+            kept = [_without_end(document, heldout_fraction, tokenizer) for document in kept]
+        return cls(kept)
+
+    def text(self, section: int, start: int = 0, stop: int | None = None) -> str:
+        """Passages [start, stop) of a section, without blank lines around them."""
+        found = self.sections[section]
+        stop = len(found) if stop is None else stop
+        return _trimmed(self._texts[found.document][found.bounds[start] : found.bounds[stop]])
+
+    def chunks(self, section: int) -> list[str]:
+        """Text of a section in small pieces that begin with no white space."""
+        found = self.sections[section]
+        text = self._texts[found.document][found.bounds[0] : found.bounds[-1]]
+        chunks = []
+        while text := text.strip():
+            stop = len(text) if len(text) <= MOST_CHUNK else _chunk_end(text)
+            chunks.append(text[:stop].rstrip())
+            text = text[stop:]
+        return chunks
+
+
+def _chunk_end(text: str) -> int:
+    """Where the first chunk of a text ends: before a line at the margin, else a line, else at a space."""
+    match = _TOP_LEVEL.search(text, LEAST_CHUNK, MOST_CHUNK)
+    if match:
+        return match.start()
+    ends = [text.rfind(mark, LEAST_CHUNK, MOST_CHUNK) for mark in ("\n", " ")]
+    return next((end for end in ends if end > 0), MOST_CHUNK)
+
+
+def _bounds(text: str, size: int) -> list[int]:
+    """Ends of passages, 0 first: cut at the last paragraph, else margin, else line, else space before `size`."""
+    bounds, start = [0], 0
+    while len(text) - start > size * 5 // 4:
+        window = text[start : start + size + 1]
+        start += _cut(window, size)
+        bounds.append(start)
+    if text[start:].strip():
+        bounds.append(len(text))
+    return [bound for i, bound in enumerate(bounds) if not i or text[bounds[i - 1] : bound].strip()]
+
+
+def _cut(window: str, size: int) -> int:
+    for pattern in (_PARAGRAPH, _TOP_LEVEL):
+        ends = [match.end() for match in pattern.finditer(window) if match.end() >= size // 2]
+        if ends:
+            return ends[-1]
+    for mark in ("\n", " "):
+        place = window.rfind(mark, size // 4)
+        if place >= 0:
+            return place + 1
+    return size
+
+
+def _sections(name: str, document: int, bounds: list[int]) -> list[Section]:
+    n = len(bounds) - 1
+    parts = -(-n // SECTION_PASSAGES)
+    sections = []
+    for part in range(parts):
+        first, last = n * part // parts, n * (part + 1) // parts
+        title = name if parts == 1 else f"{name}, part {part + 1} of {parts}"
+        sections.append(Section(title, document, tuple(bounds[first : last + 1])))
+    return sections
+
+
+def _unique(names: list[str]) -> list[str]:
+    """Names with a number after those that came before."""
+    taken: set[str] = set()
+    unique = []
+    for name in names:
+        candidate, n = name, 1
+        while candidate in taken:
+            n += 1
+            candidate = f"{name} ({n})"
+        taken.add(candidate)
+        unique.append(candidate)
+    return unique
+
+
+def _trimmed(text: str) -> str:
+    """Without blank lines at both ends; the first line keeps its indentation."""
+    text = text.rstrip()
+    return text[len(text) - len(text.lstrip()) :] if not text[:1].isspace() else text[_first_line(text) :]
+
+
+def _first_line(text: str) -> int:
+    """Start of the first line that is not blank."""
+    margin = len(text) - len(text.lstrip())
+    return text.rfind("\n", 0, margin) + 1
+
+
+def _without_end(document: Document, fraction: float, tokenizer: Tokenizer) -> Document:
+    ids = tokenizer.encode(document.text)
+    kept = tokenizer.decode(ids[: len(ids) - max(1, round(len(ids) * fraction))])
+    while kept and not document.text.startswith(kept):
+        kept = kept[:-1]
+    return Document(document.name, kept)
