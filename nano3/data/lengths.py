@@ -85,21 +85,25 @@ class TokenCounter:
         """Tokens of each text, nothing kept."""
         return self._count_many(texts) if texts else []
 
-    def prefix(self, head: str, text: str, end: str, tokens: int) -> str:
-        """`head` + the longest beginning of `text` + `end` that has `tokens` tokens, or as few fewer as can be.
+    def prefix(self, head: str, text: str, end: str, tokens: int) -> tuple[str, int]:
+        """`head` + the longest beginning of `text` + `end` that has `tokens` tokens or as few fewer as can be.
 
-        Empty where even `head + end` has more.
+        Returns:
+            The text and its tokens; ("", 0) where even `head + end` has more.
         """
         low, high = 0, len(text)
-        if self.measure([head + end])[0] > tokens:
-            return ""
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self.measure([head + text[:middle] + end])[0] <= tokens:
-                low = middle
-            else:
-                high = middle - 1
-        return head + text[:low] + end
+        best = ("", 0)
+        guess = min(high, tokens * 3)
+        while True:
+            whole = head + text[:guess].rstrip() + end
+            (count,) = self.measure([whole])
+            if best[1] < count <= tokens:
+                best = (whole, count)
+            if count == tokens or low >= high:
+                return best
+            low, high = (guess, high) if count <= tokens else (low, guess - 1)
+            step = round((tokens - count) * max(1, guess) / max(1, count))
+            guess = min(max(guess + step, low + 1), high) if step else (low + high + 1) // 2
 
 
 def fitted(build: Callable[[int], tuple[str, int]], counter: TokenCounter, tokens: int) -> tuple[str, int]:

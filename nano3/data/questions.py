@@ -19,6 +19,8 @@ class Question:
     """Stretches of the text that give the answer; each occurs in it once."""
     depth: float
     """Where the first of them begins: 0 at the start of the text before the questions, 1 at its end."""
+    document: int = -1
+    """Number of the document with the evidence, where the text is made of documents."""
 
     @property
     def answer(self) -> str:
