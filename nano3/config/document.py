@@ -26,7 +26,7 @@ def settings_table(schema: type = ExtendContextConfig) -> str:
         assert is_dataclass(kind), f"{name} is no section"
         summary = (inspect.getdoc(kind) or "").partition("\n")[0]
         parts += [f"### {name}\n", summary + "\n", "| key | default | |\n|---|---|---|"]
-        parts += [_row(name, field, docs) for field, docs in _documented(typing.cast(type, kind))]
+        parts += _rows(name, typing.cast(type, kind))
         parts.append("")
     return "\n".join(parts)
 
@@ -56,6 +56,17 @@ def field_docs(schema: type) -> dict[str, str]:
 def _documented(schema: type) -> list[tuple[Field, str]]:
     docs = field_docs(schema)
     return [(field, docs[field.name]) for field in fields(schema)]
+
+
+def _rows(section: str, schema: type) -> list[str]:
+    """A row for every key of a section and of the sections in it."""
+    types = field_types(schema)
+    rows = []
+    for field, docs in _documented(schema):
+        inner = types[field.name]
+        name = f"{section}.{field.name}"
+        rows += _rows(name, inner) if is_dataclass(inner) else [_row(section, field, docs)]
+    return rows
 
 
 def _row(section: str, field: Field, docs: str) -> str:

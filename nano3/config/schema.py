@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from nano3.config.checks import check
+from nano3.config.generate import GenerateConfig
 from nano3.config.model import ModelConfig
 
 
@@ -31,6 +32,8 @@ class DataConfig:
     """Seed of the data order and of the split."""
     order_seed: int = 0
     """Seed of the data order alone, for a run that goes on with the same held-out text; 0 means seed."""
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+    """Texts made for the sources `generate:document-qa` and `generate:retrieval`."""
 
     def __post_init__(self) -> None:
         check("data", self, ">=", 2, "seq_len")

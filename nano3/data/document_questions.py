@@ -201,7 +201,7 @@ def value(documents: Documents, document: int, unit: int, rng: random.Random) ->
     if match is None or match[1].split()[0] in NO_KEYS or not documents.once(line[: match.start(2)].rstrip()):
         return None
     found = re.sub(r"\s+#.*", "", match[2]).rstrip(" ,")
-    if not found or found[-1] in "([{\\:":
+    if not found or found[-1] in "([{\\:" or found.count('"') % 2 or found.count("'") % 2:
         return None
     ask = rng.choice(forms).format(name=match[1], title=documents.titles[document])
     return _make(documents, "value", ask, _spellings(found), document, start, line)
@@ -280,7 +280,7 @@ def _quoted(line: str) -> str:
 
 
 def _sayable(line: str) -> bool:
-    return 4 <= len(line) <= LONGEST and re.search(r"[^\W_]{2}", line) is not None
+    return len(line) <= LONGEST and len(re.findall(r"[^\W_]{2,}", line)) >= 2
 
 
 def _spellings(value: str) -> tuple[str, ...]:

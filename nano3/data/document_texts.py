@@ -34,7 +34,7 @@ FRAMES = (
 TRIES = 16
 MISSES = 4
 """Documents that do not fit before shorter ones are taken, and then none."""
-COST = 90
+COST = 75
 """Tokens kept for a question and its answer."""
 CHARACTERS = 3.0
 """Characters of a token, at a low guess, to choose documents before they are counted."""
@@ -50,11 +50,10 @@ class Writer(Protocol):
 
 @dataclass(frozen=True)
 class _Shape:
-    """How documents are chosen: passages of the longest, characters of the longest, characters of all."""
+    """How long a document may be, in passages and in characters."""
 
     passages: int
     characters: int
-    total: int
 
 
 @dataclass(frozen=True)
@@ -147,13 +146,11 @@ class DocumentTexts:
             if whole
             else max(1, min(SECTION_PASSAGES, characters // 5 // PASSAGE_CHARACTERS)),
             characters=max(160, characters // 3),
-            total=characters,
         )
         order = rng.sample(range(len(self._passages.sections)), len(self._passages.sections))
         cut = self._long_section(order, 2 * shape.passages + 2)
         order.remove(cut)
-        # A tenth is left to the document that is cut.
-        runs = self._whole_runs(rng, frame, order, shape, int(room * 0.9))
+        runs = self._whole_runs(rng, frame, order, shape, room - min(room // 10, 1500))
         left = room - sum(run.tokens for run in runs)
         text = self._passages.text(cut).lstrip()
         if left > max(room // 2, len(text)):

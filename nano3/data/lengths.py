@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 CountMany = Callable[[Sequence[str]], list[int]]
 ENCODED_CHARACTERS = 1 << 20
+NEAR = 12
 TOLERANCE = 0.99
 """A text of at least this share of the wanted tokens is good."""
 _PROBES = (
@@ -91,19 +92,42 @@ class TokenCounter:
         Returns:
             The text and its tokens; ("", 0) where even `head + end` has more.
         """
+        if self.additive and tokens > 400 and (place := _margin(text, tokens * 3 // 2)):
+            (fixed,) = self.measure([head + text[:place]])
+            if fixed < tokens - 100:
+                rest, count = self.prefix("", text[place:], end, tokens - fixed)
+                return head + text[:place] + rest, fixed + count
         low, high = 0, len(text)
-        best = ("", 0)
+        best, end_of_best = ("", 0), 0
         guess = min(high, tokens * 3)
-        while True:
+        while best[1] < tokens:
             whole = head + text[:guess].rstrip() + end
             (count,) = self.measure([whole])
             if best[1] < count <= tokens:
-                best = (whole, count)
-            if count == tokens or low >= high:
-                return best
+                best, end_of_best = (whole, count), guess
+            if low >= high:
+                break
             low, high = (guess, high) if count <= tokens else (low, guess - 1)
             step = round((tokens - count) * max(1, guess) / max(1, count))
             guess = min(max(guess + step, low + 1), high) if step else (low + high + 1) // 2
+        if best[1] == tokens:
+            return best
+        # Counts do not grow evenly with each letter: look around.
+        tries = [
+            head + text[: end_of_best + more].rstrip() + end for more in range(-NEAR, NEAR) if end_of_best + more > 0
+        ]
+        for whole, count in zip(tries, self.measure(tries), strict=True):
+            if best[1] < count <= tokens:
+                best = (whole, count)
+        return best
+
+
+def _margin(text: str, before: int) -> int:
+    """Start of the last line at the margin before a place; 0 where there is none."""
+    while (before := text.rfind("\n", 0, before)) > 0:
+        if not text[before + 1 : before + 2].isspace():
+            return before + 1
+    return 0
 
 
 def fitted(build: Callable[[int], tuple[str, int]], counter: TokenCounter, tokens: int) -> tuple[str, int]:

@@ -79,7 +79,8 @@ def prepare(cfg: DataConfig, vocab_size: int, progress: Progress = silent) -> Pr
     root = cache_root(cfg.cache_dir)
     folders = {name: _shard_folders(name, found, tokenizer, root, progress) for name, found in sources.items()}
     corpora = {name: Corpus(opened) for name, opened in folders.items()}
-    train, heldout, notes = split_all(corpora, cfg, tokenizer)
+    generated = frozenset(name for name, found in sources.items() if found.generated)
+    train, heldout, notes = split_all(corpora, cfg, tokenizer, generated)
     skipped = {name: _skipped(sources[name], folders[name]) for name in sources}
     notes += _skip_notes(skipped) + _tokenizer_notes(cfg, sources, tokenizer)
     return Prepared(
@@ -127,7 +128,7 @@ def _plan(cfg: DataConfig, vocab_size: int, progress: Progress) -> tuple[Blend, 
     blend, sources = Blend(cfg.blend), resolve(cfg)
     tokenizer = _choose_tokenizer(cfg, sources, blend, vocab_size, cache_root(cfg.cache_dir), progress)
     _check_vocabulary(cfg, tokenizer, vocab_size)
-    return blend, sources, tokenizer
+    return blend, {name: found.with_tokenizer(tokenizer) for name, found in sources.items()}, tokenizer
 
 
 def _skip_notes(skipped: Mapping[str, Skipped]) -> list[str]:
@@ -213,15 +214,19 @@ def _choose_tokenizer(
     elif brought:
         tokenizer = next(iter(brought.values()))
     else:
-        return train_tokenizer(
-            {name: found.inputs for name, found in sources.items()}, blend, vocab_size, cfg, root, progress
-        )
+        return train_tokenizer(_vocabulary_inputs(sources), blend, vocab_size, cfg, root, progress)
     wanted = tokenizer.fingerprint()
     for path, other in brought.items():
         if other.fingerprint() != wanted:
             chosen = next(iter(brought)) if cfg.tokenizer == "train" else cfg.tokenizer
             raise UserError(f"{path} was prepared with another tokenizer than {chosen}: prepare it again with that one")
     return tokenizer
+
+
+def _vocabulary_inputs(sources: Mapping[str, CategorySources]) -> dict[str, list[Input]]:
+    """What a vocabulary is trained on: all but generated texts; if there are no others, what they are made from."""
+    read = {name: found.inputs for name, found in sources.items() if not found.generated}
+    return read or {name: list(found.generated[0].inputs) for name, found in sources.items()}
 
 
 def _check_vocabulary(cfg: DataConfig, tokenizer: Tokenizer, vocab_size: int) -> None:
@@ -244,12 +249,16 @@ def _shard_folders(
 
 
 def split_all(
-    corpora: Mapping[str, Corpus], cfg: DataConfig, tokenizer: Tokenizer
+    corpora: Mapping[str, Corpus], cfg: DataConfig, tokenizer: Tokenizer, generated: frozenset[str] = frozenset()
 ) -> tuple[dict[str, Corpus], Corpus, list[str]]:
-    """Training documents by category, all held-out documents, and notes on categories too small to split."""
-    train: dict[str, Corpus] = {}
+    """Training documents by category, all held-out documents, and notes on categories too small to split.
+
+    Of `generated` categories nothing is held out, unless there are no others: the held-out loss is that of real text.
+    """
+    read = {name: corpus for name, corpus in corpora.items() if name not in generated} or dict(corpora)
+    train = dict(corpora)
     held, notes = [], []
-    for name, corpus in corpora.items():
+    for name, corpus in read.items():
         train[name], heldout = split(corpus, cfg.heldout_fraction, cfg.seed)
         if len(train[name]):
             held.append(heldout)
@@ -258,7 +267,7 @@ def split_all(
     heldout = shuffled(Corpus.merge(held), cfg.seed)
     if len(heldout) or cfg.heldout_fraction <= 0:
         return train, heldout, notes
-    name = max(train, key=lambda name: int(train[name].lengths.max()))
+    name = max(read, key=lambda name: int(train[name].lengths.max()))
     train[name], heldout = _cut_longest(train[name], cfg.heldout_fraction, tokenizer)
     if len(heldout):
         notes.append(f"too few documents for a held-out split: the end of {heldout.name(0)} is held out instead")

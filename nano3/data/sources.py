@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,13 @@ from typing import Any
 from nano3.config.errors import UserError
 from nano3.config.schema import DataConfig
 from nano3.data import stdlib_corpus
+from nano3.data.generated import CATEGORIES, PREFIX, GeneratedTexts, category_of
 from nano3.data.readers import Input, Skipped, find_files
 from nano3.data.shards import is_prepared
+from nano3.data.tokenizer import Tokenizer
+
+NEED_NO_PATH = {stdlib_corpus.NAME: stdlib_corpus.NAME} | {name: PREFIX + name for name in CATEGORIES}
+"""Categories that need no entry in data.sources, and what they read without one."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,17 @@ class CategorySources:
     skipped: Skipped = field(default_factory=Skipped)
     """Files left out while searching folders."""
 
+    @property
+    def generated(self) -> list[GeneratedTexts]:
+        """The inputs that are generated: all or none of the category's."""
+        return [source for source in self.inputs if isinstance(source, GeneratedTexts)]
+
+    def with_tokenizer(self, tokenizer: Tokenizer) -> CategorySources:
+        """The same, with generated texts measured by this tokenizer."""
+        if not self.generated:
+            return self
+        return replace(self, inputs=[source.with_tokenizer(tokenizer) for source in self.generated])
+
 
 def resolve(cfg: DataConfig) -> dict[str, CategorySources]:
     """Sources of every category of the blend that has a share.
@@ -39,14 +55,16 @@ def resolve(cfg: DataConfig) -> dict[str, CategorySources]:
     """
     table = {**cfg.sources, **(read_blend_file(Path(cfg.sources_file)) if cfg.sources_file else {})}
     wanted = [name for name, weight in cfg.blend.items() if weight > 0]
-    missing = [name for name in wanted if not table.get(name) and name != stdlib_corpus.NAME]
+    missing = [name for name in wanted if not table.get(name) and name not in NEED_NO_PATH]
     if missing:
         raise UserError(_missing_message(missing, [name for name in table if name not in cfg.blend]))
-    return {name: find_inputs(table.get(name) or [stdlib_corpus.NAME]) for name in wanted}
+    return {name: find_inputs(table.get(name) or [NEED_NO_PATH[name]], cfg) for name in wanted}
 
 
-def find_inputs(specs: Sequence[str]) -> CategorySources:
+def find_inputs(specs: Sequence[str], cfg: DataConfig | None = None) -> CategorySources:
     """Inputs of a list of files, folders, prepared folders, or the name `python-stdlib`.
+
+    With `cfg`, also of `generate:document-qa` and `generate:retrieval`, which are made as it says.
 
     Raises:
         UserError: nothing to read there.
@@ -54,18 +72,42 @@ def find_inputs(specs: Sequence[str]) -> CategorySources:
     """
     found = CategorySources(list(specs))
     for spec in specs:
-        if spec == stdlib_corpus.NAME and not Path(spec).exists():
+        category = category_of(spec)
+        if category is not None:
+            found.inputs.append(_generated(spec, category, cfg))
+        elif spec == stdlib_corpus.NAME and not Path(spec).exists():
             found.inputs.append(stdlib_corpus.StandardLibrary())
         elif is_prepared(Path(spec).expanduser()):
             found.prepared.append(Path(spec).expanduser())
         else:
             found.inputs.extend(find_files(spec, found.skipped))
+    if found.generated and (found.prepared or len(found.inputs) > len(found.generated)):
+        raise UserError(f"{', '.join(specs)}: generated texts need a category of their own; give the others another")
     if not found.inputs and not found.prepared:
         detail = f" ({found.skipped.line()})" if found.skipped.line() else ""
         raise UserError(
             f"no readable file in {', '.join(specs)}{detail}: txt, md, py, jsonl and parquet are read, see docs/data.md"
         )
     return found
+
+
+def _generated(spec: str, category: str, cfg: DataConfig | None) -> GeneratedTexts:
+    if cfg is None:
+        raise UserError(f"{spec} is no text that can be read here: name files or folders")
+    sources = find_inputs(cfg.generate.sources)
+    if sources.prepared:
+        raise UserError(
+            f"data.generate.sources: {sources.prepared[0]} holds tokens: name the texts they were made from"
+        )
+    return GeneratedTexts(
+        category,
+        cfg.generate,
+        tuple(sources.inputs),
+        cfg.seq_len,
+        cfg.heldout_fraction,
+        cfg.seed,
+        cfg.cache_dir,
+    )
 
 
 def read_blend_file(path: Path) -> dict[str, list[str]]:
@@ -101,7 +143,7 @@ def _paths(path: Path, name: str, value: Any) -> list[str]:
 
 
 def _from_folder(spec: str, folder: Path) -> str:
-    if spec == stdlib_corpus.NAME:
+    if spec == stdlib_corpus.NAME or spec.startswith(PREFIX):
         return spec
     return str(folder / Path(spec).expanduser())
 

@@ -1,0 +1,131 @@
+"""Generated texts as an input like any other: the sources `generate:document-qa` and `generate:retrieval`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
+
+from nano3.config.errors import UserError
+from nano3.config.generate import GenerateConfig
+from nano3.config.typed import nearest
+from nano3.data.document_texts import DocumentTexts
+from nano3.data.lengths import TokenCounter, plan_lengths
+from nano3.data.passages import PassageIndex
+from nano3.data.questions import GeneratedText
+from nano3.data.readers import Document, Input, Skipped
+from nano3.data.retrieval import RetrievalTexts
+
+if TYPE_CHECKING:
+    from nano3.data.tokenizer import Tokenizer
+
+PREFIX = "generate:"
+DOCUMENT_QA, RETRIEVAL = "document-qa", "retrieval"
+CATEGORIES = (DOCUMENT_QA, RETRIEVAL)
+VERSION = 1
+"""Raised with every change of what the generators write, so that prepared data are made anew."""
+RETRIEVAL_PART = 20
+"""Tokens of document-qa for one of retrieval: 20 % and 1 % of the report's blend."""
+BYTES_PER_TOKEN = 4
+
+
+@dataclass(frozen=True)
+class GeneratedTexts:
+    """All texts of one category. Their lengths are in tokens, so `documents` needs `tokenizer`.
+
+    One text and its end marker fill one sequence, where the tokenizer allows it to the token.
+    """
+
+    category: str
+    cfg: GenerateConfig
+    inputs: Sequence[Input]
+    """The user's texts."""
+    seq_len: int
+    """Length of the sequences where cfg.lengths names none."""
+    heldout_fraction: float
+    """Share of the documents that the run holds out, and"""
+    seed: int
+    """the seed that chooses them: none of them is used."""
+    cache_dir: str = ""
+    """Where the answers of a question server are kept, see nano3.data.files.cache_root."""
+    tokenizer: Tokenizer | None = None
+
+    @property
+    def name(self) -> str:
+        """As in data.sources."""
+        return PREFIX + self.category
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all texts, about."""
+        if self.category == RETRIEVAL:
+            return self.cfg.retrieval_tokens or -(-self.cfg.tokens // RETRIEVAL_PART)
+        return self.cfg.tokens
+
+    @property
+    def size(self) -> int:
+        """Bytes of all texts, at a guess."""
+        return sum(self.lengths()) * BYTES_PER_TOKEN
+
+    def lengths(self) -> list[int]:
+        """Length of the sequence that each text fills."""
+        shares: dict[int, float] = {}
+        for text, share in (self.cfg.lengths or {str(self.seq_len): 1.0}).items():
+            longest = self.cfg.retrieval_longest if self.category == RETRIEVAL else int(text)
+            length = min(int(text), longest)
+            shares[length] = shares.get(length, 0.0) + share
+        return plan_lengths(self.tokens, shares)
+
+    def identity(self) -> str:
+        """All that decides the texts but the tokenizer, which every prepared folder has in its key anyway."""
+        settings = asdict(self.cfg) | {
+            "category": self.category,
+            "sources": [source.identity() for source in self.inputs],
+            "seq_len": 0 if self.cfg.lengths else self.seq_len,
+            "heldout": [self.heldout_fraction, self.seed],
+            "version": VERSION,
+        }
+        return json.dumps(settings, sort_keys=True)
+
+    def with_tokenizer(self, tokenizer: Tokenizer) -> GeneratedTexts:
+        """The same texts, measured by this tokenizer."""
+        return replace(self, tokenizer=tokenizer)
+
+    def documents(self, skipped: Skipped) -> Iterator[Document | None]:
+        """One document a text; its name has the length of its sequence and its number."""
+        del skipped
+        for number, (length, made) in enumerate(zip(self.lengths(), self.texts(), strict=True)):
+            yield Document(f"{self.category}/{length}/{number}", made.text)
+
+    def texts(self) -> Iterator[GeneratedText]:
+        """All texts with their questions.
+
+        Raises:
+            UserError: too little text in the sources, or a question server that cannot be used.
+        """
+        assert self.tokenizer is not None, "the tokenizer is chosen before texts are made"
+        counter = TokenCounter.of(self.tokenizer)
+        passages = PassageIndex.read(self.inputs, self.heldout_fraction, self.seed, self.tokenizer)
+        if self.category == RETRIEVAL:
+            maker = RetrievalTexts(counter, self.cfg.seed, passages)
+        else:
+            maker = DocumentTexts(counter, self.cfg.seed, passages)
+        for number, length in enumerate(self.lengths()):
+            yield maker.make(number, length - 1)
+
+
+def category_of(spec: str) -> str | None:
+    """The category that `generate:CATEGORY` names; None for a source of another kind.
+
+    Raises:
+        UserError: there is no such category.
+    """
+    if not spec.startswith(PREFIX):
+        return None
+    category = spec.removeprefix(PREFIX)
+    if category not in CATEGORIES:
+        close = nearest(category, CATEGORIES)
+        hint = f"did you mean {PREFIX}{close}?" if close else f"there are {', '.join(PREFIX + c for c in CATEGORIES)}"
+        raise UserError(f"no texts can be made for {spec!r}; {hint}")
+    return category
