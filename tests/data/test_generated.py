@@ -31,7 +31,7 @@ def cfg(folder, tmp_path):
         seq_len=512,
         heldout_fraction=0.3,
         generate=GenerateConfig(
-            sources=[str(folder)], tokens=6000, retrieval_tokens=6000, lengths={"2048": 1, "512": 1}
+            sources=[str(folder)], tokens=12000, retrieval_tokens=16000, lengths={"4096": 1, "512": 1}
         ),
     )
 
@@ -52,7 +52,7 @@ def test_a_run_gets_rows_of_the_wanted_lengths_and_holds_out_real_text_only(cfg)
     prepared = prepare(cfg, 1024)
     for name in ("document-qa", "retrieval"):
         (path,) = prepared.folders[name]
-        assert {int(length) for length in ShardFolder(path).lengths} <= {510, 511, 2046, 2047}
+        assert {int(length) for length in ShardFolder(path).lengths} <= {510, 511, 4094, 4095}
     assert prepared.heldout.n_bytes > 0
     corpus = prepared.heldout.corpus
     assert all(corpus.name(i).endswith((".py", ".txt")) for i in range(len(corpus)))
@@ -75,7 +75,7 @@ def test_identity_changes_with_all_that_decides_the_texts(cfg):
         replace(cfg, heldout_fraction=0.1),
         *(
             replace(cfg, generate=replace(made, **change))
-            for change in ({"seed": 1}, {"tokens": 7000}, {"lengths": {"512": 1}}, {"url": "x"}, {"model": "y"})
+            for change in ({"seed": 1}, {"tokens": 7001}, {"lengths": {"512": 1}}, {"url": "x"}, {"model": "y"})
         ),
         replace(cfg, generate=replace(made, sources=["python-stdlib"])),
     ]
