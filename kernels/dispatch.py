@@ -35,7 +35,7 @@ class Backend:
 
 BACKENDS: dict[str, Backend] = {
     "cpu": Backend(cpu.FUNCTIONS, cpu.about, cpu.unavailable),
-    "eager": Backend(eager.FUNCTIONS, lambda _: "fused PyTorch, forward and backward"),
+    "eager": Backend(eager.FUNCTIONS, eager.about),
     "reference": Backend(reference.FUNCTIONS, lambda _: "plain PyTorch, the spec; slow"),
 }
 """Every backend, the preferred ones first."""

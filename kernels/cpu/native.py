@@ -14,6 +14,7 @@ import torch
 
 ENVIRONMENT = "NANO3_CPU_ISA"
 """Forces one of the levels, or `none` to do without the library."""
+NONE = "none"
 _AVX512 = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx2", "fma"}
 NEEDS = {
     "amx": {"amx_tile", "amx_bf16", "avx512_bf16", *_AVX512},
@@ -27,6 +28,11 @@ BASES = {"amx": "avx512", "avx512bf16": "avx512"}
 ABI = 3
 """Of the sources this file belongs to; see src/abi.cpp."""
 TYPES = {torch.float32: 0, torch.bfloat16: 1}
+_UNKNOWN = "the compiler did not know it when nano3 was installed, or the operating system does not allow it"
+
+
+class LevelError(ValueError):
+    """NANO3_CPU_ISA asks for a level that nothing here can run."""
 
 
 class Native(NamedTuple):
@@ -45,26 +51,49 @@ class Native(NamedTuple):
 
 @cache
 def native() -> Native:
-    """The library as it is used in this process."""
+    """The library as it is used in this process.
+
+    Raises:
+        LevelError: NANO3_CPU_ISA is no level, or one that this machine cannot run.
+    """
     forced = os.environ.get(ENVIRONMENT, "")
-    if forced == "none":
+    if forced == NONE:
         return Native(None, "", f"switched off by {ENVIRONMENT}")
-    if forced and forced not in NEEDS:
-        raise ValueError(f"{ENVIRONMENT} is {forced!r}; it must be one of {', '.join(NEEDS)}, none")
     flags = cpu_flags()
-    levels = [name for name, needs in NEEDS.items() if needs <= flags and forced in ("", name)]
-    if not levels:
-        return Native(None, "", f"this processor has no {forced.upper() or 'AVX2'}")
+    levels = [name for name, needs in NEEDS.items() if needs <= flags]
+    library, missing = _load()
+    if not forced:
+        if not levels:
+            return Native(None, "", "this processor has no AVX2")
+        return Native(None, "", missing) if library is None else _best(library, levels)
+    able = [] if library is None else [name for name in levels if _allowed(library, name)]
+    if forced not in able:
+        raise LevelError(_refusal(forced, levels, able, missing))
+    return Native(library, forced, "")
+
+
+def _refusal(forced: str, levels: list[str], able: list[str], missing: str) -> str:
+    """Why a level cannot be, and what can."""
+    if forced not in NEEDS:
+        why = f"must be one of {', '.join(NEEDS)}, {NONE}"
+    elif forced not in levels:
+        why = f"this processor has no {forced.upper()}"
+    else:
+        why = missing or _UNKNOWN
+    return f"{ENVIRONMENT} is {forced!r}: {why}; this machine can run {', '.join([*able, NONE])}"
+
+
+def _load() -> tuple[ctypes.CDLL | None, str]:
+    """The library, or why there is none."""
     file = _file()
     if file is None:
-        return Native(None, "", f"not built in {Path(__file__).parent}: pip install with a C++ compiler builds it")
+        return None, f"not built in {Path(__file__).parent}: pip install with a C++ compiler builds it"
     try:
         library = ctypes.CDLL(str(file))
-        if library.nano3_abi() != ABI:
-            return Native(None, "", f"{file} was built from other sources: install nano3 again")
+        fits = library.nano3_abi() == ABI
     except (OSError, AttributeError) as error:
-        return Native(None, "", f"{file} cannot be loaded: {error}")
-    return _best(library, levels)
+        return None, f"{file} cannot be loaded: {error}"
+    return (library, "") if fits else (None, f"{file} was built from other sources: install nano3 again")
 
 
 def _file() -> Path | None:
@@ -76,15 +105,19 @@ def _file() -> Path | None:
 
 
 def _best(library: ctypes.CDLL, levels: list[str]) -> Native:
-    """The first of the levels that the compiler knew and that the operating system lets us use."""
+    """The first of the levels that can be used."""
     for isa in levels:
-        if isa not in BASES:
+        if _allowed(library, isa):
             return Native(library, isa, "")
-        level = getattr(library, f"nano3_level_{isa}", None)
-        if level is not None and level():
-            return Native(library, isa, "")
-    why = "the compiler did not know it when nano3 was installed, or the operating system does not allow it"
-    return Native(None, "", f"no {levels[0].upper()}: {why}")
+    return Native(None, "", f"no {levels[0].upper()}: {_UNKNOWN}")
+
+
+def _allowed(library: ctypes.CDLL, isa: str) -> bool:
+    """Whether the compiler knew a level and the operating system lets us use it."""
+    if isa not in BASES:
+        return True
+    level = getattr(library, f"nano3_level_{isa}", None)
+    return level is not None and bool(level())
 
 
 def cpu_flags() -> set[str]:

@@ -171,10 +171,12 @@ class _Scan(torch.autograd.Function):
 
 
 def _scan(g: torch.Generator, dtype: torch.dtype) -> tuple:
-    B, T, H, P_, G, N = 2, LONGEST_CHUNK + 3, 4, 5, 2, 19
+    # The reference walks token by token: over a chunk's end with one type only.
+    tokens = LONGEST_CHUNK + 3 if dtype == torch.float32 else 19
+    B, T, H, P_, G, N = 2, tokens, 4, 5, 2, 19
     A, D, dt_bias = (normal(g, torch.float32, H) for _ in range(3))
-    tokens = normal(g, dtype, B, T, H, P_), normal(g, dtype, B, T, H)
-    return *tokens, -A.abs(), *(normal(g, dtype, B, T, G, N) for _ in range(2)), D, dt_bias - 1
+    rows = normal(g, dtype, B, T, H, P_), normal(g, dtype, B, T, H)
+    return *rows, -A.abs(), *(normal(g, dtype, B, T, G, N) for _ in range(2)), D, dt_bias - 1
 
 
 KERNELS = {"ssd_scan": Kernel(ssd_scan, "float32 and bfloat16", _scan, differentiable=True)}

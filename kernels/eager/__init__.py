@@ -24,3 +24,12 @@ FUNCTIONS: dict[str, Callable] = {
     "best_tokens": best_tokens,
     "token_log_probs": loss.token_log_probs,
 }
+
+_PARTS = ("causal_conv1d_step", "ssd_step")
+
+
+def about(op: str) -> str:
+    """Why one would choose it, in a few words."""
+    if op in _PARTS:
+        return "PyTorch; a decoding model calls mamba_step, which holds it, and this op only without state slots"
+    return "fused PyTorch, forward and backward"

@@ -16,6 +16,11 @@ SMALLEST_LOG_DECAY = -60.0
 which cost CPUs 30 times as much."""
 
 
+def multiply(a: Tensor, b: Tensor, *, out: Tensor) -> Tensor:
+    """a * b into `out`, which may be a view; the compiler cannot take torch.mul's own `out` where it is one."""
+    return out.copy_(a * b) if torch.compiler.is_compiling() else torch.mul(a, b, out=out)
+
+
 @dataclass(frozen=True)
 class Shape:
     """Sizes of a scan (letters above) with the type and device of its buffers."""
@@ -112,7 +117,7 @@ class Workspace:
     def weight_by_products(self, matrix: Tensor, out: Tensor) -> None:
         """out (B*H, L, L) = matrix * products of the head's group."""
         s, L = self.shape, self.length
-        torch.mul(matrix.view(s.B * s.G, s.R, L, L), self.products.unsqueeze(1), out=out.view(s.B * s.G, s.R, L, L))
+        multiply(matrix.view(s.B * s.G, s.R, L, L), self.products.unsqueeze(1), out=out.view(s.B * s.G, s.R, L, L))
 
 
 def decays(work: Workspace, log_decay: Tensor, segment: Tensor | None, previous: Tensor | None) -> Decays:
@@ -147,7 +152,7 @@ def chunk_forward(
         step: (B, L, H).
         state: (B*G, R*P, N) at the chunk's start.
     """
-    torch.mul(x, step.unsqueeze(-1), out=work.heads(work.heads_x))
+    multiply(x, step.unsqueeze(-1), out=work.heads(work.heads_x))
     work.weight_by_products(work.matrix, out=work.matrix)
     torch.bmm(work.matrix, work.heads_x, out=work.heads_out)
     torch.bmm(work.group_C, state.transpose(1, 2), out=work.groups)
@@ -155,14 +160,14 @@ def chunk_forward(
     groups.mul_(work.factor(decay.from_start)).add_(work.heads_by_group(work.heads_out))
     groups.addcmul_(work.split_heads(x).to(groups.dtype), D.view(1, work.shape.G, 1, work.shape.R, 1))
     work.split_heads(out).copy_(groups)
-    torch.mul(work.heads_by_group(work.heads_x), work.factor(decay.to_end), out=groups)
+    multiply(work.heads_by_group(work.heads_x), work.factor(decay.to_end), out=groups)
 
 
 def advance(work: Workspace, decay: Decays, state: Tensor, out: Tensor) -> None:
     """State at the chunk's end into `out`, which may be `state`; both (B*G, R*P, N)."""
     s = work.shape
     heads = (s.B * s.G * s.R, s.P * s.N)
-    torch.mul(state.view(heads), decay.whole.reshape(-1, 1), out=out.view(heads))
+    multiply(state.view(heads), decay.whole.reshape(-1, 1), out=out.view(heads))
     out.baddbmm_(work.groups.transpose(1, 2), work.group_B)
 
 
@@ -194,14 +199,14 @@ def chunk_backward(
         Gradients of B and C lie in `work.grad_B`, `work.grad_C`, dy in `work.heads_grad`.
     """
     s = work.shape
-    torch.mul(x, step.unsqueeze(-1), out=work.heads(work.heads_x))
+    multiply(x, step.unsqueeze(-1), out=work.heads(work.heads_x))
     work.heads(work.heads_grad).copy_(dy)
     within = _backward_within(work)
     by_start = _backward_from_state(work, decay, state)
     to_end = _backward_to_state(work, decay, dstate)
     heads = dstate.view(-1, s.P * s.N)
     heads.mul_(decay.whole.reshape(-1, 1))
-    total = torch.mul(heads, state.view_as(heads), out=work.state_product).sum(-1).view_as(decay.whole)
+    total = multiply(heads, state.view_as(heads), out=work.state_product).sum(-1).view_as(decay.whole)
     dstate.baddbmm_(work.groups_y.transpose(1, 2), work.group_C)
     return work.by_group(work.groups), _log_decay_grad(within + by_start, to_end, total)
 
@@ -210,8 +215,8 @@ def store(work: Workspace, grads: TokenGrads, part: slice, x: Tensor, step: Tens
     """Write one chunk's gradients, as `chunk_backward` left them, to those of the whole scan."""
     s = work.shape
     x, dy, product = work.split_heads(x).to(s.dtype), work.heads_by_group(work.heads_grad), work.by_group(work.groups_x)
-    grads.step[:, part] = torch.mul(dx, x, out=product).sum(-1).transpose(1, 2).flatten(2)
-    grads.D += torch.mul(dy, x, out=product).sum((0, 2, 4)).flatten()
+    grads.step[:, part] = multiply(dx, x, out=product).sum(-1).transpose(1, 2).flatten(2)
+    grads.D += multiply(dy, x, out=product).sum((0, 2, 4)).flatten()
     dx.mul_(step.unflatten(2, (s.G, s.R)).transpose(1, 2).unsqueeze(-1))
     dx.addcmul_(dy, D.view(1, s.G, 1, s.R, 1))
     work.split_heads(grads.x[:, part]).copy_(dx)
@@ -240,7 +245,7 @@ def _backward_within(work: Workspace) -> Tensor:
 def _backward_from_state(work: Workspace, decay: Decays, state: Tensor) -> Tensor:
     """Gradients through the start state's part of y; leaves the decayed dy in `work.groups_y`."""
     dy, read = work.by_group(work.groups_y), work.by_group(work.groups)
-    torch.mul(work.heads_by_group(work.heads_grad), work.factor(decay.from_start), out=dy)
+    multiply(work.heads_by_group(work.heads_grad), work.factor(decay.from_start), out=dy)
     work.grad_C.baddbmm_(work.groups_y, state)
     torch.bmm(work.group_C, state.transpose(1, 2), out=work.groups)
     return _per_head(read.mul_(dy).sum(-1))
@@ -249,7 +254,7 @@ def _backward_from_state(work: Workspace, decay: Decays, state: Tensor) -> Tenso
 def _backward_to_state(work: Workspace, decay: Decays, dstate: Tensor) -> Tensor:
     """Gradients through the end state; leaves the whole gradient of step * x in `work.groups`."""
     dx, x = work.by_group(work.groups), work.by_group(work.groups_x)
-    torch.mul(work.heads_by_group(work.heads_x), work.factor(decay.to_end), out=x)
+    multiply(work.heads_by_group(work.heads_x), work.factor(decay.to_end), out=x)
     work.grad_B.baddbmm_(work.groups_x, dstate)
     torch.bmm(work.group_B, dstate.transpose(1, 2), out=work.groups)
     through_end = _per_head(x.mul_(dx).sum(-1))

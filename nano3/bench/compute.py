@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -52,8 +53,12 @@ class Plan:
         for option, value in (("--repeat", self.repeat), ("--threads", self.threads or 1)):
             if value < 1:
                 raise UserError(f"{option} is {value}; it must be at least 1")
+        if self.threads > (cores := _cores()):
+            raise UserError(f"--threads is {self.threads}, but nano3 may use {cores} cores of this machine")
         if not self.peer_timeout > 0:
             raise UserError(f"--peer-timeout is {self.peer_timeout:g}; it must be above 0")
+        if self.gguf and "llama.cpp" not in self.against:
+            raise UserError("--gguf is a model for llama.cpp: add --against llama.cpp, or leave it out")
         check_peers(self.against, self.kind, self.gguf)
 
 
@@ -194,6 +199,10 @@ def _peer_jobs(plan: Plan, temporary: Path) -> Iterator[tuple[str, str, str, str
         path = temporary / f"{dtype}.gguf"
         write_gguf(model, path, getattr(torch, dtype))
         yield f"llama.cpp {dtype}", "llama.cpp", str(path), dtype
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _default_threads() -> int:

@@ -28,6 +28,7 @@ def draw(figures: dict[str, Any], path: Path) -> Path:
     FigureCanvasAgg(figure)
     title = f"{figures['kind'].capitalize()}, {figures['model']}: tokens a second"
     figure.suptitle(title, fontsize=12, fontweight="bold", color=INK, x=0.01, ha="left")
+    figure.supxlabel("\n".join(conditions(figures)), fontsize=8, color=MUTED, x=0.01, ha="left")
     if lines:
         _lines(figure.subplots(), cases)
     else:
@@ -37,13 +38,33 @@ def draw(figures: dict[str, Any], path: Path) -> Path:
     return path
 
 
+def conditions(figures: dict[str, Any]) -> tuple[str, str]:
+    """What the figures hold for, in two lines: machine and threads, nano3's types."""
+    machine, ours = figures["machine"], figures["sides"][OURS]
+    types = f"nano3: weights {ours['weights']}, activations {ours['activations']}"
+    return f"{machine['cpu']}, {threads_text(machine['threads'])}", types
+
+
+def threads_text(count: int) -> str:
+    """`1 thread`, `2 threads`."""
+    return f"{count} thread{'s' if count > 1 else ''}"
+
+
+def _whiskers(sides: list[dict[str, Any]]) -> list[list[float]] | None:
+    """From the medians down to the slowest and up to the fastest runs; none where no side ran more than once."""
+    if all(len(side["seconds"]["all"]) < 2 for side in sides):
+        return None
+    rates = [side["tokens_per_second"] for side in sides]
+    return [[r["median"] - r["min"] for r in rates], [r["max"] - r["median"] for r in rates]]
+
+
 def _lines(axis: Any, cases: list[dict[str, Any]]) -> None:
     """Tokens a second over tokens of a sequence; where cost is linear the line is level."""
     lengths = [case["length"] for case in cases]
     for name, color in zip(cases[0]["sides"], COLORS * 2, strict=False):
         done = [case for case in cases if "tokens_per_second" in case["sides"][name]]
         rates = [case["sides"][name]["tokens_per_second"] for case in done]
-        spread = [[r["median"] - r["min"] for r in rates], [r["max"] - r["median"] for r in rates]]
+        spread = _whiskers([case["sides"][name] for case in done])
         places, heights = [case["length"] for case in done], [r["median"] for r in rates]
         axis.errorbar(places, heights, yerr=spread, color=color, marker="o", markersize=4, capsize=3, label=name)
     axis.plot(
@@ -59,9 +80,9 @@ def _lines(axis: Any, cases: list[dict[str, Any]]) -> None:
 
 def _bars(axis: Any, case: dict[str, Any]) -> None:
     sides = {name: side["tokens_per_second"] for name, side in case["sides"].items() if "tokens_per_second" in side}
-    for place, (rate, color) in enumerate(zip(sides.values(), COLORS * 2, strict=False)):
-        low, high = rate["median"] - rate["min"], rate["max"] - rate["median"]
-        axis.bar(place, rate["median"], 0.7, yerr=[[low], [high]], color=color, ecolor=INK, capsize=3)
+    for place, ((name, rate), color) in enumerate(zip(sides.items(), COLORS * 2, strict=False)):
+        spread = _whiskers([case["sides"][name]])
+        axis.bar(place, rate["median"], 0.7, yerr=spread, color=color, ecolor=INK, capsize=3)
         axis.annotate(
             f"{rate['median']:,.0f}", (place, rate["max"]), (0, 4), textcoords="offset points", ha="center", color=INK
         )

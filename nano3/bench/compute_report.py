@@ -19,6 +19,8 @@ from nano3.config.model import ModelConfig
 from nano3.files import write_atomic
 from nano3.model.count import count_parameters
 
+ONE_RUN = "one run"
+"""Where a spread would stand."""
 PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"))
 
 
@@ -117,12 +119,14 @@ def speed_rows(figures: dict[str, Any]) -> Iterator[tuple[str, ...]]:
                 yield case["name"], name, "-", "-", "-", "-"
                 continue
             rate, ratio = side["tokens_per_second"], case["ratios"].get(name)
+            several = len(side["seconds"]["all"]) > 1
+            times = f"{ratio['median']:.2f}" if ratio else ""
             yield (
                 case["name"],
                 name,
                 f"{rate['median']:,.1f}",
-                f"{rate['min']:,.1f} - {rate['max']:,.1f}",
-                f"{ratio['median']:.2f} ({ratio['min']:.2f} - {ratio['max']:.2f})" if ratio else "",
+                f"{rate['min']:,.1f} - {rate['max']:,.1f}" if several else ONE_RUN,
+                f"{times} ({ratio['min']:.2f} - {ratio['max']:.2f})" if ratio and several else times,
                 f"{side['peak_memory_bytes'] / 2**30:.2f} GiB",
             )
 

@@ -14,6 +14,8 @@ from nano3.config.errors import UserError
 
 WARM_TOKENS = 4
 """Tokens of each sequence before the clock starts."""
+WRITES_MODEL = "gguf"
+"""The package that writes llama.cpp's model; not needed where there is a file of it."""
 
 
 class Transformers:
@@ -147,17 +149,15 @@ class Peer:
     """A program to compare with."""
 
     side: Callable[[Job], Any]
-    package: str
-    """What Python imports."""
-    install: str
-    """What pip installs."""
+    packages: dict[str, str]
+    """What it needs: what Python imports -> what pip installs."""
     kinds: tuple[Kind, ...]
     """What it can do."""
 
 
 PEERS = {
-    "transformers": Peer(Transformers, "transformers", "transformers", ("train", "prefill", "decode")),
-    "llama.cpp": Peer(LlamaCpp, "llama_cpp", "llama-cpp-python", ("prefill", "decode")),
+    "transformers": Peer(Transformers, {"transformers": "transformers"}, ("train", "prefill", "decode")),
+    "llama.cpp": Peer(LlamaCpp, {"llama_cpp": "llama-cpp-python", WRITES_MODEL: WRITES_MODEL}, ("prefill", "decode")),
 }
 
 
@@ -169,10 +169,9 @@ def check_peers(names: Sequence[str], kind: Kind, gguf: str) -> None:
             raise UserError(f"--against {name}: not known; use one or both of {','.join(PEERS)}")
         if kind not in peer.kinds:
             raise UserError(f"--against {name}: it does not {kind}; it can do {', '.join(peer.kinds)}")
-        if find_spec(peer.package) is None:
-            raise UserError(f"--against {name}: not installed; pip install {peer.install}")
-        if name == "llama.cpp" and not gguf and find_spec("gguf") is None:
-            raise UserError("--against llama.cpp: needs the package gguf to write its model; pip install gguf")
+        needed = {module: pip for module, pip in peer.packages.items() if not (gguf and module == WRITES_MODEL)}
+        if missing := [pip for module, pip in needed.items() if find_spec(module) is None]:
+            raise UserError(f"--against {name}: {' and '.join(missing)} not installed; pip install {' '.join(missing)}")
 
 
 def _seconds(run: Callable[[], object]) -> float:

@@ -103,6 +103,11 @@ def nano3(
     """
     if ctx.invoked_subcommand is None:
         print(ctx.get_help())
+    elif os.environ.get("NANO3_CPU_ISA"):
+        # A level that cannot run here is told before a server listens or a run begins. It loads torch.
+        from nano3.kernels.cpu.native import native
+
+        native()
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -175,9 +175,9 @@ def _run(plan: Plan, out: Path | None, as_json: bool) -> None:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str], None]]:
-    """What goes on, on one line of stderr that goes away at the end; nothing when stderr is no terminal."""
+    """What goes on, on one line of stderr that goes away at the end; a line each where stderr is no terminal."""
     if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
-        yield lambda text: None
+        yield lambda text: print(text, file=sys.stderr, flush=True)
         return
     from rich.console import Console
 
@@ -186,6 +186,7 @@ def _progress() -> Iterator[Callable[[str], None]]:
 
 
 def _show(figures: dict[str, Any], as_json: bool) -> None:
+    from nano3.bench.compute_chart import threads_text
     from nano3.bench.compute_report import failures, scaled, speed_rows, use_rows
     from nano3.cli.output import plain_table, print_json, print_table, results
 
@@ -193,12 +194,14 @@ def _show(figures: dict[str, Any], as_json: bool) -> None:
         return print_json(figures)
     console, machine, ours = results(), figures["machine"], figures["sides"]["nano3"]
     facts = plain_table(f"{figures['kind']}, {figures['model']}", "", "")
-    facts.add_row("machine", f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}")
+    facts.add_row("machine", f"{machine['cpu']}, {threads_text(machine['threads'])}, torch {machine['torch']}")
     facts.add_row("weights, activations", f"{ours['weights']}, {ours['activations']}")
     facts.add_row("backends", backends_text(figures["backends"]))
     for name, rate in figures["ceilings"].items():
-        low, high = scaled(rate["min"]), scaled(rate["max"])
-        facts.add_row(name, f"{scaled(rate['median'])}{rate['unit']} ({low.strip()} - {high.strip()})")
+        text = f"{scaled(rate['median'])}{rate['unit']}"
+        if rate["min"] < rate["max"]:
+            text += f" ({scaled(rate['min']).strip()} - {scaled(rate['max']).strip()})"
+        facts.add_row(name, text)
     print_table(console, facts)
     columns = ("tokens/s", "least - most", "nano3 is x times as fast", "peak memory")
     speeds = plain_table("Speed", "", "", *columns, right=columns)

@@ -106,7 +106,9 @@ def backend_facts(hardware: Hardware) -> list[dict[str, str]]:
     device = "cuda" if hardware.gpus and torch.cuda.is_available() else "cpu"
     choices = [tuple(choice) for choice in explain(device)]
     if device == "cpu":
-        choices.append(("decoding step", *step.explain()))
+        name = "decoding step"
+        backend, reason = step.explain()
+        choices.append((name, backend, reason.removeprefix(f"{name}: ")))
     return [{"op": op, "device": device, "backend": name, "reason": reason} for op, name, reason in choices]
 
 

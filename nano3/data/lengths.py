@@ -6,8 +6,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from nano3.config.errors import UserError
-
 if TYPE_CHECKING:
     from nano3.data.tokenizer import Tokenizer
 
@@ -141,7 +139,7 @@ def fitted(build: Callable[[int], tuple[str, int]], counter: TokenCounter, token
         tokens: the most tokens of the whole.
 
     Raises:
-        UserError: no text fits.
+        ValueError: no text fits.
     """
     text, count = build(tokens)
     if counter.additive and TOLERANCE * tokens <= count <= tokens:
@@ -153,7 +151,7 @@ def fitted(build: Callable[[int], tuple[str, int]], counter: TokenCounter, token
             return text, count
         budget += round((1 + TOLERANCE) / 2 * tokens) - count
         text, _ = build(budget)
-    raise UserError(f"no text of {tokens} tokens could be made (the last has {count}): choose greater lengths")
+    raise ValueError(f"no text of {tokens} tokens could be made: the last one has {count}")
 
 
 def plan_lengths(tokens: int, shares: Mapping[int, float]) -> list[int]:

@@ -28,6 +28,9 @@ def test_decoding_as_json_with_files(tmp_path):
     small = ["--sequences", "3", "--prompt-tokens", "6", "--output-tokens", "4", "--threads", "1", "--repeat", "1"]
     done = bench("decode", "--model", "tiny", *small, "--dtype", "float32", "--json", "--out", str(tmp_path / "o"))
     assert done.returncode == 0, done.stderr
+    said = done.stderr.splitlines()
+    for line in ("loading", "3 sequences: nano3, first run", "3 sequences: nano3, run 1 of 1"):
+        assert line in said
     figures = json.loads(done.stdout)
     assert figures == json.loads((tmp_path / "o" / "result.json").read_text())
     assert (tmp_path / "o" / "speed.png").stat().st_size > 5000
@@ -59,6 +62,8 @@ def test_training_as_a_table_with_its_profile():
         (["decode", "--dtype", "int8"], ["--dtype int8", "float32"]),
         (["prefill", "--against", "vllm"], ["--against vllm", "transformers"]),
         (["prefill", "--gguf", "none.gguf"], ["none.gguf"]),
+        (["prefill", "--gguf", __file__], ["--gguf", "--against llama.cpp"]),
+        (["decode", "--threads", "9999"], ["--threads is 9999", "cores"]),
         (["train", "--against", "llama.cpp"], ["llama.cpp", "does not train"]),
         (["train", "--model", "no-such-model"], ["no-such-model", "tiny"]),
     ],

@@ -8,7 +8,7 @@ from matplotlib.image import imread
 
 from nano3.bench.ceilings import UNITS
 from nano3.bench.compute import SINGLE, Measured, Plan, Runs
-from nano3.bench.compute_chart import ceiling_rate
+from nano3.bench.compute_chart import ceiling_rate, conditions
 from nano3.bench.compute_report import failures, scaled, speed_rows, summary, use_rows, write
 from nano3.bench.costs import flops, read_bytes
 from nano3.bench.workload import Case
@@ -98,6 +98,22 @@ def test_a_peer_that_failed_midway_keeps_its_runs():
     side = summary(whole, "a CPU")["cases"][0]
     assert side["ratios"][PEER] == {"median": 3.0, "min": 3.0, "max": 3.0}
     assert side["sides"][PEER]["failed"] == "ended with code -9"
+
+
+def test_one_run_has_no_spread(tmp_path):
+    whole = measured()
+    whole.runs[0] = {"nano3": Runs([2.0], 1 << 30), PEER: Runs([6.0], 1 << 30)}
+    figures = summary(whole, "a CPU")
+    ours, peer = speed_rows(figures)
+    assert (ours[3], peer[3], peer[4]) == ("one run", "one run", "3.00")
+    assert write(figures, tmp_path)[1].exists()
+
+
+def test_the_chart_says_on_what_and_in_what_types():
+    assert conditions(summary(measured(), "a CPU")) == (
+        "a CPU, 2 threads",
+        "nano3: weights bfloat16, activations float32",
+    )
 
 
 def test_files(tmp_path):

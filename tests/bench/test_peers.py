@@ -18,8 +18,8 @@ def test_peers_that_can_run_pass(monkeypatch):
     [
         (["ollama"], "decode", True, "--against ollama: not known; use one or both of transformers,llama.cpp"),
         (["llama.cpp"], "train", True, "--against llama.cpp: it does not train; it can do prefill, decode"),
-        (["transformers", "llama.cpp"], "decode", False, "transformers: not installed; pip install transformers"),
-        (["llama.cpp"], "decode", False, "llama.cpp: not installed; pip install llama-cpp-python"),
+        (["transformers", "llama.cpp"], "decode", False, "transformers not installed; pip install transformers"),
+        (["llama.cpp"], "decode", False, "llama-cpp-python and gguf not installed; pip install llama-cpp-python gguf"),
     ],
 )
 def test_what_is_missing_is_one_line(monkeypatch, names, kind, installed, words):

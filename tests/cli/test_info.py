@@ -61,6 +61,8 @@ def test_the_machine_and_a_reasoned_backend_for_each_op():
     chosen = {row["op"]: row for row in facts["backends"]}
     assert {"ssd_scan", "attention", "grouped_mlp", "linear_cross_entropy"} <= set(chosen)
     assert all(row["backend"] and row["reason"] for row in chosen.values())
+    assert not chosen["decoding step"]["reason"].startswith("decoding step")
+    assert "mamba_step" in chosen["ssd_step"]["reason"]
 
 
 def test_backends_can_be_asked_for_and_left_out():

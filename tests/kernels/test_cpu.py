@@ -41,7 +41,7 @@ def test_linear_takes_any_mixture_of_types_and_views():
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize(("rows", "width", "hidden"), [(1, 8, 16), (5, 33, 70), (64, 20, 129)])
+@pytest.mark.parametrize(("rows", "width", "hidden"), [(1, 8, 16), (5, 33, 70), (64, 20, 129), (3, 130, 70)])
 @torch.inference_mode()
 def test_squared_relu_mlp(dtype, rows, width, hidden):
     arguments = normal(dtype, rows, width), normal(dtype, hidden, width), normal(dtype, width, hidden)
@@ -58,11 +58,12 @@ def test_rms_norm(dtype, shape):
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize(("tokens", "n_experts", "top_k"), [(1, 4, 2), (9, 3, 3), (40, 30, 4)])
+@pytest.mark.parametrize(("hidden", "width"), [(35, 24), (70, 130)])
 @torch.inference_mode()
-def test_experts_with_empty_and_crowded_ones(dtype, tokens, n_experts, top_k):
+def test_experts_with_empty_and_crowded_ones(dtype, tokens, n_experts, top_k, hidden, width):
     ids = torch.stack([torch.randperm(max(top_k, n_experts - 1))[:top_k] for _ in range(tokens)])
-    up, down = normal(dtype, n_experts, 35, 24), normal(dtype, n_experts, 24, 35)
-    arguments = normal(dtype, tokens, 24), up, down, ids, torch.rand(tokens, top_k)
+    up, down = normal(dtype, n_experts, hidden, width), normal(dtype, n_experts, width, hidden)
+    arguments = normal(dtype, tokens, width), up, down, ids, torch.rand(tokens, top_k)
     close(kernels.grouped_mlp(*arguments), kernels.grouped_mlp(*arguments, backend="reference"), dtype)
 
 
@@ -83,19 +84,71 @@ def test_mamba_step_advances_its_slots_and_no_others(dtype, slots, backend):
         assert torch.equal(a[others], before[others]), name
 
 
+def mamba_case(dtype, taps=4, N=17, H=4, P=5, G=2):
+    """No size is a multiple of a vector's; the norm's eps is no trifle."""
+    channels, slots = H * P + 2 * G * N, 3
+    rows = normal(dtype, slots, channels), normal(dtype, slots, H), normal(dtype, slots, H * P)
+    states = normal(dtype, slots, channels, taps - 1), torch.randn(slots, H, P, N)
+    weights = normal(dtype, channels, taps), normal(dtype, channels), *(torch.randn(H) for _ in range(3))
+    return [*rows, *states, torch.tensor([2, 0, 1]), *weights, normal(dtype, H * P), 0.5, G]
+
+
+def same_mamba_step(case, dtype):
+    expected, got = ([t.clone() if isinstance(t, torch.Tensor) else t for t in case] for _ in range(2))
+    y = kernels.mamba_step(*expected, backend="reference")
+    close(kernels.mamba_step(*got), y, dtype)
+    for a, b in zip(got[3:5], expected[3:5], strict=True):
+        close(a, b, dtype)
+    return got
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("taps", [2, 3, 4, 5])
+@torch.inference_mode()
+def test_mamba_step_of_odd_sizes(dtype, taps):
+    same_mamba_step(mamba_case(dtype, taps), dtype)
+
+
+@torch.inference_mode()
+def test_mamba_step_with_steep_decays_makes_no_subnormal_numbers():
+    case = mamba_case(torch.float32)
+    case[8], case[10] = torch.full((4,), 5.0), torch.zeros(4)  # log decays of about -100
+    case[0].zero_()
+    case[3].zero_()
+    case[7].zero_()  # nothing is added to the state
+    state = same_mamba_step(case, torch.float32)[4]
+    if native().library:
+        assert not ((state != 0) & (state.abs() < torch.finfo(torch.float32).tiny)).any()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("width", [24, 17])
 @pytest.mark.parametrize("lengths", [[1], [63, 64, 65], [5000, 1, 300]])
 @torch.inference_mode()
-def test_paged_attention_of_single_queries(dtype, lengths):
+def test_paged_attention_of_single_queries(dtype, lengths, width):
     page = 16
     counts = [-(-length // page) for length in lengths]
     order = torch.randperm(sum(counts) + 2)
     table = torch.zeros(len(lengths), max(counts), dtype=torch.int64)
     for row, count in enumerate(counts):
         table[row, :count], order = order[:count], order[count:]
-    keys, values = (normal(dtype, sum(counts) + 2, page, 2, 24) for _ in range(2))
-    arguments = normal(dtype, len(lengths), 6, 24), keys, values, table, [1] * len(lengths), lengths
+    keys, values = (normal(dtype, sum(counts) + 2, page, 2, width) for _ in range(2))
+    arguments = normal(dtype, len(lengths), 6, width), keys, values, table, [1] * len(lengths), lengths
     close(kernels.paged_attention(*arguments), kernels.paged_attention(*arguments, backend="reference"), dtype)
+
+
+@pytest.mark.skipif(native().library is None, reason="of the C++ kernels alone")
+@pytest.mark.parametrize("op", ops.KERNELS)
+def test_a_kernel_takes_what_it_is_made_for(op, monkeypatch):
+    """Else every comparison would be one of PyTorch with itself."""
+    module = next(module for module in ops.MODULES if op in module.KERNELS)
+    called, run = [], module.run
+    monkeypatch.setattr(module, "run", lambda name, *arguments: called.append(name) or run(name, *arguments))
+    assert kernels.choose(op, "cpu")[0] == "cpu"
+    for dtype in (torch.float32,) if op in ("attention", "best_tokens") else TOLERANCE:
+        called.clear()
+        getattr(kernels, op)(*ops.KERNELS[op].case(torch.Generator().manual_seed(1), dtype))
+        assert called, dtype
 
 
 def test_gradients_go_through_pytorch():

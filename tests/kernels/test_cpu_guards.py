@@ -178,8 +178,7 @@ def logits_and_grads(model, run, tokens):
     return [logits.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
 
 
-# Without the library aot_eager traces into the eager scan, whose out= views it cannot take.
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"] if native().library else ["eager"])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_a_compiled_model_computes_the_same(backend, small_config):
     model = LM(dataclasses.replace(small_config, pattern="ME*E")).init_weights(seed=1)
     tokens = torch.randint(small_config.vocab_size, (2, 17))

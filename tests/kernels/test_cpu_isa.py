@@ -128,4 +128,21 @@ def test_every_level_is_chosen_by_its_flags(monkeypatch):
         assert native.BASES.get(name, name) in native.NEEDS
         monkeypatch.setattr(native, "cpu_flags", lambda needs=needs: needs - {"avx2"})
         monkeypatch.setenv(native.ENVIRONMENT, name)
-        assert native.native.__wrapped__().reason == f"this processor has no {name.upper()}"
+        with pytest.raises(native.LevelError, match=f"this processor has no {name.upper()}; this machine can run none"):
+            native.native.__wrapped__()
+
+
+def test_a_level_that_is_not_there_is_an_error_that_names_what_is(monkeypatch, libraries):
+    monkeypatch.setattr(native, "cpu_flags", lambda: native.NEEDS["amx"])
+    monkeypatch.setattr(native, "_load", lambda: (libraries["no_amx"], ""))
+    for name, why in (("amx", "compiler did not know it"), ("AVX2", "must be one of amx, ")):
+        monkeypatch.setenv(native.ENVIRONMENT, name)
+        with pytest.raises(native.LevelError, match=f"{why}.*; this machine can run avx512bf16, avx512, avx2, none"):
+            native.native.__wrapped__()
+    monkeypatch.setenv(native.ENVIRONMENT, "avx2")
+    assert native.native.__wrapped__().isa == "avx2"
+    monkeypatch.setattr(native, "_load", lambda: (None, "not built"))
+    with pytest.raises(native.LevelError, match="not built; this machine can run none"):
+        native.native.__wrapped__()
+    monkeypatch.delenv(native.ENVIRONMENT)
+    assert native.native.__wrapped__().reason == "not built"

@@ -102,10 +102,13 @@ def test_targets_outside_the_vocabulary_are_an_error(target):
         kernels.token_log_probs(**make(3, 4, 40), targets=targets)
 
 
-def test_gradients_hold_no_subnormal_numbers():
-    hidden = torch.tensor([[200.0], [0.0]], requires_grad=True)
-    weight = torch.linspace(-1, 1, 50).unsqueeze(1).requires_grad_()
-    kernels.linear_cross_entropy(hidden, weight, torch.tensor([49, 3])).backward()
+@pytest.mark.parametrize("scale", [200.0, 0.1])
+@pytest.mark.parametrize("outputs", [50, 128])
+def test_gradients_hold_no_subnormal_numbers(outputs, scale):
+    """Logits from -200 to 200; a small hidden value makes a product with a tiny probability smaller still."""
+    hidden = torch.tensor([[scale], [0.0]], requires_grad=True)
+    weight = (torch.linspace(-200, 200, outputs) / scale).unsqueeze(1).requires_grad_()
+    kernels.linear_cross_entropy(hidden, weight, torch.tensor([outputs - 1, 3])).backward()
     grads = weight.grad[weight.grad != 0].abs()
     assert grads.min() > torch.finfo(torch.float32).tiny
 

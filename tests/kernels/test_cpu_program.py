@@ -137,6 +137,11 @@ def test_indices_out_of_range_are_told_before_anything_is_touched(name):
         arguments[name].view(-1)[0] = wrong
         with pytest.raises(IndexError, match="out of range"):
             program.run(*arguments.values(), case.states, logits=False)
+    if name == "table":  # the last page in use too
+        table = case.table.clone()
+        table[0, 2] = 1000
+        with pytest.raises(IndexError, match="out of range"):
+            program.run(case.tokens, case.slots, table, case.lengths, case.states, logits=False)
     assert all(
         torch.equal(a, b) for s, t in zip(before, case.states, strict=True) if s for a, b in zip(s, t, strict=True)
     )

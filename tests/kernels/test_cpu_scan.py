@@ -101,6 +101,15 @@ def test_strong_and_weak_decay():
     same(inputs, tolerance=1e-3)
 
 
+@pytest.mark.skipif(native().library is None, reason="of the C++ kernel alone")
+@torch.inference_mode()
+def test_steep_decays_make_no_subnormal_numbers():
+    inputs = make(T=9)
+    inputs["A"], inputs["x"] = torch.full((4,), -500.0), torch.zeros_like(inputs["x"])
+    for values in kernels.ssd_scan(**inputs):
+        assert not ((values != 0) & (values.abs() < torch.finfo(torch.float32).tiny)).any()
+
+
 def test_steps_from_tiny_to_large_are_exact():
     raw = torch.cat([torch.linspace(-60, 60, 1001), torch.tensor([-1e4, 0.0, 1e4])])
     one = torch.ones(1, 1004, 1, 1)

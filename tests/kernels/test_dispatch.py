@@ -32,6 +32,18 @@ def test_without_the_library_everything_runs_on_pytorch_and_says_why():
     assert "not cpu: switched off by NANO3_CPU_ISA" in done.stdout
 
 
+def test_a_level_that_no_machine_has_is_an_error_at_the_first_call():
+    code = "import torch; from nano3 import kernels; kernels.rms_norm(torch.ones(1, 2), torch.ones(2), 1e-5)"
+    for command in (["-c", code], ["-m", "nano3", "serve", "--model", "tiny"]):
+        environment = {**os.environ, "NANO3_CPU_ISA": "avx1024"}
+        done = subprocess.run(
+            [sys.executable, *command], env=environment, capture_output=True, text=True, check=False, timeout=120
+        )
+        last = done.stderr.splitlines()[-1]
+        assert "NANO3_CPU_ISA is 'avx1024': must be one of amx, avx512bf16, avx512, avx2, none; this machine" in last
+        assert done.returncode == (1 if command[0] == "-c" else 2)
+
+
 def test_every_op_is_public():
     assert set(dispatch.ops()) <= set(kernels.__all__)
 

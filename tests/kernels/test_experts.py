@@ -4,6 +4,9 @@ from nano3.kernels.eager.grouped import GroupedExperts
 
 from nano3 import kernels
 
+BACKENDS = [None, "eager", "reference"]
+"""None: the one that runs float32 on this machine."""
+
 
 def make(S=31, D=6, F=5, E=7, dtype=torch.float64):
     return {
@@ -41,24 +44,37 @@ def test_grouped_mlp_equals_reference(check, S, K, E):
     check(kernels.grouped_mlp, {**make(S=S, E=E), "weights": weights}, expert_ids=ids)
 
 
-def test_grouped_mlp_equals_each_token_alone():
-    inputs, (ids, weights) = make(), choose_experts()
-    out = kernels.grouped_mlp(**inputs, expert_ids=ids, weights=weights)
-    for token in range(31):
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("S", [31, 100])
+def test_grouped_mlp_equals_each_token_alone(backend, S):
+    inputs, (ids, weights) = make(S, dtype=torch.float32), choose_experts(S, dtype=torch.float32)
+    out = kernels.grouped_mlp(**inputs, expert_ids=ids, weights=weights, backend=backend)
+    for token in range(S):
         parts = [
-            w * kernels.squared_relu_mlp(inputs["x"][token], inputs["up"][e], inputs["down"][e])
+            w * kernels.squared_relu_mlp(inputs["x"][token], inputs["up"][e], inputs["down"][e], backend=backend)
             for e, w in zip(ids[token].tolist(), weights[token], strict=True)
         ]
-        torch.testing.assert_close(out[token], sum(parts))
+        torch.testing.assert_close(out[token], sum(parts), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("S", [5, 100])
+def test_squared_relu_mlp_is_two_products_and_a_square(backend, S):
+    x, up, down = torch.randn(S, 6), torch.randn(9, 6), torch.randn(6, 9)
+    expected = (x.double() @ up.double().T).relu().square() @ down.double().T
+    got = kernels.squared_relu_mlp(x, up, down, backend=backend)
+    torch.testing.assert_close(got, expected.float(), rtol=1e-4, atol=1e-4)
 
 
 def test_experts_without_tokens_get_zero_gradients(check):
     inputs, weights = make(), torch.rand(31, 2, dtype=torch.float64)
     ids = torch.tensor([[4, 1]]).expand(31, 2)
     check(kernels.grouped_mlp, {**inputs, "weights": weights}, expert_ids=ids)
-    up = inputs["up"].requires_grad_()
-    kernels.grouped_mlp(**inputs, expert_ids=ids, weights=weights).sum().backward()
-    assert [e for e in range(7) if up.grad[e].any()] == [1, 4]
+    for backend in BACKENDS:
+        leaves = {k: v.float().requires_grad_() for k, v in inputs.items()}
+        kernels.grouped_mlp(**leaves, expert_ids=ids, weights=weights.float(), backend=backend).sum().backward()
+        for name in ("up", "down"):
+            assert [e for e in range(7) if leaves[name].grad[e].any()] == [1, 4], backend
 
 
 def test_bf16_activations_with_fp32_weights(check):
@@ -66,7 +82,9 @@ def test_bf16_activations_with_fp32_weights(check):
     inputs["x"] = inputs["x"].bfloat16()
     ids, weights = choose_experts(dtype=torch.float32)
     check(kernels.grouped_mlp, {**inputs, "weights": weights}, expert_ids=ids, tolerance=2e-2)
-    assert kernels.grouped_mlp(**inputs, expert_ids=ids, weights=weights).dtype == torch.bfloat16
+    for backend in BACKENDS:
+        out = kernels.grouped_mlp(**inputs, expert_ids=ids, weights=weights, backend=backend)
+        assert out.dtype == torch.bfloat16
 
 
 def test_grouped_products_equal_the_loop():

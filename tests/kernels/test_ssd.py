@@ -140,6 +140,25 @@ def test_views_of_one_projection(check):
     torch.testing.assert_close(kernels.ssd_scan(**views), kernels.ssd_scan(**inputs))
 
 
+@pytest.mark.slow
+def test_the_eager_scan_can_be_compiled():
+    inputs = make(T=9, dtype=torch.float32)
+
+    def scan(*values):
+        return kernels.ssd_scan(**dict(zip(inputs, values, strict=True)), chunk_size=8, backend="eager")[0]
+
+    leaves = [v.requires_grad_() for v in inputs.values()]
+    torch._dynamo.reset()
+    try:
+        results = [[run(*leaves)] for run in (scan, torch.compile(scan, backend="aot_eager"))]
+        for result in results:
+            result += torch.autograd.grad(result[0].square().sum(), leaves)
+    finally:
+        torch._dynamo.reset()
+    for expected, got in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected)
+
+
 @pytest.mark.parametrize("backend", ["eager", None])
 def test_no_quadratic_memory(largest_tensor, backend):
     inputs = make(B=1, T=4096, H=1, P=2, N=2, G=1, dtype=torch.float32, state=False)
