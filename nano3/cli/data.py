@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nano3.cli import data_generate
+
 if TYPE_CHECKING:
     from nano3.data.inspection import Inspection
 
@@ -16,6 +18,8 @@ app = typer.Typer(no_args_is_help=True, help="Prepare text for training and look
 ANY_SIZE = 1 << 31
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+app.command("generate")(data_generate.generate)
 
 
 @app.command("prepare")

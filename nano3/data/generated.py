@@ -11,6 +11,7 @@ from nano3.config.errors import UserError
 from nano3.config.generate import GenerateConfig
 from nano3.config.typed import nearest
 from nano3.data.document_texts import DocumentTexts
+from nano3.data.files import cache_root
 from nano3.data.lengths import TokenCounter, plan_lengths
 from nano3.data.passages import PassageIndex
 from nano3.data.questions import GeneratedText
@@ -18,6 +19,7 @@ from nano3.data.readers import Document, Input, Skipped
 from nano3.data.retrieval import RetrievalTexts
 
 if TYPE_CHECKING:
+    from nano3.data.question_writer import QuestionWriter
     from nano3.data.tokenizer import Tokenizer
 
 PREFIX = "generate:"
@@ -110,9 +112,16 @@ class GeneratedTexts:
         if self.category == RETRIEVAL:
             maker = RetrievalTexts(counter, self.cfg.seed, passages)
         else:
-            maker = DocumentTexts(counter, self.cfg.seed, passages)
+            maker = DocumentTexts(counter, self.cfg.seed, passages, self._writer())
         for number, length in enumerate(self.lengths()):
             yield maker.make(number, length - 1)
+
+    def _writer(self) -> QuestionWriter | None:
+        if not self.cfg.url:
+            return None
+        from nano3.data.question_writer import QuestionWriter
+
+        return QuestionWriter(self.cfg.url, self.cfg.model, cache_root(self.cache_dir) / "questions")
 
 
 def category_of(spec: str) -> str | None:

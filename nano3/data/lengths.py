@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from nano3.config.errors import UserError
+
 if TYPE_CHECKING:
     from nano3.data.tokenizer import Tokenizer
 
@@ -139,7 +141,7 @@ def fitted(build: Callable[[int], tuple[str, int]], counter: TokenCounter, token
         tokens: the most tokens of the whole.
 
     Raises:
-        ValueError: no text fits.
+        UserError: no text fits.
     """
     text, count = build(tokens)
     if counter.additive and TOLERANCE * tokens <= count <= tokens:
@@ -151,7 +153,7 @@ def fitted(build: Callable[[int], tuple[str, int]], counter: TokenCounter, token
             return text, count
         budget += round((1 + TOLERANCE) / 2 * tokens) - count
         text, _ = build(budget)
-    raise ValueError(f"no text of {tokens} tokens could be made: the last one has {count}")
+    raise UserError(f"no text of {tokens} tokens could be made (the last has {count}): choose greater lengths")
 
 
 def plan_lengths(tokens: int, shares: Mapping[int, float]) -> list[int]:

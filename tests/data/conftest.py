@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from nano3.data.build import build
+from nano3.data.readers import Document, Skipped
 from nano3.data.sources import find_inputs
 from nano3.data.tokenizer import Tokenizer
+from nano3.data.words import ADJECTIVES, NOUNS
 
 CODE = "def add(a, b):\n    return a + b\n\n\nclass Point:\n    def __init__(self, x, y):\n        self.x = x\n"
 PROSE = "The quick brown fox jumps over the lazy dog. Seven wizards cast 42 spells, twice. "
@@ -42,3 +46,52 @@ def prepared_folder(tmp_path: Path, tokenizer: Tokenizer, write_texts: Callable[
     folder = tmp_path / "prepared"
     build(folder, find_inputs([str(write_texts(texts))]).inputs, tokenizer, sources=["texts"], shard_tokens=700)
     return folder
+
+
+@pytest.fixture(scope="session")
+def library() -> list[Document]:
+    """Sixty documents, prose and Python source, whose lines are nearly all different."""
+    rng = random.Random(5)
+    return [Document(f"{i:02d}.{'py' if i % 2 else 'txt'}", (_module if i % 2 else _story)(rng)) for i in range(60)]
+
+
+def _story(rng: random.Random) -> str:
+    lines = []
+    for _ in range(rng.randint(20, 40)):
+        things = (f"{rng.choice(ADJECTIVES)} {rng.choice(NOUNS)}" for _ in range(3))
+        lines.append("In {} the {} stood by the {}, and the {} saw it.".format(rng.randint(1000, 9999), *things))
+    return "\n".join(lines) + "\n"
+
+
+def _module(rng: random.Random) -> str:
+    parts = [f"LIMIT_{rng.choice(NOUNS).upper()}_{rng.randint(10, 99)} = {rng.randint(10, 9999)}\n"]
+    for _ in range(6):
+        name, other = (f"{rng.choice(NOUNS)}_{rng.choice(NOUNS)}" for _ in range(2))
+        kind, value, step = f"{rng.choice(NOUNS).title()}{rng.randint(10, 99)}", rng.random(), rng.randint(1000, 9999)
+        parts.append(f"class {kind}:\n    def {name}(self, {other}={value:.4f}):")
+        parts.append(f"        {other} += self.{rng.choice(NOUNS)}({step})\n        return {other}\n\n")
+    return "\n".join(parts)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Documents in memory as an input."""
+
+    found: tuple[Document, ...]
+    name: str = "listed"
+    size: int = 1
+
+    def identity(self) -> str:
+        """Their texts."""
+        return repr(self.found)
+
+    def documents(self, skipped: Skipped) -> Iterator[Document | None]:
+        """All of them."""
+        del skipped
+        yield from self.found
+
+
+@pytest.fixture
+def listed(library: list[Document]) -> Listed:
+    """The library as an input."""
+    return Listed(tuple(library))

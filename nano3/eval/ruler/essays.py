@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import platform
 import re
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import accumulate
 from pathlib import Path
 
@@ -88,7 +90,8 @@ def read_essays(path: Path | None) -> Essays:
         )
     if path.name == REFERENCE_FILE:
         return Essays(f"Paul Graham essays ({path.name})", True, text)
-    return Essays(f"{path.name} ({n_words} words)", False, text)
+    digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+    return Essays(f"{path.resolve().name} ({n_words} words, {digest})", False, text)
 
 
 def _read(file: Path) -> str:
@@ -104,6 +107,7 @@ def _read(file: Path) -> str:
         raise UserError(f'{file} is not a JSON file with a field "text" (--essays)') from error
 
 
+@lru_cache(maxsize=1)
 def _documentation() -> Essays:
     from nano3.data.readers import Skipped
     from nano3.data.stdlib_corpus import NAME, StandardLibrary
@@ -120,7 +124,7 @@ def _documentation() -> Essays:
         for text in texts:
             paragraphs.update(dict.fromkeys(_prose(text)))
     text = " ".join(paragraphs)
-    return Essays(f"prose of {NAME} ({text.count(' ') + 1} words)", False, text)
+    return Essays(f"prose of {NAME} {platform.python_version()} ({text.count(' ') + 1} words)", False, text)
 
 
 def _prose(text: str) -> Iterator[str]:

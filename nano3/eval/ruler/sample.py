@@ -17,11 +17,11 @@ CountTokens = Callable[[str], int]
 
 
 ROUNDING = 64
-"""Least lengths are rounded up: another sample of the task may need a few tokens more."""
+"""Least lengths are rounded up to a multiple of this: other samples of the task need a little more or less."""
 
 
 class TooShort(UserError):  # noqa: N818
-    """A task does not fit at the asked length; `least` tokens (a multiple of 64) are enough for it."""
+    """A sample does not fit at the asked length; `least` tokens (a multiple of 64) are enough for it."""
 
     def __init__(self, task: str, length: int, least: int) -> None:
         least = -(-least // ROUNDING) * ROUNDING
@@ -64,6 +64,8 @@ class Request:
     seed: int
     count: CountTokens
     sources: Sources
+    other: int
+    """Tokens of the length that are not the prompt's: answer and reserve."""
 
     def rng(self, stream: str) -> random.Random:
         """A generator of its own for each purpose; the same at all lengths, so that lengths ask the same questions."""

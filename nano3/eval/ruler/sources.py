@@ -8,10 +8,20 @@ from pathlib import Path
 
 from nano3.config.errors import UserError
 from nano3.eval.ruler.essays import Essays, read_essays
+from nano3.eval.ruler.questions import (
+    ONE_PASSAGE,
+    TWO_PASSAGES,
+    CorpusQuestions,
+    FileQuestions,
+    read_hotpotqa,
+    read_squad,
+)
 from nano3.eval.ruler.words import WordList, word_list
 
 REFERENCE_NAME = "ruler"
 OFFLINE_NAME = "ruler-offline"
+WORDS_SUFFICE = 131072
+"""Longest cwe that wonderwords has enough words for; beyond it, words are coined."""
 
 
 class Sources:
@@ -53,17 +63,31 @@ class Sources:
         """Haystack of the essay type."""
         return read_essays(self._paths["essays"])
 
+    @cached_property
+    def squad(self) -> FileQuestions | CorpusQuestions:
+        """Questions of qa_1."""
+        path = self._paths["squad"]
+        return CorpusQuestions(ONE_PASSAGE) if path is None else read_squad(path)
+
+    @cached_property
+    def hotpotqa(self) -> FileQuestions | CorpusQuestions:
+        """Questions of qa_2."""
+        path = self._paths["hotpotqa"]
+        return CorpusQuestions(TWO_PASSAGES) if path is None else read_hotpotqa(path)
+
     def labels(self, tasks: Iterable[str]) -> dict[str, str]:
         """Origin of each source that these tasks use, in words for the result; part of what decides the samples."""
         return {name: getattr(self, name).label for name in _used(tasks)}
 
-    def is_reference(self, tasks: Iterable[str]) -> bool:
-        """All that these tasks use is the reference's data."""
-        return all(getattr(self, name).is_reference for name in _used(tasks))
+    def is_reference(self, tasks: Iterable[str], longest: int = 0) -> bool:
+        """All that these tasks use, at lengths of `longest` at most, is the reference's data."""
+        tasks = list(tasks)
+        coined = "cwe" in tasks and longest > WORDS_SUFFICE
+        return not coined and all(getattr(self, name).is_reference for name in _used(tasks))
 
-    def result_name(self, tasks: Iterable[str]) -> str:
+    def result_name(self, tasks: Iterable[str], longest: int = 0) -> str:
         """`ruler` when all data are the reference's, else `ruler-offline`."""
-        return REFERENCE_NAME if self.is_reference(tasks) else OFFLINE_NAME
+        return REFERENCE_NAME if self.is_reference(tasks, longest) else OFFLINE_NAME
 
 
 def _used(tasks: Iterable[str]) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from nano3.config.errors import UserError
-from nano3.eval.ruler import niah, variable_tracking
+from nano3.eval.ruler import niah, qa, variable_tracking, word_extraction
 from nano3.eval.ruler.fit import NoRoom, fit
 from nano3.eval.ruler.sample import CountTokens, Plan, Request, Sample, TooShort
 from nano3.eval.ruler.scoring import METRICS
@@ -31,8 +31,8 @@ class Task:
         self, length: int, index: int, seed: int, count_tokens: CountTokens, sources: Sources, reserve: int = 0
     ) -> Sample:
         """See `make_sample`."""
-        request = Request(self.name, length, index, seed, count_tokens, sources)
         other = self.max_new_tokens + reserve
+        request = Request(self.name, length, index, seed, count_tokens, sources, other)
         try:
             draft, tokens = fit(self.plan(request), count_tokens, length, other)
         except NoRoom as error:
@@ -54,6 +54,10 @@ TASKS: dict[str, Task] = {
     for task in (
         *(_niah(name) for name in niah.VARIANTS),
         Task("vt", 30, "string_match_all", variable_tracking.plan),
+        Task("cwe", 120, "string_match_all", word_extraction.common_words, ("words",)),
+        Task("fwe", 50, "string_match_all", word_extraction.frequent_words),
+        Task("qa_1", 32, "string_match_part", qa.single_hop, ("squad",)),
+        Task("qa_2", 32, "string_match_part", qa.multi_hop, ("hotpotqa",)),
     )
 }
 

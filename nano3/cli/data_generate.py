@@ -1,0 +1,149 @@
+"""`nano3 data generate`: long-document questions and retrieval texts as a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nano3.cli.options import Json
+
+if TYPE_CHECKING:
+    from nano3.data.generated import GeneratedTexts
+    from nano3.data.questions import GeneratedText
+
+SHORTEST = 256
+"""As in nano3.data.document_texts and nano3.data.retrieval, which are slow to import."""
+
+
+def generate(
+    category: Annotated[str, typer.Argument(help="document-qa or retrieval.", metavar="CATEGORY")],
+    out: Annotated[Path, typer.Option(help="JSONL file to write.", metavar="FILE", show_default=False)],
+    texts: Annotated[
+        list[str] | None,
+        typer.Option("--from", help="Files and folders to use. Repeatable. Default: python-stdlib.", metavar="TEXTS"),
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="Tokens to make, about.", min=1, metavar="N")] = 1_000_000,
+    lengths: Annotated[
+        str, typer.Option(help="Tokens of a text, each length with the same share of all tokens.", metavar="N,N")
+    ] = "4096",
+    tokenizer: Annotated[
+        str, typer.Option(help="What counts the tokens: `mistral`, a tokenizer.json or a folder; empty: one trained.")
+    ] = "",
+    heldout: Annotated[float, typer.Option(help="Share of documents never used, chosen as training does.")] = 0.05,
+    seed: Annotated[int, typer.Option(help="Another seed gives other texts.")] = 0,
+    url: Annotated[str, typer.Option(help="OpenAI-compatible server that writes the questions.", metavar="URL")] = "",
+    model: Annotated[str, typer.Option(help="Model to ask there; empty: the first it lists.", metavar="NAME")] = "",
+    as_json: Json = False,
+) -> None:
+    """Make training texts with questions about several documents, or with facts to find again.
+
+    Each line: {"text", "questions": [{"question", "answers", "depth"}], "tokens"}. `nano3 data prepare FILE` reads it.
+    """
+    from nano3.config.errors import UserError
+    from nano3.data.generated import PREFIX, category_of
+
+    category_of(PREFIX + category)
+    shares = {text.strip(): 1.0 for text in lengths.split(",")}
+    if not all(text.isdigit() and int(text) >= SHORTEST for text in shares):
+        raise UserError(f"--lengths {lengths}: give whole numbers of at least {SHORTEST}, with commas between them")
+    if url and category != "document-qa":
+        raise UserError("--url writes questions of document-qa; retrieval texts need none")
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder: name a file")
+    source = _source(category, texts, tokens, shares, heldout, seed, tokenizer, url, model)
+    summary = _write(source, out)
+    if as_json:
+        from nano3.cli.output import print_json
+
+        print_json(summary)
+    else:
+        print(f"{out}: {summary['texts']:,} texts, {summary['questions']:,} questions, {summary['tokens']:,} tokens")
+
+
+def _source(
+    category: str,
+    texts: list[str] | None,
+    tokens: int,
+    shares: dict[str, float],
+    heldout: float,
+    seed: int,
+    tokenizer: str,
+    url: str,
+    model: str,
+) -> GeneratedTexts:
+    from nano3.config.generate import GenerateConfig
+    from nano3.config.schema import DataConfig
+    from nano3.data.blend import Blend
+    from nano3.data.files import cache_root
+    from nano3.data.prepare import train_tokenizer
+    from nano3.data.progress import progress_bar
+    from nano3.data.sources import find_inputs
+    from nano3.data.tokenizer import Tokenizer
+
+    longest = max(int(text) for text in shares)
+    made = GenerateConfig(
+        sources=texts or GenerateConfig().sources,
+        tokens=tokens,
+        retrieval_tokens=tokens,
+        # A text and its end marker make a sequence: the length asked for here is that of the text.
+        lengths={str(int(text) + 1): share for text, share in shares.items()},
+        retrieval_longest=longest + 1,
+        url=url,
+        model=model,
+        seed=seed,
+    )
+    cfg = DataConfig(generate=made, heldout_fraction=heldout)
+    (source,) = find_inputs([f"generate:{category}"], cfg).generated
+    if tokenizer:
+        return source.with_tokenizer(Tokenizer.load(tokenizer))
+    with progress_bar() as progress:
+        trained = train_tokenizer(
+            {"text": list(source.inputs)}, Blend({"text": 1.0}), 4096, cfg, cache_root(), progress
+        )
+    return source.with_tokenizer(trained)
+
+
+def _write(source: GeneratedTexts, out: Path) -> dict[str, Any]:
+    """Write all texts to a temporary file that takes the name `out` when it is whole; what was made, in numbers."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    lengths = source.lengths()
+    total, done, questions, characters, started = sum(lengths), 0, 0, 0, time.monotonic()
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            for number, made in enumerate(source.texts(), start=1):
+                file.write(json.dumps(_line(made), ensure_ascii=False) + "\n")
+                done += made.tokens
+                questions += len(made.questions)
+                characters += len(made.text)
+                if sys.stderr.isatty():
+                    print(f"\r{number:,} of {len(lengths):,} texts, {done / total:.0%}", end="", file=sys.stderr)
+        os.replace(temporary, out)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    finally:
+        if sys.stderr.isatty():
+            print(file=sys.stderr)
+    return {
+        "file": str(out),
+        "texts": len(lengths),
+        "questions": questions,
+        "tokens": done,
+        "characters": characters,
+        "seconds": round(time.monotonic() - started, 2),
+    }
+
+
+def _line(made: GeneratedText) -> dict[str, Any]:
+    questions = [
+        {"question": question.text, "answers": list(question.answers), "depth": round(question.depth, 4)}
+        for question in made.questions
+    ]
+    return {"text": made.text, "questions": questions, "tokens": made.tokens}

@@ -1,0 +1,305 @@
+"""Results of several stages side by side, with bootstrap intervals and differences from the first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nano3.config.errors import UserError
+from nano3.eval.intervals import Z95, bootstrap_means, middle95, wilson
+from nano3.eval.ruler_run import AVERAGE_METRIC, GROWING
+from nano3.eval.store import RESULT, SAMPLES, read_object, read_samples
+
+if TYPE_CHECKING:
+    import numpy as np
+
+METRICS, HELDOUT, BITS = "metrics.jsonl", "held-out", "bits_per_byte"
+FREE = (*GROWING, "model", "identity", "limit")
+"""Settings in which stages differ anyway."""
+
+
+@dataclass(frozen=True)
+class RowKey:
+    """What a row of the comparison is about."""
+
+    kind: str
+    task: str
+    length: int | None
+    metric: str
+
+
+@dataclass
+class Cell:
+    """One stage's number, and how far it lies from the first stage's."""
+
+    value: float
+    n: int | None
+    low: float | None = None
+    high: float | None = None
+    """95 % interval."""
+    change: float | None = None
+    """Value less the first stage's; None for that itself, and where it has none."""
+    change_low: float | None = None
+    change_high: float | None = None
+    paired: bool = False
+    """The difference is of the same samples, one by one."""
+
+    @property
+    def differs(self) -> bool:
+        """The interval of the difference leaves out zero."""
+        low, high = self.change_low, self.change_high
+        return low is not None and high is not None and (low > 0 or high < 0)
+
+
+@dataclass
+class Row:
+    """One number of every stage."""
+
+    key: RowKey
+    higher_is_better: bool
+    cells: list[Cell | None]
+    """By stage; None where a stage does not have it."""
+
+
+@dataclass
+class Stage:
+    """What one argument of the command brings."""
+
+    label: str
+    results: list[dict[str, Any]] = field(default_factory=list)
+    """Contents of result.json."""
+    samples: dict[RowKey, dict[int, float]] = field(default_factory=dict)
+    """Scores of single samples by index, where result.json is the mean of them."""
+    scores: dict[RowKey, dict[str, Any]] = field(default_factory=dict)
+    """Scores of result.json."""
+
+
+def load_stage(argument: str) -> Stage:
+    """The stage behind PATH or LABEL=PATH: a result folder, a folder of result folders, or a training run.
+
+    Raises:
+        UserError: nothing to compare there, or a file out of form.
+    """
+    label, path = _label(argument)
+    stage = Stage(label)
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder; give a result folder of nano3 eval, or a training run")
+    folders = [path, *sorted(child for child in path.iterdir() if child.is_dir())]
+    for folder in folders:
+        if (folder / RESULT).is_file():
+            _add_result(stage, folder)
+    _add_heldout(stage, path / METRICS)
+    if not stage.scores:
+        raise UserError(f"{path}: no {RESULT} with scores here or one folder below; run nano3 eval first")
+    return stage
+
+
+def compare(stages: Sequence[Stage], seed: int = 0) -> list[Row]:
+    """A row for each number that any of the stages has, with intervals and differences from the first stage."""
+    keys = sorted({key for stage in stages for key in stage.scores}, key=_order(stages))
+    rows = []
+    for key in keys:
+        draws = [_draws(stage, key, seed, place) for place, stage in enumerate(stages)]
+        cells = [_cell(stage, key, drawn) for stage, drawn in zip(stages, draws, strict=True)]
+        for place in range(1, len(stages)):
+            _set_change(stages, key, cells, draws, place, seed)
+        known = next(stage.scores[key] for stage in stages if key in stage.scores)
+        rows.append(Row(key, known.get("higher_is_better", True), cells))
+    return rows
+
+
+def notes(stages: Sequence[Stage]) -> list[str]:
+    """What a reader must know: other settings than the first stage's, and what is not complete."""
+    said = []
+    first = {result["kind"]: result for result in reversed(stages[0].results)}
+    for stage in stages:
+        for result in stage.results:
+            if not result.get("complete", True):
+                said.append(f"{stage.label}: {result['name']} is not complete")
+            other = first.get(result["kind"])
+            if other is None or other is result:
+                continue
+            said += _other_tasks(stages[0].label, other, stage.label, result)
+            for key, before, now in _different(other, result):
+                said.append(f"{stage.label}: {result['name']} was run with {key} {now} ({stages[0].label}: {before})")
+    return said
+
+
+def document(stages: Sequence[Stage], rows: Sequence[Row]) -> dict[str, Any]:
+    """The comparison as JSON."""
+    table = []
+    for row in rows:
+        cells = {
+            stage.label: None if cell is None else {**vars(cell), "differs": cell.differs}
+            for stage, cell in zip(stages, row.cells, strict=True)
+        }
+        table.append({**vars(row.key), "higher_is_better": row.higher_is_better, "stages": cells})
+    return {"stages": [stage.label for stage in stages], "rows": table, "notes": notes(stages)}
+
+
+def _label(argument: str) -> tuple[str, Path]:
+    label, equals, path = argument.partition("=")
+    if equals and label and not Path(argument).exists():
+        return label, Path(path)
+    return Path(argument).resolve().name, Path(argument)
+
+
+def _add_result(stage: Stage, folder: Path) -> None:
+    result = read_object(folder / RESULT)
+    try:
+        kind = result["kind"]
+        scores = {RowKey(kind, s["task"], s.get("length"), s["metric"]): s for s in result["scores"]}
+        values = {key: float(s["value"]) for key, s in scores.items()}
+    except (LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / RESULT}: not a result of nano3 eval ({type(error).__name__}: {error})") from error
+    result.setdefault("name", kind)
+    stage.results.append(result)
+    by_task: dict[tuple[str, int | None], dict[int, float]] = {}
+    for (task, length, index), row in read_samples(folder / SAMPLES).items():
+        if isinstance(row.get("score"), int | float):
+            by_task.setdefault((task, length), {})[index] = float(row["score"])
+    for key, score in scores.items():
+        if key in stage.scores:
+            raise UserError(
+                f"{folder.parent} holds several results of {kind} on {key.task}: give their folders one by one"
+            )
+        stage.scores[key] = score
+        # A larger evaluation may have gone on in the folder: only the samples that the number is of.
+        found = by_task.get((key.task, key.length), {})
+        found = {index: value for index, value in found.items() if index < score["n"]} if score.get("n") else {}
+        if found and math.isclose(100 * sum(found.values()) / len(found), values[key], abs_tol=1e-6):
+            stage.samples[key] = found
+
+
+def _add_heldout(stage: Stage, file: Path) -> None:
+    """The last held-out bits per byte of a training run."""
+    from nano3.train.metrics import read_metrics
+
+    lines = [line for line in read_metrics(file) if line.get("kind") == "heldout" and BITS in line]
+    if lines:
+        score = {"value": lines[-1][BITS], "n": None, "stderr": None, "higher_is_better": False}
+        stage.scores.setdefault(RowKey("heldout", HELDOUT, None, BITS), score)
+
+
+def _order(stages: Sequence[Stage]) -> Any:
+    """Kinds, tasks and metrics as the results have them, the lengths ascending."""
+    place: dict[tuple[str, str, str], int] = {}
+    for stage in stages:
+        for key in stage.scores:
+            place.setdefault((key.kind, key.task, key.metric), len(place))
+    return lambda key: (place[key.kind, key.task, key.metric], key.length or 0)
+
+
+def _draws(stage: Stage, key: RowKey, seed: int, place: int) -> np.ndarray | None:
+    """Bootstrap means of a stage's number; other draws for each stage."""
+    if key.metric == AVERAGE_METRIC:
+        drawn = [
+            100 * bootstrap_means(_in_order(stage.samples[part]), seed + 104729 * place + 7919 * number)
+            for number, part in enumerate(_parts(stage, key))
+        ]
+        return _mean(drawn) if drawn else None
+    values = stage.samples.get(key)
+    return 100 * bootstrap_means(_in_order(values), seed + 104729 * place) if values else None
+
+
+def _cell(stage: Stage, key: RowKey, drawn: np.ndarray | None) -> Cell | None:
+    score = stage.scores.get(key)
+    if score is None:
+        return None
+    value, error = float(score["value"]), score.get("stderr")
+    cell = Cell(value, score.get("n"))
+    if drawn is not None:
+        cell.low, cell.high = middle95(drawn)
+        if cell.low == cell.high and key in stage.samples:  # all samples alike: drawing them again shows nothing
+            low, high = wilson(value / 100, len(stage.samples[key]))
+            cell.low, cell.high = 100 * low, 100 * high
+    elif error is not None:
+        cell.low, cell.high = value - Z95 * error, value + Z95 * error
+    return cell
+
+
+def _set_change(
+    stages: Sequence[Stage], key: RowKey, cells: Sequence[Cell | None], draws: Sequence[np.ndarray | None], place: int,
+    seed: int,
+) -> None:  # fmt: skip
+    """Enter how one stage differs from the first."""
+    first, cell = cells[0], cells[place]
+    if first is None or cell is None:
+        return
+    if key.metric == AVERAGE_METRIC and _parts(stages[0], key) != _parts(stages[place], key):
+        return  # means over other tasks say nothing about each other
+    cell.change = cell.value - first.value
+    pairs = _pairs(stages[0], stages[place], key)
+    if pairs is not None:
+        cell.change_low, cell.change_high = middle95(pairs_draws(pairs, seed))
+        cell.paired = True
+        return
+    mine, others = draws[place], draws[0]
+    if mine is not None and others is not None:
+        cell.change_low, cell.change_high = middle95(mine - others)
+        return
+    errors = [stage.scores[key].get("stderr") for stage in (stages[0], stages[place])]
+    known = [float(error) for error in errors if error is not None]
+    if len(known) == len(errors):
+        half = Z95 * math.hypot(*known)
+        cell.change_low, cell.change_high = cell.change - half, cell.change + half
+
+
+def pairs_draws(groups: Sequence[Sequence[float]], seed: int) -> np.ndarray:
+    """Bootstrap means of paired differences, 0 to 100: the mean over groups of each group's mean."""
+    drawn = [100 * bootstrap_means(group, seed + 7919 * number) for number, group in enumerate(groups)]
+    return _mean(drawn)
+
+
+def _pairs(first: Stage, other: Stage, key: RowKey) -> list[list[float]] | None:
+    """Differences sample by sample, by task; None unless both stages answered the same samples."""
+    if key.metric == AVERAGE_METRIC:
+        groups = [_pairs(first, other, part) for part in _parts(first, key)]
+        known = [group[0] for group in groups if group is not None]
+        return known if known and len(known) == len(groups) else None
+    mine, theirs_ = first.samples.get(key), other.samples.get(key)
+    if not mine or not theirs_ or mine.keys() != theirs_.keys() or not _same_questions(first, other, key.kind):
+        return None
+    return [[theirs_[index] - mine[index] for index in sorted(mine)]]
+
+
+def _same_questions(first: Stage, other: Stage, kind: str) -> bool:
+    found = [next((r for r in stage.results if r["kind"] == kind), None) for stage in (first, other)]
+    if found[0] is None or found[1] is None:
+        return False
+    decide = ("seed", "sources")
+    settings = [result.get("settings") or {} for result in found if result is not None]
+    return all(settings[0].get(name) == settings[1].get(name) for name in decide)
+
+
+def _different(first: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    before, now = first.get("settings") or {}, other.get("settings") or {}
+    return [
+        (key, before.get(key), now.get(key))
+        for key in dict.fromkeys([*before, *now])
+        if key not in FREE and before.get(key) != now.get(key)
+    ]
+
+
+def _other_tasks(first: str, other: Mapping[str, Any], label: str, result: Mapping[str, Any]) -> list[str]:
+    before, now = ((r.get("settings") or {}).get("tasks") for r in (other, result))
+    if before == now or not before or not now:
+        return []
+    return [f"{label}: {result['name']} has other tasks ({len(now)}; {first}: {len(before)}): no means to compare"]
+
+
+def _parts(stage: Stage, key: RowKey) -> list[RowKey]:
+    """The numbers that a mean over tasks is of."""
+    parts = [k for k in stage.samples if (k.kind, k.length) == (key.kind, key.length)]
+    return sorted(parts, key=lambda k: (k.task, k.metric))
+
+
+def _mean(drawn: Sequence[np.ndarray]) -> np.ndarray:
+    return sum(drawn[1:], drawn[0]) / len(drawn)
+
+
+def _in_order(values: Mapping[int, float]) -> list[float]:
+    return [values[index] for index in sorted(values)]

@@ -1,0 +1,139 @@
+"""Chart of a comparison: lines over the length where tasks have lengths, bars elsewhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nano3.eval.compare import Cell, Row, Stage
+from nano3.eval.ruler_run import AVERAGE_METRIC, length_text
+from nano3.train.charts import BLUE, GREEN, GRID, INK, MUTED, ORANGE
+
+COLORS = (BLUE, ORANGE, GREEN, "#7c3aed", "#be185d", "#0891b2", "#854d0e")
+ACROSS = 4
+SHIFT = 0.08
+"""Distance of the stages' points at one length, so that whiskers do not hide each other."""
+
+
+def draw(stages: Sequence[Stage], rows: Sequence[Row], path: Path) -> Path:
+    """Write the chart.
+
+    Args:
+        stages: of the comparison.
+        rows: of the comparison.
+        path: PNG file; its folder is made.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    panels = _panels(rows)
+    across = min(ACROSS, len(panels))
+    down = -(-len(panels) // across)
+    figure = Figure(figsize=(3.5 * across + 0.6, 2.7 * down + 0.9), dpi=150, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = list(figure.subplots(down, across, squeeze=False).flat)
+    for axis, panel in zip(axes, panels, strict=False):
+        (_lines if panel[0].key.length is not None else _bars)(axis, panel, len(stages))
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    handles = [_handle(place) for place in range(len(stages))]
+    figure.legend(
+        handles, [stage.label for stage in stages], loc="outside upper left", ncols=len(stages), frameon=False,
+        fontsize=9,
+    )  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return path
+
+
+def _panels(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows that go into one panel: the lengths of a task; all accuracies without length; each other number alone.
+    Means over tasks come first."""
+    panels: dict[tuple, list[Row]] = {}
+    for row in rows:
+        key = row.key
+        if key.length is not None:
+            place = (key.metric != AVERAGE_METRIC, key.kind, key.task, key.metric)
+        elif _is_share(row):
+            place = (True, key.kind, "", "")
+        else:
+            place = (True, key.kind, key.task, key.metric)
+        panels.setdefault(place, []).append(row)
+    return [panels[place] for place in sorted(panels, key=lambda place: place[0])]
+
+
+def _is_share(row: Row) -> bool:
+    return row.higher_is_better and all(cell is None or 0 <= cell.value <= 100 for cell in row.cells)
+
+
+def _lines(axis: Any, panel: Sequence[Row], n_stages: int) -> None:
+    lengths = [row.key.length or 0 for row in panel]
+    for stage in range(n_stages):
+        known = _known(panel, stage)
+        cells = [cell for _, cell in known]
+        at = [place + SHIFT * (stage - (n_stages - 1) / 2) for place, _ in known]
+        axis.errorbar(
+            at, [cell.value for cell in cells], yerr=_whiskers(cells), color=_color(stage), marker="o", markersize=3.5,
+            linewidth=1.6, capsize=2,
+        )  # fmt: skip
+    axis.set_xticks(range(len(lengths)), [length_text(length) for length in lengths], fontsize=8)
+    axis.set_xlabel("context, tokens", color=MUTED, fontsize=8)
+    axis.set_ylim(-4, 104)
+    _dress(axis, panel[0].key.task)
+
+
+def _bars(axis: Any, panel: Sequence[Row], n_stages: int) -> None:
+    width = 0.8 / n_stages
+    for stage in range(n_stages):
+        known = _known(panel, stage)
+        cells = [cell for _, cell in known]
+        at = [place + width * (stage - (n_stages - 1) / 2) for place, _ in known]
+        axis.bar(at, [cell.value for cell in cells], 0.9 * width, color=_color(stage))
+        axis.errorbar(at, [cell.value for cell in cells], yerr=_whiskers(cells), fmt="none", ecolor=INK, capsize=2,
+                      linewidth=1)  # fmt: skip
+        for x, cell in zip(at, cells, strict=True):
+            top = cell.value if cell.high is None else cell.high
+            axis.annotate(f"{cell.value:.3g}", (x, top), (0, 2), textcoords="offset points", ha="center", fontsize=7,
+                          color=INK)  # fmt: skip
+    share = all(_is_share(row) for row in panel)
+    names = [f"{row.key.task}\n{row.key.metric}" if share else row.key.metric for row in panel]
+    axis.set_xticks(range(len(panel)), names, fontsize=7)
+    axis.margins(y=0.12)
+    title = panel[0].key.kind if share else panel[0].key.task
+    _dress(axis, title + ("" if panel[0].higher_is_better else " (lower is better)"))
+
+
+def _known(panel: Sequence[Row], stage: int) -> list[tuple[int, Cell]]:
+    """(place, cell) of what a stage has; a mean over other tasks than the first stage's is left out."""
+    cells = [(place, row.cells[stage], row.cells[0], row.key.metric) for place, row in enumerate(panel)]
+    return [
+        (place, cell) for place, cell, first, metric in cells
+        if cell is not None and not (metric == AVERAGE_METRIC and stage and first is not None and cell.change is None)
+    ]  # fmt: skip
+
+
+def _whiskers(cells: Sequence[Cell]) -> list[list[float]]:
+    low = [math.nan if cell.low is None else max(0.0, cell.value - cell.low) for cell in cells]
+    high = [math.nan if cell.high is None else max(0.0, cell.high - cell.value) for cell in cells]
+    return [low, high]
+
+
+def _dress(axis: Any, title: str) -> None:
+    axis.set_title(title, fontsize=9, color=INK, loc="left")
+    axis.grid(True, axis="y", color=GRID, linewidth=0.8)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[["left", "bottom"]].set_color(MUTED)
+    axis.tick_params(colors=MUTED, which="both", labelsize=8)
+
+
+def _handle(stage: int) -> Any:
+    from matplotlib.patches import Patch
+
+    return Patch(color=_color(stage))
+
+
+def _color(stage: int) -> str:
+    return COLORS[stage % len(COLORS)]

@@ -1,0 +1,42 @@
+"""`nano3 eval compare` on the command line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+
+@pytest.fixture
+def results(tmp_path):
+    for name, value in (("a", 50.0), ("b", 61.0)):
+        (tmp_path / name).mkdir()
+        score = {"task": "arc", "length": None, "metric": "acc", "value": value, "stderr": 2.0, "n": 625}
+        result = {"kind": "lm", "name": "lm", "model": name, "complete": True, "settings": {"fewshot": value > 60},
+                  "scores": [score]}  # fmt: skip
+        (tmp_path / name / "result.json").write_text(json.dumps(result))
+    return tmp_path
+
+
+def test_a_table_a_chart_and_what_differs(run, results):
+    done = run("eval", "compare", results / "a", f"tuned={results / 'b'}", "--out", results / "c.png")
+    assert done.code == 0
+    assert "50.0 (46-54)" in done.out
+    assert "61.0 (57-65) +11.0*" in done.out
+    assert "note: tuned: lm was run with fewshot True (a: False)" in done.err
+    assert (results / "c.png").is_file()
+
+
+def test_json_has_the_numbers(run, results):
+    done = run("eval", "compare", results / "a", results / "a", "--json")
+    found = json.loads(done.out)
+    assert found["stages"] == ["a", "a (2)"]
+    assert found["rows"][0]["stages"]["a (2)"]["change"] == 0
+
+
+def test_wrong_input_is_one_line(run, results):
+    assert run("eval", "compare", results / "a", "--out", "c.svg").err.startswith("error: --out c.svg: give")
+    assert "several results of lm on arc: give their folders one by one" in run("eval", "compare", results).err
+    missing = run("eval", "compare", results / "nothing")
+    assert missing.code == 2
+    assert "no such folder" in missing.err

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from nano3.config.generate import GenerateConfig
+from nano3.config.schema import DataConfig
+from nano3.data.build import content_hash
+from nano3.data.corpus import is_heldout
+from nano3.data.generated import GeneratedTexts
+from nano3.data.lengths import plan_lengths
+from nano3.data.prepare import prepare
+from nano3.data.readers import Skipped
+from nano3.data.shards import ShardFolder
+from nano3.data.sources import resolve
+
+
+@pytest.fixture
+def folder(write_texts, library):
+    return write_texts({document.name: document.text for document in library})
+
+
+@pytest.fixture
+def cfg(folder, tmp_path):
+    return DataConfig(
+        blend={"mine": 75, "document-qa": 20, "retrieval": 5},
+        sources={"mine": [str(folder)]},
+        cache_dir=str(tmp_path / "cache"),
+        seq_len=512,
+        heldout_fraction=0.3,
+        generate=GenerateConfig(
+            sources=[str(folder)], tokens=12000, retrieval_tokens=16000, lengths={"4096": 1, "512": 1}
+        ),
+    )
+
+
+@pytest.mark.parametrize("category", ["document-qa", "retrieval"])
+def test_no_heldout_text_is_quoted(cfg, library, tokenizer, category):
+    (source,) = resolve(cfg)[category].generated
+    texts = "".join(d.text for d in source.with_tokenizer(tokenizer).documents(Skipped()) if d)
+    hashes = np.array([content_hash(document.text) for document in library], np.uint64)
+    lines = {False: set(), True: set()}
+    for document, held in zip(library, is_heldout(hashes, 0.3, cfg.seed), strict=True):
+        lines[bool(held)] |= {line.strip() for line in document.text.splitlines() if len(line) > 40}
+    assert any(line in texts for line in lines[False])
+    assert not [line for line in lines[True] - lines[False] if line in texts]
+
+
+def test_a_run_gets_rows_of_the_wanted_lengths_and_holds_out_real_text_only(cfg):
+    prepared = prepare(cfg, 1024)
+    for name in ("document-qa", "retrieval"):
+        (path,) = prepared.folders[name]
+        assert {int(length) for length in ShardFolder(path).lengths} <= {510, 511, 4094, 4095}
+    assert prepared.heldout.n_bytes > 0
+    corpus = prepared.heldout.corpus
+    assert all(corpus.name(i).endswith((".py", ".txt")) for i in range(len(corpus)))
+
+
+def test_the_second_run_takes_them_from_the_cache(cfg, monkeypatch):
+    first = prepare(cfg, 1024).folders
+    monkeypatch.setattr(GeneratedTexts, "texts", lambda self: pytest.fail("made again"))
+    assert prepare(cfg, 1024).folders == first
+
+
+def test_identity_changes_with_all_that_decides_the_texts(cfg):
+    def identity(cfg):
+        (source,) = resolve(cfg)["document-qa"].generated
+        return source.identity()
+
+    made = cfg.generate
+    others = [
+        replace(cfg, seed=5),
+        replace(cfg, heldout_fraction=0.1),
+        *(
+            replace(cfg, generate=replace(made, **change))
+            for change in ({"seed": 1}, {"tokens": 7001}, {"lengths": {"512": 1}}, {"url": "x"}, {"model": "y"})
+        ),
+        replace(cfg, generate=replace(made, sources=["python-stdlib"])),
+    ]
+    assert len({identity(other) for other in [cfg, *others]}) == len(others) + 1
+
+
+def test_lengths_have_their_share_of_the_tokens():
+    lengths = plan_lengths(1_000_000, {1000: 1, 10_000: 3})
+    assert sum(n for n in lengths if n == 10_000) == 750_000
+    assert sum(n for n in lengths if n == 1000) == 250_000
+    first = lengths[: len(lengths) // 2]
+    assert 0.45 < sum(first) / sum(lengths) < 0.55
+
+
+def test_mistakes_are_named(cfg, folder):
+    with pytest.raises(ValueError, match="did you mean generate:retrieval"):
+        resolve(replace(cfg, sources={"mine": ["generate:retrival"]}))
+    with pytest.raises(ValueError, match="category of their own"):
+        resolve(replace(cfg, sources={"mine": ["generate:retrieval", str(folder)]}))
+    with pytest.raises(ValueError, match=r"lengths has '12'"):
+        GenerateConfig(lengths={"12": 1})
+    with pytest.raises(ValueError, match="a share must be above 0"):
+        GenerateConfig(lengths={"512": 0})

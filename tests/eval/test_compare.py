@@ -1,0 +1,131 @@
+"""Stages side by side: intervals, paired differences, what may not be compared, and the chart."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+
+from nano3.config.errors import UserError
+from nano3.eval.compare import RowKey, compare, document, load_stage, notes
+from nano3.eval.compare_chart import draw
+from nano3.eval.store import Result, Score, open_store
+
+ALL = "string_match_all"
+
+
+def ruler(folder, scores: dict[tuple[str, int], list[float]], seed: int = 0, complete: bool = True) -> None:
+    """A result folder with these samples, and the mean of the tasks."""
+    tasks = list(dict.fromkeys(task for task, _ in scores))
+    settings = {"seed": seed, "sources": {"words": "w"}, "tasks": tasks, "lengths": [512], "samples": 4}
+    with open_store(folder, settings) as store:
+        table = []
+        for (task, length), values in scores.items():
+            for index, value in enumerate(values):
+                store.add({"task": task, "length": length, "index": index, "score": value})
+            table.append(Score(task, length, ALL, 100 * sum(values) / len(values), 1.0, len(values)))
+        mean = sum(score.value for score in table) / len(table)
+        table.append(Score("average", 512, "mean of the tasks", mean, 1.0, 8))
+        store.finish(Result("ruler", "ruler-offline", "m", complete, settings, table))
+
+
+def better(values: list[float], rng: random.Random) -> list[float]:
+    """The same samples, one in five of the failed ones answered."""
+    return [1.0 if value or rng.random() < 0.2 else 0.0 for value in values]
+
+
+@pytest.fixture
+def folders(tmp_path):
+    rng = random.Random(1)
+    before = [float(rng.random() < 0.5) for _ in range(100)]
+    after = better(before, rng)
+    ruler(tmp_path / "a", {("vt", 512): before, ("cwe", 512): before})
+    ruler(tmp_path / "b", {("vt", 512): after, ("cwe", 512): after})
+    return tmp_path
+
+
+def row_of(rows, task: str):
+    return next(row for row in rows if row.key.task == task)
+
+
+def test_the_same_samples_are_compared_one_by_one(folders):
+    stages = [load_stage(str(folders / "a")), load_stage(f"after={folders / 'b'}")]
+    assert [stage.label for stage in stages] == ["a", "after"]
+    rows = compare(stages)
+    first, second = row_of(rows, "vt").cells
+    assert first.low < first.value < first.high
+    assert first.change is None
+    assert second.change == pytest.approx(second.value - first.value)
+    assert second.paired
+    assert second.differs, "a paired difference shows what two overlapping intervals hide"
+    assert second.low < first.high
+    mean = row_of(rows, "average").cells[1]
+    assert mean.paired
+    assert mean.change_low < mean.change < mean.change_high
+    assert document(stages, rows) == document(stages, compare(stages))
+
+
+def test_other_questions_are_not_compared_one_by_one(folders):
+    ruler(folders / "c", {("vt", 512): [1.0, 0.0] * 50, ("cwe", 512): [1.0, 0.0] * 50}, seed=1)
+    stages = [load_stage(str(folders / name)) for name in ("a", "c")]
+    cell = row_of(compare(stages), "vt").cells[1]
+    assert not cell.paired
+    assert cell.change_low < cell.change < cell.change_high
+    assert notes(stages) == ["c: ruler-offline was run with seed 1 (a: 0)"]
+
+
+def test_a_mean_over_other_tasks_gets_no_difference(folders):
+    ruler(folders / "d", {("vt", 512): [1.0] * 100}, complete=False)
+    stages = [load_stage(str(folders / name)) for name in ("a", "d")]
+    rows = compare(stages)
+    assert row_of(rows, "average").cells[1].change is None
+    assert row_of(rows, "cwe").cells[1] is None
+    alike = row_of(rows, "vt").cells[1]
+    assert alike.low < alike.high == 100.0, "a hundred right answers are no proof of all"
+    assert notes(stages)[0] == "d: ruler-offline is not complete"
+    assert "other tasks (1; a: 2)" in notes(stages)[1]
+
+
+def test_a_training_run_brings_its_held_out_loss_and_the_results_inside_it(folders):
+    run = folders / "run"
+    ruler(run / "eval-ruler", {("vt", 512): [1.0] * 4})
+    lines = [{"kind": "heldout", "step": s, "tokens": s, "bits_per_byte": 2.0 - s / 10, "loss": 1.0} for s in (1, 2)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    stage = load_stage(str(run))
+    assert stage.scores[RowKey("heldout", "held-out", None, "bits_per_byte")]["value"] == 1.8
+    assert RowKey("ruler", "vt", 512, ALL) in stage.scores
+
+
+def test_numbers_without_samples_use_their_standard_error(tmp_path):
+    for name, value in (("a", 50.0), ("b", 60.0)):
+        (tmp_path / name).mkdir()
+        score = {"task": "arc", "length": None, "metric": "acc", "value": value, "stderr": 2.0, "n": 625}
+        result = {"kind": "lm", "name": "lm", "model": name, "complete": True, "settings": {}, "scores": [score]}
+        (tmp_path / name / "result.json").write_text(json.dumps(result))
+    (row,) = compare([load_stage(str(tmp_path / name)) for name in ("a", "b")])
+    assert row.cells[0].high == pytest.approx(53.92, abs=0.01)
+    assert row.cells[1].change_low == pytest.approx(10 - 1.96 * 8**0.5, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [("{", "not JSON"), ("[]", "not a JSON object"), ('{"kind": "lm"}', "not a result of nano3")]
+)
+def test_a_broken_result_is_one_line(tmp_path, content, said):
+    (tmp_path / "result.json").write_text(content)
+    with pytest.raises(UserError, match=said):
+        load_stage(str(tmp_path))
+
+
+def test_nothing_to_compare_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"no result\.json with scores"):
+        load_stage(str(tmp_path))
+    with pytest.raises(UserError, match="no such folder"):
+        load_stage(str(tmp_path / "missing"))
+
+
+def test_a_chart_is_drawn_of_lengths_and_of_single_numbers(folders):
+    (folders / "a" / "metrics.jsonl").write_text('{"kind": "heldout", "step": 1, "tokens": 1, "bits_per_byte": 2}\n')
+    stages = [load_stage(str(folders / name)) for name in ("a", "b")]
+    path = draw(stages, compare(stages), folders / "charts" / "c.png")
+    assert path.read_bytes().startswith(b"\x89PNG")
