@@ -1,0 +1,23 @@
+"""`python -m nano3.eval.lm_eval ...`: the harness's own command line, with `--model nano3` known to it.
+
+Versions of lm-eval after 0.4.13 find nano3 by themselves, through the entry point `lm_eval.models` in pyproject.toml;
+earlier ones look for models in their own package alone.
+"""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run `lm_eval` with the arguments of this process."""
+    from lm_eval.__main__ import cli_evaluate
+
+    import nano3.eval.lm  # noqa: F401 - registers the model
+
+    sys.argv[0] = "lm_eval"
+    cli_evaluate()
+
+
+if __name__ == "__main__":
+    main()

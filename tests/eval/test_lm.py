@@ -1,0 +1,253 @@
+"""nano3 as a model of lm-evaluation-harness: the same scores as its `hf` model, whatever the order and the batch."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+
+import pytest
+
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+
+from lm_eval import simple_evaluate
+from lm_eval.api.instance import Instance
+from lm_eval.tasks import TaskManager
+
+import nano3
+from nano3.config.errors import UserError
+from nano3.config.model import ModelConfig
+from nano3.data.tokenizer import Tokenizer
+from nano3.eval import lm_eval as wrapper
+from nano3.eval import lm_tasks
+from nano3.eval.lm import Nano3LM
+from nano3.eval.lm_tasks import make
+from nano3.model.lm import LM
+
+MEMORY = 1 << 28
+CONTEXT = 96
+SCORED = ("nano3_opposites", "nano3_stdlib", "nano3_prose")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A random model with every kind of block, whose context is shorter than the texts of nano3_prose."""
+    tokenizer = Tokenizer.train(make.PROSE[:4], 330)
+    cfg = ModelConfig(
+        pattern="ME*-",
+        vocab_size=tokenizer.vocab_size,
+        d_model=32,
+        init_std=0.2,
+        n_heads=4,
+        n_kv_heads=2,
+        head_dim=8,
+        mamba_n_heads=6,
+        mamba_head_dim=8,
+        d_state=12,
+        n_groups=2,
+        chunk_size=16,
+        n_experts=5,
+        top_k=2,
+        d_expert=20,
+        d_shared=24,
+        d_ff=40,
+        max_position_embeddings=CONTEXT,
+    )
+    folder = tmp_path_factory.mktemp("lm") / "small"
+    nano3.save(LM(cfg).init_weights(seed=5), folder)
+    tokenizer.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ours(folder):
+    lm = Nano3LM(str(folder), memory=MEMORY, dtype="float32")
+    yield lm
+    lm.close()
+
+
+@pytest.fixture(scope="module")
+def theirs(folder):
+    from lm_eval.models.huggingface import HFLM
+
+    lm = HFLM(str(folder), device="cpu", dtype="float32", batch_size=1)
+    for module in lm.model.modules():
+        if hasattr(module, "time_step_limit"):
+            module.time_step_limit = (0.0, float("inf"))  # its configuration cannot say so: PAPER.md section 1
+    return lm
+
+
+def evaluate(lm, tasks, **options):
+    manager = TaskManager(include_path=str(lm_tasks.FOLDER), include_defaults=False)
+    return simple_evaluate(model=lm, tasks=list(tasks), task_manager=manager, bootstrap_iters=0, **options)
+
+
+def answers(result, task):
+    return [sample["resps"] for sample in sorted(result["samples"][task], key=lambda sample: sample["doc_id"])]
+
+
+def flat(answers):
+    """Log-likelihoods and whether they are the most probable, of all requests in order."""
+    pairs = [answer[0] if isinstance(answer[0], tuple) else (answer[0], False) for each in answers for answer in each]
+    return [p[0] for p in pairs], [p[1] for p in pairs]
+
+
+def instances(kind, arguments):
+    return [Instance(kind, {}, args, i, ("task", i, 1)) for i, args in enumerate(arguments)]
+
+
+@pytest.mark.parametrize("shots", [0, 2])
+def test_log_likelihoods_are_those_of_hf(ours, theirs, shots):
+    tasks = SCORED if not shots else SCORED[:2]  # the third has no examples
+    mine, hf = (evaluate(lm, tasks, limit=12, num_fewshot=shots) for lm in (ours, theirs))
+    for task in tasks:
+        scores, greedy = flat(answers(mine, task))
+        expected, expected_greedy = flat(answers(hf, task))
+        assert len(scores) >= 12
+        assert scores == pytest.approx(expected, abs=1e-3)
+        assert greedy == expected_greedy
+        for metric, value in hf["results"][task].items():
+            if isinstance(value, float):
+                assert mine["results"][task][metric] == pytest.approx(value, rel=1e-4), metric
+
+
+def test_generated_answers_are_those_of_hf(ours, theirs):
+    mine, hf = (evaluate(lm, ["nano3_arithmetic"], limit=10, num_fewshot=1) for lm in (ours, theirs))
+    assert answers(mine, "nano3_arithmetic") == answers(hf, "nano3_arithmetic")
+    assert any(answer[0][0].strip() for answer in answers(mine, "nano3_arithmetic"))
+
+
+EDGES = [
+    ("", "The kettle"),
+    ("", "x"),
+    ("a context that ends in blanks   ", "and goes on"),
+    ("ends in a line\n", "next"),
+    ("word " * 200, "cut from the left"),
+    ("short", " word" * 90),
+    ("</s>", "after a special token"),
+    ("<s>", " begun already"),
+    ("same context", " one"),
+    ("same context", " two"),
+    ("same context", " one"),
+]
+
+
+def test_edges_of_contexts_are_those_of_hf(ours, theirs):
+    mine, hf = (lm.loglikelihood(instances("loglikelihood", EDGES), disable_tqdm=True) for lm in (ours, theirs))
+    assert [score for score, _ in mine] == pytest.approx([score for score, _ in hf], abs=1e-3)
+    assert [greedy for _, greedy in mine] == [greedy for _, greedy in hf]
+
+
+def test_the_most_probable_continuation_is_called_greedy(ours, theirs):
+    (text,) = ours.generate_until(instances("generate_until", [("Bread needs", {"max_gen_toks": 3, "until": []})]))
+    for lm in (ours, theirs):
+        likely, other = lm.loglikelihood(
+            instances("loglikelihood", [("Bread needs", text), ("Bread needs", text + "~")]), disable_tqdm=True
+        )
+        assert likely[1]
+        assert not other[1]
+
+
+def test_special_tokens_of_tokenizer_json_and_the_wanted_beginning(folder, theirs, ours):
+    begun = Nano3LM(ours.engine, add_bos_token=True)
+    assert begun.tok_encode("abc") == [ours._tokenizer.bos_id, *ours.tok_encode("abc")]
+    assert begun.tok_encode("<s>abc") == [ours._tokenizer.bos_id, *ours.tok_encode("abc")]
+    for text in ("plain", "</s> written", "<|im_start|>user\nhi<|im_end|>\n", "é<think>"):
+        assert ours.tok_encode(text) == theirs.tok_encode(text)
+    assert (ours.prefix_token_id, ours.eot_token_id) == (theirs.prefix_token_id, theirs.eot_token_id)
+    assert ours.max_length == theirs.max_length == CONTEXT
+
+
+@pytest.mark.parametrize("size", [1, 3, "auto"])
+def test_order_and_batch_size_change_nothing(folder, ours, size):
+    lm = Nano3LM(str(folder), memory=MEMORY, dtype="float32", batch_size=size)
+    pairs = [*EDGES, *((text[:40], text[40:70]) for text in make.PROSE)]
+    texts = [(text,) for text in make.PROSE[:5]]
+    order = list(range(len(pairs)))
+    random.Random(0).shuffle(order)
+    try:
+        expected = ours.loglikelihood(instances("loglikelihood", pairs), disable_tqdm=True)
+        found = lm.loglikelihood(instances("loglikelihood", [pairs[i] for i in order]), disable_tqdm=True)
+        assert found == [expected[i] for i in order]
+        rolling = ours.loglikelihood_rolling(instances("loglikelihood_rolling", texts), disable_tqdm=True)
+        backwards = lm.loglikelihood_rolling(instances("loglikelihood_rolling", texts[::-1]), disable_tqdm=True)
+        assert backwards == rolling[::-1]
+    finally:
+        lm.close()
+
+
+def test_generation_settings(ours):
+    def ask(*settings):
+        return ours.generate_until(instances("generate_until", [("A river", s) for s in settings]), disable_tqdm=True)
+
+    long, short = ask({"max_gen_toks": 30, "until": []}, {"max_new_tokens": 4})
+    assert long.startswith(short)
+    assert short
+    middle = long[len(long) // 2]
+    (stopped,) = ask({"max_gen_toks": 30, "until": [middle]})
+    assert stopped == long.split(middle)[0]
+    draw = {"max_gen_toks": 30, "do_sample": True, "temperature": 1.0}
+    first, second = ask(draw, draw)
+    assert first != second
+    assert [first, second] == ask(draw, draw)
+    assert ask(draw | {"top_k": 1}) == [long]
+    assert ask(draw | {"top_p": 1e-6}) == [long]
+    assert ask(draw | {"do_sample": False}) == [long]
+    with pytest.raises(ValueError, match="num_beams"):
+        ask({"num_beams": 4})
+    with pytest.raises(ValueError, match="max_gen_toks"):
+        ask({"max_gen_toks": CONTEXT})
+
+
+def test_special_tokens_end_answers(ours):
+    ids = ours.engine.tokenizer
+    (text,) = ours.generate_until(instances("generate_until", [("x", {"max_gen_toks": 40, "until": ["<pad>", "~"]})]))
+    assert "~" not in text
+    assert "<pad>" not in text
+    assert ids.decode(ids.encode(text)) == text
+
+
+def test_chat_template_is_rendered_as_transformers_does(ours, theirs):
+    talk = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "2+2?"},
+    ]
+    assert ours.apply_chat_template(talk) == theirs.apply_chat_template(talk)
+    begun = [*talk, {"role": "assistant", "content": "The answer is "}]
+    assert ours.apply_chat_template(begun, add_generation_prompt=False) == theirs.apply_chat_template(
+        begun, add_generation_prompt=False
+    )
+    assert ours.chat_template(True) == theirs.chat_template(True)
+    quiet = Nano3LM(ours.engine, enable_thinking=False)
+    assert quiet.apply_chat_template(talk) != ours.apply_chat_template(talk)
+    mine = evaluate(ours, ["nano3_arithmetic"], limit=2, apply_chat_template=True)
+    (prompt, _) = mine["samples"]["nano3_arithmetic"][0]["arguments"][0]
+    assert prompt.startswith("<|im_start|>")
+
+
+def test_what_comes_before_the_end_of_thinking_is_no_answer(ours):
+    (whole,) = ours.generate_until(instances("generate_until", [("A river", {"max_gen_toks": 30})]), disable_tqdm=True)
+    mark = whole[len(whole) // 2]
+    thinker = Nano3LM(ours.engine, think_end_token=mark)
+    (answer,) = thinker.generate_until(instances("generate_until", [("A river", {"max_gen_toks": 30})]))
+    assert answer == whole.split(mark)[-1].lstrip()
+
+
+def test_the_harness_finds_the_model_by_name(folder, monkeypatch, capsys):
+    arguments = ["--model", "nano3", "--model_args", f"pretrained={folder},memory={MEMORY}", "--tasks", "nano3_prose",
+                 "--include_path", str(lm_tasks.FOLDER), "--limit", "2", "--batch_size", "2"]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["x", *arguments])
+    wrapper.main()
+    assert "bits_per_byte" in capsys.readouterr().out
+
+
+def test_wrong_model_arguments(folder):
+    with pytest.raises(UserError, match="no such folder"):
+        Nano3LM("/nowhere/at/all")
+    with pytest.raises(UserError, match="batch_size many"):
+        Nano3LM(str(folder), batch_size="many")
+
+
+def test_task_files_are_what_the_script_makes():
+    for name, text in make.files().items():
+        assert (lm_tasks.FOLDER / name).read_text("utf-8") == text, f"run python -m nano3.eval.lm_tasks.make: {name}"
