@@ -92,7 +92,7 @@ class Nano3LM(TemplateLM):
         if isinstance(pretrained, str):
             limit = max_length or _max_positions(pretrained)
             opened, self.name = open_engine(
-                pretrained, device=device or "auto", dtype=dtype, memory=memory, engine=engine,
+                pretrained, device=_device(device), dtype=dtype, memory=memory, engine=engine,
                 max_sequences=_sequences(batch_size, max_batch_size),
                 max_context=limit + 1,  # the last token of a passage is predicted, never read
             )  # fmt: skip
@@ -278,6 +278,13 @@ def _sequences(batch_size: int | str | None, max_batch_size: int | None) -> int 
     if number < 1:
         raise UserError(f"batch_size {batch_size}: give auto, or a number from 1")
     return number
+
+
+def _device(name: str | None) -> str:
+    """The harness asks for cuda:0 where nobody asked for anything; without CUDA that is the CPU, as with `hf`."""
+    import torch
+
+    return "auto" if name is None or (name.startswith("cuda") and not torch.cuda.is_available()) else name
 
 
 def _max_positions(model: str) -> int:
