@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from nano3.cli import eval_lm, eval_ruler
 from nano3.cli import eval_compare, eval_ruler
 from nano3.cli.options import HELP
 
@@ -15,5 +16,6 @@ def evaluate() -> None:
     """Evaluate models: long contexts, benchmark tasks, expert shares; and compare results."""
 
 
+app.command("lm")(eval_lm.lm)
 app.command("ruler")(eval_ruler.ruler)
 app.command("compare")(eval_compare.compare)

@@ -90,7 +90,7 @@ class Nano3LM(TemplateLM):
         """
         super().__init__()
         if isinstance(pretrained, str):
-            limit = max_length or _max_positions(pretrained)
+            limit = max_length or max_positions(pretrained)
             opened, self.name = open_engine(
                 pretrained, device=_device(device), dtype=dtype, memory=memory, engine=engine,
                 max_sequences=_sequences(batch_size, max_batch_size),
@@ -287,7 +287,7 @@ def _device(name: str | None) -> str:
     return "auto" if name is None or (name.startswith("cuda") and not torch.cuda.is_available()) else name
 
 
-def _max_positions(model: str) -> int:
+def max_positions(model: str) -> int:
     """The context that a model was made for. Raises UserError where there is no model."""
     from nano3.config.presets import load_model, preset_names
     from nano3.model.hf import read_config

@@ -34,7 +34,7 @@ class Generation:
     """Those of them that the engine looks for in the text."""
     stop_ids: tuple[int, ...]
     """Those that are one special token, which no text shows."""
-    settings: Mapping[str, float]
+    settings: Mapping[str, Any]
 
     def sampling(self, seed: int) -> Sampling:
         """For the engine."""

@@ -23,8 +23,7 @@ import nano3
 from nano3.config.errors import UserError
 from nano3.config.model import ModelConfig
 from nano3.data.tokenizer import Tokenizer
-from nano3.eval import lm_eval as wrapper
-from nano3.eval import lm_tasks
+from nano3.eval import lm_harness, lm_tasks
 from nano3.eval.lm import Nano3LM
 from nano3.eval.lm_tasks import make
 from nano3.model.lm import LM
@@ -254,7 +253,7 @@ def test_the_harness_finds_the_model_by_name(folder, monkeypatch, capsys):
     arguments = ["--model", "nano3", "--model_args", f"pretrained={folder},memory={MEMORY}", "--tasks", "nano3_prose",
                  "--include_path", str(lm_tasks.FOLDER), "--limit", "2", "--batch_size", "2"]  # fmt: skip
     monkeypatch.setattr(sys, "argv", ["x", *arguments])
-    wrapper.main()
+    lm_harness.main()
     assert "bits_per_byte" in capsys.readouterr().out
 
 

@@ -1,4 +1,4 @@
-"""`python -m nano3.eval.lm_eval ...`: the harness's own command line, with `--model nano3` known to it.
+"""`python -m nano3.eval.lm_harness ...`: the harness's own command line, with `--model nano3` known to it.
 
 Versions of lm-eval after 0.4.13 find nano3 by themselves, through the entry point `lm_eval.models` in pyproject.toml;
 earlier ones look for models in their own package alone.

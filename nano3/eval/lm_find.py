@@ -1,0 +1,128 @@
+"""Names of lm-eval's tasks to the tasks themselves, with their documents loaded."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import logging
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nano3.config.errors import UserError
+from nano3.eval.lm_tasks import FOLDER
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import Task
+    from lm_eval.tasks import TaskManager
+    from lm_eval.tasks.manager import TaskDict
+
+NEAREST = 4
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one name stands for."""
+
+    name: str
+    loaded: TaskDict
+    """A task, a group with its tasks, or the tasks of a tag, as the harness runs them."""
+
+    @property
+    def tasks(self) -> dict[str, Task]:
+        """All single tasks among them."""
+        return self.loaded["tasks"]
+
+
+def find_tasks(names: Sequence[str], include: Sequence[Path], metadata: Mapping[str, Any]) -> list[Found]:
+    """Load tasks, groups and tags by name, by a pattern such as `mmlu_*`, or from a YAML file.
+
+    Args:
+        names: what to load.
+        include: folders with further task files.
+        metadata: what tasks are told that ask for it.
+
+    Raises:
+        UserError: no such task, its data cannot be loaded, or it runs code that a model wrote.
+    """
+    from lm_eval.tasks import TaskManager
+
+    folders: list[str | Path] = [FOLDER, *include]
+    told = dict(metadata)
+    # The harness's own folder holds some 14,000 files, which take a minute to read.
+    manager = TaskManager(include_path=folders, include_defaults=False, metadata=told)
+    try:
+        return _load(manager, names)
+    except (KeyError, UnknownTaskError):
+        print("reading lm-eval's list of tasks ...", file=sys.stderr, flush=True)
+    manager = TaskManager(include_path=folders, metadata=told)
+    return _load(manager, names)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No lines from the harness but errors: what a user must know is told elsewhere."""
+    harness = logging.getLogger("lm_eval")
+    before = harness.level
+    harness.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        harness.setLevel(before)
+
+
+class UnknownTaskError(UserError):
+    """There is no task of a name."""
+
+
+def _load(manager: TaskManager, names: Sequence[str]) -> list[Found]:
+    expanded = list(dict.fromkeys(match for name in names for match in _match(manager, name)))
+    return [_load_one(manager, name) for name in expanded]
+
+
+def _match(manager: TaskManager, name: str) -> list[str]:
+    if name.endswith((".yaml", ".yml")):
+        if not Path(name).is_file():
+            raise UserError(f"--tasks {name}: no such file")
+        return [str(Path(name).absolute())]
+    matches = sorted(fnmatch.filter(manager.all_tasks, name))
+    if not matches:
+        near = difflib.get_close_matches(name, manager.all_tasks, NEAREST, 0.5)
+        hint = f"nearest: {', '.join(near)}" if near else "`lm_eval ls tasks` lists all"
+        raise UnknownTaskError(f"--tasks {name}: no such task; {hint}")
+    return matches
+
+
+def _load_one(manager: TaskManager, name: str) -> Found:
+    try:
+        with quiet():
+            loaded = manager.load([name])
+    except KeyError:
+        raise
+    except ModuleNotFoundError as error:
+        raise UserError(f"task {name} needs the package {error.name}: pip install it") from error
+    except Exception as error:
+        raise UserError(_why(name, error)) from error
+    for task_name, task in loaded["tasks"].items():
+        if getattr(task, "UNSAFE_CODE", False):
+            raise UserError(f"task {task_name} runs code that the model writes, outside any sandbox; where that is "
+                            "wanted, use python -m nano3.eval.lm_harness with --confirm_run_unsafe_code")  # fmt: skip
+    return Found(Path(name).stem, loaded)
+
+
+def _why(name: str, error: BaseException) -> str:
+    """One line: what keeps a task from being loaded."""
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    words = " ".join(f"{type(link).__name__} {link}" for link in chain).lower()
+    if any(word in words for word in ("offline", "connection", "connect to", "resolve", "couldn't reach", "timed out")):
+        return (f"task {name}: its data is not on this machine and cannot be downloaded ({reason}); connect to the "
+                "network, or fill the cache of Hugging Face datasets beforehand (HF_HOME)")  # fmt: skip
+    return f"task {name} cannot be loaded: {reason}"
