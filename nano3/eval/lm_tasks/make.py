@@ -13,12 +13,13 @@ FOLDER = Path(__file__).parent
 N_CHOICES = 4
 SIGNS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
 OPPOSITES = """
-hot cold; tall short; wet dry; empty full; early late; loud quiet; rough smooth; rich poor; heavy light; wide narrow;
-young old; fast slow; strong weak; deep shallow; near far; open closed; clean dirty; sharp blunt; thick thin;
-true false; happy sad; alive dead; high low; hard soft; sweet bitter; safe dangerous; simple complex; public private;
-first last; left right; up down; inside outside; above below; before after;
-win lose; buy sell; push pull; rise fall; begin end; arrive depart; remember forget; accept refuse; build destroy; give take; laugh cry; love hate; summer winter;
-day night; friend enemy; question answer; victory defeat; north south; east west; top bottom; front back; profit loss
+hot cold; tall short; wet dry; empty full; early late; loud quiet; rough smooth; rich poor; heavy light; wide
+narrow; young old; fast slow; strong weak; deep shallow; near far; open closed; clean dirty; sharp blunt;
+thick thin; true false; happy sad; alive dead; high low; hard soft; sweet bitter; safe dangerous; simple
+complex; public private; first last; left right; up down; inside outside; above below; before after; win lose;
+buy sell; push pull; rise fall; begin end; arrive depart; remember forget; accept refuse; build destroy; give
+take; laugh cry; love hate; summer winter; day night; friend enemy; question answer; victory defeat; north
+south; east west; top bottom; front back; profit loss
 """
 MODULES = {
     "heapq": "heappush heappop heapify nlargest",

@@ -1,0 +1,165 @@
+"""`nano3 eval lm` and `nano3 eval experts` from the command line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from nano3.eval.lm_answers import Remembering
+from nano3.eval.progress import Progress
+
+QUICK = ("--memory", "128MiB", "--dtype", "float32")
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def result_of(folder):
+    return json.loads((folder / "result.json").read_text())
+
+
+def test_scores_samples_and_resumption(run, model_folder, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    ask = ("eval", "lm", "--from", model_folder, "--tasks", "nano3", *QUICK)
+    done = run(*ask, "--limit", 3, "--out", out, "--json")
+    assert done.code == 0, done.err
+    shown = json.loads(done.out)
+    assert shown == result_of(out)
+    assert (shown["kind"], shown["complete"], shown["settings"]["limit"]) == ("lm", True, 3)
+    scores = {(score["task"], score["metric"]): score for score in shown["scores"]}
+    assert {task for task, _ in scores} == {"nano3_arithmetic", "nano3_opposites", "nano3_stdlib", "nano3_prose"}
+    assert scores["nano3_prose", "bits_per_byte"]["higher_is_better"] is False
+    samples = lines(out / "samples.jsonl")
+    for task in ("nano3_opposites", "nano3_stdlib"):
+        own = [sample["score"] for sample in samples if sample["task"] == task]
+        assert len(own) == scores[task, "acc"]["n"] == 3
+        assert scores[task, "acc"]["value"] == pytest.approx(100 * sum(own) / 3)
+    asked = len(lines(out / "answers.jsonl"))
+    assert asked == 3 + 2 * 3 * 4 + 3
+
+    again = run(*ask, "--limit", 3, "--out", out, "--json")
+    assert json.loads(again.out) == shown
+    assert len(lines(out / "answers.jsonl")) == asked
+    more = run(*ask, "--limit", 4, "--out", out)
+    assert more.code == 0
+    assert len(lines(out / "answers.jsonl")) == asked + 1 + 2 * 4 + 1
+    assert len(lines(out / "samples.jsonl")) == 4 * 4
+    other = run(*ask, "--limit", 4, "--num-fewshot", 1, "--out", out)
+    assert other.code == 2
+    assert "num_fewshot" in other.err
+
+
+def test_an_interrupted_evaluation_goes_on(run, model_folder, tmp_path, monkeypatch):
+    ask = ("eval", "lm", "--from", model_folder, "--tasks", "nano3_stdlib,nano3_prose", "--limit", 5, *QUICK)
+    whole = json.loads(run(*ask, "--out", tmp_path / "whole", "--json").out)
+    out, seen = tmp_path / "cut", []
+
+    def stop(self, cost, what=""):
+        seen.append(cost)
+        if len(seen) == 8:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "sample", stop)
+        cut = run(*ask, "--out", out)
+    assert cut.code == 130
+    assert result_of(out)["complete"] is False
+    kept = len(lines(out / "answers.jsonl"))
+    assert kept == 7
+    with (out / "answers.jsonl").open("a") as file:
+        file.write('{"key": "torn')
+    done = run(*ask, "--out", out, "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["scores"] == whole["scores"]
+    assert len(lines(out / "answers.jsonl")) == len(lines(tmp_path / "whole" / "answers.jsonl"))
+    keys = [answer["key"] for answer in lines(out / "answers.jsonl")]
+    assert len(set(keys)) == len(keys)
+
+
+def test_tasks_of_the_users_own_and_chat(run, model_folder, tmp_path):
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    (tasks / "rows.jsonl").write_text('{"q": "2+2?", "a": "4"}\n{"q": "1+1?", "a": "2"}\n')
+    (tasks / "mine.yaml").write_text(
+        "task: mine\ndataset_path: json\n"
+        f"dataset_kwargs: {{data_files: {{test: {tasks / 'rows.jsonl'}}}, cache_dir: {tmp_path / 'cache'}}}\n"
+        "test_split: test\ndoc_to_text: '{{q}}'\ndoc_to_target: '{{a}}'\noutput_type: generate_until\n"
+        "generation_kwargs: {until: [], max_gen_toks: 5}\nmetric_list: [{metric: exact_match}]\n"
+    )
+    ask = ("eval", "lm", "--from", model_folder, "--tasks", "mine", "--include", tasks, *QUICK)
+    done = run(*ask, "--chat", "--out", tmp_path / "out", "--json")
+    assert done.code == 0, done.err
+    (score,) = json.loads(done.out)["scores"]
+    assert (score["task"], score["metric"], score["n"]) == ("mine", "exact_match", 2)
+    text = (tasks / "mine.yaml").read_text().replace("dataset_kwargs", "metadata")
+    (tasks / "mine.yaml").write_text(text.replace("dataset_path: json", "dataset_path: nobody/has-this"))
+    missing = run(*ask, "--out", tmp_path / "other")
+    assert missing.code == 2
+    assert "mine" in missing.err
+    assert "cannot be downloaded" in missing.err
+    assert missing.err.count("\n") == 1, missing.err
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.slow  # reads the harness's 14,000 task files
+def test_an_unknown_task_is_told_the_nearest(run, model_folder):
+    done = run("eval", "lm", "--from", model_folder, "--tasks", "hellasvag,nano3")
+    assert done.code == 2
+    assert "hellasvag" in done.err
+    assert "hellaswag" in done.err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--from", "{model}", "--thinking"), "--thinking needs --chat"),
+        (("--from", "{model}", "--system", "x"), "--system needs --chat"),
+        (("--from", "{model}", "--prefix", "pad"), "--prefix pad"),
+        (("--from", "{model}", "--tasks", " , "), "--tasks"),
+        (("--from", "{model}", "--tasks", "none.yaml"), "none.yaml: no such file"),
+        (("--from", "/nowhere/at/all", "--tasks", "nano3_prose"), "no such folder"),
+        ((), "--from PATH, or --url URL"),
+        (("--url", "http://127.0.0.1:9", "--prefix", "eos"), "contradict"),
+        (("--url", "http://127.0.0.1:9", "--chat", "--tasks", "nano3_stdlib"), "leave out --chat"),
+    ],
+)
+def test_wrong_input_is_one_line(run, model_folder, options, words):
+    done = run("eval", "lm", *(option.replace("{model}", str(model_folder)) for option in options))
+    assert done.code == 2
+    assert words in done.err
+    assert done.err.strip().count("\n") == 0, done.err
+
+
+def test_without_the_harness_it_is_said_what_to_install(run, model_folder, monkeypatch):
+    monkeypatch.setattr("nano3.cli.eval_lm.find_spec", lambda name: None)
+    done = run("eval", "lm", "--from", model_folder)
+    assert done.code == 2
+    assert "pip install 'nano3[eval]'" in done.err
+
+
+def test_sampled_answers_are_never_remembered(tmp_path):
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.model import LM
+
+    class Counting(LM):
+        asked = 0
+
+        def generate_until(self, requests, disable_tqdm=False):
+            for request in requests:
+                self.asked += 1
+                self.cache_hook.add_partial("generate_until", request.args, str(self.asked))
+            return [str(i) for i in range(len(requests))]
+
+        loglikelihood = loglikelihood_rolling = generate_until
+
+    settings = [{"do_sample": True, "temperature": 1.0}, {"temperature": 0.5}, {"temperature": 0.0}, {}]
+    requests = [Instance("generate_until", {}, (f"{i}", s), i, ("t", i, 1)) for i, s in enumerate(settings)]
+    lm = Counting()
+    for asked in (4, 6):
+        model = Remembering(lm, tmp_path, lambda n: Progress(n, n))
+        model.generate_until(requests)
+        model.close()
+        assert lm.asked == asked
+    assert len(lines(tmp_path / "answers.jsonl")) == 2
