@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 
+import httpx
 import pytest
 
 from nano3.eval.lm import Nano3LM
@@ -13,6 +15,19 @@ from nano3.eval.lm_server import ChatCompletions, Completions
 from nano3.eval.progress import Progress
 from nano3.eval.store import open_store
 from nano3.eval.target import ServerGone, ServerTarget
+
+
+@pytest.fixture
+def url(served):
+    """The server's address, once it listens."""
+    for _ in range(200):
+        try:
+            httpx.get(served + "/health", timeout=5)
+            break
+        except httpx.TransportError:
+            time.sleep(0.05)
+    return served
+
 
 TASKS = ("nano3_opposites", "nano3_prose", "nano3_arithmetic")
 
@@ -32,8 +47,8 @@ def numbers(value):
 
 
 @pytest.mark.parametrize("concurrency", [1, 4])
-def test_scores_of_a_server_are_the_models_own(served, target, tmp_path, concurrency):
-    remote = ServerTarget(served, concurrency=concurrency)
+def test_scores_of_a_server_are_the_models_own(url, target, tmp_path, concurrency):
+    remote = ServerTarget(url, concurrency=concurrency)
     theirs, _ = evaluate(Completions(remote), tmp_path / "server")
     # nano3's server begins texts as its training does.
     ours, _ = evaluate(Nano3LM(target.engine, prefix_token_id=target.tokenizer.eos_id), tmp_path / "own")
@@ -46,17 +61,15 @@ def test_scores_of_a_server_are_the_models_own(served, target, tmp_path, concurr
     remote.close()
 
 
-def test_conversations_with_a_server(served, tmp_path):
-    remote = ServerTarget(served)
+def test_conversations_with_a_server(url, tmp_path):
+    remote = ServerTarget(url)
     samples, scores = evaluate(ChatCompletions(remote), tmp_path, tasks=["nano3_arithmetic"], chat=True)
     assert len(samples) == 3
     assert scores[0].n == 3
     remote.close()
 
 
-def test_a_server_that_goes_away_leaves_what_it_answered(served, serve_answers, tmp_path):
-    import httpx
-
+def test_a_server_that_goes_away_leaves_what_it_answered(url, serve_answers, tmp_path):
     answered = []
 
     def answer(path, body):
@@ -64,16 +77,16 @@ def test_a_server_that_goes_away_leaves_what_it_answered(served, serve_answers, 
             if len(answered) == 4:
                 return 503, {"error": {"message": "gone"}}
             answered.append(body)
-        own = httpx.get(served + path) if not body else httpx.post(served + path, json=body, timeout=60)
+        own = httpx.get(url + path) if not body else httpx.post(url + path, json=body, timeout=60)
         return own.status_code, own.json()
 
-    with serve_answers(answer) as url:
-        remote = ServerTarget(url, concurrency=1)
+    with serve_answers(answer) as between:
+        remote = ServerTarget(between, concurrency=1)
         with pytest.raises(ServerGone, match="does not answer"):
             evaluate(Completions(remote, max_retries=1), tmp_path, tasks=["nano3_opposites"])
         remote.close()
     assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 4
-    remote = ServerTarget(served)
+    remote = ServerTarget(url)
     samples, _ = evaluate(Completions(remote), tmp_path, tasks=["nano3_opposites"])
     assert len(samples) == 3
     assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 12
