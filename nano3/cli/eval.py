@@ -17,6 +17,7 @@ def evaluate() -> None:
     """Evaluate models: long contexts, benchmark tasks, expert shares; and compare results."""
 
 
+app.command("ruler")(eval_ruler.ruler)
 app.command("lm")(eval_lm.lm)
 app.command("experts")(eval_experts.experts)
 app.command("ruler")(eval_ruler.ruler)
