@@ -80,15 +80,15 @@ class Nano3LM(TemplateLM):
             max_gen_toks: most new tokens where a task does not say.
             add_bos_token: begin every text with the beginning token; None: as the tokenizer.json does it.
             prefix_token_id: stands before a text without context; None: the beginning token, as in `hf`.
-            enable_thinking: told to the chat template.
+            enable_thinking, chat_template_args: variables of the chat template.
             think_end_token: an answer begins after the last of these.
-            chat_template_args: further variables of the chat template.
             seed: of sampled answers; each depends on it, on its prompt and its settings alone.
 
         Raises:
             UserError: no such model, or an option that cannot be met.
         """
         super().__init__()
+        self._owned = isinstance(pretrained, str)
         if isinstance(pretrained, str):
             limit = max_length or max_positions(pretrained)
             opened, self.name = open_engine(
@@ -98,7 +98,6 @@ class Nano3LM(TemplateLM):
             )  # fmt: skip
         else:
             opened, self.name = pretrained, "engine"
-        self._owned = isinstance(pretrained, str)
         self.engine: GenerationEngine = opened
         self.max_length = min(max_length or opened.max_context, opened.max_context - 1)
         self.max_gen_toks, self.seed = int(max_gen_toks), seed
@@ -106,9 +105,8 @@ class Nano3LM(TemplateLM):
         self._prefix_token_id, self._think_end_token = prefix_token_id, think_end_token
         self._add_special = add_bos_token is not False
         self._around = ((self._tokenizer.bos_id,), ()) if add_bos_token else _added_tokens(self._tokenizer)
-        self._template_args = dict(chat_template_args or {})
-        if enable_thinking is not None:
-            self._template_args["enable_thinking"] = enable_thinking
+        thinking = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+        self._template_args = {**(chat_template_args or {}), **thinking}
 
     @property
     def eot_token_id(self) -> int:
