@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from nano3.cli import eval_experts, eval_lm, eval_ruler
-from nano3.cli import eval_lm, eval_ruler
-from nano3.cli import eval_compare, eval_ruler
+from nano3.cli import eval_compare, eval_experts, eval_lm, eval_ruler
 from nano3.cli.options import HELP
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", context_settings=HELP, help="Evaluate models.")
@@ -20,5 +18,4 @@ def evaluate() -> None:
 app.command("ruler")(eval_ruler.ruler)
 app.command("lm")(eval_lm.lm)
 app.command("experts")(eval_experts.experts)
-app.command("ruler")(eval_ruler.ruler)
 app.command("compare")(eval_compare.compare)
