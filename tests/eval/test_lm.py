@@ -74,6 +74,7 @@ def ours(folder):
 
 @pytest.fixture(scope="module")
 def theirs(folder):
+    pytest.importorskip("accelerate", reason="lm-eval's hf model needs it; the dev extra has it")
     from lm_eval.models.huggingface import HFLM
 
     lm = HFLM(str(folder), device="cpu", dtype="float32", batch_size=1)
