@@ -24,10 +24,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, document_ids: Tensor | None, state: BlockState) -> tuple[Tensor, None]:
         """x (B, T, D) -> (B, T, D); keys and values are appended to `state`."""
-        cfg = self.cfg
-        q = self.q_proj(x).unflatten(-1, (cfg.n_heads, cfg.head_dim))
-        k = self.k_proj(x).unflatten(-1, (cfg.n_kv_heads, cfg.head_dim))
-        v = self.v_proj(x).unflatten(-1, (cfg.n_kv_heads, cfg.head_dim))
+        q, k, v = self.queries(x), self.keys(x), self.values(x)
         if isinstance(state, AttentionPages):
             return self.o_proj(_attend_pages(q[0], k[0], v[0], state).flatten(-2).unsqueeze(0)), None
         if state is not None:
@@ -35,6 +32,18 @@ class Attention(nn.Module):
             k, v = state.append(k, v)
         y = attention(q, k, v, document_ids=document_ids)
         return self.o_proj(y.flatten(-2)), None
+
+    def queries(self, x: Tensor) -> Tensor:
+        """x (B, T, D) -> (B, T, Hq, Dh)."""
+        return self.q_proj(x).unflatten(-1, (self.cfg.n_heads, self.cfg.head_dim))
+
+    def keys(self, x: Tensor) -> Tensor:
+        """x (B, T, D) -> (B, T, Hkv, Dh)."""
+        return self.k_proj(x).unflatten(-1, (self.cfg.n_kv_heads, self.cfg.head_dim))
+
+    def values(self, x: Tensor) -> Tensor:
+        """x (B, T, D) -> (B, T, Hkv, Dh)."""
+        return self.v_proj(x).unflatten(-1, (self.cfg.n_kv_heads, self.cfg.head_dim))
 
 
 def _attend_pages(q: Tensor, k: Tensor, v: Tensor, state: AttentionPages) -> Tensor:

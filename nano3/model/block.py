@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from nano3.config.model import ATTENTION, MAMBA, MLP, MOE, ModelConfig
 from nano3.model.attention import Attention
+from nano3.model.chunked import run_in_pieces
 from nano3.model.layers import RMSNorm
 from nano3.model.mamba2 import Mamba2
 from nano3.model.mlp import MLP as DenseMLP
@@ -33,8 +34,19 @@ class Block(nn.Module):
         self.mixer = MIXERS[symbol](cfg)
 
     def forward(
-        self, x: Tensor, document_ids: Tensor | None = None, state: BlockState = None
+        self,
+        x: Tensor,
+        document_ids: Tensor | None = None,
+        state: BlockState = None,
+        most_tokens: int = 0,
+        recompute: bool = False,
     ) -> tuple[Tensor, RouterStats | None]:
-        """x (B, T, D) -> (B, T, D), and routing statistics from a mixture block."""
+        """x (B, T, D) -> (B, T, D), and routing statistics from a mixture block.
+
+        With `most_tokens` in pieces of no more than these, which the backward pass computes again with `recompute`;
+        see nano3.model.chunked.
+        """
+        if most_tokens:
+            return run_in_pieces(self, x, document_ids, most_tokens, recompute)
         y, stats = self.mixer(self.norm(x), document_ids, state)
         return x + y, stats

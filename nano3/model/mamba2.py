@@ -51,8 +51,7 @@ class Mamba2(nn.Module):
 
     def forward(self, u: Tensor, document_ids: Tensor | None, state: BlockState) -> tuple[Tensor, None]:
         """u (B, T, D) -> (B, T, D); `state` is advanced in place."""
-        cfg = self.cfg
-        z, xBC, dt = self.in_proj(u).split([cfg.d_inner, cfg.conv_dim, cfg.mamba_n_heads], dim=-1)
+        z, xBC, dt = self._project(u)
         if isinstance(state, MambaSlots):
             return self.out_proj(self._advance(z[0], xBC[0], dt[0], state).unsqueeze(0)), None
         assert state is None or isinstance(state, MambaState)
@@ -61,6 +60,22 @@ class Mamba2(nn.Module):
         else:
             y = self._scan(xBC, dt, document_ids, state)
         return self.out_proj(self.norm(y, z)), None
+
+    def advance(
+        self, u: Tensor, document_ids: Tensor | None, conv: Tensor | None, ssm: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """u (B, T, D) after a state (conv, ssm; see MambaState; None: the start) -> (B, T, D) and the next state.
+
+        The first document of a row continues the state. Differentiable in the state too.
+        """
+        z, xBC, dt = self._project(u)
+        y, conv, ssm = self._mix(xBC, dt, document_ids, conv, ssm)
+        return self.out_proj(self.norm(y, z)), conv, ssm
+
+    def _project(self, u: Tensor) -> tuple[Tensor, ...]:
+        """u (..., D) -> z (..., d_inner), xBC (..., conv_dim), dt (..., H)."""
+        cfg = self.cfg
+        return self.in_proj(u).split([cfg.d_inner, cfg.conv_dim, cfg.mamba_n_heads], dim=-1)
 
     def _split(self, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(..., conv_dim) -> x (..., H, P), B and C (..., G, N)."""
@@ -78,6 +93,16 @@ class Mamba2(nn.Module):
 
     def _scan(self, xBC: Tensor, dt: Tensor, document_ids: Tensor | None, state: MambaState | None) -> Tensor:
         conv, ssm = (state.conv, state.ssm) if state is not None else (None, None)
+        y, conv, ssm = self._mix(xBC, dt, document_ids, conv, ssm)
+        if state is not None:
+            state.conv.copy_(conv)
+            state.ssm.copy_(ssm)
+        return y
+
+    def _mix(
+        self, xBC: Tensor, dt: Tensor, document_ids: Tensor | None, conv: Tensor | None, ssm: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Convolution and scan: y (B, T, d_inner) and the state after them."""
         xBC, conv = causal_conv1d(
             xBC, self.conv1d.weight.squeeze(1), self.conv1d.bias, initial_state=conv, document_ids=document_ids
         )
@@ -94,10 +119,7 @@ class Mamba2(nn.Module):
             document_ids=document_ids,
             chunk_size=self.cfg.chunk_size,
         )
-        if state is not None:
-            state.conv.copy_(conv)
-            state.ssm.copy_(ssm)
-        return y.flatten(-2)
+        return y.flatten(-2), conv, ssm
 
     def _step(self, xBC: Tensor, dt: Tensor, state: MambaState) -> Tensor:
         xBC = causal_conv1d_step(xBC, state.conv, self.conv1d.weight.squeeze(1), self.conv1d.bias)

@@ -30,8 +30,12 @@ class RouterStats:
     def balance_loss(self) -> Tensor:
         """Scalar: E * sum_e f_e P_e, 1 when routing is even."""
         fraction = self.load.to(self._scores.dtype) / self._expert_ids.numel()
-        probability = (self._scores / self._scores.sum(-1, keepdim=True)).mean(0)
-        return self._scores.shape[1] * torch.dot(fraction, probability)
+        return self._scores.shape[1] * torch.dot(fraction, self.probabilities.mean(0))
+
+    @property
+    def probabilities(self) -> Tensor:
+        """(S, E): each token's scores over their sum."""
+        return self._scores / self._scores.sum(-1, keepdim=True)
 
 
 @dataclass
