@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from nano3.config.generate import GenerateConfig
 from nano3.config.schema import PretrainConfig
 
 SHORTEST = 2
+SHORTEST_MADE = 256
+"""Fewest tokens for which nano3.config.generate makes texts."""
 
 
 @dataclass(frozen=True)
@@ -15,7 +18,8 @@ class ContextConfig:
 
     lengths: dict[str, float] = field(default_factory=lambda: {"4096": 50.0, "512": 50.0})
     """Sequence length to its share of the tokens; normalised to sum 1. A step has one length and always
-    train.batch_size * longest tokens: shorter ones come in more rows. data.seq_len becomes the longest."""
+    train.batch_size * longest tokens: shorter ones come in more rows. data.seq_len becomes the longest, and
+    data.generate.lengths these lengths if it is empty."""
 
     def __post_init__(self) -> None:
         for text, share in self.lengths.items():
@@ -48,7 +52,7 @@ class ExtendContextConfig(PretrainConfig):
         super().__post_init__()
         longest = max(self.lengths)
         # The longest length is the one that batches are counted in, and that the model must advertise.
-        object.__setattr__(self, "data", replace(self.data, seq_len=longest))
+        object.__setattr__(self, "data", replace(self.data, seq_len=longest, generate=self._generate()))
         if self.model.max_position_embeddings < longest:
             object.__setattr__(self, "model", replace(self.model, max_position_embeddings=longest))
         tokens = self.train.batch_size * longest
@@ -58,6 +62,12 @@ class ExtendContextConfig(PretrainConfig):
                     f"context.lengths: no whole number of rows of {length} fills a batch of {tokens} tokens "
                     f"(train.batch_size {self.train.batch_size} x {longest}): change one of them"
                 )
+
+    def _generate(self) -> GenerateConfig:
+        """Texts are made for the lengths of the mixture, unless data.generate.lengths says otherwise."""
+        made = self.data.generate
+        lengths = {str(length): share for length, share in self.lengths.items() if length >= SHORTEST_MADE}
+        return made if made.lengths else replace(made, lengths=lengths)
 
     @property
     def lengths(self) -> dict[int, float]:

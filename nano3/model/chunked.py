@@ -193,7 +193,7 @@ def _spans(piece: Piece, starts: list[int] | None) -> list[Span]:
         return [Span(piece.start, piece.stop, piece.start)]
     end = inside[0] if inside else piece.stop
     spans = [Span(piece.start, end, begin)]
-    return spans + [Span(end, piece.stop, end)] if end < piece.stop else spans
+    return [*spans, Span(end, piece.stop, end)] if end < piece.stop else spans
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, spans: list[Span], document_ids: Tensor | None) -> Tensor:

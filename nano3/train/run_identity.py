@@ -11,6 +11,7 @@ from nano3.train.checkpoint import CheckpointError
 
 FREE = {
     "data.cache_dir",
+    "data.generate",
     "train.tokens",
     "train.micro_batch_size",
     "train.dtype",
@@ -18,7 +19,8 @@ FREE = {
     "train.sequence_chunk",
     "train.continue_state",
 }
-"""Settings that may change between a checkpoint and its resume, beside the sections not listed in DECIDING."""
+"""Settings that may change between a checkpoint and its resume, beside the sections not listed in DECIDING.
+What data.generate decides, the texts, is compared itself: see nano3.stages.training.fingerprints."""
 DECIDING = ("model", "data", "context", "train", "optimizer", "schedule", "balance")
 """Sections that decide what is computed."""
 HORIZON = "schedule.horizon_tokens"

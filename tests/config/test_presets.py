@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nano3.config.errors import UserError
+from nano3.config.extend_context import ExtendContextConfig
 from nano3.config.model import ModelConfig
-from nano3.config.presets import load_model, load_pretrain, preset_names, to_toml
+from nano3.config.presets import load_extend_context, load_model, load_pretrain, preset_names, to_toml
 from nano3.config.schema import PretrainConfig
 
 
@@ -28,6 +29,9 @@ def error_of(name, *overrides):
 def test_every_preset_loads():
     assert preset_names("models") == ["bench-110m", "nano3-30b-a3b", "tiny"]
     assert preset_names("pretrain") == ["phase1", "phase2", "tiny"]
+    assert preset_names("extend-context") == ["long-context", "tiny"]
+    for name in preset_names("extend-context"):
+        assert isinstance(load_extend_context(name), ExtendContextConfig)
     for name in preset_names("models"):
         assert isinstance(load_model(name), ModelConfig)
     for name in preset_names("pretrain"):
@@ -94,6 +98,12 @@ def test_a_file_inherits_key_by_key_and_replaces_the_blend(tmp_path):
     assert (cfg.train.tokens, cfg.train.micro_batch_size, cfg.train.batch_size) == (2000, 3, 3072)
     assert cfg.data.blend == {"mine": 1.0}
     assert cfg.model == load_model("nano3-30b-a3b")
+
+
+def test_a_base_may_be_a_preset_of_another_stage(tmp_path):
+    child = write(tmp_path, "child.toml", 'base = "pretrain/phase2"\n[context.lengths]\n1024 = 1\n[train]\nseed = 7\n')
+    cfg = load_extend_context(child)
+    assert (cfg.train.seed, cfg.lengths, cfg.data.blend["math"]) == (7, {1024: 1.0}, 12.5)
 
 
 def test_a_circle_of_bases_is_an_error(tmp_path):

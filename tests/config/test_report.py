@@ -5,8 +5,10 @@ from importlib.resources import files
 
 import pytest
 
-from nano3.config.presets import load_pretrain
+from nano3.config.presets import load_extend_context, load_pretrain
 from nano3.config.report import diff_from_report, published_sections
+
+LONG = "extend-context/long-context"
 
 
 def rows(*args):
@@ -16,6 +18,20 @@ def rows(*args):
 @pytest.mark.parametrize("phase", ["phase1", "phase2"])
 def test_the_reports_own_phases_do_not_differ(phase):
     assert rows(phase) == {}
+
+
+def test_the_reports_context_extension_does_not_differ_and_its_unpublished_shares_may():
+    assert diff_from_report(load_extend_context("long-context")) == []
+    shares = ["context.lengths={524288=1, 4096=9}", "schedule.horizon_tokens=9"]
+    assert diff_from_report(load_extend_context("long-context", shares)) == []
+
+
+def test_other_lengths_are_one_row():
+    found = diff_from_report(load_extend_context("long-context", ["context.lengths={524288=1}"]))
+    assert [(row.key, row.here, row.report) for row in found] == [("context.lengths", [524288], [524288, 4096])]
+    tiny = {row.key: row for row in diff_from_report(load_extend_context("tiny"))}
+    assert tiny["schedule.peak_lr"].report == 1e-5
+    assert tiny["context.lengths"].section == "§2.5"
 
 
 def test_a_changed_number_is_a_row_with_both_values_and_its_section():
@@ -48,7 +64,7 @@ def test_tiny_differs_in_its_sizes():
     assert "optimizer.beta2" not in found
 
 
-@pytest.mark.parametrize("name", ["models/nano3-30b-a3b", "pretrain/phase1", "pretrain/phase2"])
+@pytest.mark.parametrize("name", ["models/nano3-30b-a3b", "pretrain/phase1", "pretrain/phase2", LONG])
 def test_every_number_of_the_reports_presets_names_its_section_or_is_ours(name):
     text = (files("nano3.presets") / f"{name}.toml").read_text(encoding="utf-8")
     settings = [line for line in text.splitlines() if re.match(r'^["\w+-]+\s*=', line) and not line.startswith("base")]
