@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ def draw(metrics: Path, folder: Path) -> list[Path]:
 
 def _loss(lines: Lines, train: Lines) -> Any:
     heldout = [line for line in lines if line["kind"] == "heldout"]
+    lengths = list(dict.fromkeys(line.get("seq_len") for line in heldout))
     unit, label = _unit(train)
     figure, axes = _figure(2 if heldout else 1, "Loss")
     x, y = [line["tokens"] / unit for line in train], [line["loss"] for line in train]
@@ -36,7 +38,9 @@ def _loss(lines: Lines, train: Lines) -> Any:
     axes[0].plot(x, smooth(y), color=BLUE, linewidth=1.8, label="training, smoothed")
     if heldout:
         for axis, key in zip(axes, ("loss", "bits_per_byte"), strict=True):
-            _heldout(axis, heldout, key, unit)
+            for at, colour in zip(lengths, itertools.cycle((ORANGE, GREEN, INK)), strict=False):
+                rows = [line for line in heldout if line.get("seq_len") == at]
+                _heldout(axis, rows, key, unit, colour, f" at {at}" if len(lengths) > 1 else "")
         _dress(axes[1], label, "bits per byte")
     _dress(axes[0], label, "nats per token")
     for axis in axes:
@@ -44,17 +48,20 @@ def _loss(lines: Lines, train: Lines) -> Any:
     return figure
 
 
-def _heldout(axis: Any, heldout: Lines, key: str, unit: float) -> None:
+def _heldout(axis: Any, heldout: Lines, key: str, unit: float, colour: str, place: str) -> None:
     """A line through the scores of one sample of the held-out text, and the last score apart: it is of all of it."""
     whole = [line for line in heldout if line.get(FINAL)]
     sample = [line for line in heldout if not line.get(FINAL)]
-    for rows, style, name in ((sample, "o-", "held-out, a sample"), (whole, "D", "held-out, at the end")):
+    for rows, style, name in (
+        (sample, "o-", f"held-out{place}, a sample"),
+        (whole, "D", f"held-out{place}, at the end"),
+    ):
         if rows:
             at = [line["tokens"] / unit for line in rows]
-            axis.plot(at, [r[key] for r in rows], style, color=ORANGE, markersize=4, linewidth=1.4, label=name)
+            axis.plot(at, [r[key] for r in rows], style, color=colour, markersize=4, linewidth=1.4, label=name)
     last = heldout[-1]
-    place = (last["tokens"] / unit, last[key])
-    axis.annotate(f"{last[key]:.3f}", place, (0, 8), textcoords="offset points", ha="right", color=INK)
+    end = (last["tokens"] / unit, last[key])
+    axis.annotate(f"{last[key]:.3f}", end, (0, 8), textcoords="offset points", ha="right", color=INK)
 
 
 def _learning_rate(lines: Lines, train: Lines) -> Any:
