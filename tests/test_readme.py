@@ -24,7 +24,13 @@ def shown_commands() -> list[str]:
 
 
 # What makes a verb check its arguments and stop: files and models named in examples do not exist here.
-HARMLESS = {"pretrain": ["--dry-run"], "serve": ["--help"], "generate": ["--help"], "chat": ["--help"]}
+HARMLESS = {
+    "pretrain": ["--dry-run"],
+    "serve": ["--help"],
+    "generate": ["--help"],
+    "chat": ["--help"],
+    "eval": ["--help"],
+}
 
 
 @pytest.mark.parametrize("shown", shown_commands())

@@ -18,7 +18,7 @@ Runs = Annotated[
     list[str],
     typer.Argument(
         help="Result folders, folders that hold some, or training runs; LABEL=PATH names one. The first is what the "
-        "others are compared with.", metavar="RUN...",
+        "others are compared with.", metavar="RUN",
     ),
 ]  # fmt: skip
 Out = Annotated[

@@ -162,8 +162,9 @@ def _open(options: Mapping[str, Any], subject: shared.Subject, longest: int) -> 
     """The target, with room for the longest context. Raises UserError where there is none."""
     from nano3.eval.room import check_context, too_long
 
+    notes: tuple[str, ...] = ()
     if options["url"] is None and options["engine_name"] == "native":
-        check_context(
+        notes = check_context(
             options["from_"], longest, dtype=options["dtype"], device=options["device"],
             memory=engines.parse_bytes(options["memory"]),
         )  # fmt: skip
@@ -171,6 +172,7 @@ def _open(options: Mapping[str, Any], subject: shared.Subject, longest: int) -> 
     if target.max_context is not None and target.max_context < longest:
         target.close()
         raise UserError(too_long(longest, target.max_context, server=options["url"] is not None))
+    target.notes.extend(notes)
     return target
 
 

@@ -10,8 +10,8 @@ PAGE = 64
 """Tokens of a page of keys and values, as the engine's default."""
 
 
-def check_context(model: str, length: int, *, dtype: str, device: str, memory: int | None) -> None:
-    """Refuse a context that the engine has no memory for.
+def check_context(model: str, length: int, *, dtype: str, device: str, memory: int | None) -> tuple[str, ...]:
+    """Refuse a context that the engine has no memory for; what there is to note about one that it has memory for.
 
     Args:
         model: a run folder, a Hugging Face folder or a model preset.
@@ -38,7 +38,7 @@ def check_context(model: str, length: int, *, dtype: str, device: str, memory: i
     where = find_device(device)
     folder = model_folder(model) if Path(model).exists() else None
     if folder is None and model not in preset_names("models"):
-        return  # loading it says so
+        return ()  # loading it says so
     cfg = read_config(folder) if folder else load_preset(model)
     weights, activations = inference_dtypes(dtype, where, stored_dtype(folder) if folder else torch.float32)
     if memory is None:
@@ -49,6 +49,10 @@ def check_context(model: str, length: int, *, dtype: str, device: str, memory: i
     if need > memory:
         largest = max(0, (memory - slot) // page) * PAGE if page else 0
         raise UserError(too_long(length, largest, need, memory))
+    if length > cfg.max_position_embeddings:
+        # Advice only: no block of the model depends on positions.
+        return (f"{length} tokens are more than the {cfg.max_position_embeddings} that the model was made for",)
+    return ()
 
 
 def too_long(
@@ -67,4 +71,4 @@ def too_long(
 
 
 def _size(n: int) -> str:
-    return f"{n / 2**30:.2f} GiB" if n >= 1 << 29 else f"{n / 2**20:.1f} MiB"
+    return f"{n / 2**30:.4g} GiB" if n >= 1 << 30 else f"{n / 2**20:.4g} MiB"

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -175,6 +176,34 @@ def test_what_does_not_fit_is_told_with_a_length_that_does(run, base_folder):
     fits = run("eval", "ruler", "--from", base_folder, "--ctx", min(largest, 600), "--memory", "1MiB",
                "--tasks", "niah_single_1", "--samples", 1)  # fmt: skip
     assert fits.code == 0, fits.err
+
+
+def test_a_context_beyond_what_the_model_was_made_for_is_noted(run, base_folder, tmp_path):
+    folder = tmp_path / "short"
+    shutil.copytree(base_folder, folder)
+    keys = json.loads((folder / "config.json").read_text()) | {"max_position_embeddings": 256}
+    (folder / "config.json").write_text(json.dumps(keys))
+    done = run("eval", "ruler", "--from", folder, "--ctx", "512", "--tasks", "niah_single_1", "--samples", 1, "--json")
+    assert done.code == 0
+    assert "512 tokens are more than the 256 that the model was made for" in json.loads(done.out)["notes"]
+
+
+def test_ctrl_c_leaves_what_is_done(base_folder):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nano3", "eval", "ruler", "--from", base_folder, *map(str, SMALL), "--samples", "50",
+         "--max-sequences", "1", "--out", "r"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    file = Path("r", "samples.jsonl")
+    while process.poll() is None and not (file.exists() and file.read_bytes().count(b"\n") >= 2):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "give the same command again to go on" in err
+    found = result("r")
+    assert found["complete"] is False
+    assert sum(score["n"] for score in found["scores"] if score["task"] != "average") == len(rows("r")) < 100
 
 
 def test_no_target_and_no_server_are_one_line(run):
