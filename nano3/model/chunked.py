@@ -9,7 +9,7 @@ one piece is held. Gradients flow through what is handed on: they are those of t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -121,8 +121,10 @@ def _moe(block: Block, pieces: list[Piece], ids: Tensor | None, call: Callable) 
 
 
 def _mamba(block: Block, pieces: list[Piece], ids: Tensor | None, call: Callable) -> tuple[list[Tensor], list]:
+    mixer = cast(Mamba2, block.mixer)
+
     def run(x: Tensor, document_ids: Tensor | None, conv: Tensor | None, ssm: Tensor | None):
-        y, conv, ssm = block.mixer.advance(block.norm(x), document_ids, conv, ssm)
+        y, conv, ssm = mixer.advance(block.norm(x), document_ids, conv, ssm)
         return x + y, conv, ssm
 
     outputs, conv, ssm = [], None, None
@@ -141,7 +143,7 @@ def _like(rows: Tensor, state: Tensor) -> Tensor:
 
 def _attention(block: Block, pieces: list[Piece], ids: Tensor | None, call: Callable) -> tuple[list[Tensor], list]:
     """All keys and values first, then the queries of each piece against those of its documents."""
-    mixer = block.mixer
+    mixer = cast(Attention, block.mixer)
     if len(pieces) == 1:
 
         def whole(x: Tensor) -> Tensor:

@@ -103,11 +103,11 @@ class Mamba2(nn.Module):
         self, xBC: Tensor, dt: Tensor, document_ids: Tensor | None, conv: Tensor | None, ssm: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Convolution and scan: y (B, T, d_inner) and the state after them."""
-        xBC, conv = causal_conv1d(
+        xBC, last_inputs = causal_conv1d(
             xBC, self.conv1d.weight.squeeze(1), self.conv1d.bias, initial_state=conv, document_ids=document_ids
         )
         x, B, C = self._split(xBC)
-        y, ssm = ssd_scan(
+        y, last_state = ssd_scan(
             x,
             dt,
             self._A(),
@@ -119,7 +119,7 @@ class Mamba2(nn.Module):
             document_ids=document_ids,
             chunk_size=self.cfg.chunk_size,
         )
-        return y.flatten(-2), conv, ssm
+        return y.flatten(-2), last_inputs, last_state
 
     def _step(self, xBC: Tensor, dt: Tensor, state: MambaState) -> Tensor:
         xBC = causal_conv1d_step(xBC, state.conv, self.conv1d.weight.squeeze(1), self.conv1d.bias)
