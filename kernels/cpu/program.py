@@ -5,8 +5,9 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Sequence
-from ctypes import POINTER, c_double, c_int64, c_void_p
+from ctypes import c_void_p
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import NamedTuple
 
 import torch
@@ -16,10 +17,11 @@ from ..allocator import use_huge_pages
 from .call import declare, run
 from .guard import may_run
 from .native import TYPES, native
+from .program_memory import MOST_SEQUENCES, Block, Program, StepMemory
 
-MOST_SEQUENCES = 64
-"""More sequences go op by op, where products are large enough to fill the machine."""
+TRACED = "tensors are traced, or autocast changes what ops return"
 declare(decode_step=(c_void_p,))
+_LAYOUT = Tensor.data_ptr, attrgetter("dtype"), attrgetter("shape"), Tensor.is_contiguous
 
 
 class UnfitError(ValueError):
@@ -107,10 +109,6 @@ def _new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="cpu")
 
 
-def _layout(state: Tensor) -> tuple:
-    return state.data_ptr(), state.dtype, state.shape, state.is_contiguous()
-
-
 def _address(rows: Tensor | None) -> int:
     return 0 if rows is None else rows.data_ptr()
 
@@ -130,31 +128,6 @@ class BlockState(NamedTuple):
 
     first: Tensor
     second: Tensor
-
-
-class _Block(ctypes.Structure):
-    _fields_ = [
-        ("kind", c_int64),
-        *((name, c_void_p) for name in ("norm", "input", "output", "second", "third", "taps", "bias", "out_norm")),
-        *((name, c_void_p) for name in ("A_log", "D", "dt_bias", "router", "router_bias")),
-        *((name, c_void_p) for name in ("first_state", "second_state")),
-        ("F", c_int64),
-    ]
-
-
-class _Program(ctypes.Structure):
-    _fields_ = [
-        ("blocks", POINTER(_Block)),
-        *((name, c_void_p) for name in ("embeddings", "norm", "head")),
-        *((name, c_int64) for name in ("n_blocks", "D", "V", "weight_type", "state_type")),
-        *((name, c_int64) for name in ("H", "P", "N", "G", "W", "heads", "R", "Dh", "E", "K", "F")),
-        ("eps", c_double),
-        ("routed_scale", c_double),
-        *((name, c_int64) for name in ("n_slots", "n_pages", "page_size", "n", "table_width")),
-        *((name, c_void_p) for name in ("tokens", "slots", "table", "lengths", "hidden", "logits", "scratch")),
-        ("scratch_bytes", c_int64),
-        ("scratch_needed", c_int64),
-    ]
 
 
 class DecodeProgram:
@@ -181,9 +154,9 @@ class DecodeProgram:
         self._places: list[tuple[int, int]] = []
         if not min(s.E, 1) <= s.K <= s.E or (s.H and s.H % max(s.G, 1)) or s.query_heads % max(s.kv_heads, 1):
             raise UnfitError(f"sizes that do not go together: {s}")
-        self._blocks = (_Block * len(blocks))(*(self._block(block) for block in blocks))
+        self._blocks = (Block * len(blocks))(*(self._block(block) for block in blocks))
         groups = s.query_heads // s.kv_heads if s.kv_heads else 0
-        self._program = _Program(
+        self._program = Program(
             self._blocks,
             self._pointer("embeddings", embeddings, (s.V, s.D)),
             self._pointer("norm", norm, (s.D,)),
@@ -191,7 +164,9 @@ class DecodeProgram:
             len(blocks), s.D, s.V, TYPES[self.dtype], 0, s.H, s.P, s.N, s.G, s.W, s.kv_heads, groups, s.head_dim,
             s.E, s.K, s.F, s.eps, s.routed_scale,
         )  # fmt: skip
-        self._state_pointers: list = []
+        self._memory = StepMemory()
+        self._logits = _new(0)
+        self._seen: tuple | None = None
         use_huge_pages(self._places)
 
     def run(
@@ -226,7 +201,7 @@ class DecodeProgram:
         n, p = tokens.shape[0], self._program
         self._check_indices(tokens, slots, page_table, key_lengths)
         if not may_run(tokens, slots, page_table, key_lengths):
-            raise UnfitError("tensors are traced, or autocast changes what ops return")
+            raise UnfitError(TRACED)
         # Results belong to the caller: another thread may be at its next step while they are read.
         hidden = _new(n, self.sizes.D)
         rows = _new(n, self.sizes.V) if logits else None
@@ -234,14 +209,58 @@ class DecodeProgram:
             return hidden, rows
         with self._lock:
             self._point_at(states)
-            p.n, p.table_width = n, page_table.shape[1]
+            p.n, p.limit, p.table_width = n, 0, page_table.shape[1]
             p.tokens, p.slots, p.table = tokens.data_ptr(), slots.data_ptr(), page_table.data_ptr()
             p.lengths, p.hidden, p.logits = key_lengths.data_ptr(), hidden.data_ptr(), _address(rows)
-            if not run("decode_step", ctypes.byref(p)):
-                self._grow_scratch(p.scratch_needed)
-                if not run("decode_step", ctypes.byref(p)):
-                    raise MemoryError(f"no scratch of {p.scratch_needed} bytes for a decoding step")
+            self._step()
         return hidden, rows
+
+    def choose(
+        self,
+        tokens: Sequence[int],
+        slots: Sequence[int],
+        pages: Sequence[list[int]],
+        key_lengths: Sequence[int],
+        states: Sequence[BlockState | None],
+        limit: int,
+    ) -> list[tuple[int, float, float]]:
+        """Advance n sequences, 0 < n <= MOST_SEQUENCES, as `run` does, and find the most probable next token of each.
+
+        Args:
+            tokens: n of them.
+            slots: n, all different.
+            pages: of each sequence, enough for its tokens.
+            key_lengths: tokens of each sequence with this one.
+            states: one a block, None for blocks without.
+            limit: only ids below it are chosen.
+
+        Returns:
+            Of each sequence: id, its logit, the logarithm of the sum of all logits' exponentials; equal to those of
+            nano3.kernels.best_tokens.
+
+        Raises:
+            IndexError, UnfitError, MemoryError: as `run`.
+        """
+        n, p, memory = len(tokens), self._program, self._memory
+        if not may_run():
+            raise UnfitError(TRACED)
+        with self._lock:
+            self._point_at(states)
+            if self._logits.shape[0] < n:
+                p.logits = 0
+                self._logits = _new(n, self.sizes.V)
+            memory.fill(tokens, slots, key_lengths, pages)
+            memory.point(p)
+            p.n, p.limit, p.hidden, p.logits = n, min(limit, self.sizes.V), 0, self._logits.data_ptr()
+            self._step()
+            return memory.choices(n)
+
+    def _step(self) -> None:
+        p = self._program
+        if not run("decode_step", ctypes.byref(p)):
+            self._grow_scratch(p.scratch_needed)
+            if not run("decode_step", ctypes.byref(p)):
+                raise MemoryError(f"no scratch of {p.scratch_needed} bytes for a decoding step")
 
     def _check_indices(self, tokens: Tensor, slots: Tensor, page_table: Tensor, key_lengths: Tensor) -> None:
         n, indices = tokens.shape[0], (tokens, slots, page_table, key_lengths)
@@ -262,10 +281,11 @@ class DecodeProgram:
 
     def _point_at(self, states: Sequence[BlockState | None]) -> None:
         """Look at the states, unless they are those of the last call."""
-        pointers = [s and (*_layout(s[0]), *_layout(s[1])) for s in states]
-        if pointers == self._state_pointers:
+        tensors = [t for state in states if state is not None for t in state]
+        seen = [s is None for s in states], *(list(map(look, tensors)) for look in _LAYOUT)
+        if seen == self._seen:
             return
-        self._state_pointers = []
+        self._seen = None
         p, found = self._program, set()
         p.n_slots = p.n_pages = 0
         for block, kind, state in zip(self._blocks, self._kinds, states, strict=True):
@@ -283,7 +303,7 @@ class DecodeProgram:
                 p.n_slots = count
             else:
                 p.n_pages, p.page_size = count, page_size
-        self._state_pointers = pointers
+        self._seen = seen
 
     def _state_sizes(self, kind: type, state: BlockState) -> tuple[int, int, torch.dtype]:
         """(slots or pages, page size or 0, type)."""
@@ -309,8 +329,8 @@ class DecodeProgram:
         self._places.append((weight.data_ptr(), weight.nbytes))
         return weight.data_ptr()
 
-    def _block(self, block: BlockWeights) -> _Block:
-        filled = _Block(norm=self._pointer("norm", block.norm, (self.sizes.D,)))
+    def _block(self, block: BlockWeights) -> Block:
+        filled = Block(norm=self._pointer("norm", block.norm, (self.sizes.D,)))
         filled.kind, fill = {
             MambaWeights: (0, self._fill_mamba),
             AttentionWeights: (1, self._fill_attention),
@@ -320,7 +340,7 @@ class DecodeProgram:
         fill(filled, block)
         return filled
 
-    def _fill_mamba(self, to: _Block, w: MambaWeights) -> None:
+    def _fill_mamba(self, to: Block, w: MambaWeights) -> None:
         s = self.sizes
         inner, channels = s.H * s.P, s.H * s.P + 2 * s.G * s.N
         to.input = self._pointer("in_proj", w.in_proj, (inner + channels + s.H, s.D))
@@ -331,7 +351,7 @@ class DecodeProgram:
         for name in ("A_log", "D", "dt_bias"):
             setattr(to, name, self._pointer(name, getattr(w, name), (s.H,), dtype=torch.float32))
 
-    def _fill_attention(self, to: _Block, w: AttentionWeights) -> None:
+    def _fill_attention(self, to: Block, w: AttentionWeights) -> None:
         s = self.sizes
         queries, keys = s.query_heads * s.head_dim, s.kv_heads * s.head_dim
         to.input = self._pointer("q", w.q, (queries, s.D))
@@ -339,7 +359,7 @@ class DecodeProgram:
         to.third = self._pointer("v", w.v, (keys, s.D))
         to.output = self._pointer("o", w.o, (s.D, queries))
 
-    def _fill_experts(self, to: _Block, w: ExpertWeights) -> None:
+    def _fill_experts(self, to: Block, w: ExpertWeights) -> None:
         s = self.sizes
         to.router = self._pointer("router", w.router, (s.E, s.D), dtype=torch.float32)
         to.router_bias = self._pointer("router_bias", w.router_bias, (s.E,), dtype=torch.float32)
@@ -348,7 +368,7 @@ class DecodeProgram:
         if w.shared_up is not None and w.shared_down is not None:
             self._fill_mlp(to, MlpWeights(w.norm, w.shared_up, w.shared_down))
 
-    def _fill_mlp(self, to: _Block, w: MlpWeights) -> None:
+    def _fill_mlp(self, to: Block, w: MlpWeights) -> None:
         to.F = w.up.shape[0]
         to.input = self._pointer("up", w.up, (to.F, self.sizes.D))
         to.output = self._pointer("down", w.down, (self.sizes.D, to.F))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from nano3.engine.grammar import GrammarCompiler, GrammarMatcher
 from nano3.engine.prefix_cache import PrefixCache
 from nano3.engine.protocol import Stats, ends_of_text
 from nano3.engine.request import Request, Sampling, Token, Update
-from nano3.engine.sampler import sample, score
+from nano3.engine.sampler import best_of, sample, score
 from nano3.engine.scheduler import Limits, Scheduler, Work
 from nano3.engine.sequence import Sequence
 from nano3.engine.sequence_sampler import SequenceSampler, derive_seed, penalized_ids
@@ -25,7 +26,7 @@ from nano3.engine.thinking import thinking_tracker
 from nano3.model.lm import LM
 from nano3.model.plan import MOST_STEPS, Plan, Span
 from nano3.model.pool import StatePool
-from nano3.model.step import step, why_not
+from nano3.model.step import Ahead, greedy_step, step, why_not
 
 if TYPE_CHECKING:
     import numpy as np
@@ -139,7 +140,7 @@ class Engine:
         right: dict[int, int] = {}
         for done in self._passes(works):
             for work, start in zip(done.works, done.starts, strict=True):
-                if work.sequence.scores_prompt:
+                if done.hidden is not None and work.sequence.scores_prompt:
                     self._score(work, done.hidden[start : start + work.length])
             updates += self._choose(done, right)
         for work in works:
@@ -228,6 +229,12 @@ class Engine:
         return [self._pass(part) for part in self._parts(works)]
 
     def _pass(self, works: list[Work]) -> _Passed:
+        if all(work.is_greedy_step for work in works):
+            ahead = [_ahead(work.sequence) for work in works]
+            choices = greedy_step(self.model, ahead, self._scheduler.pool, self._ids_limit)
+            if choices is not None:
+                self._computed += len(works)
+                return _Passed(works, range(len(works)), None, None, best_of(choices))
         plan = Plan([_span(work) for work in works], self._scheduler.pool.page_size, self.device)
         self._computed += plan.n_tokens
         row: list[int] = []
@@ -259,6 +266,9 @@ class Engine:
     def _choose(self, done: _Passed, right: dict[int, int]) -> list[Update]:
         """Next tokens; how many guesses of each work were right is put into `right`."""
         updates: list[Update] = []
+        if done.chosen is not None:
+            pairs = zip(done.works, done.chosen, strict=True)
+            return [work.sequence.accept(token, self.eos_ids, self.max_context) for work, token in pairs]
         rows: list[int] = []
         open_works: list[tuple[Work, int]] = []
         for work, start in zip(done.works, done.starts, strict=True):
@@ -290,6 +300,7 @@ class Engine:
     def _logits(self, done: _Passed, rows: list[int]) -> Tensor:
         if done.logits is not None:
             return _rows_of(done.logits, rows)
+        assert done.hidden is not None
         return self.model.lm_head(_rows_of(done.hidden, rows))
 
     def _settle(self, work: Work, right: int) -> None:
@@ -319,12 +330,14 @@ class _Passed:
     """Works that went through the model together."""
 
     works: list[Work]
-    starts: list[int]
+    starts: Iterable[int]
     """First row of each."""
-    hidden: Tensor
-    """(tokens of the pass, D)."""
+    hidden: Tensor | None
+    """(tokens of the pass, D); None where `chosen` is all that is wanted."""
     logits: Tensor | None
     """(tokens of the pass, V) where they came with it, valid until the model's next step."""
+    chosen: list[Token] | None = None
+    """Next token of each work, where it came with the pass."""
 
 
 def _rows_of(x: Tensor, rows: list[int]) -> Tensor:
@@ -344,6 +357,10 @@ def _check_settings(*values: int) -> None:
 def _new_pool(model: LM, sizes: Sizes, page_size: int, device: torch.device) -> StatePool:
     dtype = model.compute_dtype
     return StatePool(model.cfg, sizes.n_slots, sizes.n_pages, page_size, dtype=dtype, device=device)
+
+
+def _ahead(sequence: Sequence) -> Ahead:
+    return Ahead(sequence.tokens[-1], sequence.slot, sequence.pages, sequence.computed + 1)
 
 
 def _span(work: Work) -> Span:

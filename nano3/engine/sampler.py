@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -76,6 +76,12 @@ def score(logits: Tensor, targets: Tensor, top: int, ids_limit: int | None = Non
     return [Token(i, p, p, t) for i, p, t in zip(targets.tolist(), log_probs, tops, strict=True)]
 
 
+def best_of(choices: Iterable[tuple[int, float, float]]) -> list[Token]:
+    """What `sample` makes of greedy rows: (id, its logit, logarithm of the sum of all logits' exponentials) of each."""
+    # b - b: nan where the best is no finite number.
+    return [Token(i, b - t, b - t + (b - b)) for i, b, t in choices]
+
+
 def _is_forced(row: SequenceSampler) -> bool:
     return row.forced is not None
 
@@ -87,8 +93,7 @@ def _is_drawn(row: SequenceSampler) -> bool:
 def _best_tokens(raw: Tensor, ids_limit: int | None) -> list[Token]:
     ids, totals = best_tokens(raw, ids_limit or raw.shape[1])
     best = raw.gather(1, ids[:, None])[:, 0].tolist()
-    # b - b: nan where the best is no finite number.
-    return [Token(i, b - t, b - t + (b - b)) for i, b, t in zip(ids.tolist(), best, totals.tolist(), strict=True)]
+    return best_of(zip(ids.tolist(), best, totals.tolist(), strict=True))
 
 
 def _is_unshaped(row: SequenceSampler) -> bool:

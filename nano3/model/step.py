@@ -7,10 +7,10 @@ float32 whatever the compute dtype.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
-from itertools import chain, filterfalse
-from operator import attrgetter, is_
+from itertools import chain
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -27,8 +27,8 @@ from nano3.model.layers import Linear, RMSNorm
 from nano3.model.mamba2 import CausalConv1d, GatedRMSNorm, Mamba2
 from nano3.model.mlp import MLP
 from nano3.model.moe import Experts, MoE
-from nano3.model.plan import Plan
-from nano3.model.pool import AttentionPages, MambaSlots
+from nano3.model.plan import MOST_STEPS, Plan
+from nano3.model.pool import AttentionPages, MambaSlots, StatePool
 from nano3.model.router import Router
 from nano3.model.state import HybridState
 
@@ -50,7 +50,7 @@ SCALARS: dict[type, tuple[str, ...]] = {
 }
 """Attributes of modules that their computation hangs on, besides weights."""
 
-_IS_NONE, _DTYPE = partial(is_, None), attrgetter("dtype")
+_DTYPE = attrgetter("dtype")
 
 
 class Stepped(NamedTuple):
@@ -62,6 +62,21 @@ class Stepped(NamedTuple):
     """(n, V) float32."""
 
 
+Choice = tuple[int, float, float]
+"""Id, its logit, the logarithm of the sum of all logits' exponentials."""
+
+
+class Ahead(NamedTuple):
+    """One token of one sequence."""
+
+    token: int
+    slot: int
+    pages: list[int]
+    """Enough for `length`."""
+    length: int
+    """Tokens of the sequence with this one."""
+
+
 def step(model: LM, tokens: Tensor, state: HybridState, *, logits: bool = False) -> Stepped | None:
     """Advance the sequences of the state's plan by one token each; None (and nothing done) where it has to go op by op.
 
@@ -70,15 +85,44 @@ def step(model: LM, tokens: Tensor, state: HybridState, *, logits: bool = False)
         state: of a pool, under the plan of this pass.
         logits: whether they are wanted.
     """
-    if torch.is_grad_enabled() or _forced_elsewhere() or torch.compiler.is_compiling():
+    if _goes_apart():
         return None
     plan = _plan(state)
     if plan is None or not plan.is_step or tokens.shape != (1, plan.n_tokens):
         return None
+    steps = _steps(model)
+    return None if steps is None else steps.run(tokens[0], plan, state, logits)
+
+
+def greedy_step(model: LM, ahead: Sequence[Ahead], pool: StatePool, limit: int) -> list[Choice] | None:
+    """As `step`, and the most probable next token of each sequence, among the ids below `limit`; without tensors.
+
+    Args:
+        ahead: up to MOST_STEPS tokens of different sequences.
+        pool: their states.
+    """
+    if _goes_apart() or not 0 < len(ahead) <= MOST_STEPS or limit < 1:
+        return None
+    steps = _steps(model)
+    return None if steps is None else steps.choose(ahead, pool, limit)
+
+
+def _goes_apart() -> bool:
+    """Whether it has to go op by op, whatever the model is."""
+    return torch.is_grad_enabled() or _forced_elsewhere() or torch.compiler.is_compiling()
+
+
+def _steps(model: LM) -> _Steps | None:
+    """Of the model as it is now; None where it has to go op by op."""
+    steps = _current(model)
+    return steps if steps.program is not None else None
+
+
+def _current(model: LM) -> _Steps:
     steps = _STEPS.get(model)
     if steps is None or not steps.holds():
         steps = _STEPS[model] = _Steps(model)
-    return steps.run(tokens[0], plan, state, logits) if steps.program is not None else None
+    return steps
 
 
 def why_not(model: LM | None = None) -> str | None:
@@ -87,10 +131,7 @@ def why_not(model: LM | None = None) -> str | None:
         return f"{ENVIRONMENT} is {os.environ[ENVIRONMENT]}"
     if (problem := library_problem()) is not None or model is None:
         return problem
-    steps = _STEPS.get(model)
-    if steps is None or not steps.holds():
-        steps = _STEPS[model] = _Steps(model)
-    return steps.problem
+    return _current(model).problem
 
 
 def explain(model: LM | None = None) -> tuple[str, str]:
@@ -104,8 +145,13 @@ class _Steps:
 
     def __init__(self, model: LM) -> None:
         modules = list(model.modules())
-        self._tensors = [d for m in modules for d in (m._parameters, m._buffers) if d]
-        self._children = [m._modules for m in modules if m._modules]
+        self._contents = [d for m in modules for d in (m._parameters, m._buffers, m._modules) if d]
+        self._then = [dict(d) for d in self._contents]
+        values = list(chain.from_iterable(map(dict.values, self._contents)))
+        # Of these, equality below says nothing about identity.
+        self._single = [d for d in self._contents if any(isinstance(t, Tensor) and t.numel() == 1 for t in d.values())]
+        self._tensors = [value for value in values if isinstance(value, Tensor)]
+        self._children = [value for value in values if isinstance(value, nn.Module)]
         self._hooks = [d for m in modules for d in (m._forward_hooks, m._forward_pre_hooks)]
         # Not the model's own: a function put there may refer to the model.
         self._attributes = [vars(m) for m in modules if m is not model]
@@ -122,36 +168,31 @@ class _Steps:
     def holds(self) -> bool:
         """Whether modules, their settings, and the places, types and sizes of all weights are those of then; the
         weights' values may have changed."""
-        return self._look() == self._seen
+        try:
+            return self._contents == self._then and self._look() == self._seen
+        except RuntimeError:  # two tensors in the same place have no truth together: one was replaced
+            return False
 
     def _look(self) -> list:
         # Every step comes here: no loops of Python's own.
-        tensors = list(filterfalse(_IS_NONE, chain.from_iterable(map(dict.values, self._tensors))))
-        children = list(chain.from_iterable(map(dict.values, self._children)))
         return [
-            list(map(Tensor.data_ptr, tensors)),
-            list(map(_DTYPE, tensors)),
+            list(map(Tensor.data_ptr, self._tensors)),
+            list(map(_DTYPE, self._tensors)),
             # Dense, with as many numbers: no other shape would fit the modules around it. Shapes take twice the time.
-            list(map(Tensor.numel, tensors)),
-            all(map(Tensor.is_contiguous, tensors)),  # no program is built where one is not
-            children,
-            list(map(type, children)),
+            list(map(Tensor.numel, self._tensors)),
+            all(map(Tensor.is_contiguous, self._tensors)),  # no program is built where one is not
+            list(map(id, chain.from_iterable(map(dict.values, self._single)))),
+            list(map(type, self._children)),
             any(self._hooks),
             list(map(len, self._attributes)),  # one more where a method is replaced
             [attributes.get(name) for attributes, name in self._places],
         ]
 
     def run(self, tokens: Tensor, plan: Plan, state: HybridState, logits: bool) -> Stepped | None:
-        assert self.program is not None
         states = [_block_state(block) for block in state.blocks]
         arguments = tokens.contiguous(), plan.slots, plan.page_table, plan.key_counts, states
-        try:
-            if profiler._is_profiler_enabled:
-                with record_function("nano3::decoding step (cpu)"):
-                    result = self.program.run(*arguments, logits=logits)
-            else:
-                result = self.program.run(*arguments, logits=logits)
-        except program.UnfitError:
+        result = self._call("run", *arguments, logits=logits)
+        if result is None:
             return None
         if plan.has_saves:
             for block in state.blocks:
@@ -159,6 +200,22 @@ class _Steps:
                     for part in plan.rounds:
                         block.save(part)
         return Stepped(*result)
+
+    def choose(self, ahead: Sequence[Ahead], pool: StatePool, limit: int) -> list[Choice] | None:
+        states = [_block_state(block) for block in pool.blocks]
+        tokens, slots, pages, lengths = zip(*ahead, strict=True)
+        return self._call("choose", tokens, slots, pages, lengths, states, limit)
+
+    def _call(self, name: str, *arguments: Any, **options: Any) -> Any:
+        """A method of the program; None (and nothing done) where it does not take the states."""
+        function = getattr(self.program, name)
+        try:
+            if not profiler._is_profiler_enabled:
+                return function(*arguments, **options)
+            with record_function("nano3::decoding step (cpu)"):
+                return function(*arguments, **options)
+        except program.UnfitError:
+            return None
 
 
 _STEPS: WeakKeyDictionary[LM, _Steps] = WeakKeyDictionary()

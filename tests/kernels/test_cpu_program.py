@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from nano3.kernels.cpu.best import best_tokens
 from nano3.kernels.cpu.native import native
 from nano3.kernels.cpu.program import BlockState, ProgramSizes, UnfitError
 from nano3.kernels.cpu.program_check import SIZES, Case, problem
@@ -149,6 +150,24 @@ def test_indices_out_of_range_are_told_before_anything_is_touched(name):
         program.run(case.tokens[:1], case.slots, case.table, case.lengths, case.states, logits=False)
     with pytest.raises(ValueError, match="int64"):
         program.run(case.tokens.int(), case.slots, case.table, case.lengths, case.states, logits=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_choices_are_those_of_the_logits(dtype):
+    if native().library is None:
+        return
+    case = Case(WIDE, dtype, (2100, 4, 30, 1))
+    program, states = case.program(), case.copied_states()
+    _, logits, expected = step(case)
+    indices = (t.tolist() for t in (case.tokens, case.slots, case.table, case.lengths))
+    got = program.choose(*indices, states, 100)
+    ids, totals = best_tokens(logits, 100)
+    assert got == list(zip(ids.tolist(), logits[range(4), ids].tolist(), totals.tolist(), strict=True))
+    for a, b in zip(states, expected, strict=True):
+        assert a is None or (torch.equal(a.first, b.first) and torch.equal(a.second, b.second))
+    with pytest.raises(IndexError, match="out of range"):
+        program.choose([0], [0], [[10**6]], [1], states, 100)
 
 
 def test_weights_and_states_that_do_not_fit():

@@ -350,3 +350,82 @@ def test_logits_stay_after_the_next_step(model):
         copied = first.clone()
         step_module.step(model, torch.tensor([[4, 5, 6]]), pool.state(plan), logits=True)
     assert torch.equal(first, copied)
+
+
+def test_a_weight_of_one_number_may_be_replaced_by_an_equal_one(monkeypatch):
+    """And changed afterwards."""
+    sizes = SIZES | {"mamba_n_heads": 1, "mamba_head_dim": 32, "n_groups": 1}
+    model = LM(ModelConfig(pattern="M", **sizes)).init_weights(seed=4).eval()
+    before = run(model, filled_pool(model), Plan(spans(3), PAGE)).x
+    mixer = model.blocks[0].mixer
+    mixer.D = nn.Parameter(mixer.D.detach().clone())
+    run(model, filled_pool(model), Plan(spans(3), PAGE))
+    with torch.no_grad():
+        mixer.D.mul_(3)
+    (got, _), (expected, _) = both(model, monkeypatch, spans(3))
+    torch.testing.assert_close(got.x, expected.x, atol=2e-5, rtol=2e-5)
+    assert not torch.allclose(before, got.x, atol=1e-4)
+
+
+def ahead(count, shift=0):
+    """The spans of `run` as `greedy_step` takes them."""
+    return [
+        step_module.Ahead((i * 7 + shift) % 64, s.slot, list(s.pages), s.context + 1) for i, s in enumerate(spans(count))
+    ]
+
+
+@torch.inference_mode()
+def choose(model, pool, count, limit=50, shift=0):
+    return step_module.greedy_step(model, ahead(count, shift), pool, limit)
+
+
+@pytest.mark.parametrize("count", [1, 7, 64])
+def test_greedy_step_chooses_as_the_logits_say(model, count):
+    pool, other = filled_pool(model), filled_pool(model)
+    got = choose(model, pool, count)
+    if not HAVE:
+        assert got is None
+        return
+    with torch.inference_mode():
+        logits = model.lm_head(run(model, other, Plan(spans(count), PAGE)).x[0])
+    assert [i for i, *_ in got] == logits[:, :50].argmax(-1).tolist()
+    torch.testing.assert_close([b for _, b, _ in got], logits[:, :50].amax(-1).tolist(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close([t for *_, t in got], logits.logsumexp(-1).tolist(), atol=1e-4, rtol=1e-4)
+    assert_same_pools(pool, other, 0)
+
+
+def test_greedy_steps_of_changing_sequences(model):
+    """Pages, number and order of sequences change from step to step, as they do in an engine."""
+    if not HAVE:
+        return
+    pool, other = filled_pool(model), filled_pool(model)
+    for count, shift in [(7, 1), (2, 2), (9, 3), (9, 4)]:
+        steps = ahead(count, shift)
+        if shift == 4:
+            steps = [a._replace(pages=[*a.pages[::-1], 190 - i], length=1) for i, a in enumerate(steps)][::-1]
+        with torch.inference_mode():
+            got = step_module.greedy_step(model, steps, pool, 64)
+            plan = Plan([Span(1, a.slot, a.length - 1, a.pages) for a in steps], PAGE)
+            tokens = torch.tensor([[a.token for a in steps]])
+            logits = step_module.step(model, tokens, other.state(plan), logits=True).logits
+        assert [i for i, *_ in got] == logits.argmax(-1).tolist()
+        assert_same_pools(pool, other, 0)
+
+
+@pytest.mark.parametrize("change", [changed_in_place, swapped_data, replaced_blocks, loaded, converted, narrowed])
+def test_greedy_steps_see_changed_weights(model, change):
+    before = choose(model, filled_pool(model), 3)
+    change(model)
+    got = choose(model, filled_pool(model), 3)
+    if HAVE:
+        fresh = step_module._STEPS.pop(model) and choose(model, filled_pool(model), 3)
+        assert before != got == fresh
+
+
+def test_greedy_step_goes_op_by_op_where_step_does(model, monkeypatch):
+    pool = filled_pool(model)
+    assert step_module.greedy_step(model, ahead(2), pool, 64) is None  # gradients
+    assert choose(model, pool, 0) is None
+    assert choose(model, pool, 65) is None
+    monkeypatch.setenv("NANO3_BACKEND", "eager")
+    assert choose(model, pool, 2) is None

@@ -26,7 +26,10 @@ struct Program {
     i64 n_slots, n_pages, page_size;
     i64 n, table_width;
     const i64 *tokens, *slots, *table, *lengths;  // (n), (n), (n, table_width), (n) with the step's own token
-    float *hidden, *logits;                       // (n, D), (n, V) or null
+    float *hidden, *logits;                       // (n, D) or null, (n, V) or null
+    i64 limit;                                    // 0, or most probable ids below it are wanted of the logits:
+    i64* best_ids;                                // (n)
+    float* best_scores;                           // (n, 2): logit, logarithm of the sum of all exponentials
     char* scratch;
     i64 scratch_bytes;         // behind `scratch`; whoever allocates says so
     i64 scratch_needed;        // what the last step needs

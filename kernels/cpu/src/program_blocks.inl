@@ -255,6 +255,17 @@ template <class T, class S> struct DecodeStep {
         }
     }
 
+    void best() const {
+#pragma omp for schedule(dynamic, 1)
+        for (i64 m = 0; m < n; m++) {
+            const float* row = p.logits + m * p.V;
+            i64 id;
+            float total;
+            best_token_row(row, p.V, p.limit, &id, &total);
+            p.best_ids[m] = id, p.best_scores[2 * m] = row[id], p.best_scores[2 * m + 1] = total;
+        }
+    }
+
     void run() const {
         embed();
         for (i64 i = 0; i < p.n_blocks; i++) {
@@ -266,8 +277,10 @@ template <class T, class S> struct DecodeStep {
                 case MLP_BLOCK: mlp(b); break;
             }
         }
-        norm(p.norm, p.hidden);
-        if (p.logits) apply(p.hidden, p.D, p.head, p.V, p.logits);
+        float* hidden = p.hidden ? p.hidden : s.normed;
+        norm(p.norm, hidden);
+        if (p.logits) apply(hidden, p.D, p.head, p.V, p.logits);
+        if (p.logits && p.limit) best();
     }
 };
 
