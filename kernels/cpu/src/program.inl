@@ -30,6 +30,8 @@ struct Program {
     i64 limit;                                    // 0, or most probable ids below it are wanted of the logits:
     i64* best_ids;                                // (n)
     float* best_scores;                           // (n, 2): logit, logarithm of the sum of all exponentials
+    const void* const* touched;                   // (n_touched): what the caller will look at after the step
+    i64 n_touched;
     char* scratch;
     i64 scratch_bytes;         // behind `scratch`; whoever allocates says so
     i64 scratch_needed;        // what the last step needs
@@ -46,8 +48,15 @@ struct Arena {
     }
 };
 
+// A thread's place in the shared loops of a step: how many tasks of its part are taken, in this loop, the one before and
+// the one after; how many loops it has begun.
+struct alignas(64) Turn {
+    i64 taken[3], loops;
+};
+
 // What one thread has for itself.
 struct OwnScratch {
+    float* normed;        // (D): what a mixer reads, of a single sequence
     float *part, *total;  // (n, SLICE) each
     float *rows;          // (n, D or E): rows of one expert, scores of the router
     float *query, *scores;
@@ -55,6 +64,8 @@ struct OwnScratch {
 };
 
 struct StepScratch {
+    Turn* turns;         // (threads)
+    i64* arrived;        // ends of shared loops that threads have reached
     float *x, *normed;   // (n, D): residual stream, what a mixer reads
     float *wide;         // (n, widest): a mixer's projections
     float *mixed;        // (n, C): after the convolution
@@ -82,6 +93,8 @@ static i64 widest(const Program& p) {
 static StepScratch divide_scratch(const Program& p, int threads, Arena& arena) {
     StepScratch s;
     i64 n = p.n, q = p.R * p.Dh;
+    s.turns = arena.take<Turn>(threads);
+    s.arrived = arena.take<i64>(1);
     s.own = arena.take<OwnScratch>(threads);
     s.x = arena.take<float>(n * p.D);
     s.normed = arena.take<float>(n * p.D);
@@ -100,6 +113,7 @@ static StepScratch divide_scratch(const Program& p, int threads, Arena& arena) {
     s.sums = arena.take<float>(s.n_parts * p.R);
     for (int t = 0; t < threads; t++) {
         OwnScratch own;
+        own.normed = arena.take<float>(p.D);
         own.part = arena.take<float>(n * SLICE);
         own.total = arena.take<float>(n * SLICE);
         own.rows = arena.take<float>(n * most_of(p.D, p.E));
@@ -110,6 +124,10 @@ static StepScratch divide_scratch(const Program& p, int threads, Arena& arena) {
         own.next = arena.take<i64>(p.E + 1);
         own.active = arena.take<i64>(p.E);
         if (arena.start) s.own[t] = own;
+    }
+    if (arena.start) {
+        std::memset((void*)s.turns, 0, sizeof(Turn) * threads);
+        *s.arrived = 0;
     }
     return s;
 }

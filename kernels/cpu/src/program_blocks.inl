@@ -1,4 +1,4 @@
-// The blocks of a decoding step. All threads run each function together: `omp for` shares its loops out, and waits at
+// The blocks of a decoding step. All threads run each function together: `share` divides its loops among them, and waits at
 // their ends. A sequence's numbers depend neither on its neighbours nor on the number of threads; but with tiles (level
 // amx, bfloat16 weights) their last bits depend on whether a product has TILED_FROM rows.
 // T: weights, S: conv states and pages.
@@ -10,40 +10,92 @@ template <class T, class S> struct DecodeStep {
 
     OwnScratch& own() const { return s.own[omp_get_thread_num()]; }
 
-    void embed() const {
-#pragma omp for schedule(static)
-        for (i64 m = 0; m < n; m++) widen_row((const T*)p.embeddings + p.tokens[m] * p.D, s.x + m * p.D, p.D);
+    // body(task) for all tasks below count: each thread its own stretch of them in order, which it reads as one stream,
+    // then what others have left. Where it must wait, it fetches `soon`, what it reads first after that.
+    template <class F> void share(i64 count, const void* soon, F body) const {
+        const i64 threads = omp_get_num_threads(), me = omp_get_thread_num(), loop = s.turns[me].loops++;
+        // All threads are past the loop before this one, so nobody uses the next one's number, that of the one before it.
+        s.turns[me].taken[(loop + 1) % 3] = 0;
+        for (i64 i = 0; i < threads; i++) {
+            const i64 t = (me + i) % threads, first = t * count / threads, last = (t + 1) * count / threads;
+            i64* taken = &s.turns[t].taken[loop % 3];
+            if (i && first + __atomic_load_n(taken, __ATOMIC_RELAXED) >= last) continue;
+            for (i64 task; (task = first + __atomic_fetch_add(taken, 1, __ATOMIC_RELAXED)) < last;) body(task);
+        }
+        __atomic_fetch_add(s.arrived, 1, __ATOMIC_ACQ_REL);
+        wait_for(threads * (loop + 1), (const char*)soon);
     }
 
-    void norm(const void* weight, float* y) const {
-#pragma omp for schedule(static)
-        for (i64 m = 0; m < n; m++) norm_group(s.x + m * p.D, (const T*)weight, p.D, float(p.eps), y + m * p.D);
+    // Threads that the system does not run are waited for without taking the processor from them.
+    void wait_for(i64 all, const char* soon) const {
+        const i64 LINE = 64, FETCHED = 16384, TURNS = 2000;
+        i64 at = soon ? 0 : FETCHED;
+        for (i64 turn = 0; __atomic_load_n(s.arrived, __ATOMIC_ACQUIRE) < all; turn++) {
+            if (at < FETCHED) V::prefetch(soon + at), at += LINE;
+            else if (turn < TURNS) _mm_pause();
+            else sched_yield();
+        }
     }
+
+    // Outputs a task takes. With few rows the time is that of reading weights: small tasks end together.
+    i64 slice() const { return n < 4 ? SLICE / 2 : SLICE; }
+    i64 tasks(i64 outputs, i64 slice) const { return (outputs + slice - 1) / slice; }
+
+    // Where this thread begins in a loop over the outputs of weights w (O, I).
+    const void* first_of(const void* w, i64 O, i64 I, i64 slice) const {
+        i64 task = omp_get_thread_num() * tasks(O, slice) / omp_get_num_threads();
+        return (const T*)w + task * slice * I;
+    }
+    // The same for a block, 0 <= i <= n_blocks; what stands behind them is the output projection.
+    const void* first_of_block(i64 i) const {
+        if (i == p.n_blocks) return p.logits ? first_of(p.head, p.V, p.D, slice()) : nullptr;
+        const ProgramBlock& b = p.blocks[i];
+        const i64 O[] = {inner_width(p) + channels(p) + p.H, query_width(p), b.F, b.F};
+        return b.in ? first_of(b.in, O[b.kind], p.D, b.kind == MAMBA_BLOCK ? mamba_slice() : slice()) : nullptr;
+    }
+    const void* after(const ProgramBlock& b) const { return first_of_block(&b - p.blocks + 1); }
+
+    void embed() const {
+        share(n, first_of_block(0), [&](i64 m) {
+            widen_row((const T*)p.embeddings + p.tokens[m] * p.D, s.x + m * p.D, p.D);
+        });
+    }
+
+    // (n, D) rows. Of a single sequence each thread makes its own: that is sooner done than waited for.
+    const float* norm(const void* weight, float* y, const void* soon) const {
+        if (n == 1) {
+            norm_group(s.x, (const T*)weight, p.D, float(p.eps), own().normed);
+            return own().normed;
+        }
+        share(n, soon, [&](i64 m) { norm_group(s.x + m * p.D, (const T*)weight, p.D, float(p.eps), y + m * p.D); });
+        return y;
+    }
+    const float* norm(const ProgramBlock& b) const { return norm(b.norm, s.normed, first_of_block(&b - p.blocks)); }
 
     // y (n, O) = x (n, I) w^T.
     void apply(const float* x, i64 I, const void* w, i64 O, float* y) const {
-#pragma omp for schedule(dynamic, 1)
-        for (i64 start = 0; start < O; start += SLICE)
-            product(x, I, n, (const T*)w + start * I, least(SLICE, O - start), I, y + start, O);
+        share(tasks(O, slice()), nullptr, [&](i64 task) {
+            i64 start = task * slice();
+            product(x, I, n, (const T*)w + start * I, least(slice(), O - start), I, y + start, O);
+        });
     }
 
     // The residual stream += x (n, I) w^T.
-    void add(const float* x, i64 I, const void* w) const {
+    void add(const float* x, i64 I, const void* w, const void* soon) const {
         float* part = own().part;
-        i64 slice = out_slice();
-#pragma omp for schedule(dynamic, 1)
-        for (i64 start = 0; start < p.D; start += slice) {
-            i64 count = least(slice, p.D - start);
+        const i64 slice = out_slice();
+        share(tasks(p.D, slice), soon, [&](i64 task) {
+            i64 start = task * slice, count = least(slice, p.D - start);
             product(x, I, n, (const T*)w + start * I, count, I, part, SLICE);
             for (i64 m = 0; m < n; m++) add_row(part + m * SLICE, s.x + m * p.D + start, count);
-        }
+        });
     }
 
     // Outputs a task of few tasks takes, so that all threads have some.
     i64 out_slice() const {
-        i64 slice = SLICE;
-        while (slice > 16 && p.D < 4 * slice * omp_get_num_threads()) slice /= 2;
-        return slice;
+        i64 most = slice(), few = n < 4 ? 8 : 4;
+        while (most > 16 && p.D < few * most * omp_get_num_threads()) most /= 2;
+        return most;
     }
 
     static void add_row(const float* x, float* y, i64 count) {
@@ -52,32 +104,34 @@ template <class T, class S> struct DecodeStep {
         for (; i < count; i++) y[i] += x[i];
     }
 
+    // Channels go through the convolution in vectors and a rest: the rest must be the same for any n.
+    i64 mamba_slice() const { return inner_width(p) % 16 ? SLICE : slice(); }
+
     // The projection's slices go through the convolution at once: channels do not mix there.
     void mamba(const ProgramBlock& b) const {
-        norm(b.norm, s.normed);
-        const i64 inner = inner_width(p), C = channels(p), O = inner + C + p.H, past = p.W - 1;
-#pragma omp for schedule(dynamic, 1)
-        for (i64 start = 0; start < O; start += SLICE) {
-            i64 stop = least(start + SLICE, O), c = most_of(start, inner) - inner, end = least(stop, inner + C) - inner;
-            product(s.normed, p.D, n, (const T*)b.in + start * p.D, stop - start, p.D, s.wide + start, O);
+        const float* x = norm(b);
+        const i64 inner = inner_width(p), C = channels(p), O = inner + C + p.H, past = p.W - 1, slice = mamba_slice();
+        const i64 first_head = omp_get_thread_num() * p.H / omp_get_num_threads();
+        share(tasks(O, slice), (float*)b.second_state + (p.slots[0] * p.H + first_head) * p.P * p.N, [&](i64 task) {
+            i64 start = task * slice, stop = least(start + slice, O), c = most_of(start, inner) - inner;
+            i64 end = least(stop, inner + C) - inner;
+            product(x, p.D, n, (const T*)b.in + start * p.D, stop - start, p.D, s.wide + start, O);
             if (c < end)
                 conv_rows(s.wide + inner + c, O, (S*)b.first_state + c * past, C * past, p.slots, n,
                           (const T*)b.taps + c * p.W, (const T*)b.bias + c, end - c, p.W, s.mixed + c, C);
-        }
+        });
+        const void* soon = first_of(b.out, p.D, inner, out_slice());
         if (n * p.G >= omp_get_num_threads()) {
-#pragma omp for schedule(dynamic, 1)
-            for (i64 task = 0; task < n * p.G; task++) {
+            share(n * p.G, soon, [&](i64 task) {
                 i64 m = task / p.G, g = task % p.G, heads = p.H / p.G;
                 for (i64 h = g * heads; h < (g + 1) * heads; h++) head(b, m, h);
                 gate(b, m, g);
-            }
+            });
         } else {
-#pragma omp for schedule(dynamic, 1)
-            for (i64 task = 0; task < n * p.H; task++) head(b, task / p.H, task % p.H);
-#pragma omp for schedule(static)
-            for (i64 task = 0; task < n * p.G; task++) gate(b, task / p.G, task % p.G);
+            share(n * p.H, nullptr, [&](i64 task) { head(b, task / p.H, task % p.H); });
+            share(n * p.G, soon, [&](i64 task) { gate(b, task / p.G, task % p.G); });
         }
-        add(s.values, inner, b.out);
+        add(s.values, inner, b.out, after(b));
     }
 
     void head(const ProgramBlock& b, i64 m, i64 h) const {
@@ -97,40 +151,34 @@ template <class T, class S> struct DecodeStep {
     }
 
     void attention(const ProgramBlock& b) const {
-        norm(b.norm, s.normed);
-        project(b);
-#pragma omp for schedule(dynamic, 1)
-        for (i64 i = 0; i < s.n_parts; i++) attend(b, i);
-        if (s.n_parts > n * p.heads) {
-#pragma omp for schedule(static)
-            for (i64 task = 0; task < n * p.heads; task++) merge(task);
-        }
-        add(s.values, query_width(p), b.out);
+        project(b, norm(b));
+        const void* soon = first_of(b.out, p.D, query_width(p), out_slice());
+        share(s.n_parts, soon, [&](i64 i) { attend(b, i); });
+        if (s.n_parts > n * p.heads) share(n * p.heads, soon, [&](i64 task) { merge(task); });
+        add(s.values, query_width(p), b.out, after(b));
     }
 
     // Queries, scaled, and the new keys and values in their pages.
-    void project(const ProgramBlock& b) const {
-        const i64 Q = query_width(p), KV = p.heads * p.Dh, q_tasks = (Q + SLICE - 1) / SLICE;
-        const i64 kv_tasks = (KV + SLICE - 1) / SLICE;
+    void project(const ProgramBlock& b, const float* x) const {
+        const i64 Q = query_width(p), KV = p.heads * p.Dh, q_tasks = tasks(Q, slice()), kv_tasks = tasks(KV, slice());
         float *part = own().part, scale = std::sqrt(float(p.Dh));
-#pragma omp for schedule(dynamic, 1)
-        for (i64 task = 0; task < q_tasks + 2 * kv_tasks; task++) {
+        share(q_tasks + 2 * kv_tasks, nullptr, [&](i64 task) {
             if (task < q_tasks) {
-                i64 start = task * SLICE, count = least(SLICE, Q - start);
-                product(s.normed, p.D, n, (const T*)b.in + start * p.D, count, p.D, s.wide + start, Q);
+                i64 start = task * slice(), count = least(slice(), Q - start);
+                product(x, p.D, n, (const T*)b.in + start * p.D, count, p.D, s.wide + start, Q);
                 for (i64 m = 0; m < n; m++)
                     for (i64 i = start; i < start + count; i++) s.wide[m * Q + i] /= scale;
-                continue;
+                return;
             }
             bool is_key = task < q_tasks + kv_tasks;
-            i64 start = (task - q_tasks - (is_key ? 0 : kv_tasks)) * SLICE, count = least(SLICE, KV - start);
+            i64 start = (task - q_tasks - (is_key ? 0 : kv_tasks)) * slice(), count = least(slice(), KV - start);
             S* pages = (S*)(is_key ? b.first_state : b.second_state);
-            product(s.normed, p.D, n, (const T*)(is_key ? b.second : b.third) + start * p.D, count, p.D, part, SLICE);
+            product(x, p.D, n, (const T*)(is_key ? b.second : b.third) + start * p.D, count, p.D, part, SLICE);
             for (i64 m = 0; m < n; m++) {
                 i64 place = p.lengths[m] - 1, page = p.table[m * p.table_width + place / p.page_size];
                 narrow_row(part + m * SLICE, pages + (page * p.page_size + place % p.page_size) * KV + start, count);
             }
-        }
+        });
     }
 
     void attend(const ProgramBlock& b, i64 i) const {
@@ -163,37 +211,35 @@ template <class T, class S> struct DecodeStep {
     }
 
     void mlp(const ProgramBlock& b) const {
-        norm(b.norm, s.normed);
-#pragma omp for schedule(dynamic, 1)
-        for (i64 start = 0; start < b.F; start += SLICE) up(b, start);
-        add(s.wide, b.F, b.out);
+        const float* x = norm(b);
+        share(tasks(b.F, slice()), first_of(b.out, p.D, b.F, out_slice()), [&](i64 task) { up(b, x, task * slice()); });
+        add(s.wide, b.F, b.out, after(b));
     }
 
-    void up(const ProgramBlock& b, i64 start) const {
-        i64 count = least(SLICE, b.F - start);
-        product(s.normed, p.D, n, (const T*)b.in + start * p.D, count, p.D, s.wide + start, b.F);
+    void up(const ProgramBlock& b, const float* x, i64 start) const {
+        i64 count = least(slice(), b.F - start);
+        product(x, p.D, n, (const T*)b.in + start * p.D, count, p.D, s.wide + start, b.F);
         for (i64 m = 0; m < n; m++) squared_relu(s.wide + m * b.F + start, count, 1.0f);
     }
 
     void experts(const ProgramBlock& b) const {
-        norm(b.norm, s.normed);
-        i64 choices = (n + ROUTED - 1) / ROUTED, slices = (b.F + SLICE - 1) / SLICE;
-#pragma omp for schedule(dynamic, 1)
-        for (i64 task = 0; task < choices + slices; task++) {
-            if (task < choices) route(b, task * ROUTED);
-            else up(b, (task - choices) * SLICE);
-        }
+        const float* x = norm(b);
+        i64 choices = (n + ROUTED - 1) / ROUTED;
+        share(choices + tasks(b.F, slice()), nullptr, [&](i64 task) {
+            if (task < choices) route(b, x, task * ROUTED);
+            else up(b, x, (task - choices) * slice());
+        });
         i64 n_active = sort_own();
-        experts_up(b, n_active);
+        experts_up(b, x, n_active);
         experts_down(b, n_active);
     }
 
     static const i64 ROUTED = 8;  // sequences routed by one task
 
-    void route(const ProgramBlock& b, i64 start) const {
+    void route(const ProgramBlock& b, const float* x, i64 start) const {
         i64 count = least(ROUTED, n - start);
         float* scores = own().rows;
-        product(s.normed + start * p.D, p.D, count, b.router, p.E, p.D, scores, p.E);
+        product(x + start * p.D, p.D, count, b.router, p.E, p.D, scores, p.E);
         for (i64 m = 0; m < count; m++)
             route_row(scores + m * p.E, b.router_bias, p.E, p.K, float(p.routed_scale),
                       s.expert_ids + (start + m) * p.K, s.gates + (start + m) * p.K);
@@ -214,31 +260,30 @@ template <class T, class S> struct DecodeStep {
         return n_active;
     }
 
-    void experts_up(const ProgramBlock& b, i64 n_active) const {
+    void experts_up(const ProgramBlock& b, const float* x, i64 n_active) const {
         OwnScratch& o = own();
-        i64 slices = (p.F + SLICE - 1) / SLICE, gathered = -1;
-#pragma omp for schedule(dynamic, 1)
-        for (i64 task = 0; task < n_active * slices; task++) {
-            i64 e = o.active[task / slices], start = task % slices * SLICE, count = least(SLICE, p.F - start);
+        i64 slices = tasks(p.F, slice()), gathered = -1;
+        const void* soon = (const T*)first_of(b.third, p.D, p.F, out_slice()) + o.active[0] * p.D * p.F;
+        share(n_active * slices, soon, [&](i64 task) {
+            i64 e = o.active[task / slices], start = task % slices * slice(), count = least(slice(), p.F - start);
             i64 first = o.ends[e], rows = o.ends[e + 1] - first;
-            if (e != gathered)
+            if (e != gathered && n > 1)
                 for (i64 r = 0; r < rows; r++)
-                    std::memcpy(o.rows + r * p.D, s.normed + o.order[first + r] / p.K * p.D, sizeof(float) * p.D);
+                    std::memcpy(o.rows + r * p.D, x + o.order[first + r] / p.K * p.D, sizeof(float) * p.D);
             gathered = e;
-            product(o.rows, p.D, rows, (const T*)b.second + (e * p.F + start) * p.D, count, p.D,
+            product(n > 1 ? o.rows : x, p.D, rows, (const T*)b.second + (e * p.F + start) * p.D, count, p.D,
                     s.hidden + first * p.F + start, p.F);
             for (i64 r = first; r < first + rows; r++)
                 squared_relu(s.hidden + r * p.F + start, count, s.gates[o.order[r]]);
-        }
+        });
     }
 
     // A token's experts are added in the order of their numbers, then the shared one.
     void experts_down(const ProgramBlock& b, i64 n_active) const {
         OwnScratch& o = own();
-        i64 slice = out_slice();
-#pragma omp for schedule(dynamic, 1)
-        for (i64 start = 0; start < p.D; start += slice) {
-            i64 count = least(slice, p.D - start);
+        const i64 slice = out_slice();
+        share(tasks(p.D, slice), after(b), [&](i64 task) {
+            i64 start = task * slice, count = least(slice, p.D - start);
             std::memset(o.total, 0, sizeof(float) * n * SLICE);
             for (i64 a = 0; a < n_active; a++) {
                 i64 e = o.active[a], first = o.ends[e], rows = o.ends[e + 1] - first;
@@ -252,18 +297,17 @@ template <class T, class S> struct DecodeStep {
                 if (b.F) add_row(o.part + m * SLICE, o.total + m * SLICE, count);
                 add_row(o.total + m * SLICE, s.x + m * p.D + start, count);
             }
-        }
+        });
     }
 
     void best() const {
-#pragma omp for schedule(dynamic, 1)
-        for (i64 m = 0; m < n; m++) {
+        share(n, nullptr, [&](i64 m) {
             const float* row = p.logits + m * p.V;
             i64 id;
             float total;
             best_token_row(row, p.V, p.limit, &id, &total);
             p.best_ids[m] = id, p.best_scores[2 * m] = row[id], p.best_scores[2 * m + 1] = total;
-        }
+        });
     }
 
     void run() const {
@@ -277,10 +321,12 @@ template <class T, class S> struct DecodeStep {
                 case MLP_BLOCK: mlp(b); break;
             }
         }
-        float* hidden = p.hidden ? p.hidden : s.normed;
-        norm(p.norm, hidden);
+        const float* hidden = norm(p.norm, p.hidden ? p.hidden : s.normed, first_of_block(p.n_blocks));
         if (p.logits) apply(hidden, p.D, p.head, p.V, p.logits);
         if (p.logits && p.limit) best();
+        if (omp_get_thread_num()) return;
+        if (p.hidden && hidden != p.hidden) std::memcpy(p.hidden, hidden, sizeof(float) * p.D);
+        for (i64 i = 0; i < p.n_touched; i++) V::prefetch(p.touched[i]);
     }
 };
 

@@ -1,5 +1,7 @@
 // Types that cross the C interface, and conversions of single numbers. Included by every instruction set's unit.
 #pragma once
+#include <sched.h>
+
 #include <cstdint>
 #include <cstring>
 
