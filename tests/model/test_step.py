@@ -370,7 +370,8 @@ def test_a_weight_of_one_number_may_be_replaced_by_an_equal_one(monkeypatch):
 def ahead(count, shift=0):
     """The spans of `run` as `greedy_step` takes them."""
     return [
-        step_module.Ahead((i * 7 + shift) % 64, s.slot, list(s.pages), s.context + 1) for i, s in enumerate(spans(count))
+        step_module.Ahead((i * 7 + shift) % 64, s.slot, list(s.pages), s.context + 1)
+        for i, s in enumerate(spans(count))
     ]
 
 

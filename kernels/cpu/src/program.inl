@@ -30,8 +30,6 @@ struct Program {
     i64 limit;                                    // 0, or most probable ids below it are wanted of the logits:
     i64* best_ids;                                // (n)
     float* best_scores;                           // (n, 2): logit, logarithm of the sum of all exponentials
-    const void* const* touched;                   // (n_touched): what the caller will look at after the step
-    i64 n_touched;
     char* scratch;
     i64 scratch_bytes;         // behind `scratch`; whoever allocates says so
     i64 scratch_needed;        // what the last step needs
@@ -48,8 +46,8 @@ struct Arena {
     }
 };
 
-// A thread's place in the shared loops of a step: how many tasks of its part are taken, in this loop, the one before and
-// the one after; how many loops it has begun.
+// A thread's place in the shared loops of a step: how many tasks of its part are taken, in this loop, the one before
+// and the one after; how many loops it has begun.
 struct alignas(64) Turn {
     i64 taken[3], loops;
 };

@@ -1,4 +1,4 @@
-// The blocks of a decoding step. All threads run each function together: `share` divides its loops among them, and waits at
+// The blocks of a decoding step. All threads run each function together: `share` divides its loops, and waits at
 // their ends. A sequence's numbers depend neither on its neighbours nor on the number of threads; but with tiles (level
 // amx, bfloat16 weights) their last bits depend on whether a product has TILED_FROM rows.
 // T: weights, S: conv states and pages.
@@ -14,7 +14,7 @@ template <class T, class S> struct DecodeStep {
     // then what others have left. Where it must wait, it fetches `soon`, what it reads first after that.
     template <class F> void share(i64 count, const void* soon, F body) const {
         const i64 threads = omp_get_num_threads(), me = omp_get_thread_num(), loop = s.turns[me].loops++;
-        // All threads are past the loop before this one, so nobody uses the next one's number, that of the one before it.
+        // All threads are past the loop before this one, so nobody uses what counts the next one.
         s.turns[me].taken[(loop + 1) % 3] = 0;
         for (i64 i = 0; i < threads; i++) {
             const i64 t = (me + i) % threads, first = t * count / threads, last = (t + 1) * count / threads;
@@ -324,9 +324,8 @@ template <class T, class S> struct DecodeStep {
         const float* hidden = norm(p.norm, p.hidden ? p.hidden : s.normed, first_of_block(p.n_blocks));
         if (p.logits) apply(hidden, p.D, p.head, p.V, p.logits);
         if (p.logits && p.limit) best();
-        if (omp_get_thread_num()) return;
-        if (p.hidden && hidden != p.hidden) std::memcpy(p.hidden, hidden, sizeof(float) * p.D);
-        for (i64 i = 0; i < p.n_touched; i++) V::prefetch(p.touched[i]);
+        if (omp_get_thread_num() == 0 && p.hidden && hidden != p.hidden)
+            std::memcpy(p.hidden, hidden, sizeof(float) * p.D);
     }
 };
 
