@@ -275,8 +275,8 @@ class DecodeProgram:
         """In an order that leaves the program without a buffer, and knowing it, wherever this is cut off."""
         p = self._program
         p.scratch_bytes = 0
-        self._scratch = _new(size, dtype=torch.uint8)
-        p.scratch = self._scratch.data_ptr()
+        scratch = self._scratch = _new(size, dtype=torch.uint8)
+        p.scratch = scratch.data_ptr()
         p.scratch_bytes = size
 
     def _point_at(self, states: Sequence[BlockState | None]) -> None:

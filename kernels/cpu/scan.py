@@ -154,12 +154,12 @@ class _Scan(torch.autograd.Function):
         x, dt, A, B, C, D, dt_bias, initial_state, ids, states = ctx.saved_tensors
         a = _Arguments.of(x, dt, A, B, C, D, dt_bias, initial_state, ids, ctx.chunk)
         rows = [empty(t.shape, dtype=t.dtype) for t in (a.x, a.dt, a.B, a.C)]
-        dy = torch.zeros_like(rows[0]) if dy is None else dy.contiguous()
+        dy_rows = torch.zeros_like(rows[0]) if dy is None else dy.contiguous()
         dfinal = None if dfinal is None else dfinal.contiguous()
         sums = empty(3, a.A.numel())
         dinitial = torch.empty_like(a.initial) if a.initial is not None and ctx.needs_input_grad[7] else None
         done = run(
-            "ssd_scan_backward", *a.pointers(), dy.data_ptr(), _pointer(dfinal), states.data_ptr(),
+            "ssd_scan_backward", *a.pointers(), dy_rows.data_ptr(), _pointer(dfinal), states.data_ptr(),
             *(t.data_ptr() for t in rows), sums.data_ptr(), _pointer(dinitial),
         )  # fmt: skip
         if not done:
