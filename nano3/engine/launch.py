@@ -52,7 +52,7 @@ def open_engine(
         max_context: most tokens of prompt and output together; None: what the model was made for.
         engine: native or vllm.
         speculate: tokens guessed ahead a step; 0: none.
-        native_options: further settings of the native engine, by the names that `Engine` has for them; vLLM has its own.
+        native_options: further settings of the native engine, by the names of `Engine`; vLLM has its own.
 
     Returns:
         The engine, and the model's name for clients: the folder's or the preset's.
