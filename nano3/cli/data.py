@@ -47,7 +47,7 @@ def prepare_command(
     cfg = load_pretrain(preset, overrides or [])
     data = replace(cfg.data, tokenizer=tokenizer or cfg.data.tokenizer)
     if paths:
-        data = replace(data, blend={"text": 100.0}, sources={"text": list(paths)}, sources_file="")
+        data = replace(data, blend={"text": 100.0}, sources={"text": list(paths)}, sources_file="", whole_documents=[])
     size = vocab_size or (cfg.model.vocab_size if data.tokenizer == "train" else ANY_SIZE)
     with progress_bar() as progress:
         if out is None:

@@ -26,6 +26,9 @@ class DataConfig:
     """Where prepared token shards are kept; empty means $XDG_CACHE_HOME/nano3 or ~/.cache/nano3."""
     seq_len: int = 512
     """Tokens in one training sequence; documents are packed into it and do not see each other."""
+    whole_documents: list[str] = field(default_factory=list)
+    """Categories whose documents are never cut: rows are padded instead, and documents longer than the longest row are
+    left out. Generated texts are always so."""
     heldout_fraction: float = 0.05
     """Share of documents set aside for the held-out loss, chosen by a hash of their content."""
     seed: int = 1234
@@ -44,6 +47,9 @@ class DataConfig:
                 raise ValueError(f"data.blend.{category} is {share}; a share must be at least 0")
         if not sum(self.blend.values()):
             raise ValueError("data.blend gives no category a share above 0")
+        for category in self.whole_documents:
+            if not self.blend.get(category):
+                raise ValueError(f"data.whole_documents: {category!r} has no share in data.blend")
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,8 @@ class Batch:
     tokens: torch.Tensor
     """(B, T) int64."""
     targets: torch.Tensor
-    """(B, T) int64, the token to predict at each position; -100 at padding, which only held-out batches have."""
+    """(B, T) int64, the token to predict at each position; -100 at padding, at the end of held-out text and of rows of
+    whole documents."""
     document_ids: torch.Tensor
     """(B, T) int32, 0, 1, 2... in the order of documents in the row."""
     documents: list[str]

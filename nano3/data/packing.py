@@ -8,7 +8,7 @@ the start marker and its end from its last token; nothing is dropped or padded.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -31,12 +31,25 @@ class PackedStream:
         self.epoch_tokens = int(corpus.lengths.sum()) + len(corpus)
         self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
+    def with_seq_len(self, seq_len: int, lengths: Sequence[int] = ()) -> PackedStream:
+        """The same stream: rows of every length are cut from it."""
+        del seq_len, lengths
+        return self
+
+    def rows(self, seq_len: int) -> int:
+        """Rows of one epoch."""
+        return max(1, self.epoch_tokens // seq_len)
+
+    def passes(self, rows: float, seq_len: int) -> float:
+        """Times that so many rows go through the documents."""
+        return rows * seq_len / self.epoch_tokens
+
     def row(self, number: int, seq_len: int) -> Row:
         """Row `number` of the stream."""
         start = number * seq_len
-        ids = _join(self.corpus, list(self.segments(start, start + seq_len + 1)), self._eos_id)
+        ids = join_pieces(self.corpus, list(self.segments(start, start + seq_len + 1)), self._eos_id)
         segments = list(self.segments(start, start + seq_len))
-        return Row(ids[:-1], ids[1:], _document_ids(segments), _names(self.corpus, segments))
+        return Row(ids[:-1], ids[1:], number_pieces(segments), name_pieces(self.corpus, segments))
 
     def segments(self, start: int, stop: int) -> Iterator[Segment]:
         """The pieces of documents at places [start, stop) of the stream."""
@@ -75,7 +88,7 @@ class PackedDocuments:
         start = number * seq_len
         stop = min(start + seq_len, self.n_tokens)
         segments = self.segments(start, stop)
-        ids = _join(self.corpus, self.segments(start, min(stop + 1, self.n_tokens)), self._eos_id)
+        ids = join_pieces(self.corpus, self.segments(start, min(stop + 1, self.n_tokens)), self._eos_id)
         tokens = np.full(seq_len, self._eos_id, np.int64)
         targets = np.full(seq_len, IGNORE, np.int64)
         ids_of_row = np.full(seq_len, len(segments), np.int32)
@@ -83,8 +96,8 @@ class PackedDocuments:
         tokens[:used] = ids[:used]
         targets[: used - 1] = ids[1:used]
         targets[used - 1] = ids[used] if len(ids) > used else self._eos_id
-        ids_of_row[:used] = _document_ids(segments)
-        return Row(tokens, targets, ids_of_row, _names(self.corpus, segments))
+        ids_of_row[:used] = number_pieces(segments)
+        return Row(tokens, targets, ids_of_row, name_pieces(self.corpus, segments))
 
     def bytes_before(self, place: int) -> int:
         """Bytes of text that the first `place` targets stand for; inside a document in proportion to its tokens."""
@@ -112,7 +125,7 @@ def _segments(order: np.ndarray, ends: np.ndarray, start: int, stop: int) -> Ite
         place += 1
 
 
-def _join(corpus: Corpus, segments: list[Segment], eos_id: int) -> np.ndarray:
+def join_pieces(corpus: Corpus, segments: list[Segment], eos_id: int) -> np.ndarray:
     """Ids of pieces one after the other, int64, start markers included."""
     ids = np.empty(sum(stop - start for _, start, stop in segments), np.int64)
     filled = 0
@@ -125,9 +138,11 @@ def _join(corpus: Corpus, segments: list[Segment], eos_id: int) -> np.ndarray:
     return ids
 
 
-def _document_ids(segments: list[Segment]) -> np.ndarray:
+def number_pieces(segments: list[Segment]) -> np.ndarray:
+    """(places,) int32: 0 for every place of the first piece, 1 for the second, and so on."""
     return np.repeat(np.arange(len(segments), dtype=np.int32), [stop - start for _, start, stop in segments])
 
 
-def _names(corpus: Corpus, segments: list[Segment]) -> list[str]:
+def name_pieces(corpus: Corpus, segments: list[Segment]) -> list[str]:
+    """Name of the document of each piece."""
     return [corpus.name(document) for document, _, _ in segments]

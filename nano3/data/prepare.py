@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -81,11 +81,20 @@ def prepare(cfg: DataConfig, vocab_size: int, progress: Progress = silent) -> Pr
     corpora = {name: Corpus(opened) for name, opened in folders.items()}
     generated = frozenset(name for name, found in sources.items() if found.generated)
     train, heldout, notes = split_all(corpora, cfg, tokenizer, generated)
+    whole = generated | (frozenset(cfg.whole_documents) & frozenset(sources))
+    notes += _leave_out_long(train, whole, cfg.seq_len)
     skipped = {name: _skipped(sources[name], folders[name]) for name in sources}
     notes += _skip_notes(skipped) + _tokenizer_notes(cfg, sources, tokenizer)
     return Prepared(
         tokenizer=tokenizer,
-        train=TokenSource(train, blend, seq_len=cfg.seq_len, eos_id=tokenizer.eos_id, seed=cfg.order_seed or cfg.seed),
+        train=TokenSource(
+            train,
+            blend,
+            seq_len=cfg.seq_len,
+            eos_id=tokenizer.eos_id,
+            seed=cfg.order_seed or cfg.seed,
+            whole=whole,
+        ),
         heldout=HeldoutSource(heldout, tokenizer, cfg.seq_len),
         folders={name: [folder.folder for folder in opened] for name, opened in folders.items()},
         n_documents=sum(len(corpus) for corpus in train.values()),
@@ -274,6 +283,25 @@ def split_all(
     else:
         notes.append("nothing is held out: there is too little text")
     return train, heldout, notes
+
+
+def _leave_out_long(train: dict[str, Corpus], whole: Collection[str], seq_len: int) -> list[str]:
+    """Take out of `train` the documents of `whole` that no row holds; returns notes that count them.
+
+    A category that would keep none stays as it is: its rows tell what is wrong.
+    """
+    notes = []
+    for name in sorted(whole):
+        corpus = train[name]
+        long = corpus.lengths + 1 > seq_len
+        if not long.any() or long.all():
+            continue
+        train[name] = corpus.pick(np.flatnonzero(~long))
+        notes.append(
+            f"{name}: {int(long.sum()):,} of {len(corpus):,} documents are longer than a row of {seq_len:,} tokens "
+            f"and are left out (the longest takes {int(corpus.lengths.max()) + 1:,})"
+        )
+    return notes
 
 
 def _cut_longest(corpus: Corpus, fraction: float, tokenizer: Tokenizer) -> tuple[Corpus, Corpus]:

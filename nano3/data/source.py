@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from copy import copy
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from nano3.data.blend import Blend
 from nano3.data.corpus import Corpus
 from nano3.data.packing import PackedDocuments, PackedStream
 from nano3.data.permutation import permuted
+from nano3.data.whole import WholeDocuments
 
 if TYPE_CHECKING:
     from nano3.data.tokenizer import Tokenizer
@@ -22,28 +23,57 @@ class TokenSource:
     The rows of an epoch come in a random order, so that a batch is not a run of neighbours from one document.
     """
 
-    def __init__(self, corpora: Mapping[str, Corpus], blend: Blend, *, seq_len: int, eos_id: int, seed: int) -> None:
+    def __init__(
+        self,
+        corpora: Mapping[str, Corpus],
+        blend: Blend,
+        *,
+        seq_len: int,
+        eos_id: int,
+        seed: int,
+        whole: Collection[str] = (),
+    ) -> None:
+        """`whole`: categories whose documents are never cut, see nano3.data.whole; the others are endless streams.
+
+        Raises:
+            UserError: no document of such a category fits in a row.
+        """
         self.blend = blend
         self.seq_len = seq_len
         self._seed = seed
-        self._streams = {name: PackedStream(corpora[name], eos_id, seed) for name in blend.names}
+        self._streams: dict[str, PackedStream | WholeDocuments] = {
+            name: WholeDocuments(corpora[name], eos_id, seed, seq_len, name=name)
+            if name in whole
+            else PackedStream(corpora[name], eos_id, seed)
+            for name in blend.names
+        }
 
-    def with_seq_len(self, seq_len: int) -> TokenSource:
-        """The same documents in rows of another length, in an order of their own."""
-        other = copy(self)
+    def with_seq_len(self, seq_len: int, lengths: Iterable[int] = ()) -> TokenSource:
+        """The same categories in rows of another length, in an order of their own.
+
+        Args:
+            seq_len: tokens of a row.
+            lengths: all row lengths of the run. A document that is never cut is read at the shortest of them that
+                holds it, at `seq_len` alone where they are not given.
+
+        Raises:
+            UserError: no document of a category that is never cut fits in a row.
+        """
+        other, listed = copy(self), sorted(lengths)
         other.seq_len = seq_len
+        other._streams = {name: stream.with_seq_len(seq_len, listed) for name, stream in self._streams.items()}
         return other
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of one pass over every category, markers included."""
+        """Tokens of one pass over every category, markers included, of the documents that rows here hold."""
         return sum(stream.epoch_tokens for stream in self._streams.values())
 
     def sequence(self, number: int) -> Row:
         """Row of one global sequence number."""
         name, earlier = self.blend.category(number)
         stream = self._streams[name]
-        per_epoch = max(1, stream.epoch_tokens // self.seq_len)
+        per_epoch = stream.rows(self.seq_len)
         epoch, place = divmod(earlier, per_epoch)
         return stream.row(epoch * per_epoch + permuted(place, per_epoch, (self._seed, name, epoch)), self.seq_len)
 
@@ -52,9 +82,9 @@ class TokenSource:
         return stack([self.sequence(number) for number in range(start, start + count)])
 
     def epochs(self, sequences: int) -> dict[str, float]:
-        """Passes over each category after so many sequences."""
+        """Passes over each category after so many sequences; over the documents of this length where none is cut."""
         return {
-            name: float(sequences * self.blend.shares[name]) * self.seq_len / stream.epoch_tokens
+            name: stream.passes(float(sequences * self.blend.shares[name]), self.seq_len)
             for name, stream in self._streams.items()
         }
 

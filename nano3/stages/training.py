@@ -145,7 +145,7 @@ def _train(
     progress: Progress | None,
     world: World,
 ) -> TrainingResult:
-    source = {length: prepared.train.with_seq_len(length) for length in cfg.lengths}
+    source = {length: prepared.train.with_seq_len(length, cfg.lengths) for length in cfg.lengths}
     heldout = {length: prepared.heldout.with_seq_len(length) for length in cfg.heldout_lengths}
     inputs = fingerprints(prepared)
     trainer = Trainer(cfg, model, source, heldout, run_dir, progress=progress, world=world, inputs=inputs)

@@ -7,10 +7,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from nano3.data.build import build
+from nano3.data.corpus import Corpus
 from nano3.data.readers import Document, Skipped
+from nano3.data.shards import EncodedDocument, Manifest, ShardFolder, write_manifest, write_shard
 from nano3.data.sources import find_inputs
 from nano3.data.tokenizer import Tokenizer
 from nano3.data.words import ADJECTIVES, NOUNS
@@ -95,3 +98,23 @@ class Listed:
 def listed(library: list[Document]) -> Listed:
     """The library as an input."""
     return Listed(tuple(library))
+
+
+@pytest.fixture(scope="session")
+def corpus_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Corpus]:
+    """Makes a corpus of documents with these lengths; every token of it is different."""
+
+    def make(lengths: list[int], hashes: list[int] | None = None) -> Corpus:
+        folder = tmp_path_factory.mktemp("p")
+        starts = np.cumsum([10, *lengths])
+        documents = [
+            EncodedDocument(f"d{i}", np.arange(starts[i], starts[i + 1]), 3 * n + i, hashes[i] if hashes else i)
+            for i, n in enumerate(lengths)
+        ]
+        write_shard(folder, 0, documents[:3], np.dtype(np.uint16), (0, 0), {})
+        if documents[3:]:
+            write_shard(folder, 1, documents[3:], np.dtype(np.uint16), (0, 0), {})
+        write_manifest(folder, Manifest("k", 1 + bool(documents[3:]), len(documents), 0, 0, "uint16", 100))
+        return Corpus([ShardFolder(folder)])
+
+    return make

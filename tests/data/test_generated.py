@@ -7,6 +7,7 @@ import pytest
 
 from nano3.config.generate import GenerateConfig
 from nano3.config.schema import DataConfig
+from nano3.data.batch import IGNORE
 from nano3.data.build import content_hash
 from nano3.data.corpus import is_heldout
 from nano3.data.generated import GeneratedTexts
@@ -56,6 +57,60 @@ def test_a_run_gets_rows_of_the_wanted_lengths_and_holds_out_real_text_only(cfg)
     assert prepared.heldout.n_bytes > 0
     corpus = prepared.heldout.corpus
     assert all(corpus.name(i).endswith((".py", ".txt")) for i in range(len(corpus)))
+
+
+def test_each_question_stands_in_one_row_and_one_document_with_its_evidence(cfg, tokenizer):
+    cfg = replace(cfg, seq_len=4096)
+    prepared = prepare(cfg, 1024)
+    lengths = (4096, 512)
+    for category in ("document-qa", "retrieval"):
+        (source,) = resolve(cfg)[category].generated
+        texts = list(source.with_tokenizer(prepared.tokenizer).texts())
+        made = {f"{category}/{n}/{i}": text for i, (n, text) in enumerate(zip(source.lengths(), texts, strict=True))}
+        for seq_len in lengths:
+            train = prepared.train.with_seq_len(seq_len, lengths)
+            names = {name for name in made if name.split("/")[1] == str(seq_len)}
+            numbers = [i for i in range(60 * len(names)) if train.blend.category(i)[0] == category][: len(names)]
+            seen = []
+            for number in numbers:
+                row = train.sequence(number)
+                (name,) = row.documents
+                text = made[name]
+                decoded = prepared.tokenizer.decode(row.tokens[row.document_ids == 0].tolist())
+                assert text.text in decoded
+                for question in text.questions:
+                    assert all(0 <= decoded.find(e) < decoded.rfind(question.text) for e in question.evidence)
+                scored = row.targets != IGNORE
+                assert row.targets[scored].tolist() == [
+                    *prepared.tokenizer.encode(text.text),
+                    prepared.tokenizer.eos_id,
+                ]
+                seen.append(name)
+            assert sorted(seen) == sorted(names)
+            assert train.epochs(100)[category] == pytest.approx(float(100 * train.blend.shares[category]) / len(names))
+
+
+def test_texts_longer_than_a_row_are_left_out_with_a_note(cfg):
+    prepared = prepare(cfg, 1024)
+    long = resolve(cfg)["document-qa"].generated[0].lengths().count(4096)
+    assert any(f"document-qa: {long} of" in note and "longer than a row of 512" in note for note in prepared.notes)
+    everything = prepare(replace(cfg, seq_len=4096), 1024)
+    assert 0 < prepared.n_train_tokens < everything.n_train_tokens
+    with pytest.raises(ValueError, match="no document of document-qa fits whole in a row of 128 tokens"):
+        prepared.train.with_seq_len(128)
+
+
+def test_a_category_of_texts_from_a_file_is_kept_whole_on_request(cfg, folder):
+    def cut(cfg):
+        train = prepare(cfg, 1024).train
+        rows = [train.sequence(i) for i in range(30)]
+        return [row.tokens[0] != 2 or (row.targets == IGNORE).sum() == 0 for row in rows]
+
+    alone = replace(cfg, blend={"mine": 1}, seq_len=2048)
+    assert any(cut(alone))
+    assert not any(cut(replace(alone, whole_documents=["mine"])))
+    with pytest.raises(ValueError, match=r"whole_documents: 'main' has no share"):
+        replace(alone, whole_documents=["main"])
 
 
 def test_the_second_run_takes_them_from_the_cache(cfg, monkeypatch):

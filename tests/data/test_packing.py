@@ -8,34 +8,13 @@ from hypothesis import strategies as st
 
 from nano3.data.batch import IGNORE
 from nano3.data.blend import Blend
-from nano3.data.corpus import Corpus, is_heldout, shuffled, split
+from nano3.data.corpus import is_heldout, shuffled, split
 from nano3.data.packing import PackedDocuments, PackedStream
-from nano3.data.shards import EncodedDocument, Manifest, ShardFolder, write_manifest, write_shard
 from nano3.data.source import HeldoutSource, TokenSource
 
 EOS = 2
 LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=12)
 SEQ_LEN = st.integers(1, 40)
-
-
-@pytest.fixture(scope="module")
-def corpus_of(tmp_path_factory):
-    """Makes a corpus of documents with these lengths; every token of it is different."""
-
-    def make(lengths: list[int], hashes: list[int] | None = None) -> Corpus:
-        folder = tmp_path_factory.mktemp("p")
-        starts = np.cumsum([10, *lengths])
-        documents = [
-            EncodedDocument(f"d{i}", np.arange(starts[i], starts[i + 1]), 3 * n + i, hashes[i] if hashes else i)
-            for i, n in enumerate(lengths)
-        ]
-        write_shard(folder, 0, documents[:3], np.dtype(np.uint16), (0, 0), {})
-        if documents[3:]:
-            write_shard(folder, 1, documents[3:], np.dtype(np.uint16), (0, 0), {})
-        write_manifest(folder, Manifest("k", 1 + bool(documents[3:]), len(documents), 0, 0, "uint16", 100))
-        return Corpus([ShardFolder(folder)])
-
-    return make
 
 
 def joined(rows):
