@@ -60,7 +60,8 @@ def experts(
     dtype: engines.Dtype = "auto",
     device: engines.Device = "auto",
 ) -> None:
-    """Count how often each expert is chosen, layer by layer; exit code 1 when one exceeds the threshold.
+    """Count how often each expert is chosen, layer by layer; exit code 1 when one exceeds the threshold. A server does
+    not show its routing, so there is no --url.
 
     [dim]The report's audit (over 10,000 prompts no expert takes more than 5 %):[/]
       nano3 eval experts --from PATH --prompts prompts.jsonl
@@ -119,7 +120,7 @@ def _prompts(options: dict[str, Any], model: LM, tokenizer: Tokenizer) -> Prompt
 
 
 def _run(options: dict[str, Any], model: LM, tokenizer: Tokenizer, name: str) -> tuple[Use, Result, Path]:
-    from nano3.eval.experts import group_prompts, mixture_blocks
+    from nano3.eval.experts import ROW_TOKENS, group_prompts, mixture_blocks
     from nano3.eval.experts_chart import draw
     from nano3.eval.store import open_store
     from nano3.eval.target import model_identity
@@ -128,7 +129,8 @@ def _run(options: dict[str, Any], model: LM, tokenizer: Tokenizer, name: str) ->
     prompts = _prompts(options, model, tokenizer)
     digest = hashlib.blake2b(repr(prompts.ids).encode(), digest_size=8).hexdigest()
     settings = {"kind": "experts", "model": name, "identity": model_identity(options["from_"]),
-                "prompts": prompts.what, "prompt_ids": digest, "dtype": str(model.compute_dtype)}  # fmt: skip
+                "prompts": prompts.what, "prompt_ids": digest, "row_tokens": ROW_TOKENS,
+                "dtype": str(model.compute_dtype)}  # fmt: skip
     folder = shared.result_folder(options["out"], f"eval-experts-{name}", settings)
     groups = list(group_prompts(prompts.ids))
     with open_store(folder, settings) as store:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,15 +17,15 @@ from nano3.cli.options import Json
 from nano3.config.errors import UserError
 
 if TYPE_CHECKING:
-    from lm_eval.api.model import LM
-
     from nano3.eval.lm_find import Found
     from nano3.eval.lm_run import Options
     from nano3.eval.store import Result, Score
     from nano3.eval.target import Target
 
 MISSING = "nano3 eval lm needs lm-evaluation-harness: pip install 'nano3[eval]'"
-PREFIXES = ("bos", "eos")
+PREFIXES = ("auto", "bos", "eos")
+MOST_THINKING = 8192
+"""New tokens of an answer with thinking, where nobody says; half the context at the most."""
 LIMIT_NOTE = "only the first {limit} documents of each task"
 Tasks = Annotated[
     str,
@@ -58,9 +59,25 @@ System = Annotated[str | None, typer.Option(help="System prompt; needs --chat.",
 Prefix = Annotated[
     str,
     typer.Option(
-        help="What stands before a text without context: bos, as lm-eval's hf model has it, or eos, as documents begin "
-        "in nano3's training.",
+        help="What texts begin with. bos: as with lm-eval's hf model. eos: with the end of the document before, as in "
+        "nano3's training. auto: eos for models that nano3 trained; a server's own.",
         metavar="NAME",
+    ),
+]  # fmt: skip
+MaxGenToks = Annotated[
+    int | None,
+    typer.Option(
+        help="Most new tokens of each answer. Default: the task's own number; with --thinking 8192, at most half the "
+        "context.",
+        min=1, metavar="N", show_default=False,
+    ),
+]  # fmt: skip
+MaxContext = Annotated[
+    int | None,
+    typer.Option(
+        help="Most tokens that a prediction sees; longer prompts are cut from the left. Default: what the model was "
+        "made for, or what the server takes.",
+        min=2, metavar="N", show_default=False,
     ),
 ]  # fmt: skip
 Seed = Annotated[int, typer.Option(help="Decides which examples are shown, and sampled answers.", metavar="N")]
@@ -77,7 +94,8 @@ def lm(
     chat: Chat = False,
     thinking: Thinking = False,
     system: System = None,
-    prefix: Prefix = "bos",
+    prefix: Prefix = "auto",
+    max_gen_toks: MaxGenToks = None,
     model: shared.ServedModel = "",
     api_key: shared.ApiKey = "",
     tokenizer: shared.TokenizerPath = "",
@@ -91,7 +109,7 @@ def lm(
     device: engines.Device = "auto",
     memory: engines.Memory = None,
     max_sequences: engines.MaxSequences = None,
-    max_context: engines.MaxContext = None,
+    max_context: MaxContext = None,
     engine_name: engines.EngineName = "native",
 ) -> None:
     """Run tasks of lm-evaluation-harness on a model; the scores are those of its hf model.
@@ -114,11 +132,11 @@ def lm(
     if not names:
         raise UserError("--tasks: give a name, such as nano3 or hellaswag")
     found = find_tasks(names, include or [], {"pretrained": from_ or tokenizer or model})
-    options = Options(limit, num_fewshot, chat, system, seed=seed)
     if url is not None:
         _check_served(found, chat)
-    target = shared.open_target(_with_room(ctx.params))
+    target = _open_target(ctx.params)
     try:
+        options = Options(limit, num_fewshot, chat, system, seed, max_gen_toks)
         result = _run(ctx.params, target, found, options)
     finally:
         target.close()
@@ -127,7 +145,8 @@ def lm(
 
 def _check(options: dict[str, Any]) -> None:
     """Refuse what cannot work, before anything is loaded."""
-    shared.check_target(options)
+    # A server's prompts are cut too.
+    shared.check_target(options if options["url"] is None else {**options, "max_context": None})
     if find_spec("lm_eval") is None:
         raise UserError(MISSING)
     if options["prefix"] not in PREFIXES:
@@ -135,8 +154,6 @@ def _check(options: dict[str, Any]) -> None:
     for name in ("thinking", "system"):
         if options[name] and not options["chat"]:
             raise UserError(f"--{name} needs --chat: a plain text has no turns")
-    if options["url"] is not None and options["prefix"] != "bos":
-        raise UserError("--prefix and --url contradict each other: a server decides itself how a text begins")
 
 
 def _check_served(found: list[Found], chat: bool) -> None:
@@ -147,75 +164,107 @@ def _check_served(found: list[Found], chat: bool) -> None:
         )
 
 
-def _with_room(options: dict[str, Any]) -> dict[str, Any]:
-    """One token more of context: the last token of a text is predicted, and never read."""
+def _open_target(options: dict[str, Any]) -> Target:
+    """The target; a model of this machine with a context of one token more: the last token of a text is predicted, and
+    never read."""
     if options["url"] is not None:
-        return options
+        return shared.open_target(options)
     from nano3.eval.lm import max_positions
 
-    return {**options, "max_context": (options["max_context"] or max_positions(options["from_"])) + 1}
+    wanted = options["max_context"] or max_positions(options["from_"])
+    target = shared.open_target({**options, "max_context": wanted + 1})
+    if target.max_context is not None and target.max_context <= wanted:
+        target.close()
+        # A context that depends on what is free now would give other scores tomorrow.
+        raise UserError(f"a context of {wanted} tokens does not fit in memory: give --max-context "
+                        f"{target.max_context - 1} (the most that fits), or raise --memory")  # fmt: skip
+    return target
 
 
-def _open_lm(options: dict[str, Any], target: Target) -> LM:
+def _open_lm(options: dict[str, Any], target: Target) -> Any:
+    """The model for the harness: an `lm_eval.api.model.LM`, with the tokens of its context and what is to be noted."""
+    thinking = options["thinking"]
     if options["url"] is not None:
         from nano3.eval.lm_server import ChatCompletions, Completions
         from nano3.eval.target import ServerTarget
 
         assert isinstance(target, ServerTarget), "--url opens no other"
-        kind = ChatCompletions if options["chat"] else Completions
-        return kind(
-            target, max_retries=options["retries"] + 1, timeout=options["timeout"], seed=options["seed"],
-            header={"Authorization": f"Bearer {options['api_key']}"},
-        )  # fmt: skip
+        common = {
+            "max_context": options["max_context"], "max_retries": options["retries"] + 1, "timeout": options["timeout"],
+            "seed": options["seed"], "header": {"Authorization": f"Bearer {options['api_key']}"},
+        }  # fmt: skip
+        if options["chat"]:
+            return ChatCompletions(target, thinking=thinking, **common)
+        return Completions(target, prefix=options["prefix"], folder=options["tokenizer"], **common)
     from nano3.eval.lm import Nano3LM
+    from nano3.eval.lm_text import choose_prefix, stage_of
     from nano3.eval.target import EngineTarget
 
     assert isinstance(target, EngineTarget), "--from opens no other"
-    engine, thinking = target.engine, options["thinking"]
     return Nano3LM(
-        engine,
-        prefix_token_id=engine.tokenizer.eos_id if options["prefix"] == "eos" else None,
+        target.engine,
+        prefix=choose_prefix(options["prefix"], stage_of(options["from_"])),
         enable_thinking=thinking if options["chat"] else None,
         think_end_token="</think>" if thinking else None,
         seed=options["seed"],
     )
 
 
-def _settings(options: dict[str, Any], target: Target, found: list[Found]) -> dict[str, Any]:
+def _settings(options: dict[str, Any], target: Target, found: list[Found], context: int) -> dict[str, Any]:
     from importlib.metadata import version
 
-    names = ("num_fewshot", "chat", "thinking", "system", "prefix", "seed", "dtype", "limit")
+    from nano3.eval.lm_find import fingerprints
+
+    served = options["url"] is not None
+    names = ("num_fewshot", "chat", "thinking", "system", "prefix", "max_gen_toks", "seed", "limit")
+    own = (
+        {"url": getattr(target, "url", ""), "tokenizer": options["tokenizer"] or "the server's"} if served
+        else {"engine": options["engine_name"], "dtype": options["dtype"]}
+    )  # fmt: skip
     return {
         "kind": "lm",
         "model": target.name,
         "identity": target.identity,
-        "max_context": target.max_context,
+        "max_context": context,
         "tasks": [one.name for one in found],
         "versions": {name: str(task.VERSION) for one in found for name, task in one.tasks.items()},
+        "configurations": fingerprints(found),
         "lm_eval": version("lm_eval"),
+        **own,
         **{name: options[name] for name in names},
     }
 
 
 def _run(options: dict[str, Any], target: Target, found: list[Found], how: Options) -> Result:
-    from nano3.eval.lm_run import run_tasks
+    from nano3.eval.lm_run import check_room, run_tasks
+    from nano3.eval.lm_text import CUT
     from nano3.eval.progress import Progress
     from nano3.eval.store import Result, open_store
 
-    settings = _settings(options, target, found)
+    model = _open_lm(options, target)
+    context = model.context
+    if options["thinking"] and how.max_gen_toks is None:
+        how = replace(how, max_gen_toks=min(MOST_THINKING, context // 2))
+    check_room(found, context, how.max_gen_toks)
+    settings = _settings({**options, "max_gen_toks": how.max_gen_toks}, target, found, context)
     growing = ("limit",)
     folder = shared.result_folder(options["out"], f"eval-lm-{target.name}", settings, growing)
     scores: list[Score] = []
     notes = [LIMIT_NOTE.format(limit=how.limit)] if how.limit else []
 
     def result(complete: bool) -> Result:
-        return Result("lm", "lm-eval", target.name, complete, settings, tuple(scores), (*notes, *target.notes))
+        told = dict.fromkeys((*notes, *target.notes, *getattr(model, "notes", ())))
+        return Result("lm", "lm-eval", target.name, complete, settings, tuple(scores), tuple(told))
 
     with open_store(folder, settings, growing) as store:
         print(f"results go to {folder}", file=sys.stderr, flush=True)
-        with shared.cut_short(lambda: store.finish(result(False)), folder):
-            model = _open_lm(options, target)
-            run_tasks(model, found, how, store, lambda n: Progress(n, n, "requests"), scores.extend)
+        notes += [note for note in store.notes() if CUT in note]  # of answers that are not asked for again
+        try:
+            with shared.cut_short(lambda: store.finish(result(False)), folder):
+                run_tasks(model, found, how, store, lambda n: Progress(n, n, "requests"), scores.extend)
+        except Exception:
+            store.finish(result(False))
+            raise
         store.finish(result(True))
     return result(True)
 

@@ -1,7 +1,7 @@
 """nano3's engine as a model of EleutherAI's lm-evaluation-harness, under the name `nano3`.
 
 What is sent to the model is what the harness's `hf` model sends: context and continuation encoded together, cut from
-the left where too long, begun with the beginning token where the context is empty; so scores are comparable.
+the left where too long; so scores are comparable. Texts for models that nano3 trained begin as documents do there.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
@@ -20,26 +19,24 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import has_bos_prefix, postprocess_generated_text
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from nano3.config.errors import UserError
 from nano3.data.chat import ChatTemplate, template_for
 from nano3.engine.launch import open_engine
-from nano3.eval.lm_generation import read_generation
+from nano3.eval.lm_generation import MAX_GEN_TOKS, prompt_room, read_generation, repeats
 from nano3.eval.lm_scoring import Passage, Score, run_all, score_passages
+from nano3.eval.lm_text import CUT_NOTE, PREFIXES, choose_prefix, stage_of, start_of
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
-    from nano3.data.tokenizer import Tokenizer
     from nano3.engine.protocol import GenerationEngine
     from nano3.engine.request import Sampling
 
 log = logging.getLogger(__name__)
 CONTINUE = "\ufdd2"
 """A noncharacter that marks the end of a message that the model is to continue; a blank comes after it."""
-MAX_GEN_TOKS = 256
 
 
 @register_model("nano3")
@@ -50,61 +47,50 @@ class Nano3LM(TemplateLM):
         self,
         pretrained: str | GenerationEngine,
         *,
-        batch_size: int | str | None = None,
-        max_batch_size: int | None = None,
-        device: str | None = None,
-        dtype: str = "auto",
-        memory: int | None = None,
-        engine: str = "native",
         max_length: int | None = None,
         max_gen_toks: int = MAX_GEN_TOKS,
+        prefix: str = "auto",
         add_bos_token: bool | None = None,
         prefix_token_id: int | None = None,
         enable_thinking: bool | None = None,
         think_end_token: str | None = None,
         chat_template_args: Mapping[str, Any] | None = None,
         seed: int = 1234,
+        **engine: Any,
     ) -> None:
         """Load the model.
 
         Args:
             pretrained: a run folder, a Hugging Face folder, a model preset, or an engine (whose settings stand then,
                 and which stays the caller's to close).
-            batch_size: sequences computed at once, or auto; never changes a result.
-            max_batch_size: the same for `auto`.
-            device: auto, cpu, cuda or cuda:N.
-            dtype: auto, float32 or bfloat16.
-            memory: bytes for sequences; None: a share of what is free.
-            engine: native or vllm.
             max_length: tokens of context that a prediction may see; None: what the model was made for.
             max_gen_toks: most new tokens where a task does not say.
-            add_bos_token: begin every text with the beginning token; None: as the tokenizer.json does it.
+            prefix: what texts begin with. bos: as in `hf`. eos: the end-of-document token before every text but
+                conversations, as nano3 trains. auto: eos for models that nano3 trained, bos for others.
+            add_bos_token: begin every text with the beginning token; None: as the tokenizer.json does it. Given, it
+                goes before `prefix`, as the next one does.
             prefix_token_id: stands before a text without context; None: the beginning token, as in `hf`.
             enable_thinking, chat_template_args: variables of the chat template.
-            think_end_token: an answer begins after the last of these.
+            think_end_token: an answer begins after the last of these, and its stop texts count from there.
             seed: of sampled answers; each depends on it, on its prompt and its settings alone.
+            engine: how to load a folder or preset; see `_open`.
 
         Raises:
             UserError: no such model, or an option that cannot be met.
         """
         super().__init__()
         self._owned = isinstance(pretrained, str)
-        if isinstance(pretrained, str):
-            limit = max_length or max_positions(pretrained)
-            opened, self.name = open_engine(
-                pretrained, device=_device(device), dtype=dtype, memory=memory, engine=engine,
-                max_sequences=_sequences(batch_size, max_batch_size),
-                max_context=limit + 1,  # the last token of a passage is predicted, never read
-            )  # fmt: skip
-        else:
-            opened, self.name = pretrained, "engine"
-        self.engine: GenerationEngine = opened
-        self.max_length = min(max_length or opened.max_context, opened.max_context - 1)
+        self.engine, self.name, stage = _open(pretrained, max_length, **engine)
+        self.max_length = min(max_length or self.engine.max_context, self.engine.max_context - 1)
         self.max_gen_toks, self.seed = int(max_gen_toks), seed
-        self._tokenizer = opened.tokenizer
-        self._prefix_token_id, self._think_end_token = prefix_token_id, think_end_token
-        self._add_special = add_bos_token is not False
-        self._around = ((self._tokenizer.bos_id,), ()) if add_bos_token else _added_tokens(self._tokenizer)
+        self.notes: list[str] = []
+        """What a reader of the results must know."""
+        self._tokenizer, self._think_end_token = self.engine.tokenizer, think_end_token
+        as_hf = add_bos_token is not None or prefix_token_id is not None
+        self._start = start_of(
+            self._tokenizer, _prefix("bos" if as_hf else prefix, stage), add_bos_token=add_bos_token,
+            prefix_token_id=prefix_token_id,
+        )  # fmt: skip
         thinking = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
         self._template_args = {**(chat_template_args or {}), **thinking}
 
@@ -116,12 +102,17 @@ class Nano3LM(TemplateLM):
     @property
     def prefix_token_id(self) -> int:
         """The token before a text without context."""
-        return self._tokenizer.bos_id if self._prefix_token_id is None else self._prefix_token_id
+        return self._start.alone
 
     @property
     def tokenizer_name(self) -> str:
         """Tells the harness's caches of prompts apart."""
         return f"{self.name.replace('/', '__')}-{self._tokenizer.fingerprint()}"
+
+    @property
+    def context(self) -> int:
+        """Tokens that a prediction may see."""
+        return self.max_length
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """Jinja source of the model's chat template, None where none is wanted."""
@@ -145,13 +136,13 @@ class Nano3LM(TemplateLM):
         return head if tail.startswith(" ") else head.rstrip()
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Token ids of a text, special tokens in it recognised; with the tokens that tokenizer.json puts around a text,
-        unless that is not wanted or the text begins with the prefix token already."""
+        """Token ids of a text, special tokens in it recognised; with what stands around a text, unless that is not
+        wanted, the text begins with the prefix token already, or it is a conversation in nano3's form."""
         ids = self._tokenizer.encode(string, special=True)
         if add_special_tokens is None:
-            prefix = self._tokenizer.decode([self.prefix_token_id])
-            add_special_tokens = self._add_special and not has_bos_prefix(string, prefix)
-        return [*self._around[0], *ids, *self._around[1]] if add_special_tokens else ids
+            begun = has_bos_prefix(string, self._tokenizer.decode([self.prefix_token_id]))
+            add_special_tokens = not begun and not (self._start.document and self._opens_turn(string))
+        return self._start.around(ids) if add_special_tokens else ids
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihoods of whole texts: in windows of `max_length`, each token predicted once."""
@@ -181,7 +172,7 @@ class Nano3LM(TemplateLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Texts that continue the contexts, each up to the first of its `until` strings."""
-        plans = [self._plan(request, seen) for request, seen in zip(requests, _repeats(requests), strict=True)]
+        plans = [self._plan(request, seen) for request, seen in zip(requests, repeats(requests), strict=True)]
         order = sorted(range(len(plans)), key=lambda i: (-len(plans[i].ids), i))
         answers = [""] * len(requests)
         runs = run_all(self.engine, ((i, plans[i].ids, plans[i].sampling) for i in order))
@@ -204,9 +195,20 @@ class Nano3LM(TemplateLM):
     def _chat(self) -> ChatTemplate:
         return template_for(self._tokenizer)
 
+    def _opens_turn(self, text: str) -> bool:
+        return bool(self._turn) and text.startswith(self._turn)
+
+    @cached_property
+    def _turn(self) -> str:
+        """The special token that conversations begin with by the chat template; empty where it is none."""
+        text = self._chat.render([{"role": "user", "content": "a"}], **self._template_args)
+        first = next(iter(self._tokenizer.encode(text, special=True)), None)
+        tokens = self._tokenizer.inner.get_added_tokens_decoder()
+        return tokens[first].content if first in tokens else ""
+
     def _windows(self, text: str) -> list[Passage]:
-        windows = get_rolling_token_windows(self.tok_encode(text), self.prefix_token_id, self.max_length, context_len=1)
-        return [self._passage(*make_disjoint_window(window)) for window in windows]
+        ids = self._tokenizer.encode(text, special=True)
+        return [self._passage(*window) for window in self._start.windows(ids, self.max_length)]
 
     def _passage(self, context: list[int], continuation: list[int]) -> Passage:
         if not continuation:
@@ -215,25 +217,27 @@ class Nano3LM(TemplateLM):
             raise ValueError(
                 f"a continuation of {len(continuation)} tokens is longer than the context of {self.max_length}"
             )
-        ids = (*context, *continuation)
+        ids = [*(context or [self.prefix_token_id]), *continuation]
         if len(ids) > self.max_length + 1:
-            log.warning("%d tokens cut from the left: a context holds %d", len(ids) - self.max_length - 1,
-                        self.max_length)  # fmt: skip
-        return Passage(ids[-(self.max_length + 1) :], len(continuation))
+            self._note_cut(len(ids) - self.max_length - 1)
+        return Passage.of(ids[-(self.max_length + 1) :], len(continuation))
+
+    def _note_cut(self, tokens: int) -> None:
+        log.warning("%d tokens cut from the left: a context holds %d", tokens, self.max_length)
+        note = CUT_NOTE.format(context=self.max_length)
+        if note not in self.notes:
+            self.notes.append(note)
 
     def _scored(self, passages: Sequence[Passage], what: str, quiet: bool) -> Iterator[tuple[int, Score]]:
         return iter(tqdm(score_passages(self.engine, passages), what, len(passages), disable=quiet))
 
     def _plan(self, request: Instance, seen: int) -> _Plan:
         context, settings = request.args
-        wanted = read_generation(settings, self._tokenizer, self.max_gen_toks)
-        room = self.max_length - wanted.max_tokens
-        if room <= 0:
-            raise ValueError(f"{wanted.max_tokens} new tokens leave no room in a context of {self.max_length}: "
-                             "lower max_gen_toks")  # fmt: skip
+        wanted = read_generation(settings, self._tokenizer, self.max_gen_toks, bool(self._think_end_token))
+        room = prompt_room(settings, self.max_gen_toks, self.max_length)
         ids = self.tok_encode(context) or [self.prefix_token_id]
         if len(ids) > room:
-            log.warning("%d tokens cut from the left: a context holds %d", len(ids) - room, room)
+            self._note_cut(len(ids) - room)
         key = json.dumps([self.seed, context, settings, seen], sort_keys=True, default=str)
         seed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=7).digest(), "big")
         return _Plan(tuple(ids[-room:]), wanted.sampling(seed), wanted.until)
@@ -247,22 +251,44 @@ class _Plan(NamedTuple):
     until: tuple[str, ...]
 
 
-def _repeats(requests: Sequence[Instance]) -> list[int]:
-    """How many requests before each one are the same: what tells the samples of one prompt apart."""
-    seen: Counter[str] = Counter()
-    counts = []
-    for request in requests:
-        key = json.dumps(request.args, sort_keys=True, default=str)
-        counts.append(seen[key])
-        seen[key] += 1
-    return counts
+def _open(
+    pretrained: str | GenerationEngine,
+    max_length: int | None,
+    *,
+    batch_size: int | str | None = None,
+    max_batch_size: int | None = None,
+    device: str | None = None,
+    dtype: str = "auto",
+    memory: int | None = None,
+    engine: str = "native",
+) -> tuple[GenerationEngine, str, str]:
+    """The engine, its model's name, and the stage of nano3's training that it comes from.
+
+    Args:
+        pretrained: as of Nano3LM, as is max_length; for an engine all else is left out.
+        max_length: likewise.
+        batch_size: sequences computed at once, or auto; never changes a result.
+        max_batch_size: the same for `auto`.
+        device: auto, cpu, cuda or cuda:N.
+        dtype: auto, float32 or bfloat16.
+        memory: bytes for sequences; None: a share of what is free.
+        engine: native or vllm.
+    """
+    if not isinstance(pretrained, str):
+        return pretrained, "engine", getattr(getattr(pretrained, "model", None), "stage", "")
+    limit = max_length or max_positions(pretrained)
+    opened, name = open_engine(
+        pretrained, device=_device(device), dtype=dtype, memory=memory, engine=engine,
+        max_sequences=_sequences(batch_size, max_batch_size),
+        max_context=limit + 1,  # the last token of a passage is predicted, never read
+    )  # fmt: skip
+    return opened, name, stage_of(pretrained)
 
 
-def _added_tokens(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """What tokenizer.json itself puts before and after a text."""
-    encoding = tokenizer.inner.encode("a", add_special_tokens=True)
-    inside = [place for place, added in enumerate(encoding.special_tokens_mask) if not added]
-    return tuple(encoding.ids[: inside[0]]), tuple(encoding.ids[inside[-1] + 1 :])
+def _prefix(wanted: str, stage: str) -> str:
+    if wanted not in PREFIXES:
+        raise UserError(f"prefix {wanted}: not known; use one of {', '.join(PREFIXES)}")
+    return choose_prefix(wanted, stage)
 
 
 def _sequences(batch_size: int | str | None, max_batch_size: int | None) -> int | None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.model import LM, hash_args
 
 from nano3.config.errors import UserError
+from nano3.eval.lm_generation import plain_settings
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -99,8 +100,7 @@ class Remembering(LM):
 
 
 def _is_sampled(kind: str, arguments: Sequence[Any]) -> bool:
-    settings: Mapping[str, Any] = arguments[1] if kind == "generate_until" else {}
-    return bool(settings.get("do_sample", float(settings.get("temperature") or 0) > 0))
+    return kind == "generate_until" and plain_settings(arguments[1], 1)["temperature"] > 0
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import hashlib
+import json
 import logging
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
     from lm_eval.tasks.manager import TaskDict
 
 NEAREST = 4
+GROUP = re.compile(r"^group:", re.MULTILINE)
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+"""What differs from run to run in the name of a function without source."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,7 @@ def find_tasks(names: Sequence[str], include: Sequence[Path], metadata: Mapping[
     manager = TaskManager(include_path=folders, include_defaults=False, metadata=told)
     try:
         return _load(manager, names)
-    except (KeyError, UnknownTaskError):
+    except (UnknownPartError, UnknownTaskError):
         print("reading lm-eval's list of tasks ...", file=sys.stderr, flush=True)
     manager = TaskManager(include_path=folders, metadata=told)
     return _load(manager, names)
@@ -76,6 +82,10 @@ def quiet() -> Iterator[None]:
 
 class UnknownTaskError(UserError):
     """There is no task of a name."""
+
+
+class UnknownPartError(UserError):
+    """A group cannot be loaded, perhaps for it names a task of the harness."""
 
 
 def _load(manager: TaskManager, names: Sequence[str]) -> list[Found]:
@@ -100,17 +110,22 @@ def _load_one(manager: TaskManager, name: str) -> Found:
     try:
         with quiet():
             loaded = manager.load([name])
-    except KeyError:
-        raise
     except ModuleNotFoundError as error:
         raise UserError(f"task {name} needs the package {error.name}: pip install it") from error
     except Exception as error:
-        raise UserError(_why(name, error)) from error
+        raise (UnknownPartError if _is_group(manager, name) else UserError)(_why(name, error)) from error
     for task_name, task in loaded["tasks"].items():
         if getattr(task, "UNSAFE_CODE", False):
             raise UserError(f"task {task_name} runs code that the model writes, outside any sandbox; where that is "
                             "wanted, use python -m nano3.eval.lm_harness with --confirm_run_unsafe_code")  # fmt: skip
     return Found(Path(name).stem, loaded)
+
+
+def _is_group(manager: TaskManager, name: str) -> bool:
+    """Whether a name, or a YAML file, is that of a group."""
+    return name in manager.all_groups or (
+        Path(name).is_file() and GROUP.search(Path(name).read_text("utf-8")) is not None
+    )
 
 
 def _why(name: str, error: BaseException) -> str:
@@ -120,9 +135,35 @@ def _why(name: str, error: BaseException) -> str:
     while link is not None and link not in chain:
         chain.append(link)
         link = link.__cause__ or link.__context__
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    said = f"{type(error).__name__} {error}" if isinstance(error, LookupError) else str(error)
+    reason = (said.strip() or type(error).__name__).splitlines()[0][:200]
     words = " ".join(f"{type(link).__name__} {link}" for link in chain).lower()
     if any(word in words for word in ("offline", "connection", "connect to", "resolve", "couldn't reach", "timed out")):
         return (f"task {name}: its data is not on this machine and cannot be downloaded ({reason}); connect to the "
                 "network, or fill the cache of Hugging Face datasets beforehand (HF_HOME)")  # fmt: skip
     return f"task {name} cannot be loaded: {reason}"
+
+
+def fingerprints(found: Sequence[Found]) -> dict[str, str]:
+    """A hash of each task's configuration, the source of its functions and the data files of this machine that it
+    names: what an answer depends on besides the model."""
+    return {name: _fingerprint(task) for one in found for name, task in one.tasks.items()}
+
+
+def _fingerprint(task: Task) -> str:
+    config = {key: value for key, value in task.dump_config().items() if key != "metadata"}
+    text = json.dumps(config, sort_keys=True, default=str)
+    digest = hashlib.blake2b(ADDRESS.sub("", text).encode(), digest_size=8)
+    for file in sorted(_files((config.get("dataset_kwargs") or {}).get("data_files"))):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _files(value: Any) -> Iterator[Path]:
+    """The files of this machine among names, lists and mappings of names."""
+    if isinstance(value, (str, Path)):
+        if Path(value).is_file():
+            yield Path(value)
+    elif isinstance(value, (Mapping, list, tuple)):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _files(part)

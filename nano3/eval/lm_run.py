@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from nano3.config.errors import UserError
 from nano3.eval.lm_answers import Remembering
 from nano3.eval.lm_find import quiet
+from nano3.eval.lm_generation import MAX_GEN_TOKS, prompt_room
 from nano3.eval.store import Score
 
 if TYPE_CHECKING:
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 SHARES = ("acc", "exact_match", "em", "pass@", "prompt_level", "inst_level")
 """Beginnings of the names of metrics that are shares of right answers: from 0 to 1 in lm-eval, in percent here."""
 BOOTSTRAP = 1000
+TOKEN_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+"""The harness's names for the most new tokens."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,8 @@ class Options:
     """System prompt."""
     seed: int = 1234
     """Decides which examples are shown."""
+    max_gen_toks: int | None = None
+    """Most new tokens of every answer; None: the task's own number."""
 
 
 def run_tasks(
@@ -56,7 +63,7 @@ def run_tasks(
 
     Raises:
         ServerGone: as the model does.
-        UserError: likewise, and where a task asks what a model does not have.
+        UserError: likewise, where a task asks what a model does not have, and where its own code fails.
     """
     from lm_eval import evaluator
 
@@ -66,7 +73,7 @@ def run_tasks(
             for task in one.tasks.values():
                 _prepare(task, options)
             _seed()
-            with quiet():
+            with quiet(), _told(one.name):
                 result = evaluator.evaluate(
                     lm=remembering,
                     task_dict=one.loaded,
@@ -86,6 +93,38 @@ def run_tasks(
         remembering.close()
 
 
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """What fails for a task's own settings or documents, in one line."""
+    try:
+        yield
+    except (ValueError, LookupError) as error:
+        reason = f"{type(error).__name__} {error}" if isinstance(error, LookupError) else str(error)
+        line = " ".join(reason.split())[:300]
+        raise UserError(f"task {name}: {line}; leave it out of --tasks to run the others") from error
+
+
+def check_room(found: Sequence[Found], context: int, max_gen_toks: int | None) -> None:
+    """Refuse tasks whose answers leave no room for a prompt, before anything is asked.
+
+    Args:
+        found: the tasks.
+        context: tokens of prompt and answer.
+        max_gen_toks: as of Options.
+
+    Raises:
+        UserError: a task's answers take the whole context.
+    """
+    for one in found:
+        for name, task in one.tasks.items():
+            if task.OUTPUT_TYPE == "generate_until":
+                own = task.get_config("generation_kwargs") or {}
+                try:
+                    prompt_room({"max_gen_toks": max_gen_toks} if max_gen_toks else own, MAX_GEN_TOKS, context)
+                except ValueError as error:
+                    raise UserError(f"task {name}: {error} with --max-gen-toks") from error
+
+
 def _prepare(task: Task, options: Options) -> None:
     """Number and choice of the examples, as the harness's own command sets them: a task that has none gets none."""
     own = task.get_config("num_fewshot")
@@ -93,6 +132,10 @@ def _prepare(task: Task, options: Options) -> None:
         task.set_config(key="num_fewshot", value=options.num_fewshot)
     elif own is None:
         task.set_config(key="num_fewshot", value=0)
+    if options.max_gen_toks is not None and task.OUTPUT_TYPE == "generate_until":
+        settings = task.get_config("generation_kwargs") or {}
+        kept = {name: value for name, value in settings.items() if name not in TOKEN_NAMES}
+        task.set_config(key="generation_kwargs", value={**kept, "max_gen_toks": options.max_gen_toks})
     task.set_fewshot_seed(seed=options.seed)
 
 

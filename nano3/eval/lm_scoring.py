@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
@@ -16,11 +17,22 @@ AHEAD = 2
 
 
 class Passage(NamedTuple):
-    """Tokens of which the last ones are scored."""
+    """Tokens of which the last ones are scored; a benchmark has millions of tokens, so they are packed."""
 
-    ids: tuple[int, ...]
+    packed: bytes
+    """Token ids, 4 bytes each."""
     scored: int
     """How many of the last tokens; fewer than all, so that each has something before it."""
+
+    @classmethod
+    def of(cls, ids: Sequence[int], scored: int) -> Passage:
+        """The passage of these tokens."""
+        return cls(array("I", ids).tobytes(), scored)
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """Token ids."""
+        return tuple(array("I", self.packed))
 
 
 class Score(NamedTuple):
@@ -43,7 +55,7 @@ def score_passages(engine: GenerationEngine, passages: Sequence[Passage]) -> Ite
     for index, passage in enumerate(passages):
         places.setdefault(passage, []).append(index)
     # Sorted by tokens too, so that the order in which requests come decides nothing.
-    ordered = sorted(places, key=lambda passage: (-len(passage.ids), passage))
+    ordered = sorted(places, key=lambda passage: (-len(passage.packed), passage))
     sampling = Sampling(max_tokens=0, prompt_log_probs=1)
     requests = ((passage, passage.ids, sampling) for passage in ordered)
     for passage, output in run_all(engine, requests):

@@ -103,6 +103,80 @@ def test_tasks_of_the_users_own_and_chat(run, model_folder, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+def task_file(folder, name, rows, body):
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / f"{name}.yaml").write_text(
+        f"task: {name}\ndataset_path: json\n"
+        f"dataset_kwargs: {{data_files: {{test: {folder / name}.jsonl}}, cache_dir: {folder / 'cache'}}}\n"
+        f"test_split: test\n{body}"
+    )
+
+
+WRITE = (
+    "doc_to_text: '{{q}}'\ndoc_to_target: '{{a}}'\noutput_type: generate_until\n"
+    "generation_kwargs: {until: [], max_gen_toks: 5}\nmetric_list: [{metric: exact_match}]\n"
+)
+CHOOSE = "doc_to_text: '{{q}}'\ndoc_to_choice: '{{c}}'\ndoc_to_target: 0\noutput_type: multiple_choice\n"
+
+
+def test_an_edited_task_is_another_evaluation(run, model_folder, tmp_path):
+    tasks, out = tmp_path / "tasks", tmp_path / "out"
+    ask = ("eval", "lm", "--from", model_folder, "--tasks", "mine", "--include", tasks, *QUICK, "--out", out)
+    task_file(tasks, "mine", [{"q": "2+2?", "a": "4"}], WRITE)
+    assert run(*ask).code == 0
+    assert run(*ask).code == 0
+    settings = result_of(out)["settings"]
+    assert (settings["engine"], settings["prefix"], settings["max_gen_toks"]) == ("native", "bos", None)
+    task_file(tasks, "mine", [{"q": "2+2?", "a": "4"}], WRITE.replace("{{q}}", "Q: {{q}}"))
+    edited = run(*ask)
+    assert edited.code == 2
+    assert "configurations.mine" in edited.err
+    task_file(tasks, "mine", [{"q": "2+3?", "a": "5"}], WRITE)
+    assert run(*ask).code == 2
+
+
+def test_more_new_tokens_than_a_task_says(run, model_folder, tmp_path):
+    task_file(tmp_path / "tasks", "mine", [{"q": "2+2?", "a": "4"}], WRITE)
+    ask = ("eval", "lm", "--from", model_folder, "--tasks", "mine", "--include", tmp_path / "tasks", *QUICK)
+    texts = {}
+    for tokens in (None, 40):
+        more = () if tokens is None else ("--max-gen-toks", tokens)
+        out = tmp_path / str(tokens)
+        assert run(*ask, *more, "--out", out).code == 0
+        (texts[tokens],) = lines(out / "samples.jsonl")[0]["output"]
+    assert len(texts[40]) > len(texts[None])
+    assert texts[40].startswith(texts[None])
+    out = tmp_path / "thinking"
+    thinking = run(*ask, "--chat", "--thinking", "--max-context", 80, "--out", out)
+    assert thinking.code == 0, thinking.err
+    assert result_of(out)["settings"]["max_gen_toks"] == 40
+
+
+def test_a_task_that_fails_leaves_what_was_done(run, model_folder, tmp_path):
+    task_file(tmp_path / "tasks", "good", [{"q": "2+2?", "a": "4"}], WRITE)
+    task_file(tmp_path / "tasks", "bad", [{"q": "2+2?", "c": ["4", ""]}], CHOOSE + "target_delimiter: ''\n")
+    out = tmp_path / "out"
+    done = run("eval", "lm", "--from", model_folder, "--tasks", "good,bad", "--include", tmp_path / "tasks", *QUICK,
+               "--out", out)  # fmt: skip
+    assert done.code == 2
+    assert "task bad: an empty continuation" in done.err
+    found = result_of(out)
+    assert not found["complete"]
+    assert [score["task"] for score in found["scores"]] == ["good"]
+    assert len(lines(out / "samples.jsonl")) == 1
+
+
+def test_a_tasks_own_code_that_fails_is_one_line(run, model_folder, tmp_path):
+    (tmp_path / "own.py").write_text("def process(docs):\n    return {}['nothing']\n")
+    task_file(tmp_path, "mine", [{"q": "2+2?", "a": "4"}], WRITE + "process_docs: !function own.process\n")
+    done = run("eval", "lm", "--from", model_folder, "--tasks", tmp_path / "mine.yaml", *QUICK, "--out", tmp_path / "o")
+    assert done.code == 2
+    assert "KeyError 'nothing'" in done.err
+    assert done.err.strip().count("\n") == 0, done.err
+    assert not (tmp_path / "o").exists()
+
+
 @pytest.mark.slow  # reads the harness's 14,000 task files
 def test_an_unknown_task_is_told_the_nearest(run, model_folder):
     done = run("eval", "lm", "--from", model_folder, "--tasks", "hellasvag,nano3")
@@ -121,7 +195,11 @@ def test_an_unknown_task_is_told_the_nearest(run, model_folder):
         (("--from", "{model}", "--tasks", "none.yaml"), "none.yaml: no such file"),
         (("--from", "/nowhere/at/all", "--tasks", "nano3_prose"), "no such folder"),
         ((), "--from PATH, or --url URL"),
-        (("--url", "http://127.0.0.1:9", "--prefix", "eos"), "contradict"),
+        (
+            ("--from", "{model}", "--max-context", "100000", "--memory", "2MiB", "--dtype", "float32"),
+            "does not fit in memory: give --max-context",
+        ),
+        (("--from", "{model}", "--max-context", "200", "--max-gen-toks", "200"), "nano3_arithmetic: 200 new tokens"),
         (("--url", "http://127.0.0.1:9", "--chat", "--tasks", "nano3_stdlib"), "leave out --chat"),
     ],
 )
@@ -154,12 +232,14 @@ def test_sampled_answers_are_never_remembered(tmp_path):
 
         loglikelihood = loglikelihood_rolling = generate_until
 
-    settings = [{"do_sample": True, "temperature": 1.0}, {"temperature": 0.5}, {"temperature": 0.0}, {}]
+    sampled = [{"do_sample": True, "temperature": 1.0}, {"temperature": 0.5}, {"do_sample": True},
+               {"do_sample": None, "temperature": 0.5}]  # fmt: skip
+    settings = [*sampled, {"temperature": 0.0}, {"do_sample": False, "temperature": 0.5}, {}]
     requests = [Instance("generate_until", {}, (f"{i}", s), i, ("t", i, 1)) for i, s in enumerate(settings)]
     lm = Counting()
-    for asked in (4, 6):
+    for asked in (7, 11):
         model = Remembering(lm, tmp_path, lambda n: Progress(n, n))
         model.generate_until(requests)
         model.close()
         assert lm.asked == asked
-    assert len(lines(tmp_path / "answers.jsonl")) == 2
+    assert len(lines(tmp_path / "answers.jsonl")) == 3

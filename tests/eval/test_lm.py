@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import json
 import math
 import os
 import random
+import shutil
 import sys
 import tomllib
 from pathlib import Path
@@ -74,7 +76,7 @@ def ours(folder):
 
 @pytest.fixture(scope="module")
 def theirs(folder):
-    pytest.importorskip("accelerate", reason="lm-eval's hf model needs it; the dev extra has it")
+    import accelerate  # noqa: F401 - without it lm-eval's hf model fails in the middle
     from lm_eval.models.huggingface import HFLM
 
     lm = HFLM(str(folder), device="cpu", dtype="float32", batch_size=1)
@@ -164,6 +166,56 @@ def test_special_tokens_of_tokenizer_json_and_the_wanted_beginning(folder, their
     assert ours.max_length == theirs.max_length == CONTEXT
 
 
+def test_texts_begin_as_documents_do_in_training(ours):
+    lm, end = Nano3LM(ours.engine, prefix="eos"), ours.engine.tokenizer.eos_id
+    plain = ours.tok_encode("The kettle")
+    assert plain[0] != end
+    assert lm.tok_encode("The kettle") == lm.tok_encode("</s>The kettle") == [end, *plain]
+    assert lm.tok_encode("The kettle", add_special_tokens=False) == plain
+    talk = lm.apply_chat_template([{"role": "user", "content": "hi"}])
+    assert lm.tok_encode(talk) == ours.tok_encode(talk)
+    for context, text in (("The kettle", " boils"), ("", "The kettle")):
+        (found,) = lm.loglikelihood(instances("loglikelihood", [(context, text)]), disable_tqdm=True)
+        ids = [end, *ours.tok_encode(context + text)]
+        seen = 1 + len(ours.tok_encode(context))
+        (expected,) = ours._loglikelihood_tokens([(("", ""), ids[:seen], ids[seen:])], disable_tqdm=True)
+        assert found == expected
+    whole = [("The kettle boils",)]
+    (rolling,) = lm.loglikelihood_rolling(instances("loglikelihood_rolling", whole), disable_tqdm=True)
+    (alone,) = lm.loglikelihood(instances("loglikelihood", [("", *whole[0])]), disable_tqdm=True)
+    assert rolling == pytest.approx(alone[0], abs=1e-6)
+
+
+def test_the_stage_of_a_model_decides_what_texts_begin_with(folder, ours, tmp_path):
+    trained = tmp_path / "trained"
+    shutil.copytree(folder, trained)
+    keys = json.loads((trained / "config.json").read_text())
+    (trained / "config.json").write_text(json.dumps(keys | {"nano3_stage": "sft"}))
+    lm = Nano3LM(str(trained), memory=MEMORY, dtype="float32")
+    of_hf = Nano3LM(lm.engine, prefix="bos")
+    own = Nano3LM(lm.engine)
+    try:
+        assert lm.prefix_token_id == own.prefix_token_id == lm.eot_token_id
+        assert own.tok_encode("a") == lm.tok_encode("a") == [lm.eot_token_id, *ours.tok_encode("a")]
+        assert of_hf.tok_encode("a") == ours.tok_encode("a")
+        assert of_hf.prefix_token_id == ours.prefix_token_id != lm.prefix_token_id
+    finally:
+        lm.close()
+    with pytest.raises(UserError, match="prefix pad"):
+        Nano3LM(ours.engine, prefix="pad")
+
+
+def test_cut_prompts_are_noted(ours):
+    lm = Nano3LM(ours.engine)
+    lm.loglikelihood(instances("loglikelihood", EDGES[:3]), disable_tqdm=True)
+    assert not lm.notes
+    lm.loglikelihood(instances("loglikelihood", EDGES), disable_tqdm=True)
+    lm.generate_until(instances("generate_until", [("word " * 200, {"max_gen_toks": 2})] * 2), disable_tqdm=True)
+    (note,) = lm.notes
+    assert "cut from the left" in note
+    assert str(CONTEXT) in note
+
+
 @pytest.mark.parametrize("size", [1, 3, "auto"])
 def test_order_and_batch_size_change_nothing(folder, ours, size):
     lm = Nano3LM(str(folder), memory=MEMORY, dtype="float32", batch_size=size)
@@ -202,6 +254,7 @@ def test_generation_settings(ours):
     assert ask(draw | {"top_k": 1}) == [long]
     assert ask(draw | {"top_p": 1e-6}) == [long]
     assert ask(draw | {"do_sample": False}) == [long]
+    assert ask({"max_gen_toks": 30, "do_sample": True}) == ask(draw | {"do_sample": True}) != [long]
     with pytest.raises(ValueError, match="num_beams"):
         ask({"num_beams": 4})
     with pytest.raises(ValueError, match="max_gen_toks"):
@@ -240,6 +293,13 @@ def test_what_comes_before_the_end_of_thinking_is_no_answer(ours):
     thinker = Nano3LM(ours.engine, think_end_token=mark)
     (answer,) = thinker.generate_until(instances("generate_until", [("A river", {"max_gen_toks": 30})]))
     assert answer == whole.split(mark)[-1].lstrip()
+    # What ends an answer may stand in the thinking part.
+    before = whole.split(mark)[0][:3]
+    (answer,) = thinker.generate_until(
+        instances("generate_until", [("A river", {"max_gen_toks": 30, "until": [before]})])
+    )
+    assert answer == whole.split(mark)[-1].lstrip().split(before)[0]
+    assert answer or whole.split(mark)[-1].lstrip().startswith(before)
 
 
 def test_the_harness_knows_the_model():

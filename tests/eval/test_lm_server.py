@@ -7,7 +7,10 @@ import time
 
 import httpx
 import pytest
+from lm_eval.api.instance import Instance
 
+import nano3
+from nano3.config.errors import UserError
 from nano3.eval.lm import Nano3LM
 from nano3.eval.lm_find import find_tasks
 from nano3.eval.lm_run import Options, run_tasks
@@ -46,19 +49,83 @@ def numbers(value):
             if not isinstance(part, str)]  # fmt: skip
 
 
-@pytest.mark.parametrize("concurrency", [1, 4])
-def test_scores_of_a_server_are_the_models_own(url, target, tmp_path, concurrency):
-    remote = ServerTarget(url, concurrency=concurrency)
-    theirs, _ = evaluate(Completions(remote), tmp_path / "server")
-    # nano3's server begins texts as its training does.
-    ours, _ = evaluate(Nano3LM(target.engine, prefix_token_id=target.tokenizer.eos_id), tmp_path / "own")
+def same(theirs, ours):
     assert theirs.keys() == ours.keys()
     for key, row in ours.items():
         if key[0] == "nano3_arithmetic":
             assert theirs[key]["output"] == row["output"]
         else:
             assert numbers(theirs[key]["output"]) == pytest.approx(numbers(row["output"]), abs=1e-2)
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_scores_of_a_server_are_those_of_the_model_that_nano3_trained(
+    url, target, lm, tmp_path, monkeypatch, concurrency
+):
+    monkeypatch.setattr(lm, "stage", "pretrain")
+    remote = ServerTarget(url, concurrency=concurrency)
+    theirs, _ = evaluate(Completions(remote), tmp_path / "server")
+    ours, _ = evaluate(Nano3LM(target.engine), tmp_path / "own")
+    same(theirs, ours)
     remote.close()
+
+
+@pytest.mark.parametrize("prefix", ["auto", "eos"])
+def test_scores_of_a_server_with_the_models_folder(url, target, lm, tokenizer, tmp_path, prefix):
+    folder = tmp_path / "folder"
+    nano3.save(lm, folder)
+    tokenizer.save(folder)
+    remote = ServerTarget(url, tokenizer=str(folder))
+    served = Completions(remote, prefix=prefix, folder=str(folder), max_context=64)
+    own = Nano3LM(target.engine, prefix=prefix, max_length=64)
+    assert served.prefix_token_id == (tokenizer.eos_id if prefix == "eos" else tokenizer.bos_id)
+    same(evaluate(served, tmp_path / "server")[0], evaluate(own, tmp_path / "own")[0])
+    assert [note for note in remote.notes if "cut" in note] == own.notes != []
+    remote.close()
+
+
+def test_which_token_a_wanted_prefix_is_must_be_known(url):
+    remote = ServerTarget(url)
+    with pytest.raises(UserError, match="needs --tokenizer"):
+        Completions(remote, prefix="eos")
+    with pytest.raises(UserError, match="takes 4096 tokens"):
+        Completions(remote, max_context=4095)
+    remote.close()
+
+
+def test_repeats_of_a_sampled_request_differ(url):
+    remote = ServerTarget(url)
+    settings = {"do_sample": True, "max_gen_toks": 20, "until": []}
+    requests = [Instance("generate_until", {}, ("A river", settings), 0, ("t", 0, 3))] * 3
+    for lm in (Completions(remote), ChatCompletions(remote)):
+        if isinstance(lm, ChatCompletions):
+            text = lm.apply_chat_template([{"role": "user", "content": "A river"}])
+            requests = [Instance("generate_until", {}, (text, settings), 0, ("t", 0, 3))] * 3
+        answers = lm.generate_until(requests)
+        assert len(set(answers)) == 3
+        assert lm.generate_until(requests) == answers
+    remote.close()
+
+
+def test_a_context_that_a_server_does_not_tell_is_noted(url, serve_answers):
+    def answer(path, body):
+        own = httpx.get(url + path) if not body else httpx.post(url + path, json=body, timeout=60)
+        reply = own.json()
+        if path == "/v1/models":
+            del reply["data"][0]["max_model_len"]
+        return (400, {"error": {}}) if "chat_template_kwargs" in body else (own.status_code, reply)
+
+    with serve_answers(answer) as between:
+        remote = ServerTarget(between)
+        assert Completions(remote).context == 2046
+        assert any("2046" in note for note in remote.notes)
+        assert Completions(remote, max_context=64).context == 64
+        lm = ChatCompletions(remote)
+        assert any("chat_template_kwargs" in note for note in remote.notes)
+        text = lm.apply_chat_template([{"role": "user", "content": "A river"}])
+        requests = [Instance("generate_until", {}, (text, {"max_gen_toks": 20, "until": []}), 0, ("t", 0, 1))]
+        assert lm.generate_until(requests) != [""]
+        remote.close()
 
 
 def test_conversations_with_a_server(url, tmp_path):
