@@ -246,7 +246,8 @@ def _run(options: dict[str, Any], target: Target, found: list[Found], how: Optio
     if options["thinking"] and how.max_gen_toks is None:
         how = replace(how, max_gen_toks=min(MOST_THINKING, context // 2))
     check_room(found, context, how.max_gen_toks)
-    settings = _settings({**options, "max_gen_toks": how.max_gen_toks}, target, found, context)
+    decided = {**options, "max_gen_toks": how.max_gen_toks, "prefix": model.prefix}
+    settings = _settings(decided, target, found, context)
     growing = ("limit",)
     folder = shared.result_folder(options["out"], f"eval-lm-{target.name}", settings, growing)
     scores: list[Score] = []

@@ -87,10 +87,9 @@ class Nano3LM(TemplateLM):
         """What a reader of the results must know."""
         self._tokenizer, self._think_end_token = self.engine.tokenizer, think_end_token
         as_hf = add_bos_token is not None or prefix_token_id is not None
-        self._start = start_of(
-            self._tokenizer, _prefix("bos" if as_hf else prefix, stage), add_bos_token=add_bos_token,
-            prefix_token_id=prefix_token_id,
-        )  # fmt: skip
+        self.prefix = _prefix("bos" if as_hf else prefix, stage)
+        self._start = start_of(self._tokenizer, self.prefix, add_bos_token=add_bos_token,
+                               prefix_token_id=prefix_token_id)  # fmt: skip
         thinking = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
         self._template_args = {**(chat_template_args or {}), **thinking}
 

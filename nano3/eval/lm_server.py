@@ -27,6 +27,8 @@ BESIDE = 2
 """Tokens that a server must hold beside what a prediction sees: the predicted one, and one that it must generate."""
 CONTEXT_NOTE = "the server does not say its context: {context} tokens are taken; --max-context sets it"
 TEMPLATE_NOTE = "the server refuses chat_template_kwargs: it decided itself whether answers begin with thinking"
+OWN = "server"
+"""Where a server decides itself what texts begin with."""
 T = TypeVar("T")
 
 
@@ -36,6 +38,8 @@ class _Answering:
     target: ServerTarget
     context: int
     """Tokens that a prediction may see."""
+    prefix: str = OWN
+    """What texts begin with: bos, eos or OWN."""
     _seed: int
     _max_gen_toks: int
 
@@ -116,7 +120,8 @@ class Completions(_Answering, LocalCompletionsAPI):
             UserError: the server has no /tokenize, and no tokenizer was given; or a context that it does not take.
         """
         self.target, self.context = target, _context(target, max_context)
-        self._start, self._rooms = _start(target, prefix, folder), []
+        self.prefix = _prefix(target, prefix, folder)
+        self._start, self._rooms = _start(target, self.prefix), []
         super().__init__(**_common(target, self.context), tokenizer_backend="none", **options)  # pyright: ignore[reportCallIssue]
         self.tokenizer, self.tokenized_requests = target, True
 
@@ -233,13 +238,20 @@ class ChatCompletions(_Answering, LocalChatCompletion):
         return [text and postprocess_generated_text(text, self._until, None) for text in texts]
 
 
-def _start(target: ServerTarget, prefix: str, folder: str) -> Start:
+def _prefix(target: ServerTarget, wanted: str, folder: str) -> str:
+    """bos or eos, or `server`: what the server itself puts before a text."""
     if isinstance(target.tokens, LocalTokens):
-        return start_of(target.tokens.tokenizer, choose_prefix(prefix, stage_of(folder) if folder else ""))
-    if prefix != "auto":
+        return choose_prefix(wanted, stage_of(folder) if folder else "")
+    if wanted != "auto":
         raise UserError(
-            f"--prefix {prefix} with --url needs --tokenizer PATH: a server does not tell which token that is"
+            f"--prefix {wanted} with --url needs --tokenizer PATH: a server does not tell which token that is"
         )
+    return OWN
+
+
+def _start(target: ServerTarget, prefix: str) -> Start:
+    if isinstance(target.tokens, LocalTokens):
+        return start_of(target.tokens.tokenizer, prefix)
     start = target.tokens.ids(Prompt(text=""))[:1]
     return Start(start, (), start[0] if start else target.encode("\n")[0], bool(start))
 

@@ -254,7 +254,7 @@ def test_generation_settings(ours):
     assert ask(draw | {"top_k": 1}) == [long]
     assert ask(draw | {"top_p": 1e-6}) == [long]
     assert ask(draw | {"do_sample": False}) == [long]
-    assert ask({"max_gen_toks": 30, "do_sample": True}) == ask(draw | {"do_sample": True}) != [long]
+    assert ask({"max_gen_toks": 30, "do_sample": True}) != [long]
     with pytest.raises(ValueError, match="num_beams"):
         ask({"num_beams": 4})
     with pytest.raises(ValueError, match="max_gen_toks"):

@@ -76,8 +76,8 @@ def test_scores_of_a_server_with_the_models_folder(url, target, lm, tokenizer, t
     nano3.save(lm, folder)
     tokenizer.save(folder)
     remote = ServerTarget(url, tokenizer=str(folder))
-    served = Completions(remote, prefix=prefix, folder=str(folder), max_context=64)
-    own = Nano3LM(target.engine, prefix=prefix, max_length=64)
+    served = Completions(remote, prefix=prefix, folder=str(folder), max_context=40)
+    own = Nano3LM(target.engine, prefix=prefix, max_length=40)
     assert served.prefix_token_id == (tokenizer.eos_id if prefix == "eos" else tokenizer.bos_id)
     same(evaluate(served, tmp_path / "server")[0], evaluate(own, tmp_path / "own")[0])
     assert [note for note in remote.notes if "cut" in note] == own.notes != []
@@ -116,7 +116,7 @@ def test_a_context_that_a_server_does_not_tell_is_noted(url, serve_answers):
         return (400, {"error": {}}) if "chat_template_kwargs" in body else (own.status_code, reply)
 
     with serve_answers(answer) as between:
-        remote = ServerTarget(between)
+        remote = ServerTarget(between, concurrency=1)
         assert Completions(remote).context == 2046
         assert any("2046" in note for note in remote.notes)
         assert Completions(remote, max_context=64).context == 64
