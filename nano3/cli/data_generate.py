@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from nano3.data.generated import GeneratedTexts
     from nano3.data.questions import GeneratedText
 
-SHORTEST = 256
+SHORTEST = 255
 """As in nano3.data.document_texts and nano3.data.retrieval, which are slow to import."""
 
 
@@ -36,6 +36,9 @@ def generate(
         str, typer.Option(help="What counts the tokens: `mistral`, a tokenizer.json or a folder; empty: one trained.")
     ] = "",
     heldout: Annotated[float, typer.Option(help="Share of documents never used, chosen as training does.")] = 0.05,
+    split_seed: Annotated[
+        int, typer.Option(help="data.seed of the run that will read them: chooses those documents.")
+    ] = 1234,
     seed: Annotated[int, typer.Option(help="Another seed gives other texts.")] = 0,
     url: Annotated[str, typer.Option(help="OpenAI-compatible server that writes the questions.", metavar="URL")] = "",
     model: Annotated[str, typer.Option(help="Model to ask there; empty: the first it lists.", metavar="NAME")] = "",
@@ -56,7 +59,7 @@ def generate(
         raise UserError("--url writes questions of document-qa; retrieval texts need none")
     if out.is_dir():
         raise UserError(f"--out {out} is a folder: name a file")
-    source = _source(category, texts, tokens, shares, heldout, seed, tokenizer, url, model)
+    source = _source(category, texts, tokens, shares, heldout, split_seed, seed, tokenizer, url, model)
     summary = _write(source, out)
     if as_json:
         from nano3.cli.output import print_json
@@ -72,6 +75,7 @@ def _source(
     tokens: int,
     shares: dict[str, float],
     heldout: float,
+    split_seed: int,
     seed: int,
     tokenizer: str,
     url: str,
@@ -98,7 +102,7 @@ def _source(
         model=model,
         seed=seed,
     )
-    cfg = DataConfig(generate=made, heldout_fraction=heldout)
+    cfg = DataConfig(generate=made, heldout_fraction=heldout, seed=split_seed)
     (source,) = find_inputs([f"generate:{category}"], cfg).generated
     if tokenizer:
         return source.with_tokenizer(Tokenizer.load(tokenizer))
@@ -111,13 +115,16 @@ def _source(
 
 def _write(source: GeneratedTexts, out: Path) -> dict[str, Any]:
     """Write all texts to a temporary file that takes the name `out` when it is whole; what was made, in numbers."""
+    from nano3.data.readers import Skipped
+
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     lengths = source.lengths()
     total, done, questions, characters, started = sum(lengths), 0, 0, 0, time.monotonic()
+    skipped = Skipped()
     try:
         with temporary.open("w", encoding="utf-8") as file:
-            for number, made in enumerate(source.texts(), start=1):
+            for number, made in enumerate(source.texts(skipped), start=1):
                 file.write(json.dumps(_line(made), ensure_ascii=False) + "\n")
                 done += made.tokens
                 questions += len(made.questions)
@@ -131,6 +138,8 @@ def _write(source: GeneratedTexts, out: Path) -> dict[str, Any]:
     finally:
         if sys.stderr.isatty():
             print(file=sys.stderr)
+    if skipped.line():
+        print(f"not used: {skipped.line()}", file=sys.stderr)
     return {
         "file": str(out),
         "texts": len(lengths),

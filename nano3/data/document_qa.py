@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from nano3.config.errors import UserError
-from nano3.data.document_questions import KINDS, Documents
+from nano3.data.document_questions import KINDS, Documents, gives_away
 from nano3.data.passages import PassageIndex
 from nano3.data.questions import Question
 
@@ -87,7 +87,7 @@ def make_example(
         texts = [passages.text(section, part, part + 1) for section, part in chosen]
         documents = Documents(titles, texts)
         if n_questions == 1:
-            questions = _ask_near(documents, place, 0, kinds, rng, set())
+            questions = _ask_near(documents, place, 0, kinds, rng, [])
         else:
             questions = ask(documents, n_questions, kinds, rng)
         if questions:
@@ -99,29 +99,33 @@ def ask(documents: Documents, n_questions: int, kinds: Sequence[str], rng: rando
     """At most `n_questions`, about places spread evenly over all documents; in the order of the documents."""
     ends = list(accumulate(len(text) for text in documents.texts))
     questions: list[Question] = []
-    asked: set[str] = set()
     for n in range(n_questions):
         place = int((n + rng.random()) / n_questions * ends[-1])
         document = min(bisect_right(ends, place), len(ends) - 1)
         character = place - (ends[document] - len(documents.texts[document]))
         unit = documents.unit_at(document, character)
-        questions += _ask_near(documents, document, unit, kinds, rng, asked)
+        questions += _ask_near(documents, document, unit, kinds, rng, questions)
     return questions
 
 
 def _ask_near(
-    documents: Documents, document: int, unit: int, kinds: Sequence[str], rng: random.Random, asked: set[str]
+    documents: Documents, document: int, unit: int, kinds: Sequence[str], rng: random.Random, asked: Sequence[Question]
 ) -> list[Question]:
-    """One question about a line or one near it in the same document, or none; `asked` is evidence not to use again."""
+    """One question about a line or one near it in the same document, or none.
+
+    No evidence of the questions `asked` comes again, and no answer stands in another question.
+    """
     if document in documents.closed:
         return []
+    used = {part for other in asked for part in other.evidence}
     n = len(documents.units(document))
     near = [u for u in (*range(unit, unit + NEARBY), *range(unit - 1, unit - NEARBY, -1)) if 0 <= u < n]
     for kind in rng.sample(list(kinds), len(kinds)):
         for u in near:
             question = KINDS[kind](documents, document, u, rng)
-            if question is not None and not asked & set(question.evidence):
-                asked.update(question.evidence)
+            if question is None or used & set(question.evidence):
+                continue
+            if not any(gives_away(question, other) or gives_away(other, question) for other in asked):
                 return [question]
     return []
 

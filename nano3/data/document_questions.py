@@ -16,6 +16,8 @@ from nano3.data.questions import Question
 
 WORD = re.compile(r"\w+")
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'(])")
+GIVEN = re.compile(r"""["']?[ \t]*(?::(?!:)|(?:\*\*|//|>>|<<|[-+*/%@&|^:])?=(?!=))""")
+"""What stands between a name and its value."""
 LONG_LINE = 240
 """Longer lines are asked for sentence by sentence."""
 SHORTEST, LONGEST = 20, 200
@@ -53,6 +55,15 @@ class Documents:
         place = self._joined.find(text)
         return place >= 0 and self._joined.find(text, place + 1) < 0
 
+    def named_once(self, name: str) -> bool:
+        """Whether a name is given a value in one place only: `NAME=`, `x.NAME: int = `, `"NAME": `, `NAME:`."""
+        found, place = 0, self._joined.find(name)
+        while place >= 0 and found < 2:
+            before, after = self._joined[place - 1 : place], self._joined[place + len(name) : place + len(name) + 16]
+            found += not WORD.match(before) and GIVEN.match(after) is not None
+            place = self._joined.find(name, place + 1)
+        return found == 1
+
     @cached_property
     def rare_words(self) -> frozenset[str]:
         """Words that occur once among all documents."""
@@ -82,6 +93,20 @@ def _units(text: str) -> list[tuple[int, str]]:
             place += len(part)
         start += len(line) + 1
     return units
+
+
+def gives_away(question: Question, other: Question) -> bool:
+    """Whether the answer to a question about a line stands in another question, or in the answer written below it."""
+    if question.kind not in ("cloze", "follows", "precedes"):
+        return False
+    said = "\n".join((other.text, *other.answers))
+    place = said.find(question.answer)
+    while place >= 0:
+        around = said[place - 1 : place] + said[place + len(question.answer) :][:1]
+        if question.kind != "cloze" or not WORD.search(around):
+            return True
+        place = said.find(question.answer, place + 1)
+    return False
 
 
 def quotable(documents: Documents, line: str) -> bool:
@@ -198,7 +223,7 @@ def value(documents: Documents, document: int, unit: int, rng: random.Random) ->
     forms = ASSIGNED
     if match is None:
         match, forms = re.match(r"([A-Za-z][\w -]{3,30}): (\S.{3,80})$", line), ENTRY
-    if match is None or match[1].split()[0] in NO_KEYS or not documents.once(line[: match.start(2)].rstrip()):
+    if match is None or match[1].split()[0] in NO_KEYS or not documents.named_once(match[1]):
         return None
     found = re.sub(r"\s+#.*", "", match[2]).rstrip(" ,")
     if not found or found[-1] in "([{\\:" or found.count('"') % 2 or found.count("'") % 2:

@@ -13,8 +13,8 @@ from nano3.data.lengths import TOLERANCE, TokenCounter, fitted
 from nano3.data.passages import PASSAGE_CHARACTERS, SECTION_PASSAGES, PassageIndex
 from nano3.data.questions import GeneratedText, Question, choose_block, question_block
 
-SHORTEST = 256
-"""Fewest tokens of a text."""
+SHORTEST = 255
+"""Fewest tokens of a text: with its marker it fills a sequence of 256."""
 OPENINGS = (
     "",
     "",
@@ -32,6 +32,8 @@ FRAMES = (
 )
 """Before and after each document."""
 TRIES = 16
+WRITER_TRIES = 2
+"""Drafts of a text whose questions are asked of a writer."""
 MISSES = 4
 """Documents that do not fit before shorter ones are taken, and then none."""
 COST = 75
@@ -45,6 +47,10 @@ class Writer(Protocol):
 
     def ask(self, documents: Documents, n_questions: int, rng: random.Random) -> list[Question]:
         """At most `n_questions` about places spread evenly over the documents."""
+        ...
+
+    def state(self) -> str:
+        """What was asked for and dropped so far, for an error."""
         ...
 
 
@@ -65,6 +71,19 @@ class _Run:
     tokens: int
 
 
+@dataclass(frozen=True)
+class _Draft:
+    """A text before the length of its last document is set."""
+
+    opening: str
+    block: tuple[str, str]
+    frame: tuple[str, str]
+    runs: list[_Run]
+    cut: int
+    """Number of the document whose length is free."""
+    asked: list[Question]
+
+
 class DocumentTexts:
     """Texts by index; each depends on seed, index, its length, the corpus and the counts of the tokenizer."""
 
@@ -81,15 +100,28 @@ class DocumentTexts:
         if tokens < SHORTEST:
             raise UserError(f"a document-qa text of {tokens} tokens is too short: the least is {SHORTEST}")
         questions: dict[str, tuple[Question, ...]] = {}
+        drafts: dict[int, _Draft] = {}
+
+        def draft(attempt: int, budget: int) -> _Draft:
+            rng = random.Random(f"document-qa {self._seed} {index} {attempt}")
+            if self._writer is None:
+                return self._draft(rng, budget)
+            # Another budget changes the length alone: what a writer was asked is not asked again.
+            if attempt not in drafts:
+                drafts[attempt] = self._draft(rng, budget)
+            return drafts[attempt]
 
         def build(budget: int) -> tuple[str, int]:
             text, count = "", 0
-            for attempt in range(TRIES):
-                rng = random.Random(f"document-qa {self._seed} {index} {attempt}")
-                text, count, asked = self._build(rng, budget)
+            for attempt in range(WRITER_TRIES if self._writer else TRIES):
+                text, count, asked = self._compose(draft(attempt, budget), budget)
                 questions[text] = asked
                 if asked and TOLERANCE * budget <= count <= budget:
                     break
+            if self._writer and not text:
+                raise UserError(
+                    f"no question could be written about a text of {tokens:,} tokens ({self._writer.state()})"
+                )
             return text, count
 
         text, count = fitted(build, self._counter, tokens)
@@ -97,8 +129,8 @@ class DocumentTexts:
             raise UserError("no question could be asked about the texts: give other ones in data.generate.sources")
         return GeneratedText(text, questions[text], count)
 
-    def _build(self, rng: random.Random, budget: int) -> tuple[str, int, tuple[Question, ...]]:
-        """One text with its tokens, as the sum of its pieces, and its questions."""
+    def _draft(self, rng: random.Random, budget: int) -> _Draft:
+        """Documents of more than `budget` tokens with their questions."""
         block, frame = choose_block(rng), rng.choice(FRAMES)
         opening = rng.choice(OPENINGS)
         opening = opening and opening + "\n\n"
@@ -110,10 +142,14 @@ class DocumentTexts:
             asked = ask(documents, n_asked, tuple(KINDS), rng)
         else:
             asked = self._writer.ask(documents, n_asked, rng)
-        asked = self._affordable(rng, block, asked, for_questions)
-        if not asked:
+        return _Draft(opening, block, frame, runs, cut, self._affordable(rng, block, asked, for_questions))
+
+    def _compose(self, draft: _Draft, budget: int) -> tuple[str, int, tuple[Question, ...]]:
+        """One text with its tokens, as the sum of its pieces, and its questions."""
+        if not draft.asked:
             return "", 0, ()
-        tail = question_block(block, [(question.text, question.answer) for question in asked])
+        opening, frame, runs, cut = draft.opening, draft.frame, draft.runs, draft.cut
+        tail = question_block(draft.block, [(question.text, question.answer) for question in draft.asked])
         heads = [frame[0].format(n=n, title=run.title) for n, run in enumerate(runs, start=1)]
         around = sum(self._counter.measure([opening, tail, *(h for i, h in enumerate(heads) if i != cut)]))
         around += sum(run.tokens for i, run in enumerate(runs) if i != cut)
@@ -121,7 +157,7 @@ class DocumentTexts:
         pieces = [head + run.text + frame[1] for head, run in zip(heads, runs, strict=True)]
         pieces[cut] = last[0]
         body = opening + "".join(pieces)
-        placed = (replace(q, depth=body.find(q.evidence[0]) / len(body)) for q in asked)
+        placed = (replace(q, depth=body.find(q.evidence[0]) / len(body)) for q in draft.asked)
         return body + tail, around + last[1], tuple(placed)
 
     def _affordable(

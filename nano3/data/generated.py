@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from nano3.config.errors import UserError
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 PREFIX = "generate:"
 DOCUMENT_QA, RETRIEVAL = "document-qa", "retrieval"
 CATEGORIES = (DOCUMENT_QA, RETRIEVAL)
-VERSION = 1
+VERSION = 2
 """Raised with every change of what the generators write, so that prepared data are made anew."""
 RETRIEVAL_PART = 20
 """Tokens of document-qa for one of retrieval: 20 % and 1 % of the report's blend."""
@@ -51,6 +51,8 @@ class GeneratedTexts:
     """the seed that chooses them: none of them is used."""
     cache_dir: str = ""
     """Where the answers of a question server are kept, see nano3.data.files.cache_root."""
+    cut_ends: bool | None = None
+    """Whether the run holds out the end of a document, see nano3.data.passages.PassageIndex.read."""
     tokenizer: Tokenizer | None = None
 
     @property
@@ -81,13 +83,20 @@ class GeneratedTexts:
 
     def identity(self) -> str:
         """All that decides the texts but the tokenizer, which every prepared folder has in its key anyway."""
-        settings = asdict(self.cfg) | {
+        settings = {
             "category": self.category,
             "sources": [source.identity() for source in self.inputs],
-            "seq_len": 0 if self.cfg.lengths else self.seq_len,
-            "heldout": [self.heldout_fraction, self.seed],
+            "tokens": self.tokens,
+            "lengths": self.cfg.lengths or {str(self.seq_len): 1.0},
+            "seed": self.cfg.seed,
+            "heldout": [self.heldout_fraction, self.seed, self.cut_ends],
             "version": VERSION,
         }
+        # What decides only the other category's texts is not in it, so that a change there makes nothing anew.
+        if self.category == RETRIEVAL:
+            settings["longest"] = self.cfg.retrieval_longest
+        else:
+            settings |= {"url": self.cfg.url, "model": self.cfg.model}
         return json.dumps(settings, sort_keys=True)
 
     def with_tokenizer(self, tokenizer: Tokenizer) -> GeneratedTexts:
@@ -95,26 +104,36 @@ class GeneratedTexts:
         return replace(self, tokenizer=tokenizer)
 
     def documents(self, skipped: Skipped) -> Iterator[Document | None]:
-        """One document a text; its name has the length of its sequence and its number."""
-        del skipped
-        for number, (length, made) in enumerate(zip(self.lengths(), self.texts(), strict=True)):
+        """One document a text; its name has the length of its sequence and its number. None comes last, for counts."""
+        for number, (length, made) in enumerate(zip(self.lengths(), self.texts(skipped), strict=True)):
             yield Document(f"{self.category}/{length}/{number}", made.text)
+        yield None
 
-    def texts(self) -> Iterator[GeneratedText]:
-        """All texts with their questions.
+    def texts(self, skipped: Skipped | None = None) -> Iterator[GeneratedText]:
+        """All texts with their questions; `skipped` counts what of the sources and of written questions is not used.
 
         Raises:
             UserError: too little text in the sources, or a question server that cannot be used.
         """
         assert self.tokenizer is not None, "the tokenizer is chosen before texts are made"
+        skipped = skipped if skipped is not None else Skipped()
         counter = TokenCounter.of(self.tokenizer)
-        passages = PassageIndex.read(self.inputs, self.heldout_fraction, self.seed, self.tokenizer)
+        passages = PassageIndex.read(self.inputs, self.heldout_fraction, self.seed, self.tokenizer, self.cut_ends)
+        writer = None
         if self.category == RETRIEVAL:
             maker = RetrievalTexts(counter, self.cfg.seed, passages)
         else:
-            maker = DocumentTexts(counter, self.cfg.seed, passages, self._writer())
+            writer = self._writer()
+            maker = DocumentTexts(counter, self.cfg.seed, passages, writer)
         for number, length in enumerate(self.lengths()):
             yield maker.make(number, length - 1)
+        if passages.documents_left_out:
+            reason = (
+                f"documents of the sources (the others, {passages.share_kept:.1%} of the text, are all that is used)"
+            )
+            skipped.add(reason, passages.documents_left_out)
+        if writer is not None:
+            skipped.counts.update(writer.dropped)
 
     def _writer(self) -> QuestionWriter | None:
         if not self.cfg.url:

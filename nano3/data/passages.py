@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import numpy as np
 
 from nano3.config.errors import UserError
 from nano3.data.build import content_hash
-from nano3.data.corpus import is_heldout
+from nano3.data.corpus import is_heldout, mix
 from nano3.data.readers import Document, Input, Skipped
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ SECTION_PASSAGES = 32
 LEAST_CHUNK, MOST_CHUNK = 240, 1200
 """Characters of a chunk, a piece of text between which other sentences can stand."""
 CORPUS_CHARACTERS = 1 << 27
-"""Text kept in memory; the documents after it are not read."""
+"""Most text kept in memory; of more, a sample of the documents is kept."""
 
 _TOP_LEVEL = re.compile(r"\n(?=\S)")
 _PARAGRAPH = re.compile(r"\n[ \t]*\n(?=\S)")
@@ -43,6 +44,47 @@ class Section:
         return len(self.bounds) - 1
 
 
+class Sample:
+    """Documents of at most CORPUS_CHARACTERS, or one: those with the smallest hashes of all that are not held out.
+
+    Attributes:
+        n_read: documents that are not held out.
+        size_read: characters of these.
+        size: characters of those kept.
+        any_held: whether a document is held out.
+    """
+
+    def __init__(self, heldout_fraction: float, seed: int) -> None:
+        self.n_read = self.size_read = self.size = 0
+        self.any_held = False
+        self._fraction, self._seed = heldout_fraction, seed
+        self._kept: list[tuple[int, int, Document]] = []
+        self._bound = 1 << 64
+
+    def add(self, document: Document) -> None:
+        """Look at one more document."""
+        hashes = np.array([content_hash(document.text)], np.uint64)
+        if is_heldout(hashes, self._fraction, self._seed)[0]:
+            self.any_held = True
+            return
+        self.n_read += 1
+        self.size_read += len(document.text)
+        # A hash of its own, which has nothing to do with the split.
+        rank = int(mix(mix(hashes))[0])
+        if rank >= self._bound:
+            return
+        heapq.heappush(self._kept, (-rank, -self.n_read, document))
+        self.size += len(document.text)
+        while self.size > CORPUS_CHARACTERS and len(self._kept) > 1:
+            last = heapq.heappop(self._kept)
+            self._bound = min(self._bound, -last[0])
+            self.size -= len(last[2].text)
+
+    def documents(self) -> list[Document]:
+        """Those kept, in the order in which they came."""
+        return [document for _, _, document in sorted(self._kept, key=lambda kept: -kept[1])]
+
+
 class PassageIndex:
     """The documents of a corpus, cut into sections and passages; depends on their names and texts alone.
 
@@ -50,7 +92,12 @@ class PassageIndex:
         sections: all sections in the order of the documents.
         n_characters: characters of all passages.
         passages: (section, passage in it) of every passage.
+        documents_left_out: documents that `read` left out because there is more text than is kept in memory.
+        share_kept: share of the characters that was kept.
     """
+
+    documents_left_out = 0
+    share_kept = 1.0
 
     def __init__(self, documents: Sequence[Document], passage_characters: int = PASSAGE_CHARACTERS) -> None:
         """Raises UserError where no document has text."""
@@ -71,29 +118,41 @@ class PassageIndex:
         heldout_fraction: float = 0.0,
         seed: int = 0,
         tokenizer: Tokenizer | None = None,
+        cut_ends: bool | None = None,
     ) -> PassageIndex:
-        """Index of all documents of `inputs` that a run with this fraction and seed trains on.
+        """Index of the documents of `inputs` that a run with this fraction and seed trains on.
 
-        Where no document is held out by its hash, such a run may hold out the end of one instead (see
-        nano3.data.prepare.split_all): then the last `heldout_fraction` of every document's tokens is left out.
+        Of more than CORPUS_CHARACTERS the documents with the smallest hashes are kept: a sample over all inputs that
+        their order does not change. Texts draw their passages independently of each other, so a passage comes again
+        about (tokens of all texts) / (tokens kept) times.
+
+        Args:
+            inputs: the texts.
+            heldout_fraction: share of the documents that the run holds out.
+            seed: seed of that split.
+            tokenizer: the run's, needed where ends are left out.
+            cut_ends: whether the run holds out the end of one document (see nano3.data.prepare.split_all): then the
+                last `heldout_fraction` of every document's tokens is left out. None: where no document of `inputs`
+                is held out by its hash.
 
         Raises:
             UserError: no text is left, or a tokenizer is needed to find those ends.
         """
-        documents, size = [], 0
+        sample = Sample(heldout_fraction, seed)
         for source in inputs:
             for document in source.documents(Skipped()):
-                if document is not None and size < CORPUS_CHARACTERS:
-                    documents.append(document)
-                    size += len(document.text)
-        hashes = np.array([content_hash(document.text) for document in documents], np.uint64)
-        held = is_heldout(hashes, heldout_fraction, seed)
-        kept = [document for document, out in zip(documents, held, strict=True) if not out]
-        if heldout_fraction > 0 and len(kept) == len(documents):
+                if document is not None:
+                    sample.add(document)
+        kept = sample.documents()
+        if cut_ends is None:
+            cut_ends = not sample.any_held
+        if heldout_fraction > 0 and cut_ends:
             if tokenizer is None:
-                raise UserError("no document is held out by its hash: the tokenizer is needed to leave out the ends")
+                raise UserError("the ends of documents are held out: the tokenizer is needed to leave them out")
             kept = [_without_end(document, heldout_fraction, tokenizer) for document in kept]
-        return cls(kept)
+        index = cls(kept)
+        index.documents_left_out, index.share_kept = sample.n_read - len(kept), sample.size / max(1, sample.size_read)
+        return index
 
     def text(self, section: int, start: int = 0, stop: int | None = None) -> str:
         """Passages [start, stop) of a section, without blank lines around them."""

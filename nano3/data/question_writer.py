@@ -7,28 +7,33 @@ import json
 import os
 import random
 import re
-import time
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
-
-import httpx
+from threading import Lock
 
 from nano3.config.errors import UserError
 from nano3.data.document_questions import Documents
+from nano3.data.question_server import DEADLINE, Server
 from nano3.data.questions import Question
 from nano3.files import write_atomic
 
 PASSAGE = 1500
 """Characters of a passage that is sent."""
 LONGEST_ANSWER, LONGEST_QUESTION = 160, 300
-ATTEMPTS = 5
 AT_ONCE = 8
-TIMEOUT = 120.0
-"""Seconds without a byte before a request is given up."""
+MAX_TOKENS = 400
+VERSION = 1
+"""Raised with every change of what is sent or kept, so that passages are asked about anew."""
+CUT, UNUSABLE, AMBIGUOUS, UNFOUND = (
+    "replies of the question server (cut off or no list)",
+    "written questions (answer not in the passage, too long, or given away)",
+    "written questions (asked twice, with two answers)",
+    "written questions (the line of the answer occurs twice)",
+)
 PROMPT = """Here is a passage from a longer text.
 
 <passage>
@@ -42,23 +47,26 @@ from the passage. Reply with JSON only:
 
 
 class QuestionWriter:
-    """Asks a server; the same passage is never sent twice to the same model."""
+    """Asks a server; a passage that was answered is never sent again to the same model.
 
-    def __init__(self, url: str, model: str, cache: Path, wait: float = 1.0) -> None:
+    Attributes:
+        requests: requests for questions so far, attempts at the same one counted once.
+        dropped: how many of what came back could not be used, by reason.
+    """
+
+    def __init__(self, url: str, model: str, cache: Path, wait: float = 1.0, deadline: float = DEADLINE) -> None:
         """`wait`: seconds before the second attempt, doubled before each further one; the key is in NANO3_API_KEY.
 
         Raises:
             UserError: `url` is no address, or no model is named and the server lists none.
         """
-        base = (url if "://" in url else f"http://{url}").rstrip("/").removesuffix("/v1")
-        key = os.environ.get("NANO3_API_KEY", "")
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        try:
-            self._http = httpx.Client(base_url=base, headers=headers, timeout=httpx.Timeout(TIMEOUT, connect=10.0))
-        except (httpx.InvalidURL, ValueError) as error:
-            raise UserError(f"data.generate.url {url!r} is no address of a server: {error}") from error
-        self._url, self._wait, self._cache = base, wait, cache
+        key = os.environ.get("NANO3_API_KEY", "").strip()
+        self._server = Server(_base(url), key, wait, deadline)
+        self._cache = cache
         self._model = model or self._first_model()
+        self._lock = Lock()
+        self.requests = 0
+        self.dropped: Counter[str] = Counter()
 
     def ask(self, documents: Documents, n_questions: int, rng: random.Random) -> list[Question]:
         """At most `n_questions` about places spread evenly over the documents; see nano3.data.document_texts.Writer.
@@ -69,59 +77,85 @@ class QuestionWriter:
         places = list(_places(documents, -(-n_questions // 2), rng))
         with ThreadPoolExecutor(AT_ONCE) as pool:
             written = list(pool.map(self.write, [passage for _, _, passage in places]))
-        questions: list[Question] = []
+        answers: dict[str, set[str]] = {}
+        for question, answer in (pair for pairs in written for pair in pairs):
+            answers.setdefault(question.casefold(), set()).add(answer)
+        questions: dict[str, Question] = {}
         for (document, start, passage), pairs in zip(places, written, strict=True):
             for question, answer in pairs:
                 made = _checked(documents, document, start, passage, question, answer)
-                if made is not None:
-                    questions.append(made)
-        return questions
+                if len(answers[question.casefold()]) > 1 or question.casefold() in questions:
+                    self._drop(AMBIGUOUS)
+                elif made is None:
+                    self._drop(UNFOUND)
+                else:
+                    questions[question.casefold()] = made
+        return list(questions.values())
 
     def write(self, passage: str) -> list[tuple[str, str]]:
-        """(question, answer) of a passage, from the cache where it was asked for before; unusable ones left out."""
+        """(question, answer) of a passage, from the cache where it was answered before; unusable ones left out."""
         prompt = PROMPT.format(passage=passage)
-        name = hashlib.blake2b(f"{self._model}\0{prompt}".encode(), digest_size=16).hexdigest()
+        key = json.dumps([VERSION, self._model, MAX_TOKENS, prompt])
+        name = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
         path = self._cache / name[:2] / f"{name}.json"
         if path.is_file():
-            return [(question, answer) for question, answer in json.loads(path.read_text("utf-8"))]
+            pairs = [(question, answer) for question, answer in json.loads(path.read_text("utf-8"))]
+        else:
+            pairs = self._written(prompt)
+            if pairs is None:
+                self._drop(CUT)
+                return []
+            write_atomic(path, json.dumps(pairs, ensure_ascii=False))
+        usable = [(question, answer) for question, answer in pairs if _usable(question, answer, passage)]
+        self._drop(UNUSABLE, len(pairs) - len(usable))
+        return usable
+
+    def state(self) -> str:
+        """What was asked for and dropped so far, for an error."""
+        lost = [f"{n} {reason}" for reason, n in sorted(self.dropped.items())]
+        return f"{self.requests} requests; dropped: {', '.join(lost) or 'none'}"
+
+    def _written(self, prompt: str) -> list[tuple[str, str]] | None:
+        """All pairs of a reply; None where it was cut off or has no list."""
+        with self._lock:
+            self.requests += 1
         body = {"model": self._model, "messages": [{"role": "user", "content": prompt}], "temperature": 0.0}
-        reply = self._request("POST", "/v1/chat/completions", body | {"max_tokens": 400})
+        reply = self._server.request("POST", "/v1/chat/completions", body | {"max_tokens": MAX_TOKENS})
         try:
-            content = reply["choices"][0]["message"]["content"] or ""
-        except (KeyError, IndexError, TypeError) as error:
-            raise UserError(f"{self._url} answers, but not as an OpenAI-compatible server: no message in it") from error
-        pairs = [(q, a) for q, a in _pairs(content) if _usable(q, a, passage)]
-        write_atomic(path, json.dumps(pairs, ensure_ascii=False))
-        return pairs
+            choice = reply["choices"][0]
+            content, ended = choice["message"]["content"] or "", choice.get("finish_reason")
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{self._server.url} answers, but not as an OpenAI-compatible server: no message in it"
+            ) from error
+        return _pairs(content) if ended == "stop" else None
+
+    def _drop(self, reason: str, n: int = 1) -> None:
+        with self._lock:
+            self.dropped[reason] += n
 
     def _first_model(self) -> str:
-        listed = self._request("GET", "/v1/models")
+        listed = self._server.request("GET", "/v1/models")
         try:
             return str(listed["data"][0]["id"])
         except (KeyError, IndexError, TypeError) as error:
-            raise UserError(f"{self._url}/v1/models lists no model: name one in data.generate.model") from error
+            raise UserError(f"{self._server.url}/v1/models lists no model: name one in data.generate.model") from error
 
-    def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        """JSON of a reply; network failures, 408, 429 and 5xx are tried again."""
-        reason = ""
-        for attempt in range(ATTEMPTS):
-            if attempt:
-                time.sleep(self._wait * 2 ** (attempt - 1))
-            try:
-                reply = self._http.request(method, path, json=body)
-                if reply.status_code < 400:
-                    return reply.json()
-                reason = f"status {reply.status_code}: {reply.text.strip()[:200]}"
-                if reply.status_code not in (408, 429) and reply.status_code < 500:
-                    raise UserError(f"{self._url}{path} refuses ({reason}); its key is read from NANO3_API_KEY")
-            except UserError:
-                raise
-            except (httpx.HTTPError, ValueError) as error:
-                reason = str(error) or type(error).__name__
+
+def _base(url: str) -> str:
+    """The address without /v1 at its end.
+
+    Raises:
+        UserError: no address, or one with a name and password, which are not repeated, or with a query.
+    """
+    full = url if "://" in url else f"http://{url}"
+    if "@" in full:
         raise UserError(
-            f"{self._url}{path} gave no answer in {ATTEMPTS} attempts ({reason}): run the same command again when it "
-            "does; what it wrote so far is kept"
+            "data.generate.url has a name or password in it: leave them out; a key is read from NANO3_API_KEY"
         )
+    if "?" in full or "#" in full:
+        raise UserError("data.generate.url has a query in it: give the address alone; a key is read from NANO3_API_KEY")
+    return full.rstrip("/").removesuffix("/v1")
 
 
 def _places(documents: Documents, n: int, rng: random.Random) -> Iterator[tuple[int, int, str]]:
@@ -141,16 +175,20 @@ def _places(documents: Documents, n: int, rng: random.Random) -> Iterator[tuple[
             yield document, start, text[start:stop]
 
 
-def _pairs(content: str) -> Iterator[tuple[str, str]]:
-    """Questions and answers of the JSON list in a reply, whatever stands around it."""
+def _pairs(content: str) -> list[tuple[str, str]] | None:
+    """Questions and answers of the JSON list in a reply, whatever stands around it; None where there is no list."""
     match = re.search(r"\[.*\]", content, re.DOTALL)
     try:
-        listed = json.loads(match[0]) if match else []
+        listed = json.loads(match[0]) if match else None
     except ValueError:
-        return
-    for item in listed:
-        if isinstance(item, dict) and isinstance(item.get("question"), str) and isinstance(item.get("answer"), str):
-            yield " ".join(item["question"].split()), item["answer"].strip()
+        return None
+    if not isinstance(listed, list):
+        return None
+    return [
+        (" ".join(item["question"].split()), item["answer"].strip())
+        for item in listed
+        if isinstance(item, dict) and isinstance(item.get("question"), str) and isinstance(item.get("answer"), str)
+    ]
 
 
 def _usable(question: str, answer: str, passage: str) -> bool:

@@ -18,8 +18,9 @@ from nano3.data.passages import PassageIndex
 from nano3.data.questions import GeneratedText, Question, asked_once, choose_block, question_block
 from nano3.data.words import ADJECTIVES, NOUNS, PLACES, TIMES, VERBS
 
-SHORTEST = 256
-"""Fewest tokens of a text: below, facts and questions leave no room for a haystack."""
+SHORTEST = 255
+"""Fewest tokens of a text, which with its marker fills a sequence of 256: in fewer, facts and questions leave no room
+for a haystack."""
 FORMS = {"statements": 0.5, "list": 0.25, "chains": 0.25}
 """Share of the texts that have each form."""
 OPENINGS = (

@@ -9,12 +9,16 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from nano3.config.errors import UserError
 from nano3.config.schema import DataConfig
 from nano3.data import stdlib_corpus
+from nano3.data.build import content_hash
+from nano3.data.corpus import is_heldout
 from nano3.data.generated import CATEGORIES, PREFIX, GeneratedTexts, category_of
 from nano3.data.readers import Input, Skipped, find_files
-from nano3.data.shards import is_prepared
+from nano3.data.shards import ShardFolder, is_prepared
 from nano3.data.tokenizer import Tokenizer
 
 NEED_NO_PATH = {stdlib_corpus.NAME: stdlib_corpus.NAME} | {name: PREFIX + name for name in CATEGORIES}
@@ -45,6 +49,12 @@ class CategorySources:
             return self
         return replace(self, inputs=[source.with_tokenizer(tokenizer) for source in self.generated])
 
+    def with_cut_ends(self, cut_ends: bool) -> CategorySources:
+        """The same, with generated texts that leave out the ends of documents or not."""
+        if not self.generated:
+            return self
+        return replace(self, inputs=[replace(source, cut_ends=cut_ends) for source in self.generated])
+
 
 def resolve(cfg: DataConfig) -> dict[str, CategorySources]:
     """Sources of every category of the blend that has a share.
@@ -58,7 +68,24 @@ def resolve(cfg: DataConfig) -> dict[str, CategorySources]:
     missing = [name for name in wanted if not table.get(name) and name not in NEED_NO_PATH]
     if missing:
         raise UserError(_missing_message(missing, [name for name in table if name not in cfg.blend]))
-    return {name: find_inputs(table.get(name) or [NEED_NO_PATH[name]], cfg) for name in wanted}
+    found = {name: find_inputs(table.get(name) or [NEED_NO_PATH[name]], cfg) for name in wanted}
+    read = [sources for sources in found.values() if not sources.generated]
+    if not read or len(read) == len(found) or cfg.heldout_fraction <= 0:
+        return found
+    cut_ends = not any(_is_split(sources, cfg) for sources in read)
+    return {name: sources.with_cut_ends(cut_ends) for name, sources in found.items()}
+
+
+def _is_split(sources: CategorySources, cfg: DataConfig) -> bool:
+    """Whether some documents of a category are held out by their hashes and some not; reads no more than it must."""
+    found: set[bool] = set()
+    for path in sources.prepared:
+        found |= set(is_heldout(ShardFolder(path).hashes, cfg.heldout_fraction, cfg.seed).tolist())
+    texts = (document for source in sources.inputs for document in source.documents(Skipped()) if document is not None)
+    while len(found) < 2 and (document := next(texts, None)) is not None:
+        hashes = np.array([content_hash(document.text)], np.uint64)
+        found.add(bool(is_heldout(hashes, cfg.heldout_fraction, cfg.seed)[0]))
+    return len(found) == 2
 
 
 def find_inputs(specs: Sequence[str], cfg: DataConfig | None = None) -> CategorySources:

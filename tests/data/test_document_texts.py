@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import random
+import re
+
 import numpy as np
 import pytest
 
 from nano3.data.document_qa import make_example
-from nano3.data.document_questions import KINDS, WITHOUT_TITLES
+from nano3.data.document_questions import KINDS, WITHOUT_TITLES, Documents, value
 from nano3.data.document_texts import DocumentTexts
 from nano3.data.lengths import TokenCounter
 from nano3.data.passages import PassageIndex
@@ -41,7 +44,38 @@ def test_answers_are_where_they_are_claimed_and_nowhere_else(maker, passages):
     assert kinds >= {"cloze", "source", "follows", "precedes", "next-document", "default", "class", "function", "value"}
 
 
-@pytest.mark.parametrize("tokens", [256, 511, 4095, 12000])
+def test_no_blank_is_filled_by_another_question(maker):
+    for index in range(20):
+        made = maker.make(index, 3000)
+        for question in made.questions:
+            others = [other for other in made.questions if other is not question]
+            said = "\n".join("\n".join((other.text, *other.answers)) for other in others)
+            if question.kind == "cloze":
+                assert not re.search(rf"\b{re.escape(question.answer)}\b", said)
+            if question.kind in ("follows", "precedes"):
+                assert question.answer not in said
+
+
+@pytest.mark.parametrize(
+    ("again", "asked"),
+    [
+        ("", True),
+        ("MY_LIMIT=7", False),
+        ("MY_LIMIT: int = 7", False),
+        ("    box.MY_LIMIT  =7", False),
+        ('d = {"MY_LIMIT": 7}', False),
+        ("MY_LIMIT += 1", False),
+        ("if MY_LIMIT == 7 or MY_LIMITS:", True),
+        ("OTHER_MY_LIMIT = 7", True),
+    ],
+)
+def test_a_name_with_two_values_is_not_asked_for(again, asked):
+    documents = Documents(["a"], [f"import os\nMY_LIMIT = 42\n{again}\n"])
+    question = value(documents, 0, 1, random.Random(0))
+    assert (question is not None) == asked
+
+
+@pytest.mark.parametrize("tokens", [255, 511, 4095, 12000])
 def test_length_is_met_and_never_exceeded(maker, tokenizer, tokens):
     for index in range(max(2, 4000 // tokens)):
         made = maker.make(index, tokens)

@@ -7,6 +7,7 @@ import pytest
 
 from nano3.config.generate import GenerateConfig
 from nano3.config.schema import DataConfig
+from nano3.data import passages
 from nano3.data.batch import IGNORE
 from nano3.data.build import content_hash
 from nano3.data.corpus import is_heldout
@@ -57,6 +58,52 @@ def test_a_run_gets_rows_of_the_wanted_lengths_and_holds_out_real_text_only(cfg)
     assert prepared.heldout.n_bytes > 0
     corpus = prepared.heldout.corpus
     assert all(corpus.name(i).endswith((".py", ".txt")) for i in range(len(corpus)))
+
+
+def test_the_end_that_a_small_blend_holds_out_is_not_quoted(cfg, library, write_texts):
+    fraction = 0.3
+    hashes = np.array([content_hash(document.text) for document in library], np.uint64)
+    held = is_heldout(hashes, fraction, cfg.seed)
+    assert held.any()
+    book = library[int(np.flatnonzero(~held)[0])]
+    alone = write_texts({book.name: book.text}, "book")
+    cfg = replace(cfg, blend={"mine": 80, "document-qa": 20}, sources={"mine": [str(alone)]})
+    prepared = prepare(cfg, 1024)
+    lines = {line for text in prepared.heldout_texts() for line in text.splitlines()[1:] if len(line) > 30}
+    assert len(lines) > 3
+    (source,) = resolve(cfg)["document-qa"].generated
+    made = "".join(text.text for text in source.with_tokenizer(prepared.tokenizer).texts())
+    assert any(line in made for line in book.text.splitlines()[:8] if len(line) > 30)
+    assert not [line for line in lines if line in made]
+
+
+def test_a_sample_of_the_sources_is_told(cfg, library, monkeypatch):
+    monkeypatch.setattr(passages, "CORPUS_CHARACTERS", sum(len(document.text) for document in library) // 3)
+    cfg = replace(cfg, blend={"mine": 80, "retrieval": 20})
+    for _ in range(2):  # the second time from the cache
+        notes = prepare(cfg, 1024).notes
+        assert [note for note in notes if "retrieval: skipped" in note and "of the text, are all that is used" in note]
+
+
+@pytest.mark.parametrize("category", ["document-qa", "retrieval"])
+def test_the_shortest_length_can_be_made(cfg, category):
+    made = replace(cfg.generate, lengths={"256": 1}, tokens=600, retrieval_tokens=600)
+    cfg = replace(cfg, blend={"mine": 80, category: 20}, seq_len=256, generate=made)
+    (path,) = prepare(cfg, 1024).folders[category]
+    assert {int(length) for length in ShardFolder(path).lengths} <= {253, 254, 255}
+
+
+def test_what_decides_one_category_makes_the_other_not_anew(cfg):
+    def identities(**change):
+        changed = replace(cfg, generate=replace(cfg.generate, **change))
+        return [resolve(changed)[name].generated[0].identity() for name in ("document-qa", "retrieval")]
+
+    qa, retrieval = identities()
+    for change in ({"tokens": 7001}, {"url": "x"}, {"model": "y"}):
+        assert identities(**change)[1] == retrieval
+    for change in ({"retrieval_tokens": 7001}, {"retrieval_longest": 512}):
+        assert identities(**change)[0] == qa
+        assert identities(**change)[1] != retrieval
 
 
 def test_each_question_stands_in_one_row_and_one_document_with_its_evidence(cfg, tokenizer):

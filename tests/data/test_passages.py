@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from nano3.data import passages
 from nano3.data.build import content_hash
 from nano3.data.corpus import is_heldout
 from nano3.data.passages import PassageIndex
@@ -43,6 +44,23 @@ def test_where_none_is_held_out_by_hash_the_ends_are(listed, tokenizer):
     text = "".join(index.text(number) for number in range(len(index.sections)))
     assert tokenizer.decode(ids[: int(len(ids) * 0.85)])[-200:-100] in text
     assert tokenizer.decode(ids[-(len(ids) // 10) :])[2:40] not in text
+
+
+def test_more_text_than_is_kept_is_sampled_over_all_inputs(listed, monkeypatch):
+    monkeypatch.setattr(passages, "CORPUS_CHARACTERS", sum(len(d.text) for d in listed.found) // 2)
+    half = len(listed.found) // 2
+    parts = [type(listed)(listed.found[:half]), type(listed)(listed.found[half:])]
+
+    def names(inputs):
+        index = PassageIndex.read(inputs)
+        assert index.documents_left_out == len(listed.found) - len({s.document for s in index.sections})
+        assert 0.4 < index.share_kept <= 0.5
+        return {section.title.partition(",")[0] for section in index.sections}
+
+    kept = names(parts)
+    assert kept == names(parts[::-1])
+    for part in parts:
+        assert 5 < len(kept & {document.name for document in part.found}) < half
 
 
 def test_no_text_is_an_error():

@@ -66,5 +66,5 @@ def test_seed_and_index_decide_the_text(makers, tokenizer, library):
 
 
 def test_too_short_a_text_is_an_error(makers):
-    with pytest.raises(ValueError, match="the least is 256"):
-        makers[0].make(0, 255)
+    with pytest.raises(ValueError, match="the least is 255"):
+        makers[0].make(0, 254)
