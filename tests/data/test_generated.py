@@ -67,7 +67,10 @@ def test_the_end_that_a_small_blend_holds_out_is_not_quoted(cfg, library, write_
     assert held.any()
     book = library[int(np.flatnonzero(~held)[0])]
     alone = write_texts({book.name: book.text}, "book")
-    cfg = replace(cfg, blend={"mine": 80, "document-qa": 20}, sources={"mine": [str(alone)]})
+    made = replace(cfg.generate, tokens=60_000, lengths={"4096": 1})
+    cfg = replace(
+        cfg, blend={"mine": 80, "document-qa": 20}, sources={"mine": [str(alone)]}, seq_len=4096, generate=made
+    )
     prepared = prepare(cfg, 1024)
     lines = {line for text in prepared.heldout_texts() for line in text.splitlines()[1:] if len(line) > 30}
     assert len(lines) > 3
