@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nano3.bench.compute import OURS
-from nano3.train.charts import BLUE, GREEN, GRID, INK, MUTED, ORANGE, PALE
+from nano3.report import BLUE, GREEN, GRID, INK, MUTED, ORANGE, PALE
 
 COLORS = (BLUE, ORANGE, GREEN, MUTED, PALE)
 

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 
 from nano3.config.errors import UserError
+from nano3.report import error_text
 
 PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 OPTIONAL = ("ignore_eos", "stream_options")
@@ -177,17 +178,6 @@ def _take_usage(sample: Sample, usage: dict[str, Any]) -> None:
     sample.prompt_tokens = usage.get("prompt_tokens")
     sample.output_tokens = usage.get("completion_tokens")
     sample.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
-
-
-def error_text(body: bytes) -> str:
-    """The message in the body of an error answer, on one line."""
-    try:
-        found = json.loads(body)
-        error = found.get("error", found)
-        text = error.get("message", error) if isinstance(error, dict) else error
-    except (ValueError, AttributeError):
-        text = body.decode(errors="replace")
-    return " ".join(str(text).split())[:300]
 
 
 async def find_model(target: Target) -> Target:

@@ -13,7 +13,7 @@ import numpy as np
 from nano3.bench.serving import Measurement
 from nano3.bench.serving_client import Sample, error_kinds
 from nano3.files import write_atomic
-from nano3.train.charts import BLUE, GREEN, GRID, INK, MUTED, ORANGE
+from nano3.report import BLUE, GREEN, GRID, INK, MUTED, ORANGE
 
 PERCENTILES = (50, 90, 99)
 LATENCIES = {

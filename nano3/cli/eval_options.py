@@ -197,13 +197,22 @@ def cut_short(save: Callable[[], object], folder: Path) -> Iterator[None]:
     try:
         yield
     except ServerGone as gone:
-        save()
+        _try(save)
         print(f"error: {gone}; {go_on}", file=sys.stderr, flush=True)
         raise typer.Exit(EXIT_SERVER_GONE) from None
     except KeyboardInterrupt:
-        save()
+        _try(save)
         print(go_on, file=sys.stderr, flush=True)
         raise
     except UserError:
-        save()
+        _try(save)
         raise
+
+
+def _try(save: Callable[[], object]) -> None:
+    """Write a partial result; that it cannot be written is told beside the reason why it is partial, not in place of
+    it."""
+    try:
+        save()
+    except (OSError, UserError) as error:
+        print(f"no result was written: {error}", file=sys.stderr, flush=True)

@@ -127,7 +127,7 @@ def _run(options: Mapping[str, Any], plan: Plan) -> None:
     """Evaluate, with the result written however it ends."""
     from nano3.eval.progress import Progress
     from nano3.eval.ruler_report import draw
-    from nano3.eval.ruler_run import GROWING, check_shortest, evaluate, summarize
+    from nano3.eval.ruler_run import GROWING, check_samples, evaluate, summarize
     from nano3.eval.store import open_store
 
     longest = plan.lengths[-1]
@@ -147,7 +147,7 @@ def _run(options: Mapping[str, Any], plan: Plan) -> None:
             target = _open(options, subject, longest)
             notes.append(target.notes)
             try:
-                check_shortest(plan, target)
+                check_samples(plan, target)
                 _say_start(len(left), plan.samples * len(plan.tasks) * len(plan.lengths), folder)
                 with Progress(len(left), sum(key[1] or 0 for key in left)) as progress, shared.cut_short(save, folder):
                     evaluate(plan, target, store, progress)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nano3.train.charts import INK, MUTED
+from nano3.report import INK, MUTED
 
 COLORS = "viridis"
 """Readable in grey and by eyes that see no red or green."""

@@ -9,14 +9,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nano3.config.errors import UserError
-from nano3.eval.intervals import Z95, bootstrap_means, middle95, wilson
+from nano3.eval.intervals import (
+    Z95,
+    bootstrap_means,
+    difference_of_few,
+    difference_of_others,
+    mean_of_means,
+    middle95,
+)
+from nano3.eval.ruler.tasks import TASKS
 from nano3.eval.ruler_run import AVERAGE_METRIC, GROWING
 from nano3.eval.store import RESULT, SAMPLES, read_object, read_samples
+from nano3.report import read_lines
 
 if TYPE_CHECKING:
     import numpy as np
 
 METRICS, HELDOUT, BITS = "metrics.jsonl", "held-out", "bits_per_byte"
+FEW = 10
+"""Samples, or pairs of them, from which the bootstrap is used."""
 FREE = (*GROWING, "model", "identity", "limit")
 """Settings in which stages differ anyway."""
 
@@ -157,28 +168,35 @@ def _add_result(stage: Stage, folder: Path) -> None:
         raise UserError(f"{folder / RESULT}: not a result of nano3 eval ({type(error).__name__}: {error})") from error
     result.setdefault("name", kind)
     stage.results.append(result)
-    by_task: dict[tuple[str, int | None], dict[int, float]] = {}
+    by_task: dict[tuple[str, int | None], dict[int, dict[str, Any]]] = {}
     for (task, length, index), row in read_samples(folder / SAMPLES).items():
-        if isinstance(row.get("score"), int | float):
-            by_task.setdefault((task, length), {})[index] = float(row["score"])
+        by_task.setdefault((task, length), {})[index] = row
     for key, score in scores.items():
         if key in stage.scores:
             raise UserError(
                 f"{folder.parent} holds several results of {kind} on {key.task}: give their folders one by one"
             )
         stage.scores[key] = score
-        # A larger evaluation may have gone on in the folder: only the samples that the number is of.
-        found = by_task.get((key.task, key.length), {})
-        found = {index: value for index, value in found.items() if index < score["n"]} if score.get("n") else {}
+        found = _values(by_task.get((key.task, key.length), {}), key.metric, score.get("n") or 0)
         if found and math.isclose(100 * sum(found.values()) / len(found), values[key], abs_tol=1e-6):
             stage.samples[key] = found
 
 
+def _values(rows: Mapping[int, Mapping[str, Any]], metric: str, n: int) -> dict[int, float]:
+    """A metric of the first `n` samples by index; a larger evaluation may have gone on in the folder."""
+    found = {}
+    for index, row in rows.items():
+        metrics = row.get("metrics") or {}
+        # Behind a metric of the harness may stand its filter: "exact_match (strict-match)".
+        value = metrics.get(metric, metrics.get(metric.partition(" (")[0], row.get("score")))
+        if index < n and isinstance(value, int | float):
+            found[index] = float(value)
+    return found
+
+
 def _add_heldout(stage: Stage, file: Path) -> None:
     """The last held-out bits per byte of a training run."""
-    from nano3.train.metrics import read_metrics
-
-    lines = [line for line in read_metrics(file) if line.get("kind") == "heldout" and BITS in line]
+    lines = [line for line in read_lines(file) if line.get("kind") == "heldout" and BITS in line]
     if lines:
         score = {"value": lines[-1][BITS], "n": None, "stderr": None, "higher_is_better": False}
         stage.scores.setdefault(RowKey("heldout", HELDOUT, None, BITS), score)
@@ -194,28 +212,26 @@ def _order(stages: Sequence[Stage]) -> Any:
 
 
 def _draws(stage: Stage, key: RowKey, seed: int, place: int) -> np.ndarray | None:
-    """Bootstrap means of a stage's number; other draws for each stage."""
-    if key.metric == AVERAGE_METRIC:
-        drawn = [
-            100 * bootstrap_means(_in_order(stage.samples[part]), seed + 104729 * place + 7919 * number)
-            for number, part in enumerate(_parts(stage, key))
-        ]
-        return _mean(drawn) if drawn else None
-    values = stage.samples.get(key)
-    return 100 * bootstrap_means(_in_order(values), seed + 104729 * place) if values else None
+    """Bootstrap means of a stage's number; other draws for each stage. None where it has no samples, or too few."""
+    groups = _groups(stage, key)
+    if groups is None or _too_few(groups):
+        return None
+    return _mean([
+        100 * bootstrap_means(group, seed + 104729 * place + 7919 * number) for number, group in enumerate(groups)
+    ])  # fmt: skip
 
 
 def _cell(stage: Stage, key: RowKey, drawn: np.ndarray | None) -> Cell | None:
     score = stage.scores.get(key)
     if score is None:
         return None
-    value, error = float(score["value"]), score.get("stderr")
+    value, error, groups = float(score["value"]), score.get("stderr"), _groups(stage, key)
     cell = Cell(value, score.get("n"))
     if drawn is not None:
         cell.low, cell.high = middle95(drawn)
-        if cell.low == cell.high and key in stage.samples:  # all samples alike: drawing them again shows nothing
-            low, high = wilson(value / 100, len(stage.samples[key]))
-            cell.low, cell.high = 100 * low, 100 * high
+    elif groups is not None:
+        _, low, high = mean_of_means(groups)
+        cell.low, cell.high = 100 * low, 100 * high
     elif error is not None:
         cell.low, cell.high = value - Z95 * error, value + Z95 * error
     return cell
@@ -234,12 +250,17 @@ def _set_change(
     cell.change = cell.value - first.value
     pairs = _pairs(stages[0], stages[place], key)
     if pairs is not None:
-        cell.change_low, cell.change_high = middle95(pairs_draws(pairs, seed))
+        ends = difference_of_few(pairs) if _too_few(pairs) else None
+        cell.change_low, cell.change_high = _percent(ends) if ends else middle95(pairs_draws(pairs, seed))
         cell.paired = True
         return
     mine, others = draws[place], draws[0]
     if mine is not None and others is not None:
         cell.change_low, cell.change_high = middle95(mine - others)
+        return
+    before, now = _groups(stages[0], key), _groups(stages[place], key)
+    if before is not None and now is not None:
+        cell.change_low, cell.change_high = _percent(difference_of_others(before, now))
         return
     errors = [stage.scores[key].get("stderr") for stage in (stages[0], stages[place])]
     known = [float(error) for error in errors if error is not None]
@@ -249,9 +270,24 @@ def _set_change(
 
 
 def pairs_draws(groups: Sequence[Sequence[float]], seed: int) -> np.ndarray:
-    """Bootstrap means of paired differences, 0 to 100: the mean over groups of each group's mean."""
+    """Bootstrap means of paired differences, -100 to 100: the mean over groups of each group's mean."""
     drawn = [100 * bootstrap_means(group, seed + 7919 * number) for number, group in enumerate(groups)]
     return _mean(drawn)
+
+
+def _too_few(groups: Sequence[Sequence[float]]) -> bool:
+    """The bootstrap would make an interval too narrow of these: it draws what is there, and nothing else."""
+    return min(map(len, groups)) < FEW or all(min(group) == max(group) for group in groups)
+
+
+def _percent(ends: tuple[float, float]) -> tuple[float, float]:
+    return 100 * ends[0], 100 * ends[1]
+
+
+def _groups(stage: Stage, key: RowKey) -> list[list[float]] | None:
+    """The samples that a number is of, by task; None where it has none."""
+    parts = _parts(stage, key) if key.metric == AVERAGE_METRIC else [key] if key in stage.samples else []
+    return [_in_order(stage.samples[part]) for part in parts] or None
 
 
 def _pairs(first: Stage, other: Stage, key: RowKey) -> list[list[float]] | None:
@@ -261,18 +297,22 @@ def _pairs(first: Stage, other: Stage, key: RowKey) -> list[list[float]] | None:
         known = [group[0] for group in groups if group is not None]
         return known if known and len(known) == len(groups) else None
     mine, theirs_ = first.samples.get(key), other.samples.get(key)
-    if not mine or not theirs_ or mine.keys() != theirs_.keys() or not _same_questions(first, other, key.kind):
+    if not mine or not theirs_ or mine.keys() != theirs_.keys() or not _same_questions(first, other, key):
         return None
     return [[theirs_[index] - mine[index] for index in sorted(mine)]]
 
 
-def _same_questions(first: Stage, other: Stage, kind: str) -> bool:
-    found = [next((r for r in stage.results if r["kind"] == kind), None) for stage in (first, other)]
+def _same_questions(first: Stage, other: Stage, key: RowKey) -> bool:
+    """Seed, generators and the sources of the task are the same."""
+    found = [next((r for r in stage.results if r["kind"] == key.kind), None) for stage in (first, other)]
     if found[0] is None or found[1] is None:
         return False
-    decide = ("seed", "sources")
-    settings = [result.get("settings") or {} for result in found if result is not None]
-    return all(settings[0].get(name) == settings[1].get(name) for name in decide)
+    before, now = (result.get("settings") or {} for result in found if result is not None)
+    if any(before.get(name) != now.get(name) for name in ("seed", "version")):
+        return False
+    sources = [settings.get("sources") or {} for settings in (before, now)]
+    used = TASKS[key.task].sources if key.kind == "ruler" and key.task in TASKS else {*sources[0], *sources[1]}
+    return all(sources[0].get(name) == sources[1].get(name) for name in used)
 
 
 def _different(first: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
@@ -280,8 +320,15 @@ def _different(first: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple
     return [
         (key, before.get(key), now.get(key))
         for key in dict.fromkeys([*before, *now])
-        if key not in FREE and before.get(key) != now.get(key)
+        if key not in FREE and not _agree(before.get(key), now.get(key))
     ]
+
+
+def _agree(before: Any, now: Any) -> bool:
+    """The same; of tables: in the entries that both have, since other tasks have other sources."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        return all(before[name] == now[name] for name in before if name in now)
+    return before == now
 
 
 def _other_tasks(first: str, other: Mapping[str, Any], label: str, result: Mapping[str, Any]) -> list[str]:

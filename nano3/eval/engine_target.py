@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic
 
 from nano3.config.errors import UserError
+from nano3.eval.pieces import PieceTokenizer
 from nano3.eval.prompt import Answer, Key, Prompt, Tick
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ class EngineTarget:
     def __init__(self, engine: GenerationEngine, name: str, identity: str = "") -> None:
         """Ask `engine`, which becomes this target's to close."""
         self.engine, self.name, self.identity = engine, name, identity or name
-        self.tokenizer: Tokenizer = engine.tokenizer
+        self.tokenizer: Tokenizer = PieceTokenizer.of(engine.tokenizer)
         self.max_context: int | None = engine.max_context
         self.notes: list[str] = []
         self._asked = 0
@@ -85,7 +87,7 @@ class EngineTarget:
 
     def generate(self, prompts: Iterable[tuple[Key, Prompt]], tick: Tick | None = None) -> Iterator[tuple[Key, Answer]]:
         """As Target.generate. What is under way is dropped when the caller stops early."""
-        run: _Run[Key] = _Run(self, iter(prompts))
+        run: _Run[Key] = _Run(self, _Ahead(self, iter(prompts)))
         ticked = time.monotonic()
         try:
             while run.fill():
@@ -106,10 +108,35 @@ class EngineTarget:
         self.engine.close()
 
 
+class _Ahead(Generic[Key]):
+    """Prompts and their token ids, the next one made in a thread while the engine computes: a prompt of a million
+    tokens takes seconds to write."""
+
+    def __init__(self, target: EngineTarget, source: Iterator[tuple[Key, Prompt]]) -> None:
+        self._target, self._source = target, source
+        self._thread = ThreadPoolExecutor(1, "prompts")
+        self._next: Future[tuple[Key, Prompt, tuple[int, ...]] | None] | None = None
+
+    def take(self) -> tuple[Key, Prompt, tuple[int, ...]] | None:
+        """The next prompt, None after the last; raises what making it raises."""
+        taken = (self._next or self._thread.submit(self._make)).result()
+        self._next = None if taken is None else self._thread.submit(self._make)
+        return taken
+
+    def close(self) -> None:
+        """Make no more; one that is half made is left to its thread."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _make(self) -> tuple[Key, Prompt, tuple[int, ...]] | None:
+        for key, prompt in self._source:
+            return key, prompt, self._target.ids(prompt)
+        return None
+
+
 class _Run(Generic[Key]):
     """One call of `generate`: the prompts under way."""
 
-    def __init__(self, target: EngineTarget, source: Iterator[tuple[Key, Prompt]]) -> None:
+    def __init__(self, target: EngineTarget, source: _Ahead[Key]) -> None:
         self._target, self._engine, self._source = target, target.engine, source
         self._exhausted = False
         self._open: dict[str, tuple[Key, Output, int]] = {}
@@ -142,6 +169,7 @@ class _Run(Generic[Key]):
 
     def drop(self) -> None:
         """End what is under way."""
+        self._source.close()
         for request_id in self._open:
             self._engine.abort(request_id)
         self._open.clear()
@@ -156,12 +184,11 @@ class _Run(Generic[Key]):
     def _take(self) -> None:
         from nano3.engine.request import Output, Request, Sampling
 
-        taken = next(self._source, None)
+        taken = self._source.take()
         if taken is None:
             self._exhausted = True
             return
-        key, prompt = taken
-        ids = self._target.ids(prompt)
+        key, prompt, ids = taken
         sampling = Sampling(
             temperature=prompt.temperature, seed=prompt.seed, max_tokens=prompt.max_tokens, stop=prompt.stop
         )
@@ -202,16 +229,18 @@ def prompt_ids(tokenizer: Tokenizer, prompt: Prompt, chat: ChatEncoder | None = 
 
 
 def model_identity(model: str) -> str:
-    """A hash of a model folder's configuration, tokenizer and samples of its weights; a preset's name."""
+    """A hash of a model folder's configuration, tokenizer with its settings and templates, and samples of its weights;
+    a preset's name."""
     if not Path(model).exists():
         return f"preset {model}"
     from nano3.model.load import model_folder
 
     folder = model_folder(model)
     digest = hashlib.blake2b(digest_size=8)
-    for name in ("config.json", "tokenizer.json", "chat_template.jinja"):
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         if (folder / name).is_file():
-            digest.update((folder / name).read_bytes())
+            # The name too: a text that moves from one file to another is another model.
+            digest.update(f"{name} {(folder / name).stat().st_size} ".encode() + (folder / name).read_bytes())
     for file in sorted(folder.glob("*.safetensors")):
         _sample(file, digest)
     return digest.hexdigest()

@@ -6,6 +6,8 @@ import sys
 import time
 from typing import Any
 
+from nano3.report import clock, count
+
 LINE_SECONDS = 10.0
 """Seconds between two plain lines."""
 
@@ -61,8 +63,6 @@ class Progress:
 
     def line(self, seconds: float) -> str:
         """All of it in a line, `seconds` after the start."""
-        from nano3.train.progress import clock, count
-
         spent = min(self.cost, self.spent + self.under_way)
         parts = [f"{self.done}/{self.samples} samples"]
         if self.now:

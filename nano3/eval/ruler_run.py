@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nano3.config.errors import UserError
-from nano3.eval.intervals import standard_error, wilson
+from nano3.eval.intervals import mean_of_means, standard_error, wilson
 from nano3.eval.prompt import Prompt
 from nano3.eval.ruler import TASKS, Sample, Sources, find_task, make_sample, score
 from nano3.eval.store import Result, SampleKey, Score, Store
@@ -21,9 +22,13 @@ if TYPE_CHECKING:
 UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20}
 _LENGTH = re.compile(r"(\d+)([km]?)", re.IGNORECASE)
 SHORTEST = 256
-GROWING = ("tasks", "lengths", "samples")
+VERSION = 2
+"""Of the generators: another one writes other samples for the same seed."""
+GROWING = ("tasks", "lengths", "samples", "sources.")
 """Settings that say how much is done: a result folder may be gone on with under others."""
 AVERAGE, AVERAGE_METRIC = "average", "mean of the tasks"
+SHORT = 8192
+"""Tokens from which samples of one task that are made, not read from a file, all fit or none does."""
 SEAM = 4
 """Tokens that may come of encoding the answer's prefix apart from the prompt."""
 
@@ -46,6 +51,7 @@ class Plan:
         """What decides the numbers."""
         return {
             "evaluation": "ruler",
+            "version": VERSION,
             "model": model,
             "identity": identity,
             "chat": self.chat,
@@ -143,11 +149,19 @@ def evaluate(plan: Plan, target: Target, store: Store, progress: Progress) -> No
         progress.sample(sample.length, f"{length_text(sample.length)} {sample.task}")
 
 
-def check_shortest(plan: Plan, target: Target) -> None:
-    """Raise UserError, before the first answer, when a task does not fit at the shortest length."""
-    writer = _Writer(plan, target)
+def check_samples(plan: Plan, target: Target) -> None:
+    """Raise UserError, before the first answer, when the sources have too few samples, or one does not fit at the
+    shortest length. Where that is long enough for all but documents of a file, only the first sample is tried."""
+    writer, length = _Writer(plan, target), plan.lengths[0]
     for task in plan.tasks:
-        writer.sample(task, plan.lengths[0], 0)
+        most = find_task(task).most_samples(plan.sources)
+        if most is not None and plan.samples > most:
+            raise UserError(
+                f"--samples {plan.samples}: {task} has {most} questions in its file; ask for at most {most}"
+            )
+        tried = plan.samples if length < SHORT or most is not None else 1
+        for index in range(tried):
+            writer.check(task, length, index)
 
 
 class _Writer:
@@ -168,6 +182,11 @@ class _Writer:
             assert length is not None
             sample = self.under_way[key] = self.sample(task, length, index)
             yield key, self._prompt(sample.text, sample.answer_prefix, find_task(task).max_new_tokens)
+
+    def check(self, task: str, length: int, index: int) -> None:
+        """Raise UserError where a sample does not fit."""
+        plan = self._plan
+        find_task(task).least(length, index, plan.seed, self._target.count_tokens, plan.sources, self.reserve)
 
     def sample(self, task: str, length: int, index: int) -> Sample:
         """One sample. Raises UserError where it does not fit."""
@@ -192,7 +211,7 @@ def summarize(plan: Plan, store: Store, model: str, settings: Mapping[str, Any],
     labels = settings.get("sources", {})
     said = [f"{name}: {label}" for name, label in labels.items()]
     return Result(
-        "ruler", plan.sources.result_name(plan.tasks), model, complete, settings,
+        "ruler", plan.sources.result_name(plan.tasks, plan.lengths[-1]), model, complete, settings,
         [*_scores(plan, rows), *_averages(plan, rows)], [*dict.fromkeys([*said, *notes])],
     )  # fmt: skip
 
@@ -229,13 +248,9 @@ def _averages(plan: Plan, rows: Mapping[tuple[str, int], list[float]]) -> list[S
         groups = [rows[task, length] for task in plan.tasks if (task, length) in rows]
         if len(groups) < len(plan.tasks) or len(groups) < 2:
             continue
-        means = [sum(values) / len(values) for values in groups]
-        errors = [standard_error(values) or 0.0 for values in groups]
-        mean = 100 * sum(means) / len(means)
-        error = 100 * sum(e * e for e in errors) ** 0.5 / len(errors)
-        ends = [wilson(m, len(values)) for m, values in zip(means, groups, strict=True)]
-        down = 100 * sum((m - low) ** 2 for m, (low, _) in zip(means, ends, strict=True)) ** 0.5 / len(means)
-        up = 100 * sum((high - m) ** 2 for m, (_, high) in zip(means, ends, strict=True)) ** 0.5 / len(means)
-        n = sum(map(len, groups))
-        averages.append(Score(AVERAGE, length, AVERAGE_METRIC, mean, error, n, True, mean - down, mean + up))
+        mean, low, high = (100 * number for number in mean_of_means(groups))
+        errors = [error for error in map(standard_error, groups) if error is not None]
+        # One sample of a task does not tell how much its samples differ.
+        error = 100 * math.hypot(*errors) / len(groups) if len(errors) == len(groups) else None
+        averages.append(Score(AVERAGE, length, AVERAGE_METRIC, mean, error, sum(map(len, groups)), True, low, high))
     return averages

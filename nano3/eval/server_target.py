@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from queue import SimpleQueue
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nano3.config.errors import UserError
 from nano3.eval.prompt import Answer, Key, Prompt, ServerGone, Tick
 from nano3.eval.server_tokens import LocalTokens, ServerTokens, Tokens
+from nano3.report import error_text
 
 if TYPE_CHECKING:
     import httpx
@@ -19,6 +22,8 @@ LONGEST_WAIT = 60.0
 """Seconds between two tries at the most."""
 PASSING = (408, 409, 425, 429)
 """Refusals that another try may not meet; 5xx are of that kind too."""
+UNTOLD = ("id", "object", "created", "owned_by", "permission")
+"""Fields of a listed model that say nothing of its weights, or change with each start of the server."""
 PREFIX_NOTE = (
     "the server has no /tokenize: the beginning of each answer was put at the end of the user's turn, not behind the "
     "opening of the assistant's"
@@ -68,8 +73,8 @@ class ServerTarget:
         self._stop = Event()
         self._without_extras = False
         self.notes: list[str] = []
-        self.name, self.max_context = self._find_model(model)
-        self.identity = f"server model {self.name}"
+        self.name, self.max_context, listed = self._find_model(model)
+        self.identity = f"{self.name} at {url.rstrip('/')}{_fingerprint(listed)}"
         self._tokenizer, self._tokens = tokenizer, None
 
     @property
@@ -106,7 +111,16 @@ class ServerTarget:
         under_way, failure = 0, None
         try:
             while True:
-                while failure is None and under_way < self.concurrency and (taken := next(source, None)) is not None:
+                while failure is None and under_way < self.concurrency:
+                    try:
+                        taken = next(source, None)
+                    except Exception as error:  # writing a prompt asks for tokens: what is under way is waited for
+                        failure = error
+                        if isinstance(error, ServerGone):
+                            self._stop.set()
+                        break
+                    if taken is None:
+                        break
                     # Daemons: an interrupted evaluation must not wait for an answer that takes an hour.
                     Thread(target=self._work, args=(*taken, results), daemon=True).start()
                     under_way += 1
@@ -210,7 +224,8 @@ class ServerTarget:
             raise UserError(f"{self.url} has no /tokenize: name the model's tokenizer with --tokenizer PATH")
         return tokens
 
-    def _find_model(self, wanted: str) -> tuple[str, int | None]:
+    def _find_model(self, wanted: str) -> tuple[str, int | None, Mapping[str, Any]]:
+        """Name, longest context, and what the server lists of it."""
         import httpx
 
         try:
@@ -221,17 +236,27 @@ class ServerTarget:
         if response.status_code in (401, 403):
             raise UserError(f"{self.url} refuses the API key: give one with --api-key or NANO3_API_KEY")
         try:
-            models = {row["id"]: row.get("max_model_len") for row in response.raise_for_status().json()["data"]}
+            models = {row["id"]: dict(row) for row in response.raise_for_status().json()["data"]}
         except (httpx.HTTPError, ValueError, LookupError, TypeError, AttributeError):
             models = {}
         if not wanted and not models:
             raise UserError(f"{self.url}/v1/models lists no model (HTTP {response.status_code}); name one with --model")
         name = wanted or next(iter(models))
-        return name, models.get(name)
+        listed = models.get(name, {})
+        return name, listed.get("max_model_len"), listed
 
     def _note(self, note: str) -> None:
         if note not in self.notes:
             self.notes.append(note)
+
+
+def _fingerprint(listed: Mapping[str, Any]) -> str:
+    """A hash of what a server tells of a model (vLLM: the folder that it was loaded from, its length); empty where it
+    tells nothing but the name."""
+    told = {key: value for key, value in listed.items() if key not in UNTOLD and value is not None}
+    if not told:
+        return ""
+    return f" ({hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=4).hexdigest()})"
 
 
 def _with_prefix(prompt: Prompt) -> tuple[Mapping[str, Any], ...]:
@@ -257,8 +282,6 @@ def _read(response: httpx.Response, where: str) -> Answer:
 
 
 def _words(response: httpx.Response) -> str:
-    from nano3.bench.serving_client import error_text
-
     return error_text(response.content)
 
 

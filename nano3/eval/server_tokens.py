@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from nano3.config.errors import UserError
 from nano3.eval.engine_target import prompt_ids
+from nano3.eval.pieces import PieceTokenizer
 from nano3.eval.prompt import Prompt
+from nano3.report import error_text
 
 if TYPE_CHECKING:
     import httpx
@@ -38,7 +40,7 @@ class LocalTokens:
 
         folder = next((f for f in (Path(path) / "model", Path(path)) if (f / "tokenizer.json").is_file()), Path(path))
         try:
-            self.tokenizer = Tokenizer.load(folder)
+            self.tokenizer = PieceTokenizer.of(Tokenizer.load(folder))
         except (FileNotFoundError, ValueError) as error:
             raise UserError(f"--tokenizer {path}: {error}") from error
 
@@ -93,6 +95,4 @@ class ServerTokens:
         except (LookupError, TypeError, ValueError) as error:
             raise UserError(f"/tokenize answers in another form: {type(error).__name__}: {error}") from error
         except Exception as error:
-            from nano3.bench.serving_client import error_text
-
             raise UserError(f"/tokenize answers HTTP {response.status_code}: {error_text(response.content)}") from error

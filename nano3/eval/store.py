@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,8 @@ class Store:
 
     def __init__(self, folder: Path, rows: dict[SampleKey, dict[str, Any]]) -> None:
         self.folder, self.rows = folder, rows
-        self._file = (folder / SAMPLES).open("a", encoding="utf-8")
+        # A server's JSON may hold half a surrogate pair: backslashreplace writes it as JSON does.
+        self._file = (folder / SAMPLES).open("a", encoding="utf-8", errors="backslashreplace")
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Append one finished sample; it reaches the operating system before this returns. One that is there is not
@@ -84,9 +85,12 @@ class Store:
         self.rows[key] = dict(row)
 
     def finish(self, result: Result) -> None:
-        """Put result.json in its place."""
-        os.fsync(self._file.fileno())
-        write_atomic(self.folder / RESULT, json.dumps(result.document(), indent=2, ensure_ascii=False) + "\n")
+        """Put result.json in its place. Raises UserError where it cannot be written."""
+        try:
+            os.fsync(self._file.fileno())
+            write_atomic(self.folder / RESULT, _json(result.document()))
+        except OSError as error:
+            raise UserError(f"cannot write {self.folder / RESULT}: {error.strerror}; finished samples stay") from error
 
     def notes(self) -> list[str]:
         """What an earlier part of this evaluation noted."""
@@ -95,7 +99,9 @@ class Store:
 
     def close(self) -> None:
         """Close the file of samples."""
-        self._file.close()
+        # What could not be written was told by `add`; closing tries to write it once more.
+        with suppress(OSError):
+            self._file.close()
 
 
 @contextmanager
@@ -105,14 +111,15 @@ def open_store(folder: Path, settings: Mapping[str, Any], growing: Sequence[str]
     Args:
         folder: made where it is missing.
         settings: what decides the numbers, as JSON holds it.
-        growing: names of settings that say how much is done, not how: they may be others than before.
+        growing: names of settings that say how much is done, not how: they may be others than before. A name that
+            ends with a dot is a table's: it may have other entries than before, those that both have are the same.
 
     Raises:
         UserError: it belongs to an evaluation with other settings, to another process, or holds something else.
     """
     with exclusive(folder):
         check_settings(folder, settings, growing)
-        write_atomic(folder / SETTINGS, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+        write_atomic(folder / SETTINGS, _json(_merged(folder, settings, growing)))
         store = Store(folder, mend_samples(folder / SAMPLES))
         try:
             yield store
@@ -130,7 +137,10 @@ def check_settings(folder: Path, settings: Mapping[str, Any], growing: Sequence[
         return
     now = json.loads(json.dumps(settings))
     before, now = _flat(saved, growing), _flat(now, growing)
+    tables = tuple(name for name in growing if name.endswith("."))
     for key in [*now, *(key for key in before if key not in now)]:
+        if key.startswith(tables) and not (key in before and key in now):
+            continue
         if before.get(key) != now.get(key):
             change = f"{key}: {_shown(before.get(key))} -> {_shown(now.get(key))}"
             raise UserError(f"{folder} holds an evaluation with other settings ({change}): give another --out")
@@ -202,6 +212,20 @@ def read_object(path: Path) -> dict[str, Any]:
 def sample_key(row: Mapping[str, Any]) -> SampleKey:
     """What tells a sample from the others of its evaluation."""
     return row["task"], row.get("length"), row["index"]
+
+
+def _merged(folder: Path, settings: Mapping[str, Any], growing: Sequence[str]) -> dict[str, Any]:
+    """The settings, with entries of growing tables that only an earlier part of the evaluation had."""
+    merged = dict(settings)
+    saved = read_object(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
+    for name in (name[:-1] for name in growing if name.endswith(".")):
+        if isinstance(saved.get(name), Mapping):
+            merged[name] = {**saved[name], **settings.get(name, {})}
+    return merged
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
 
 
 def _flat(value: Mapping[str, Any], without: Sequence[str], prefix: str = "") -> dict[str, Any]:

@@ -7,10 +7,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+from nano3.report import BLUE, GREEN, GRID, INK, MUTED, ORANGE, PALE
 from nano3.train.metrics import FINAL, read_metrics
 
-INK, MUTED, GRID = "#1b1f24", "#6b7280", "#e5e7eb"
-BLUE, ORANGE, GREEN, PALE = "#2563eb", "#d9480f", "#0f766e", "#bfdbfe"
 UNITS = ((1e12, "trillion tokens"), (1e9, "billion tokens"), (1e6, "million tokens"), (1e3, "thousand tokens"))
 Lines = list[dict[str, Any]]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nano3.config.errors import UserError
+from nano3.report import read_lines
 
 CLOCK = "clock"
 """Key of the sub-object with wall-clock values (seconds, tokens_per_second, mfu): all else is reproducible."""
@@ -50,15 +51,7 @@ class MetricsWriter:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All complete lines of a metrics file; a torn last line (the process was killed) is left out."""
-    if not path.exists():
-        return []
-    lines = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            continue
-    return lines
+    return read_lines(path)
 
 
 def cut_metrics(path: Path, step: int) -> None:

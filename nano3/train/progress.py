@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass
 from typing import Protocol
 
+from nano3.report import clock, count
+
 LINE_SECONDS = 5.0
 """Seconds between two plain lines."""
 
@@ -131,21 +133,3 @@ def details(status: Status) -> str:
     parts += [f"lr {status.lr:.2e}", f"{count(status.tokens_per_second)} tokens/s", f"mfu {status.mfu:.0%}"]
     parts.append(f"{clock(status.seconds_left)} left")
     return "  ".join(parts)
-
-
-def count(value: float) -> str:
-    """A number with a metric suffix: 950, 12.3K, 4.10M, 25.0T."""
-    for limit, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if value >= limit:
-            return f"{value / limit:.3g}{suffix}"
-    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
-
-
-def clock(seconds: float) -> str:
-    """Seconds as 42s, 3m12s or 5h04m."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"

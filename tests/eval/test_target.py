@@ -55,7 +55,7 @@ def test_long_prompts_are_not_all_built_at_once(make_engine):
             yield i, Prompt(ids=(5 + i,) * 9000, max_tokens=1)
 
     next(target.generate(long()))
-    assert len(taken) <= 2
+    assert len(taken) <= 3, "two under way and one that a thread has made ahead"
     target.close()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import re
@@ -14,8 +13,8 @@ from itertools import accumulate
 from pathlib import Path
 
 from nano3.config.errors import UserError
+from nano3.eval.ruler.reference import digest, is_reference
 
-REFERENCE_FILE = "PaulGrahamEssays.json"
 SUFFIXES = (".txt", ".md", ".rst", ".text")
 LEAST_WORDS = 100
 PARAGRAPH_WORDS = 12
@@ -88,10 +87,8 @@ def read_essays(path: Path | None) -> Essays:
         raise UserError(
             f"{path} has {n_words if text else 0} words of text in {kinds} files: --essays needs {LEAST_WORDS}"
         )
-    if path.name == REFERENCE_FILE:
-        return Essays(f"Paul Graham essays ({path.name})", True, text)
-    digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
-    return Essays(f"{path.resolve().name} ({n_words} words, {digest})", False, text)
+    label = f"{path.resolve().name} ({n_words} words, {digest(text.encode())})"
+    return Essays(label, is_reference("essays", path), text)
 
 
 def _read(file: Path) -> str:
@@ -118,13 +115,12 @@ def _documentation() -> Essays:
     except ValueError as error:
         raise UserError(f"{error}; or name a folder of texts with --essays") from error
     for document in sorted(documents, key=lambda d: (d.name.endswith(".py"), d.name)):
-        texts = (
-            re.findall(r'"""(.*?)"""', document.text, re.DOTALL) if document.name.endswith(".py") else [document.text]
-        )
+        texts = DOCSTRING.findall(document.text) if document.name.endswith(".py") else [document.text]
         for text in texts:
             paragraphs.update(dict.fromkeys(_prose(text)))
     text = " ".join(paragraphs)
-    return Essays(f"prose of {NAME} {platform.python_version()} ({text.count(' ') + 1} words)", False, text)
+    label = f"prose of {NAME} {platform.python_version()} ({text.count(' ') + 1} words, {digest(text.encode())})"
+    return Essays(label, False, text)
 
 
 def _prose(text: str) -> Iterator[str]:

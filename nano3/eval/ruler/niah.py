@@ -13,7 +13,6 @@ from nano3.eval.ruler.sample import Draft, Plan, Request
 N_DEPTHS = 40
 DEPTHS = tuple(round(100 * i / (N_DEPTHS - 1)) for i in range(N_DEPTHS))
 """Percents of an essay haystack at which needles may lie."""
-FILLER = tuple(" ".join(templates.NOISE).split())
 
 
 @dataclass(frozen=True)
@@ -154,7 +153,7 @@ def _lines(request: Request, question: Question, lines: Callable[[int], list[str
         for place, sentence in zip(places, question.needles, strict=True):
             context.insert(place, sentence)
         if filler:
-            context.append(" ".join(FILLER[i % len(FILLER)] for i in range(filler)))
+            context.append(" ".join(templates.FILLER[i % len(templates.FILLER)] for i in range(filler)))
         return question.draft("\n".join(context))
 
     return Plan(build, refine=lambda n: Plan(lambda filler: build(n, filler)))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 from nano3.config.errors import UserError
 from nano3.eval.ruler import templates
 from nano3.eval.ruler.questions import CorpusQuestions, FileQuestions, Question
 from nano3.eval.ruler.sample import Draft, Plan, Request
-
-FILLER = tuple(" ".join(templates.NOISE).split())
 
 
 def single_hop(request: Request) -> Plan:
@@ -50,18 +49,26 @@ class Distractors:
     """
 
     def __init__(self, request: Request, questions: FileQuestions, question: Question) -> None:
-        rng = request.rng("documents")
+        self._request, self._questions, self._question = request, questions, question
+
+    @cached_property
+    def _documents(self) -> list[str]:
+        rng, question = self._request.rng("documents"), self._question
         near = list(question.near)
         rng.shuffle(near)
         taken = {*question.gold, *near}
-        far = [document for document in questions.documents if document not in taken]
+        far = [document for document in self._questions.documents if document not in taken]
         rng.shuffle(far)
-        self._documents = near + far
-        if not self._documents:
-            raise UserError(f"{questions.label}: {request.task} needs documents to hide the asked one among")
+        if not near + far:
+            raise UserError(
+                f"{self._questions.label}: {self._request.task} needs documents to hide the asked one among"
+            )
+        return near + far
 
     def first(self, n: int) -> Sequence[str]:
         """The first `n` documents."""
+        if not n:
+            return []
         rounds = -(-n // len(self._documents))
         return (self._documents * rounds)[:n]
 
@@ -72,7 +79,7 @@ def _from_corpus(request: Request, questions: CorpusQuestions) -> Plan:
     def build(n: int, filler: int = 0) -> Draft:
         documents, query, answers = questions.ask(request.index, request.seed, n)
         if filler:
-            documents = [*documents, " ".join(FILLER[i % len(FILLER)] for i in range(filler))]
+            documents = [*documents, " ".join(templates.FILLER[i % len(templates.FILLER)] for i in range(filler))]
         return _draft(documents, query, answers)
 
     return Plan(

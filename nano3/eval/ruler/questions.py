@@ -11,14 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nano3.config.errors import UserError
+from nano3.eval.ruler.reference import digest, is_reference
 
 if TYPE_CHECKING:
     from nano3.data.passages import PassageIndex
 
-SQUAD_QUESTIONS = 5928
-"""Answerable questions of SQuAD 2.0's dev-v2.0.json."""
-HOTPOTQA_QUESTIONS = 7405
-"""Questions of hotpot_dev_distractor_v1.json."""
 ONE_PASSAGE = ("cloze", "enclosing")
 TWO_PASSAGES = ("shared", "next-document")
 """Kinds of nano3.data.document_questions whose answer is short and takes one passage, or two."""
@@ -46,6 +43,11 @@ class FileQuestions:
     is_reference: bool
     documents: Sequence[str]
     questions: Sequence[Question]
+
+    @property
+    def count(self) -> int:
+        """Questions of the file."""
+        return len(self.questions)
 
     def question(self, index: int) -> Question:
         """In the order of the file, as the reference asks them."""
@@ -119,7 +121,7 @@ def read_squad(path: Path) -> FileQuestions:
                         questions.append(Question(item["question"], answers, (paragraph["context"],), near))
         except (KeyError, TypeError) as error:
             raise UserError(f"{path} is not a SQuAD file: an article has no {error}") from error
-    return _questions(path, "SQuAD", SQUAD_QUESTIONS, documents, questions)
+    return _questions(path, "SQuAD", "squad", documents, questions)
 
 
 def read_hotpotqa(path: Path) -> FileQuestions:
@@ -143,7 +145,7 @@ def read_hotpotqa(path: Path) -> FileQuestions:
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} is not a HotpotQA file: a question has no {error}") from error
         documents.update(paragraphs.values())
-    return _questions(path, "HotpotQA", HOTPOTQA_QUESTIONS, documents, questions)
+    return _questions(path, "HotpotQA", "hotpotqa", documents, questions)
 
 
 def _read(path: Path, name: str, items: Callable[[Any], list[Any]]) -> list[Any]:
@@ -153,8 +155,8 @@ def _read(path: Path, name: str, items: Callable[[Any], list[Any]]) -> list[Any]
         raise UserError(f"{path} is not a {name} file (JSON): {error}") from error
 
 
-def _questions(path: Path, name: str, expected: int, documents: set[str], questions: list[Question]) -> FileQuestions:
+def _questions(path: Path, name: str, source: str, documents: set[str], questions: list[Question]) -> FileQuestions:
     if not questions:
         raise UserError(f"{path} has no questions with an answer: give a {name} file")
-    label = f"{name} ({path.name}, {len(questions)} questions)"
-    return FileQuestions(label, len(questions) == expected, sorted(documents), questions)
+    label = f"{name} ({path.name}, {len(questions)} questions, {digest(path.read_bytes())})"
+    return FileQuestions(label, is_reference(source, path), sorted(documents), questions)

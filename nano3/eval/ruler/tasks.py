@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from nano3.config.errors import UserError
 from nano3.eval.ruler import niah, qa, variable_tracking, word_extraction
 from nano3.eval.ruler.fit import NoRoom, fit
+from nano3.eval.ruler.questions import FileQuestions
 from nano3.eval.ruler.sample import CountTokens, Plan, Request, Sample, TooShort
 from nano3.eval.ruler.scoring import METRICS
 from nano3.eval.ruler.sources import Sources
@@ -40,6 +41,32 @@ class Task:
         return Sample(
             self.name, length, index, seed, draft.text, draft.answer_prefix, list(draft.references), draft.depth, tokens
         )
+
+    def most_samples(self, sources: Sources) -> int | None:
+        """Samples that the sources have questions for; None: any number."""
+        known = [source.count for source in (getattr(sources, name) for name in self.sources)
+                 if isinstance(source, FileQuestions)]  # fmt: skip
+        return min(known) if known else None
+
+    def least(
+        self, length: int, index: int, seed: int, count_tokens: CountTokens, sources: Sources, reserve: int = 0
+    ) -> int:
+        """Tokens of the shortest prompt of a sample, answer and reserve included; `length` where it surely is not
+        longer than that.
+
+        Raises:
+            TooShort: it is longer than `length`.
+            UserError: the sources have no such sample.
+        """
+        other = self.max_new_tokens + reserve
+        plan = self.plan(Request(self.name, length, index, seed, count_tokens, sources, other))
+        prompt = plan.build(plan.least).prompt
+        if len(prompt.encode()) + other <= length:  # a token is a byte at the least
+            return length
+        tokens = count_tokens(prompt) + other
+        if tokens > length:
+            raise TooShort(self.name, length, tokens)
+        return tokens
 
 
 def _niah(name: str) -> Task:

@@ -6,6 +6,8 @@ the singular from the plural by replacing words.
 
 NOISE = ("The grass is green.", "The sky is blue.", "The sun is yellow.", "Here we go.", "There and back again.")
 """The sentences of a line of noise."""
+FILLER = tuple(" ".join(NOISE).split())
+"""Its words: they fill space that is too small for a unit of haystack."""
 
 NEEDLE = "One of the special magic {kind}s for {key} is: {value}."
 

@@ -59,21 +59,23 @@ def _common_words(request: Request, example: tuple[int, dict[str, int]], repeats
 
 
 class Drawn:
-    """Different words in random order, as many as are asked for."""
+    """Different words in random order, as many as are asked for.
+
+    Where the list has too few, coined words come in at random places, so that the common words, which are the first
+    ones, are coined as often as the others: else their kind would give them away.
+    """
 
     def __init__(self, request: Request, stream: str) -> None:
         self._words = request.sources.words
         self._rng = request.rng(stream)
-        self._drawn: list[str] = []
+        self._places: list[float] = []
 
     def first(self, n: int) -> Sequence[str]:
-        """The first `n` words; more words leave them as they are."""
-        while len(self._drawn) < n:
-            known = len(self._drawn)
-            batch = list(self._words.at_least(max(n, 2 * known))[known:])
-            self._rng.shuffle(batch)
-            self._drawn += batch
-        return self._drawn[:n]
+        """The first `n` words of a list that has `n` or more."""
+        words = self._words.at_least(n)
+        while len(self._places) < len(words):
+            self._places.append(self._rng.random())
+        return [words[i] for i in sorted(range(len(words)), key=self._places.__getitem__)[:n]]
 
 
 def _numbered_list(words: Sequence[str], repeats: dict[str, int], rng: random.Random) -> tuple[str, list[str]]:
