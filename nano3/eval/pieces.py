@@ -12,8 +12,8 @@ from typing import Any
 
 from nano3.data.tokenizer import Tokenizer
 
-CUT = re.compile(r"(?<=[A-Za-z0-9.,:;!?])(?= [A-Za-z])|(?<=[A-Za-z0-9.,:;!?]\n)(?=[A-Za-z])")
-"""Between words: before a blank and a letter, and between a line break and a letter."""
+CUT = re.compile(r"(?<=[A-Za-z0-9.,:;!?])(?= [A-Za-z0-9])|(?<=[A-Za-z0-9.,:;!?]\n)(?=[A-Za-z])")
+"""Between words: before a blank and a letter or digit, and between a line break and a letter."""
 LONG = 4096
 """Characters from which a text is cut."""
 MOST_PIECES = 1 << 18
@@ -24,7 +24,7 @@ LEFT = (
     "word", "Two words", "x\n\ny", "  deep", "CAPS", "it's", "né", "42", "3.14", "end.", "so...", "a,", "b;", "(c):",
     "what?", '"no!', "t" * 40, "1234567.",
 )  # fmt: skip
-RIGHT = (" a", " A", " the end", " Then I'll go", " iPhone 7", " x\n y")
+RIGHT = (" a", " A", " the end", " Then I'll go", " iPhone 7", " 7", " 12. x", " 2024 a", " x\n y")
 LINE = ("The grass", "a", "VAR X = 1", "I've")
 
 

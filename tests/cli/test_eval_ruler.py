@@ -12,8 +12,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from nano3.eval.ruler import Sources
+from nano3.eval.ruler.words import WordList
+from nano3.eval.ruler_run import Plan, summarize
 
 from ..eval.servers import answering
 
@@ -106,6 +111,48 @@ def test_an_oracle_behind_a_server_has_all_needles(run, style, samples):
         assert 0.95 * row["length"] <= row["prompt_tokens"] + 128 <= row["length"]
 
 
+def test_the_longest_length_decides_the_name():
+    words = WordList("wonderwords 3.0.1", True, *([f"{part}{i}" for i in range(9)] for part in "anv"))
+    store = SimpleNamespace(rows={})
+    for longest, name in ((131072, "ruler"), (1 << 20, "ruler-offline")):
+        plan = Plan(("cwe",), (4096, longest), 1, 0, False, Sources(words=words))
+        assert summarize(plan, store, "m", plan.settings("m", "i")).name == name
+
+
+def test_other_tasks_go_on_in_the_folder_and_other_essays_are_refused(run, base_folder, tmp_path):
+    command = ("eval", "ruler", "--from", base_folder, "--ctx", "1k", "--samples", 1, "--out", "r", "--raw")
+    assert run(*command, "--tasks", "vt").code == 0
+    done = run(*command, "--tasks", "vt,niah_single_2")
+    assert done.code == 0, done.err
+    assert len(rows("r")) == 2
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("Some other prose. " * 60)
+    other = run(*command, "--tasks", "vt,niah_single_2", "--essays", "texts")
+    assert other.code == 2
+    assert "sources.essays: prose of python-stdlib" in other.err
+    assert len(rows("r")) == 2
+
+
+def test_too_many_samples_for_a_file_are_told_before_the_first_answer(run, base_folder):
+    context = "The tower was built by Ann of the green hill. " * 3
+    asked = [{"question": "Who built it?", "answers": [{"text": "Ann"}], "is_impossible": False}]
+    articles = [{"paragraphs": [{"context": f"{i} {context}", "qas": asked}]} for i in range(3)]
+    Path("squad.json").write_text(json.dumps({"data": articles}))
+    command = ("eval", "ruler", "--from", base_folder, "--tasks", "qa_1", "--ctx", "1k", "--squad", "squad.json",
+               "--out", "r", "--raw")  # fmt: skip
+    done = run(*command, "--samples", 4)
+    assert done.code == 2
+    assert "--samples 4: qa_1 has 3 questions in its file" in done.err
+    assert rows("r") == []
+    articles[2]["paragraphs"][0]["context"] = context * 60
+    Path("squad.json").write_text(json.dumps({"data": articles}))
+    shutil.rmtree("r")
+    long = run(*command, "--samples", 3)
+    assert long.code == 2
+    assert "qa_1 does not fit in 1024 tokens" in long.err, "the third question's document is too long"
+    assert rows("r") == []
+
+
 def test_a_server_that_goes_away_leaves_what_is_done_and_exit_code_3(run):
     command = ("eval", "ruler", "--ctx", "4k", "--tasks", "niah_single_1", "--samples", 6, "--out", "r", "--retries", 0,
                "--concurrency", 2)  # fmt: skip
@@ -117,7 +164,11 @@ def test_a_server_that_goes_away_leaves_what_is_done_and_exit_code_3(run):
     assert "r; give the same command again to go on" in line
     assert len(rows("r")) == 3
     assert result("r")["complete"] is False
-    with answering(Oracle()) as url:
+    with answering(Oracle()) as other:
+        refused = run(*command, "--url", other)
+    assert refused.code == 2
+    assert "identity: oracle at" in refused.err, "another server may have another model of that name"
+    with answering(Oracle(), int(url.rpartition(":")[2])) as url:
         assert run(*command, "--url", url).code == 0
     assert result("r")["complete"] is True
     assert sorted(row["index"] for row in rows("r")) == list(range(6))

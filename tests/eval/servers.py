@@ -14,8 +14,8 @@ Answerer = Callable[[str, dict[str, Any]], Reply]
 
 
 @contextmanager
-def answering(answer: Answerer) -> Iterator[str]:
-    """A server on a free port whose answer to (path, body) is (status, JSON); its address."""
+def answering(answer: Answerer, port: int = 0) -> Iterator[str]:
+    """A server on a port (0: a free one) whose answer to (path, body) is (status, JSON); its address."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -37,7 +37,7 @@ def answering(answer: Answerer) -> Iterator[str]:
         def log_message(self, *args: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:

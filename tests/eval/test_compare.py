@@ -66,6 +66,53 @@ def test_the_same_samples_are_compared_one_by_one(folders):
     assert document(stages, rows) == document(stages, compare(stages))
 
 
+def test_few_samples_get_no_star_by_chance(tmp_path):
+    ruler(tmp_path / "a", {("vt", 512): [0.0], ("cwe", 512): [0.0] * 5})
+    ruler(tmp_path / "b", {("vt", 512): [1.0], ("cwe", 512): [1.0] * 5})
+    ruler(tmp_path / "c", {("vt", 512): [1.0], ("cwe", 512): [1.0] * 5}, seed=1)
+    for other, paired in (("b", True), ("c", False)):
+        rows = compare([load_stage(str(tmp_path / name)) for name in ("a", other)])
+        for task in ("vt", "cwe"):
+            cell = row_of(rows, task).cells[1]
+            assert (cell.change, cell.paired) == (100.0, paired)
+            assert cell.change_low < 100.0
+        assert not row_of(rows, "vt").cells[1].differs
+    assert not row_of(compare([load_stage(str(tmp_path / name)) for name in ("a", "b")]), "cwe").cells[1].differs
+
+
+def test_a_mean_of_tasks_that_are_all_right_has_an_interval(tmp_path):
+    ruler(tmp_path / "a", {("vt", 512): [1.0] * 3, ("cwe", 512): [1.0] * 3})
+    cell = row_of(compare([load_stage(str(tmp_path / "a"))]), "average").cells[0]
+    assert cell.high == 100.0
+    assert 50 < cell.low < 80, "six right answers"
+
+
+def test_only_the_sources_of_a_task_decide_whether_its_samples_are_the_same(tmp_path):
+    values = {("vt", 512): [1.0, 0.0] * 10, ("cwe", 512): [1.0, 0.0] * 10}
+    for name, words in (("a", "w"), ("b", "other")):
+        ruler(tmp_path / name, values)
+        file = tmp_path / name / "result.json"
+        file.write_text(file.read_text().replace('"words": "w"', f'"words": "{words}"'))
+    rows = compare([load_stage(str(tmp_path / name)) for name in ("a", "b")])
+    assert row_of(rows, "vt").cells[1].paired, "vt uses no words"
+    assert not row_of(rows, "cwe").cells[1].paired
+
+
+def test_each_metric_of_the_harness_has_its_own_samples(tmp_path):
+    for name, norm in (("a", [0.0] * 10 + [1.0] * 10), ("b", [0.0, 1.0] * 10)):
+        with open_store(tmp_path / name, {"seed": 0}) as store:
+            for index, value in enumerate(norm):
+                metrics = {"acc": 1.0, "acc_norm": value}
+                store.add({"task": "arc", "length": None, "index": index, "score": 1.0, "metrics": metrics})
+            scores = [Score("arc", None, "acc", 100.0, 0.0, 20), Score("arc", None, "acc_norm", 50.0, 11.5, 20)]
+            store.finish(Result("lm", "lm", "m", True, {"seed": 0}, scores))
+    rows = compare([load_stage(str(tmp_path / name)) for name in ("a", "b")])
+    cells = {row.key.metric: row.cells[1] for row in rows}
+    assert cells["acc_norm"].paired
+    assert cells["acc"].paired
+    assert cells["acc_norm"].change == 0
+
+
 def test_other_questions_are_not_compared_one_by_one(folders):
     ruler(folders / "c", {("vt", 512): [1.0, 0.0] * 50, ("cwe", 512): [1.0, 0.0] * 50}, seed=1)
     stages = [load_stage(str(folders / name)) for name in ("a", "c")]

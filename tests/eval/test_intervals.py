@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import random
+import tracemalloc
 
 import pytest
 
-from nano3.eval.intervals import bootstrap_means, middle95, standard_error, wilson
+from nano3.eval.intervals import (
+    bootstrap_means,
+    difference_of_few,
+    difference_of_others,
+    middle95,
+    standard_error,
+    wilson,
+)
 
 
 def test_wilson_of_known_counts():
@@ -30,3 +40,50 @@ def test_bootstrap_of_the_same_seed_is_the_same_and_close_to_the_normal_interval
 
 def test_one_value_has_no_standard_error():
     assert standard_error([1.0]) is None
+
+
+def exact_p(differences: list[float]) -> float:
+    """McNemar's exact test, two-sided."""
+    up, down = differences.count(1.0), differences.count(-1.0)
+    tail = sum(math.comb(up + down, k) for k in range(min(up, down) + 1)) / 2 ** (up + down)
+    return min(1.0, 2 * tail)
+
+
+@pytest.mark.parametrize("n", range(1, 10))
+def test_few_pairs_differ_only_where_the_exact_test_says_so(n):
+    for up in range(n + 1):
+        for down in range(n + 1 - up):
+            differences = [1.0] * up + [-1.0] * down + [0.0] * (n - up - down)
+            low, high = difference_of_few([differences])
+            assert low <= sum(differences) / n <= high
+            assert low < high
+            if low > 0 or high < 0:
+                assert exact_p(differences) < 0.05
+    low, _ = difference_of_few([[1.0] * n])
+    assert (low > 0) == (n >= 6)
+
+
+def test_one_sample_of_each_task_is_no_proof():
+    low, high = difference_of_few([[1.0], [0.0], [1.0], [1.0]])
+    assert low < 0
+    assert high > 0.75
+
+
+def test_few_samples_of_two_models_without_a_difference_rarely_differ():
+    chance = 0.0
+    for first, other in itertools.product(range(6), repeat=2):
+        low, high = difference_of_others([[1.0] * first + [0.0] * (5 - first)], [[1.0] * other + [0.0] * (5 - other)])
+        assert low <= (other - first) / 5 <= high
+        chance += (low > 0 or high < 0) * math.comb(5, first) * math.comb(5, other) / 4**5
+    assert chance < 0.05
+    assert difference_of_others([[0.0]], [[1.0]])[0] < 0
+
+
+def test_many_samples_do_not_take_many_times_their_memory():
+    values = [0.0, 1.0] * 20_000
+    tracemalloc.start()
+    drawn = bootstrap_means(values, 0)
+    assert tracemalloc.get_traced_memory()[1] < 100 << 20
+    tracemalloc.stop()
+    assert drawn.shape == (2000,)
+    assert drawn.std() == pytest.approx(0.5 / 200, rel=0.1)

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from nano3.config.errors import UserError
-from nano3.eval.store import Result, Score, default_folder, mend_samples, open_store, read_samples
+from nano3.eval.store import Result, Score, Store, default_folder, mend_samples, open_store, read_samples
 
 SETTINGS = {"model": "m", "samples": 3, "seed": 0, "sources": {"essays": "corpus"}}
 
@@ -88,3 +88,30 @@ def test_a_result_is_whole(tmp_path):
         "higher_is_better": True, "low": None, "high": None,
     }  # fmt: skip
     assert (result["kind"], result["complete"], result["notes"], result["more"]) == ("ruler", True, ["a note"], 1)
+
+
+def test_other_tasks_bring_other_sources_and_the_same_ones_stay(tmp_path):
+    growing = ("tasks", "sources.")
+    for tasks, sources in (("vt", {}), ("vt,cwe", {"words": "w"}), ("niah_single_2", {"words": "w", "essays": "a"}),
+                           ("vt", {})):  # fmt: skip
+        with open_store(tmp_path, {"tasks": tasks, "sources": sources}, growing):
+            pass
+    assert json.loads((tmp_path / "settings.json").read_text())["sources"] == {"words": "w", "essays": "a"}
+    with pytest.raises(UserError, match=r"sources\.essays: a -> b"):
+        open_store(tmp_path, {"tasks": "vt", "sources": {"essays": "b"}}, growing).__enter__()
+
+
+def test_half_a_surrogate_pair_is_kept(tmp_path):
+    with open_store(tmp_path, SETTINGS) as store:
+        store.add(row(0, output="a\ud800b"))
+        store.finish(Result("ruler", "ruler-offline", "m", True, SETTINGS, [], ["\udfff"]))
+    assert read_samples(tmp_path / "samples.jsonl")["vt", 4096, 0]["output"] == "a\ud800b"
+    assert json.loads((tmp_path / "result.json").read_text())["notes"] == ["\udfff"]
+
+
+def test_a_full_disk_is_one_line_to_the_end(tmp_path):
+    (tmp_path / "samples.jsonl").symlink_to("/dev/full")
+    store = Store(tmp_path, {})
+    with pytest.raises(UserError, match=r"cannot write .*samples\.jsonl: No space left"):
+        store.add(row(0))
+    store.close()

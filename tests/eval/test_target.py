@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import threading
 
 import pytest
 
@@ -10,6 +12,8 @@ from nano3.config.errors import UserError
 from nano3.engine.protocol import run
 from nano3.engine.request import Request, Sampling
 from nano3.eval.target import EngineTarget, Prompt, ServerGone, ServerTarget, model_identity
+
+from .servers import answering
 
 TEXTS = [f"Number {i}: the quick brown fox jumps over " + "the lazy dog " * i for i in range(9)]
 MODELS = {"data": [{"id": "toy", "max_model_len": 100}]}
@@ -125,6 +129,44 @@ def test_a_server_that_dies_gives_what_it_answered_and_then_server_gone(serve_an
     assert len(got) == 3
 
 
+def test_what_is_under_way_is_given_out_when_the_next_prompt_cannot_be_written(serve_answers):
+    asked, released = threading.Event(), threading.Event()
+
+    def answer(path, body):
+        if path == "/v1/models":
+            return 200, MODELS
+        asked.set()
+        released.wait(10)
+        return 200, completion("hi")
+
+    def prompts():
+        yield 0, Prompt(text="x")
+        asked.wait(10)
+        threading.Timer(0.05, released.set).start()
+        raise ServerGone("no /tokenize")
+
+    with serve_answers(answer) as url:
+        answers = ServerTarget(url, concurrency=2).generate(prompts())
+        assert next(answers)[0] == 0
+        with pytest.raises(ServerGone, match="no /tokenize"):
+            next(answers)
+
+
+def test_two_servers_with_a_model_of_one_name_are_not_one(serve_answers):
+    def serves(root):
+        return lambda path, body: (200, {"data": [{"id": "toy", "created": 1, "root": root}]})
+
+    with serve_answers(serves("a")) as one, serve_answers(serves("a")) as two:
+        first, second = ServerTarget(one).identity, ServerTarget(two).identity
+        assert one in first
+        assert first != second
+        assert ServerTarget(one).identity == first
+    port = int(one.rpartition(":")[2])
+    with answering(serves("b"), port) as again:
+        assert again == one
+        assert ServerTarget(again).identity != first, "another model behind the same address"
+
+
 def test_a_server_that_refuses_is_not_asked_again(serve_answers):
     def answer(path, body):
         return (200, MODELS) if path == "/v1/models" else (404, {"error": {"message": "no such model"}})
@@ -176,3 +218,31 @@ def test_identity_tells_other_weights_apart(lm, tmp_path):
     data[-1] ^= 1
     file.write_bytes(data)
     assert model_identity(str(tmp_path / "a")) != model_identity(str(tmp_path / "b"))
+
+
+@pytest.mark.parametrize("change", [{"add_bos_token": True}, {"chat_template": "{{ messages }}"}])
+def test_identity_tells_another_way_to_ask_apart(lm, tokenizer, tmp_path, change):
+    import nano3
+
+    for name in "ab":
+        nano3.save(lm, tmp_path / name)
+        tokenizer.save(tmp_path / name)
+    assert model_identity(str(tmp_path / "a")) == model_identity(str(tmp_path / "b"))
+    file = tmp_path / "b" / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    assert model_identity(str(tmp_path / "a")) != model_identity(str(tmp_path / "b"))
+
+
+def test_prompts_are_written_in_a_thread_and_their_errors_come_through(target):
+    threads = []
+
+    def prompts():
+        for i in range(3):
+            threads.append(threading.current_thread())
+            yield i, Prompt(text=f"prompt {i}", max_tokens=2)
+        raise UserError("no more")
+
+    with pytest.raises(UserError, match="no more"):
+        list(target.generate(prompts()))
+    assert threading.current_thread() not in threads
+    assert not target.engine.has_work

@@ -133,7 +133,9 @@ def test_the_documents_of_a_question_must_fit(files: Sources, count: CountTokens
 
 
 def test_more_samples_than_questions_is_an_error(files: Sources, count: CountTokens) -> None:
-    with pytest.raises(UserError, match=r"SQuAD \(dev-v2.0.json, 30 questions\) has 30 questions: ask for at most as"):
+    with pytest.raises(
+        UserError, match=r"SQuAD \(dev-v2.0.json, 30 questions, \w{8}\) has 30 questions: ask for at most as"
+    ):
         make_sample("qa_1", 2048, 30, 0, count, files)
 
 

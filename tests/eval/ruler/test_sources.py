@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
 
 from nano3.config.errors import UserError
-from nano3.eval.ruler import CountTokens, Sources, make_sample
+from nano3.eval.ruler import CountTokens, Sources, make_sample, reference
 from nano3.eval.ruler.essays import Essays, split_sentences
 from nano3.eval.ruler.words import WordList, built_in
 
@@ -59,16 +60,23 @@ def test_any_number_of_words_is_there() -> None:
     assert " ".join(essays.sentences(14)) == "One two three. Four five. Six One two three. Four five. Six One two"
 
 
-def test_only_the_references_data_make_it_ruler(tmp_path: Path) -> None:
+def test_only_the_references_data_make_it_ruler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reference_words = WordList("wonderwords 3.0.1", True, *([f"{part}{i}" for i in range(9)] for part in "anv"))
     file = tmp_path / "PaulGrahamEssays.json"
     file.write_text(json.dumps({"text": "Some words. " * 100}), "utf-8")
+    other = Sources(essays=file, words=reference_words)
+    assert other.result_name(["niah_single_2"]) == "ruler-offline", "the name alone does not make it the reference's"
+    known = (file.stat().st_size, hashlib.sha256(file.read_bytes()).hexdigest())
+    monkeypatch.setitem(reference.FILES, "essays", frozenset({known}))
     sources = Sources(essays=file, words=reference_words)
     assert sources.result_name(["niah_single_1", "niah_single_2", "vt", "fwe"]) == "ruler"
-    assert sources.labels(["niah_single_2"]) == {
-        "essays": "Paul Graham essays (PaulGrahamEssays.json)",
-        "words": "wonderwords 3.0.1",
-    }
+    labels = sources.labels(["niah_single_2"])
+    assert labels["words"] == "wonderwords 3.0.1"
+    assert labels["essays"].startswith("PaulGrahamEssays.json (200 words, ")
+    file.write_text(json.dumps({"text": "Same words. " * 100}), "utf-8")
+    changed = Sources(essays=file, words=reference_words)
+    assert changed.labels(["niah_single_2"]) != labels
+    assert changed.result_name(["niah_single_2"]) == "ruler-offline"
     assert sources.result_name(["niah_single_1", "qa_1"]) == "ruler-offline"
     assert Sources(words=reference_words).result_name(["niah_single_2"]) == "ruler-offline"
     assert Sources(essays=file, words=built_in()).result_name(["niah_single_2"]) == "ruler-offline"
