@@ -210,6 +210,7 @@ def summarize(plan: Plan, store: Store, model: str, settings: Mapping[str, Any],
     complete = all(key in store.rows for key in keys)
     labels = settings.get("sources", {})
     said = [f"{name}: {label}" for name, label in labels.items()]
+    said += plan.sources.notes(plan.tasks, plan.lengths[-1])
     return Result(
         "ruler", plan.sources.result_name(plan.tasks, plan.lengths[-1]), model, complete, settings,
         [*_scores(plan, rows), *_averages(plan, rows)], [*dict.fromkeys([*said, *notes])],

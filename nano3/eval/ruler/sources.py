@@ -22,6 +22,8 @@ REFERENCE_NAME = "ruler"
 OFFLINE_NAME = "ruler-offline"
 WORDS_SUFFICE = 131072
 """Longest cwe that wonderwords has enough words for; beyond it, words are coined."""
+BUILT_IN_SUFFICE = 16384
+"""The same of the project's own list."""
 
 
 class Sources:
@@ -78,6 +80,13 @@ class Sources:
     def labels(self, tasks: Iterable[str]) -> dict[str, str]:
         """Origin of each source that these tasks use, in words for the result; part of what decides the samples."""
         return {name: getattr(self, name).label for name in _used(tasks)}
+
+    def notes(self, tasks: Iterable[str], longest: int) -> list[str]:
+        """What else a reader must know: words that had to be coined."""
+        enough = WORDS_SUFFICE if self.words.is_reference else BUILT_IN_SUFFICE
+        if "cwe" not in tasks or longest <= enough:
+            return []
+        return [f"cwe beyond {enough} tokens has coined words among those of {self.words.label}, common ones too"]
 
     def is_reference(self, tasks: Iterable[str], longest: int = 0) -> bool:
         """All that these tasks use, at lengths of `longest` at most, is the reference's data."""
