@@ -39,14 +39,13 @@ class Block(nn.Module):
         document_ids: Tensor | None = None,
         state: BlockState = None,
         most_tokens: int = 0,
-        recompute: bool = False,
     ) -> tuple[Tensor, RouterStats | None]:
         """x (B, T, D) -> (B, T, D), and routing statistics from a mixture block.
 
-        With `most_tokens` in pieces of no more than these, which the backward pass computes again with `recompute`;
-        see nano3.model.chunked.
+        With `most_tokens` in pieces of no more than these, which the backward pass computes again; see
+        nano3.model.chunked.
         """
         if most_tokens:
-            return run_in_pieces(self, x, document_ids, most_tokens, recompute)
+            return run_in_pieces(self, x, document_ids, most_tokens)
         y, stats = self.mixer(self.norm(x), document_ids, state)
         return x + y, stats

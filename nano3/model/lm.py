@@ -58,7 +58,7 @@ class LM(nn.Module):
         self.cfg = cfg
         self.compute_dtype = torch.float32
         self.checkpoint_activations = False
-        self.sequence_chunk = 0  # most tokens of a pass through a block in training; 0: any number
+        self.sequence_chunk = 0  # most tokens of a pass through a block; 0: any number
         self.stage = ""  # what trained the weights, as config.json says it
         self.embeddings = nn.Embedding(cfg.vocab_size, cfg.d_model, _weight=torch.empty(cfg.vocab_size, cfg.d_model))
         self.blocks = nn.ModuleList(Block(cfg, symbol) for symbol in cfg.pattern)
@@ -118,9 +118,8 @@ class LM(nn.Module):
         return self
 
     def _run(self, block: nn.Module, x: Tensor, document_ids, state) -> tuple[Tensor, RouterStats | None]:
-        recompute = self.checkpoint_activations and self.training and torch.is_grad_enabled()
         if state is None and 0 < self.sequence_chunk < x.shape[0] * x.shape[1]:
-            return block(x, document_ids, None, self.sequence_chunk, recompute)
-        if recompute:
+            return block(x, document_ids, None, self.sequence_chunk)
+        if self.checkpoint_activations and self.training and torch.is_grad_enabled():
             return checkpoint(block, x, document_ids, state, use_reentrant=False)
         return block(x, document_ids, state)
