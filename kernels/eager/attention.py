@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.backends import cuda
 
 from ..common import accumulator, matmul_dtype, segments
 
@@ -80,16 +81,14 @@ def _as_bias(mask: Tensor | None) -> Tensor | None:
 
 
 def _attend_behind_cache(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Queries at the last T of S positions."""
+    """Queries at the last T of S positions, without a mask of T x S where the device allows."""
     T, S = q.shape[1], k.shape[1]
     if T == 1:
         return _attend(q, k, v)
-    grads = torch.is_grad_enabled() and any(m.requires_grad for m in (q, k, v))
-    if q.device.type == "cpu" and not grads:
-        past = S - T
-        result = merge(None, attend_partly(q, k[:, :past], v[:, :past], causal=False))
-        result = merge(result, attend_partly(q, k[:, past:], v[:, past:], causal=True))
-        return result.out.to(q.dtype)
+    if q.device.type == "cpu":
+        return _BehindCache.apply(q, k, v)
+    if (out := _attend_lower_right(q, k, v)) is not None:
+        return out
     outputs, rows = [], max(1, MASK_ELEMENTS // S)
     for start in range(0, T, rows):
         stop = min(start + rows, T)
@@ -97,6 +96,53 @@ def _attend_behind_cache(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         mask = torch.ones(stop - start, keys, dtype=torch.bool, device=q.device).tril(S - T + start)
         outputs.append(_attend(q[:, start:stop], k[:, :keys], v[:, :keys], mask=mask))
     return torch.cat(outputs, dim=1)
+
+
+class _BehindCache(torch.autograd.Function):
+    """Attention on a CPU to the past without a mask and to the rest causally, merged.
+
+    The fused kernel's backward pass makes each part's probabilities from the sum over all keys, and so each part's
+    share of the whole gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        past = k.shape[1] - q.shape[1]
+        result = attend_partly(q, k[:, :past], v[:, :past], causal=False)
+        result = merge(result, attend_partly(q, k[:, past:], v[:, past:], causal=True))
+        out = result.out.to(q.dtype)
+        ctx.save_for_backward(q, k, v, out, result.log_sum)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: Tensor):
+        q, k, v, out, log_sums = ctx.saved_tensors
+        wide, past = accumulator(q.dtype), k.shape[1] - q.shape[1]
+        dout, q_first, out = (_dense(m.transpose(1, 2), wide) for m in (dout, q, out))
+        dq, dk, dv = 0, torch.empty_like(k), torch.empty_like(v)
+        for part, causal in ((slice(0, past), False), (slice(past, None), True)):
+            keys, values = (_dense(m[:, part].transpose(1, 2), wide) for m in (k, v))
+            grads = aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                dout, q_first, keys, values, out, log_sums.transpose(1, 2), 0.0, causal
+            )
+            dq = dq + grads[0].transpose(1, 2).to(wide)
+            dk[:, part], dv[:, part] = (grad.transpose(1, 2) for grad in grads[1:])
+        return dq.to(q.dtype), dk, dv
+
+
+def _attend_lower_right(q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
+    """On PyTorch's fused CUDA kernels, which know queries at the end of the keys; None where none of them can."""
+    from torch.nn.attention.bias import causal_lower_right  # slow to import
+
+    if q.element_size() > 2 and q.shape[2] != k.shape[2]:  # only flash attention, of half precision, has groups of heads
+        k, v = (m.repeat_interleave(q.shape[2] // k.shape[2], dim=2) for m in (k, v))
+    heads_first, gqa = [m.transpose(1, 2) for m in (q, k, v)], q.shape[2] != k.shape[2]
+    params = cuda.SDPAParams(*heads_first, None, 0.0, False, gqa)
+    if not (cuda.can_use_flash_attention(params) or cuda.can_use_efficient_attention(params)):
+        return None
+    bias = causal_lower_right(q.shape[1], k.shape[1])
+    return F.scaled_dot_product_attention(*heads_first, attn_mask=bias, enable_gqa=gqa).transpose(1, 2)
 
 
 class Partial(NamedTuple):

@@ -73,9 +73,19 @@ def test_long_rows_need_no_quadratic_memory(largest_tensor, backend):
     assert seen.elements <= T * 32
 
 
-def test_queries_behind_a_long_cache_go_in_blocks(monkeypatch, check):
-    monkeypatch.setattr("nano3.kernels.eager.attention.MASK_ELEMENTS", 90)
+@pytest.mark.parametrize("backend", ["eager", None])
+def test_queries_behind_a_long_cache_need_no_mask(largest_tensor, backend):
+    inputs = make(B=1, T=1024, S=4096, Hq=1, Hkv=1, dtype=torch.float32)
+    for leaf in inputs.values():
+        leaf.requires_grad_()
+    with largest_tensor() as seen:
+        kernels.attention(**inputs, backend=backend).sum().backward()
+    assert seen.elements <= 4096 * 32
+
+
+def test_queries_behind_a_cache_have_exact_gradients_of_all_that_they_see(check):
     check(kernels.attention, make(T=10, S=30))
+    check(kernels.attention, make(T=100, S=900, Hq=6, Hkv=3))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
