@@ -135,7 +135,9 @@ def _attend_lower_right(q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
     """On PyTorch's fused CUDA kernels, which know queries at the end of the keys; None where none of them can."""
     from torch.nn.attention.bias import causal_lower_right  # slow to import
 
-    if q.element_size() > 2 and q.shape[2] != k.shape[2]:  # only flash attention, of half precision, has groups of heads
+    if (
+        q.element_size() > 2 and q.shape[2] != k.shape[2]
+    ):  # only flash attention, of half precision, has groups of heads
         k, v = (m.repeat_interleave(q.shape[2] // k.shape[2], dim=2) for m in (k, v))
     heads_first, gqa = [m.transpose(1, 2) for m in (q, k, v)], q.shape[2] != k.shape[2]
     params = cuda.SDPAParams(*heads_first, None, 0.0, False, gqa)

@@ -11,7 +11,7 @@ from nano3.cli.output import bytes_text, count_text, plain_table, print_json, pr
 from nano3.config.presets import to_toml
 from nano3.config.report import diff_from_report, report_phase
 from nano3.config.schema import PretrainConfig
-from nano3.model.count import count_parameters, flops_per_token, memory
+from nano3.model.count import count_parameters, flops_per_token, largest_seq_len, memory, most_ranks, rank_bytes
 
 
 def show_dry_run(cfg: PretrainConfig, preset: str, as_json: bool) -> None:
@@ -27,7 +27,8 @@ def dry_run_facts(cfg: PretrainConfig) -> dict[str, Any]:
     """Everything that a dry run tells; sizes in parameters, bytes, tokens and floating-point operations."""
     hardware = detect()
     dtype = hardware.compute_dtype if cfg.train.dtype == "auto" else cfg.train.dtype
-    counts, held = count_parameters(cfg.model), memory(cfg, dtype)
+    counts, held, ranks = count_parameters(cfg.model), memory(cfg, dtype), most_ranks(cfg)
+    free = _free_memory()
     tokens_per_step = cfg.train.batch_size * cfg.data.seq_len
     shares = {length: weight / sum(cfg.lengths.values()) for length, weight in cfg.lengths.items()}
     return {
@@ -38,6 +39,10 @@ def dry_run_facts(cfg: PretrainConfig) -> dict[str, Any]:
         "compute_dtype": dtype,
         "memory_bytes": asdict(held) | {"total": held.total},
         "machine_memory_bytes": hardware.memory,
+        "free_memory_bytes": free,
+        "largest_seq_len": largest_seq_len(cfg, free, dtype),
+        "most_ranks": ranks,
+        "rank_memory_bytes": rank_bytes(cfg, dtype, ranks=ranks),
         "tokens": cfg.train.tokens,
         "tokens_per_step": tokens_per_step,
         "steps": math.ceil(cfg.train.tokens / tokens_per_step),
@@ -50,6 +55,14 @@ def dry_run_facts(cfg: PretrainConfig) -> dict[str, Any]:
         "report_phase": report_phase(cfg),
         "differences": [asdict(row) for row in diff_from_report(cfg)],
     }
+
+
+def _free_memory() -> int:
+    """Bytes that are free on the device that would train."""
+    from nano3.engine.launch import find_device
+    from nano3.engine.sizing import available_memory
+
+    return available_memory(find_device("auto"))
 
 
 def _print_tables(cfg: PretrainConfig, preset: str, facts: dict[str, Any]) -> None:
@@ -110,11 +123,25 @@ def _memory_table(cfg: PretrainConfig, facts: dict[str, Any]) -> Any:
         "gradients": "float32",
         "optimizer": "AdamW, two moments in float32",
         "activations": sequences,
-        "total": "in one process; under torchrun the ranks share all but activations",
+        "working": "gradients of activations, logits, one piece of a block at a time",
+        "total": "in one process; under torchrun the ranks share all but activations and working",
     }
     for part, note in notes.items():
         if held[part]:
             table.add_row(part.replace("_", " "), bytes_text(held[part]), note)
-    here = facts["machine_memory_bytes"]
-    table.add_row("this machine", bytes_text(here), "too little for one process" if here < held["total"] else "enough")
+    ranks, each = facts["most_ranks"], facts["rank_memory_bytes"]
+    if ranks > 1:
+        table.add_row("each of many ranks", bytes_text(each), f"at {ranks:,}, the most that can share a batch")
+    table.add_row("this machine", bytes_text(facts["machine_memory_bytes"]), _room(cfg, facts))
     return table
+
+
+def _room(cfg: PretrainConfig, facts: dict[str, Any]) -> str:
+    """What one process here has room for."""
+    largest = facts["largest_seq_len"]
+    free = f"{bytes_text(facts['free_memory_bytes'])} free where it would train"
+    if largest == cfg.data.seq_len:
+        return f"{free}: enough for one process"
+    if largest:
+        return f"{free}: one process has room for sequences of {largest:,} tokens"
+    return f"{free}: too little for one process, at any length"

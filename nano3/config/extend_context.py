@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from nano3.config.generate import GenerateConfig
-from nano3.config.schema import PretrainConfig
+from nano3.config.schema import DataConfig, PretrainConfig
 
 SHORTEST = 2
 SHORTEST_MADE = 256
 """Fewest tokens for which nano3.config.generate makes texts."""
+
+
+def wrong_seq_len(seq_len: int, longest: int) -> str:
+    """The line about a data.seq_len that the mixture contradicts."""
+    return f"data.seq_len is {seq_len}, but the longest of context.lengths is {longest}: leave data.seq_len out"
 
 
 @dataclass(frozen=True)
@@ -18,8 +22,8 @@ class ContextConfig:
 
     lengths: dict[str, float] = field(default_factory=lambda: {"4096": 50.0, "512": 50.0})
     """Sequence length to its share of the tokens; normalised to sum 1. A step has one length and always
-    train.batch_size * longest tokens: shorter ones come in more rows. data.seq_len becomes the longest, and
-    data.generate.lengths these lengths if it is empty."""
+    train.batch_size * longest tokens: shorter ones come in more rows. data.seq_len is the longest, and texts are made
+    for these lengths if data.generate.lengths is empty."""
 
     def __post_init__(self) -> None:
         for text, share in self.lengths.items():
@@ -51,8 +55,10 @@ class ExtendContextConfig(PretrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         longest = max(self.lengths)
+        if self.data.seq_len not in (DataConfig.seq_len, longest):
+            raise ValueError(wrong_seq_len(self.data.seq_len, longest))
         # The longest length is the one that batches are counted in, and that the model must advertise.
-        object.__setattr__(self, "data", replace(self.data, seq_len=longest, generate=self._generate()))
+        object.__setattr__(self, "data", replace(self.data, seq_len=longest))
         if self.model.max_position_embeddings < longest:
             object.__setattr__(self, "model", replace(self.model, max_position_embeddings=longest))
         tokens = self.train.batch_size * longest
@@ -63,11 +69,12 @@ class ExtendContextConfig(PretrainConfig):
                     f"(train.batch_size {self.train.batch_size} x {longest}): change one of them"
                 )
 
-    def _generate(self) -> GenerateConfig:
-        """Texts are made for the lengths of the mixture, unless data.generate.lengths says otherwise."""
-        made = self.data.generate
+    @property
+    def prepared_data(self) -> DataConfig:
+        """`data`, in which texts are made for the lengths of the mixture unless data.generate.lengths is set."""
         lengths = {str(length): share for length, share in self.lengths.items() if length >= SHORTEST_MADE}
-        return made if made.lengths else replace(made, lengths=lengths)
+        made = self.data.generate
+        return self.data if made.lengths else replace(self.data, generate=replace(made, lengths=lengths))
 
     @property
     def lengths(self) -> dict[int, float]:

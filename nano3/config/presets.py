@@ -14,7 +14,7 @@ from typing import Any, cast
 import tomli_w
 
 from nano3.config.errors import UserError
-from nano3.config.extend_context import ExtendContextConfig
+from nano3.config.extend_context import ContextConfig, ExtendContextConfig, wrong_seq_len
 from nano3.config.model import ModelConfig
 from nano3.config.schema import PretrainConfig
 from nano3.config.typed import ShellValue, check_table, construct, convert, field_types, keys, nearest
@@ -58,6 +58,7 @@ def load(schema: type, kind: str, name: str, overrides: Sequence[str] = ()) -> A
     """The `schema` dataclass that a preset of this kind and the overrides describe. Raises UserError."""
     source = _find(kind, name, Path())
     table = _resolve(schema, source, ())
+    _drop_seq_len(schema, table)
     for text in overrides:
         parts, value = _parse_override(text)
         nested = functools.reduce(lambda inner, part: {part: inner}, reversed(parts), cast(Any, value))
@@ -72,7 +73,9 @@ def load(schema: type, kind: str, name: str, overrides: Sequence[str] = ()) -> A
 
 def to_toml(cfg: Any) -> str:
     """A resolved configuration as TOML text; loading it gives an equal object."""
-    return tomli_w.dumps(asdict(cfg))
+    table = asdict(cfg)
+    _drop_seq_len(type(cfg), table)
+    return tomli_w.dumps(table)
 
 
 @dataclass(frozen=True)
@@ -118,12 +121,28 @@ def _resolve(schema: type, source: _Source, chain: tuple[str, ...]) -> Table:
     base = table.pop("base", None)
     own = _check_layer(table, schema, source.folder, source.label)
     if base is None:
-        return own
+        return _checked_seq_len(schema, source, own, own)
     if not isinstance(base, str):
         raise UserError(f"{source.label}: 'base' must be a string, the name of a preset or a .toml file")
     with _place(f"{source.label}: base: "):
         parent = _find(source.kind, base, source.folder)
-    return _merge(_resolve(schema, parent, (*chain, source.label)), own, schema)
+    return _checked_seq_len(schema, source, own, _merge(_resolve(schema, parent, (*chain, source.label)), own, schema))
+
+
+def _checked_seq_len(schema: type, source: _Source, own: Table, merged: Table) -> Table:
+    """`merged`; a file's `own` data.seq_len must agree with the lengths of its mixture, which it follows from."""
+    seq_len = own.get("data", {}).get("seq_len")
+    if schema is ExtendContextConfig and source.kind == EXTEND_CONTEXT and seq_len is not None:
+        longest = max(construct(ContextConfig, merged.get("context", {})).shares)
+        if seq_len != longest:
+            raise UserError(f"{source.label}: {wrong_seq_len(seq_len, longest)}")
+    return merged
+
+
+def _drop_seq_len(schema: type, table: Table) -> None:
+    """Leave out data.seq_len where it follows from the mixture: a base's, or one from before --set."""
+    if schema is ExtendContextConfig:
+        table.get("data", {}).pop("seq_len", None)
 
 
 def _parse(source: _Source) -> Table:

@@ -22,6 +22,10 @@ _PHASE1 = ("models/nano3-30b-a3b", "pretrain/phase1")
 _PHASE2 = (*_PHASE1, "pretrain/phase2")
 _REPORT_FILES = {"phase1": _PHASE1, "phase2": _PHASE2, "long-context": (*_PHASE2, "extend-context/long-context")}
 """The presets that make up a phase of the report, each laid over those before it."""
+_NO_PART = {"long-context": ("data.seq_len", "schedule.min_lr", "schedule.stable_fraction")}
+"""Numbers of earlier phases that play no part: the length follows from the mixture, and the rate is constant."""
+_PARALLELISM = "context 8, tensor 8, expert 8, pipeline 4"
+"""Devices that share a sequence, a matrix, the experts and the blocks in the report's context extension."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,8 @@ def report_phase(cfg: PretrainConfig) -> str:
 def diff_from_report(cfg: PretrainConfig) -> list[Difference]:
     """Settings whose value differs from the one that the report publishes; the blend's come last.
 
-    The report gives the lengths of its mixture, not their shares: these are no difference.
+    The report gives the lengths of its mixture, not their shares: these are no difference. Of a context extension there
+    is a row for parallelism, of which nano3 has one kind.
     """
     phase = report_phase(cfg)
     report = load_extend_context(phase) if isinstance(cfg, ExtendContextConfig) else load_pretrain(phase)
@@ -62,7 +67,10 @@ def diff_from_report(cfg: PretrainConfig) -> list[Difference]:
         settings.append("context.lengths")
         here_flat["context.lengths"], report_flat["context.lengths"] = list(cfg.lengths), list(report.lengths)
         sections["context.lengths"] = next(section for key, section in sections.items() if key.startswith(_LENGTHS))
-    return [Difference(key, here_flat[key], report_flat[key], sections[key]) for key in settings + blend]
+    rows = [Difference(key, here_flat[key], report_flat[key], sections[key]) for key in settings + blend]
+    if phase == "long-context":
+        rows.append(Difference("parallelism", "data (FSDP)" if cfg.parallel.fsdp else "data", _PARALLELISM, "§2.5"))
+    return rows
 
 
 @cache
@@ -79,7 +87,7 @@ def published_sections(phase: str) -> dict[str, str]:
                 sections.pop(prefix + match["key"], None)
             elif match["key"] != "preset":
                 sections[prefix + match["key"]] = match["comment"].split(",")[0].split(":")[0]
-    return sections
+    return {key: section for key, section in sections.items() if key not in _NO_PART.get(phase, ())}
 
 
 def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -5,6 +5,7 @@ Letters: T tokens in a sequence, D d_model, H Mamba heads, P Mamba head dim, N s
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from nano3.config.model import ATTENTION, MAMBA, MLP, MOE, ModelConfig
@@ -15,6 +16,12 @@ ADAMW_BYTES = 8
 SCAN_CHUNK = 64
 """Longest chunk of the scan on a CPU; a GPU's are longer and keep fewer states."""
 COMPUTE_BYTES = {"float32": 4, "bfloat16": 2}
+LOGITS_BYTES = 1 << 27
+"""Most bytes of the logits that the loss holds at a time."""
+LOSS_STREAMS = 3
+"""Tensors of the size of a block's input in the loss: the final norm's output, its gradient, and that of its input."""
+BLOCK_STREAMS = 2
+"""The same in a block's backward pass: the gradients of its output and of its input."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +50,18 @@ class Memory:
     """AdamW's two moments, 8 bytes a parameter."""
     activations: int
     """What one micro-batch keeps for its backward pass, on one rank."""
+    working: int
+    """What comes and goes at the same time, on one rank: gradients of activations, logits, one piece of a block."""
+
+    @property
+    def shared(self) -> int:
+        """What ranks share under FSDP: all but activations and working memory."""
+        return self.weights + self.compute_copy + self.gradients + self.optimizer
 
     @property
     def total(self) -> int:
         """Sum of all parts."""
-        return self.weights + self.compute_copy + self.gradients + self.optimizer + self.activations
+        return self.shared + self.activations + self.working
 
 
 def block_parameters(cfg: ModelConfig, symbol: str) -> int:
@@ -63,42 +77,98 @@ def count_parameters(cfg: ModelConfig) -> Counts:
     return Counts(total, total - idle_experts, total - idle_experts - embedding)
 
 
-def memory(cfg: PretrainConfig, dtype: str = "") -> Memory:
+def memory(cfg: PretrainConfig, dtype: str = "", seq_len: int = 0) -> Memory:
     """Estimate of the bytes that a run holds while it trains.
 
     Args:
         cfg: the run.
         dtype: compute dtype, `float32` or `bfloat16`; empty takes cfg.train.dtype, and its `auto` as `bfloat16`.
+        seq_len: length of the micro-batch's sequences; 0 takes cfg.data.seq_len.
     """
     dtype = dtype or cfg.train.dtype
     element = COMPUTE_BYTES.get(dtype, COMPUTE_BYTES["bfloat16"])
     total = count_parameters(cfg.model).total
+    tokens = cfg.train.micro_batch_size * (seq_len or cfg.data.seq_len)
     return Memory(
         weights=MASTER_BYTES * total,
         compute_copy=element * total if element < MASTER_BYTES else 0,
         gradients=MASTER_BYTES * total,
         optimizer=ADAMW_BYTES * total,
-        activations=activation_bytes(cfg, element),
+        activations=_activation_bytes(cfg, element, tokens),
+        working=_working_bytes(cfg, element, tokens),
     )
 
 
-def activation_bytes(cfg: PretrainConfig, element: int) -> int:
+def rank_bytes(cfg: PretrainConfig, dtype: str = "", seq_len: int = 0, ranks: int = 1) -> int:
+    """Estimate of the bytes that one of `ranks` processes holds; arguments as `memory`'s.
+
+    Under FSDP a rank has its share, and at a time one block and both embeddings whole, with their gradients.
+    """
+    held = memory(cfg, dtype, seq_len)
+    own = held.activations + held.working
+    if ranks == 1 or not cfg.parallel.fsdp:
+        return held.shared + own
+    block = max(block_parameters(cfg.model, symbol) for symbol in cfg.model.pattern)
+    gathered = 2 * MASTER_BYTES * (block + 2 * cfg.model.vocab_size * cfg.model.d_model)
+    return held.shared // ranks + gathered + own
+
+
+def largest_seq_len(cfg: PretrainConfig, limit: int, dtype: str = "", ranks: int = 1) -> int:
+    """The longest of cfg.data.seq_len, its half, its quarter and so on with which a rank takes `limit` bytes at most;
+    0 if there is none."""
+    length = cfg.data.seq_len
+    while length and rank_bytes(cfg, dtype, length, ranks) > limit:
+        length //= 2
+    return length
+
+
+def most_ranks(cfg: PretrainConfig) -> int:
+    """Most processes among which the batch can be divided: data parallelism is the only one."""
+    train = cfg.train
+    steps = (train.batch_size * cfg.data.seq_len // length for length in cfg.lengths)
+    return math.gcd(train.batch_size // train.micro_batch_size, *steps)
+
+
+def _activation_bytes(cfg: PretrainConfig, element: int, tokens: int) -> int:
     """Bytes that one micro-batch keeps for its backward pass, at `element` bytes an activation.
 
     Without activation checkpointing every block keeps its input, the normed input and what its mixer keeps
-    (`_MAMBA`, `_MOE`, ... below). With it every block keeps its input, and one block at a time the rest, of
-    cfg.train.sequence_chunk tokens if that is set; attention then keeps all keys and values too.
-    The loss works in chunks of tokens and is left out.
+    (`_MAMBA`, `_MOE`, ... below). With it every block keeps its input, and one block at a time the rest. In pieces of
+    cfg.train.sequence_chunk tokens it is the input and a Mamba block's states between pieces.
     """
-    tokens = cfg.train.micro_batch_size * cfg.data.seq_len
+    model, chunk = cfg.model, cfg.train.sequence_chunk
+    inputs = tokens * model.d_model * element * (model.n_blocks + 1)
+    if 0 < chunk < tokens:
+        return inputs + tokens // chunk * len(model.blocks(MAMBA)) * _state_bytes(model, element)
+    mixers = _mixer_bytes(cfg, element)
+    return inputs + tokens * (max(mixers) if cfg.train.checkpoint_activations == "block" else sum(mixers))
+
+
+def _working_bytes(cfg: PretrainConfig, element: int, tokens: int) -> int:
+    """The greater of what the loss takes and what a block's backward pass takes, beside what is kept.
+
+    Gradients in a block are as large as what it keeps. In pieces these are a piece's, kept and gradients; attention
+    has all keys and values beside, and their gradients in float32 and, of one piece's queries, as they are.
+    """
+    model, chunk = cfg.model, cfg.train.sequence_chunk
+    stream, mixers = tokens * model.d_model * element, max(_mixer_bytes(cfg, element))
+    logits = min(LOGITS_BYTES, tokens * model.vocab_size * MASTER_BYTES)
+    block = BLOCK_STREAMS * stream + tokens * mixers
+    if 0 < chunk < tokens:
+        keys = 2 * model.n_kv_heads * model.head_dim if model.blocks(ATTENTION) else 0
+        block = BLOCK_STREAMS * stream + tokens * keys * (2 * element + MASTER_BYTES) + 2 * chunk * mixers
+    return max(LOSS_STREAMS * stream + logits, block)
+
+
+def _mixer_bytes(cfg: PretrainConfig, element: int) -> list[int]:
+    """Bytes a token that each block keeps beside its input."""
     stream = cfg.model.d_model * element
-    mixers = [_MIXER_ACTIVATIONS[symbol](cfg.model, element) + stream for symbol in cfg.model.pattern]
-    inputs = tokens * stream * (cfg.model.n_blocks + 1)
-    if 0 < cfg.train.sequence_chunk < tokens:
-        keys = 2 * cfg.model.n_kv_heads * cfg.model.head_dim * element * len(cfg.model.blocks(ATTENTION))
-        return inputs + tokens * keys + cfg.train.sequence_chunk * max(mixers)
-    kept = max(mixers) if cfg.train.checkpoint_activations == "block" else sum(mixers)
-    return inputs + tokens * kept
+    return [_MIXER_ACTIVATIONS[symbol](cfg.model, element) + stream for symbol in cfg.model.pattern]
+
+
+def _state_bytes(cfg: ModelConfig, element: int) -> int:
+    """Bytes of the states of convolution and scan that a piece hands to the next."""
+    return element * cfg.conv_dim * (cfg.d_conv - 1) + MASTER_BYTES * cfg.d_inner * cfg.d_state
 
 
 def flops_per_token(cfg: ModelConfig, seq_len: int) -> float:

@@ -30,12 +30,14 @@ from nano3.model.config import PRETRAINED, read_stage
 from nano3.model.hf import fill, load, read_config, save
 from nano3.model.lm import LM
 from nano3.model.load import model_folder
+from nano3.stages.room import check_room
 from nano3.train.checkpoint import step_folders
+from nano3.train.feed import make_plans
 from nano3.train.numerics import tuned_process
 from nano3.train.progress import Progress
 from nano3.train.schedule import build_schedule
 from nano3.train.trainer import Result, Trainer
-from nano3.train.world import World, init_world
+from nano3.train.world import World, attempt, init_world
 
 Config = TypeVar("Config", bound=PretrainConfig)
 TOKENIZER, START = "tokenizer", "start.json"
@@ -120,9 +122,12 @@ def train_on_text(
     fresh = not (resume and step_folders(run_dir / "checkpoints"))
     if source is not None and (fresh or from_path is not None):
         cfg = adopt(cfg, source)
-    build_schedule(cfg.schedule, cfg.train.tokens)  # a schedule that cannot be is told before any work
     world = init_world()
     try:
+        # What cannot be is told before any work.
+        build_schedule(cfg.schedule, cfg.train.tokens)
+        make_plans(cfg, world.rank, world.size)
+        world.agree(attempt(lambda: check_room(cfg, world)))
         with tuned_process(world.device):
             prepared = _prepare(_keep_tokenizer(cfg, run_dir) if resume else cfg, world)
             cfg = with_token_ids(cfg, prepared.tokenizer)
@@ -219,10 +224,10 @@ def _prepare(cfg: PretrainConfig, world: World) -> Prepared:
     """The main rank builds the cache, the others read it."""
     if not world.is_main:
         world.barrier()
-        return prepare(cfg.data, cfg.model.vocab_size)
+        return prepare(cfg.prepared_data, cfg.model.vocab_size)
     _say(f"preparing data: {', '.join(cfg.data.blend)}")
     with progress_bar() as show:
-        prepared = prepare(cfg.data, cfg.model.vocab_size, show)
+        prepared = prepare(cfg.prepared_data, cfg.model.vocab_size, show)
     world.barrier()
     for note in prepared.notes:
         _say(note)

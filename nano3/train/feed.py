@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -89,7 +90,9 @@ def make_plans(cfg: PretrainConfig, rank: int, size: int) -> Plans:
         rows, most = train.batch_size * longest // length, train.micro_batch_size * longest // length
         if rows % size:
             raise ValueError(f"a step has {rows} sequences of {length} tokens, which {size} ranks cannot share evenly")
-        micro = next(count for count in range(most, 0, -1) if rows % (count * size) == 0)
+        # From the batch alone, so that another number of ranks makes the same micro-batches and balance losses.
+        each = rows // math.gcd(rows, train.batch_size // train.micro_batch_size)
+        micro = next(count for count in range(most, 0, -1) if each % count == 0)
         plans[length] = Plan(rows, micro, rank, size)
     return Plans(plans, cfg.lengths)
 

@@ -1,0 +1,60 @@
+"""Whether a training run fits in memory, told before its data are prepared."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from nano3.config.errors import UserError
+from nano3.config.extend_context import ExtendContextConfig
+from nano3.config.schema import PretrainConfig
+from nano3.engine.sizing import available_memory
+from nano3.model.count import largest_seq_len, rank_bytes
+from nano3.model.dtype import compute_dtype
+from nano3.train.world import World
+
+CERTAIN = 0.75
+"""Part of the estimate that a run surely takes."""
+SHORT_PIECE = 4096
+"""Tokens of a piece beside which nothing much is won by shorter ones."""
+
+
+def check_room(cfg: PretrainConfig, world: World) -> None:
+    """Refuse a run whose estimated memory is surely more than what is free for this rank.
+
+    Raises:
+        UserError: it does not fit; the line says what it takes, what there is, the largest length that fits (halving)
+            and what else lowers the memory.
+    """
+    dtype = str(compute_dtype(cfg.train.dtype, world.device)).removeprefix("torch.")
+    here = 1 if world.device.type == "cuda" else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    free = available_memory(world.device) // here
+    need = rank_bytes(cfg, dtype, ranks=world.size)
+    if need * CERTAIN <= free:
+        return
+    largest = largest_seq_len(cfg, free, dtype, world.size)
+    fits = f"the longest that fits is {largest}" if largest else "half of that and so on does not fit either"
+    where = f"on {world.device}" if world.device.type == "cuda" else "in main memory"
+    setting = "context.lengths" if isinstance(cfg, ExtendContextConfig) else "data.seq_len"
+    raise UserError(
+        f"{setting}: training on {cfg.train.micro_batch_size} x {cfg.data.seq_len} tokens takes about {_gb(need)}"
+        f"{' a rank' if world.size > 1 else ''} and {_gb(free)} are free {where}: {fits}; {_advice(cfg)}"
+    )
+
+
+def _advice(cfg: PretrainConfig) -> str:
+    """What else lowers the memory."""
+    train, ways = cfg.train, []
+    if train.checkpoint_activations == "none":
+        ways.append("--set train.checkpoint_activations=block")
+    piece = max(SHORT_PIECE, cfg.model.chunk_size)
+    if not 0 < train.sequence_chunk <= piece:
+        ways.append(f"--set train.sequence_chunk={piece}")
+    if train.micro_batch_size > 1:
+        ways.append("--set train.micro_batch_size=1")
+    return f"lower it, or try {' '.join(ways)}" if ways else "lower it, or take a smaller model or more memory"
+
+
+def _gb(n: float) -> str:
+    return f"{n / 1e9:.3g} GB" if n < 1e11 else f"{n / 1e9:.0f} GB"
