@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 
-import torch
-
 from nano3.config.errors import UserError
 from nano3.config.extend_context import ExtendContextConfig
 from nano3.config.schema import PretrainConfig

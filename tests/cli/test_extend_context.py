@@ -12,12 +12,25 @@ def invoke(*args):
     return CliRunner().invoke(app, ["extend-context", *args], env={"COLUMNS": "100"})
 
 
-def test_the_dry_run_of_the_reports_preset_gives_its_steps_and_no_difference():
+def test_the_dry_run_of_the_reports_preset_gives_its_steps_and_what_a_device_would_need():
     facts = json.loads(invoke("--preset", "long-context", "--dry-run", "--json").stdout)
     assert facts["tokens_per_step"] == 48 * 524_288
     assert facts["steps"] == 4809
     assert [(row["seq_len"], row["sequences_per_step"]) for row in facts["lengths"]] == [(524288, 48), (4096, 6144)]
-    assert (facts["report_phase"], facts["differences"]) == ("long-context", [])
+    assert facts["report_phase"] == "long-context"
+    assert [row["key"] for row in facts["differences"]] == ["parallelism"]
+    assert facts["most_ranks"] == 48
+    assert facts["rank_memory_bytes"] > facts["memory_bytes"]["activations"] > 140e9
+    assert "each of many ranks" in invoke("--preset", "long-context", "--dry-run").stdout
+
+
+def test_the_dry_run_tells_the_longest_sequence_that_fits(monkeypatch):
+    monkeypatch.setattr("nano3.cli.dry_run._free_memory", lambda: 10**9)
+    long = ["--set", "context.lengths={1048576=1}", "--set", "train.micro_batch_size=1"]
+    facts = json.loads(invoke("--dry-run", "--json", *long).stdout)
+    assert facts["largest_seq_len"] == 16384
+    text = invoke("--dry-run", *long).stdout
+    assert "one process has room for sequences of 16,384 tokens" in " ".join(text.split())
 
 
 def test_pieces_lower_the_estimate_of_memory():

@@ -3,7 +3,9 @@
 import pytest
 
 from nano3.config.errors import UserError
+from nano3.config.extend_context import ExtendContextConfig
 from nano3.config.presets import load_extend_context, to_toml
+from nano3.config.schema import DataConfig
 
 
 def load(*settings):
@@ -29,8 +31,30 @@ def test_held_out_text_is_scored_at_every_length_and_at_its_own_first():
 
 
 def test_texts_are_made_for_the_lengths_of_the_mixture():
-    assert load("context.lengths={1024=1, 64=1}").data.generate.lengths == {"1024": 1.0}
-    assert load("data.generate.lengths={700=1}").data.generate.lengths == {"700": 1.0}
+    assert load("context.lengths={1024=1, 64=1}").prepared_data.generate.lengths == {"1024": 1.0}
+    assert load("data.generate.lengths={700=1}").prepared_data.generate.lengths == {"700": 1.0}
+
+
+def test_another_mixture_over_a_runs_own_settings_takes_all_with_it(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text(to_toml(load("context.lengths={512=1, 16384=3}")))
+    cfg = load_extend_context(str(path), ["context.lengths={2048=1}"])
+    assert cfg.data.seq_len == 2048
+    assert cfg.prepared_data.generate.lengths == {"2048": 1.0}
+
+
+def test_a_sequence_length_beside_the_mixture_must_be_its_longest(tmp_path):
+    path = tmp_path / "mine.toml"
+    base = 'base = "extend-context/long-context"\n'
+    path.write_text(base + "[context.lengths]\n65536 = 1.0\n")
+    assert load_extend_context(str(path)).data.seq_len == 65536
+    path.write_text(base + "[data]\nseq_len = 524288\n")
+    assert load_extend_context(str(path)).data.seq_len == 524288
+    path.write_text(base + "[data]\nseq_len = 4096\n")
+    with pytest.raises(UserError, match=r"mine.toml: data.seq_len is 4096, but the longest .* is 524288: leave"):
+        load_extend_context(str(path))
+    with pytest.raises(ValueError, match=r"data.seq_len is 1024, but the longest of context.lengths is 4096"):
+        ExtendContextConfig(data=DataConfig(seq_len=1024))
 
 
 def test_a_resolved_configuration_loads_back_equal(tmp_path):
@@ -38,6 +62,11 @@ def test_a_resolved_configuration_loads_back_equal(tmp_path):
     path = tmp_path / "config.toml"
     path.write_text(to_toml(cfg))
     assert load_extend_context(str(path)) == cfg
+
+
+def test_pieces_are_no_shorter_than_a_chunk_of_the_scan():
+    with pytest.raises(UserError, match=r"sequence_chunk is 63; it must be 0 or at least model.chunk_size, 64"):
+        load("train.checkpoint_activations=block", "train.sequence_chunk=63")
 
 
 @pytest.mark.parametrize(
@@ -54,6 +83,7 @@ def test_a_resolved_configuration_loads_back_equal(tmp_path):
         ("context.lengths=512", "must be a table"),
         ("context.length={512=1}", "did you mean 'context.lengths'?"),
         ("train.sequence_chunk=64", 'needs train.checkpoint_activations = "block"'),
+        ("data.seq_len=1024", "data.seq_len is 1024, but the longest of context.lengths is 4096: leave"),
         ("train.sequence_chunk=-1", "train.sequence_chunk is -1; it must be at least 0"),
     ],
 )

@@ -20,18 +20,26 @@ def test_the_reports_own_phases_do_not_differ(phase):
     assert rows(phase) == {}
 
 
-def test_the_reports_context_extension_does_not_differ_and_its_unpublished_shares_may():
-    assert diff_from_report(load_extend_context("long-context")) == []
+def test_the_reports_context_extension_differs_in_its_parallelism_alone_and_its_unpublished_shares_may():
     shares = ["context.lengths={524288=1, 4096=9}", "schedule.horizon_tokens=9"]
-    assert diff_from_report(load_extend_context("long-context", shares)) == []
+    for settings in ([], shares):
+        (row,) = diff_from_report(load_extend_context("long-context", settings))
+        assert (row.key, row.here, row.section) == ("parallelism", "data (FSDP)", "§2.5")
+        assert row.report == "context 8, tensor 8, expert 8, pipeline 4"
 
 
 def test_other_lengths_are_one_row():
-    found = diff_from_report(load_extend_context("long-context", ["context.lengths={524288=1}"]))
+    found = diff_from_report(load_extend_context("long-context", ["context.lengths={524288=1}"]))[:-1]
     assert [(row.key, row.here, row.report) for row in found] == [("context.lengths", [524288], [524288, 4096])]
     tiny = {row.key: row for row in diff_from_report(load_extend_context("tiny"))}
     assert tiny["schedule.peak_lr"].report == 1e-5
     assert tiny["context.lengths"].section == "§2.5"
+
+
+def test_what_a_constant_rate_leaves_out_is_no_difference():
+    settings = ["schedule.min_lr=3e-4", "schedule.stable_fraction=0.1"]
+    assert [row.key for row in diff_from_report(load_extend_context("long-context", settings))] == ["parallelism"]
+    assert set(rows("phase2", settings)) == {"schedule.min_lr", "schedule.stable_fraction"}
 
 
 def test_a_changed_number_is_a_row_with_both_values_and_its_section():

@@ -1,13 +1,17 @@
 """Exact counts of the report, agreement with real models, and the shape of the memory and FLOP estimates."""
 
+import json
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from nano3.config.model import ModelConfig
-from nano3.config.presets import load_model, load_pretrain
-from nano3.model.count import count_parameters, flops_per_token, memory, most_ranks, rank_bytes
+from nano3.config.presets import load_extend_context, load_model, load_pretrain
+from nano3.model.count import count_parameters, flops_per_token, largest_seq_len, memory, most_ranks, rank_bytes
 from nano3.model.lm import LM
 
 ODD = ModelConfig(
@@ -99,3 +103,45 @@ def test_flops_of_an_attention_block_match_its_matmuls():
     head = 2 * 4 * 8
     norms = 2 * (4 + 4)
     assert flops_per_token(cfg, 10) == 3 * (projections + scores_and_values + head + norms)
+
+
+def in_pieces(length, piece=4096):
+    settings = [f"context.lengths={{{length}=1}}", "train.batch_size=4", "train.micro_batch_size=1"]
+    return load_extend_context(
+        "tiny", [*settings, "train.checkpoint_activations=block", f"train.sequence_chunk={piece}"]
+    )
+
+
+def test_the_states_between_pieces_are_counted():
+    long, short = (memory(in_pieces(65536, piece), "float32") for piece in (4096, 64))
+    blocks = [load_model("tiny")] * 2
+    more = sum((1024 - 16) * 4 * (cfg.conv_dim * (cfg.d_conv - 1) + cfg.d_inner * cfg.d_state) for cfg in blocks)
+    assert short.activations - long.activations == more
+
+
+def test_the_largest_length_is_the_first_half_that_fits():
+    cfg = in_pieces(65536)
+    needs = [rank_bytes(cfg, "float32", 65536 >> i) for i in range(3)]
+    assert needs == sorted(needs, reverse=True)
+    assert [largest_seq_len(cfg, need, "float32") for need in needs] == [65536, 32768, 16384]
+    assert largest_seq_len(cfg, needs[1] - 1, "float32") == 16384
+    assert largest_seq_len(cfg, 10**6, "float32") == 0
+
+
+def test_ranks_share_the_weights_but_not_the_activations():
+    cfg = load_extend_context("long-context")
+    assert most_ranks(cfg) == 48
+    held, each = memory(cfg), rank_bytes(cfg, ranks=48)
+    assert held.activations + held.working + held.shared // 48 < each < held.total
+    copies = replace(cfg, parallel=replace(cfg.parallel, fsdp=False))
+    assert rank_bytes(copies, ranks=48) == held.total
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [16384, 65536])
+def test_the_estimate_in_pieces_is_near_what_a_step_takes(length):
+    script = str(Path(__file__).with_name("long_sequence.py"))
+    command = [sys.executable, script, str(length), "--checkpoint", "--sequence-chunk", "4096"]
+    facts = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    measured = facts["peak_bytes"] - facts["before_bytes"]
+    assert memory(in_pieces(length), "float32").total == pytest.approx(measured, rel=0.3)

@@ -11,6 +11,7 @@ from nano3.model.hf import load
 from nano3.stages import extend_context, pretrain
 from nano3.train.metrics import read_metrics, without_clock
 from nano3.train.progress import Silent
+from nano3.train.world import World
 
 LENGTHS = "context.lengths={256=1,64=1}"
 
@@ -91,10 +92,30 @@ def test_a_resume_with_another_mixture_is_refused(tmp_path, common, start):
 
 def test_pieces_train_the_same_model_to_rounding(tmp_path, common, start):
     extend_context.main(config(common), tmp_path / "whole", start, progress=Silent())
-    pieces = config(common, checkpoint_activations="block", sequence_chunk=48)
+    pieces = config(common, checkpoint_activations="block", sequence_chunk=64)
     extend_context.main(pieces, tmp_path / "pieces", start, progress=Silent())
     for whole, piece in zip(lines_of(tmp_path / "whole"), lines_of(tmp_path / "pieces"), strict=True):
         assert whole.get("loss") == pytest.approx(piece.get("loss"), rel=1e-3)
+
+
+def test_a_run_that_does_not_fit_is_refused_before_its_data_are_prepared(tmp_path, common, start, monkeypatch, capsys):
+    monkeypatch.setattr("nano3.stages.room.available_memory", lambda device: 1_500_000)
+    with pytest.raises(UserError) as caught:
+        extend_context.main(config(common), tmp_path / "run", start, progress=Silent())
+    line = str(caught.value)
+    assert "context.lengths: training on 1 x 256 tokens takes about" in line
+    assert "1.5 MB are free in main memory: the longest that fits is 64; lower it, or try" in line
+    assert "--set train.checkpoint_activations=block --set train.sequence_chunk=4096" in line
+    assert "preparing" not in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused_before_its_data_are_prepared(tmp_path, common, start, monkeypatch):
+    world = World(size=3)
+    monkeypatch.setattr("nano3.stages.training.init_world", lambda: world)
+    monkeypatch.setattr("nano3.stages.training.prepare", lambda *args: pytest.fail("data were prepared"))
+    with pytest.raises(ValueError, match="3 ranks"):
+        extend_context.main(config(common), tmp_path / "run", start, progress=Silent())
 
 
 def test_there_must_be_a_model_to_start_from(tmp_path, common):

@@ -77,6 +77,21 @@ def test_a_length_that_does_not_divide_the_longest_has_smaller_micro_batches():
     assert [len(batch) for batch in plans.read(step, sources(cfg))] == [1, 1, 1]
 
 
+def test_micro_batches_do_not_depend_on_the_number_of_ranks():
+    cfg = mixed({"96": 1, "64": 1}, batch_size=8, micro_batch_size=2)
+    sizes = []
+    for ranks in (1, 2, 4):
+        plans = make_plans(cfg, 0, ranks)
+        step = next(step for step in range(9) if plans.seq_len(step) == 64)
+        sizes.append({len(batch) for batch in plans.read(step, sources(cfg))})
+    assert sizes == [{3}] * 3
+    uneven = mixed({"96": 1, "64": 1}, batch_size=12, micro_batch_size=3)
+    assert [len(b) for b in make_plans(uneven, 0, 1).read(0, sources(uneven))] == [3] * 4
+    plans = [make_plans(uneven, 0, ranks) for ranks in (1, 2)]
+    step = next(step for step in range(9) if plans[0].seq_len(step) == 64)
+    assert len({len(batch) for plan in plans for batch in plan.read(step, sources(uneven))}) == 1
+
+
 def test_one_length_reads_what_pretraining_reads():
     cfg = mixed({"64": 1})
     plain = replace(pretraining(4, 2), data=replace(cfg.data))
