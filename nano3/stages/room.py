@@ -55,4 +55,4 @@ def _advice(cfg: PretrainConfig) -> str:
 
 
 def _gb(n: float) -> str:
-    return f"{n / 1e9:.3g} GB" if n < 1e11 else f"{n / 1e9:.0f} GB"
+    return f"{n / 1e6:.3g} MB" if n < 1e9 else f"{n / 1e9:.3g} GB" if n < 1e11 else f"{n / 1e9:.0f} GB"

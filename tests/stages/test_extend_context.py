@@ -99,12 +99,12 @@ def test_pieces_train_the_same_model_to_rounding(tmp_path, common, start):
 
 
 def test_a_run_that_does_not_fit_is_refused_before_its_data_are_prepared(tmp_path, common, start, monkeypatch, capsys):
-    monkeypatch.setattr("nano3.stages.room.available_memory", lambda device: 1_500_000)
+    monkeypatch.setattr("nano3.stages.room.available_memory", lambda device: 4_000_000)
     with pytest.raises(UserError) as caught:
         extend_context.main(config(common), tmp_path / "run", start, progress=Silent())
     line = str(caught.value)
     assert "context.lengths: training on 1 x 256 tokens takes about" in line
-    assert "1.5 MB are free in main memory: the longest that fits is 64; lower it, or try" in line
+    assert "4 MB are free in main memory: the longest that fits is 128; lower it, or try" in line
     assert "--set train.checkpoint_activations=block --set train.sequence_chunk=4096" in line
     assert "preparing" not in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
