@@ -139,12 +139,14 @@ def _attend_lower_right(q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
         q.element_size() > 2 and q.shape[2] != k.shape[2]
     ):  # only flash attention, of half precision, has groups of heads
         k, v = (m.repeat_interleave(q.shape[2] // k.shape[2], dim=2) for m in (k, v))
-    heads_first, gqa = [m.transpose(1, 2) for m in (q, k, v)], q.shape[2] != k.shape[2]
-    params = cuda.SDPAParams(*heads_first, None, 0.0, False, gqa)
+    gqa = q.shape[2] != k.shape[2]
+    q_first, k_first, v_first = (m.transpose(1, 2) for m in (q, k, v))
+    params = cuda.SDPAParams(q_first, k_first, v_first, None, 0.0, False, gqa)
     if not (cuda.can_use_flash_attention(params) or cuda.can_use_efficient_attention(params)):
         return None
     bias = causal_lower_right(q.shape[1], k.shape[1])
-    return F.scaled_dot_product_attention(*heads_first, attn_mask=bias, enable_gqa=gqa).transpose(1, 2)
+    out = F.scaled_dot_product_attention(q_first, k_first, v_first, attn_mask=bias, enable_gqa=gqa)
+    return out.transpose(1, 2)
 
 
 class Partial(NamedTuple):

@@ -194,7 +194,7 @@ def _open_lm(options: dict[str, Any], target: Target) -> Any:
             "seed": options["seed"], "header": {"Authorization": f"Bearer {options['api_key']}"},
         }  # fmt: skip
         if options["chat"]:
-            return ChatCompletions(target, thinking=thinking, **common)
+            return ChatCompletions(target, thinking=thinking, **common)  # pyright: ignore[reportAbstractUsage]
         return Completions(target, prefix=options["prefix"], folder=options["tokenizer"], **common)
     from nano3.eval.lm import Nano3LM
     from nano3.eval.lm_text import choose_prefix, stage_of

@@ -65,7 +65,7 @@ def _rows(section: str, schema: type) -> list[str]:
     for field, docs in _documented(schema):
         inner = types[field.name]
         name = f"{section}.{field.name}"
-        rows += _rows(name, inner) if is_dataclass(inner) else [_row(section, field, docs)]
+        rows += _rows(name, inner) if isinstance(inner, type) and is_dataclass(inner) else [_row(section, field, docs)]
     return rows
 
 

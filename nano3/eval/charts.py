@@ -54,14 +54,14 @@ def heat_maps(grids: Sequence[Grid], path: Path, title: str, x_label: str, y_lab
     figure.suptitle(title, fontsize=12, fontweight="bold", color=INK, x=0.01, ha="left")
     axes = figure.subplots(down, across, squeeze=False)
     flat = list(axes.flat)
-    image = None
+    images = []
     for number, (axis, grid) in enumerate(zip(flat, grids, strict=False)):
-        image = _panel(axis, grid)
+        images.append(_panel(axis, grid))
         axis.set_xlabel(x_label if number + across >= len(grids) else "", color=MUTED, fontsize=9)
         axis.set_ylabel(y_label if number % across == 0 else "", color=MUTED, fontsize=9)
     for axis in flat[len(grids) :]:
         axis.set_visible(False)
-    bar = figure.colorbar(image, ax=axes, shrink=min(1.0, 3.2 / height), pad=0.02)
+    bar = figure.colorbar(images[0], ax=axes, shrink=min(1.0, 3.2 / height), pad=0.02)
     bar.set_label(bar_label, color=MUTED, fontsize=9)
     bar.ax.tick_params(labelsize=8, colors=MUTED, length=2)
     bar.outline.set_visible(False)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
@@ -39,7 +39,6 @@ CONTINUE = "\ufdd2"
 """A noncharacter that marks the end of a message that the model is to continue; a blank comes after it."""
 
 
-@register_model("nano3")
 class Nano3LM(TemplateLM):
     """A model folder, or an engine that is open already, for the harness."""
 
@@ -231,7 +230,7 @@ class Nano3LM(TemplateLM):
         return iter(tqdm(score_passages(self.engine, passages), what, len(passages), disable=quiet))
 
     def _plan(self, request: Instance, seen: int) -> _Plan:
-        context, settings = request.args
+        context, settings = cast(tuple[str, Any], request.args)
         wanted = read_generation(settings, self._tokenizer, self.max_gen_toks, bool(self._think_end_token))
         room = prompt_room(settings, self.max_gen_toks, self.max_length)
         ids = self.tok_encode(context) or [self.prefix_token_id]
@@ -240,6 +239,10 @@ class Nano3LM(TemplateLM):
         key = json.dumps([self.seed, context, settings, seen], sort_keys=True, default=str)
         seed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=7).digest(), "big")
         return _Plan(tuple(ids[-room:]), wanted.sampling(seed), wanted.until)
+
+
+# Called: as a decorator its type would be lost.
+register_model("nano3")(Nano3LM)
 
 
 class _Plan(NamedTuple):

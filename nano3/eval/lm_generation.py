@@ -54,7 +54,7 @@ def plain_settings(settings: Mapping[str, Any], max_tokens: int) -> dict[str, An
     known = {name: value for name, value in settings.items() if value is not None}
     if known.get("do_sample") and "temperature" not in known:
         known["temperature"] = 1.0
-    wanted = dict(normalize_gen_kwargs(known, max_tokens))
+    wanted: dict[str, Any] = dict(normalize_gen_kwargs(known, max_tokens))
     return {**wanted, "temperature": float(wanted.get("temperature") or 0.0)}
 
 

@@ -85,7 +85,7 @@ def run_tasks(
                     log_samples=True,
                 )
             assert result is not None, "the harness gives results to the first process only"
-            for name, samples in (result["samples"] or {}).items():
+            for name, samples in (result.get("samples") or {}).items():
                 for row in sample_rows(name, samples):
                     store.add(row)
             after(scores_of(result))

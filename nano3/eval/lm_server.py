@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI
 from lm_eval.models.utils import postprocess_generated_text
@@ -32,7 +32,8 @@ OWN = "server"
 T = TypeVar("T")
 
 
-class _Answering:
+# To pyright the harness's decorator makes its classes plain LM.
+class _Answering(LocalCompletionsAPI):
     """Failures of the harness's requests in nano3's words; each repeat of a sampled request with a seed of its own."""
 
     target: ServerTarget
@@ -80,7 +81,7 @@ class _Answering:
             gen_kwargs = {name: value for name, value in wanted.items() if name not in MEANINGLESS}
         return super()._create_payload(messages, generate=generate, gen_kwargs=gen_kwargs, **options)  # pyright: ignore
 
-    def _asked(self, ask: Callable[..., T], requests: list[Instance], quiet: bool) -> T:
+    def _asked(self, ask: Callable[..., T], requests: Sequence[Any], quiet: bool) -> T:
         import aiohttp
         import requests as http
         from tenacity import RetryError
@@ -95,7 +96,7 @@ class _Answering:
             raise ServerGone(f"{self.target.url} does not answer ({reason})") from error
 
 
-class Completions(_Answering, LocalCompletionsAPI):
+class Completions(_Answering):
     """/v1/completions: likelihoods and continued texts; token ids are sent, made by the server's own tokenizer."""
 
     def __init__(
@@ -182,10 +183,12 @@ class Completions(_Answering, LocalCompletionsAPI):
             # The harness would cut as much, without a word.
             cut = self._cut([*before, *continuation], self.context + 1)
             asked.append((key, cut[: -len(continuation)], continuation))
-        return super()._loglikelihood_tokens(asked, **options)
+        return super()._loglikelihood_tokens(asked, **options)  # pyright: ignore[reportAttributeAccessIssue]
 
     def _begin(self, requests: Sequence[Instance]) -> None:
-        self._rooms = [prompt_room(request.args[1], self._max_gen_toks, self.context) for request in requests]
+        self._rooms = [
+            prompt_room(cast(Any, request.args)[1], self._max_gen_toks, self.context) for request in requests
+        ]
 
     def _plain_ids(self, text: str) -> list[int]:
         tokens = self.target.tokens
@@ -233,7 +236,7 @@ class ChatCompletions(_Answering, LocalChatCompletion):
 
     def parse_generations(self, outputs: Any, **options: Any) -> list[str]:
         """Answers without their thinking part, cut at the texts to stop at: servers take only four of them."""
-        texts = super().parse_generations(outputs, **options)
+        texts = super().parse_generations(outputs, **options)  # pyright: ignore[reportAttributeAccessIssue]
         # The harness has a word of its own for an answer that is none.
         return [text and postprocess_generated_text(text, self._until, None) for text in texts]
 

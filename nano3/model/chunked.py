@@ -115,8 +115,9 @@ class _Gradients:
         self.parameters = parameters
         self.sums: list[Tensor | None] = [None] * len(parameters)
 
-    def of(self, outputs: Sequence[Tensor], given: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor | None]:
-        """Gradients of `inputs`, from those `given` of `outputs`; those of the parameters are added to `sums`."""
+    def of(self, outputs: Sequence[Tensor], given: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Any]:
+        """Gradients of `inputs` (None: no output depends on it), from those `given` of `outputs`; those of the
+        parameters are added to `sums`."""
         found = torch.autograd.grad(outputs, [*inputs, *self.parameters], given, allow_unused=True)
         for i, gradient in enumerate(found[len(inputs) :]):
             before = self.sums[i]
