@@ -11,6 +11,7 @@ from nano3.cli.output import bytes_text, count_text, plain_table, print_json, pr
 from nano3.config.presets import to_toml
 from nano3.config.report import diff_from_report, report_phase
 from nano3.config.schema import PretrainConfig
+from nano3.memory import main_memory_free
 from nano3.model.count import count_parameters, flops_per_token, largest_seq_len, memory, most_ranks, rank_bytes
 
 
@@ -58,7 +59,9 @@ def dry_run_facts(cfg: PretrainConfig) -> dict[str, Any]:
 
 
 def _free_memory() -> int:
-    """Bytes that are free on the device that would train."""
+    """Bytes that are free on the device that would train. PyTorch, slow to import, is asked where a GPU may be."""
+    if not detect().gpus:
+        return main_memory_free()
     from nano3.engine.launch import find_device
     from nano3.engine.sizing import available_memory
 

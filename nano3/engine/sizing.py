@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from nano3.config.errors import UserError
 from nano3.config.model import ModelConfig
+from nano3.memory import main_memory_free
 from nano3.model.pool import page_bytes, slot_bytes
 
 SHARE_OF_FREE = {"cpu": 0.25, "cuda": 0.85}
@@ -39,26 +39,12 @@ def available_memory(device: torch.device) -> int:
     """Bytes that are free on `device`, within the limit of a container."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    import psutil
-
-    return min(psutil.virtual_memory().available, container_free())
+    return main_memory_free()
 
 
 def free_memory(device: torch.device) -> int:
     """Bytes that `auto` may take on `device`."""
     return int(available_memory(device) * SHARE_OF_FREE[device.type])
-
-
-def container_free(root: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes left below the memory limit of this process's control group (version 2); 2**63 where there is none."""
-    try:
-        limit, used = ((root / f"memory.{name}").read_text().strip() for name in ("max", "current"))
-        rows = (line.split() for line in (root / "memory.stat").read_text().splitlines())
-        # Pages of files count as used until others need the room.
-        files = sum(int(row[1]) for row in rows if row[0] in ("active_file", "inactive_file"))
-        return max(0, int(limit) - int(used) + files)
-    except (OSError, ValueError, IndexError):  # no such group, or "max": no limit
-        return 1 << 63
 
 
 def check_room(model: str, parameters: int, dtype: torch.dtype, device: torch.device) -> None:

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from nano3.config.errors import UserError
 from nano3.config.presets import load_model
-from nano3.engine.sizing import container_free, fit
+from nano3.engine.sizing import fit
+from nano3.memory import container_free
 from nano3.model.pool import StatePool, page_bytes, slot_bytes
 
 CFG = load_model("tiny")
