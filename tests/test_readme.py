@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+import nano3
+from nano3.data.tokenizer import Tokenizer
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -26,6 +29,7 @@ def shown_commands() -> list[str]:
 # What makes a verb check its arguments and stop: files and models named in examples do not exist here.
 HARMLESS = {
     "pretrain": ["--dry-run"],
+    "extend-context": ["--dry-run"],
     "serve": ["--help"],
     "generate": ["--help"],
     "chat": ["--help"],
@@ -33,8 +37,19 @@ HARMLESS = {
 }
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    nano3.save(nano3.load("tiny"), folder)
+    Tokenizer.train(["some text"], 263).save(folder)
+    return folder
+
+
 @pytest.mark.parametrize("shown", shown_commands())
-def test_shown_command_is_accepted(shown, tmp_path):
+def test_shown_command_is_accepted(shown, tmp_path, model):
+    for name in re.findall(r"--from (runs/\S+)", shown):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).symlink_to(model)
     arguments = shlex.split(shown.split(": ", 1)[1], comments=True)[1:]
     verb = next((a for a in arguments if not a.startswith("-")), "")
     if verb == "data" or "bench" in arguments or not {"--resume", "my.toml", "RUN"}.isdisjoint(arguments):

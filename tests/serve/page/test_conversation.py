@@ -289,7 +289,7 @@ def test_the_real_server_answers_it(tab, server):
 
 def test_stopping_frees_the_real_server(tab, server):
     def long_answer(route):
-        route.continue_(post_data=json.dumps(route.request.post_data_json | {"min_tokens": 3000}))
+        route.continue_(post_data=json.dumps(route.request.post_data_json | {"min_tokens": 3000, "seed": 3}))
 
     tab.route("**/v1/chat/completions", long_answer)
     tab.goto(server.url)
