@@ -88,7 +88,8 @@ def largest_share(bias_rate: float) -> torch.Tensor:
     recorder = Recorder()
     with tempfile.TemporaryDirectory() as folder:
         model = LM(MODEL).init_weights(0)
-        Trainer(cfg, model, SkewedSource(), None, Path(folder), loss=recorder, progress=Silent()).fit()
+        sources = {SEQ_LEN: SkewedSource()}
+        Trainer(cfg, model, sources, {}, Path(folder), loss=recorder, progress=Silent()).fit()
     windows = torch.stack(recorder.loads).unfold(0, 20, 1).sum(-1)
     return windows.amax(-1) / windows.mean(-1)
 
