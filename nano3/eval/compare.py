@@ -195,11 +195,11 @@ def _values(rows: Mapping[int, Mapping[str, Any]], metric: str, n: int) -> dict[
 
 
 def _add_heldout(stage: Stage, file: Path) -> None:
-    """The last held-out bits per byte of a training run."""
+    """The last held-out bits per byte of a training run, at each sequence length that it was scored in."""
     lines = [line for line in read_lines(file) if line.get("kind") == "heldout" and BITS in line]
-    if lines:
-        score = {"value": lines[-1][BITS], "n": None, "stderr": None, "higher_is_better": False}
-        stage.scores.setdefault(RowKey("heldout", HELDOUT, None, BITS), score)
+    for seq_len, line in {line.get("seq_len"): line for line in lines}.items():
+        score = {"value": line[BITS], "n": None, "stderr": None, "higher_is_better": False}
+        stage.scores.setdefault(RowKey("heldout", HELDOUT, seq_len, BITS), score)
 
 
 def _order(stages: Sequence[Stage]) -> Any:

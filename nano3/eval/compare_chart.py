@@ -80,8 +80,12 @@ def _lines(axis: Any, panel: Sequence[Row], n_stages: int) -> None:
         )  # fmt: skip
     axis.set_xticks(range(len(lengths)), [length_text(length) for length in lengths], fontsize=8)
     axis.set_xlabel("context, tokens", color=MUTED, fontsize=8)
-    axis.set_ylim(-4, 104)
-    _dress(axis, panel[0].key.task)
+    axis.set_xlim(-0.5, len(lengths) - 0.5)
+    if all(_is_share(row) for row in panel):
+        axis.set_ylim(-4, 104)
+        return _dress(axis, panel[0].key.task)
+    axis.margins(y=0.2)
+    _number(axis, panel)
 
 
 def _bars(axis: Any, panel: Sequence[Row], n_stages: int) -> None:
@@ -101,8 +105,16 @@ def _bars(axis: Any, panel: Sequence[Row], n_stages: int) -> None:
     names = [f"{row.key.task}\n{row.key.metric}" if share else row.key.metric for row in panel]
     axis.set_xticks(range(len(panel)), names, fontsize=7)
     axis.margins(y=0.12)
-    title = panel[0].key.kind if share else panel[0].key.task
-    _dress(axis, title + ("" if panel[0].higher_is_better else " (lower is better)"))
+    if share:
+        return _dress(axis, panel[0].key.kind)
+    _number(axis, panel)
+
+
+def _number(axis: Any, panel: Sequence[Row]) -> None:
+    """Dress a panel of one number that is no share."""
+    key, better = panel[0].key, "" if panel[0].higher_is_better else " (lower is better)"
+    axis.set_ylabel(key.metric.replace("_", " "), color=MUTED, fontsize=8)
+    _dress(axis, key.task + better)
 
 
 def _known(panel: Sequence[Row], stage: int) -> list[tuple[int, Cell]]:

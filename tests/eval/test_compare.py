@@ -144,6 +144,17 @@ def test_a_training_run_brings_its_held_out_loss_and_the_results_inside_it(folde
     assert RowKey("ruler", "vt", 512, ALL) in stage.scores
 
 
+def test_held_out_loss_at_several_sequence_lengths_is_a_row_for_each(folders):
+    lines = [{"kind": "heldout", "step": step, "seq_len": length, "bits_per_byte": bits}
+             for step, length, bits in ((1, 512, 3.0), (1, 8192, 2.9), (2, 512, 2.0), (2, 8192, 1.9))]  # fmt: skip
+    (folders / "run").mkdir()
+    (folders / "run" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    stage = load_stage(str(folders / "run"))
+    rows = compare([stage, stage])
+    assert [(row.key.length, row.cells[0].value) for row in rows] == [(512, 2.0), (8192, 1.9)]
+    assert draw([stage, stage], rows, folders / "c.png").is_file()
+
+
 def test_numbers_without_samples_use_their_standard_error(tmp_path):
     for name, value in (("a", 50.0), ("b", 60.0)):
         (tmp_path / name).mkdir()
