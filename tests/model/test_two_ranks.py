@@ -34,7 +34,7 @@ def two_ranks(tmp_path, small_config):
             command = [sys.executable, str(SCRIPT), str(tmp_path)]
             pipe = subprocess.PIPE
             running.append(subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, text=True))
-        outputs = [process.communicate(timeout=60) for process in running]
+        outputs = [process.communicate(timeout=300) for process in running]
         assert [process.returncode for process in running] == [0, 0], outputs
         return [out for out, _ in outputs]
 

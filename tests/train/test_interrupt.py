@@ -22,7 +22,7 @@ def test_a_stop_signal_saves_and_exits_with_0(launch, tmp_path, number):
     (process,) = launch(tmp_path, "--slow", settings={**SLOW, "checkpoint": {"every_tokens": 0}})
     _wait_for(process, "step 2")
     process.send_signal(number)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=300)
     assert process.returncode == 0
     assert f"{number.name}: finishing this step" in out
     assert "interrupted True" in out

@@ -55,7 +55,7 @@ def on_two_ranks(processes, tmp_path):
 
     def run(code):
         started = processes("-c", BEGIN + code + "world.close()\n", str(tmp_path), ranks=2)
-        outputs = [process.communicate(timeout=60) for process in started]
+        outputs = [process.communicate(timeout=300) for process in started]
         assert [process.returncode for process in started] == [0, 0], outputs
         return [out.splitlines() for out, _ in outputs]
 
