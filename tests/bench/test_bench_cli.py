@@ -16,7 +16,7 @@ SMALL = ["--requests", "6", "--concurrency", "2", "--prompt-tokens", "40", "--ou
 
 def bench(*args, **environment):
     return subprocess.run(
-        [*RUN, *args], capture_output=True, text=True, env=ENVIRONMENT | environment, check=False, timeout=60
+        [*RUN, *args], capture_output=True, text=True, env=ENVIRONMENT | environment, check=False, timeout=300
     )
 
 

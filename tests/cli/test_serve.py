@@ -47,7 +47,7 @@ def launch():
 
 def ask(url, results, **body):
     headers = {"Authorization": "Bearer key"}
-    answer = httpx.post(f"{url}/v1/chat/completions", json=CHAT | body, headers=headers, timeout=60, trust_env=False)
+    answer = httpx.post(f"{url}/v1/chat/completions", json=CHAT | body, headers=headers, timeout=300, trust_env=False)
     results.append(answer)
 
 

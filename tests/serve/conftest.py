@@ -39,7 +39,7 @@ class RunningServer:
 
     def client(self, **options: Any) -> httpx.Client:
         """A client of this server."""
-        return httpx.Client(base_url=self.url, timeout=60, trust_env=False, **options)
+        return httpx.Client(base_url=self.url, timeout=300, trust_env=False, **options)
 
     def stats(self) -> Any:
         """The engine's counters as of its last step."""
