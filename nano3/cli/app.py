@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Annotated, Any
@@ -156,8 +158,16 @@ def _spin_less() -> None:
 
 def _exit_with(message: str, code: int) -> None:
     if message:
-        print(message, file=sys.stderr)
+        print(_between_words(message), file=sys.stderr)
     sys.exit(code)
+
+
+def _between_words(message: str) -> str:
+    """On a terminal, `message` in lines that break at spaces, where the terminal would break inside words."""
+    if not sys.stderr.isatty():
+        return message
+    columns = shutil.get_terminal_size().columns
+    return textwrap.fill(message, columns, break_long_words=False, break_on_hyphens=False)
 
 
 def _one_line(error: Any) -> str:

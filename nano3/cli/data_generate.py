@@ -6,12 +6,14 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nano3.cli.options import Json
+from nano3.cli.options import Json, whole_number
 
 if TYPE_CHECKING:
     from nano3.data.generated import GeneratedTexts
@@ -19,6 +21,10 @@ if TYPE_CHECKING:
 
 SHORTEST = 255
 """As in nano3.data.document_texts and nano3.data.retrieval, which are slow to import."""
+OPTIONS = {"in data.generate.": "with data.generate."} | {
+    f"data.generate.{key}": option for key, option in {"sources": "--from", "url": "--url", "model": "--model"}.items()
+}
+"""What errors call a setting, and the option here that decides it."""
 
 
 def generate(
@@ -28,12 +34,18 @@ def generate(
         list[str] | None,
         typer.Option("--from", help="Files and folders to use. Repeatable. Default: python-stdlib.", metavar="TEXTS"),
     ] = None,
-    tokens: Annotated[int, typer.Option(help="Tokens to make, about.", min=1, metavar="N")] = 1_000_000,
+    tokens: Annotated[
+        int, typer.Option(help="Tokens to make, about; 1e6 is a million.", parser=whole_number, metavar="N")
+    ] = 1_000_000,
     lengths: Annotated[
         str, typer.Option(help="Tokens of a text, each length with the same share of all tokens.", metavar="N,N")
     ] = "4096",
     tokenizer: Annotated[
-        str, typer.Option(help="What counts the tokens: `mistral`, a tokenizer.json or a folder; empty: one trained.")
+        str,
+        typer.Option(
+            help="What counts the tokens: `mistral`, a tokenizer.json or a folder, such as the tokenizer/ of a run; "
+            "empty: one trained on the texts."
+        ),
     ] = "",
     heldout: Annotated[float, typer.Option(help="Share of documents never used, chosen as training does.")] = 0.05,
     split_seed: Annotated[
@@ -42,6 +54,7 @@ def generate(
     seed: Annotated[int, typer.Option(help="Another seed gives other texts.")] = 0,
     url: Annotated[str, typer.Option(help="OpenAI-compatible server that writes the questions.", metavar="URL")] = "",
     model: Annotated[str, typer.Option(help="Model to ask there; empty: the first it lists.", metavar="NAME")] = "",
+    force: Annotated[bool, typer.Option("--force", help="Replace the file, if it exists.")] = False,
     as_json: Json = False,
 ) -> None:
     """Make training texts with questions about several documents, or with facts to find again.
@@ -49,9 +62,8 @@ def generate(
     Each line: {"text", "questions": [{"question", "answers", "depth"}], "tokens"}. `nano3 data prepare FILE` reads it.
     """
     from nano3.config.errors import UserError
-    from nano3.data.generated import PREFIX, category_of
 
-    category_of(PREFIX + category)
+    _check_category(category)
     shares = {text.strip(): 1.0 for text in lengths.split(",")}
     if not all(text.isdigit() and int(text) >= SHORTEST for text in shares):
         raise UserError(f"--lengths {lengths}: give whole numbers of at least {SHORTEST}, with commas between them")
@@ -59,14 +71,53 @@ def generate(
         raise UserError("--url writes questions of document-qa; retrieval texts need none")
     if out.is_dir():
         raise UserError(f"--out {out} is a folder: name a file")
-    source = _source(category, texts, tokens, shares, heldout, split_seed, seed, tokenizer, url, model)
-    summary = _write(source, out)
+    if out.exists() and not force:
+        raise UserError(f"--out {out} exists already: give another name, or --force to replace it")
+    if not 0 <= heldout < 1:
+        raise UserError(f"--heldout {heldout:g}: a share of the documents, at least 0 and below 1")
+    with _told_by_options():
+        source = _source(category, texts, tokens, shares, heldout, split_seed, seed, tokenizer, url, model)
+        summary = _write(source, out)
     if as_json:
         from nano3.cli.output import print_json
 
         print_json(summary)
     else:
         print(f"{out}: {summary['texts']:,} texts, {summary['questions']:,} questions, {summary['tokens']:,} tokens")
+
+
+def _check_category(category: str) -> None:
+    from nano3.config.errors import UserError
+    from nano3.config.typed import nearest
+    from nano3.data.generated import CATEGORIES
+
+    if category not in CATEGORIES:
+        close = nearest(category, CATEGORIES)
+        hint = f"did you mean {close}?" if close else f"there are {' and '.join(CATEGORIES)}"
+        raise UserError(f"no category {category!r}; {hint}")
+
+
+@contextmanager
+def _told_by_options() -> Iterator[None]:
+    """Errors name the options of this verb in place of the settings of a run.
+
+    Raises:
+        typer.Exit: with code 3, the question server gives no answer.
+    """
+    from nano3.cli.eval_options import EXIT_SERVER_GONE
+    from nano3.config.errors import UserError
+    from nano3.data.question_server import NoAnswerError
+
+    try:
+        yield
+    except NoAnswerError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise typer.Exit(EXIT_SERVER_GONE) from None
+    except UserError as error:
+        text = str(error)
+        for setting, option in OPTIONS.items():
+            text = text.replace(setting, option)
+        raise UserError(text) from error
 
 
 def _source(

@@ -16,7 +16,14 @@ from nano3.model.count import count_parameters, flops_per_token, largest_seq_len
 
 
 def show_dry_run(cfg: PretrainConfig, preset: str, as_json: bool) -> None:
-    """Print what the run would be, as tables or as one JSON object."""
+    """Print what the run would be, as tables or as one JSON object.
+
+    Raises:
+        UserError: a path that the settings name is not there.
+    """
+    from nano3.data.sources import check_paths
+
+    check_paths(cfg.data)
     facts = dry_run_facts(cfg)
     if as_json:
         print_json(facts)

@@ -45,6 +45,22 @@ def server_address(url: str) -> str:
     return ("" if "://" in url else "http://") + url.rstrip("/").removesuffix("/v1")
 
 
+def whole_number(text: str | int) -> int:
+    """A count of at least 1 from the command line, as `--set` reads it too: 100000, 100_000 or 1e5.
+
+    Raises:
+        typer.BadParameter: it is none.
+    """
+    try:
+        value = float(text)
+        number = int(text) if str(text).replace("_", "").isdigit() else int(value)
+    except (ValueError, OverflowError):
+        raise typer.BadParameter(f"{text!r} is not a whole number of at least 1") from None
+    if number < 1 or number != value:
+        raise typer.BadParameter(f"{text!r} is not a whole number of at least 1")
+    return number
+
+
 HELP = {"help_option_names": ["-h", "--help"]}
 
 

@@ -36,8 +36,9 @@ def _score_table(summary: dict[str, Any]) -> Any:
 
 def _run_table(verb: str, summary: dict[str, Any]) -> Any:
     table = plain_table("Stopped early" if summary["interrupted"] else "Run", "", "")
-    rate = f"{count_text(summary['tokens_per_second'])} tokens a second"
-    table.add_row("tokens", f"{summary['tokens']:,} in {summary['steps']:,} steps, {rate}")
+    rate = summary["tokens_per_second"]
+    speed = f", {count_text(rate)} tokens a second" if rate else ""
+    table.add_row("tokens", f"{summary['tokens']:,} in {summary['steps']:,} steps{speed}")
     table.add_row("folder", summary["run"])
     if summary["interrupted"]:
         table.add_row("continue", f"nano3 {verb} --resume --out {summary['run']}")

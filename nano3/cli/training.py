@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -45,6 +47,8 @@ def run_verb(verb: str, load: Callable[[str, list[str]], Any], stage: str, defau
 
     preset = request.preset
     run_dir = choose_run_dir(request.out, f"{verb}-{Path(preset or default).stem}", request.resume)
+    if request.resume:
+        _check_verb(verb, run_dir)
     name = preset or (str(run_dir / CONFIG) if request.resume else default)
     cfg = load(name, request.settings)
     if request.from_path is not None and any(text.startswith("model.") for text in request.settings):
@@ -53,12 +57,45 @@ def run_verb(verb: str, load: Callable[[str, list[str]], Any], stage: str, defau
         from nano3.cli.dry_run import show_dry_run
 
         if request.from_path is not None:
-            from nano3.stages.training import adopt
-
-            cfg = adopt(cfg, request.from_path)
+            cfg = _adopt(cfg, request.from_path)
         return show_dry_run(cfg, name, request.as_json)
-    result = import_module(stage).main(cfg, run_dir, request.from_path, request.resume).summary()
+    try:
+        result = import_module(stage).main(cfg, run_dir, request.from_path, request.resume).summary()
+    except KeyboardInterrupt:
+        if is_main_rank() and (run_dir / CONFIG).is_file():
+            print(f"continue: {_resume_command(verb, run_dir)}", file=sys.stderr)
+        raise
     if is_main_rank():
         show_summary(verb, result, request.as_json)
     if result["interrupted"]:
         raise typer.Exit(INTERRUPTED)
+
+
+def _resume_command(verb: str, run_dir: Path) -> str:
+    return f"nano3 {verb} --resume --out {run_dir}"
+
+
+def _check_verb(verb: str, run_dir: Path) -> None:
+    """Raise UserError where `run_dir` holds the run of another verb, known by the sections of its settings."""
+    from nano3.config.errors import UserError
+
+    try:
+        settings = tomllib.loads((run_dir / CONFIG).read_text("utf-8"))
+    except (OSError, ValueError):
+        return  # whoever loads it tells what is wrong
+    own = "extend-context" if "context" in settings else "pretrain"
+    if own != verb:
+        article = "an" if own[0] in "aeiou" else "a"
+        raise UserError(f"{run_dir} is {article} {own} run: {_resume_command(own, run_dir)}")
+
+
+def _adopt(cfg: Any, source: Path) -> Any:
+    """`cfg` with the architecture of the model in `source`; what a run would say of these weights goes to stderr."""
+    from nano3.stages.start import check_start, heldout_warning
+    from nano3.stages.training import adopt
+
+    cfg = adopt(cfg, source)
+    check_start(cfg, source)
+    if warning := heldout_warning(cfg, source):
+        print(warning, file=sys.stderr)
+    return cfg

@@ -21,6 +21,10 @@ RETRIED = (408, 429)
 """Statuses below 500 after which another attempt is made."""
 
 
+class NoAnswerError(UserError):
+    """The server cannot be reached, or gave no answer in time."""
+
+
 class Server:
     """One server.
 
@@ -47,13 +51,14 @@ class Server:
         """JSON of a reply; network failures, 408, 429 and 5xx are tried again, after Retry-After where it is longer.
 
         Raises:
-            UserError: the server refuses or redirects, or gives no answer in ATTEMPTS attempts or before the deadline.
+            NoAnswerError: no answer in ATTEMPTS attempts or before the deadline.
+            UserError: the server refuses or redirects.
         """
         reason, end, asked_for = "", time.monotonic() + self._deadline, 0.0
         for attempt in range(ATTEMPTS):
             pause = max(self._wait * 2 ** (attempt - 1), asked_for) if attempt else 0.0
             if time.monotonic() + pause >= end:
-                raise UserError(self._no_answer(path, f"in {self._deadline:g} s", reason))
+                raise NoAnswerError(self._no_answer(path, f"in {self._deadline:g} s", reason))
             time.sleep(pause)
             try:
                 status, asked_for, text = self._attempt(method, path, body, end)
@@ -68,7 +73,7 @@ class Server:
                 raise UserError(f"{self.url}{path} redirects (status {status}): give the address that it points to")
             if status not in RETRIED and status < 500:
                 raise UserError(f"{self.url}{path} refuses ({reason}); its key is read from NANO3_API_KEY")
-        raise UserError(self._no_answer(path, f"in {ATTEMPTS} attempts", reason))
+        raise NoAnswerError(self._no_answer(path, f"in {ATTEMPTS} attempts", reason))
 
     def _attempt(self, method: str, path: str, body: dict[str, Any] | None, end: float) -> tuple[int, float, str]:
         """Status, seconds of Retry-After (0: none) and text of a reply that is whole before `end`."""

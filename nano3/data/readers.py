@@ -117,6 +117,11 @@ def find_files(spec: str, skipped: Skipped) -> list[InputFile]:
     return [_input_file(path, path.name, text_field)]
 
 
+def is_there(spec: str) -> bool:
+    """Whether `find_files` finds a file or folder."""
+    return _split_field(spec)[0].exists()
+
+
 def _split_field(spec: str) -> tuple[Path, str]:
     head, mark, text_field = spec.rpartition("::")
     if mark and head and text_field and not Path(spec).exists():

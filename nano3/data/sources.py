@@ -17,7 +17,7 @@ from nano3.data import stdlib_corpus
 from nano3.data.build import content_hash
 from nano3.data.corpus import is_heldout
 from nano3.data.generated import CATEGORIES, PREFIX, GeneratedTexts, category_of
-from nano3.data.readers import Input, Skipped, find_files
+from nano3.data.readers import Input, Skipped, find_files, is_there
 from nano3.data.shards import ShardFolder, is_prepared
 from nano3.data.tokenizer import Tokenizer
 
@@ -76,6 +76,20 @@ def resolve(cfg: DataConfig) -> dict[str, CategorySources]:
     return {name: sources.with_cut_ends(cut_ends) for name, sources in found.items()}
 
 
+def check_paths(cfg: DataConfig) -> None:
+    """Raise UserError, naming the setting, for a path that the blend needs and that is not there; reads no text."""
+    wanted = {name: cfg.sources.get(name) or [] for name, weight in cfg.blend.items() if weight > 0}
+    specs = {f"data.sources.{name}": listed for name, listed in wanted.items()}
+    if any(category_of(spec) for listed in wanted.values() for spec in listed) or any(
+        category_of(NEED_NO_PATH.get(name, "")) for name, listed in wanted.items() if not listed
+    ):
+        specs["data.generate.sources"] = cfg.generate.sources
+    for setting, listed in specs.items():
+        for spec in listed:
+            if spec != stdlib_corpus.NAME and not category_of(spec) and not is_there(spec):
+                raise UserError(f"{setting}: no file or folder at {spec}")
+
+
 def _is_split(sources: CategorySources, cfg: DataConfig) -> bool:
     """Whether some documents of a category are held out by their hashes and some not; reads no more than it must."""
     found: set[bool] = set()
@@ -121,7 +135,10 @@ def find_inputs(specs: Sequence[str], cfg: DataConfig | None = None) -> Category
 def _generated(spec: str, category: str, cfg: DataConfig | None) -> GeneratedTexts:
     if cfg is None:
         raise UserError(f"{spec} is no text that can be read here: name files or folders")
-    sources = find_inputs(cfg.generate.sources)
+    try:
+        sources = find_inputs(cfg.generate.sources)
+    except (FileNotFoundError, UserError) as error:
+        raise UserError(f"data.generate.sources: {error}") from error
     if sources.prepared:
         raise UserError(
             f"data.generate.sources: {sources.prepared[0]} holds tokens: name the texts they were made from"

@@ -47,9 +47,11 @@ class WholeDocuments:
         if not len(chosen):
             chosen = np.flatnonzero(places <= seq_len)
         if not len(chosen):
+            drop = "drop that length, or " if len(set(lengths) | {seq_len}) > 1 else ""
             raise UserError(
-                f"no document of {name} fits whole in a row of {seq_len} tokens (the shortest takes "
-                f"{int(places.min()):,}): drop that length, or make documents of at most {seq_len - 1} tokens"
+                f"no document of {name} fits whole in a row of {seq_len:,} tokens (the shortest takes "
+                f"{int(places.min()):,}): {drop}make documents of at most {seq_len - 1:,} tokens, counted with the "
+                "tokenizer of this run (nano3 data generate --tokenizer PATH; another one gives other counts)"
             )
         key = mix(np.array([seed & 0xFFFFFFFFFFFFFFFF], np.uint64))
         chosen = chosen[np.argsort(mix(corpus.hashes[chosen] ^ key), kind="stable")]

@@ -127,6 +127,7 @@ def notes(stages: Sequence[Stage]) -> list[str]:
     said = []
     first = {result["kind"]: result for result in reversed(stages[0].results)}
     for stage in stages:
+        said += _other_heldout(stages[0], stage)
         for result in stage.results:
             if not result.get("complete", True):
                 said.append(f"{stage.label}: {result['name']} is not complete")
@@ -198,7 +199,7 @@ def _add_heldout(stage: Stage, file: Path) -> None:
     """The last held-out bits per byte of a training run, at each sequence length that it was scored in."""
     lines = [line for line in read_lines(file) if line.get("kind") == "heldout" and BITS in line]
     for seq_len, line in {line.get("seq_len"): line for line in lines}.items():
-        score = {"value": line[BITS], "n": None, "stderr": None, "higher_is_better": False}
+        score = {"value": line[BITS], "n": None, "stderr": None, "higher_is_better": False, "bytes": line.get("bytes")}
         stage.scores.setdefault(RowKey("heldout", HELDOUT, seq_len, BITS), score)
 
 
@@ -329,6 +330,15 @@ def _agree(before: Any, now: Any) -> bool:
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         return all(before[name] == now[name] for name in before if name in now)
     return before == now
+
+
+def _other_heldout(first: Stage, stage: Stage) -> list[str]:
+    """A note where the bits per byte of two runs are of other texts, told by their bytes at some length."""
+    for key, score in stage.scores.items():
+        before, now = first.scores.get(key, {}).get("bytes"), score.get("bytes")
+        if key.task == HELDOUT and before and now and before != now:
+            return [f"{stage.label}: held-out texts differ: {now:,} bytes, {before:,} bytes in {first.label}"]
+    return []
 
 
 def _other_tasks(first: str, other: Mapping[str, Any], label: str, result: Mapping[str, Any]) -> list[str]:

@@ -53,6 +53,12 @@ def stored_dtype(path: str | Path) -> torch.dtype:
         return checkpoint.dtype("lm_head.weight")
 
 
+def check_stored(model: LM, path: str | Path) -> None:
+    """Raise the UserError of `fill` that the headers of the files tell; `model` may be on the meta device."""
+    with _Checkpoint(Path(path)) as checkpoint:
+        checkpoint.wanted(model)
+
+
 def fill(model: LM, path: str | Path) -> None:
     """Weights of a Hugging Face folder into a model of its architecture, in place.
 

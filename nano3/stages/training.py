@@ -31,6 +31,7 @@ from nano3.model.hf import fill, load, read_config, save
 from nano3.model.lm import LM
 from nano3.model.load import model_folder
 from nano3.stages.room import check_room
+from nano3.stages.start import check_start, heldout_warning
 from nano3.train.checkpoint import step_folders
 from nano3.train.feed import make_plans
 from nano3.train.numerics import tuned_process
@@ -80,7 +81,8 @@ class TrainingResult:
             "steps": training.step,
             "tokens": training.tokens,
             "seconds": round(training.seconds, 2),
-            "tokens_per_second": round(training.tokens_per_second, 1),
+            # A resume of a finished run makes no step.
+            "tokens_per_second": round(training.tokens_per_second, 1) or None,
             "train_loss": training.loss,
             "heldout_loss": heldout.loss if heldout else None,
             "heldout_bits_per_byte": heldout.bits_per_byte if heldout else None,
@@ -122,12 +124,16 @@ def train_on_text(
     fresh = not (resume and step_folders(run_dir / "checkpoints"))
     if source is not None and (fresh or from_path is not None):
         cfg = adopt(cfg, source)
+    if fresh:
+        check_start(cfg, source)
     world = init_world()
     try:
         # What cannot be is told before any work.
         build_schedule(cfg.schedule, cfg.train.tokens)
         make_plans(cfg, world.rank, world.size)
         world.agree(attempt(lambda: check_room(cfg, world)))
+        if fresh and source is not None and world.is_main and (warning := heldout_warning(cfg, source)):
+            _say(warning)
         with tuned_process(world.device):
             prepared = _prepare(_keep_tokenizer(cfg, run_dir) if resume else cfg, world)
             cfg = with_token_ids(cfg, prepared.tokenizer)
@@ -269,8 +275,7 @@ def _begin(
 ) -> None:
     """Fill the model from wherever the run starts, then write down what a resume needs to know."""
     if cfg.train.continue_state:
-        if source is None or not (source / "checkpoints").is_dir():
-            raise UserError("train.continue_state needs --from with a run folder that has checkpoints")
+        assert source is not None, "check_start has seen to it"
         trainer.continue_from(source)
     elif source is not None:
         fill(trainer.model, model_folder(source))

@@ -48,19 +48,25 @@ def _loss(lines: Lines, train: Lines) -> Any:
 
 
 def _heldout(axis: Any, heldout: Lines, key: str, unit: float, colour: str, place: str) -> None:
-    """A line through the scores of one sample of the held-out text, and the last score apart: it is of all of it."""
+    """A line through the scores of one sample of the held-out text, and the last score apart: it is of all of it.
+
+    The last score is written beside its point, or with the names of the lines where there is a `place`, since points
+    of several lengths lie near each other.
+    """
     whole = [line for line in heldout if line.get(FINAL)]
     sample = [line for line in heldout if not line.get(FINAL)]
+    last = heldout[-1]
     for rows, style, name in (
         (sample, "o-", f"held-out{place}, a sample"),
         (whole, "D", f"held-out{place}, at the end"),
     ):
         if rows:
+            name += f": {rows[-1][key]:.3f}" if place and rows[-1] is last else ""
             at = [line["tokens"] / unit for line in rows]
             axis.plot(at, [r[key] for r in rows], style, color=colour, markersize=4, linewidth=1.4, label=name)
-    last = heldout[-1]
-    end = (last["tokens"] / unit, last[key])
-    axis.annotate(f"{last[key]:.3f}", end, (0, 8), textcoords="offset points", ha="right", color=INK)
+    if not place:
+        end = (last["tokens"] / unit, last[key])
+        axis.annotate(f"{last[key]:.3f}", end, (0, 8), textcoords="offset points", ha="right", color=INK)
 
 
 def _learning_rate(lines: Lines, train: Lines) -> Any:

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from nano3.report import clock, count
 
+APART = "  "
 LINE_SECONDS = 5.0
 """Seconds between two plain lines."""
 
@@ -42,6 +43,8 @@ class Progress(Protocol):
 
     def show(self, status: Status) -> None: ...
 
+    def score(self, done: int, total: int, place: str) -> None: ...
+
     def say(self, message: str) -> None: ...
 
     def close(self) -> None: ...
@@ -52,6 +55,9 @@ class Silent:
 
     def show(self, status: Status) -> None:
         """Ignore a step."""
+
+    def score(self, done: int, total: int, place: str) -> None:
+        """Ignore a step of the last scoring."""
 
     def say(self, message: str) -> None:
         """Ignore a message."""
@@ -73,6 +79,9 @@ class Lines:
         self._last = time.monotonic()
         print(describe(status), file=sys.stderr, flush=True)
 
+    def score(self, done: int, total: int, place: str) -> None:
+        """Nothing: a message has told that it begins."""
+
     def say(self, message: str) -> None:
         """Print a message."""
         print(message, file=sys.stderr, flush=True)
@@ -81,43 +90,15 @@ class Lines:
         """Nothing to close."""
 
 
-class Live:
-    """A bar that stays in place on a terminal; messages scroll above it."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, TaskProgressColumn, TextColumn
-        from rich.progress import Progress as Bar
-
-        self._bar = Bar(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=24),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[text]}"),
-            console=Console(stderr=True),
-            transient=False,
-        )
-        self._task = self._bar.add_task("train", text="first step ...")
-        self._bar.start()
-
-    def show(self, status: Status) -> None:
-        """Redraw the bar."""
-        self._bar.update(self._task, total=status.steps, completed=status.step, text=details(status))
-
-    def say(self, message: str) -> None:
-        """Print a message above the bar."""
-        self._bar.console.print(message, markup=False, highlight=False)
-
-    def close(self) -> None:
-        """Leave the last state on the screen."""
-        self._bar.stop()
-
-
 def make_progress(is_main: bool) -> Progress:
     """Live on a terminal, lines elsewhere, nothing on ranks other than the first."""
     if not is_main:
         return Silent()
-    return Live() if sys.stderr.isatty() else Lines()
+    if not sys.stderr.isatty():
+        return Lines()
+    from nano3.train.live import Live
+
+    return Live()
 
 
 def describe(status: Status) -> str:
@@ -127,9 +108,36 @@ def describe(status: Status) -> str:
 
 def details(status: Status) -> str:
     """Tokens, losses, rate, utilisation and time left in a line."""
-    parts = [f"{count(status.tokens)} tokens", f"loss {status.loss:.3f}"]
+    return APART.join(part.text for part in parts(status))
+
+
+@dataclass(frozen=True)
+class Part:
+    """One fact of a line."""
+
+    text: str
+    turn: int
+    """Order in which parts are left out where there is no room, 1 first; 0: never."""
+
+
+def parts(status: Status) -> list[Part]:
+    """What `details` tells, one by one."""
+    found = [Part(f"{count(status.tokens)} tokens", 4), Part(f"loss {status.loss:.3f}", 0)]
     if status.bits_per_byte is not None:
-        parts.append(f"held-out {status.bits_per_byte:.3f} bits/byte")
-    parts += [f"lr {status.lr:.2e}", f"{count(status.tokens_per_second)} tokens/s", f"mfu {status.mfu:.0%}"]
-    parts.append(f"{clock(status.seconds_left)} left")
-    return "  ".join(parts)
+        found.append(Part(f"held-out {status.bits_per_byte:.3f} bits/byte", 3))
+    return [
+        *found,
+        Part(f"lr {status.lr:.2e}", 2),
+        Part(f"{count(status.tokens_per_second)} tokens/s", 5),
+        Part(f"mfu {status.mfu:.0%}", 1),
+        Part(f"{clock(status.seconds_left)} left", 0),
+    ]
+
+
+def fitting(found: list[Part], width: int) -> str:
+    """A line of as many of these parts as `width` letters hold, left out in turn; one that is too long is cut."""
+    for turn in sorted({part.turn for part in found}):
+        line = APART.join(part.text for part in found if not part.turn or part.turn > turn)
+        if len(line) <= width:
+            break
+    return line[: max(width, 0)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -158,10 +159,13 @@ class Trainer:
             with StopRequest(self.progress.say) as stop:
                 self._open()
                 result = self._run(stop)
-            # All is saved: from here on a signal ends the process at once, and a resume comes back here.
+            # All is saved: from here on a signal ends the run at once, and a resume comes back here.
             done = self.position.step >= self.steps
             if done:
-                self._evaluate(self.cfg.heldout.final_tokens, {FINAL: True})
+                try:
+                    self._evaluate(self.cfg.heldout.final_tokens, {FINAL: True})
+                except KeyboardInterrupt:
+                    done = False
             return self._result(result, done)
         finally:
             self._close()
@@ -224,18 +228,31 @@ class Trainer:
                 self._evaluate_at(seq_len, heldout, math.ceil(tokens / seq_len) if tokens else len(heldout), marks)
 
     def _evaluate_at(self, seq_len: int, heldout: HeldoutSource, n_sequences: int, marks: dict[str, Any]) -> None:
-        if FINAL in marks:
-            self.progress.say(f"scoring {min(n_sequences, len(heldout)) * seq_len:,} held-out tokens")
-        started = time.perf_counter()
+        place = f" at {seq_len}" if len(self.heldout) > 1 else ""
         rows = max(1, self.cfg.train.micro_batch_size * self.cfg.data.seq_len // seq_len)
-        score = evaluate(self.model, heldout, n_sequences, rows, self.world)
+        n_sequences = min(n_sequences, len(heldout))
+        tick = None
+        if FINAL in marks:
+            self.progress.say(f"scoring {n_sequences * seq_len:,} held-out tokens")
+            tick = self._scoring(n_sequences, rows, place)
+        started = time.perf_counter()
+        score = evaluate(self.model, heldout, n_sequences, rows, self.world, tick)
         self._scores[seq_len] = score
         clock = {"seconds": self.position.seconds, "evaluation_seconds": time.perf_counter() - started}
         self._write("heldout", {"seq_len": seq_len, **asdict(score), **marks}, clock)
-        place = f" at {seq_len}" if len(self.heldout) > 1 else ""
         self.progress.say(
             f"held-out loss{place} {score.loss:.4f}, {score.bits_per_byte:.4f} bits per byte ({score.targets} tokens)"
         )
+
+    def _scoring(self, n_sequences: int, rows: int, place: str) -> Callable[[], None]:
+        """Shows a scoring that begins; what it returns is called after each forward pass."""
+        passes = itertools.count()
+
+        def tick() -> None:
+            self.progress.score(min(next(passes) * rows * self.world.size, n_sequences), n_sequences, place)
+
+        tick()
+        return tick
 
     def _save(self) -> None:
         if self.position.step == self._saved_step:
