@@ -24,10 +24,12 @@ class Live:
         columns = (TextColumn("[bold]{task.description}"), _Bar(console), TaskProgressColumn(), _Details(console))
         self._bar = Bar(*columns, console=console, transient=False)
         self._task = self._bar.add_task(NAME, parts=[Part("starting ...", 0)])
+        self._last: Status | None = None
         self._bar.start()
 
     def show(self, status: Status) -> None:
         """Redraw the bar."""
+        self._last = status
         self._bar.update(self._task, description=NAME, total=status.steps, completed=status.step, parts=parts(status))
 
     def score(self, done: int, total: int, place: str) -> None:
@@ -40,7 +42,9 @@ class Live:
         self._bar.console.print(message, markup=False, highlight=False)
 
     def close(self) -> None:
-        """Leave the last state on the screen."""
+        """Leave the last step on the screen."""
+        if self._last is not None:
+            self.show(self._last)
         self._bar.stop()
 
 

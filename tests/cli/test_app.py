@@ -9,6 +9,7 @@ import time
 import pytest
 
 from nano3.cli.app import VERBS, main
+from nano3.config.errors import UserError
 
 RUN = [sys.executable, "-c", "from nano3.cli.app import main; main()"]
 ENVIRONMENT = {key: value for key, value in os.environ.items() if key not in ("NANO3_DEBUG", "_NANO3_COMPLETE")}
@@ -139,3 +140,18 @@ def test_ctrl_c_in_a_verb_says_so(monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         main(["info"])
     assert (end.value.code, capsys.readouterr().err) == (130, "interrupted\n")
+
+
+def test_an_error_on_a_terminal_breaks_at_spaces(monkeypatch, capsys):
+    def fail(*args, **options):
+        raise UserError("the shortest takes 4,804 tokens " * 6 + "x" * 90)
+
+    monkeypatch.setattr("nano3.cli.app.app", fail)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with pytest.raises(SystemExit):
+        main([])
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) > 2
+    assert all(len(line) <= 80 and line.split()[-1] in "error: the shortest takes 4,804 tokens" for line in lines[:-1])
+    assert lines[-1] == "x" * 90

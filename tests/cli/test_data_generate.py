@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from nano3.config.schema import DataConfig
 from nano3.data.build import content_hash
 from nano3.data.corpus import is_heldout
+from nano3.data.prepare import prepare
 
 
 @pytest.fixture
@@ -43,13 +45,20 @@ def test_a_file_is_written_that_data_prepare_reads(run, texts, tmp_path, categor
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("retrival",), "did you mean generate:retrieval?"),
+        (("retrival",), "no category 'retrival'; did you mean retrieval?"),
+        (("foo",), "no category 'foo'; there are document-qa and retrieval"),
+        (("retrieval", "--tokens", "1.5"), "'1.5' is not a whole number"),
+        (("retrieval", "--tokens", "0"), "'0' is not a whole number of at least 1"),
+        (("retrieval", "--heldout", "2"), "error: --heldout 2: a share of the documents, at least 0 and below 1"),
         (("retrieval", "--lengths", "12"), "whole numbers of at least 255"),
         (("retrieval", "--lengths", "4k"), "whole numbers of at least 255"),
         (("retrieval", "--url", "localhost:1"), "retrieval texts need none"),
-        (("document-qa", "--from", "/nowhere"), "no file or folder at /nowhere"),
-        (("document-qa", "--lengths", "500000"), "give more texts"),
-        (("document-qa", "--url", "http://me:secret@localhost:1"), "leave them out"),
+        (("document-qa", "--from", "/nowhere"), "error: --from: no file or folder at /nowhere"),
+        (("document-qa", "--lengths", "500000"), "give more texts with --from"),
+        (
+            ("document-qa", "--url", "http://me:secret@localhost:1"),
+            "error: --url has a name or password in it: leave them out",
+        ),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(run, texts, tmp_path, args, message):
@@ -58,6 +67,50 @@ def test_mistakes_are_one_line_and_leave_nothing(run, texts, tmp_path, args, mes
     assert done.code == 2
     assert message in done.err
     assert not list(tmp_path.glob("*made*"))
+
+
+def test_a_file_that_exists_is_replaced_only_on_request(run, texts, tmp_path):
+    out = tmp_path / "made.jsonl"
+    out.write_text("mine")
+    command = ("data", "generate", "document-qa", "--from", texts, "--tokens", "1e3", "--lengths", 512, "--out", out)
+    done = run(*command)
+    assert (done.code, done.err) == (
+        2,
+        f"error: --out {out} exists already: give another name, or --force to replace it\n",
+    )
+    assert out.read_text() == "mine"
+    assert run(*command, "--force").code == 0
+    assert len(out.read_text().splitlines()) == 2
+
+
+def test_a_server_that_gives_no_answer_ends_with_the_exit_code_of_the_evaluations(run, texts, tmp_path, monkeypatch):
+    monkeypatch.setattr("nano3.data.question_server.ATTEMPTS", 1)
+    out = tmp_path / "made.jsonl"
+    done = run("data", "generate", "document-qa", "--from", texts, "--url", "127.0.0.1:9", "--out", out)
+    assert done.code == 3
+    assert done.err.splitlines()[-1].startswith("error: http://127.0.0.1:9/v1/models gave no answer")
+    assert not out.exists()
+
+
+def test_texts_counted_with_the_tokenizer_of_a_run_fill_its_rows(run, texts, tmp_path):
+    shards, rows = tmp_path / "shards", {}
+    (tmp_path / "others").mkdir()
+    for i in range(40):
+        (tmp_path / f"others/{i}.txt").write_text(f"def f{i}(x):\n    return x + {i * i}\n" * 9)
+    assert run("data", "prepare", tmp_path / "others", "--vocab-size", 300, "--out", shards).code == 0
+    for name, tokenizer in (("own", ()), ("run", ("--tokenizer", shards / "tokenizer"))):
+        out = tmp_path / f"{name}.jsonl"
+        made = ("--tokens", 4000, "--lengths", 511, "--out", out)
+        assert run("data", "generate", "document-qa", "--from", texts, *tokenizer, *made).code == 0
+        sources = {"text": [str(shards)], "qa": [str(out)]}
+        rows[name] = DataConfig(
+            blend={"text": 80, "qa": 20}, sources=sources, whole_documents=["qa"], seq_len=512, heldout_fraction=0,
+            cache_dir=str(tmp_path / "cache"),
+        )  # fmt: skip
+    train = prepare(rows["run"], 300).train
+    assert train.epochs(100)["qa"] == 20 / 8  # of eight texts, each a row
+    with pytest.raises(ValueError, match=r"no document of qa fits whole .* \(nano3 data generate --tokenizer PATH"):
+        prepare(rows["own"], 300).train.sequence(0)
 
 
 def test_the_split_of_the_run_is_kept_to(run, texts, tmp_path):

@@ -9,11 +9,12 @@ import tomllib
 import pytest
 from typer.testing import CliRunner
 
-from nano3.cli.app import app
+from nano3.cli.app import app, main
 from nano3.cli.runs import choose_run_dir
 from nano3.cli.summary import show_summary
 from nano3.config.errors import UserError
-from nano3.config.presets import load_pretrain, to_toml
+from nano3.config.presets import load_extend_context, load_pretrain, to_toml
+from nano3.data.sources import resolve
 
 
 def run(*args):
@@ -109,6 +110,40 @@ def test_there_must_be_a_run_to_resume(here):
         choose_run_dir(None, "pretrain-tiny", resume=True)
 
 
+def test_a_run_of_another_verb_is_resumed_by_that_verb(here):
+    make_run(here / "mine")
+    (here / "long").mkdir()
+    (here / "long" / "config.toml").write_text(to_toml(load_extend_context("tiny")))
+    for verb, folder, words in (
+        ("extend-context", "mine", "mine is a pretrain run: nano3 pretrain --resume --out mine"),
+        ("pretrain", "long", "long is an extend-context run: nano3 extend-context --resume --out long"),
+    ):
+        done = CliRunner().invoke(app, [verb, "--resume", "--out", folder])
+        assert isinstance(done.exception, UserError)
+        assert str(done.exception) == words
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (
+            ("data.blend={python-stdlib=80, document-qa=20}", "data.generate.sources=nothere"),
+            "data.generate.sources: no file or folder at nothere",
+        ),
+        (("data.blend={mine=1}", "data.sources.mine=nothere"), "data.sources.mine: no file or folder at nothere"),
+        (("data.blend={mine=1}", "data.sources.mine=here", "data.generate.sources=nothere"), None),
+    ],
+)
+def test_the_dry_run_looks_for_the_texts(here, settings, line):
+    (here / "here").mkdir()
+    args = [part for setting in settings for part in ("--set", setting)]
+    done = CliRunner().invoke(app, ["pretrain", "--dry-run", *args])
+    assert (str(done.exception) if done.exception else None) == line
+    if line and "generate" in line:
+        with pytest.raises(UserError, match=line):
+            resolve(load_pretrain("tiny", settings).data)
+
+
 def test_a_run_in_a_folder_with_a_plain_name_can_be_resumed(here):
     make_run(here / "mine")
     assert dry("--resume", "--out", "mine")["config"]["train"]["tokens"] == 64
@@ -173,6 +208,25 @@ def test_the_summary_of_a_stopped_run_says_how_to_go_on(capsys):
     text = capsys.readouterr().out
     assert "nano3 pretrain --resume --out runs/x" in text
     assert "Held-out" not in text
+
+
+def test_a_resume_that_made_no_step_has_no_rate(capsys):
+    show_summary("pretrain", FINISHED | {"tokens_per_second": None}, as_json=False)
+    text = capsys.readouterr().out
+    assert "256 in 2 steps" in text
+    assert "a second" not in text
+
+
+def test_ctrl_c_after_the_run_has_begun_says_how_to_go_on(here, monkeypatch, capsys):
+    def stop(cfg, run_dir, *args):
+        make_run(run_dir)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nano3.stages.pretrain.main", stop)
+    with pytest.raises(SystemExit) as end:
+        main(["pretrain", "--out", "mine"])
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "continue: nano3 pretrain --resume --out mine\ninterrupted\n"
 
 
 def test_sizes_and_weights_that_contradict_each_other_are_refused(here):

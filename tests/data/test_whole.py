@@ -107,3 +107,11 @@ def test_rows_of_other_categories_are_as_they_always_were(corpus_of):
                 row = view.sequence(number)
                 digest.update(row.tokens.tobytes() + row.targets.tobytes() + row.document_ids.tobytes())
     assert digest.hexdigest()[:16] == "540fb67f5c77c263"
+
+
+def test_what_does_not_fit_may_have_been_counted_with_another_tokenizer(corpus_of):
+    with pytest.raises(ValueError, match=r"at most 7 tokens, counted with the tokenizer of this run") as alone:
+        WholeDocuments(corpus_of([9]), EOS, 0, 8, [8])
+    assert "drop" not in str(alone.value)
+    with pytest.raises(ValueError, match="drop that length, or make documents of at most 7 tokens"):
+        WholeDocuments(corpus_of([9]), EOS, 0, 8, [8, 16])

@@ -155,6 +155,15 @@ def test_held_out_loss_at_several_sequence_lengths_is_a_row_for_each(folders):
     assert draw([stage, stage], rows, folders / "c.png").is_file()
 
 
+def test_bits_per_byte_of_other_texts_get_a_note(tmp_path):
+    for name, size in (("a", 86_201), ("b", 33_752), ("same", 86_201)):
+        line = {"kind": "heldout", "step": 1, "seq_len": 512, "bits_per_byte": 2.0, "bytes": size}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    stages = [load_stage(str(tmp_path / name)) for name in ("a", "same", "b")]
+    assert notes(stages) == ["b: held-out texts differ: 33,752 bytes, 86,201 bytes in a"]
+
+
 def test_numbers_without_samples_use_their_standard_error(tmp_path):
     for name, value in (("a", 50.0), ("b", 60.0)):
         (tmp_path / name).mkdir()

@@ -9,6 +9,7 @@ from nano3.config.presets import load_extend_context, load_pretrain
 from nano3.model.config import read_stage
 from nano3.model.hf import load
 from nano3.stages import extend_context, pretrain
+from nano3.stages.start import heldout_warning
 from nano3.train.metrics import read_metrics, without_clock
 from nano3.train.progress import Silent
 from nano3.train.world import World
@@ -121,4 +122,49 @@ def test_a_batch_that_ranks_cannot_share_is_refused_before_its_data_are_prepared
 def test_there_must_be_a_model_to_start_from(tmp_path, common):
     with pytest.raises(UserError, match="goes on from a trained model: name a run or Hugging Face folder with --from"):
         extend_context.main(config(common), tmp_path / "run", progress=Silent())
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("data.heldout_fraction=0.3", "data.heldout_fraction (there 0.2, here 0.3)"),
+        ("data.seed=7", "data.seed (there 1234, here 7)"),
+        ("data.heldout_fraction=0.1", None),
+        ("data.heldout_fraction=0", None),
+    ],
+)
+def test_held_out_text_that_the_weights_were_trained_on_is_told(tmp_path, common, start, capsys, setting, words):
+    cfg = load_extend_context("tiny", [*common, LENGTHS, setting])
+    for folder in (start, start / "model"):
+        found = heldout_warning(cfg, folder)
+        if words is None:
+            assert found is None
+        else:
+            assert found is not None
+            assert found.startswith("warning: ")
+            assert words in found
+
+
+def test_the_warning_is_one_line_of_the_run_and_a_split_of_its_own_needs_none(tmp_path, common, start, capsys):
+    extend_context.main(config(common, tokens=512), tmp_path / "same", start, progress=Silent())
+    assert "warning" not in capsys.readouterr().err
+    other = load_extend_context("tiny", [
+        *common, LENGTHS, "train.batch_size=2", "train.micro_batch_size=1", "train.tokens=512",
+        "data.heldout_fraction=0.3",
+    ])  # fmt: skip
+    extend_context.main(other, tmp_path / "other", start, progress=Silent())
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert len(warnings) == 1
+    assert warnings[0].endswith("use --set data.heldout_fraction=0.2")
+
+
+def test_damaged_weights_are_refused_before_data_are_prepared(tmp_path, common, start, monkeypatch):
+    monkeypatch.setattr("nano3.stages.training.prepare", lambda *args: pytest.fail("data were prepared"))
+    file = start / "model" / "model.safetensors"
+    whole = file.read_bytes()
+    for damaged in (whole[:100], whole[: len(whole) // 2], b"no weights"):
+        file.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"model.safetensors: cannot be read .* copy the file again"):
+            extend_context.main(config(common), tmp_path / "run", start, progress=Silent())
     assert not (tmp_path / "run").exists()

@@ -102,6 +102,22 @@ def test_the_expert_bias_is_saved_and_not_zero(tiny, tmp_path):
         assert saved.abs().max() > 0
 
 
+def test_ctrl_c_in_the_last_scoring_leaves_a_run_that_a_resume_finishes(whole, tiny, tmp_path, monkeypatch):
+    def interrupted(self, done, total, place):
+        if done:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Silent, "score", interrupted)
+    cfg = tiny.config(schedule={"horizon_tokens": 384})
+    stopped = tiny.trainer(tmp_path / "parts", cfg).fit()
+    assert (stopped.interrupted, stopped.step, stopped.heldout) == (True, 6, None)
+    monkeypatch.undo()
+    again = tiny.trainer(tmp_path / "parts", cfg)
+    again.resume()
+    assert not again.fit().interrupted
+    assert _lines(tmp_path / "parts") == _lines(tmp_path / "whole")
+
+
 def test_a_finished_run_resumes_to_the_same_file(whole, tiny, tmp_path):
     before = _lines(tmp_path / "whole")
     again = tiny.trainer(tmp_path / "whole", tiny.config(schedule={"horizon_tokens": 384}))
