@@ -8,14 +8,14 @@ from rich.progress import Progress as Bar
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
-from nano3.train.progress import Part, Status, fitting, parts
+from nano3.train.progress import Part, Progress, Status, fitting, parts
 
 NAME, WIDE = "train", 100
 BAR_WIDTH, NARROW_BAR_WIDTH = 24, 8
 """Of the bar on terminals of at least WIDE columns, and on others."""
 
 
-class Live:
+class Live(Progress):
     """Messages scroll above the bar."""
 
     def __init__(self, console: Console | None = None) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass
-from typing import Protocol
 
 from nano3.report import clock, count
 
@@ -38,35 +37,27 @@ class Status:
     """Last held-out result."""
 
 
-class Progress(Protocol):
-    """Where the trainer reports to."""
-
-    def show(self, status: Status) -> None: ...
-
-    def score(self, done: int, total: int, place: str) -> None: ...
-
-    def say(self, message: str) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class Silent:
-    """Reports nothing: ranks other than the first, and tests."""
+class Progress:
+    """Where the trainer reports to. This one does nothing with it."""
 
     def show(self, status: Status) -> None:
-        """Ignore a step."""
+        """A step is done."""
 
     def score(self, done: int, total: int, place: str) -> None:
-        """Ignore a step of the last scoring."""
+        """So many of the sequences of the last scoring of held-out text are done; `place`: which text, if several."""
 
     def say(self, message: str) -> None:
-        """Ignore a message."""
+        """A line for the user."""
 
     def close(self) -> None:
-        """Nothing to close."""
+        """No more comes."""
 
 
-class Lines:
+class Silent(Progress):
+    """Reports nothing: ranks other than the first, and tests."""
+
+
+class Lines(Progress):
     """One line every few seconds, for logs."""
 
     def __init__(self) -> None:
@@ -79,15 +70,9 @@ class Lines:
         self._last = time.monotonic()
         print(describe(status), file=sys.stderr, flush=True)
 
-    def score(self, done: int, total: int, place: str) -> None:
-        """Nothing: a message has told that it begins."""
-
     def say(self, message: str) -> None:
         """Print a message."""
         print(message, file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        """Nothing to close."""
 
 
 def make_progress(is_main: bool) -> Progress:
