@@ -93,7 +93,11 @@ def _cell(cell: Cell | None) -> str:
     digits = 1 if abs(cell.value) >= 10 or cell.value == 0 else 3
     text = f"{cell.value:.{digits}f}"
     if cell.low is not None and cell.high is not None:
-        text += f" ({cell.low:.{digits - 1}f}-{cell.high:.{digits - 1}f})"
+        text += f" ({_rounded(cell.low, digits - 1)}-{_rounded(cell.high, digits - 1)})"
     if cell.change is not None:
-        text += f" {cell.change:+.{digits}f}" + ("*" if cell.differs else "")
+        text += f" {_rounded(cell.change, digits, '+')}" + ("*" if cell.differs else "")
     return text
+
+
+def _rounded(value: float, digits: int, sign: str = "") -> str:
+    return f"{round(value, digits) + 0.0:{sign}.{digits}f}"  # + 0.0: never -0

@@ -70,6 +70,7 @@ def experts(
       nano3 eval experts --from runs/pretrain-tiny --threshold 25
     """
     options = ctx.params
+    shared.check_out(out)
     model, tokenizer, name = _load(from_, dtype, device)
     use, result, folder = _run(options, model, tokenizer, name)
     _show(use, result, folder, threshold, as_json)

@@ -89,12 +89,13 @@ def check_target(options: Mapping[str, Any]) -> None:
     """Refuse options that do not name one target, before anything is loaded.
 
     Args:
-        options: from_, url and those of LOCAL and SERVER, as the command line gave them (`ctx.params`).
+        options: from_, url, out and those of LOCAL and SERVER, as the command line gave them (`ctx.params`).
 
     Raises:
-        UserError: none or two targets, or an option of the other kind of target.
+        UserError: none or two targets, an option of the other kind of target, or a folder that holds something else.
     """
     parse_bytes(options["memory"])
+    check_out(options["out"])
     if (options["from_"] is None) == (options["url"] is None):
         raise UserError("give what to evaluate: --from PATH, or --url URL (one of them)")
     kind, others = ("--url", LOCAL) if options["url"] is not None else ("--from", SERVER)
@@ -175,6 +176,14 @@ def open_target(options: Mapping[str, Any], *, max_context: int | None = None, p
     )
 
 
+def check_out(out: Path | None) -> None:
+    """Raise UserError for a result folder that holds something else, before anything is loaded."""
+    from nano3.eval.store import check_folder
+
+    if out is not None:
+        check_folder(out)
+
+
 def result_folder(out: Path | None, name: str, settings: Mapping[str, Any], growing: tuple[str, ...] = ()) -> Path:
     """`out`, or runs/NAME with a number behind it where that is taken."""
     from nano3.eval.store import default_folder
@@ -192,17 +201,22 @@ def cut_short(save: Callable[[], object], folder: Path) -> Iterator[None]:
         KeyboardInterrupt: as it came.
     """
     from nano3.eval.prompt import ServerGone
+    from nano3.eval.store import has_answers
 
-    go_on = f"finished samples are in {folder}; give the same command again to go on"
+    def how_to_go_on() -> str:
+        if not has_answers(folder):
+            return "nothing was answered; give the same command again"
+        return f"finished samples are in {folder}; give the same command again to go on"
+
     try:
         yield
     except ServerGone as gone:
         _try(save)
-        print(f"error: {gone}; {go_on}", file=sys.stderr, flush=True)
+        print(f"error: {gone}; {how_to_go_on()}", file=sys.stderr, flush=True)
         raise typer.Exit(EXIT_SERVER_GONE) from None
     except KeyboardInterrupt:
         _try(save)
-        print(go_on, file=sys.stderr, flush=True)
+        print(how_to_go_on(), file=sys.stderr, flush=True)
         raise
     except UserError:
         _try(save)

@@ -16,10 +16,11 @@ from nano3.eval.intervals import (
     difference_of_others,
     mean_of_means,
     middle95,
+    wilson,
 )
 from nano3.eval.ruler.tasks import TASKS
 from nano3.eval.ruler_run import AVERAGE_METRIC, GROWING
-from nano3.eval.store import RESULT, SAMPLES, read_object, read_samples
+from nano3.eval.store import RESULT, RESULT_REMEDY, SAMPLES, SHARES, read_object, read_samples
 from nano3.report import read_lines
 
 if TYPE_CHECKING:
@@ -86,6 +87,8 @@ class Stage:
     """Scores of single samples by index, where result.json is the mean of them."""
     scores: dict[RowKey, dict[str, Any]] = field(default_factory=dict)
     """Scores of result.json."""
+    lost: list[str] = field(default_factory=list)
+    """What is to be noted of samples that are not in their file any more."""
 
 
 def load_stage(argument: str) -> Stage:
@@ -128,6 +131,7 @@ def notes(stages: Sequence[Stage]) -> list[str]:
     first = {result["kind"]: result for result in reversed(stages[0].results)}
     for stage in stages:
         said += _other_heldout(stages[0], stage)
+        said += stage.lost
         for result in stage.results:
             if not result.get("complete", True):
                 said.append(f"{stage.label}: {result['name']} is not complete")
@@ -160,7 +164,7 @@ def _label(argument: str) -> tuple[str, Path]:
 
 
 def _add_result(stage: Stage, folder: Path) -> None:
-    result = read_object(folder / RESULT)
+    result = read_object(folder / RESULT, RESULT_REMEDY)
     try:
         kind = result["kind"]
         scores = {RowKey(kind, s["task"], s.get("length"), s["metric"]): s for s in result["scores"]}
@@ -172,15 +176,36 @@ def _add_result(stage: Stage, folder: Path) -> None:
     by_task: dict[tuple[str, int | None], dict[int, dict[str, Any]]] = {}
     for (task, length, index), row in read_samples(folder / SAMPLES).items():
         by_task.setdefault((task, length), {})[index] = row
+    lost = _lost(result, scores, by_task)
+    if lost:
+        there, all_ = (sum(numbers) for numbers in zip(*lost.values(), strict=True))
+        stage.lost.append(f"{folder}: {SAMPLES} has {there} of {all_} samples; intervals are those of {RESULT}")
     for key, score in scores.items():
         if key in stage.scores:
             raise UserError(
                 f"{folder.parent} holds several results of {kind} on {key.task}: give their folders one by one"
             )
         stage.scores[key] = score
+        if key in lost:
+            continue
         found = _values(by_task.get((key.task, key.length), {}), key.metric, score.get("n") or 0)
         if found and math.isclose(100 * sum(found.values()) / len(found), values[key], abs_tol=1e-6):
             stage.samples[key] = found
+
+
+def _lost(
+    result: Mapping[str, Any], scores: Mapping[RowKey, Mapping[str, Any]],
+    by_task: Mapping[tuple[str, int | None], Mapping[int, Any]],
+) -> dict[RowKey, tuple[int, int]]:  # fmt: skip
+    """(samples that are there, samples that there were) of each score whose samples are not all there."""
+    # Other numbers, such as a group's of lm-eval, have no samples of their own.
+    single = (result.get("settings") or {}).get("tasks" if result["kind"] == "ruler" else "versions") or ()
+    found = {}
+    for key, score in scores.items():
+        there, all_ = len(by_task.get((key.task, key.length), ())), score.get("n") or 0
+        if key.task in single and key.metric != AVERAGE_METRIC and there < all_:
+            found[key] = (there, all_)
+    return found
 
 
 def _values(rows: Mapping[int, Mapping[str, Any]], metric: str, n: int) -> dict[int, float]:
@@ -226,16 +251,36 @@ def _cell(stage: Stage, key: RowKey, drawn: np.ndarray | None) -> Cell | None:
     score = stage.scores.get(key)
     if score is None:
         return None
-    value, error, groups = float(score["value"]), score.get("stderr"), _groups(stage, key)
-    cell = Cell(value, score.get("n"))
+    groups = _groups(stage, key)
+    cell = Cell(float(score["value"]), score.get("n"))
     if drawn is not None:
         cell.low, cell.high = middle95(drawn)
     elif groups is not None:
         _, low, high = mean_of_means(groups)
         cell.low, cell.high = 100 * low, 100 * high
-    elif error is not None:
-        cell.low, cell.high = value - Z95 * error, value + Z95 * error
+    else:
+        cell.low, cell.high = _told_ends(key, score)
+    if _is_share(key) and cell.low is not None and cell.high is not None:
+        cell.low, cell.high = max(0.0, cell.low), min(100.0, cell.high)
     return cell
+
+
+def _is_share(key: RowKey) -> bool:
+    return key.kind == "ruler" or key.metric.startswith(SHARES)
+
+
+def _told_ends(key: RowKey, score: Mapping[str, Any]) -> tuple[float, float] | tuple[None, None]:
+    """The interval that result.json tells, itself or by a standard error."""
+    value, error = float(score["value"]), score.get("stderr")
+    if score.get("low") is not None and score.get("high") is not None:
+        return float(score["low"]), float(score["high"])
+    if error:
+        return value - Z95 * error, value + Z95 * error
+    # A standard error of 0 is that of samples which are all alike, not of certainty.
+    if error is not None and score.get("n") and _is_share(key):
+        low, high = wilson(value / 100, score["n"])
+        return 100 * low, 100 * high
+    return None, None
 
 
 def _set_change(
@@ -263,11 +308,10 @@ def _set_change(
     if before is not None and now is not None:
         cell.change_low, cell.change_high = _percent(difference_of_others(before, now))
         return
-    errors = [stage.scores[key].get("stderr") for stage in (stages[0], stages[place])]
-    known = [float(error) for error in errors if error is not None]
-    if len(known) == len(errors):
-        half = Z95 * math.hypot(*known)
-        cell.change_low, cell.change_high = cell.change - half, cell.change + half
+    if None not in (first.low, first.high, cell.low, cell.high):
+        # Newcombe's method 10: the two intervals put together.
+        cell.change_low = cell.change - math.hypot(cell.value - cell.low, first.high - first.value)
+        cell.change_high = cell.change + math.hypot(cell.high - cell.value, first.value - first.low)
 
 
 def pairs_draws(groups: Sequence[Sequence[float]], seed: int) -> np.ndarray:
@@ -287,8 +331,10 @@ def _percent(ends: tuple[float, float]) -> tuple[float, float]:
 
 def _groups(stage: Stage, key: RowKey) -> list[list[float]] | None:
     """The samples that a number is of, by task; None where it has none."""
-    parts = _parts(stage, key) if key.metric == AVERAGE_METRIC else [key] if key in stage.samples else []
-    return [_in_order(stage.samples[part]) for part in parts] or None
+    parts = _parts(stage, key) if key.metric == AVERAGE_METRIC else [key]
+    if not parts or any(part not in stage.samples for part in parts):
+        return None
+    return [_in_order(stage.samples[part]) for part in parts]
 
 
 def _pairs(first: Stage, other: Stage, key: RowKey) -> list[list[float]] | None:
@@ -350,7 +396,7 @@ def _other_tasks(first: str, other: Mapping[str, Any], label: str, result: Mappi
 
 def _parts(stage: Stage, key: RowKey) -> list[RowKey]:
     """The numbers that a mean over tasks is of."""
-    parts = [k for k in stage.samples if (k.kind, k.length) == (key.kind, key.length)]
+    parts = [k for k in stage.scores if (k.kind, k.length) == (key.kind, key.length) and k.metric != AVERAGE_METRIC]
     return sorted(parts, key=lambda k: (k.task, k.metric))
 
 

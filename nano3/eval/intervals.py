@@ -39,7 +39,8 @@ def wilson(mean: float, n: int, z: float = Z95) -> tuple[float, float]:
     square = z * z / n
     centre = (mean + square / 2) / (1 + square)
     half = z / (1 + square) * math.sqrt(mean * (1 - mean) / n + square / (4 * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # Exact at the ends, where rounding would leave a little.
+    return 0.0 if mean == 0.0 else max(0.0, centre - half), 1.0 if mean == 1.0 else min(1.0, centre + half)
 
 
 def mean_of_means(groups: Sequence[Sequence[float]], z: float = Z95) -> tuple[float, float, float]:
@@ -50,7 +51,7 @@ def mean_of_means(groups: Sequence[Sequence[float]], z: float = Z95) -> tuple[fl
     down = math.hypot(*(mean - low for mean, (low, _) in zip(means, ends, strict=True))) / len(groups)
     up = math.hypot(*(high - mean for mean, (_, high) in zip(means, ends, strict=True))) / len(groups)
     mean = sum(means) / len(means)
-    return mean, mean - down, mean + up
+    return mean, max(0.0, mean - down), min(1.0, mean + up)
 
 
 def difference_of_few(groups: Sequence[Sequence[float]]) -> tuple[float, float]:

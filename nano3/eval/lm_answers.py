@@ -12,11 +12,11 @@ from lm_eval.api.model import LM, hash_args
 
 from nano3.config.errors import UserError
 from nano3.eval.lm_generation import plain_settings
+from nano3.eval.store import ANSWERS
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
-ANSWERS = "answers.jsonl"
 Watch = Callable[[int], Any]
 """Called with the number of requests to answer; the result has `sample(cost, what)` and `close()`, as Progress has."""
 

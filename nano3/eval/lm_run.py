@@ -12,7 +12,7 @@ from nano3.config.errors import UserError
 from nano3.eval.lm_answers import Remembering
 from nano3.eval.lm_find import quiet
 from nano3.eval.lm_generation import MAX_GEN_TOKS, prompt_room
-from nano3.eval.store import Score
+from nano3.eval.store import SHARES, Score
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from nano3.eval.lm_find import Found
     from nano3.eval.store import Store
 
-SHARES = ("acc", "exact_match", "em", "pass@", "prompt_level", "inst_level")
-"""Beginnings of the names of metrics that are shares of right answers: from 0 to 1 in lm-eval, in percent here."""
 BOOTSTRAP = 1000
 TOKEN_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 """The harness's names for the most new tokens."""

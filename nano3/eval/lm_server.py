@@ -12,8 +12,9 @@ from lm_eval.models.utils import postprocess_generated_text
 
 from nano3.config.errors import UserError
 from nano3.eval.lm_generation import MEANINGLESS, plain_settings, prompt_room, repeats
+from nano3.eval.lm_requests import AnyType, ask_all, without_log
 from nano3.eval.lm_text import CUT_NOTE, Start, choose_prefix, stage_of, start_of
-from nano3.eval.prompt import Prompt, ServerGone
+from nano3.eval.prompt import Prompt
 from nano3.eval.server_tokens import LocalTokens
 
 if TYPE_CHECKING:
@@ -82,18 +83,35 @@ class _Answering(LocalCompletionsAPI):
         return super()._create_payload(messages, generate=generate, gen_kwargs=gen_kwargs, **options)  # pyright: ignore
 
     def _asked(self, ask: Callable[..., T], requests: Sequence[Any], quiet: bool) -> T:
-        import aiohttp
-        import requests as http
-        from tenacity import RetryError
-
-        try:
+        with without_log():
             return ask(requests, disable_tqdm=quiet)
-        except (http.RequestException, aiohttp.ClientError, RetryError, TimeoutError, ConnectionError) as error:
-            status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
-            reason = f"{type(error).__name__} {error}".splitlines()[0][:300]
-            if isinstance(status, int) and 400 <= status < 500 and status not in (408, 409, 425, 429):
-                raise UserError(f"{self.target.url} refuses a request: {reason}") from error
-            raise ServerGone(f"{self.target.url} does not answer ({reason})") from error
+
+    async def get_batched_requests(
+        self, requests: list[Any], cache_keys: list[Any], *, generate: bool = True, ctxlens: list[int] | None = None,
+        **options: Any,
+    ) -> list[Any]:  # fmt: skip
+        """As the harness's, which sends a list for each request.
+
+        Raises:
+            UserError: the server refuses a request.
+            ServerGone: it does not answer, after retries.
+        """
+        import asyncio
+
+        from aiohttp import ClientSession, ClientTimeout, TCPConnector
+
+        connector = TCPConnector(limit=self.target.concurrency, ssl=self.verify_certificate)
+        unlimited = asyncio.Semaphore(len(requests))  # ask_all keeps the number
+        timeout = ClientTimeout(total=self.timeout)
+        async with ClientSession(connector=connector, timeout=timeout, response_class=AnyType) as session:
+
+            def ask(i: int) -> Any:
+                return self.amodel_call(
+                    session, unlimited, [requests[i]], generate=generate, cache_keys=[cache_keys[i]],
+                    ctxlens=ctxlens and [ctxlens[i]], **options,
+                )  # fmt: skip
+
+            return await ask_all(ask, len(requests), self.target.concurrency, self.max_retries, self.target.url)
 
 
 class Completions(_Answering):
@@ -290,7 +308,8 @@ def _common(target: ServerTarget, context: int, chat: str = "") -> dict[str, Any
     return {
         "base_url": f"{target.url}/v1/{chat}completions",
         "model": target.name,
-        "num_concurrent": target.concurrency,
+        # For one alone the harness has another way, which `get_batched_requests` is no part of.
+        "num_concurrent": max(2, target.concurrency),
         "max_length": context + BESIDE,
         "batch_size": 1,
     }

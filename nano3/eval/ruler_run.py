@@ -13,6 +13,7 @@ from nano3.config.errors import UserError
 from nano3.eval.intervals import mean_of_means, standard_error, wilson
 from nano3.eval.prompt import Prompt
 from nano3.eval.ruler import TASKS, Sample, Sources, find_task, make_sample, score
+from nano3.eval.ruler.sample import TooShort
 from nano3.eval.store import Result, SampleKey, Score, Store
 
 if TYPE_CHECKING:
@@ -26,9 +27,13 @@ VERSION = 2
 """Of the generators: another one writes other samples for the same seed."""
 GROWING = ("tasks", "lengths", "samples", "sources.")
 """Settings that say how much is done: a result folder may be gone on with under others."""
+GROUPS = ("niah", "qa", "all")
+NAMES = f"{', '.join(TASKS)}; groups of them are {', '.join(GROUPS)}"
 AVERAGE, AVERAGE_METRIC = "average", "mean of the tasks"
 SHORT = 8192
 """Tokens from which samples of one task that are made, not read from a file, all fit or none does."""
+TRIED = 500
+"""Samples, at most, whose need of tokens is told where one does not fit."""
 SEAM = 4
 """Tokens that may come of encoding the answer's prefix apart from the prompt."""
 
@@ -103,13 +108,13 @@ def parse_tasks(text: str) -> tuple[str, ...]:
     for name in filter(None, (part.strip() for part in text.split(","))):
         group = [task for task in TASKS if name == "all" or task.startswith(f"{name}_")]
         if name not in TASKS and not group:
-            names = [*TASKS, "all", "niah", "qa"]
+            names = [*TASKS, *GROUPS]
             near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"the tasks are {', '.join(TASKS)}; or all"
+            hint = f"did you mean {' or '.join(near)}?" if near else f"the tasks are {NAMES}"
             raise UserError(f"--tasks {name}: no such task of RULER: {hint}")
         wanted.update([name] if name in TASKS else group)
     if not wanted:
-        raise UserError(f"--tasks names no task; the tasks are {', '.join(TASKS)}; or all")
+        raise UserError(f"--tasks names no task; the tasks are {NAMES}")
     return tuple(task for task in TASKS if task in wanted)
 
 
@@ -153,6 +158,7 @@ def check_samples(plan: Plan, target: Target) -> None:
     """Raise UserError, before the first answer, when the sources have too few samples, or one does not fit at the
     shortest length. Where that is long enough for all but documents of a file, only the first sample is tried."""
     writer, length = _Writer(plan, target), plan.lengths[0]
+    needs: dict[str, int] = {}
     for task in plan.tasks:
         most = find_task(task).most_samples(plan.sources)
         if most is not None and plan.samples > most:
@@ -160,8 +166,23 @@ def check_samples(plan: Plan, target: Target) -> None:
                 f"--samples {plan.samples}: {task} has {most} questions in its file; ask for at most {most}"
             )
         tried = plan.samples if length < SHORT or most is not None else 1
-        for index in range(tried):
-            writer.check(task, length, index)
+        if any(writer.least(task, length, index) > length for index in range(tried)):
+            needs[task] = _fitting_length(writer, task, length, min(plan.samples, TRIED))
+    if needs:
+        names, one = ", ".join(needs), len(needs) == 1
+        raise UserError(
+            f"{names} {'does' if one else 'do'} not fit in {length} tokens: the least length is {max(needs.values())} "
+            f"with this tokenizer; raise --ctx, or leave {'it' if one else 'them'} out of --tasks"
+        )
+
+
+def _fitting_length(writer: _Writer, task: str, length: int, samples: int) -> int:
+    """A length from `length` on at which all of the first samples fit; what they need may grow with the length."""
+    while True:
+        need = max(writer.least(task, length, index) for index in range(samples))
+        if need <= length:
+            return length
+        length = need
 
 
 class _Writer:
@@ -183,10 +204,15 @@ class _Writer:
             sample = self.under_way[key] = self.sample(task, length, index)
             yield key, self._prompt(sample.text, sample.answer_prefix, find_task(task).max_new_tokens)
 
-    def check(self, task: str, length: int, index: int) -> None:
-        """Raise UserError where a sample does not fit."""
+    def least(self, task: str, length: int, index: int) -> int:
+        """Tokens that a sample needs, in whole steps; at most `length` where it fits."""
         plan = self._plan
-        find_task(task).least(length, index, plan.seed, self._target.count_tokens, plan.sources, self.reserve)
+        try:
+            return find_task(task).least(
+                length, index, plan.seed, self._target.count_tokens, plan.sources, self.reserve
+            )
+        except TooShort as error:
+            return error.least
 
     def sample(self, task: str, length: int, index: int) -> Sample:
         """One sample. Raises UserError where it does not fit."""

@@ -59,7 +59,7 @@ class ServerTarget:
             first_wait: seconds before the first of them.
 
         Raises:
-            UserError: no server there, it refuses the key, or it lists no model.
+            UserError: no server there, it refuses the key, or it lists no such model.
         """
         import httpx
 
@@ -241,6 +241,8 @@ class ServerTarget:
             models = {}
         if not wanted and not models:
             raise UserError(f"{self.url}/v1/models lists no model (HTTP {response.status_code}); name one with --model")
+        if wanted and models and wanted not in models:
+            raise UserError(f"--model {wanted}: {self.url} has no such model; it has {', '.join(map(str, models))}")
         name = wanted or next(iter(models))
         listed = models.get(name, {})
         return name, listed.get("max_model_len"), listed

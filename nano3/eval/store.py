@@ -15,6 +15,13 @@ from nano3.config.errors import UserError
 from nano3.files import exclusive, write_atomic
 
 SETTINGS, SAMPLES, RESULT = "settings.json", "samples.jsonl", "result.json"
+ANSWERS = "answers.jsonl"
+"""lm-eval's single answers, where there are any."""
+LOCK = ".lock"
+RESULT_REMEDY = "delete it and run the evaluation again, which makes it anew of its samples"
+SETTINGS_REMEDY = "without it nobody knows what the samples are of: give another --out, or delete the folder"
+SHARES = ("acc", "exact_match", "em", "pass@", "prompt_level", "inst_level")
+"""Beginnings of the names of metrics that are shares of right answers, in percent in a result."""
 SampleKey = tuple[str, int | None, int]
 """Task, length (None where tasks have none), index."""
 
@@ -95,7 +102,7 @@ class Store:
     def notes(self) -> list[str]:
         """What an earlier part of this evaluation noted."""
         path = self.folder / RESULT
-        return list(read_object(path).get("notes", ())) if path.is_file() else []
+        return list(read_object(path, RESULT_REMEDY).get("notes", ())) if path.is_file() else []
 
     def close(self) -> None:
         """Close the file of samples."""
@@ -106,7 +113,8 @@ class Store:
 
 @contextmanager
 def open_store(folder: Path, settings: Mapping[str, Any], growing: Sequence[str] = ()) -> Iterator[Store]:
-    """Hold a result folder for this process, with what it has of an evaluation with the same settings.
+    """Hold a result folder for this process, with what it has of an evaluation with the same settings. One that is made
+    here is taken away again when an error comes before the first answer.
 
     Args:
         folder: made where it is missing.
@@ -117,23 +125,56 @@ def open_store(folder: Path, settings: Mapping[str, Any], growing: Sequence[str]
     Raises:
         UserError: it belongs to an evaluation with other settings, to another process, or holds something else.
     """
+    check_folder(folder)
+    new = not (folder / SETTINGS).exists()
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     with exclusive(folder):
         check_settings(folder, settings, growing)
         write_atomic(folder / SETTINGS, _json(_merged(folder, settings, growing)))
         store = Store(folder, mend_samples(folder / SAMPLES))
         try:
             yield store
+        except BaseException:
+            store.close()
+            if new and not has_answers(folder):
+                _take_away(folder, made)
+            raise
         finally:
             store.close()
 
 
+def has_answers(folder: Path) -> bool:
+    """Whether there is a finished sample, or a part of one, in a result folder."""
+    return any((folder / name).is_file() and (folder / name).stat().st_size for name in (SAMPLES, ANSWERS))
+
+
+def _take_away(folder: Path, made: Sequence[Path]) -> None:
+    """Remove what `open_store` wrote, and the folders that it made."""
+    for name in (SETTINGS, SAMPLES, ANSWERS, RESULT, LOCK):
+        (folder / name).unlink(missing_ok=True)
+    with suppress(OSError):  # something else came into it
+        for path in made:
+            path.rmdir()
+
+
+def check_folder(folder: Path) -> None:
+    """Raise UserError for a folder that holds something, but no evaluation: results must not lie among other files."""
+    if (folder / SETTINGS).is_file() or not folder.is_dir():
+        return
+    others = sorted(path.name for path in folder.iterdir() if path.name != LOCK)
+    if SAMPLES in others or RESULT in others:
+        raise UserError(f"{folder} holds results but no {SETTINGS}: give another --out")
+    if others:
+        raise UserError(f"{folder} holds other files ({others[0]}), no evaluation: give another --out, such as "
+                        f"{folder / 'eval'}")  # fmt: skip
+
+
 def check_settings(folder: Path, settings: Mapping[str, Any], growing: Sequence[str] = ()) -> None:
-    """Raise UserError, naming the first setting that differs, unless `settings` are those of the folder or it has
-    none."""
-    saved = read_object(folder / SETTINGS) if (folder / SETTINGS).is_file() else None
+    """Raise UserError, naming the first setting that differs, unless `settings` are those of the folder or it is
+    empty."""
+    check_folder(folder)
+    saved = read_object(folder / SETTINGS, SETTINGS_REMEDY) if (folder / SETTINGS).is_file() else None
     if saved is None:
-        if (folder / SAMPLES).exists():
-            raise UserError(f"{folder} holds {SAMPLES} but no {SETTINGS}: give another --out")
         return
     now = json.loads(json.dumps(settings))
     before, now = _flat(saved, growing), _flat(now, growing)
@@ -154,8 +195,7 @@ def default_folder(name: str, settings: Mapping[str, Any], growing: Sequence[str
             check_settings(folder, settings, growing)
         except UserError:
             continue
-        if not folder.exists() or (folder / SETTINGS).is_file() or not any(folder.iterdir()):
-            return folder
+        return folder
     raise AssertionError
 
 
@@ -194,18 +234,18 @@ def read_samples(path: Path) -> dict[SampleKey, dict[str, Any]]:
     return rows
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path, remedy: str) -> dict[str, Any]:
     """A JSON object in a file.
 
     Raises:
-        UserError: it is something else.
+        UserError: it is something else; `remedy` is what to do then.
     """
     try:
         value = json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from error
+        raise UserError(f"{path}: not JSON ({error}); {remedy}") from error
     if not isinstance(value, dict):
-        raise UserError(f"{path}: not a JSON object")
+        raise UserError(f"{path}: not a JSON object; {remedy}")
     return value
 
 
@@ -217,7 +257,7 @@ def sample_key(row: Mapping[str, Any]) -> SampleKey:
 def _merged(folder: Path, settings: Mapping[str, Any], growing: Sequence[str]) -> dict[str, Any]:
     """The settings, with entries of growing tables that only an earlier part of the evaluation had."""
     merged = dict(settings)
-    saved = read_object(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
+    saved = read_object(folder / SETTINGS, SETTINGS_REMEDY) if (folder / SETTINGS).is_file() else {}
     for name in (name[:-1] for name in growing if name.endswith(".")):
         if isinstance(saved.get(name), Mapping):
             merged[name] = {**saved[name], **settings.get(name, {})}

@@ -27,6 +27,18 @@ def test_a_table_a_chart_and_what_differs(run, results):
     assert (results / "c.png").is_file()
 
 
+def test_no_zero_has_a_sign(run, results):
+    for name in "ab":
+        file = results / name / "result.json"
+        score = {"value": 0.0, "stderr": 1e-17, "low": -1e-15, "high": 13.3, "n": 25}
+        result = json.loads(file.read_text())
+        result["scores"][0].update(score)
+        file.write_text(json.dumps(result))
+    done = run("eval", "compare", results / "a", results / "b")
+    assert "0.0 (0-13) +0.0" in done.out
+    assert "-0" not in done.out.replace("(0-13)", "")
+
+
 def test_json_has_the_numbers(run, results):
     done = run("eval", "compare", results / "a", results / "a", "--json")
     found = json.loads(done.out)

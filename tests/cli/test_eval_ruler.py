@@ -143,14 +143,14 @@ def test_too_many_samples_for_a_file_are_told_before_the_first_answer(run, base_
     done = run(*command, "--samples", 4)
     assert done.code == 2
     assert "--samples 4: qa_1 has 3 questions in its file" in done.err
-    assert rows("r") == []
+    assert not Path("r").exists()
     articles[2]["paragraphs"][0]["context"] = context * 60
     Path("squad.json").write_text(json.dumps({"data": articles}))
     shutil.rmtree("r")
     long = run(*command, "--samples", 3)
     assert long.code == 2
     assert "qa_1 does not fit in 1024 tokens" in long.err, "the third question's document is too long"
-    assert rows("r") == []
+    assert not Path("r").exists()
 
 
 def test_a_server_that_goes_away_leaves_what_is_done_and_exit_code_3(run):
@@ -199,11 +199,14 @@ def test_a_killed_evaluation_goes_on_to_the_same_result(run, base_folder):
     ("arguments", "said"),
     [
         (["--tasks", "niah_singel_1"], "did you mean niah_single_1"),
-        (["--tasks", "poetry"], "the tasks are niah_single_1"),
+        (["--tasks", "poetry"], "qa_2; groups of them are niah, qa, all"),
         (["--ctx", "4x"], "--ctx 4x: not a length"),
         (["--ctx", "100"], "too short"),
         (["--ctx", ","], "names no length"),
-        (["--essays", "no/such/folder"], "no essays at no/such/folder"),
+        (["--essays", "no/such/folder"], "--essays no/such/folder: no such file or folder"),
+        (["--squad", "no.json"], "--squad no.json: no such file"),
+        (["--dtype", "int3"], "--dtype int3: not known; use one of auto, float32, bfloat16"),
+        (["--from", "runs/nothere"], "runs/nothere"),
         (["--url", "http://127.0.0.1:9"], "one of them"),
         (["--retries", "3"], "--retries and --from contradict each other"),
         (["--memory", "lots"], "--memory lots: not a size"),
@@ -216,9 +219,62 @@ def test_wrong_input_is_one_line_and_leaves_nothing(run, base_folder, arguments,
     assert done.code == 2
     (line,) = [line for line in done.err.splitlines() if line.startswith("error")]
     assert said in line
-    assert not list(Path("runs").glob("*/samples.jsonl")) or not any(
-        path.read_bytes() for path in Path("runs").glob("*/samples.jsonl")
-    )
+    assert not list(Path().iterdir())
+
+
+def test_the_length_that_is_told_is_enough_for_all_samples(run, base_folder):
+    command = ("eval", "ruler", "--from", base_folder, "--tasks", "vt,cwe", "--samples", 8)
+    done = run(*command, "--ctx", 400)
+    assert done.code == 2
+    assert "raise --ctx, or leave" in done.err
+    found = re.search(r"(\S+) do(?:es)? not fit in 400 tokens: the least length is (\d+)", done.err)
+    assert found is not None, done.err
+    fits = run(*command, "--ctx", found[2])
+    assert fits.code == 0, fits.err
+    assert len(rows("runs/eval-ruler-base-model")) == 16
+
+
+def test_results_do_not_go_among_other_files(run, base_folder):
+    Path("corpus").mkdir()
+    Path("corpus", "a.txt").write_text("text")
+    command = ("eval", "ruler", "--from", base_folder, *SMALL, "--samples", 1, "--out")
+    for verb in (command, ("eval", "lm", "--from", base_folder, "--out"),
+                 ("eval", "experts", "--from", base_folder, "--out")):  # fmt: skip
+        done = run(*verb, "corpus")
+        assert done.code == 2
+        assert done.err == (
+            "error: corpus holds other files (a.txt), no evaluation: give another --out, such as corpus/eval\n"
+        )
+    assert [path.name for path in Path("corpus").iterdir()] == ["a.txt"]
+    assert run(*command, "corpus/eval").code == 0
+    Path("empty").mkdir()
+    assert run(*command, "empty").code == 0
+
+
+@pytest.mark.parametrize(("name", "said"), [("result.json", "delete it and run the evaluation again"),
+                                            ("settings.json", "give another --out, or delete the folder")])  # fmt: skip
+def test_a_damaged_file_is_told_with_what_to_do(run, base_folder, name, said):
+    command = ("eval", "ruler", "--from", base_folder, *SMALL, "--samples", 1, "--out", "r")
+    assert run(*command).code == 0
+    Path("r", name).write_text("{")
+    done = run(*command)
+    assert done.code == 2
+    assert f"r/{name}: not JSON" in done.err
+    assert said in done.err
+    if name == "result.json":
+        Path("r", name).unlink()
+        assert run(*command).code == 0
+
+
+def test_a_server_that_answers_nothing_leaves_nothing(run):
+    with answering(Oracle(0)) as url:
+        done = run("eval", "ruler", "--url", url, "--ctx", "2k", "--tasks", "niah_single_1", "--samples", 2,
+                   "--retries", 0)  # fmt: skip
+        assert done.code == 3
+        assert "nothing was answered; give the same command again" in done.err
+        wrong = run("eval", "ruler", "--url", url, "--model", "foo")
+        assert wrong.err == f"error: --model foo: {url} has no such model; it has oracle\n"
+    assert not list(Path().iterdir())
 
 
 def test_what_does_not_fit_is_told_with_a_length_that_does(run, base_folder):

@@ -175,6 +175,42 @@ def test_numbers_without_samples_use_their_standard_error(tmp_path):
     assert row.cells[1].change_low == pytest.approx(10 - 1.96 * 8**0.5, abs=0.01)
 
 
+@pytest.mark.parametrize("kept", [0, 5])
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_lost_samples_are_told_and_make_no_certainty(tmp_path, kept, value):
+    ruler(tmp_path / "a", {("vt", 512): [value] * 25, ("cwe", 512): [value] * 25})
+    ruler(tmp_path / "b", {("vt", 512): [value] * 25, ("cwe", 512): [value] * 25})
+    file = tmp_path / "b" / "samples.jsonl"
+    file.write_text("".join(line + "\n" for line in file.read_text().splitlines()[:kept]))
+    result = json.loads((tmp_path / "b" / "result.json").read_text())
+    for score in result["scores"][:2]:
+        score.update(stderr=0.0, low=None, high=None)
+    result["scores"][2].update(stderr=0.0, low=value * 93.0, high=7.0 + value * 93.0)
+    (tmp_path / "b" / "result.json").write_text(json.dumps(result))
+    stages = [load_stage(str(tmp_path / name)) for name in "ab"]
+    assert notes(stages) == [
+        f"{tmp_path / 'b'}: samples.jsonl has {kept} of 50 samples; intervals are those of result.json"
+    ]
+    for row in compare(stages):
+        cell = row.cells[1]
+        assert 5 < cell.high - cell.low < 15, row.key
+        assert 0.0 <= cell.low <= cell.value <= cell.high <= 100.0
+        assert cell.change_low < cell.change < cell.change_high
+        assert not cell.paired
+    assert draw(stages, compare(stages), tmp_path / "c.png").is_file()
+
+
+def test_an_interval_of_shares_ends_at_none_and_all(tmp_path):
+    for name, value in (("a", 1.0), ("b", 99.5)):
+        (tmp_path / name).mkdir()
+        score = {"task": "arc", "length": None, "metric": "acc", "value": value, "stderr": 2.0, "n": 25}
+        result = {"kind": "lm", "name": "lm", "model": name, "complete": True, "settings": {}, "scores": [score]}
+        (tmp_path / name / "result.json").write_text(json.dumps(result))
+    (row,) = compare([load_stage(str(tmp_path / name)) for name in "ab"])
+    assert row.cells[0].low == 0.0
+    assert row.cells[1].high == 100.0
+
+
 @pytest.mark.parametrize(
     ("content", "said"), [("{", "not JSON"), ("[]", "not a JSON object"), ('{"kind": "lm"}', "not a result of nano3")]
 )

@@ -13,6 +13,7 @@ from nano3.eval.intervals import (
     bootstrap_means,
     difference_of_few,
     difference_of_others,
+    mean_of_means,
     middle95,
     standard_error,
     wilson,
@@ -24,6 +25,16 @@ def test_wilson_of_known_counts():
     assert (low, high) == (pytest.approx(0.4902, abs=1e-4), pytest.approx(0.9433, abs=1e-4))
     assert wilson(1.0, 100)[0] == pytest.approx(0.9630, abs=1e-4)
     assert wilson(1.0, 100)[1] == 1.0
+
+
+def test_the_ends_of_none_and_of_all_are_exact():
+    for n in range(1, 200):
+        assert wilson(0.0, n)[0] == 0.0
+        assert wilson(1.0, n)[1] == 1.0
+    mean, low, high = mean_of_means([[0.0] * 25, [0.0] * 7])
+    assert (mean, low) == (0.0, 0.0)
+    assert mean_of_means([[1.0] * 25, [1.0] * 7])[2] == 1.0
+    assert 0 < high < 1
 
 
 def test_bootstrap_of_the_same_seed_is_the_same_and_close_to_the_normal_interval():

@@ -65,6 +65,28 @@ def test_other_settings_are_refused_by_name(tmp_path):
         assert len(store.rows) == 1
 
 
+def test_an_evaluation_that_answers_nothing_leaves_nothing(tmp_path):
+    (tmp_path / "empty").mkdir()
+
+    def fail(folder, *rows):
+        with open_store(folder, SETTINGS) as store:
+            for one in rows:
+                store.add(one)
+            store.finish(Result("ruler", "ruler-offline", "m", False, SETTINGS, []))
+            raise UserError("stop")
+
+    for folder in (tmp_path / "a" / "b", tmp_path / "empty"):
+        with pytest.raises(UserError, match="stop"):
+            fail(folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+    assert not list((tmp_path / "empty").iterdir())
+    with pytest.raises(UserError, match="stop"):
+        fail(tmp_path / "a", row(0))
+    with pytest.raises(UserError, match="stop"):
+        fail(tmp_path / "a")
+    assert len(read_samples(tmp_path / "a" / "samples.jsonl")) == 1
+
+
 def test_a_folder_is_one_processs_at_a_time(tmp_path):
     with open_store(tmp_path, SETTINGS), pytest.raises(UserError, match="in use by another process"):
         open_store(tmp_path, SETTINGS).__enter__()

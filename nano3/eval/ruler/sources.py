@@ -52,7 +52,7 @@ class Sources:
         }
         for name, path in self._paths.items():
             if path is not None and not path.exists():
-                raise UserError(f"no {name} at {path} (--{name})")
+                raise UserError(f"--{name} {path}: no such {'file or folder' if name == 'essays' else 'file'}")
         self._words = words
 
     @cached_property

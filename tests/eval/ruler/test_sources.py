@@ -87,11 +87,11 @@ def test_only_the_references_data_make_it_ruler(tmp_path: Path, monkeypatch: pyt
 
 def test_paths_that_are_not_there_are_told_at_once(tmp_path: Path) -> None:
     nowhere = tmp_path / "nowhere"
-    with pytest.raises(UserError, match=r"no essays at .*nowhere \(--essays\)"):
+    with pytest.raises(UserError, match=r"--essays .*nowhere: no such file or folder"):
         Sources(essays=nowhere)
-    with pytest.raises(UserError, match=r"no squad at .*nowhere \(--squad\)"):
+    with pytest.raises(UserError, match=r"--squad .*nowhere: no such file"):
         Sources(squad=nowhere)
-    with pytest.raises(UserError, match=r"no hotpotqa at .*nowhere \(--hotpotqa\)"):
+    with pytest.raises(UserError, match=r"--hotpotqa .*nowhere: no such file"):
         Sources(hotpotqa=nowhere)
 
 
