@@ -146,7 +146,6 @@ def test_too_many_samples_for_a_file_are_told_before_the_first_answer(run, base_
     assert not Path("r").exists()
     articles[2]["paragraphs"][0]["context"] = context * 60
     Path("squad.json").write_text(json.dumps({"data": articles}))
-    shutil.rmtree("r")
     long = run(*command, "--samples", 3)
     assert long.code == 2
     assert "qa_1 does not fit in 1024 tokens" in long.err, "the third question's document is too long"

@@ -137,44 +137,39 @@ def test_conversations_with_a_server(url, tmp_path):
     remote.close()
 
 
-@pytest.mark.parametrize("concurrency", [1, 4])
-def test_a_server_that_dies_is_told_in_a_few_lines(url, serve_answers, tmp_path, concurrency, capfd):
-    def answer(path, body):
-        own = httpx.get(url + path) if not body else httpx.post(url + path, json=body, timeout=60)
-        return own.status_code, own.json()
+def many(n):
+    return [Instance("loglikelihood", {}, ("A river", f" of {i}"), i) for i in range(n)]
 
-    with serve_answers(answer) as between:
-        remote = ServerTarget(between, concurrency=concurrency)
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_a_server_that_dies_is_told_in_a_few_lines(serve_answers, tokenizer, tmp_path, concurrency, capfd):
+    tokenizer.save(tmp_path)
+    with serve_answers(lambda path, body: (200, {"data": [{"id": "m", "max_model_len": 100}]})) as url:
+        remote = ServerTarget(url, concurrency=concurrency, tokenizer=str(tmp_path))
         lm = Completions(remote, max_retries=2)
-        requests = [Instance("loglikelihood", {}, ("A river", f" of {i}"), i) for i in range(40)]
-        encoded = remote.encode
-        asked = {text: encoded(text) for request in requests for text in (request.args[0], "".join(request.args))}
-        remote.encode = asked.__getitem__
     with pytest.raises(ServerGone, match=r"does not answer \(Connection refused, 2 tries\)"):
-        lm.loglikelihood(requests, disable_tqdm=True)
+        lm.loglikelihood(many(40), disable_tqdm=True)
     gc.collect()  # where asyncio tells of tasks that nobody waited for
-    assert capfd.readouterr().err == f"{between}: Connection refused; trying again in 1 s\n"
+    assert capfd.readouterr().err == f"{url}: Connection refused; trying again in 1 s\n"
     remote.close()
 
 
-def test_a_refused_request_is_told_at_once(url, serve_answers, capfd):
+def test_a_refused_request_is_told_at_once(serve_answers, tokenizer, tmp_path, capfd):
     def answer(path, body):
-        if path == "/v1/completions":
-            return 400, {"error": {"message": "no logprobs here"}}
-        own = httpx.get(url + path) if not body else httpx.post(url + path, json=body, timeout=60)
-        return own.status_code, own.json()
+        return (400, {"error": {"message": "no"}}) if body else (200, {"data": [{"id": "m", "max_model_len": 100}]})
 
-    with serve_answers(answer) as between:
-        remote = ServerTarget(between)
+    tokenizer.save(tmp_path)
+    with serve_answers(answer) as url:
+        remote = ServerTarget(url, tokenizer=str(tmp_path))
         lm = Completions(remote, max_retries=3)
         with pytest.raises(UserError, match="refuses a request: HTTP 400"):
-            lm.loglikelihood([Instance("loglikelihood", {}, ("A river", f" of {i}"), i) for i in range(20)])
+            lm.loglikelihood(many(20), disable_tqdm=True)
         remote.close()
     gc.collect()
-    assert "API request failed" not in capfd.readouterr().err
+    assert capfd.readouterr().err == ""
 
 
-def test_a_server_that_goes_away_leaves_what_it_answered(url, serve_answers, tmp_path, capsys):
+def test_a_server_that_goes_away_leaves_what_it_answered(url, serve_answers, tmp_path):
     answered = []
 
     def answer(path, body):
@@ -191,7 +186,6 @@ def test_a_server_that_goes_away_leaves_what_it_answered(url, serve_answers, tmp
             evaluate(Completions(remote, max_retries=1), tmp_path, tasks=["nano3_opposites"])
         remote.close()
     assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 4
-    assert "Retry" not in capsys.readouterr().err
     remote = ServerTarget(url)
     samples, _ = evaluate(Completions(remote), tmp_path, tasks=["nano3_opposites"])
     assert len(samples) == 3
