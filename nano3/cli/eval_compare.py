@@ -29,11 +29,12 @@ Seed = Annotated[int, typer.Option(help="Decides the bootstrap's draws. Default:
 
 
 def compare(runs: Runs, out: Out = None, seed: Seed = 0, as_json: Json = False) -> None:
-    """Show the results of several stages side by side, with 95 % intervals (bootstrap over samples) and differences
-    from the first stage.
+    """Show the results of several stages side by side.
+
+    With 95 % intervals (bootstrap over samples) and differences from the first stage.
 
     [dim]Before and after long-context training:[/]
-      nano3 eval compare before=runs/eval-ruler-base after=runs/eval-ruler-long --out compare.png
+      nano3 eval compare before=runs/a after=runs/b --out compare.png
     """
     if out is not None and out.suffix.lower() != ".png":
         raise UserError(f"--out {out}: give the name of a PNG file")

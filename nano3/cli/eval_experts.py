@@ -60,8 +60,9 @@ def experts(
     dtype: engines.Dtype = "auto",
     device: engines.Device = "auto",
 ) -> None:
-    """Count how often each expert is chosen, layer by layer; exit code 1 when one exceeds the threshold. A server does
-    not show its routing, so there is no --url.
+    """Count how often each expert is chosen, layer by layer.
+
+    Exit code 1 when one exceeds the threshold. A server does not show its routing, so there is no --url.
 
     [dim]The report's audit (over 10,000 prompts no expert takes more than 5 %):[/]
       nano3 eval experts --from PATH --prompts prompts.jsonl
@@ -154,7 +155,7 @@ def _count(model: LM, groups: list[Any], store: Any) -> None:
     from nano3.eval.progress import Progress
 
     left = [group for group in groups if ("experts", None, group.index) not in store.rows]
-    with Progress(len(left), sum(group.n_tokens for group in left)) as progress:
+    with Progress(len(left), sum(group.n_tokens for group in left), things="rows") as progress:
         for group in left:
             loads = count_group(model, group)
             store.add({"task": "experts", "length": None, "index": group.index, "score": None, "depth": None,

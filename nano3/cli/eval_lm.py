@@ -112,7 +112,9 @@ def lm(
     max_context: MaxContext = None,
     engine_name: engines.EngineName = "native",
 ) -> None:
-    """Run tasks of lm-evaluation-harness on a model; the scores are those of its hf model.
+    """Run tasks of lm-evaluation-harness on a model.
+
+    The scores are those of the harness's hf model.
 
     [dim]Small tasks that come with nano3:[/]
       nano3 eval lm --from runs/pretrain-tiny
@@ -172,13 +174,30 @@ def _open_target(options: dict[str, Any]) -> Target:
     from nano3.eval.lm import max_positions
 
     wanted = options["max_context"] or max_positions(options["from_"])
+    _check_context(options, wanted)
     target = shared.open_target({**options, "max_context": wanted + 1})
     if target.max_context is not None and target.max_context <= wanted:
         target.close()
-        # A context that depends on what is free now would give other scores tomorrow.
-        raise UserError(f"a context of {wanted} tokens does not fit in memory: give --max-context "
-                        f"{target.max_context - 1} (the most that fits), or raise --memory")  # fmt: skip
+        raise _no_room(wanted, target.max_context - 1)
     return target
+
+
+def _check_context(options: dict[str, Any], wanted: int) -> None:
+    """Raise UserError for a context that does not fit, before the model is loaded."""
+    from nano3.eval.room import find_room
+
+    if options["engine_name"] != "native":
+        return
+    room = find_room(options["from_"], wanted + 1, dtype=options["dtype"], device=options["device"],
+                     memory=engines.parse_bytes(options["memory"]))  # fmt: skip
+    if room is not None and room.need > room.memory and room.largest > 1:
+        raise _no_room(wanted, room.largest - 1)
+
+
+def _no_room(wanted: int, most: int) -> UserError:
+    # A context that depends on what is free now would give other scores tomorrow.
+    return UserError(f"a context of {wanted} tokens does not fit in memory: give --max-context {most} (the most that "
+                     "fits), or raise --memory")  # fmt: skip
 
 
 def _open_lm(options: dict[str, Any], target: Target) -> Any:
@@ -262,7 +281,7 @@ def _run(options: dict[str, Any], target: Target, found: list[Found], how: Optio
         notes += [note for note in store.notes() if CUT in note]  # of answers that are not asked for again
         try:
             with shared.cut_short(lambda: store.finish(result(False)), folder):
-                run_tasks(model, found, how, store, lambda n: Progress(n, n, "requests"), scores.extend)
+                run_tasks(model, found, how, store, lambda n: Progress(n, n, "requests", "requests"), scores.extend)
         except Exception:
             store.finish(result(False))
             raise

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from nano3.eval.store import Result
     from nano3.eval.target import Target
 
-COLUMNS = 6
-"""Lengths side by side in the table."""
-
 Ctx = Annotated[
     str,
     typer.Option(
@@ -91,11 +88,12 @@ def ruler(
     max_sequences: engines.MaxSequences = None,
     engine_name: engines.EngineName = "native",
 ) -> None:
-    """RULER: needles, variables, frequent words and questions in contexts of a given length, scored as in the paper
-    (arXiv 2404.06654); needs no download.
+    """RULER (arXiv 2404.06654): tasks in contexts of given lengths.
+
+    Needles, variables, frequent words and questions, scored as in the paper; needs no download.
 
     [dim]The needle tasks of a run, at four lengths:[/]
-      nano3 eval ruler --from runs/pretrain-tiny --ctx 512,1k,2k,4k --tasks niah --samples 20
+      nano3 eval ruler --from RUN --ctx 512,1k,2k,4k --tasks niah --samples 20
 
     [dim]All 13 tasks, of a server:[/]
       nano3 eval ruler --url http://127.0.0.1:8000 --ctx 4k,8k,64k
@@ -181,6 +179,10 @@ def _say_start(left: int, total: int, folder: Path) -> None:
     print(f"{left} samples to answer{done}; results go to {folder}", file=sys.stderr, flush=True)
 
 
+BETWEEN, EDGES = 3, 2
+"""Blanks between two columns of a table, and at its sides."""
+
+
 def _show(result: Result, drawn: list[Path], folder: Path, as_json: bool) -> None:
     from nano3.cli.output import plain_table, print_json, print_table, results
     from nano3.eval.ruler_run import AVERAGE, length_text
@@ -191,17 +193,21 @@ def _show(result: Result, drawn: list[Path], folder: Path, as_json: bool) -> Non
         print(f"note: {note}", file=sys.stderr)
     if as_json:
         return print_json({**result.document(), "folder": str(folder)})
-    scores = {(score.task, score.length): score for score in result.scores}
+    scores = {
+        (score.task, score.length): f"{score.value:.1f} ({score.low:.0f}-{score.high:.0f})" for score in result.scores
+    }
     lengths = sorted({score.length for score in result.scores if score.length})
     tasks = [*dict.fromkeys(score.task for score in result.scores)]
-    for start in range(0, len(lengths), COLUMNS):
-        shown = lengths[start : start + COLUMNS]
+    # Lengths side by side, as many as a line holds; BETWEEN blanks stand between two columns.
+    widest = max(map(len, scores.values()), default=1) + BETWEEN
+    columns = max(1, (results().width - EDGES - max(map(len, tasks), default=0)) // widest)
+    for start in range(0, len(lengths), columns):
+        shown = lengths[start : start + columns]
         heads = tuple(length_text(length) for length in shown)
         table = plain_table(f"{result.name}: {result.model}, score (95 % interval)", "", *heads, right=heads)
         for task in tasks:
             if task == AVERAGE:
                 table.add_section()
-            cells = [scores.get((task, length)) for length in shown]
-            table.add_row(task, *("" if s is None else f"{s.value:.1f} ({s.low:.0f}-{s.high:.0f})" for s in cells))
+            table.add_row(task, *(scores.get((task, length), "") for length in shown))
         print_table(results(), table)
     print(f"results in {folder}", file=sys.stderr)

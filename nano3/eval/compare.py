@@ -308,7 +308,7 @@ def _set_change(
     if before is not None and now is not None:
         cell.change_low, cell.change_high = _percent(difference_of_others(before, now))
         return
-    if None not in (first.low, first.high, cell.low, cell.high):
+    if first.low is not None and first.high is not None and cell.low is not None and cell.high is not None:
         # Newcombe's method 10: the two intervals put together.
         cell.change_low = cell.change - math.hypot(cell.value - cell.low, first.high - first.value)
         cell.change_high = cell.change + math.hypot(cell.high - cell.value, first.value - first.low)

@@ -13,6 +13,10 @@ from nano3.report import BLUE, GREEN, GRID, INK, MUTED, ORANGE
 
 COLORS = (BLUE, ORANGE, GREEN, "#7c3aed", "#be185d", "#0891b2", "#854d0e")
 ACROSS = 4
+UPRIGHT = 2
+"""Bars whose names stand side by side; those of more lean."""
+LETTER = 0.045
+"""Inches of height for each letter of a name that leans."""
 SHIFT = 0.08
 """Distance of the stages' points at one length, so that whiskers do not hide each other."""
 
@@ -31,7 +35,11 @@ def draw(stages: Sequence[Stage], rows: Sequence[Row], path: Path) -> Path:
     panels = _panels(rows)
     across = min(ACROSS, len(panels))
     down = -(-len(panels) // across)
-    figure = Figure(figsize=(3.5 * across + 0.6, 2.7 * down + 0.9), dpi=150, layout="constrained", facecolor="white")
+    names = max(
+        (len(name) for panel in panels if _leans(panel) for name in "\n".join(_bar_names(panel)).split("\n")), default=0
+    )
+    size = (3.5 * across + 0.6, (2.7 + LETTER * names) * down + 0.9)
+    figure = Figure(figsize=size, dpi=150, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     axes = list(figure.subplots(down, across, squeeze=False).flat)
     for axis, panel in zip(axes, panels, strict=False):
@@ -102,12 +110,23 @@ def _bars(axis: Any, panel: Sequence[Row], n_stages: int) -> None:
             axis.annotate(f"{cell.value:.3g}", (x, top), (0, 2), textcoords="offset points", ha="center", fontsize=7,
                           color=INK)  # fmt: skip
     share = all(_is_share(row) for row in panel)
-    names = [f"{row.key.task}\n{row.key.metric}" if share else row.key.metric for row in panel]
-    axis.set_xticks(range(len(panel)), names, fontsize=7)
+    lean = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if _leans(panel) else {}
+    axis.set_xticks(range(len(panel)), _bar_names(panel), fontsize=7, **lean)
     axis.margins(y=0.12)
     if share:
         return _dress(axis, panel[0].key.kind)
     _number(axis, panel)
+
+
+def _bar_names(panel: Sequence[Row]) -> list[str]:
+    if not all(_is_share(row) for row in panel):
+        return [row.key.metric for row in panel]
+    return [f"{row.key.task}\n{row.key.metric}" for row in panel]
+
+
+def _leans(panel: Sequence[Row]) -> bool:
+    """Whether the names of a panel's bars are too many to stand side by side."""
+    return panel[0].key.length is None and len(panel) > UPRIGHT
 
 
 def _number(axis: Any, panel: Sequence[Row]) -> None:

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
     from lm_eval.tasks.manager import TaskDict
 
+UNSAFE = (
+    "task {task} runs code that the model writes, outside any sandbox: leave it out of --tasks; where that is wanted, "
+    "use python -m nano3.eval.lm_harness with --confirm_run_unsafe_code"
+)
 NEAREST = 4
 GROUP = re.compile(r"^group:", re.MULTILINE)
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
@@ -90,6 +94,8 @@ class UnknownPartError(UserError):
 
 def _load(manager: TaskManager, names: Sequence[str]) -> list[Found]:
     expanded = list(dict.fromkeys(match for name in names for match in _match(manager, name)))
+    for name in expanded:
+        _refuse_unsafe(manager, name)
     return [_load_one(manager, name) for name in expanded]
 
 
@@ -106,6 +112,26 @@ def _match(manager: TaskManager, name: str) -> list[str]:
     return matches
 
 
+def _refuse_unsafe(manager: TaskManager, name: str) -> None:
+    """Raise UserError where a name stands for a task, or has one among its own, that runs code of the model; known
+    before any data is loaded."""
+    left: list[Any] = [name]
+    seen: set[str] = set()
+    while left:
+        part = left.pop()
+        config = part if isinstance(part, Mapping) else {}
+        known = part if isinstance(part, str) else config.get("task", config.get("group"))
+        entry = manager.task_index.get(known) if isinstance(known, str) and known not in seen else None
+        if entry is not None:
+            seen.add(entry.name)
+            left += sorted(entry.tags) if entry.cfg is None else []
+            config = {**(entry.cfg or {}), **config}
+        if config.get("unsafe_code"):
+            raise UserError(UNSAFE.format(task=known))
+        members = (entry.cfg or {}).get("task") if entry is not None else config.get("task")
+        left += members if isinstance(members, list) else []
+
+
 def _load_one(manager: TaskManager, name: str) -> Found:
     try:
         with quiet():
@@ -116,8 +142,7 @@ def _load_one(manager: TaskManager, name: str) -> Found:
         raise (UnknownPartError if _is_group(manager, name) else UserError)(_why(name, error)) from error
     for task_name, task in loaded["tasks"].items():
         if getattr(task, "UNSAFE_CODE", False):
-            raise UserError(f"task {task_name} runs code that the model writes, outside any sandbox; where that is "
-                            "wanted, use python -m nano3.eval.lm_harness with --confirm_run_unsafe_code")  # fmt: skip
+            raise UserError(UNSAFE.format(task=task_name))
     return Found(Path(name).stem, loaded)
 
 

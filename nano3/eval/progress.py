@@ -10,21 +10,24 @@ from nano3.report import clock, count
 
 LINE_SECONDS = 10.0
 """Seconds between two plain lines."""
+FEW, FEW_SECONDS = 10, 3.0
+"""Requests and seconds without an estimate of the time left."""
 
 
 class Progress:
     """Counts samples and what they cost; the time left goes by cost, since a long prompt takes longer than a short
     one. Also counts the part of long prompts that is computed, so that a prompt of a million tokens shows movement."""
 
-    def __init__(self, samples: int, cost: float, unit: str = "tokens") -> None:
+    def __init__(self, samples: int, cost: float, unit: str = "tokens", things: str = "samples") -> None:
         """Begin to count.
 
         Args:
             samples: to be answered.
             cost: of all of them together, in `unit`.
             unit: what cost is counted in.
+            things: what samples are called.
         """
-        self.samples, self.cost, self.unit = samples, max(cost, 1.0), unit
+        self.samples, self.cost, self.unit, self.things = samples, max(cost, 1.0), unit, things
         self.done, self.spent, self.under_way, self.now = 0, 0.0, 0.0, ""
         self._start = time.monotonic()
         self._last = self._start
@@ -64,10 +67,12 @@ class Progress:
     def line(self, seconds: float) -> str:
         """All of it in a line, `seconds` after the start."""
         spent = min(self.cost, self.spent + self.under_way)
-        parts = [f"{self.done}/{self.samples} samples"]
+        parts = [f"{self.done}/{self.samples} {self.things}"]
         if self.now:
             parts.append(self.now)
-        if spent and seconds > 0:
+        # The first requests wait for what comes before all of them, and many end together.
+        least = min(FEW, self.cost) if self.unit == self.things else 1
+        if spent >= least and seconds >= FEW_SECONDS:
             rate = spent / seconds
             parts += [f"{count(rate)} {self.unit}/s", f"{clock((self.cost - spent) / rate)} left"]
         return "  ".join(parts)

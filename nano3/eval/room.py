@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from nano3.config.errors import UserError
@@ -10,8 +11,46 @@ PAGE = 64
 """Tokens of a page of keys and values, as the engine's default."""
 
 
+@dataclass(frozen=True)
+class Room:
+    """What a context takes, and what there is for it."""
+
+    need: int
+    """Bytes."""
+    memory: int
+    """Bytes that sequences may use."""
+    largest: int
+    """Tokens of the largest context that fits."""
+    made_for: int
+    """Tokens that the model was made for."""
+
+
 def check_context(model: str, length: int, *, dtype: str, device: str, memory: int | None) -> tuple[str, ...]:
     """Refuse a context that the engine has no memory for; what there is to note about one that it has memory for.
+
+    Args:
+        model: as of `find_room`, as are the others.
+        length: tokens of prompt and output.
+        dtype: of the weights.
+        device: where the model runs.
+        memory: bytes for sequences.
+
+    Raises:
+        UserError: it does not fit; the line says what it takes and the largest context that fits.
+    """
+    room = find_room(model, length, dtype=dtype, device=device, memory=memory)
+    if room is None:
+        return ()  # loading it says so
+    if room.need > room.memory:
+        raise UserError(too_long(length, room.largest, room.need, room.memory))
+    if length > room.made_for:
+        # Advice only: no block of the model depends on positions.
+        return (f"{length} tokens are more than the {room.made_for} that the model was made for",)
+    return ()
+
+
+def find_room(model: str, length: int, *, dtype: str, device: str, memory: int | None) -> Room | None:
+    """What a context takes; None where there is no such model.
 
     Args:
         model: a run folder, a Hugging Face folder or a model preset.
@@ -21,7 +60,7 @@ def check_context(model: str, length: int, *, dtype: str, device: str, memory: i
         memory: bytes for sequences; None: a share of what is free beside the weights.
 
     Raises:
-        UserError: it does not fit; the line says what it takes and the largest context that fits.
+        UserError: no such device or dtype.
     """
     import torch
 
@@ -38,7 +77,7 @@ def check_context(model: str, length: int, *, dtype: str, device: str, memory: i
     where = find_device(device)
     folder = model_folder(model) if Path(model).exists() else None
     if folder is None and model not in preset_names("models"):
-        return ()  # loading it says so
+        return None
     cfg = read_config(folder) if folder else load_preset(model)
     weights, activations = inference_dtypes(dtype, where, stored_dtype(folder) if folder else torch.float32)
     if memory is None:
@@ -46,13 +85,8 @@ def check_context(model: str, length: int, *, dtype: str, device: str, memory: i
         memory = int(max(0, rest) * SHARE_OF_FREE[where.type])
     slot, page = slot_bytes(cfg, activations), page_bytes(cfg, PAGE, activations)
     need = slot + -(-length // PAGE) * page
-    if need > memory:
-        largest = max(0, (memory - slot) // page) * PAGE if page else 0
-        raise UserError(too_long(length, largest, need, memory))
-    if length > cfg.max_position_embeddings:
-        # Advice only: no block of the model depends on positions.
-        return (f"{length} tokens are more than the {cfg.max_position_embeddings} that the model was made for",)
-    return ()
+    largest = max(0, (memory - slot) // page) * PAGE if page else 0
+    return Room(need, memory, largest, cfg.max_position_embeddings)
 
 
 def too_long(

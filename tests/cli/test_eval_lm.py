@@ -192,6 +192,26 @@ def test_a_context_that_does_not_fit_is_refused(run, model_folder, tmp_path):
     assert result_of(out)["settings"]["max_context"] == int(found[1])
 
 
+def test_a_context_far_too_long_is_one_line(run, model_folder, tmp_path):
+    done = run("eval", "lm", "--from", model_folder, "--tasks", "nano3_prose", "--memory", "8MiB", "--max-context",
+               99999999, "--out", tmp_path / "out")  # fmt: skip
+    assert done.code == 2
+    assert done.err.startswith("error: a context of 99999999 tokens does not fit in memory: give --max-context")
+    assert done.err.count("\n") == 1, done.err
+
+
+def test_a_task_that_runs_code_is_refused_before_its_data_is_loaded(run, model_folder, tmp_path):
+    (tmp_path / "base.yaml").write_text("dataset_path: nobody/has-this\ntest_split: test\nunsafe_code: true\n" + WRITE)
+    (tmp_path / "code.yaml").write_text("include: base.yaml\ntask: code\ntag: coding\n")
+    (tmp_path / "both.yaml").write_text("group: both\ntask:\n  - nano3_prose\n  - task: code\n    num_fewshot: 0\n")
+    ask = ("eval", "lm", "--from", model_folder, "--include", tmp_path, "--tasks")
+    for tasks in ("code", "nano3_prose,both", "coding"):
+        done = run(*ask, tasks)
+        assert done.code == 2
+        assert done.err.startswith("error: task code runs code that the model writes, outside any sandbox")
+        assert done.err.count("\n") == 1, done.err
+
+
 @pytest.mark.slow  # reads the harness's 14,000 task files
 def test_an_unknown_task_is_told_the_nearest(run, model_folder):
     done = run("eval", "lm", "--from", model_folder, "--tasks", "hellasvag,nano3")

@@ -16,9 +16,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from nano3.cli import eval_ruler, output
 from nano3.eval.ruler import Sources
 from nano3.eval.ruler.words import WordList
 from nano3.eval.ruler_run import Plan, summarize
+from nano3.eval.store import Result, Score
 
 from ..eval.servers import answering
 
@@ -263,6 +265,18 @@ def test_a_damaged_file_is_told_with_what_to_do(run, base_folder, name, said):
     if name == "result.json":
         Path("r", name).unlink()
         assert run(*command).code == 0
+
+
+def test_a_table_of_many_lengths_keeps_each_number_on_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(output, "PIPE_WIDTH", 80)
+    tasks, lengths = ("niah_multikey_1", "average"), [1024 << i for i in range(7)]
+    scores = [Score(task, length, "m", 100.0, 0.0, 9, True, 96.3, 100.0) for task in tasks for length in lengths]
+    eval_ruler._show(Result("ruler", "ruler", "m", True, {}, scores), [], Path("r"), False)
+    out = capsys.readouterr().out
+    assert out.count("100.0 (96-100)") == 14
+    assert max(map(len, out.splitlines())) <= 80
+    for length in lengths:
+        assert out.count(f" {length // 1024}k\n") + out.count(f" {length // 1024}k ") == 1
 
 
 def test_a_server_that_answers_nothing_leaves_nothing(run):

@@ -25,3 +25,17 @@ def test_the_last_sample_always_prints(capsys):
 
 def test_nothing_is_divided_by_zero_before_the_first_token():
     assert Progress(3, 0).line(0) == "0/3 samples"
+
+
+def test_no_time_left_is_told_of_the_first_few():
+    progress = Progress(208, 208, "requests", "requests")
+    progress.sample(1)
+    assert progress.line(20) == "1/208 requests"
+    for _ in range(103):
+        progress.sample(1)
+    assert progress.line(26) == "104/208 requests  4 requests/s  26s left"
+    assert progress.line(1) == "104/208 requests"
+    few = Progress(2, 2, "requests", "requests")
+    few.sample(1)
+    few.sample(1)
+    assert few.line(4).endswith("0s left")
