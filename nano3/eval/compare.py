@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from nano3.config.errors import UserError
 from nano3.eval.intervals import (
-    Z95,
     bootstrap_means,
     difference_of_few,
     difference_of_others,
     mean_of_means,
     middle95,
-    wilson,
+    told_interval,
 )
 from nano3.eval.ruler.tasks import TASKS
 from nano3.eval.ruler_run import AVERAGE_METRIC, GROWING
@@ -259,7 +258,7 @@ def _cell(stage: Stage, key: RowKey, drawn: np.ndarray | None) -> Cell | None:
         _, low, high = mean_of_means(groups)
         cell.low, cell.high = 100 * low, 100 * high
     else:
-        cell.low, cell.high = _told_ends(key, score)
+        cell.low, cell.high = told_interval(score, _is_share(key))
     if _is_share(key) and cell.low is not None and cell.high is not None:
         cell.low, cell.high = max(0.0, cell.low), min(100.0, cell.high)
     return cell
@@ -267,20 +266,6 @@ def _cell(stage: Stage, key: RowKey, drawn: np.ndarray | None) -> Cell | None:
 
 def _is_share(key: RowKey) -> bool:
     return key.kind == "ruler" or key.metric.startswith(SHARES)
-
-
-def _told_ends(key: RowKey, score: Mapping[str, Any]) -> tuple[float, float] | tuple[None, None]:
-    """The interval that result.json tells, itself or by a standard error."""
-    value, error = float(score["value"]), score.get("stderr")
-    if score.get("low") is not None and score.get("high") is not None:
-        return float(score["low"]), float(score["high"])
-    if error:
-        return value - Z95 * error, value + Z95 * error
-    # A standard error of 0 is that of samples which are all alike, not of certainty.
-    if error is not None and score.get("n") and _is_share(key):
-        low, high = wilson(value / 100, score["n"])
-        return 100 * low, 100 * high
-    return None, None
 
 
 def _set_change(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,6 +41,21 @@ def wilson(mean: float, n: int, z: float = Z95) -> tuple[float, float]:
     half = z / (1 + square) * math.sqrt(mean * (1 - mean) / n + square / (4 * n))
     # Exact at the ends, where rounding would leave a little.
     return 0.0 if mean == 0.0 else max(0.0, centre - half), 1.0 if mean == 1.0 else min(1.0, centre + half)
+
+
+def told_interval(score: Mapping[str, Any], share: bool) -> tuple[float, float] | tuple[None, None]:
+    """The 95 % interval that a score of a result tells, itself or by its standard error; `share`: of right answers, in
+    percent."""
+    value, error = float(score["value"]), score.get("stderr")
+    if score.get("low") is not None and score.get("high") is not None:
+        return float(score["low"]), float(score["high"])
+    if error:
+        return value - Z95 * error, value + Z95 * error
+    # A standard error of 0 is that of samples which are all alike, not of certainty.
+    if error is not None and score.get("n") and share:
+        low, high = wilson(value / 100, score["n"])
+        return 100 * low, 100 * high
+    return None, None
 
 
 def mean_of_means(groups: Sequence[Sequence[float]], z: float = Z95) -> tuple[float, float, float]:
