@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from typing import Any
 
 from nano3.report import clock, count
 
 LINE_SECONDS = 10.0
 """Seconds between two plain lines."""
+RECENT_SECONDS = 60.0
+"""The time left goes by the speed in so many last seconds: a long prompt gets slower with each token before it."""
 FEW, FEW_SECONDS = 10, 3.0
 """Requests and seconds without an estimate of the time left."""
 
@@ -31,6 +34,7 @@ class Progress:
         self.done, self.spent, self.under_way, self.now = 0, 0.0, 0.0, ""
         self._start = time.monotonic()
         self._last = self._start
+        self._marks: deque[tuple[float, float]] = deque([(0.0, 0.0)])  # seconds and cost spent, the oldest first
         self._bar: Any = None
         if sys.stderr.isatty():
             self._bar, self._task = _bar(self.cost)
@@ -73,9 +77,19 @@ class Progress:
         # The first requests wait for what comes before all of them, and many end together.
         least = min(FEW, self.cost) if self.unit == self.things else 1
         if spent >= least and seconds >= FEW_SECONDS:
-            rate = spent / seconds
-            parts += [f"{count(rate)} {self.unit}/s", f"{clock((self.cost - spent) / rate)} left"]
+            left = (self.cost - spent) / self._recent_rate(seconds, spent)
+            parts += [f"{count(spent / seconds)} {self.unit}/s", f"{clock(left)} left"]
         return "  ".join(parts)
+
+    def _recent_rate(self, seconds: float, spent: float) -> float:
+        """Cost a second lately; of the whole time where little of it is known."""
+        self._marks.append((seconds, spent))
+        while len(self._marks) > 2 and self._marks[1][0] <= seconds - RECENT_SECONDS:
+            self._marks.popleft()
+        since, before = self._marks[0]
+        if seconds - since < RECENT_SECONDS / 2 or spent <= before:
+            return spent / seconds
+        return (spent - before) / (seconds - since)
 
     def _show(self, last: bool) -> None:
         now = time.monotonic()

@@ -15,6 +15,17 @@ def test_time_left_goes_by_cost_not_by_count(capsys):
     assert progress.line(20) == "2/4 samples  vt 1K  100 tokens/s  20s left"
 
 
+def test_time_left_goes_by_the_speed_of_the_last_minute():
+    progress = Progress(1, 10_000)
+    for second in range(1, 101):
+        progress.tick(50 * second)
+        progress.line(second)
+    for second in range(101, 201):  # a long prompt has become slower
+        progress.tick(5000 + 10 * (second - 100))
+        told = progress.line(second)
+    assert told == "0/1 samples  30 tokens/s  6m40s left"
+
+
 def test_the_last_sample_always_prints(capsys):
     progress = Progress(2, 20)
     progress.sample(10)
