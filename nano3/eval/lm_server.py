@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI
@@ -33,7 +33,7 @@ OWN = "server"
 T = TypeVar("T")
 
 
-# To pyright the harness's decorator makes its classes plain LM.
+# To pyright the harness's decorator makes its classes plain LM: it sees none of their attributes.
 class _Answering(LocalCompletionsAPI):
     """Failures of the harness's requests in nano3's words; each repeat of a sampled request with a seed of its own."""
 
@@ -42,6 +42,10 @@ class _Answering(LocalCompletionsAPI):
     """Tokens that a prediction may see."""
     prefix: str = OWN
     """What texts begin with: bos, eos or OWN."""
+    verify_certificate: bool
+    timeout: int
+    max_retries: int
+    amodel_call: Callable[..., Awaitable[Any]]
     _seed: int
     _max_gen_toks: int
 
