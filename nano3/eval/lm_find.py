@@ -73,11 +73,11 @@ def find_tasks(names: Sequence[str], include: Sequence[Path], metadata: Mapping[
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """No lines from the harness but errors: what a user must know is told elsewhere."""
-    harness = logging.getLogger("lm_eval")
+def quiet(part: str = "lm_eval", least: int = logging.ERROR) -> Iterator[None]:
+    """No lines from the harness, or a part of it, but errors: what a user must know is told elsewhere."""
+    harness = logging.getLogger(part)
     before = harness.level
-    harness.setLevel(logging.ERROR)
+    harness.setLevel(least)
     try:
         yield
     finally:

@@ -1,7 +1,7 @@
 """`python -m nano3.eval.lm_harness ...`: the harness's own command line, with `--model nano3` known to it.
 
-Versions of lm-eval after 0.4.13 find nano3 by themselves, through the entry point `lm_eval.models` in pyproject.toml;
-earlier ones look for models in their own package alone.
+lm-eval up to 0.4.13 looks for models in its own package alone. The entry point `lm_eval.models` in pyproject.toml is
+for what its developers have merged since (pull request 4013); no released version could be tried with it.
 """
 
 from __future__ import annotations

@@ -6,18 +6,16 @@ The harness's own way starts a task for each request, and lets every one of them
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import sys
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import aiohttp
 
 from nano3.config.errors import UserError
 from nano3.eval.prompt import ServerGone
-from nano3.eval.server_target import LONGEST_WAIT, PASSING
+from nano3.eval.server_target import LONGEST_WAIT, PASSING, seconds_of
 
 T = TypeVar("T")
 
@@ -37,7 +35,7 @@ async def ask_all(ask: Callable[[int], Awaitable[T]], n: int, at_once: int, trie
         ask: sends a request.
         n: number of requests.
         at_once: most requests under way.
-        tries: of each request, with 1, 2, 4, ... seconds between them.
+        tries: of each request, with 1, 2, 4, ... seconds between them, or what the server asks for, at most a minute.
         url: of the server, for people.
 
     Raises:
@@ -63,18 +61,6 @@ async def ask_all(ask: Callable[[int], Awaitable[T]], n: int, at_once: int, trie
     return [answers[index] for index in range(n)]
 
 
-@contextmanager
-def without_log() -> Iterator[None]:
-    """No lines of the harness about single requests: what fails is told once."""
-    log = logging.getLogger("lm_eval.models.api_models")
-    before = log.level
-    log.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        log.setLevel(before)
-
-
 async def _try(ask: Callable[[], Awaitable[T]], tries: int, url: str, told: set[int]) -> T:
     """One request's answer; `told` has the tries after which a line was printed already, for other requests too."""
     for attempt in range(1, tries + 1):
@@ -82,12 +68,13 @@ async def _try(ask: Callable[[], Awaitable[T]], tries: int, url: str, told: set[
             return await ask()
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
             reason = _reason(error)
+            asked = seconds_of((getattr(error, "headers", None) or {}).get("retry-after"))
             status = getattr(error, "status", None)
             if isinstance(status, int) and 400 <= status < 500 and status not in PASSING:
                 raise UserError(f"{url} refuses a request: {reason}") from error
         if attempt == tries:
             break
-        pause = min(LONGEST_WAIT, 2.0 ** (attempt - 1))
+        pause = min(LONGEST_WAIT, max(2.0 ** (attempt - 1), asked))
         if attempt not in told:
             told.add(attempt)
             print(f"{url}: {reason}; trying again in {pause:g} s", file=sys.stderr, flush=True)

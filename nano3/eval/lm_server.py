@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
@@ -11,8 +12,9 @@ from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompleti
 from lm_eval.models.utils import postprocess_generated_text
 
 from nano3.config.errors import UserError
+from nano3.eval import lm_find
 from nano3.eval.lm_generation import MEANINGLESS, plain_settings, prompt_room, repeats
-from nano3.eval.lm_requests import AnyType, ask_all, without_log
+from nano3.eval.lm_requests import AnyType, ask_all
 from nano3.eval.lm_text import CUT_NOTE, Start, choose_prefix, stage_of, start_of
 from nano3.eval.prompt import Prompt
 from nano3.eval.server_tokens import LocalTokens
@@ -87,7 +89,8 @@ class _Answering(LocalCompletionsAPI):
         return super()._create_payload(messages, generate=generate, gen_kwargs=gen_kwargs, **options)  # pyright: ignore
 
     def _asked(self, ask: Callable[..., T], requests: Sequence[Any], quiet: bool) -> T:
-        with without_log():
+        # Lines about single requests: what fails is told once.
+        with lm_find.quiet("lm_eval.models.api_models", logging.CRITICAL):
             return ask(requests, disable_tqdm=quiet)
 
     async def get_batched_requests(

@@ -165,7 +165,7 @@ class ServerTarget:
                 if response.status_code < 500 and response.status_code not in PASSING:
                     return response
                 reason = f"HTTP {response.status_code}"
-                retry_after = _seconds(response.headers.get("retry-after"))
+                retry_after = seconds_of(response.headers.get("retry-after"))
             except httpx.TimeoutException:
                 reason = "no answer in time"
             except httpx.TransportError as error:
@@ -287,7 +287,7 @@ def _words(response: httpx.Response) -> str:
     return error_text(response.content)
 
 
-def _seconds(text: str | None) -> float:
+def seconds_of(text: str | None) -> float:
     try:
         return max(0.0, float(text or 0))
     except ValueError:

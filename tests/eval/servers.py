@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-Reply = tuple[int, Any]
+Reply = tuple[int, Any] | tuple[int, Any, dict[str, str]]
 Answerer = Callable[[str, dict[str, Any]], Reply]
 
 
 @contextmanager
 def answering(answer: Answerer, port: int = 0) -> Iterator[str]:
-    """A server on a port (0: a free one) whose answer to (path, body) is (status, JSON); its address."""
+    """A server on a port (0: a free one) whose answer to (path, body) is (status, JSON) or (status, JSON, headers);
+    its address."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -31,6 +32,8 @@ def answering(answer: Answerer, port: int = 0) -> Iterator[str]:
             data = json.dumps(reply[1]).encode()
             self.send_response(reply[0])
             self.send_header("Content-Length", str(len(data)))
+            for name, value in (reply[2] if len(reply) > 2 else {}).items():
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(data)
 

@@ -164,13 +164,17 @@ def test_bits_per_byte_of_other_texts_get_a_note(tmp_path):
     assert notes(stages) == ["b: held-out texts differ: 33,752 bytes, 86,201 bytes in a"]
 
 
+def without_samples(folder, value, n):
+    """A stage of one accuracy with a standard error of 2."""
+    folder.mkdir()
+    score = {"task": "arc", "length": None, "metric": "acc", "value": value, "stderr": 2.0, "n": n}
+    result = {"kind": "lm", "name": "lm", "model": folder.name, "complete": True, "settings": {}, "scores": [score]}
+    (folder / "result.json").write_text(json.dumps(result))
+    return load_stage(str(folder))
+
+
 def test_numbers_without_samples_use_their_standard_error(tmp_path):
-    for name, value in (("a", 50.0), ("b", 60.0)):
-        (tmp_path / name).mkdir()
-        score = {"task": "arc", "length": None, "metric": "acc", "value": value, "stderr": 2.0, "n": 625}
-        result = {"kind": "lm", "name": "lm", "model": name, "complete": True, "settings": {}, "scores": [score]}
-        (tmp_path / name / "result.json").write_text(json.dumps(result))
-    (row,) = compare([load_stage(str(tmp_path / name)) for name in ("a", "b")])
+    (row,) = compare([without_samples(tmp_path / "a", 50.0, 625), without_samples(tmp_path / "b", 60.0, 625)])
     assert row.cells[0].high == pytest.approx(53.92, abs=0.01)
     assert row.cells[1].change_low == pytest.approx(10 - 1.96 * 8**0.5, abs=0.01)
 
@@ -201,12 +205,7 @@ def test_lost_samples_are_told_and_make_no_certainty(tmp_path, kept, value):
 
 
 def test_an_interval_of_shares_ends_at_none_and_all(tmp_path):
-    for name, value in (("a", 1.0), ("b", 99.5)):
-        (tmp_path / name).mkdir()
-        score = {"task": "arc", "length": None, "metric": "acc", "value": value, "stderr": 2.0, "n": 25}
-        result = {"kind": "lm", "name": "lm", "model": name, "complete": True, "settings": {}, "scores": [score]}
-        (tmp_path / name / "result.json").write_text(json.dumps(result))
-    (row,) = compare([load_stage(str(tmp_path / name)) for name in "ab"])
+    (row,) = compare([without_samples(tmp_path / "a", 1.0, 25), without_samples(tmp_path / "b", 99.5, 25)])
     assert row.cells[0].low == 0.0
     assert row.cells[1].high == 100.0
 

@@ -154,6 +154,25 @@ def test_a_server_that_dies_is_told_in_a_few_lines(serve_answers, tokenizer, tmp
     remote.close()
 
 
+def test_a_busy_server_is_asked_again_when_it_says(serve_answers, tokenizer, tmp_path, capfd):
+    asked = []
+
+    def answer(path, body):
+        if not body:
+            return 200, {"data": [{"id": "m", "max_model_len": 100}]}
+        asked.append(time.monotonic())
+        return (429, {}, {"Retry-After": "1.5"}) if len(asked) == 1 else (400, {})
+
+    tokenizer.save(tmp_path)
+    with serve_answers(answer) as url:
+        remote = ServerTarget(url, tokenizer=str(tmp_path))
+        with pytest.raises(UserError, match="HTTP 400"):
+            Completions(remote, max_retries=2).loglikelihood(many(1), disable_tqdm=True)
+        remote.close()
+    assert "trying again in 1.5 s" in capfd.readouterr().err
+    assert asked[1] - asked[0] >= 1.5
+
+
 def test_a_refused_request_is_told_at_once(serve_answers, tokenizer, tmp_path, capfd):
     def answer(path, body):
         return (400, {"error": {"message": "no"}}) if body else (200, {"data": [{"id": "m", "max_model_len": 100}]})
