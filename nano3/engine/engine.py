@@ -15,7 +15,7 @@ from nano3.data.tokenizer import Tokenizer
 from nano3.engine.detokenize import TextStream
 from nano3.engine.grammar import GrammarCompiler, GrammarMatcher
 from nano3.engine.prefix_cache import PrefixCache
-from nano3.engine.protocol import Stats, ends_of_text
+from nano3.engine.protocol import Stats, ends_of_text, require_idle
 from nano3.engine.request import Request, Sampling, Token, Update
 from nano3.engine.sampler import best_of, sample, score
 from nano3.engine.scheduler import Limits, Scheduler, Work
@@ -61,9 +61,10 @@ class Engine:
         """Reserve memory.
 
         Args:
-            model: in evaluation mode, on its device.
+            model: on its device; it stays as it is, training mode included, which changes nothing here.
             tokenizer: of the model.
-            memory: bytes for states, keys and values; None: a part of what is free (`sizing.SHARE_OF_FREE`).
+            memory: bytes for states, keys and values; None: a part of what is free (`sizing.SHARE_OF_FREE`), so give it
+                where a trainer or a second engine is in the same process.
             max_sequences: sequences that run at once; lowered when memory is short (see `sizes.notes`).
             max_context: most tokens of prompt and output; None: the model's max_position_embeddings.
             page_size: tokens a page of keys and values.
@@ -78,7 +79,7 @@ class Engine:
             UserError: memory for not even one sequence, or a setting below 1.
         """
         _check_settings(max_sequences, page_size, snapshot_every, step_tokens, mixed_step_tokens)
-        self.model, self.tokenizer = model.eval(), tokenizer
+        self.model, self.tokenizer = model, tokenizer
         self.device = model.embeddings.weight.device
         self.eos_ids = ends_of_text(tokenizer) if eos_ids is None else eos_ids
         self.sizes: Sizes = fit(
@@ -97,6 +98,7 @@ class Engine:
         self._ids_limit = min(tokenizer.vocab_size, model.cfg.vocab_size)
         self._sequences: dict[str, list[Sequence]] = {}
         self._arrivals = 0
+        self._weights_version = 0
         self._grammars = GrammarCompiler(tokenizer, self._ids_limit, self.eos_ids)
         self._prompt_tokens = self._computed = self._outputs = self._drafted = self._accepted = 0
 
@@ -177,6 +179,15 @@ class Engine:
             slots=s.slots.total,
         )
 
+    def weights_changed(self) -> int:
+        """Drop the prefix cache; see GenerationEngine.weights_changed."""
+        require_idle(self._scheduler.under_way)
+        self._scheduler.cache.clear()
+        self._weights_version += 1
+        for sequence in (s for sequences in self._sequences.values() for s in sequences):
+            sequence.weights_version = self._weights_version
+        return self._weights_version
+
     def close(self) -> None:
         """Drop all requests and free the pool."""
         for request_id in list(self._sequences):
@@ -210,7 +221,9 @@ class Engine:
         text = TextStream(self.tokenizer, sampling.stop, sampling.include_stop)
         self._arrivals += 1
         every = self._scheduler.limits.snapshot_every
-        return Sequence(request, index, self._arrivals, sampler, text, every)
+        sequence = Sequence(request, index, self._arrivals, sampler, text, every)
+        sequence.weights_version = self._weights_version
+        return sequence
 
     def _matcher(self, sampling: Sampling) -> GrammarMatcher | None:
         return None if sampling.grammar is None else self._grammars.compile(sampling.grammar)

@@ -90,9 +90,32 @@ class GenerationEngine(Protocol):
         """Counters and use."""
         ...
 
+    def weights_changed(self) -> int:
+        """Drop all that was computed with the model's weights of before: to be called after every change of them.
+
+        Requests that have not begun stay in the queue and run with the new weights.
+
+        Returns:
+            The version of the weights, 0 at first and one more with each call; it is `weights_version` of all updates
+            from now on.
+
+        Raises:
+            RuntimeError: a sequence is under way, whose tokens would come from two versions; nothing was dropped.
+        """
+        ...
+
     def close(self) -> None:
         """Free what the engine holds."""
         ...
+
+
+def require_idle(unfinished: int) -> None:
+    """Raise weights_changed's RuntimeError where sequences are under way."""
+    if unfinished:
+        raise RuntimeError(
+            f"the weights changed while {unfinished} sequences were under way, computed in part with the old ones; "
+            "run them to their end or abort them before the weights change"
+        )
 
 
 def ends_of_text(tokenizer: Tokenizer) -> frozenset[int]:

@@ -141,6 +141,8 @@ class Update:
     """Prompt tokens that needed no computing, with the first update."""
     error: str = ""
     """What went wrong, when finish is error."""
+    weights_version: int = 0
+    """Of the weights that computed it; see GenerationEngine.weights_changed."""
 
 
 @dataclass
@@ -156,6 +158,8 @@ class Output:
     prompt: tuple[Token, ...] | None = None
     cached_tokens: int = 0
     error: str = ""
+    weights_version: int = 0
+    """Of the weights that computed it; see GenerationEngine.weights_changed."""
 
     def add(self, update: Update) -> None:
         """Append one update."""
@@ -164,6 +168,7 @@ class Output:
             self.pieces.append(update.text)
         self.cached_tokens = max(self.cached_tokens, update.cached_tokens)
         self.prompt = self.prompt or update.prompt
+        self.weights_version = update.weights_version
         if update.finish is not None:
             self.finish, self.stop_reason, self.error = update.finish, update.stop_reason, update.error
 

@@ -104,6 +104,11 @@ class Scheduler:
             self.slots.give_back(sequence.slot)
         self._release_pages(sequence)
 
+    @property
+    def under_way(self) -> int:
+        """Sequences of which something was computed: those that run, or had to give their memory up."""
+        return len(self.running) + sum(sequence.started for sequence in self.waiting)
+
     def schedule(self) -> list[Work]:
         """The works of the next pass, memory for each in hand."""
         self._admit()

@@ -39,6 +39,7 @@ class Sequence:
         self.started = False
         """Whether it ever ran."""
         self.reported = False
+        self.weights_version = 0
 
     @cached_property
     def tokens(self) -> list[int]:
@@ -124,4 +125,5 @@ class Sequence:
             reason,
             prompt=tuple(self.prompt_scores) if first and scores else None,
             cached_tokens=self.cached_tokens if first else 0,
+            weights_version=self.weights_version,
         )

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from nano3.config.errors import UserError
 from nano3.data.tokenizer import Tokenizer
 from nano3.engine.detokenize import TextStream
 from nano3.engine.grammar import GrammarCompiler, one_line
-from nano3.engine.protocol import Stats, ends_of_text
+from nano3.engine.protocol import Stats, ends_of_text, require_idle
 from nano3.engine.request import MAX_TOP, FinishReason, Grammar, Request, Sampling, Token, Update
 from nano3.engine.sequence_sampler import derive_seed, has_penalties
 from nano3.engine.thinking import ThinkingTracker, thinking_tracker
@@ -55,7 +56,8 @@ class VllmEngine:
         vllm = _import_vllm()
         from nano3.model.load import model_folder
 
-        folder = str(model_folder(model))
+        self.folder = model_folder(model)
+        folder = str(self.folder)
         self.tokenizer = Tokenizer.load(folder)
         self.eos_ids = ends_of_text(self.tokenizer)
         arguments = engine_arguments(folder, dtype, memory, max_sequences, max_context)
@@ -68,6 +70,7 @@ class VllmEngine:
         self._vocab_size: int = self._llm.model_config.get_vocab_size()
         self._grammars = GrammarCompiler(self.tokenizer, self._vocab_size, self.eos_ids)
         self._outputs: dict[str, VllmOutput] = {}
+        self._weights_version = 0
         self._counts = {"prompt": 0, "cached": 0, "output": 0}
 
     @property
@@ -114,7 +117,7 @@ class VllmEngine:
             output = self._outputs.get(answer.request_id)
             if output is None:
                 continue
-            update = output.update(answer)
+            update = replace(output.update(answer), weights_version=self._weights_version)
             self._counts["cached"] += update.cached_tokens
             self._counts["output"] += len(update.tokens)
             if update.finish is not None:
@@ -142,6 +145,21 @@ class VllmEngine:
             cached_tokens=self._counts["cached"],
             output_tokens=self._counts["output"],
         )
+
+    def reload_weights(self) -> int:
+        """Read the weights anew from the folder that the engine was opened on, then `weights_changed`."""
+        require_idle(len(self._outputs))
+        self._llm.collective_rpc("reload_weights")
+        return self.weights_changed()
+
+    def weights_changed(self) -> int:
+        """Drop vLLM's prefix cache; see GenerationEngine.weights_changed. vLLM does not tell which requests it has
+        begun, so none may be unfinished."""
+        require_idle(len(self._outputs))
+        if self._llm.reset_prefix_cache() is False:  # None before vLLM told
+            raise RuntimeError("vLLM kept its prefix cache, which holds states of the old weights; close the engine")
+        self._weights_version += 1
+        return self._weights_version
 
     def close(self) -> None:
         """Drop all requests and end vLLM's process."""

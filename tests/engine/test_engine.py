@@ -285,3 +285,59 @@ def test_more_sequences_than_a_step_takes(model, tokenizer):
     outputs = run(engine, requests)
     for i in (0, 1, 33, 63, 64, 69):
         assert_same(outputs[i][0], *alone(model, prompt(3 + i % 7, seed=i), 6, tokenizer.vocab_size))
+
+
+def nudged(model):
+    """A copy whose weights change in place, as an optimizer would."""
+    model = copy.deepcopy(model)
+
+    def nudge():
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)))
+
+    return model, nudge
+
+
+def test_changed_weights_answer_with_nothing_of_the_old_ones(model, tokenizer):
+    changing, nudge = nudged(model)
+    engine = engine_of(changing, tokenizer)
+    (old,) = one(engine, prompt(200))
+    nudge()
+    assert engine.weights_changed() == 1
+    (new,) = one(engine, prompt(200))
+    assert (old.weights_version, new.weights_version) == (0, 1)
+    assert new.cached_tokens == 0
+    assert_same(new, *alone(changing, prompt(200), 12, tokenizer.vocab_size))
+    (again,) = one(engine, prompt(200))
+    assert (again.cached_tokens, again.weights_version) == (199, 1)
+    assert_same(again, new.ids, [t.log_prob for t in new.tokens])
+
+
+def test_weights_change_under_no_sequence_that_has_begun(model, tokenizer):
+    """Those that wait run with the new weights; one that gave its memory up has tokens of the old ones."""
+    changing, nudge = nudged(model)
+    engine = engine_of(changing, tokenizer, max_sequences=1)
+    for name in ("first", "waiting"):
+        engine.add(Request(name, prompt(50), GREEDY))
+    engine.step()
+    with pytest.raises(RuntimeError, match="1 sequences were under way"):
+        engine.weights_changed()
+    engine._scheduler._preempt(engine._scheduler.running[0])
+    with pytest.raises(RuntimeError, match="1 sequences were under way"):
+        engine.weights_changed()
+    engine.abort("first")
+    nudge()
+    assert engine.weights_changed() == 1
+    updates = []
+    while engine.has_work:
+        updates += engine.step()
+    assert {u.weights_version for u in updates} == {1}
+    assert [t.id for u in updates for t in u.tokens] == alone(changing, prompt(50), 12, tokenizer.vocab_size)[0]
+
+
+def test_the_model_keeps_its_mode(model, tokenizer):
+    training = copy.deepcopy(model).train()
+    engine = engine_of(training, tokenizer)
+    assert_same(one(engine, prompt(40))[0], *alone(model, prompt(40), 12, tokenizer.vocab_size))
+    assert all(module.training for module in training.modules())

@@ -193,11 +193,14 @@ def engine(tmp_path, monkeypatch):
 
     nano3.save(load_model("tiny"), str(tmp_path))
     TOKENIZER.save(tmp_path)
+    calls = []
     core = SimpleNamespace(
         model_config=SimpleNamespace(max_model_len=64, get_vocab_size=lambda: 4096),
         vllm_config=SimpleNamespace(scheduler_config=SimpleNamespace(max_num_seqs=2)),
         add_request=lambda *_: None,
         abort_request=lambda _: None,
+        reset_prefix_cache=lambda: calls.append("reset_prefix_cache"),
+        collective_rpc=calls.append,
     )
     fields = dict.fromkeys(("SamplingParams", "StructuredOutputsParams"), SimpleNamespace)
     parameters = SimpleNamespace(RequestOutputKind=SimpleNamespace(DELTA=1), **fields)
@@ -206,7 +209,25 @@ def engine(tmp_path, monkeypatch):
     package = SimpleNamespace(LLMEngine=llm, EngineArgs=SimpleNamespace, config=config, sampling_params=parameters)
     for name, module in {"": package, ".config": config, ".sampling_params": parameters}.items():
         monkeypatch.setitem(sys.modules, f"vllm{name}", module)
-    return VllmEngine(str(tmp_path))
+    engine = VllmEngine(str(tmp_path))
+    engine.core, engine.calls = core, calls
+    return engine
+
+
+def test_changed_weights_reset_vllms_prefix_cache(engine):
+    engine.core.step = lambda: [SimpleNamespace(request_id="a#0", **vars(answer([50], finished=True, reason="length")))]
+    engine.add(Request("a", (10, 11)))
+    for change in (engine.weights_changed, engine.reload_weights):
+        with pytest.raises(RuntimeError, match="under way"):
+            change()
+    assert engine.step()[0].weights_version == 0
+    assert (engine.weights_changed(), engine.reload_weights()) == (1, 2)
+    assert engine.calls == ["reset_prefix_cache", "reload_weights", "reset_prefix_cache"]
+    engine.add(Request("a", (10, 11)))
+    assert engine.step()[0].weights_version == 2
+    engine.core.reset_prefix_cache = lambda: False
+    with pytest.raises(RuntimeError, match="kept its prefix cache"):
+        engine.weights_changed()
 
 
 def test_outputs_beyond_those_that_run_at_once_wait(engine):
