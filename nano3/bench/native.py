@@ -18,9 +18,10 @@ from nano3.data.tokenizer import Tokenizer
 from nano3.engine.engine import Engine
 from nano3.engine.launch import small_tokenizer
 from nano3.engine.request import Request, Sampling
-from nano3.kernels import explain, linear_cross_entropy
+from nano3.kernels import explain
 from nano3.model import step
 from nano3.model.dtype import compute_dtype, inference_dtypes
+from nano3.model.head import nll_sum
 from nano3.model.lm import LM
 from nano3.model.load import load_model
 
@@ -38,7 +39,7 @@ class Native:
         if job.kind == "train":
             self.model.to_dtype(torch.float32, compute_dtype(job.dtype, CPU))
         else:
-            self.model.to_dtype(*inference_dtypes(job.dtype, CPU, self.model.lm_head.weight.dtype))
+            self.model.to_dtype(*inference_dtypes(job.dtype, CPU, self.model.dtype))
         self.tokenizer = None if job.kind == "train" else full_tokenizer(self.model.cfg.vocab_size)
         self._runs = {"train": self._train, "prefill": self._prefill, "decode": self._decode}
 
@@ -46,7 +47,7 @@ class Native:
         """Types, sizes and the backend of each op, and of the decoding step as a whole."""
         choices = [*explain(CPU), ("decoding step", *step.explain(self.model))]
         return {
-            "weights": _name(self.model.lm_head.weight.dtype),
+            "weights": _name(self.model.dtype),
             "activations": _name(self.model.compute_dtype),
             "config": dataclasses.asdict(self.model.cfg),
             "backends": {op: {"backend": backend, "reason": reason} for op, backend, reason in choices},
@@ -138,7 +139,7 @@ def train_step(model: LM, tokens: torch.Tensor) -> None:
     """Forward and backward on tokens (B, T), each predicting the next; gradients are dropped afterwards."""
     hidden = model.hidden(tokens)
     x = hidden.x[:, :-1].flatten(0, 1)
-    loss = linear_cross_entropy(x, model.lm_head.weight, tokens[:, 1:].flatten()) / x.shape[0]
+    loss = nll_sum(model.lm_head, x, tokens[:, 1:]) / x.shape[0]
     (loss + BALANCE_COEF * hidden.balance_loss).backward()
     model.zero_grad()
 

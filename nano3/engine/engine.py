@@ -80,7 +80,7 @@ class Engine:
         """
         _check_settings(max_sequences, page_size, snapshot_every, step_tokens, mixed_step_tokens)
         self.model, self.tokenizer = model, tokenizer
-        self.device = model.embeddings.weight.device
+        self.device = model.device
         self.eos_ids = ends_of_text(tokenizer) if eos_ids is None else eos_ids
         self.sizes: Sizes = fit(
             model.cfg,

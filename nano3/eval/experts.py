@@ -91,7 +91,7 @@ def group_prompts(prompts: Sequence[tuple[int, ...]], row_tokens: int = ROW_TOKE
 def count_group(model: LM, group: Group, row_tokens: int = ROW_TOKENS) -> Tensor:
     """(mixture blocks, E) int64: routing decisions for each expert, over every token of the group once. Prompts see
     nothing of each other; one of more than `row_tokens` is read in pieces that carry its state."""
-    device = model.embeddings.weight.device
+    device = model.device
     if len(group.ids) == 1 and len(group.ids[0]) > row_tokens:
         (ids,) = group.ids
         state = model.new_state(1, len(ids))

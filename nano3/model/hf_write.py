@@ -181,7 +181,7 @@ def _write_rest(
         total = sum(item.nbytes for items in files.values() for item in items)
         weight_map = {item.name: file for file, items in files.items() for item in items}
         _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-    stored = dtype or model.lm_head.weight.dtype
+    stored = dtype or model.dtype
     keys = to_hf(model.cfg, str(stored).removeprefix("torch.")) | ({STAGE_KEY: model.stage} if model.stage else {})
     _write_json(folder / "config.json", keys)
     _write_json(folder / "generation_config.json", _generation_config(model.cfg))

@@ -9,7 +9,11 @@ from nano3.kernels import linear, rms_norm
 
 
 class Linear(nn.Module):
-    """`y = x @ weight.T`, weight (out, in) cast to the dtype of `x`; no bias (report section 2.1)."""
+    """`y = x @ weight.T`, weight (out, in) cast to the dtype of `x`; no bias (report section 2.1).
+
+    `forward` is the only way in: a module that wraps or replaces a Linear (an adapter, a sharded or a quantized one)
+    is asked by every part of nano3. Ops that fuse the product with something else ask `bare_weight`.
+    """
 
     def __init__(self, n_in: int, n_out: int) -> None:
         super().__init__()
@@ -18,6 +22,16 @@ class Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in) -> (..., out)."""
         return linear(x, self.weight)
+
+
+def bare_weight(module: nn.Module) -> Tensor | None:
+    """What a Linear multiplies by, for ops that do more than its product; None where the module computes anything
+    else, or has hooks, and must be called."""
+    if type(module) is not Linear or module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+        return None
+    if module._backward_hooks or module._backward_pre_hooks:
+        return None
+    return module.weight
 
 
 class RMSNorm(nn.Module):

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nano3.config.model import ModelConfig
-from nano3.kernels import token_log_probs
 from nano3.model.block import Block
+from nano3.model.head import token_log_probs
 from nano3.model.init import init_weights
 from nano3.model.layers import Linear, RMSNorm
 from nano3.model.moe import MoE
@@ -97,13 +97,21 @@ class LM(nn.Module):
 
     def log_probs(self, tokens: Tensor, targets: Tensor, document_ids: Tensor | None = None) -> Tensor:
         """(B, T) float32 log-probabilities of `targets`, without ever holding all logits."""
-        x = self.hidden(tokens, document_ids).x
-        return token_log_probs(x.flatten(0, 1), self.lm_head.weight, targets.flatten()).view_as(targets)
+        return token_log_probs(self.lm_head, self.hidden(tokens, document_ids).x, targets)
 
     def new_state(self, batch_size: int, capacity: int = 256) -> HybridState:
         """Empty inference state for `batch_size` sequences, with room for `capacity` tokens before it grows."""
-        device = self.embeddings.weight.device
-        return HybridState.empty(self.cfg, batch_size, capacity=capacity, dtype=self.compute_dtype, device=device)
+        return HybridState.empty(self.cfg, batch_size, capacity=capacity, dtype=self.compute_dtype, device=self.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.embeddings.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights that are neither quantized nor kept in float32."""
+        return self.embeddings.weight.dtype
 
     def expert_biases(self) -> list[Tensor]:
         """The (E,) float32 selection biases in block order: buffers, to be updated in place."""

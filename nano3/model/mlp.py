@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from nano3.kernels import squared_relu_mlp
-from nano3.model.layers import Linear
+from nano3.model.layers import Linear, bare_weight
 from nano3.model.state import BlockState
 
 
@@ -19,7 +20,10 @@ class MLP(nn.Module):
 
     def apply_to(self, x: Tensor) -> Tensor:
         """x (..., D) -> (..., D)."""
-        return squared_relu_mlp(x, self.up_proj.weight, self.down_proj.weight)
+        up, down = bare_weight(self.up_proj), bare_weight(self.down_proj)
+        if up is None or down is None:
+            return self.down_proj(torch.relu(self.up_proj(x)).square())
+        return squared_relu_mlp(x, up, down)
 
     def forward(self, x: Tensor, document_ids: Tensor | None = None, state: BlockState = None) -> tuple[Tensor, None]:
         """x (B, T, D) -> (B, T, D); acts on each token alone."""

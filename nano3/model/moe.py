@@ -13,12 +13,19 @@ from nano3.model.state import BlockState
 
 
 class Experts(nn.Module):
-    """Weights of all routed experts: up_proj (E, F, D) and down_proj (E, D, F)."""
+    """All routed experts: up_proj (E, F, D) and down_proj (E, D, F).
+
+    `forward` is the only way in, and where expert parallelism or adapters take hold.
+    """
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
         self.up_proj = nn.Parameter(torch.empty(cfg.n_experts, cfg.d_expert, cfg.d_model))
         self.down_proj = nn.Parameter(torch.empty(cfg.n_experts, cfg.d_model, cfg.d_expert))
+
+    def forward(self, x: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
+        """x (S, D), the experts (S, K) int64 of each token and their weights (S, K) -> (S, D), summed over experts."""
+        return grouped_mlp(x, self.up_proj, self.down_proj, expert_ids, weights)
 
 
 class MoE(nn.Module):
@@ -36,9 +43,7 @@ class MoE(nn.Module):
         """x (B, T, D) -> (B, T, D) and the routing statistics; acts on each token alone."""
         flat = x.flatten(0, 1)
         routing = self.gate(flat)
-        y = grouped_mlp(
-            flat, self.experts.up_proj, self.experts.down_proj, routing.expert_ids, routing.weights
-        ).view_as(x)
+        y = self.experts(flat, routing.expert_ids, routing.weights).view_as(x)
         if self.shared_experts is not None:
             y = y + self.shared_experts.apply_to(x)
         return y, routing.stats

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 import torch
 
+from nano3.model.head import nll_sum
 from nano3.train.feed import to_device
-from nano3.train.loss import nll_sum
 from nano3.train.parallel import release
 from nano3.train.world import World
 
@@ -85,5 +85,5 @@ def _score(model: Any, source: HeldoutSource, start: int, count: int, device: to
     """(sum of negative log-likelihood, targets, bytes) of some sequences, as float64."""
     batch = to_device(source.batch(start, count), device)
     hidden = model.hidden(batch.tokens, batch.document_ids)
-    nll = nll_sum(hidden.x, model.lm_head.weight, batch.targets).item()
+    nll = nll_sum(model.lm_head, hidden.x, batch.targets).item()
     return torch.tensor([nll, batch.n_targets, source.bytes_of(start, count)], dtype=torch.float64)

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from nano3.kernels import linear_cross_entropy
+from nano3.model.head import nll_sum
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,7 @@ class NextTokenLoss:
 
     def __call__(self, model: Any, batch: Any, scale: Scale) -> LossParts:
         hidden = model.hidden(batch.tokens, batch.document_ids)
-        nll = nll_sum(hidden.x, model.lm_head.weight, batch.targets) / max(scale.targets, 1)
+        nll = nll_sum(model.lm_head, hidden.x, batch.targets) / max(scale.targets, 1)
         balance = hidden.balance_loss / scale.micro_batches
         total = nll + self.balance_coef * balance if self.balance_coef else nll
         return LossParts(total, nll.detach(), balance.detach(), hidden.loads)
-
-
-def nll_sum(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Sum of -log p(target) in float32 for x (B, T, D), weight (V, D), targets (B, T); -100 counts nothing."""
-    return linear_cross_entropy(x.flatten(0, 1), weight, targets.flatten())
