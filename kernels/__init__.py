@@ -12,6 +12,7 @@ from .ops import (
     squared_relu_mlp,
     token_log_probs,
 )
+from .scaled import Scaled, Weight, quantize_e4m3
 from .sequence_ops import (
     attention,
     causal_conv1d,
@@ -23,6 +24,8 @@ from .sequence_ops import (
 )
 
 __all__ = [
+    "Scaled",
+    "Weight",
     "attention",
     "backends",
     "best_tokens",
@@ -36,6 +39,7 @@ __all__ = [
     "linear_cross_entropy",
     "mamba_step",
     "paged_attention",
+    "quantize_e4m3",
     "rms_norm",
     "route",
     "squared_relu_mlp",

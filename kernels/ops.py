@@ -3,6 +3,8 @@
 Letters, here and in sequence_ops: B batch, T time, S tokens, C channels, H heads, P head width, N state, G groups,
 E experts, K chosen experts a token, F hidden width, V vocabulary.
 Weights may be fp32 masters under bf16 activations: they are cast at use and get gradients in their own type.
+Where a weight may be `Scaled`, its numbers are data * scale, and what it multiplies is rounded to e4m3 first where it
+has an input_scale; products and sums are fp32 then, and gradients go to x.
 All ops take `backend` to force an implementation (ValueError when unknown); sums and states are fp32 (fp64 for fp64).
 """
 
@@ -11,18 +13,24 @@ from __future__ import annotations
 from torch import Tensor
 
 from .dispatch import choose
+from .scaled import FLOATS, Weight, check_float, check_weight
 
 
-def linear(x: Tensor, weight: Tensor, *, backend: str | None = None) -> Tensor:
+def linear(x: Tensor, weight: Weight, *, backend: str | None = None) -> Tensor:
     """y = x @ weight.T.
 
     Args:
         x: (..., I).
-        weight: (O, I), cast to x.dtype.
+        weight: (O, I), cast to x.dtype; or scaled.
 
     Returns:
         (..., O) in x.dtype.
+
+    Raises:
+        ValueError: the weight is of integers or of fp8 without a scale.
     """
+    if weight.dtype not in FLOATS:
+        check_weight("linear", weight, 2)
     return choose("linear", x.device, backend)[1](x, weight)
 
 
@@ -101,42 +109,58 @@ def route(
         Of experts with equal score + bias the C++ kernel and the reference take the lowest; a nan counts as largest.
 
     Raises:
-        ValueError: more experts are to be chosen than there are.
+        ValueError: more experts are to be chosen than there are, or a weight that is no float tensor.
     """
+    if weight.dtype not in FLOATS:
+        check_float("route", weight)
     if top_k > weight.shape[0]:
         raise ValueError(f"route: top_k is {top_k}, but there are only {weight.shape[0]} experts")
     return choose("route", x.device, backend)[1](x, weight, bias, top_k, scale)
 
 
 def grouped_mlp(
-    x: Tensor, up: Tensor, down: Tensor, expert_ids: Tensor, weights: Tensor, *, backend: str | None = None
+    x: Tensor, up: Weight, down: Weight, expert_ids: Tensor, weights: Tensor, *, backend: str | None = None
 ) -> Tensor:
     """Routed experts: sum_k weights[k] * down_e relu(up_e x)^2 with e = expert_ids[k] (report section 2.1).
 
     Args:
         x: (S, D).
-        up: (E, F, D).
-        down: (E, D, F).
+        up: (E, F, D), or scaled.
+        down: (E, D, F), or scaled: its input is the activation before the token's weight.
         expert_ids: (S, K) int64, different within a row.
         weights: (S, K) fp32.
 
     Returns:
         (S, D) in x.dtype. Experts without a token get zero gradients.
+
+    Raises:
+        ValueError: a matrix is of integers or of fp8 without a scale.
     """
+    if up.dtype not in FLOATS:
+        check_weight("grouped_mlp", up, 3)
+    if down.dtype not in FLOATS:
+        check_weight("grouped_mlp", down, 3)
     return choose("grouped_mlp", x.device, backend)[1](x, up, down, expert_ids, weights)
 
 
-def squared_relu_mlp(x: Tensor, up: Tensor, down: Tensor, *, backend: str | None = None) -> Tensor:
+def squared_relu_mlp(x: Tensor, up: Weight, down: Weight, *, backend: str | None = None) -> Tensor:
     """down relu(up x)^2 (arXiv 2109.08668): the shared expert and dense MLP blocks.
 
     Args:
         x: (..., D).
-        up: (F, D).
-        down: (D, F).
+        up: (F, D), or scaled.
+        down: (D, F), or scaled.
 
     Returns:
         (..., D) in x.dtype.
+
+    Raises:
+        ValueError: a matrix is of integers or of fp8 without a scale.
     """
+    if up.dtype not in FLOATS:
+        check_weight("squared_relu_mlp", up, 2)
+    if down.dtype not in FLOATS:
+        check_weight("squared_relu_mlp", down, 2)
     return choose("squared_relu_mlp", x.device, backend)[1](x, up, down)
 
 
@@ -159,7 +183,11 @@ def linear_cross_entropy(
 
     Returns:
         fp32 scalar (fp64 for fp64 hidden), 0 when all targets are ignored. Gradients to hidden and weight.
+
+    Raises:
+        ValueError: the weight is no float tensor.
     """
+    check_float("linear_cross_entropy", weight)
     run = choose("linear_cross_entropy", hidden.device, backend)[1]
     return run(hidden, weight, targets, ignore_index=ignore_index, chunk_size=chunk_size)
 
@@ -177,5 +205,9 @@ def token_log_probs(
 
     Returns:
         (S,) fp32 (fp64 for fp64 hidden).
+
+    Raises:
+        ValueError: the weight is no float tensor.
     """
+    check_float("token_log_probs", weight)
     return choose("token_log_probs", hidden.device, backend)[1](hidden, weight, targets, chunk_size=chunk_size)

@@ -11,10 +11,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..common import accumulator, matmul_dtype
+from ..scaled import Scaled, Weight
+from .experts import squared_relu_mlp
 
 
-def grouped_mlp(x: Tensor, up: Tensor, down: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
+def grouped_mlp(x: Tensor, up: Weight, down: Weight, expert_ids: Tensor, weights: Tensor) -> Tensor:
     """See nano3.kernels.grouped_mlp."""
+    if isinstance(up, Scaled) or isinstance(down, Scaled):
+        return _scaled_experts(x, up, down, expert_ids, weights)
     function = _LoopedExperts if x.device.type == "cpu" else GroupedExperts
     return function.apply(x, up, down, expert_ids, weights)
 
@@ -44,6 +48,17 @@ def _expert_slices(ends: Tensor) -> list[tuple[int, slice]]:
     """(expert, rows) of each expert that has rows."""
     bounds = [0, *ends.tolist()]
     return [(e, slice(a, b)) for e, (a, b) in enumerate(pairwise(bounds)) if b > a]
+
+
+def _scaled_experts(x: Tensor, up: Weight, down: Weight, expert_ids: Tensor, weights: Tensor) -> Tensor:
+    """One expert after the other; a token's weight comes last, after what its expert's scales were made for."""
+    routes = _routes(expert_ids, weights, up.shape[0], accumulator(x.dtype))
+    total = torch.zeros(x.shape, dtype=accumulator(x.dtype), device=x.device)
+    for e, part in _expert_slices(routes.ends):
+        tokens = routes.tokens[part]
+        y = squared_relu_mlp(x[tokens], up[e], down[e])
+        total = total.index_add(0, tokens, y.to(total.dtype) * routes.gates[part])
+    return total.to(x.dtype)
 
 
 class _LoopedExperts(torch.autograd.Function):

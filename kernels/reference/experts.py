@@ -6,20 +6,26 @@ import torch
 from torch import Tensor
 
 from ..common import accumulator
+from ..scaled import Scaled, Weight, quantize_e4m3
 
 
-def linear(x: Tensor, weight: Tensor) -> Tensor:
+def linear(x: Tensor, weight: Weight) -> Tensor:
     """See nano3.kernels.linear."""
     wide = accumulator(x.dtype)
+    if isinstance(weight, Scaled):
+        rows = x.to(wide)
+        if (scale := weight.input_scale) is not None:
+            rows = quantize_e4m3(rows, scale) * scale
+        return (rows @ weight.dequantized(wide).T).to(x.dtype)
     return (x.to(wide) @ weight.to(x.dtype).to(wide).T).to(x.dtype)
 
 
-def squared_relu_mlp(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
+def squared_relu_mlp(x: Tensor, up: Weight, down: Weight) -> Tensor:
     """See nano3.kernels.squared_relu_mlp."""
     return linear(torch.relu(linear(x, up)).square(), down)
 
 
-def grouped_mlp(x: Tensor, up: Tensor, down: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
+def grouped_mlp(x: Tensor, up: Weight, down: Weight, expert_ids: Tensor, weights: Tensor) -> Tensor:
     """See nano3.kernels.grouped_mlp."""
     wide = accumulator(x.dtype)
     total = torch.zeros(x.shape, dtype=wide, device=x.device)
