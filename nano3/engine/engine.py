@@ -91,7 +91,7 @@ class Engine:
             page_size=page_size,
             snapshot_every=snapshot_every,
         )
-        self.max_context = self.sizes.max_context
+        self.max_context, self.page_size = self.sizes.max_context, page_size
         sizes = self.sizes.max_sequences, self.max_context
         limits = Limits(*sizes, step_tokens, mixed_step_tokens, snapshot_every, prefix_cache, speculate)
         self._scheduler = Scheduler(_new_pool(model, self.sizes, page_size, self.device), limits)

@@ -52,6 +52,8 @@ class GenerationEngine(Protocol):
     """Tokens that end a text."""
     max_context: int
     """Most tokens of prompt and output together."""
+    page_size: int
+    """Tokens a page of keys and values."""
 
     @property
     def has_work(self) -> bool:

@@ -66,6 +66,7 @@ class VllmEngine:
         self._llm = vllm.LLMEngine.from_engine_args(vllm.EngineArgs(**arguments, structured_outputs_config=structured))
         self._vllm = vllm
         self.max_context: int = self._llm.model_config.max_model_len
+        self.page_size: int = self._llm.vllm_config.cache_config.block_size
         self._max_running: int = self._llm.vllm_config.scheduler_config.max_num_seqs
         self._vocab_size: int = self._llm.model_config.get_vocab_size()
         self._grammars = GrammarCompiler(self.tokenizer, self._vocab_size, self.eos_ids)

@@ -196,7 +196,9 @@ def engine(tmp_path, monkeypatch):
     calls = []
     core = SimpleNamespace(
         model_config=SimpleNamespace(max_model_len=64, get_vocab_size=lambda: 4096),
-        vllm_config=SimpleNamespace(scheduler_config=SimpleNamespace(max_num_seqs=2)),
+        vllm_config=SimpleNamespace(
+            scheduler_config=SimpleNamespace(max_num_seqs=2), cache_config=SimpleNamespace(block_size=16)
+        ),
         add_request=lambda *_: None,
         abort_request=lambda _: None,
         reset_prefix_cache=lambda: calls.append("reset_prefix_cache"),

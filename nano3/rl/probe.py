@@ -1,0 +1,169 @@
+"""How far an engine's log-probabilities lie from the trainer's, measured on a small batch of its own."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nano3.config.errors import UserError
+from nano3.engine.protocol import GenerationEngine, run
+from nano3.engine.request import Request, Sampling
+from nano3.kernels import token_log_probs
+from nano3.train.parallel import release
+
+PROMPTS = 4
+"""Different prompts of the batch that `make_prompts` makes."""
+LEAST_SHARED = 67
+"""Tokens that such prompts share at the least: engines do not keep very short beginnings."""
+OWN_TOKENS = 9
+"""Tokens of such a prompt behind the shared beginning."""
+GENERATED = 32
+"""Tokens generated behind each prompt."""
+
+
+@dataclass(frozen=True)
+class Gap:
+    """|log-probability of the engine - that of the trainer| over some tokens, in nats."""
+
+    mean: float
+    largest: float
+    tokens: int
+
+    @classmethod
+    def of(cls, differences: Tensor) -> Gap:
+        """From signed differences of any shape; a NaN among them makes both figures NaN."""
+        sizes = differences.double().abs()
+        return cls(float(sizes.mean()), float(sizes.max()), sizes.numel())
+
+    def __str__(self) -> str:
+        return f"|dlogp| mean {self.mean:.2g}, largest {self.largest:.2g} over {self.tokens} tokens"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a probe found."""
+
+    generated: Gap
+    """Sampled tokens, under the distribution that they were drawn from."""
+    prompt: Gap
+    """Prompt tokens, at temperature 1."""
+    cached_at_first: int
+    """Prompt tokens of the first request that came from the prefix cache: 0 where that was empty."""
+    cached_later: int
+    """Prompt tokens of the other requests that came from it."""
+
+
+@dataclass(frozen=True)
+class ProbeRollouts:
+    """What the engine answered: the first prompt twice, then all others."""
+
+    rows: Tensor
+    """(1 + n, T) prompt and output tokens."""
+    generated: Tensor
+    """(1 + n, generated) log-probabilities under the distribution that was drawn from."""
+    prompt: Tensor
+    """(n, n_prompt - 1) of each prompt's tokens but the first, at temperature 1."""
+    cached_at_first: int
+    cached_later: int
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Prompts that share a beginning of more than two pages, so that pages and states of the prefix cache take part.
+
+    They stay the same from one measurement to the next: what an engine wrongly keeps of the last one is found again.
+    """
+
+    prompts: Sequence[tuple[int, ...]]
+    """Token ids, all prompts of one length."""
+    shared: int
+    """Tokens with which all prompts begin."""
+    sampling: Sampling = field(default_factory=Sampling)
+    """That of the rollouts; its ends, seed and length are set here."""
+    generated: int = GENERATED
+
+    def __post_init__(self) -> None:
+        if len({len(prompt) for prompt in self.prompts}) != 1 or self.generated < 1:
+            raise UserError("probe: give at least one prompt, all of one length, and at least one token to generate")
+        if any(prompt[: self.shared] != self.prompts[0][: self.shared] for prompt in self.prompts):
+            raise UserError(f"probe: the prompts do not all begin with the same {self.shared} tokens")
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of a prompt and its output."""
+        return len(self.prompts[0]) + self.generated
+
+    def rollouts(self, engine: GenerationEngine) -> ProbeRollouts:
+        """Run the batch on an engine without requests.
+
+        Raises:
+            UserError: an output ended in an error.
+        """
+        # The first alone: what it takes from the prefix cache cannot come from this measurement.
+        [[first]] = run(engine, [self._rollout(0, 0)])
+        again = [self._rollout(1 + i, i) for i in range(len(self.prompts))]
+        scoring = Sampling(max_tokens=0, prompt_log_probs=0)
+        score = [Request(f"probe-score-{i}", prompt, scoring) for i, prompt in enumerate(self.prompts)]
+        results = [output for [output] in run(engine, [*again, *score])]
+        outputs, scored = [first, *results[: len(again)]], results[len(again) :]
+        if problem := next((output.error for output in [*outputs, *scored] if output.error), ""):
+            raise UserError(f"weight sync: the engine fails on the probe: {problem}")
+        prompts = [self.prompts[0], *self.prompts]
+        return ProbeRollouts(
+            torch.tensor([[*p, *o.ids] for p, o in zip(prompts, outputs, strict=True)]),
+            torch.tensor([[token.sampled_log_prob for token in o.tokens] for o in outputs], dtype=torch.float64),
+            torch.tensor([[token.log_prob for token in (o.prompt or ())[1:]] for o in scored], dtype=torch.float64),
+            first.cached_tokens,
+            sum(output.cached_tokens for output in outputs[1:]),
+        )
+
+    def compare(self, rollouts: ProbeRollouts, model: Any, temperature: float) -> Measured:
+        """Measure rollouts against the training forward pass.
+
+        Args:
+            rollouts: of this probe.
+            model: with `hidden` and `lm_head`, maybe sharded; then every rank must call.
+            temperature: by which the trainer divides logits.
+        """
+        n_prompt = len(self.prompts[0])
+        by_trainer = training_log_probs(model, rollouts.rows, n_prompt, temperature).cpu().double()
+        return Measured(
+            Gap.of(by_trainer[:, n_prompt - 1 :] - rollouts.generated),
+            Gap.of(by_trainer[1:, : n_prompt - 1] - rollouts.prompt),
+            rollouts.cached_at_first,
+            rollouts.cached_later,
+        )
+
+    def _rollout(self, number: int, prompt: int) -> Request:
+        endless = replace(
+            self.sampling, seed=number, max_tokens=self.generated, min_tokens=0, ignore_eos=True, stop=(), stop_ids=(),
+            log_probs=None, prompt_log_probs=None, grammar=None, thinking=None,
+        )  # fmt: skip
+        return Request(f"probe-{number}", self.prompts[prompt], endless, cache_at=(self.shared,))
+
+
+def make_prompts(vocab_size: int, page_size: int, seed: int = 0) -> tuple[list[tuple[int, ...]], int]:
+    """Random prompts for a Probe, and how many tokens they share: a little more than two pages."""
+    rng, shared = random.Random(seed), max(2 * page_size + 3, LEAST_SHARED)
+    beginning = tuple(rng.randrange(vocab_size) for _ in range(shared))
+    return [(*beginning, *(rng.randrange(vocab_size) for _ in range(OWN_TOKENS))) for _ in range(PROMPTS)], shared
+
+
+@torch.no_grad()
+def training_log_probs(model: Any, rows: Tensor, n_prompt: int, temperature: float) -> Tensor:
+    """(B, T - 1) log-probabilities of rows (B, T) by the training forward pass: prompt tokens at temperature 1, those
+    behind the first `n_prompt` at `temperature`."""
+    rows = rows.to(model.lm_head.weight.device)
+    x = model.hidden(rows[:, :-1]).x
+    parts = []
+    for part, at in ((slice(0, n_prompt - 1), 1.0), (slice(n_prompt - 1, None), temperature)):
+        hidden, targets = x[:, part], rows[:, 1:][:, part]
+        scaled = (hidden.float() / at).to(hidden.dtype) if at != 1 else hidden
+        parts.append(token_log_probs(scaled.flatten(0, 1), model.lm_head.weight, targets.flatten()).view_as(targets))
+    release(model)
+    return torch.cat(parts, dim=1)

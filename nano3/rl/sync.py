@@ -1,0 +1,245 @@
+"""The trainer's weights in the engine that makes its rollouts, and the proof that they are there."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from nano3.config.errors import UserError
+from nano3.engine.protocol import GenerationEngine
+from nano3.engine.request import Sampling
+from nano3.model.hf import save, stored_dtype
+from nano3.rl.probe import Measured, Probe, ProbeRollouts, make_prompts
+from nano3.train.world import World, attempt
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Largest mismatch that is let through, in nats."""
+
+    mean: float
+    largest: float
+
+    def holds(self, measured: Measured) -> bool:
+        """Whether prompt and generated tokens are both within it; NaN is not."""
+        gaps = (measured.generated, measured.prompt)
+        return all(gap.mean <= self.mean and gap.largest <= self.largest for gap in gaps)
+
+
+BOUNDS = {torch.float32: Bound(1e-5, 1e-4), torch.bfloat16: Bound(0.03, 2.0)}
+"""By the type of activations. In bfloat16 a token whose router chose another expert differs by up to 0.6 nats in a
+trained model, the mean by less than 0.01."""
+
+
+class MismatchError(UserError):
+    """The engine does not compute what the trainer computes; training on its rollouts would be off-policy unseen."""
+
+
+@runtime_checkable
+class ReadsFolder(Protocol):
+    """An engine with weights of its own, read from a folder (VllmEngine)."""
+
+    folder: Path
+
+    def reload_weights(self) -> int:
+        """Read the folder again; the version of weights_changed."""
+        ...
+
+
+@dataclass(frozen=True)
+class SyncReport:
+    """One sync."""
+
+    version: int
+    """Of the weights, as outputs carry it."""
+    measured: Measured
+    seconds: float
+
+    def metrics(self) -> dict[str, float]:
+        """Figures for metrics.jsonl."""
+        found = {}
+        for name, gap in (("generated", self.measured.generated), ("prompt", self.measured.prompt)):
+            found |= {f"dlogp_{name}_{key}": value for key, value in asdict(gap).items() if key != "tokens"}
+        return found | {"weights_version": self.version, "sync_seconds": self.seconds}
+
+
+class WeightSync:
+    """Brings a model's weights to an engine and measures that it then computes what the training pass computes.
+
+    How they get there follows from the engine: nothing is copied where it runs the very model; they are copied in
+    place into another LM of its own (of the rollouts' type; addresses stay, so its decoding program holds); they are
+    saved to the folder of an engine that reads one. Under FSDP the model's shards are gathered, every rank must call
+    `sync` and has an engine on an LM of its own.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        engine: GenerationEngine,
+        *,
+        sampling: Sampling | None = None,
+        temperature: float = 1.0,
+        dtype: torch.dtype | None = None,
+        bound: Bound | None = None,
+        probe: Probe | None = None,
+        replaced_folder: Path | None = None,
+        world: World | None = None,
+    ) -> None:
+        """Nothing is sent yet: call `sync` before the first rollout.
+
+        Args:
+            model: the trainer's LM.
+            engine: of the rollouts.
+            sampling: of the rollouts; None: Sampling().
+            temperature: by which the trainer divides logits.
+            dtype: of the rollouts' activations; None: as the model's. It decides the default bound.
+            bound: None: `BOUNDS` of `dtype`.
+            probe: None: random prompts of more than two pages.
+            replaced_folder: for an engine that reads a folder: that folder, which every sync overwrites; so open the
+                engine on a copy of the model that training starts from.
+            world: the ranks that sync together.
+
+        Raises:
+            UserError: the engine's weights cannot be reached, or its context is too short for the probe.
+        """
+        self.model, self.engine, self.temperature = model, engine, temperature
+        self.world = world or World()
+        self.dtype = dtype or model.compute_dtype
+        self.bound = bound or BOUNDS.get(self.dtype, BOUNDS[torch.bfloat16])
+        self.probe = probe or _default_probe(engine, sampling or Sampling())
+        if self.probe.n_tokens > engine.max_context:
+            raise UserError(
+                f"weight sync: the probe takes {self.probe.n_tokens} tokens of context, the engine has "
+                f"{engine.max_context}; raise max_context, or give a probe of shorter prompts"
+            )
+        self._send = _way(model, engine, replaced_folder)
+
+    def sync(self) -> SyncReport:
+        """Send the weights, tell the engine, and measure.
+
+        Raises:
+            RuntimeError: the engine has requests.
+            MismatchError: it computes something else than the trainer; with the figures and what to look for.
+        """
+        self.world.agree(attempt(self._check_idle))
+        started = time.perf_counter()
+        version = self._send()
+        rollouts: list[ProbeRollouts] = []
+        self.world.agree(attempt(lambda: rollouts.append(self.probe.rollouts(self.engine))))
+        measured = self.probe.compare(rollouts[0], self.model, self.temperature)
+        report = SyncReport(version, measured, time.perf_counter() - started)
+        log.info("weights %d: generated %s; prompt %s", version, measured.generated, measured.prompt)
+        self.world.agree(attempt(lambda: self._judge(report)))
+        return report
+
+    def _check_idle(self) -> None:
+        if self.engine.has_work:
+            raise RuntimeError("weight sync: the engine has unfinished requests; run them to their end or abort them")
+
+    def _judge(self, report: SyncReport) -> None:
+        measured, bound = report.measured, self.bound
+        if measured.cached_at_first == 0 and bound.holds(measured):
+            return
+        raise MismatchError(
+            f"weight sync {report.version}: engine and trainer differ: generated {measured.generated}; prompt "
+            f"{measured.prompt}; bounds: mean {bound.mean:g}, largest {bound.largest:g}. {self._likely_cause(measured)}"
+        )
+
+    def _likely_cause(self, measured: Measured) -> str:
+        if measured.cached_at_first:
+            return (
+                f"The engine took {measured.cached_at_first} tokens of the first prompt from states of the old "
+                "weights: its weights_changed() must drop its prefix cache"
+            )
+        computes = getattr(getattr(self.engine, "model", None), "compute_dtype", self.dtype)
+        if computes != self.dtype:
+            names = [str(dtype).removeprefix("torch.") for dtype in (computes, self.dtype)]
+            return f"The engine computes in {names[0]}, {names[1]} was expected: load it in {names[1]}, or give dtype="
+        prompt, generated = measured.prompt.mean <= self.bound.mean, measured.generated.mean <= self.bound.mean
+        if prompt and generated:
+            return (
+                "Only single tokens differ: beside rounding in bfloat16, routers near a tie choose other experts. Roll "
+                "out in float32, or raise the bound if the loss masks such tokens"
+            )
+        if prompt:
+            s = self.probe.sampling
+            return (
+                f"Prompts agree, so the weights arrived, but tokens are drawn from another distribution: rollouts have "
+                f"temperature {s.temperature:g}, top_p {s.top_p:g}, top_k {s.top_k}, min_p {s.min_p:g}, the trainer "
+                f"temperature {self.temperature:g} and no cut: make them equal"
+            )
+        return "Prompts differ already: the weights did not all arrive, or the two do not run the same model"
+
+
+def copy_weights(source: nn.Module, target: nn.Module) -> None:
+    """Copy parameters and buffers into those of another model, which keep their types and places in memory.
+
+    Shards (DTensor) are gathered one tensor at a time; every rank must call then.
+
+    Raises:
+        UserError: the models have not the same tensors.
+    """
+    given, places = source.state_dict(), target.state_dict()
+    odd = sorted(given.keys() ^ places.keys()) + sorted(
+        name for name in given.keys() & places.keys() if given[name].shape != places[name].shape
+    )
+    if odd:
+        raise UserError(f"weight sync: the engine's model has another {odd[0]} than the trainer's; build it alike")
+    with torch.no_grad():
+        for name, tensor in given.items():
+            places[name].copy_(_whole(tensor))
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _way(model: Any, engine: Any, replaced_folder: Path | None) -> Callable[[], int]:
+    """What sends the weights and returns their version."""
+    if isinstance(engine, ReadsFolder):
+        if replaced_folder is None or Path(replaced_folder).resolve() != engine.folder.resolve():
+            raise UserError(
+                f"weight sync: each sync overwrites {engine.folder}, which the engine reads; "
+                "give it as replaced_folder if it may be"
+            )
+        return lambda: _through_folder(model, engine)
+    target = getattr(engine, "model", None)
+    if target is None:
+        raise UserError(f"weight sync: a {type(engine).__name__} has no model and reads no folder")
+    if target is model:
+        return engine.weights_changed
+
+    def copy() -> int:
+        copy_weights(model, target)
+        return engine.weights_changed()
+
+    return copy
+
+
+def _through_folder(model: Any, engine: Any) -> int:
+    folder = engine.folder
+    written = ("config.json", "generation_config.json")
+    others = [f for f in folder.iterdir() if f.name not in written and "safetensors" not in f.name]
+
+    def keep(new: Path) -> None:
+        for file in others:
+            shutil.copy(file, new / file.name)
+
+    save(model, folder, dtype=stored_dtype(folder), extra=keep)
+    return engine.reload_weights()
+
+
+def _default_probe(engine: GenerationEngine, sampling: Sampling) -> Probe:
+    prompts, shared = make_prompts(engine.tokenizer.vocab_size, engine.page_size)
+    return Probe(prompts, shared, sampling)

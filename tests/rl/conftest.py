@@ -1,0 +1,21 @@
+import pytest
+
+from nano3.config.model import ModelConfig
+from nano3.data.tokenizer import Tokenizer
+from nano3.model.lm import LM
+
+TEXT = "the quick brown fox jumps over the lazy dog; pack my box with five dozen jugs of ale, 0123456789.\n"
+SIZES = {"d_model": 32, "n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "mamba_n_heads": 4, "mamba_head_dim": 8}
+SIZES |= {"d_state": 16, "n_groups": 2, "chunk_size": 16, "n_experts": 4, "top_k": 2, "d_expert": 16, "d_shared": 16}
+SIZES |= {"d_ff": 32, "max_position_embeddings": 2048}
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return Tokenizer.train([TEXT * 3], 320)
+
+
+@pytest.fixture
+def model(tokenizer):
+    """Float32, random weights, spread so that the next token is neither certain nor uniform."""
+    return LM(ModelConfig(pattern="M*ME", vocab_size=tokenizer.vocab_size, init_std=0.3, **SIZES)).init_weights(seed=1)

@@ -1,0 +1,211 @@
+"""A sync brings the trainer's weights to the engine, and its probe refuses whatever makes the two differ."""
+
+import copy
+import shutil
+
+import pytest
+import torch
+
+import nano3
+from nano3.config.errors import UserError
+from nano3.engine.engine import Engine
+from nano3.engine.protocol import run
+from nano3.engine.request import Request, Sampling
+from nano3.model.hf import load
+from nano3.rl.probe import Probe
+from nano3.rl.sync import Bound, MismatchError, WeightSync, copy_weights
+
+
+def engine_of(model, tokenizer, kind=Engine, **options):
+    return kind(model, tokenizer, **{"memory": 64 << 20, "page_size": 8, "snapshot_every": 32, **options})
+
+
+def train(model, size=0.02):
+    """Change all weights in place, as an optimizer step would."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(size * torch.randn(parameter.shape, generator=generator))
+        for bias in model.expert_biases():
+            bias.add_(0.01 * torch.randn(bias.shape, generator=generator))
+
+
+class FolderEngine(Engine):
+    """An engine that has its own weights from a folder, as vLLM does."""
+
+    def __init__(self, folder, tokenizer, **options):
+        self.folder = folder
+        super().__init__(load(folder), tokenizer, **options)
+
+    def reload_weights(self):
+        copy_weights(load(self.folder), self.model)
+        return self.weights_changed()
+
+
+def test_the_same_object(model, tokenizer):
+    engine = engine_of(model, tokenizer)
+    sync = WeightSync(model, engine)
+    for version in (1, 2, 3):
+        report = sync.sync()
+        assert report.version == version
+        assert report.measured.cached_at_first == 0
+        assert report.measured.cached_later > 4 * 2 * 8  # pages and states of the shared beginning took part
+        metrics = report.metrics()
+        assert metrics["dlogp_generated_mean"] < 1e-5
+        assert 0 < metrics["dlogp_generated_largest"] < 1e-4
+        assert 0 < metrics["dlogp_prompt_largest"] < 1e-4
+        train(model)
+    assert run(engine, [Request("a", (5, 6), Sampling(max_tokens=2))])[0][0].weights_version == 3
+
+
+def test_a_copy_keeps_its_places_and_its_decoding_program(model, tokenizer):
+    twin = copy.deepcopy(model)
+    engine = engine_of(twin, tokenizer)
+    places = {name: tensor.data_ptr() for name, tensor in twin.state_dict().items()}
+    sync = WeightSync(model, engine)
+    for _ in range(2):
+        train(model)
+        sync.sync()
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(twin.state_dict()[name], tensor)
+    assert {name: tensor.data_ptr() for name, tensor in twin.state_dict().items()} == places
+
+
+def test_a_copy_in_bfloat16(model, tokenizer):
+    twin = copy.deepcopy(model).to_dtype(torch.bfloat16)
+    sync = WeightSync(model, engine_of(twin, tokenizer), dtype=torch.bfloat16, bound=Bound(0.1, 5.0))
+    train(model)
+    measured = sync.sync().measured
+    assert measured.generated.mean > 1e-4
+    assert twin.lm_head.weight.dtype == torch.bfloat16
+    assert torch.equal(twin.lm_head.weight, model.lm_head.weight.bfloat16())
+    assert torch.equal(twin.blocks[0].mixer.A_log, model.blocks[0].mixer.A_log)
+
+
+def test_single_tokens_beyond_the_bound_are_told_from_wrong_weights(model, tokenizer):
+    twin = copy.deepcopy(model).to_dtype(torch.bfloat16)
+    sync = WeightSync(model, engine_of(twin, tokenizer), dtype=torch.bfloat16, bound=Bound(0.1, 1e-3))
+    with pytest.raises(MismatchError, match="Only single tokens differ"):
+        sync.sync()
+
+
+def test_a_folder(model, tokenizer, tmp_path):
+    folder = tmp_path / "rollouts"
+    nano3.save(model, folder)
+    tokenizer.save(folder)
+    start = tmp_path / "start"
+    shutil.copytree(folder, start)
+    engine = engine_of(folder, tokenizer, FolderEngine)
+    with pytest.raises(UserError, match=r"overwrites .*rollouts"):
+        WeightSync(model, engine)
+    with pytest.raises(UserError, match=r"overwrites .*rollouts"):
+        WeightSync(model, engine, replaced_folder=start)
+    sync = WeightSync(model, engine, replaced_folder=folder)
+    train(model)
+    assert sync.sync().version == 1
+    assert sorted(f.name for f in folder.iterdir()) == sorted(f.name for f in start.iterdir())
+
+
+def test_refuses_a_stale_prefix_cache(model, tokenizer):
+    class Forgetful(Engine):
+        def weights_changed(self):
+            self._weights_version += 1
+            return self._weights_version
+
+    sync = WeightSync(model, engine_of(model, tokenizer, Forgetful))
+    sync.sync()
+    train(model)
+    with pytest.raises(MismatchError, match=r"states of the old weights.*weights_changed\(\) must drop") as caught:
+        sync.sync()
+    assert "\n" not in str(caught.value)
+
+
+def test_refuses_stale_pages_by_their_numbers_alone(model, tokenizer):
+    """Where the engine does not tell what came from its cache."""
+
+    class Silent(Engine):
+        def weights_changed(self):
+            return 0
+
+        def step(self):
+            updates = super().step()
+            for update in updates:
+                object.__setattr__(update, "cached_tokens", 0)
+            return updates
+
+    sync = WeightSync(model, engine_of(model, tokenizer, Silent))
+    sync.sync()
+    train(model)
+    with pytest.raises(MismatchError, match=r"generated \|dlogp\| mean"):
+        sync.sync()
+
+
+def test_refuses_weights_that_were_not_copied(model, tokenizer, tmp_path):
+    class Unread(FolderEngine):
+        def reload_weights(self):
+            return self.weights_changed()
+
+    folder = tmp_path / "rollouts"
+    nano3.save(model, folder)
+    sync = WeightSync(model, engine_of(folder, tokenizer, Unread), replaced_folder=folder)
+    sync.sync()
+    train(model, 1e-3)
+    with pytest.raises(MismatchError, match="weights did not all arrive"):
+        sync.sync()
+
+
+@pytest.mark.parametrize("rollouts", [{"temperature": 0.7}, {"top_p": 0.8}, {"top_k": 5}, {"repetition_penalty": 1.3}])
+def test_refuses_another_distribution(model, tokenizer, rollouts):
+    sync = WeightSync(model, engine_of(model, tokenizer), sampling=Sampling(**rollouts))
+    with pytest.raises(MismatchError, match=r"Prompts agree, .* drawn from another distribution"):
+        sync.sync()
+
+
+def test_the_trainers_temperature_may_be_the_rollouts(model, tokenizer):
+    sync = WeightSync(model, engine_of(model, tokenizer), sampling=Sampling(temperature=0.7), temperature=0.7)
+    assert sync.sync().measured.generated.largest < 1e-4
+    hotter = WeightSync(model, engine_of(model, tokenizer), temperature=0.7)
+    with pytest.raises(MismatchError, match=r"the trainer temperature 0\.7"):
+        hotter.sync()
+
+
+def test_refuses_another_type(model, tokenizer):
+    twin = copy.deepcopy(model).to_dtype(torch.bfloat16)
+    sync = WeightSync(model, engine_of(twin, tokenizer))
+    with pytest.raises(MismatchError, match="computes in bfloat16, float32 was expected"):
+        sync.sync()
+
+
+def test_refuses_weights_without_numbers(model, tokenizer):
+    with torch.no_grad():
+        model.norm_f.weight.fill_(torch.nan)
+    with pytest.raises(UserError, match="weights may be damaged"):
+        WeightSync(model, engine_of(model, tokenizer)).sync()
+
+
+def test_refuses_a_busy_engine(model, tokenizer):
+    engine = engine_of(model, tokenizer)
+    sync = WeightSync(model, engine)
+    engine.add(Request("a", (5, 6)))
+    with pytest.raises(RuntimeError, match="unfinished requests"):
+        sync.sync()
+    assert engine.stats().waiting == 1
+
+
+def test_another_model_or_too_short_a_context_is_told_at_once(model, tokenizer):
+    other = copy.deepcopy(model)
+    del other.blocks[2].mixer
+    with pytest.raises(UserError, match=r"another blocks\.2\.mixer"):
+        copy_weights(model, other)
+    with pytest.raises(UserError, match="raise max_context"):
+        WeightSync(model, engine_of(model, tokenizer, max_context=96))
+
+
+def test_prompts_of_ones_own(model, tokenizer):
+    head = tuple(range(10, 35))
+    sync = WeightSync(model, engine_of(model, tokenizer), probe=Probe([(*head, 1, 2), (*head, 3, 4)], 25))
+    assert sync.sync().measured.prompt.tokens == 2 * 26
+    with pytest.raises(UserError, match="all of one length"):
+        Probe([(1, 2), (1,)], 1)
+    with pytest.raises(UserError, match="same 2 tokens"):
+        Probe([(1, 2), (1, 3)], 2)
