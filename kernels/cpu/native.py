@@ -25,7 +25,7 @@ NEEDS = {
 """CPU features of each level, the best first."""
 BASES = {"amx": "avx512", "avx512bf16": "avx512"}
 """Where a level takes the kernels from that it has not got itself: it has only those that multiply by weights."""
-ABI = 4
+ABI = 5
 """Of the sources this file belongs to; see src/abi.cpp."""
 TYPES = {torch.float32: 0, torch.bfloat16: 1}
 _UNKNOWN = "the compiler did not know it when nano3 was installed, or the operating system does not allow it"

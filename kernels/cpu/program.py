@@ -15,10 +15,12 @@ from torch import Tensor
 
 from ..allocator import use_huge_pages
 from .call import declare, run
+from .draw import NOTHING, Draw, Drawn
 from .guard import may_run
 from .native import TYPES, native
-from .program_memory import MOST_SEQUENCES, Block, Program, StepMemory
+from .program_memory import MOST_SEQUENCES, Block, Chosen, Program, StepMemory
 
+MOST_EXPERTS = 1 << 15
 TRACED = "tensors are traced, or autocast changes what ops return"
 declare(decode_step=(c_void_p,))
 _LAYOUT = Tensor.data_ptr, attrgetter("dtype"), attrgetter("shape"), Tensor.is_contiguous
@@ -154,6 +156,8 @@ class DecodeProgram:
         self._places: list[tuple[int, int]] = []
         if not min(s.E, 1) <= s.K <= s.E or (s.H and s.H % max(s.G, 1)) or s.query_heads % max(s.kv_heads, 1):
             raise UnfitError(f"sizes that do not go together: {s}")
+        if s.E > MOST_EXPERTS:
+            raise UnfitError(f"{s.E} experts, more than int16 can count")
         self._blocks = (Block * len(blocks))(*(self._block(block) for block in blocks))
         groups = s.query_heads // s.kv_heads if s.kv_heads else 0
         self._program = Program(
@@ -178,7 +182,8 @@ class DecodeProgram:
         states: Sequence[BlockState | None],
         *,
         logits: bool,
-    ) -> tuple[Tensor, Tensor | None]:
+        experts: bool = False,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Advance n sequences by one token each, their states in place.
 
         Args:
@@ -188,9 +193,10 @@ class DecodeProgram:
             key_lengths: (n,) int64 tokens of each sequence with this one.
             states: one a block, None for blocks without.
             logits: whether they are wanted.
+            experts: whether the experts that each token uses are.
 
         Returns:
-            (n, D) float32 after the final norm, and (n, V) float32 logits.
+            (n, D) float32 after the final norm; (n, V) float32 logits; (blocks with experts, n, K) int16 expert ids.
 
         Raises:
             IndexError: a token, slot or page that does not exist; nothing was changed.
@@ -205,15 +211,17 @@ class DecodeProgram:
         # Results belong to the caller: another thread may be at its next step while they are read.
         hidden = _new(n, self.sizes.D)
         rows = _new(n, self.sizes.V) if logits else None
+        chosen = self._expert_ids(n) if experts else None
         if not n:
-            return hidden, rows
+            return hidden, rows, chosen
         with self._lock:
             self._point_at(states)
             p.n, p.limit, p.table_width = n, 0, page_table.shape[1]
             p.tokens, p.slots, p.table = tokens.data_ptr(), slots.data_ptr(), page_table.data_ptr()
             p.lengths, p.hidden, p.logits = key_lengths.data_ptr(), hidden.data_ptr(), _address(rows)
+            p.chosen_experts = _address(chosen)
             self._step()
-        return hidden, rows
+        return hidden, rows, chosen
 
     def choose(
         self,
@@ -223,8 +231,11 @@ class DecodeProgram:
         key_lengths: Sequence[int],
         states: Sequence[BlockState | None],
         limit: int,
-    ) -> list[tuple[int, float, float]]:
-        """Advance n sequences, 0 < n <= MOST_SEQUENCES, as `run` does, and find the most probable next token of each.
+        draws: Sequence[Draw | None],
+        *,
+        experts: bool = False,
+    ) -> Chosen:
+        """Advance n sequences, 0 < n <= MOST_SEQUENCES, as `run` does, and choose the next token of each.
 
         Args:
             tokens: n of them.
@@ -233,10 +244,11 @@ class DecodeProgram:
             key_lengths: tokens of each sequence with this one.
             states: one a block, None for blocks without.
             limit: only ids below it are chosen.
+            draws: how; None for sequences whose logits are wanted instead.
+            experts: whether the experts that each token uses are wanted.
 
         Returns:
-            Of each sequence: id, its logit, the logarithm of the sum of all logits' exponentials; equal to those of
-            nano3.kernels.best_tokens.
+            What draw_tokens (draw.py) makes of the logits.
 
         Raises:
             IndexError, UnfitError, MemoryError: as `run`.
@@ -249,11 +261,21 @@ class DecodeProgram:
             if self._logits.shape[0] < n:
                 p.logits = 0
                 self._logits = _new(n, self.sizes.V)
+            chosen = self._expert_ids(n) if experts else None
             memory.fill(tokens, slots, key_lengths, pages)
             memory.point(p)
+            left = [m for m, draw in enumerate(draws) if draw is None]
+            memory.draws.fill([draw or NOTHING for draw in draws])
             p.n, p.limit, p.hidden, p.logits = n, min(limit, self.sizes.V), 0, self._logits.data_ptr()
+            p.chosen_experts = _address(chosen)
             self._step()
-            return memory.choices(n)
+            found: list[Drawn | None] = [*memory.draws.results(n)]
+            for m in left:
+                found[m] = None
+            return Chosen(found, self._logits[left] if left else None, chosen)
+
+    def _expert_ids(self, n: int) -> Tensor:
+        return _new(self._kinds.count(ExpertWeights), n, self.sizes.K, dtype=torch.int16)
 
     def _step(self) -> None:
         p = self._program

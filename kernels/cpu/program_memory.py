@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from ctypes import POINTER, c_double, c_float, c_int64, c_void_p
+from ctypes import POINTER, c_double, c_int64, c_void_p
+from typing import NamedTuple
+
+from torch import Tensor
+
+from .draw import Drawn, DrawTable
 
 MOST_SEQUENCES = 64
 """More sequences go op by op, where products are large enough to fill the machine."""
@@ -34,12 +39,24 @@ class Program(ctypes.Structure):
         ("routed_scale", c_double),
         *((name, c_int64) for name in ("n_slots", "n_pages", "page_size", "n", "table_width")),
         *((name, c_void_p) for name in ("tokens", "slots", "table", "lengths", "hidden", "logits")),
+        ("chosen_experts", c_void_p),
         ("limit", c_int64),
-        *((name, c_void_p) for name in ("best_ids", "best_scores")),
+        *((name, c_void_p) for name in ("draws", "ids", "log_probs")),
         ("scratch", c_void_p),
         ("scratch_bytes", c_int64),
         ("scratch_needed", c_int64),
     ]
+
+
+class Chosen(NamedTuple):
+    """Result of a step that chooses tokens."""
+
+    tokens: list[Drawn | None]
+    """Of each sequence; None where it has no draw."""
+    logits: Tensor | None
+    """(sequences without a draw, V) float32; None where all have one."""
+    expert_ids: Tensor | None
+    """(blocks with experts, n, K) int16, where they were asked for."""
 
 
 class StepMemory:
@@ -47,9 +64,8 @@ class StepMemory:
 
     def __init__(self) -> None:
         row = c_int64 * MOST_SEQUENCES
-        self.tokens, self.slots, self.lengths, self.ids = row(), row(), row(), row()
-        self.scores = (c_float * (2 * MOST_SEQUENCES))()
-        """Logit of each choice, logarithm of the sum of all logits' exponentials."""
+        self.tokens, self.slots, self.lengths = row(), row(), row()
+        self.draws = DrawTable(MOST_SEQUENCES)
         self.width = 0
         self._table = row()
         self._pages: list[list[int]] = []
@@ -76,9 +92,5 @@ class StepMemory:
         program.table_width = self.width
         at = ctypes.addressof
         program.tokens, program.slots, program.lengths = at(self.tokens), at(self.slots), at(self.lengths)
-        program.table, program.best_ids, program.best_scores = at(self._table), at(self.ids), at(self.scores)
-
-    def choices(self, n: int) -> list[tuple[int, float, float]]:
-        """(id, its logit, logarithm of the sum) of the first n sequences."""
-        scores = self.scores[: 2 * n]
-        return list(zip(self.ids[:n], scores[::2], scores[1::2], strict=True))
+        program.table = at(self._table)
+        program.draws, program.ids, program.log_probs = self.draws.places

@@ -17,7 +17,7 @@ from nano3.engine.grammar import GrammarCompiler, GrammarMatcher
 from nano3.engine.prefix_cache import PrefixCache
 from nano3.engine.protocol import Stats, ends_of_text, require_idle
 from nano3.engine.request import Request, Sampling, Token, Update
-from nano3.engine.sampler import best_of, sample, score
+from nano3.engine.sampler import sample, score
 from nano3.engine.scheduler import Limits, Scheduler, Work
 from nano3.engine.sequence import Sequence
 from nano3.engine.sequence_sampler import SequenceSampler, derive_seed, penalized_ids
@@ -26,7 +26,7 @@ from nano3.engine.thinking import thinking_tracker
 from nano3.model.lm import LM
 from nano3.model.plan import MOST_STEPS, Plan, Span
 from nano3.model.pool import StatePool
-from nano3.model.step import Ahead, greedy_step, step, why_not
+from nano3.model.step import Ahead, choosing_step, step, why_not
 
 if TYPE_CHECKING:
     import numpy as np
@@ -242,12 +242,9 @@ class Engine:
         return [self._pass(part) for part in self._parts(works)]
 
     def _pass(self, works: list[Work]) -> _Passed:
-        if all(work.is_greedy_step for work in works):
-            ahead = [_ahead(work.sequence) for work in works]
-            choices = greedy_step(self.model, ahead, self._scheduler.pool, self._ids_limit)
-            if choices is not None:
-                self._computed += len(works)
-                return _Passed(works, range(len(works)), None, None, best_of(choices))
+        if all(work.is_step for work in works) and (chosen := self._choosing_pass(works)) is not None:
+            self._computed += len(works)
+            return _Passed(works, range(len(works)), None, None, chosen)
         plan = Plan([_span(work) for work in works], self._scheduler.pool.page_size, self.device)
         self._computed += plan.n_tokens
         row: list[int] = []
@@ -261,6 +258,20 @@ class Engine:
         if stepped is None:
             return _Passed(works, plan.starts, self.model.hidden(tokens, state=state).x[0], None)
         return _Passed(works, plan.starts, stepped.hidden, stepped.logits)
+
+    def _choosing_pass(self, works: list[Work]) -> list[Token] | None:
+        """The next token of each work, one call for all of them; None where that cannot be."""
+        samplers = [work.sequence.sampler for work in works]
+        draws = [sampler.draw() for sampler in samplers]
+        ahead = [_ahead(work.sequence) for work in works]
+        chosen = choosing_step(self.model, ahead, self._scheduler.pool, self._ids_limit, draws)
+        if chosen is None:
+            return None
+        if chosen.logits is None:
+            return [Token(*token) for token in chosen.tokens if token is not None]
+        others = [sampler for sampler, draw in zip(samplers, draws, strict=True) if draw is None]
+        rest = iter(sample(chosen.logits, others, self._ids_limit))
+        return [next(rest) if token is None else Token(*token) for token in chosen.tokens]
 
     def _score(self, work: Work, hidden: Tensor) -> None:
         """Log-probabilities of the prompt tokens that follow those of the pass; the first one has none."""

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from nano3.engine.request import Token
-from nano3.engine.sequence_sampler import SequenceSampler
+from nano3.engine.sequence_sampler import ALL, COLDEST, GREEDY, HOTTEST, SequenceSampler
 from nano3.kernels import best_tokens
+from nano3.kernels.cpu.draw import NOTHING, draw_tokens
+from nano3.model.step import forced_elsewhere
 
 CANDIDATES = (256, 8192)
 """Most probable tokens looked at first for top-k and top-p, and next; a row that needs more is sorted whole."""
-ALL = 1 << 40
-"""Stands for a top-k that cuts nothing."""
 BLOCK = 512
 """Tokens a block in the two-level search for the drawn one."""
-COLDEST, HOTTEST = 1e-6, 1e6
-"""Temperatures beyond these act like them: nothing but exact ties, or everything, is left to chance."""
 STRONGEST = 1e6
 """Repetition penalties beyond this, or its inverse, act like it: more would leave the range of float32."""
 
@@ -43,7 +41,26 @@ def sample(logits: Tensor, rows: Sequence[SequenceSampler], ids_limit: int | Non
     if not rows:
         return []
     raw = logits.float()
-    if all(row.always_greedy for row in rows):
+    chosen = _drawn_in_one_call(raw, rows, ids_limit)
+    left = [r for r, token in enumerate(chosen) if token is None]
+    rest = iter(_sample(_pick_rows(raw, left, {}), [rows[r] for r in left], ids_limit) if left else ())
+    return [next(rest) if token is None else token for token in chosen]
+
+
+def _drawn_in_one_call(raw: Tensor, rows: Sequence[SequenceSampler], ids_limit: int | None) -> list[Token | None]:
+    """What C++ chooses: the same tokens as `_sample` but for rounding; None for what has to come from there."""
+    draws = [row.draw() for row in rows]
+    if forced_elsewhere() or not any(draws):
+        return [None] * len(rows)
+    drawn = draw_tokens(raw, ids_limit or raw.shape[1], [draw or NOTHING for draw in draws])
+    if drawn is None:
+        return [None] * len(rows)
+    return [draw and Token(*found) for draw, found in zip(draws, drawn, strict=True)]
+
+
+def _sample(raw: Tensor, rows: Sequence[SequenceSampler], ids_limit: int | None) -> list[Token]:
+    """`sample` with tensors."""
+    if all(row.draw() == GREEDY for row in rows):
         return _best_tokens(raw, ids_limit)
     allowed = raw if ids_limit is None else raw[:, :ids_limit]
     changed = {r: processed(allowed[r], row) for r, row in enumerate(rows) if row.forced is None and row.has_extras}
@@ -76,12 +93,6 @@ def score(logits: Tensor, targets: Tensor, top: int, ids_limit: int | None = Non
     return [Token(i, p, p, t) for i, p, t in zip(targets.tolist(), log_probs, tops, strict=True)]
 
 
-def best_of(choices: Iterable[tuple[int, float, float]]) -> list[Token]:
-    """What `sample` makes of greedy rows: (id, its logit, logarithm of the sum of all logits' exponentials) of each."""
-    # b - b: nan where the best is no finite number.
-    return [Token(i, b - t, b - t + (b - b)) for i, b, t in choices]
-
-
 def _is_forced(row: SequenceSampler) -> bool:
     return row.forced is not None
 
@@ -93,7 +104,8 @@ def _is_drawn(row: SequenceSampler) -> bool:
 def _best_tokens(raw: Tensor, ids_limit: int | None) -> list[Token]:
     ids, totals = best_tokens(raw, ids_limit or raw.shape[1])
     best = raw.gather(1, ids[:, None])[:, 0].tolist()
-    return best_of(zip(ids.tolist(), best, totals.tolist(), strict=True))
+    # b - b: nan where the best is no finite number.
+    return [Token(i, b - t, b - t + (b - b)) for i, b, t in zip(ids.tolist(), best, totals.tolist(), strict=True)]
 
 
 def _is_unshaped(row: SequenceSampler) -> bool:

@@ -56,10 +56,10 @@ class Work:
         return self.sequence.computed + self.length == len(self.sequence.tokens)
 
     @property
-    def is_greedy_step(self) -> bool:
-        """Whether it is one token, behind which the most probable one comes, and nothing else is wanted."""
+    def is_step(self) -> bool:
+        """Whether it is one token behind which the next one comes, and nothing else is wanted of the pass."""
         s = self.sequence
-        simple = self.length == 1 and not self.drafts and not self.keep and s.sampler.always_greedy
+        simple = self.length == 1 and not self.drafts and not self.keep
         return simple and self.completes and not s.only_scores and not s.scores_prompt
 
     @property

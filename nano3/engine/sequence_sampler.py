@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nano3.engine.request import Sampling
+from nano3.kernels.cpu.draw import Draw
 
 if TYPE_CHECKING:
     from nano3.engine.grammar import GrammarMatcher
     from nano3.engine.thinking import ThinkingTracker
 
+COLDEST, HOTTEST = 1e-6, 1e6
+"""Temperatures beyond these act like them: nothing but exact ties, or everything, is left to chance."""
+ALL = 1 << 40
+"""Stands for a top-k that cuts nothing."""
 _MASK = (1 << 64) - 1
+GREEDY = Draw(0.0, 0, 1.0, 0.0, 0.5)
+"""The most probable token."""
 
 
 class SequenceSampler:
@@ -50,10 +58,11 @@ class SequenceSampler:
         self.n_tokens = 0
         self.grammar = grammar
         self.thinking = thinking if grammar is None or grammar.after_thinking else None
-        self.always_greedy = (
-            sampling.temperature == 0 and not (sampling.log_probs or sampling.logit_bias or sampling.min_tokens)
-        ) and not (has_penalties(sampling) or self.grammar is not None or self.thinking is not None)
-        """Whether the most probable token comes next at every position, and nothing else is asked for."""
+        self._is_plain = not (
+            sampling.log_probs or sampling.logit_bias or has_penalties(sampling) or grammar is not None
+        )
+        temperature = min(max(sampling.temperature, COLDEST), HOTTEST)
+        self._settings = temperature, min(sampling.top_k, ALL), sampling.top_p, sampling.min_p
         self._seed = seed & _MASK
         self._eos = tuple(sorted(i for i in eos_ids if 0 <= i < vocab_size))
         stops = {i for i in sampling.stop_ids if 0 <= i < vocab_size}
@@ -61,6 +70,14 @@ class SequenceSampler:
         self._counts = _Counts() if has_penalties(sampling) else None
         ids = prompt if isinstance(prompt, np.ndarray) else penalized_ids(sampling, prompt)
         self._prompt_ids = ids[: np.searchsorted(ids, vocab_size)]
+
+    def draw(self) -> Draw | None:
+        """How the next token is chosen, where the logits are taken as they are, and nothing but it is asked for."""
+        if not self._is_plain or self.n_tokens < self.sampling.min_tokens or self.forced is not None:
+            return None
+        if self.sampling.temperature == 0:
+            return GREEDY
+        return Draw(*self._settings, self.uniform())
 
     @property
     def forced(self) -> int | None:
@@ -122,7 +139,7 @@ class SequenceSampler:
 
     def uniform(self) -> float:
         """The next position's number in (0, 1): it depends on seed and position only."""
-        bits = mix(self._seed ^ mix(self.n_tokens + 1))
+        bits = mix(self._seed ^ _mixed_position(self.n_tokens + 1))
         return ((bits >> 12) + 0.5) / (1 << 52)
 
 
@@ -137,6 +154,12 @@ def mix(value: int) -> int:
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
     return value ^ (value >> 31)
+
+
+@lru_cache(maxsize=4096)
+def _mixed_position(position: int) -> int:
+    """Of the many sequences that are at about the same position."""
+    return mix(position)
 
 
 def has_penalties(sampling: Sampling) -> bool:

@@ -20,6 +20,8 @@ from torch.autograd import profiler
 from torch.profiler import record_function
 
 from nano3.kernels.cpu import program
+from nano3.kernels.cpu.draw import Draw
+from nano3.kernels.cpu.program_memory import Chosen
 from nano3.kernels.cpu.program_check import problem as library_problem
 from nano3.model.attention import Attention
 from nano3.model.block import Block
@@ -60,10 +62,8 @@ class Stepped(NamedTuple):
     """(n, D) float32 after the final norm."""
     logits: Tensor | None
     """(n, V) float32."""
-
-
-Choice = tuple[int, float, float]
-"""Id, its logit, the logarithm of the sum of all logits' exponentials."""
+    expert_ids: Tensor | None = None
+    """(mixture blocks, n, K) int16: the experts that each token used, where they were asked for."""
 
 
 class Ahead(NamedTuple):
@@ -77,13 +77,16 @@ class Ahead(NamedTuple):
     """Tokens of the sequence with this one."""
 
 
-def step(model: LM, tokens: Tensor, state: HybridState, *, logits: bool = False) -> Stepped | None:
+def step(
+    model: LM, tokens: Tensor, state: HybridState, *, logits: bool = False, experts: bool = False
+) -> Stepped | None:
     """Advance the sequences of the state's plan by one token each; None (and nothing done) where it has to go op by op.
 
     Args:
         tokens: (1, n).
         state: of a pool, under the plan of this pass.
         logits: whether they are wanted.
+        experts: whether the experts that each token uses are wanted.
     """
     if _goes_apart():
         return None
@@ -91,25 +94,35 @@ def step(model: LM, tokens: Tensor, state: HybridState, *, logits: bool = False)
     if plan is None or not plan.is_step or tokens.shape != (1, plan.n_tokens):
         return None
     steps = _steps(model)
-    return None if steps is None else steps.run(tokens[0], plan, state, logits)
+    return None if steps is None else steps.run(tokens[0], plan, state, logits, experts)
 
 
-def greedy_step(model: LM, ahead: Sequence[Ahead], pool: StatePool, limit: int) -> list[Choice] | None:
-    """As `step`, and the most probable next token of each sequence, among the ids below `limit`; without tensors.
+def choosing_step(
+    model: LM,
+    ahead: Sequence[Ahead],
+    pool: StatePool,
+    limit: int,
+    draws: Sequence[Draw | None],
+    *,
+    experts: bool = False,
+) -> Chosen | None:
+    """As `step`, and the next token of each sequence, among the ids below `limit`, without the logits leaving C++.
 
     Args:
         ahead: up to MOST_STEPS tokens of different sequences.
         pool: their states.
+        draws: how to choose the token of each; None for a sequence whose logits are wanted instead.
+        experts: whether the experts that each token uses are wanted.
     """
     if _goes_apart() or not 0 < len(ahead) <= MOST_STEPS or limit < 1:
         return None
     steps = _steps(model)
-    return None if steps is None else steps.choose(ahead, pool, limit)
+    return None if steps is None else steps.choose(ahead, pool, limit, draws, experts)
 
 
 def _goes_apart() -> bool:
     """Whether it has to go op by op, whatever the model is."""
-    return torch.is_grad_enabled() or _forced_elsewhere() or torch.compiler.is_compiling()
+    return torch.is_grad_enabled() or forced_elsewhere() or torch.compiler.is_compiling()
 
 
 def _steps(model: LM) -> _Steps | None:
@@ -127,7 +140,7 @@ def _current(model: LM) -> _Steps:
 
 def why_not(model: LM | None = None) -> str | None:
     """Why decoding goes op by op, on this machine or with this model; None where it is one C++ call."""
-    if _forced_elsewhere():
+    if forced_elsewhere():
         return f"{ENVIRONMENT} is {os.environ[ENVIRONMENT]}"
     if (problem := library_problem()) is not None or model is None:
         return problem
@@ -188,10 +201,10 @@ class _Steps:
             [attributes.get(name) for attributes, name in self._places],
         ]
 
-    def run(self, tokens: Tensor, plan: Plan, state: HybridState, logits: bool) -> Stepped | None:
+    def run(self, tokens: Tensor, plan: Plan, state: HybridState, logits: bool, experts: bool) -> Stepped | None:
         states = [_block_state(block) for block in state.blocks]
         arguments = tokens.contiguous(), plan.slots, plan.page_table, plan.key_counts, states
-        result = self._call("run", *arguments, logits=logits)
+        result = self._call("run", *arguments, logits=logits, experts=experts)
         if result is None:
             return None
         if plan.has_saves:
@@ -201,10 +214,12 @@ class _Steps:
                         block.save(part)
         return Stepped(*result)
 
-    def choose(self, ahead: Sequence[Ahead], pool: StatePool, limit: int) -> list[Choice] | None:
+    def choose(
+        self, ahead: Sequence[Ahead], pool: StatePool, limit: int, draws: Sequence[Draw | None], experts: bool
+    ) -> Chosen | None:
         states = [_block_state(block) for block in pool.blocks]
         tokens, slots, pages, lengths = zip(*ahead, strict=True)
-        return self._call("choose", tokens, slots, pages, lengths, states, limit)
+        return self._call("choose", tokens, slots, pages, lengths, states, limit, draws, experts=experts)
 
     def _call(self, name: str, *arguments: Any, **options: Any) -> Any:
         """A method of the program; None (and nothing done) where it does not take the states."""
@@ -221,7 +236,8 @@ class _Steps:
 _STEPS: WeakKeyDictionary[LM, _Steps] = WeakKeyDictionary()
 
 
-def _forced_elsewhere() -> bool:
+def forced_elsewhere() -> bool:
+    """Whether the environment asks for another backend than C++."""
     return os.environ.get(ENVIRONMENT, "") not in ("", "cpu")
 
 

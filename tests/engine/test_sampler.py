@@ -340,3 +340,58 @@ def test_min_tokens_gives_way_where_nothing_but_an_end_is_left():
 def test_a_bias_that_is_no_number_for_logits_is_refused(bias):
     with pytest.raises(ValueError, match="logit_bias of token 4"):
         Sampling(logit_bias={4: bias})
+
+
+def in_pytorch(monkeypatch, logits, rows, ids_limit=None):
+    with monkeypatch.context() as patched:
+        patched.setenv("NANO3_BACKEND", "eager")
+        return sample(logits, rows, ids_limit)
+
+
+@pytest.mark.parametrize("vocab_size", [40, 600, 4096, 9000])
+@pytest.mark.parametrize("kind", ["flat", "steep", "equals", "few"])
+def test_pytorch_and_cpp_choose_the_same_tokens(monkeypatch, vocab_size, kind):
+    random = torch.Generator().manual_seed(vocab_size)
+    choices = [
+        Sampling(temperature=t, top_p=p, top_k=k, min_p=m)
+        for t in (0.0, 1e-6, 0.7, 1.0, 1.5, 1e6)
+        for p in (1.0, 1e-9, 0.5, 0.95)
+        for k in (0, 1, 50, 5000)
+        for m in (0.0, 0.05, 1.0)
+    ]
+    logits = torch.randn(len(choices), vocab_size, generator=random) * (6.0 if kind == "steep" else 1.0)
+    if kind == "equals":
+        logits = logits.round()
+    if kind == "few":
+        logits[:, 12:] = -math.inf
+    rows = [state(s, seed=seed, vocab_size=vocab_size) for seed, s in enumerate(choices)]
+    got, expected = sample(logits, rows, vocab_size - 3), in_pytorch(monkeypatch, logits, rows, vocab_size - 3)
+    assert [token.id for token in got] == [token.id for token in expected]
+    for name in ("log_prob", "sampled_log_prob"):
+        assert [getattr(t, name) for t in got] == pytest.approx(
+            [getattr(t, name) for t in expected], abs=2e-5, rel=1e-6
+        )
+
+
+@pytest.mark.parametrize(
+    "cut", [Sampling(top_p=0.6), Sampling(top_k=9), Sampling(top_k=30, top_p=0.7), Sampling(top_p=0.9, min_p=0.2)]
+)
+def test_pytorch_and_cpp_leave_the_same_tokens(monkeypatch, cut):
+    """The whole distribution, place by place, equal logits on both sides of the cut."""
+    logits = torch.randn(1, 200, generator=torch.Generator().manual_seed(8)).mul_(2).round_()
+    places = [Edge((i + 0.5) / 700, cut) for i in range(700)]
+    logits = logits.expand(700, -1).contiguous()
+    got = [token.id for token in sample(logits, places)]
+    assert got == [token.id for token in in_pytorch(monkeypatch, logits, places)]
+    assert len(set(got)) > 4
+
+
+def test_rows_for_cpp_and_others_go_together():
+    logits = torch.randn(6, 64, generator=torch.Generator().manual_seed(9))
+    choices = [Sampling(), Sampling(log_probs=2), Sampling(temperature=0), Sampling(logit_bias={3: 50.0})]
+    choices += [Sampling(top_p=0.5), Sampling(min_tokens=4)]
+    rows = [state(s, seed=seed) for seed, s in enumerate(choices)]
+    together = sample(logits, rows)
+    assert together == [sample(logits[r : r + 1], [row])[0] for r, row in enumerate(rows)]
+    assert together[3].id == 3
+    assert [len(token.top) for token in together] == [0, 2, 0, 0, 0, 0]

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from nano3.kernels.cpu.best import best_tokens
+from nano3.kernels.cpu.draw import Draw, draw_tokens
 from nano3.kernels.cpu.native import native
 from nano3.kernels.cpu.program import BlockState, ProgramSizes, UnfitError
 from nano3.kernels.cpu.program_check import SIZES, Case, problem
@@ -28,7 +29,7 @@ def step(case, rows=slice(None), logits=True):
         hidden, scores = case.expected()
         return hidden[rows], scores[rows], states
     indices = (t[rows].contiguous() for t in (case.tokens, case.slots, case.table, case.lengths))
-    return *case.program().run(*indices, states, logits=logits), states
+    return *case.program().run(*indices, states, logits=logits)[:2], states
 
 
 def replace_states(case, states):
@@ -154,20 +155,59 @@ def test_indices_out_of_range_are_told_before_anything_is_touched(name):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.inference_mode()
-def test_choices_are_those_of_the_logits(dtype):
+def test_tokens_are_those_of_the_logits(dtype):
     if native().library is None:
         return
-    case = Case(WIDE, dtype, (2100, 4, 30, 1))
+    case = Case(WIDE, dtype, (2100, 4, 30, 1, 7, 8))
     program, states = case.program(), case.copied_states()
     _, logits, expected = step(case)
-    indices = (t.tolist() for t in (case.tokens, case.slots, case.table, case.lengths))
-    got = program.choose(*indices, states, 100)
-    ids, totals = best_tokens(logits, 100)
-    assert got == list(zip(ids.tolist(), logits[range(4), ids].tolist(), totals.tolist(), strict=True))
+    indices = [t.tolist() for t in (case.tokens, case.slots, case.table, case.lengths)]
+    draws = [
+        Draw(0, 0, 1, 0, 0.5),
+        None,
+        Draw(1, 0, 1, 0, 0.7),
+        Draw(0.8, 0, 0.9, 0, 0.4),
+        None,
+        Draw(1, 5, 1, 0.1, 0.9),
+    ]
+    got = program.choose(*indices, states, 100, draws)
+    chosen = [m for m, draw in enumerate(draws) if draw]
+    assert [got.tokens[m] for m in chosen] == draw_tokens(logits[chosen], 100, [draws[m] for m in chosen])
+    assert got.tokens[1] is got.tokens[4] is got.expert_ids is None
+    assert torch.equal(got.logits, logits[[1, 4]])
+    ids, totals = best_tokens(logits[:1], 100)
+    assert got.tokens[0][:2] == (int(ids), float(logits[0, ids]) - float(totals))
     for a, b in zip(states, expected, strict=True):
         assert a is None or (torch.equal(a.first, b.first) and torch.equal(a.second, b.second))
     with pytest.raises(IndexError, match="out of range"):
-        program.choose([0], [0], [[10**6]], [1], states, 100)
+        program.choose([0], [0], [[10**6]], [1], states, 100, [None])
+
+
+@torch.inference_mode()
+def test_experts_of_each_token_are_told():
+    """By both kinds of step, of all blocks with experts, and those that the router chooses."""
+    if native().library is None:
+        return
+    case = Case(WIDE, torch.float32, (5, 9, 4))
+    case.blocks[0], case.blocks[2] = case.blocks[1], case.blocks[3]
+    case.blocks[3] = replace(case.blocks[1], router=case.blocks[1].router.flip(0).contiguous())
+    case.states = [None] * 4
+    expected = []
+    run_experts = case._run_experts
+    case._run_experts = lambda w, x: expected.append(route_of(w, x, WIDE.K)) or run_experts(w, x)
+    case.expected()
+    program, arguments = case.program(), (case.tokens, case.slots, case.table, case.lengths)
+    got = program.run(*arguments, case.states, logits=False, experts=True)[2]
+    assert got.dtype == torch.int16
+    assert torch.equal(got.long(), torch.stack(expected))
+    lists = [t.tolist() for t in arguments]
+    chosen = program.choose(*lists, case.states, 100, [None] * 3, experts=True)
+    assert torch.equal(chosen.expert_ids, got)
+    assert program.choose(*lists, case.states, 100, [None] * 3).expert_ids is None
+
+
+def route_of(w, x, top_k):
+    return torch.topk(torch.sigmoid(x @ w.router.T) + w.router_bias, top_k).indices
 
 
 def test_weights_and_states_that_do_not_fit():
@@ -305,7 +345,7 @@ def test_threads_share_a_program():
     with ThreadPoolExecutor(len(cases)) as pool:
         got = list(pool.map(steps, cases))
     for ours, theirs in zip(got, expected, strict=True):
-        for (hidden, logits), (other_hidden, other_logits) in zip(ours, theirs, strict=True):
+        for (hidden, logits, _), (other_hidden, other_logits, _) in zip(ours, theirs, strict=True):
             assert torch.equal(hidden, other_hidden)
             assert torch.equal(logits, other_logits)
 

@@ -19,6 +19,7 @@ namespace {
 #include "flash_backward.inl"
 #include "loss.inl"
 #include "best.inl"
+#include "draw.inl"
 #include "program.inl"
 #include "program_blocks.inl"
 #include "gemm.inl"
@@ -39,5 +40,6 @@ namespace {
 #include "exports/attention.inl"
 #include "exports/loss.inl"
 #include "exports/best.inl"
+#include "exports/draw.inl"
 #include "exports/scan.inl"
 #endif

@@ -21,6 +21,17 @@ template <class T> struct Buffer {
     T* at(i64 i) { return data + i; }
 };
 
+// Takes pieces of one allocation; with no memory behind it, it measures.
+struct Arena {
+    char* start;
+    i64 used;
+    template <class T> T* take(i64 count) {
+        T* piece = start ? (T*)(start + used) : nullptr;
+        used += (count * i64(sizeof(T)) + 63) / 64 * 64;
+        return piece;
+    }
+};
+
 // exp to about one unit in the last place of float: 2^n times a polynomial on [-ln2/2, ln2/2].
 static inline V vexp(V x) {
     x = V::min(V(88.0f), V::max(V(-87.0f), x));  // nan is the second operand: it stays nan

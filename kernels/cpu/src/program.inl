@@ -27,23 +27,14 @@ struct Program {
     i64 n, table_width;
     const i64 *tokens, *slots, *table, *lengths;  // (n), (n), (n, table_width), (n) with the step's own token
     float *hidden, *logits;                       // (n, D) or null, (n, V) or null
-    i64 limit;                                    // 0, or most probable ids below it are wanted of the logits:
-    i64* best_ids;                                // (n)
-    float* best_scores;                           // (n, 2): logit, logarithm of the sum of all exponentials
+    int16_t* chosen_experts;                      // (blocks with experts, n, K) or null
+    i64 limit;                                    // 0, or ids below it are to be chosen from the logits:
+    const Draw* draws;                            // (n): how
+    i64* ids;                                     // (n)
+    double* log_probs;                            // (n, 2), as draw_row gives them
     char* scratch;
     i64 scratch_bytes;         // behind `scratch`; whoever allocates says so
     i64 scratch_needed;        // what the last step needs
-};
-
-// Takes pieces of one allocation; with no memory behind it, it measures.
-struct Arena {
-    char* start;
-    i64 used;
-    template <class T> T* take(i64 count) {
-        T* piece = start ? (T*)(start + used) : nullptr;
-        used += (count * i64(sizeof(T)) + 63) / 64 * 64;
-        return piece;
-    }
 };
 
 // A thread's place in the shared loops of a step: how many tasks of its part are taken, in this loop, the one before
@@ -59,6 +50,7 @@ struct OwnScratch {
     float *rows;          // (n, D or E): rows of one expert, scores of the router
     float *query, *scores;
     i64 *order, *ends, *next, *active;
+    DrawScratch draw;
 };
 
 struct StepScratch {
@@ -121,6 +113,7 @@ static StepScratch divide_scratch(const Program& p, int threads, Arena& arena) {
         own.ends = arena.take<i64>(p.E + 1);
         own.next = arena.take<i64>(p.E + 1);
         own.active = arena.take<i64>(p.E);
+        if (p.limit) own.draw = draw_scratch(p.limit, arena);
         if (arena.start) s.own[t] = own;
     }
     if (arena.start) {

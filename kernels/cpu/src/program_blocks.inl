@@ -243,6 +243,11 @@ template <class T, class S> struct DecodeStep {
         for (i64 m = 0; m < count; m++)
             route_row(scores + m * p.E, b.router_bias, p.E, p.K, float(p.routed_scale),
                       s.expert_ids + (start + m) * p.K, s.gates + (start + m) * p.K);
+        if (!p.chosen_experts) return;
+        i64 before = 0;
+        for (const ProgramBlock* other = p.blocks; other < &b; other++) before += other->kind == EXPERTS_BLOCK;
+        int16_t* chosen = p.chosen_experts + before * n * p.K;
+        for (i64 c = start * p.K; c < (start + count) * p.K; c++) chosen[c] = int16_t(s.expert_ids[c]);
     }
 
     // Each thread sorts for itself rather than wait for one that does. Returns how many experts have rows.
@@ -300,13 +305,10 @@ template <class T, class S> struct DecodeStep {
         });
     }
 
-    void best() const {
+    void choose() const {
         share(n, nullptr, [&](i64 m) {
-            const float* row = p.logits + m * p.V;
-            i64 id;
-            float total;
-            best_token_row(row, p.V, p.limit, &id, &total);
-            p.best_ids[m] = id, p.best_scores[2 * m] = row[id], p.best_scores[2 * m + 1] = total;
+            if (p.draws[m].temperature < 0) return;
+            draw_row(p.logits + m * p.V, p.V, p.limit, p.draws[m], own().draw, p.ids + m, p.log_probs + 2 * m);
         });
     }
 
@@ -323,7 +325,7 @@ template <class T, class S> struct DecodeStep {
         }
         const float* hidden = norm(p.norm, p.hidden ? p.hidden : s.normed, first_of_block(p.n_blocks));
         if (p.logits) apply(hidden, p.D, p.head, p.V, p.logits);
-        if (p.logits && p.limit) best();
+        if (p.logits && p.limit) choose();
         if (omp_get_thread_num() == 0 && p.hidden && hidden != p.hidden)
             std::memcpy(p.hidden, hidden, sizeof(float) * p.D);
     }

@@ -30,6 +30,10 @@ struct V {
     static V fma(V a, V b, V c) { return _mm256_fmadd_ps(a.v, b.v, c.v); }
     static V max(V a, V b) { return _mm256_max_ps(a.v, b.v); }
     static V min(V a, V b) { return _mm256_min_ps(a.v, b.v); }
+    // y where x is not below `least`, nan included; else 0.
+    static V unless_below(V x, V least, V y) {
+        return _mm256_and_ps(_mm256_cmp_ps(x.v, least.v, _CMP_NLT_UQ), y.v);
+    }
     static V round(V a) { return _mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
     // x y z x y z ... in a, b, c -> all x, all y, all z; join3 is its inverse.
     static void split3(V a, V b, V c, V& x, V& y, V& z) {
