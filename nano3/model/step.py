@@ -21,8 +21,8 @@ from torch.profiler import record_function
 
 from nano3.kernels.cpu import program
 from nano3.kernels.cpu.draw import Draw
-from nano3.kernels.cpu.program_memory import Chosen
 from nano3.kernels.cpu.program_check import problem as library_problem
+from nano3.kernels.cpu.program_memory import Chosen
 from nano3.model.attention import Attention
 from nano3.model.block import Block
 from nano3.model.layers import Linear, RMSNorm
