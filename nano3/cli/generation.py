@@ -15,7 +15,8 @@ from nano3.cli.prefill import PrefillProgress
 from nano3.cli.prompts import Encoded, Prompt, encode_chat, encode_plain
 from nano3.cli.sampling_options import CHAT_TOKENS, PLAIN_TOKENS
 from nano3.config.errors import UserError
-from nano3.engine.request import Output, Request, Sampling, ThinkingBudget, Token, Update
+from nano3.engine.output import Output
+from nano3.engine.request import Request, Sampling, ThinkingBudget, Token, Update
 
 if TYPE_CHECKING:
     from nano3.engine.protocol import GenerationEngine
@@ -255,7 +256,7 @@ def result(job: Job, encoded: Encoded, outputs: Sequence[Output]) -> dict[str, A
         "usage": {
             "prompt_tokens": len(encoded.ids),
             "cached_tokens": max(output.cached_tokens for output in outputs),
-            "completion_tokens": sum(len(output.tokens) for output in outputs),
+            "completion_tokens": sum(output.n_tokens for output in outputs),
         },
     }
 
@@ -266,7 +267,7 @@ def _output(job: Job, encoded: Encoded, output: Output) -> dict[str, Any]:
         facts |= _parts(output.text, encoded.thinking_open)
     facts |= {
         "token_ids": output.ids,
-        "log_probs": [_finite(token.log_prob) for token in output.tokens],
+        "log_probs": [_finite(log_prob) for log_prob in output.log_probs.tolist()],
         "finish_reason": output.finish,
         "stop_reason": output.stop_reason,
     }

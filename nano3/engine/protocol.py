@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from nano3.data.tokenizer import CHAT_TOKENS, Tokenizer
-from nano3.engine.request import Output, Request, Update
+from nano3.engine.output import Output
+from nano3.engine.request import Request, Update
 
 
 @dataclass(frozen=True)

@@ -145,46 +145,6 @@ class Update:
     """Of the weights that computed it; see GenerationEngine.weights_changed."""
 
 
-@dataclass
-class Output:
-    """One finished output: all its updates together."""
-
-    index: int = 0
-    tokens: list[Token] = field(default_factory=list)
-    pieces: list[str] = field(default_factory=list)
-    """Text as it came; `text` is all of it."""
-    finish: FinishReason | None = None
-    stop_reason: int | str | None = None
-    prompt: tuple[Token, ...] | None = None
-    cached_tokens: int = 0
-    error: str = ""
-    weights_version: int = 0
-    """Of the weights that computed it; see GenerationEngine.weights_changed."""
-
-    def add(self, update: Update) -> None:
-        """Append one update."""
-        self.tokens.extend(update.tokens)
-        if update.text:
-            self.pieces.append(update.text)
-        self.cached_tokens = max(self.cached_tokens, update.cached_tokens)
-        self.prompt = self.prompt or update.prompt
-        self.weights_version = update.weights_version
-        if update.finish is not None:
-            self.finish, self.stop_reason, self.error = update.finish, update.stop_reason, update.error
-
-    @property
-    def text(self) -> str:
-        """Text of the output, put together anew at each call once more has come."""
-        if len(self.pieces) > 1:
-            self.pieces = ["".join(self.pieces)]
-        return self.pieces[0] if self.pieces else ""
-
-    @property
-    def ids(self) -> list[int]:
-        """Token ids of the output."""
-        return [token.id for token in self.tokens]
-
-
 def _check_sampling(s: Sampling) -> None:
     _require(s.temperature >= 0, f"temperature is {s.temperature}; it must be 0 or more")
     _require(0 < s.top_p <= 1, f"top_p is {s.top_p}; it must be above 0 and at most 1")

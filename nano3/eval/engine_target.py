@@ -17,8 +17,8 @@ from nano3.eval.prompt import Answer, Key, Prompt, Tick
 if TYPE_CHECKING:
     from nano3.data.chat import ChatEncoder
     from nano3.data.tokenizer import Tokenizer
+    from nano3.engine.output import Output
     from nano3.engine.protocol import GenerationEngine
-    from nano3.engine.request import Output
 
 AHEAD = 4096
 """Prompt tokens handed to the engine before it has computed them: enough for its steps, few enough for memory."""
@@ -178,11 +178,12 @@ class _Run(Generic[Key]):
         left = 0
         for request_id, (_, output, length) in self._open.items():
             progress = self._engine.progress(request_id)
-            left += progress[1] - progress[0] if progress else length * (not output.tokens)
+            left += progress[1] - progress[0] if progress else length * (not output.n_tokens)
         return left
 
     def _take(self) -> None:
-        from nano3.engine.request import Output, Request, Sampling
+        from nano3.engine.output import Output
+        from nano3.engine.request import Request, Sampling
 
         taken = self._source.take()
         if taken is None:
@@ -203,8 +204,8 @@ class _Run(Generic[Key]):
 def _answer(output: Output, prompt_tokens: int) -> Answer:
     if output.finish == "error":
         raise RuntimeError(output.error or "the engine failed a request")
-    log_probs = tuple(token.log_prob for token in output.tokens)
-    return Answer(output.text, prompt_tokens, len(output.tokens), output.finish or "stop", tuple(output.ids), log_probs)
+    ids, log_probs = tuple(output.ids), tuple(output.log_probs.tolist())
+    return Answer(output.text, prompt_tokens, output.n_tokens, output.finish or "stop", ids, log_probs)
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: Prompt, chat: ChatEncoder | None = None) -> tuple[int, ...]:

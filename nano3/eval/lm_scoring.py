@@ -8,8 +8,9 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
+from nano3.engine.output import Output
 from nano3.engine.protocol import GenerationEngine
-from nano3.engine.request import Output, Request, Sampling
+from nano3.engine.request import Request, Sampling
 
 Key = TypeVar("Key")
 AHEAD = 2

@@ -116,7 +116,7 @@ class Probe:
         prompts = [self.prompts[0], *self.prompts]
         return ProbeRollouts(
             torch.tensor([[*p, *o.ids] for p, o in zip(prompts, outputs, strict=True)]),
-            torch.tensor([[token.sampled_log_prob for token in o.tokens] for o in outputs], dtype=torch.float64),
+            torch.stack([torch.from_numpy(o.sampled_log_probs) for o in outputs]).double(),
             torch.tensor([[token.log_prob for token in (o.prompt or ())[1:]] for o in scored], dtype=torch.float64),
             first.cached_tokens,
             sum(output.cached_tokens for output in outputs[1:]),

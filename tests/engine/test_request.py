@@ -2,9 +2,11 @@
 
 import tracemalloc
 
+import numpy as np
 import pytest
 
-from nano3.engine.request import Output, Request, Sampling, Token, Update
+from nano3.engine.output import Output
+from nano3.engine.request import Request, Sampling, Token, Update
 
 
 def test_an_output_is_all_its_updates_together():
@@ -30,6 +32,35 @@ def test_an_update_does_not_copy_the_text_before_it():
         tracemalloc.stop()
     assert peak < 1_000_000
     assert len(output.text) == 10_000_300
+
+
+def test_tokens_come_as_arrays():
+    output = Output()
+    output.add(Update("r", tokens=(Token(131071, -0.25, -0.5), Token(6, -3.0, 0.0, forced=True))))
+    output.add(Update("r", tokens=(Token(7, -1.0, -1.0, ((7, -1.0), (9, -1.5))),)))
+    assert (output.n_tokens, output.token_ids.tolist()) == (3, [131071, 6, 7])
+    assert output.log_probs.tolist() == [-0.25, -3.0, -1.0]
+    assert output.sampled_log_probs.tolist() == [-0.5, 0.0, -1.0]
+    assert output.forced.tolist() == [False, True, False]
+    dtypes = [a.dtype for a in (output.token_ids, output.log_probs, output.sampled_log_probs, output.forced)]
+    assert dtypes == [np.int32, np.float32, np.float32, np.bool_]
+    assert [token.top for token in output.tokens] == [(), (), ((7, -1.0), (9, -1.5))]
+    output.token_ids[0] = 1
+    output.add(Update("r", tokens=(Token(8, -1.0, -1.0),)))
+    assert output.ids == [131071, 6, 7, 8]
+
+
+def test_a_long_output_keeps_no_object_a_token():
+    output, tokens = Output(), 200_000
+    tracemalloc.start()
+    try:
+        for i in range(tokens):
+            output.add(Update("r", tokens=(Token(1000 + i, -i / 7, -i / 9),), text="word "))
+        used, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert used < 20 * tokens  # 5 of them for the text
+    assert output.text == "word " * tokens
 
 
 @pytest.mark.parametrize(

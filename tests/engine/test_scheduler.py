@@ -6,8 +6,9 @@ from itertools import pairwise
 import pytest
 
 from nano3.engine.engine import Engine
+from nano3.engine.output import Output
 from nano3.engine.protocol import run
-from nano3.engine.request import Output, Request, Sampling
+from nano3.engine.request import Request, Sampling
 from nano3.engine.scheduler import _worth_keeping
 from nano3.model.pool import page_bytes, slot_bytes
 

@@ -6,8 +6,9 @@ import threading
 import pytest
 
 from nano3.engine.engine import Engine
+from nano3.engine.output import Output
 from nano3.engine.protocol import run
-from nano3.engine.request import Grammar, Output, Request, Sampling
+from nano3.engine.request import Grammar, Request, Sampling
 from nano3.serve.engine_thread import DrainingError, EngineFailedError, EngineThread, QueueFullError
 
 PROMPT = (40, 41, 42, 43)
