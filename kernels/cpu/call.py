@@ -38,19 +38,23 @@ def declare(**signatures: tuple) -> None:
 
 
 @cache
-def _function(name: str) -> Callable:
-    function = native().function(name)
+def _function(name: str, exact: bool) -> Callable:
+    function = native().function(name, exact=exact)
     function.argtypes, function.restype = _SIGNATURES[name], I
     return function
 
 
-def run(name: str, *arguments: Any) -> bool:
+def run(name: str, *arguments: Any, exact: bool = False) -> bool:
     """Call a kernel with all threads; False when it had no memory for its buffers and did nothing.
+
+    Args:
+        exact: products with bfloat16 weights are of float32 numbers; otherwise levels with bfloat16 products round the
+            rows that they multiply.
 
     Raises:
         IndexError: an index out of range.
     """
-    outcome = _function(name)(*arguments, torch.get_num_threads())
+    outcome = _function(name, exact)(*arguments, torch.get_num_threads())
     if outcome == BAD_INDEX:
         raise IndexError(f"{name}: an index is out of range")
     return outcome == DONE

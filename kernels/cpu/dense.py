@@ -8,12 +8,12 @@ from torch import Tensor
 from ..eager import FUNCTIONS as EAGER
 from .call import I, Kernel, L, P, declare, empty, normal, plain, readable, run
 from .mlp import squared_relu_rows
-from .native import BASES, TYPES, native
+from .native import TYPES, native
 
 MOST_ROWS = 64
 """Products with more rows go to PyTorch, whose blocking pays from there on."""
 MOST_ROWS_BFLOAT16 = 128
-"""The same for bfloat16 weights on processors without bfloat16 products, where PyTorch is slow at them."""
+"""The same for bfloat16 weights in float32 products, for which PyTorch widens all of them first."""
 declare(
     linear=(P, I, L, P, I, L, L, P, I),
     squared_relu_mlp=(P, I, L, P, P, I, L, L, P, I),
@@ -24,18 +24,19 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     """See nano3.kernels.linear."""
     outputs, width = weight.shape
     rows = x.numel() // width if width else 0
-    if not 0 < rows <= _most_rows(weight) or x.shape[-1] != width or not plain(x, weight):
+    if not 0 < rows <= _most_rows(x, weight) or x.shape[-1] != width or not plain(x, weight):
         return EAGER["linear"](x, weight)
     y = empty(*x.shape[:-1], outputs, dtype=x.dtype)
     done = run(
         "linear", x.data_ptr(), TYPES[x.dtype], rows, weight.data_ptr(), TYPES[weight.dtype], outputs, width,
-        y.data_ptr(), TYPES[y.dtype],
+        y.data_ptr(), TYPES[y.dtype], exact=x.dtype == torch.float32,
     )  # fmt: skip
     return y if done else EAGER["linear"](x, weight)
 
 
-def _most_rows(weight: Tensor) -> int:
-    return MOST_ROWS_BFLOAT16 if weight.dtype == torch.bfloat16 and native().isa not in BASES else MOST_ROWS
+def _most_rows(x: Tensor, weight: Tensor) -> int:
+    widened = weight.dtype == torch.bfloat16 and not native().rounds(x.dtype)
+    return MOST_ROWS_BFLOAT16 if widened else MOST_ROWS
 
 
 def squared_relu_mlp(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
@@ -50,7 +51,7 @@ def squared_relu_mlp(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
     y = torch.empty_like(x)
     done = run(
         "squared_relu_mlp", x.data_ptr(), TYPES[x.dtype], rows, up.data_ptr(), down.data_ptr(), TYPES[up.dtype],
-        hidden, width, y.data_ptr(), TYPES[y.dtype],
+        hidden, width, y.data_ptr(), TYPES[y.dtype], exact=x.dtype == torch.float32,
     )  # fmt: skip
     return y if done else EAGER["squared_relu_mlp"](x, up, down)
 

@@ -48,6 +48,7 @@ def _few(x: Tensor, up: Tensor, down: Tensor, expert_ids: Tensor, weights: Tenso
     done = run(
         "grouped_mlp", x.data_ptr(), TYPES[x.dtype], up.data_ptr(), down.data_ptr(), TYPES[up.dtype],
         expert_ids.data_ptr(), weights.data_ptr(), *expert_ids.shape, n_experts, hidden, width, y.data_ptr(),
+        exact=x.dtype == torch.float32,
     )  # fmt: skip
     return y if done else EAGER["grouped_mlp"](x, up, down, expert_ids, weights)
 

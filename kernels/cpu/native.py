@@ -24,7 +24,8 @@ NEEDS = {
 }
 """CPU features of each level, the best first."""
 BASES = {"amx": "avx512", "avx512bf16": "avx512"}
-"""Where a level takes the kernels from that it has not got itself: it has only those that multiply by weights."""
+"""Where a level takes the kernels from that it has not got itself: it has only those that multiply by weights, with
+bfloat16 products. Float32 activations go through the kernels of the level below: they are never rounded."""
 ABI = 5
 """Of the sources this file belongs to; see src/abi.cpp."""
 TYPES = {torch.float32: 0, torch.bfloat16: 1}
@@ -43,10 +44,14 @@ class Native(NamedTuple):
     reason: str
     """Why there is none, in words; empty when there is."""
 
-    def function(self, name: str):
-        """One kernel at this level, or at the one below it."""
-        own = getattr(self.library, f"nano3_{name}_{self.isa}", None)
+    def function(self, name: str, *, exact: bool = False):
+        """One kernel at this level, or at the one below it; `exact`: one that multiplies float32 numbers only."""
+        own = None if exact else getattr(self.library, f"nano3_{name}_{self.isa}", None)
         return own or getattr(self.library, f"nano3_{name}_{BASES.get(self.isa, self.isa)}")
+
+    def rounds(self, activations: torch.dtype) -> bool:
+        """Whether products with bfloat16 weights are of bfloat16 numbers: the level has those, and the type fits."""
+        return self.isa in BASES and activations == torch.bfloat16
 
 
 @cache

@@ -137,15 +137,31 @@ class DecodeProgram:
     it that they live, and builds another program when they move (`pointers`)."""
 
     def __init__(
-        self, sizes: ProgramSizes, embeddings: Tensor, blocks: Sequence[BlockWeights], norm: Tensor, head: Tensor
+        self,
+        sizes: ProgramSizes,
+        embeddings: Tensor,
+        blocks: Sequence[BlockWeights],
+        norm: Tensor,
+        head: Tensor,
+        compute: torch.dtype = torch.float32,
     ) -> None:
         """Check and lay out.
+
+        Args:
+            sizes: of the model.
+            embeddings: (V, D).
+            blocks: weights of each.
+            norm: (D,), of the last norm.
+            head: (V, D).
+            compute: type of activations; with bfloat16, levels with bfloat16 products round what they multiply by
+                bfloat16 weights. Everything else is float32 in either case.
 
         Raises:
             UnfitError: weights that the program does not take, or no library.
         """
         self._kinds = [type(block) for block in blocks]
         self.sizes, self.dtype = _of_kinds(sizes, self._kinds), head.dtype
+        self._exact = compute != torch.bfloat16
         if native().library is None:
             raise UnfitError(native().reason)
         if self.dtype not in TYPES:
@@ -279,9 +295,9 @@ class DecodeProgram:
 
     def _step(self) -> None:
         p = self._program
-        if not run("decode_step", ctypes.byref(p)):
+        if not run("decode_step", ctypes.byref(p), exact=self._exact):
             self._grow_scratch(p.scratch_needed)
-            if not run("decode_step", ctypes.byref(p)):
+            if not run("decode_step", ctypes.byref(p), exact=self._exact):
                 raise MemoryError(f"no scratch of {p.scratch_needed} bytes for a decoding step")
 
     def _check_indices(self, tokens: Tensor, slots: Tensor, page_table: Tensor, key_lengths: Tensor) -> None:

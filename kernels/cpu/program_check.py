@@ -81,9 +81,9 @@ class Case:
             row[: len(own)] = own
         self.lengths = integers(lengths)
 
-    def program(self) -> DecodeProgram:
-        """Of these weights."""
-        return DecodeProgram(self.sizes, self.embeddings, self.blocks, self.norm, self.head)
+    def program(self, compute: torch.dtype | None = None) -> DecodeProgram:
+        """Of these weights, with activations of their type where no other is named."""
+        return DecodeProgram(self.sizes, self.embeddings, self.blocks, self.norm, self.head, compute or self.dtype)
 
     def copied_states(self) -> list[BlockState | None]:
         """The states as they are now."""

@@ -1,7 +1,8 @@
 """One token of each of many sequences through the whole model in one C++ call, where that is possible.
 
-`LM.hidden` comes here first. The result equals that of the blocks one after the other within rounding; activations are
-float32 whatever the compute dtype.
+`LM.hidden` comes here first. The result equals that of the blocks one after the other within rounding. Activations are
+float32 whatever the compute dtype; where that is bfloat16, processors with bfloat16 products may round them to it as
+they multiply by bfloat16 weights.
 """
 
 from __future__ import annotations
@@ -133,7 +134,7 @@ def _steps(model: LM) -> _Steps | None:
 
 def _current(model: LM) -> _Steps:
     steps = _STEPS.get(model)
-    if steps is None or not steps.holds():
+    if steps is None or steps.compute != model.compute_dtype or not steps.holds():
         steps = _STEPS[model] = _Steps(model)
     return steps
 
@@ -157,6 +158,7 @@ class _Steps:
     """A model's program and what it was built from. No reference to the model itself: it is the key to this."""
 
     def __init__(self, model: LM) -> None:
+        self.compute = model.compute_dtype
         modules = list(model.modules())
         self._contents = [d for m in modules for d in (m._parameters, m._buffers, m._modules) if d]
         self._then = [dict(d) for d in self._contents]
@@ -273,7 +275,7 @@ def _strange(model: LM) -> str | None:
 def _build(model: LM) -> program.DecodeProgram:
     blocks = [_weights(block) for block in model.blocks]
     weights = model.embeddings.weight, blocks, model.norm_f.weight, model.lm_head.weight
-    return program.DecodeProgram(_sizes(model), *weights)
+    return program.DecodeProgram(_sizes(model), *weights, model.compute_dtype)
 
 
 def _sizes(model: LM) -> program.ProgramSizes:

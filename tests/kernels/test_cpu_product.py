@@ -25,8 +25,29 @@ def off(got, x, weight):
 @torch.inference_mode()
 def test_every_size_of_tile_and_pass(weight_type, rows, outputs, width):
     x, weight = torch.randn(rows, width), torch.randn(outputs, width).to(weight_type)
-    limit = 4e-3 if weight_type == torch.bfloat16 else 1e-6  # levels with bfloat16 products round x
-    assert off(kernels.linear(x, weight), x, weight) < limit
+    assert off(kernels.linear(x, weight), x, weight) < 1e-6
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 17, 64])
+@torch.inference_mode()
+def test_narrow_weights_are_widened_for_float32_rows_whatever_the_op_is(rows):
+    x, up, down = torch.randn(rows, 72), torch.randn(2, 100, 72).bfloat16(), torch.randn(2, 72, 100).bfloat16()
+    each = [(x.double() @ up[e].double().T).relu().square() @ down[e].double().T for e in range(2)]
+    gates = torch.rand(rows, 2)
+    ids = torch.arange(2).expand(rows, 2).contiguous()
+    for got, exact in (
+        (kernels.squared_relu_mlp(x, up[0], down[0]), each[0]),
+        (kernels.grouped_mlp(x, up, down, ids, gates), sum(gates[:, e : e + 1].double() * each[e] for e in range(2))),
+    ):
+        assert float((got.double() - exact).abs().max() / exact.abs().max()) < 2e-6
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 17, 64])
+@pytest.mark.parametrize(("outputs", "width"), [(9, 257), (64, 1024), (40, 2100)])
+@torch.inference_mode()
+def test_rows_of_bfloat16(rows, outputs, width):
+    x, weight = torch.randn(rows, width).bfloat16(), torch.randn(outputs, width).bfloat16()
+    assert off(kernels.linear(x, weight), x, weight) < 4e-3
 
 
 @pytest.mark.parametrize("weight_type", TYPES)

@@ -105,6 +105,14 @@ def test_narrow_weights_under_wide_activations(model, monkeypatch):
     assert_same_pools(pool, other, 2e-5)
 
 
+def test_the_compute_dtype_may_change_between_steps(model, monkeypatch):
+    model.to_dtype(torch.bfloat16)
+    run(model, filled_pool(model, torch.bfloat16), Plan(spans(5), PAGE))
+    model.compute_dtype = torch.float32
+    (got, _), (expected, _) = both(model, monkeypatch, spans(5))
+    torch.testing.assert_close(got.x, expected.x, atol=2e-5, rtol=2e-5)
+
+
 def test_states_are_kept_where_the_plan_says(model, monkeypatch):
     saving = [*spans(2), Span(1, 40, 3, [150], saves=((1, 60),)), Span(1, 41, 0, [151], saves=((1, 61),))]
     (got, pool), (_, other) = both(model, monkeypatch, saving)
