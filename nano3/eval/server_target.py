@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from queue import SimpleQueue
-from threading import Event, Thread
+from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, Any
 
 from nano3.config.errors import UserError
@@ -73,6 +73,7 @@ class ServerTarget:
         self._stop = Event()
         self._without_extras = False
         self.notes: list[str] = []
+        self._noting = Lock()
         self.name, self.max_context, listed = self._find_model(model)
         self.identity = f"{self.name} at {url.rstrip('/')}{_fingerprint(listed)}"
         self._tokenizer, self._tokens = tokenizer, None
@@ -180,8 +181,10 @@ class ServerTarget:
 
     def _answer(self, prompt: Prompt) -> Answer:
         path, body, extras = self._body(prompt)
-        response = self.request("POST", path, body if self._without_extras else {**body, **extras})
-        if response.status_code in (400, 422) and extras and not self._without_extras:
+        if self._without_extras:
+            extras = {}
+        response = self.request("POST", path, {**body, **extras})
+        if response.status_code in (400, 422) and extras:
             again = self.request("POST", path, body)
             if again.status_code == 200:
                 self._without_extras = True
@@ -248,8 +251,9 @@ class ServerTarget:
         return name, listed.get("max_model_len"), listed
 
     def _note(self, note: str) -> None:
-        if note not in self.notes:
-            self.notes.append(note)
+        with self._noting:
+            if note not in self.notes:
+                self.notes.append(note)
 
 
 def _fingerprint(listed: Mapping[str, Any]) -> str:

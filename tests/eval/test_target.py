@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import threading
+import time
 
 import pytest
 
@@ -185,6 +186,31 @@ def test_fields_that_a_strict_server_refuses_are_left_out(serve_answers):
         server = ServerTarget(url)
         assert len(list(server.generate((i, Prompt(text="x")) for i in range(3)))) == 3
         assert server.notes == ["the server refuses add_special_tokens: asked without"]
+
+
+def test_requests_under_way_when_another_is_refused_are_asked_again_too(serve_answers):
+    first = threading.Lock()
+
+    def answer(path, body):
+        if path == "/v1/models":
+            return 200, MODELS
+        if "add_special_tokens" not in body:
+            return 200, completion("hi")
+        if not first.acquire(blocking=False):
+            wait_until(lambda: server.notes)
+        return 400, {"error": "unknown field"}
+
+    with serve_answers(answer) as url:
+        server = ServerTarget(url)
+        assert len(list(server.generate((i, Prompt(text="x")) for i in range(3)))) == 3
+        assert len(server.notes) == 1
+
+
+def wait_until(holds, seconds=20):
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_without_a_tokenizer_the_error_says_which_option_names_one(serve_answers, tokenizer, tmp_path):

@@ -102,7 +102,7 @@ def test_pieces_train_the_same_model_to_rounding(tmp_path, common, start):
 def test_a_run_that_does_not_fit_is_refused_before_its_data_are_prepared(tmp_path, common, start, monkeypatch, capsys):
     monkeypatch.setattr("nano3.stages.room.available_memory", lambda device: 4_000_000)
     with pytest.raises(UserError) as caught:
-        extend_context.main(config(common), tmp_path / "run", start, progress=Silent())
+        extend_context.main(config(common, dtype="float32"), tmp_path / "run", start, progress=Silent())
     line = str(caught.value)
     assert "context.lengths: training on 1 x 256 tokens takes about" in line
     assert "4 MB are free in main memory: the longest that fits is 128; lower it, or try" in line
