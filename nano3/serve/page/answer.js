@@ -95,7 +95,8 @@ export class Assembler {
 
   endThinking() {
     const { turn } = this;
-    if (turn.thinkingFrom !== undefined) turn.thinkingMs ??= Date.now() - turn.thinkingFrom;
+    // At least 1: 0 stands for a time that nobody knows.
+    if (turn.thinkingFrom !== undefined) turn.thinkingMs ??= Math.max(1, Date.now() - turn.thinkingFrom);
   }
 
   /** After the last chunk, whatever the reason that it was the last. */

@@ -205,6 +205,14 @@ def test_settings_are_sent_kept_and_only_when_set(chat, script):
     assert "k1" not in chat.evaluate("JSON.stringify(localStorage)")
 
 
+def test_thinking_of_less_than_a_millisecond_was_thinking_too(tab, script):
+    tab.add_init_script("Date.now = () => 1e12")
+    tab.goto(script.url)
+    script.play(delta(reasoning="Hm."), *text_answer("Four."))
+    ask(tab, "2+2?")
+    expect(tab.locator(".thinking summary")).to_contain_text("Thought for 1 ms")
+
+
 def test_thinking_off_asks_for_none(chat, script):
     script.play(*text_answer("a"))
     chat.get_by_text("Thinking", exact=True).click()
