@@ -124,8 +124,8 @@ def test_bf16_inputs_of_any_layout_and_none_at_all():
     results = []
     for x in (scattered, scattered.detach().contiguous().requires_grad_()):
         y = kernels.attention(x, x, x)
-        results.append((y, *torch.autograd.grad(y.float().square().sum(), x)))
-    torch.testing.assert_close(*results)
+        results.append([y.detach(), *torch.autograd.grad(y.float().square().sum(), x)])
+    assert_same(*results, 2e-2)  # PyTorch's own rounding may turn on the layout
     empty = torch.zeros(2, 0, 4, 8).bfloat16()
     assert kernels.attention(empty, empty, empty).shape == empty.shape
 

@@ -4,11 +4,14 @@ from functools import partial
 
 import pytest
 import torch
+from nano3.kernels.common import matmul_dtype
 
 from nano3 import kernels
 from tests.kernels.conftest import assert_same, outputs_and_grads
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
+NARROW_TOLERANCE = 5e-2
+"""Of PyTorch's bfloat16 products, which round each query head's gradient before those of a key head are added."""
 
 
 def make(B, T, Hq, Hkv, Dh, dtype=torch.float32, S=None):
@@ -20,7 +23,9 @@ def compare(inputs, document_ids=None):
     wide = {name: m.double() for name, m in inputs.items()}
     call = partial(kernels.attention, document_ids=document_ids)
     got, expected = outputs_and_grads(call, inputs), outputs_and_grads(partial(call, backend="reference"), wide)
-    assert_same(got, expected, TOLERANCE[inputs["q"].dtype])
+    dtype = inputs["q"].dtype
+    narrow = dtype == matmul_dtype(dtype, torch.device("cpu")) == torch.bfloat16
+    assert_same(got, expected, NARROW_TOLERANCE if narrow else TOLERANCE[dtype])
 
 
 def documents(*lengths):
