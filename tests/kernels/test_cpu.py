@@ -143,7 +143,7 @@ def test_a_kernel_takes_what_it_is_made_for(op, monkeypatch):
     """Else every comparison would be one of PyTorch with itself."""
     module = next(module for module in ops.MODULES if op in module.KERNELS)
     called, run = [], module.run
-    monkeypatch.setattr(module, "run", lambda name, *arguments: called.append(name) or run(name, *arguments))
+    monkeypatch.setattr(module, "run", lambda name, *a, **options: called.append(name) or run(name, *a, **options))
     assert kernels.choose(op, "cpu")[0] == "cpu"
     for dtype in (torch.float32,) if op in ("attention", "best_tokens") else TOLERANCE:
         called.clear()
