@@ -146,7 +146,7 @@ def test_the_step_of_narrow_weights_under_float_activations():
     case = program_check.Case(program_check.SIZES, torch.bfloat16, (10, 4))
     case.states = [s and program.BlockState(*(t.float() for t in s)) for s in case.states]
     indices, states = (case.tokens, case.slots, case.table, case.lengths), case.copied_states()
-    got = case.program(torch.float32).run(*indices, states, logits=True)
+    got = case.program(torch.float32).run(*indices, states, logits=True)[:2]
     for ours, exact in zip(got, case.expected(), strict=True):
         assert off(ours, exact.double()) < 3e-5
 
