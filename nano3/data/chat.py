@@ -1,93 +1,22 @@
-"""Conversations to prompts: our chat template and those of loaded models, rendered in Jinja's sandbox."""
+"""Conversations to token ids, by our chat template or that of a loaded model: prompts, and rows to train on."""
 
 from __future__ import annotations
 
 import functools
-import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nano3.config.errors import UserError
+from nano3.data.chat_marks import Piece, Protection, pieces, without_blocks
+from nano3.data.chat_messages import normal_messages, normal_tools
+from nano3.data.chat_template import ChatTemplate
 
 if TYPE_CHECKING:
-    import jinja2
-    import jinja2.ext
-
     from nano3.data.tokenizer import Tokenizer
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
 TURN, THINK, END_THINK = "<|im_start|>", "<think>", "</think>"
-MARK, OWN_MARK = "\ufdd0", "\ufdd0\ufdd1"
-"""A noncharacter that stands where text must be cut before it is encoded, and what is written for one in the text."""
 _PROBE = ({"role": "user", "content": "a"},)
-
-
-class ChatTemplate:
-    """A Jinja chat template, compiled once; whatever it tries, it runs in a sandbox."""
-
-    def __init__(self, text: str, variables: Mapping[str, Any] | None = None) -> None:
-        """Compile `text`.
-
-        Args:
-            text: Jinja source, as in chat_template.jinja.
-            variables: what every rendering sees beside the messages (bos_token and the like).
-
-        Raises:
-            UserError: not a Jinja template.
-        """
-        import jinja2
-
-        self.text = text
-        self.variables = dict(variables or {})
-        try:
-            self._compiled = _environment().from_string(text)
-        except jinja2.TemplateError as error:
-            raise UserError(f"chat template cannot be compiled: {_one_line(error)}") from error
-
-    @classmethod
-    def default(cls) -> ChatTemplate:
-        """The project's own template."""
-        return cls(default_text())
-
-    def render(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        add_generation_prompt: bool = True,
-        **kwargs: Any,
-    ) -> str:
-        """Prompt of a conversation in OpenAI form, to be read; `ChatEncoder` makes token ids of it, safely.
-
-        Args:
-            messages: role and content (a string, a list of text parts, None), and with an assistant's: `reasoning` or
-                `reasoning_content`, `tool_calls` with arguments as an object or as JSON text.
-            tools: function definitions, with or without the {"type": "function"} wrapper.
-            add_generation_prompt: end where the assistant's answer begins.
-            kwargs: enable_thinking, truncate_history_thinking, reasoning_budget, and whatever else a template reads.
-
-        Raises:
-            UserError: messages or tools out of form, or the template refuses them.
-        """
-        values = {**kwargs, "messages": normal_messages(messages), "tools": normal_tools(tools) or None}
-        return self.fill(values, add_generation_prompt)
-
-    def fill(self, values: Mapping[str, Any], add_generation_prompt: bool = True) -> str:
-        """`render` of messages and tools that are normal already (`normal_messages`, `normal_tools`).
-
-        Raises:
-            UserError: the template refuses them.
-        """
-        import jinja2
-
-        values = {**self.variables, **values, "add_generation_prompt": add_generation_prompt}
-        try:
-            return self._compiled.render(values)
-        except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            raise UserError(f"chat template refuses this conversation: {_one_line(error)}") from error
 
 
 class TooLongError(UserError):
@@ -105,6 +34,14 @@ class ChatPrompt:
     """Length of the part that the next turn's prompt will begin with."""
 
 
+class TrainingRow(NamedTuple):
+    """A conversation to learn from."""
+
+    ids: tuple[int, ...]
+    trained: tuple[bool, ...]
+    """For each of the ids, whether the model is trained to write it."""
+
+
 class ChatEncoder:
     """Conversations to token ids. Only the template opens and closes turns: a special token that is written in a
     message, a tool or a variable is text like any other."""
@@ -120,7 +57,7 @@ class ChatEncoder:
         added = tokenizer.inner.get_added_tokens_decoder().values()
         # Templates look for the thinking tags in messages, so those stay whole even where they are special.
         tags = (THINK, END_THINK)
-        self._special = _beginnings(token.content for token in added if token.special and token.content not in tags)
+        self._protection = Protection(token.content for token in added if token.special and token.content not in tags)
 
     def encode(
         self,
@@ -133,6 +70,9 @@ class ChatEncoder:
     ) -> ChatPrompt:
         """Token ids of a conversation; the arguments are those of `ChatTemplate.render`.
 
+        The ids part where an earlier answer began, as they did when it was written: so the prompt of the next step
+        begins with that of the step before.
+
         Args:
             max_length: most characters; more are refused before they are encoded.
 
@@ -140,42 +80,108 @@ class ChatEncoder:
             TooLongError: more than `max_length`.
             UserError: as `ChatTemplate.render`.
         """
+        values = self._values(messages, tools, max_length, kwargs)
+        text = self.template.fill(values, add_generation_prompt, marked=True)
+        _check_length(len(text), max_length)
+        ids = self._ids(pieces(text))
+        shared = self._shared(ids, text, kwargs) if add_generation_prompt else ()
+        return ChatPrompt(ids, thinking_open(without_blocks(text)), shared)
+
+    def encode_training(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        last_turn: bool = False,
+        max_length: int | None = None,
+        **kwargs: Any,
+    ) -> TrainingRow:
+        """Token ids of a conversation, and which of them to train on: those that the model writes.
+
+        These are the assistant's tokens as the template's generation blocks enclose them. By our template: all that
+        follows the generation prompt (`<think>\\n` or `<think></think>`) up to and including `<|im_end|>`, in every
+        turn but those before the last user message whose reasoning it leaves out. Up to an answer the ids are those
+        that `encode` gives for its prompt.
+
+        Args:
+            messages, tools, kwargs: as for `ChatTemplate.render`.
+            last_turn: train only on what follows the last user message (report, section 3.1: a conversation with
+                reasoning becomes one row a user turn).
+            max_length: most characters; more are refused before they are encoded.
+
+        Raises:
+            TooLongError: more than `max_length`.
+            UserError: as `ChatTemplate.render`, or the template does not tell what the assistant writes.
+        """
+        values = self._values(messages, tools, max_length, kwargs)
+        text = self._rendered_for_training(values)
+        _check_length(len(text), max_length)
+        begin = len(self._up_to_last_user(values, text)) if last_turn else 0
+        parts = pieces(text)
+        encoded = self._tokenizer.encode_batch([part.text for part in parts], special=True)
+        return TrainingRow(
+            tuple(token for ids in encoded for token in ids),
+            tuple(part.written and part.start >= begin for part, ids in zip(parts, encoded, strict=True) for _ in ids),
+        )
+
+    def _values(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        max_length: int | None,
+        kwargs: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """What the template reads, cut where special tokens are written."""
         normal = normal_messages(messages)
         # Of an assistant's text templates may leave out much.
         _check_length(sum(len(m["content"]) for m in normal if m["role"] != "assistant"), max_length)
-        values = self._marked({**kwargs, "messages": normal, "tools": normal_tools(tools) or None})
-        text = self.template.fill(values, add_generation_prompt)
-        _check_length(len(text), max_length)
-        ids = self._ids(text)
-        shared = self._shared(ids, text, kwargs) if add_generation_prompt else ()
-        return ChatPrompt(tuple(ids), thinking_open(text), shared)
+        return self._protection.mark({**kwargs, "messages": normal, "tools": normal_tools(tools) or None})
 
-    def _marked(self, value: Any) -> Any:
-        """The value with a mark inside each special token that its strings spell out."""
-        if isinstance(value, str):
-            return self._special.sub(lambda found: found[0] + MARK, value.replace(MARK, OWN_MARK))
-        if isinstance(value, Mapping):
-            return {self._marked(key): self._marked(inner) for key, inner in value.items()}
-        return [self._marked(inner) for inner in value] if isinstance(value, list | tuple) else value
+    def _ids(self, parts: Sequence[Piece]) -> tuple[int, ...]:
+        # Encoded one by one, so that no special token is whole but those of the template.
+        encoded = self._tokenizer.encode_batch([part.text for part in parts], special=True)
+        return tuple(token for ids in encoded for token in ids)
 
-    def _ids(self, text: str) -> list[int]:
-        # Cut at the marks, so that no special token is whole but those of the template.
-        parts = [part.replace(OWN_MARK, MARK) for part in re.split(rf"{MARK}(?!{OWN_MARK[1]})", text)]
-        return [token for ids in self._tokenizer.encode_batch(parts, special=True) for token in ids]
+    def _rendered_for_training(self, values: Mapping[str, Any]) -> str:
+        """The marked text, by the model's own template or by ours where that gives the same."""
+        if self.template.has_generation_blocks:
+            return self.template.fill(values, add_generation_prompt=False, marked=True)
+        text = self._own.fill(values, add_generation_prompt=False, marked=True)
+        if without_blocks(text) != self.template.fill(values, add_generation_prompt=False):
+            raise UserError(
+                "the model's chat template does not mark what the assistant writes, and nano3's own renders this "
+                "conversation otherwise; enclose the assistant's text in {% generation %} and {% endgeneration %}"
+            )
+        return text
+
+    @functools.cached_property
+    def _own(self) -> ChatTemplate:
+        return ChatTemplate.default()
+
+    def _up_to_last_user(self, values: Mapping[str, Any], text: str) -> str:
+        """The beginning of a marked text that ends with the last user message."""
+        messages = values["messages"]
+        last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=-1)
+        if last < 0:
+            return ""
+        begin = self._rendered_for_training({**values, "messages": messages[: last + 1]})
+        if not text.startswith(begin):
+            raise UserError("the chat template renders the last user message otherwise when an answer follows")
+        return begin
 
     def _shared(self, ids: Sequence[int], text: str, kwargs: Mapping[str, Any]) -> tuple[int, ...]:
         """Tokens before the opening of the answer, where the tokens part there."""
         opening = self._opening(kwargs)
         if not opening or not text.endswith(opening):
             return ()
-        tokens = self._ids(opening)
+        tokens = self._ids(pieces(opening))
         length = len(ids) - len(tokens)
-        return (length,) if length > 0 and list(ids[length:]) == tokens else ()
+        return (length,) if length > 0 and tuple(ids[length:]) == tokens else ()
 
     def _opening(self, kwargs: Mapping[str, Any]) -> str:
         """How the template opens an answer: found with a short conversation, since rendering a long one takes time."""
         try:
-            values = {**self._marked(kwargs), "messages": normal_messages(_PROBE), "tools": None}
+            values = {**self._protection.mark(kwargs), "messages": normal_messages(_PROBE), "tools": None}
             text, history = self.template.fill(values), self.template.fill(values, False)
         except UserError:
             return ""
@@ -185,21 +191,6 @@ class ChatEncoder:
 def _check_length(length: int, most: int | None) -> None:
     if most is not None and length > most:
         raise TooLongError(f"the conversation has {length} characters or more; at most {most} can fit")
-
-
-def _beginnings(tokens: Iterable[str]) -> re.Pattern[str]:
-    """Finds the first letter of each of the tokens, wherever the rest follows. (One letter alone cannot be cut.)"""
-    rests: dict[str, list[str]] = {}
-    for token in tokens:
-        if len(token) > 1:
-            rests.setdefault(token[0], []).append(re.escape(token[1:]))
-    return re.compile("|".join(f"{re.escape(first)}(?={'|'.join(rest)})" for first, rest in rests.items()) or "(?!)")
-
-
-@functools.cache
-def default_text() -> str:
-    """Source of the project's own template, as a model folder's chat_template.jinja carries it."""
-    return resources.files("nano3.data").joinpath("chat_template.jinja").read_text("utf-8")
 
 
 def template_for(tokenizer: Tokenizer) -> ChatTemplate:
@@ -219,106 +210,6 @@ def thinking_open(rendered: str) -> bool:
     return rendered.rstrip().endswith(THINK)
 
 
-def normal_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Messages in the one form that templates expect: content a string, arguments an object, role system for
-    developer, reasoning under both of its names.
-
-    Raises:
-        UserError: messages out of form.
-    """
-    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-        raise UserError("messages is empty or no list; give at least one message")
-    return [_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
-
-
-def normal_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
-    """Tools as {"type": "function", "function": ...}.
-
-    Raises:
-        UserError: a tool without a name, or with parameters that are no JSON schema object.
-    """
-    normal = []
-    for i, tool in enumerate(tools or ()):
-        function = tool.get("function", tool) if isinstance(tool, Mapping) else None
-        if not isinstance(function, Mapping) or not _is_name(function.get("name")):
-            raise UserError(f"tools[{i}] names no function; give {{'type': 'function', 'function': {{'name': ...}}}}")
-        if not isinstance(function.get("parameters") or {}, Mapping):
-            raise UserError(f"tools[{i}] ({function['name']}): parameters is no JSON schema object")
-        normal.append(dict(tool) if "function" in tool else {"type": "function", "function": dict(tool)})
-    return normal
-
-
-def _message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
-    if not isinstance(message, Mapping):
-        raise UserError(f"{where} is no object with role and content")
-    role = message.get("role")
-    if role not in ROLES:
-        raise UserError(f"{where}: role is {role!r}; it must be one of {', '.join(ROLES)}")
-    normal = {**message, "role": "system" if role == "developer" else role}
-    normal["content"] = _text(message.get("content"), f"{where}.content")
-    if role != "assistant":
-        return normal
-    for name in ("reasoning_content", "reasoning"):
-        if message.get(name):
-            reasoning = _text(message[name], f"{where}.{name}")
-            return _with_calls(normal | {"reasoning_content": reasoning, "reasoning": reasoning}, where)
-    return _with_calls(normal, where)
-
-
-def _with_calls(message: dict[str, Any], where: str) -> dict[str, Any]:
-    calls = message.pop("tool_calls", None)
-    if not calls:
-        return message
-    if not isinstance(calls, Sequence) or isinstance(calls, str):
-        raise UserError(f"{where}.tool_calls is no list")
-    return message | {"tool_calls": [_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls)]}
-
-
-def _call(call: Mapping[str, Any], where: str) -> dict[str, Any]:
-    function = call.get("function", call) if isinstance(call, Mapping) else None
-    if not isinstance(function, Mapping) or not _is_name(function.get("name")):
-        raise UserError(f"{where} names no function")
-    arguments = _arguments(function.get("arguments"), f"{where} ({function['name']}): arguments")
-    outer = call if "function" in call else {}
-    return {**outer, "type": "function", "function": {**function, "arguments": arguments}}
-
-
-def _arguments(arguments: Any, where: str) -> dict[str, Any]:
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments.strip() or "{}")
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{where} is not JSON: {_one_line(error)}") from error
-    if arguments is None:
-        return {}
-    if not isinstance(arguments, Mapping):
-        raise UserError(f"{where} is not a JSON object")
-    return dict(arguments)
-
-
-def _text(content: Any, where: str) -> str:
-    """Content as one string; parts are put on lines of their own."""
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, Sequence):
-        raise UserError(f"{where} is of type {type(content).__name__}; give a string or a list of text parts")
-    return "\n".join(_part(part, f"{where}[{i}]") for i, part in enumerate(content))
-
-
-def _part(part: Any, where: str) -> str:
-    text = part.get("text") if isinstance(part, Mapping) else part
-    if not isinstance(text, str):
-        kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-        raise UserError(f"{where} is of type {kind}; only text parts can be read")
-    return text
-
-
-def _is_name(name: Any) -> bool:
-    return isinstance(name, str) and bool(name.strip())
-
-
 def _configured(template: Any) -> str:
     """tokenizer_config.json has one template, or a list of named ones."""
     if isinstance(template, list):
@@ -336,60 +227,3 @@ def _token_variables(tokenizer: Tokenizer) -> dict[str, str]:
         if token:
             variables[name] = token
     return variables
-
-
-@functools.cache
-def _environment() -> jinja2.Environment:
-    """Settings, filters and functions that transformers gives to chat templates."""
-    from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _generation_blocks()]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = _strftime_now
-    return environment
-
-
-def _generation_blocks() -> type[jinja2.ext.Extension]:
-    from jinja2 import ext, nodes
-
-    class GenerationBlocks(ext.Extension):
-        """Some templates mark the text to train on with {% generation %}; for a prompt that changes nothing."""
-
-        tags = {"generation"}  # noqa: RUF012
-
-        def parse(self, parser: Any) -> nodes.Node:
-            """The block's contents in a scope of their own."""
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.Scope(body, lineno=line)
-
-    return GenerationBlocks
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    # Jinja's own filter would escape <, > and & for HTML.
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)
-
-
-def _refuse(message: str) -> None:
-    import jinja2
-
-    raise jinja2.TemplateError(message)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nano3.data.files import cache_root
-from nano3.data.tokenizer import CHAT_TOKENS, THINK_TOKENS, Tokenizer, byte_level_split
+from nano3.data.vocabulary import CHAT_TOKENS, THINK_TOKENS, byte_level_split
 from nano3.files import write_atomic
 
 MISTRAL_SIZE = 131072
@@ -26,8 +26,8 @@ SPECIAL_NAMES = {
 """Names of the first special ids; the chat markup of the Nemotron models takes ids 10 to 13, the rest are fillers."""
 
 
-def load_mistral() -> Tokenizer:
-    """The vocabulary, converted once and then kept in the cache.
+def mistral_file() -> Path:
+    """The vocabulary as a tokenizer.json, converted once and then kept in the cache.
 
     Raises:
         ValueError: mistral-common is not installed.
@@ -38,7 +38,7 @@ def load_mistral() -> Tokenizer:
     if not cached.is_file():
         cached.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(cached, json.dumps(convert(json.loads(source.read_text("utf-8")))).encode())
-    return Tokenizer.load(cached)
+    return cached
 
 
 def _shipped_file() -> Path:

@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nano3.data.chat_template import default_text
+from nano3.data.tekken import mistral_file
+from nano3.data.vocabulary import CHAT_TOKENS, THINK_TOKENS, byte_level_split
 from nano3.files import write_atomic
 
 if TYPE_CHECKING:
     import tokenizers
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
-CHAT_TOKENS = ("<|im_start|>", "<|im_end|>")
-THINK_TOKENS = ("<think>", "</think>")
-"""Ordinary added tokens, not special ones: a decoder that hides special tokens still shows where reasoning ends."""
 
 # A line break takes the punctuation before it and the indentation after it: 7 % more bytes a token on Python
 # source than the usual split. Digits stand alone.
@@ -84,9 +84,7 @@ class Tokenizer:
             ValueError: not a tokenizer, no end-of-document token, or mistral-common is not installed.
         """
         if str(path_or_name) == "mistral":
-            from nano3.data.tekken import load_mistral
-
-            return load_mistral()
+            return cls._from_file(mistral_file())
         path = Path(path_or_name)
         file = path / "tokenizer.json" if path.is_dir() else path
         if not file.is_file():
@@ -177,8 +175,6 @@ class Tokenizer:
         """The project's chat template, when this vocabulary has the tokens that mark its turns."""
         if "chat_template" in self.config or any(self.token_id(token) is None for token in CHAT_TOKENS):
             return ""
-        from nano3.data.chat import default_text
-
         return default_text()
 
     def _encoder(self, special: bool) -> tokenizers.Tokenizer:
@@ -200,16 +196,6 @@ def _empty_bpe() -> tokenizers.Tokenizer:
     inner.pre_tokenizer = byte_level_split(pre_tokenizers, Regex(SPLIT))
     inner.decoder = decoders.ByteLevel()
     return inner
-
-
-def byte_level_split(pre_tokenizers: Any, pattern: Any) -> Any:
-    """Pre-tokenizer that cuts text by a regular expression, then maps bytes to letters."""
-    return pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(pattern, behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
 
 
 def _mark_plain(inner: tokenizers.Tokenizer, tokens: Sequence[str]) -> tokenizers.Tokenizer:

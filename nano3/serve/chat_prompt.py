@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nano3.config.errors import UserError
+from nano3.data import chat_template
 from nano3.data.chat import ChatPrompt, TooLongError
 from nano3.engine.request import Grammar, Request, Sampling, ThinkingBudget
 from nano3.serve.errors import ApiError
@@ -16,7 +17,7 @@ from nano3.serve.schemas import ChatRequest, NamedTool, TokenizeRequest
 from nano3.serve.service import Service, new_id
 from nano3.serve.tool_grammar import call_grammar
 
-RESERVED = ("messages", "tools", "add_generation_prompt", "max_length")
+RESERVED = (*chat_template.RESERVED, "max_length")
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,14 @@ def make_prompt(
 
 
 def _template_variables(body: ChatRequest | TokenizeRequest) -> dict[str, Any]:
-    """What the template is told: chat_template_kwargs, and thinking on or off from the field that says so."""
+    """What the template is told: chat_template_kwargs, and over them the fields of the same names."""
     variables = dict(body.chat_template_kwargs or {})
     for name in RESERVED:
         if name in variables:
             raise ApiError(400, f"chat_template_kwargs: {name} cannot be set here", param="chat_template_kwargs",
                            code="invalid_value")  # fmt: skip
+    if body.truncate_history_thinking is not None:
+        variables["truncate_history_thinking"] = body.truncate_history_thinking
     if body.enable_thinking is not None:
         variables["enable_thinking"] = body.enable_thinking
     elif "enable_thinking" not in variables and getattr(body, "reasoning_effort", None) == "none":

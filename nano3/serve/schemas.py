@@ -236,6 +236,7 @@ class ChatTemplateFields(Loose):
     tools: Many[Tool] | None = Field(None, max_length=MOST_TOOLS)
     add_generation_prompt: bool | None = None
     enable_thinking: bool | None = None
+    truncate_history_thinking: bool | None = None
     chat_template_kwargs: JsonObject | None = None
 
 
@@ -276,6 +277,7 @@ class TokenizeRequest(Loose):
     tools: Many[Tool] | None = Field(None, max_length=MOST_TOOLS)
     add_generation_prompt: bool | None = None
     enable_thinking: bool | None = None
+    truncate_history_thinking: bool | None = None
     chat_template_kwargs: JsonObject | None = None
     return_token_strs: bool | None = None
 

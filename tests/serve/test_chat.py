@@ -6,6 +6,7 @@ import time
 import httpx
 import pytest
 
+from nano3.data.chat_template import ChatTemplate
 from nano3.engine.engine import Engine
 
 HELLO = [{"role": "user", "content": "Hello there"}]
@@ -123,6 +124,22 @@ def test_the_field_wins_over_the_template_argument(client):
     assert both["choices"][0]["message"].get("reasoning")
 
 
+def test_the_prompt_is_that_of_the_template_wherever_its_variables_stand(server, client):
+    thought = {"role": "assistant", "content": "Hi", "reasoning": "greet back"}
+    messages, variables = [*HELLO, thought, *HELLO], {"enable_thinking": False, "truncate_history_thinking": False}
+    expected = ChatTemplate.default().render(messages, **variables)
+    other = {name: not value for name, value in variables.items()}
+    for body in (
+        variables,
+        {"chat_template_kwargs": variables},
+        {"chat_template_kwargs": {"chat_template_kwargs": variables}},
+        variables | {"chat_template_kwargs": other},
+    ):
+        tokens = client.post("/tokenize", json={"messages": messages, **body}).json()["tokens"]
+        assert server.tokenizer.decode(tokens) == expected
+        assert ask(client, messages=messages, return_token_ids=True, **body)["prompt_token_ids"] == tokens
+
+
 def test_a_thinking_budget_ends_the_thinking_part(client):
     answer = ask(client, reasoning_budget=4, max_tokens=120)
     message, usage = answer["choices"][0]["message"], answer["usage"]
@@ -159,7 +176,7 @@ def cached(client, messages):
 def test_reasoning_is_accepted_under_both_names(server, client):
     def tokens(name):
         messages = [*HELLO, {"role": "assistant", "content": "Hi", name: "greet back"}, HELLO[0]]
-        body = {"messages": messages, "chat_template_kwargs": {"truncate_history_thinking": False}}
+        body = {"messages": messages, "truncate_history_thinking": False}
         return client.post("/tokenize", json=body).json()["tokens"]
 
     assert tokens("reasoning") == tokens("reasoning_content")
