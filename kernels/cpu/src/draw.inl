@@ -9,14 +9,19 @@ struct Draw {
     double uniform;  // in (0, 1): where in the distribution
 };
 
+// What is in a bucket: tokens, the sum of their weights.
+struct Pile {
+    i64 count;
+    double mass;
+};
+
 // What a row of n logits takes.
 struct DrawScratch {
     float *z, *weights;   // (n)
     double* ends;         // (blocks): weights up to the end of each block
     uint16_t* buckets;    // (n): place of z among buckets of equal width
     uint64_t* heap;       // (n)
-    i64* counts;          // (BUCKETS)
-    double* masses;       // (BUCKETS): sums of weights
+    Pile* piles;          // (BUCKETS)
     float scale;          // buckets a unit of z
 };
 
@@ -31,8 +36,7 @@ static DrawScratch draw_scratch(i64 n, Arena& arena) {
     s.ends = arena.take<double>(draw_blocks(n));
     s.buckets = arena.take<uint16_t>(n);
     s.heap = arena.take<uint64_t>(n);
-    s.counts = arena.take<i64>(BUCKETS);
-    s.masses = arena.take<double>(BUCKETS);
+    s.piles = arena.take<Pile>(BUCKETS);
     return s;
 }
 
@@ -80,7 +84,7 @@ static i64 draw_whole(i64 n, double uniform, double total, const DrawScratch& s)
 // z from here on, whose weight is nothing beside the largest, shares the last bucket.
 static const float FARTHEST = 40;
 
-static i64 bucket_of(float z, float scale) { return i64(least(least(-z, FARTHEST) * scale, float(BUCKETS - 1))); }
+static int bucket_of(float z, float scale) { return int(least(least(-z, FARTHEST) * scale, float(BUCKETS - 1))); }
 
 static void fill_buckets(i64 n, DrawScratch& s) {
     V far = V::zero();
@@ -90,10 +94,12 @@ static void fill_buckets(i64 n, DrawScratch& s) {
     for (; i < n; i++) reach = most_of(reach, -s.z[i]);
     reach = least(reach, FARTHEST);
     const float scale = s.scale = reach > 1e-30f ? BUCKETS / reach : 0;
-    std::memset(s.counts, 0, sizeof(i64) * BUCKETS);
-    std::memset(s.masses, 0, sizeof(double) * BUCKETS);
+    std::memset((void*)s.piles, 0, sizeof(Pile) * BUCKETS);
     for (i = 0; i < n; i++) s.buckets[i] = uint16_t(bucket_of(s.z[i], scale));
-    for (i = 0; i < n; i++) s.counts[s.buckets[i]]++, s.masses[s.buckets[i]] += s.weights[i];
+    for (i = 0; i < n; i++) {
+        Pile& pile = s.piles[s.buckets[i]];
+        pile.count++, pile.mass += s.weights[i];
+    }
 }
 
 static void sift_down(uint64_t* heap, i64 n, i64 i) {
@@ -112,14 +118,14 @@ struct Bucket {
     i64 count;
 
     Bucket(i64 bucket, i64 n, DrawScratch& s) : heap(s.heap), count(0) {
-        const i64 STRETCH = 64;
-        for (i64 start = 0; start < n; start += STRETCH) {
-            i64 stop = least(start + STRETCH, n);
-            bool here = false;
-            for (i64 i = start; i < stop; i++) here |= s.buckets[i] == bucket;
-            for (i64 i = start; here && i < stop; i++)
-                if (s.buckets[i] == bucket) heap[count++] = key_of(s.z[i], i);
-        }
+        i64 start = 0;
+        for (; start + 32 <= n; start += 32)
+            for (uint32_t here = V::equals(s.buckets + start, uint16_t(bucket)); here; here &= here - 1) {
+                i64 i = start + __builtin_ctz(here);
+                heap[count++] = key_of(s.z[i], i);
+            }
+        for (i64 i = start; i < n; i++)
+            if (s.buckets[i] == bucket) heap[count++] = key_of(s.z[i], i);
         for (i64 i = count / 2 - 1; i >= 0; i--) sift_down(heap, count, i);
     }
     i64 take() {
@@ -147,9 +153,10 @@ static Prefix prefix_of(i64 n, i64 count, double mass, float floor, DrawScratch&
     const i64 edge = floor == -INFINITY ? BUCKETS : bucket_of(floor, s.scale);
     Prefix p = {0, 0, 0};
     for (i64 b = 0; b < BUCKETS; b++) {
-        if (!s.counts[b]) continue;
-        if (b < edge && p.count + s.counts[b] < count && p.mass + s.masses[b] < mass) {
-            p.count += s.counts[b], p.mass += s.masses[b];
+        const Pile pile = s.piles[b];
+        if (!pile.count) continue;
+        if (b < edge && p.count + pile.count < count && p.mass + pile.mass < mass) {
+            p.count += pile.count, p.mass += pile.mass;
             continue;
         }
         for (Bucket bucket(b, n, s); bucket.count;) {

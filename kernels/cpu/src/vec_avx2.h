@@ -34,6 +34,14 @@ struct V {
     static V unless_below(V x, V least, V y) {
         return _mm256_and_ps(_mm256_cmp_ps(x.v, least.v, _CMP_NLT_UQ), y.v);
     }
+    // Which of 32 numbers are `value`, the first in the lowest bit.
+    static uint32_t equals(const uint16_t* p, uint16_t value) {
+        __m256i all = _mm256_set1_epi16(short(value));
+        __m256i low = _mm256_cmpeq_epi16(_mm256_loadu_si256((const __m256i*)p), all);
+        __m256i high = _mm256_cmpeq_epi16(_mm256_loadu_si256((const __m256i*)(p + 16)), all);
+        __m256i bytes = _mm256_permute4x64_epi64(_mm256_packs_epi16(low, high), 0xd8);
+        return uint32_t(_mm256_movemask_epi8(bytes));
+    }
     static V round(V a) { return _mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
     // x y z x y z ... in a, b, c -> all x, all y, all z; join3 is its inverse.
     static void split3(V a, V b, V c, V& x, V& y, V& z) {

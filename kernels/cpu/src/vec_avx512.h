@@ -25,6 +25,10 @@ struct V {
     static V unless_below(V x, V least, V y) {
         return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, least.v, _CMP_NLT_UQ), y.v);
     }
+    // Which of 32 numbers are `value`, the first in the lowest bit.
+    static uint32_t equals(const uint16_t* p, uint16_t value) {
+        return _mm512_cmpeq_epi16_mask(_mm512_loadu_si512(p), _mm512_set1_epi16(short(value)));
+    }
     static V round(V a) { return _mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
     // x y z x y z ... in a, b, c -> all x, all y, all z; join3 is its inverse.
     static void split3(V a, V b, V c, V& x, V& y, V& z) {
