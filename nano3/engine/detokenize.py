@@ -27,7 +27,7 @@ class TextStream:
         """The stop string that ended the text."""
         kind = _decoding(tokenizer)
         self._special = kind.special
-        self._decoder: _Decoder = _Bytes(kind.tokenizer) if kind.is_byte_level else _Window(kind)
+        self._decoder: _Decoder = _Bytes(kind.bytes_of) if kind.is_byte_level else _Window(kind)
         self._stops = [_Stop(text) for text in stop]
         self._include_stop = include_stop
         self._held = ""
@@ -111,13 +111,12 @@ class _Decoder(Protocol):
 class _Bytes:
     """Byte-level vocabularies: a token is a string of bytes whatever stands around it."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._token = tokenizer.inner.id_to_token
+    def __init__(self, bytes_of: _TokenBytes) -> None:
+        self._bytes_of = bytes_of
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_id: int) -> str:
-        token = self._token(token_id)
-        return "" if token is None else self._utf8.decode(token_bytes(token))
+        return self._utf8.decode(self._bytes_of[token_id])
 
     def finish(self) -> str:
         return self._utf8.decode(b"", final=True)
@@ -170,10 +169,28 @@ class _Decoding:
         return type(self.tokenizer.inner.decoder).__name__ == "ByteLevel"
 
     @cached_property
+    def bytes_of(self) -> _TokenBytes:
+        """Of each token of a byte-level vocabulary."""
+        return _TokenBytes(self.tokenizer)
+
+    @cached_property
     def byte_ids(self) -> frozenset[int]:
         """Tokens of one byte each (`<0x0A>`)."""
         vocabulary = self.tokenizer.inner.get_vocab()
         return frozenset(i for token, i in vocabulary.items() if re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", token))
+
+
+class _TokenBytes(dict[int, bytes]):
+    """Bytes of a token, looked up in the tokenizer the first time; none for ids that it does not have."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self._token = tokenizer.inner.id_to_token
+
+    def __missing__(self, token_id: int) -> bytes:
+        token = self._token(token_id)
+        found = self[token_id] = b"" if token is None else token_bytes(token)
+        return found
 
 
 def _decoding(tokenizer: Tokenizer) -> _Decoding:

@@ -121,8 +121,7 @@ class Token(NamedTuple):
     """Written by the thinking budget, not drawn."""
 
 
-@dataclass(frozen=True)
-class Update:
+class Update(NamedTuple):
     """What one step added to one of a request's outputs."""
 
     request_id: str

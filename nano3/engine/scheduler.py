@@ -118,8 +118,9 @@ class Scheduler:
         for sequence in list(self.running):
             if sequence.slot < 0:  # gave its memory to an older one in this round
                 continue
-            decodes = sequence.pending == 1
-            length = 1 if decodes else min(sequence.pending, budget)
+            pending = sequence.pending
+            decodes = pending == 1
+            length = 1 if decodes else min(pending, budget)
             drafts = self._drafts(sequence) if decodes else ()
             if length == 0 or not self._reach(sequence, sequence.computed + length + len(drafts)):
                 continue
@@ -248,6 +249,8 @@ class Scheduler:
         return pages
 
     def _drafts(self, sequence: Sequence) -> tuple[int, ...]:
+        if not self.limits.speculate:
+            return ()
         most = min(self.limits.speculate, sequence.room(self.limits.max_context) - 1)
         return sequence.ngrams.draft(sequence.tokens, most) if most > 0 else ()
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
 from functools import cached_property
+from math import isnan
 
 from nano3.engine.detokenize import TextStream
 from nano3.engine.prefix_cache import BlockHashes
@@ -79,21 +78,21 @@ class Sequence:
 
     def accept(self, token: Token, eos_ids: frozenset[int], max_context: int) -> Update:
         """Add the next token and say what it brought."""
-        sampling = self.request.sampling
-        self.tokens.append(token.id)
-        self.sampler.accept(token.id)
-        is_stop = token.id in sampling.stop_ids
-        is_eos = token.id in eos_ids and not sampling.ignore_eos
+        sampling, token_id = self.request.sampling, token.id
+        self.tokens.append(token_id)
+        self.sampler.accept(token_id)
+        is_stop = token_id in sampling.stop_ids
+        is_eos = token_id in eos_ids and not sampling.ignore_eos
         enough = self.n_output >= sampling.min_tokens
-        text = self.text.push(token.id, hidden=is_stop or is_eos, check_stop=enough)
+        text = self.text.push(token_id, hidden=is_stop or is_eos, check_stop=enough)
         finish: FinishReason | None = None
         reason: int | str | None = None
         if problem := self._problem(token):
-            return replace(self._report((), "", "error", None), error=problem)
+            return self._report((), "", "error", None)._replace(error=problem)
         if self.text.stopped is not None:
             finish, reason = "stop", self.text.stopped
         elif is_stop or is_eos:
-            finish, reason = "stop", None if is_eos else token.id
+            finish, reason = "stop", None if is_eos else token_id
         elif self.room(max_context) <= 0:
             finish = "length"
         if finish is not None and self.text.stopped is None:
@@ -101,9 +100,9 @@ class Sequence:
         return self._report((token,), text, finish, reason)
 
     def _problem(self, token: Token) -> str:
-        if math.isnan(token.log_prob):
+        if isnan(token.log_prob):
             return "the model gave no number for the next token; its weights may be damaged"
-        if math.isnan(token.sampled_log_prob):
+        if isnan(token.sampled_log_prob):
             return "no token can come next: the grammar and the biases leave none"
         grammar = self.sampler.grammar
         return f"grammar: {grammar.error}" if grammar is not None and grammar.error else ""
@@ -113,17 +112,13 @@ class Sequence:
         return self._report((), "", "length", None)
 
     def _report(self, tokens: tuple[Token, ...], text: str, finish: FinishReason | None, reason) -> Update:
-        first = not self.reported
-        self.reported = True
-        scores = self.request.sampling.prompt_log_probs is not None
+        prompt, cached = None, 0
+        if not self.reported:
+            self.reported = True
+            cached = self.cached_tokens
+            if self.request.sampling.prompt_log_probs is not None:
+                prompt = tuple(self.prompt_scores)
+        # By position, in the order of the fields: every token comes here.
         return Update(
-            self.id,
-            self.index,
-            tokens,
-            text,
-            finish,
-            reason,
-            prompt=tuple(self.prompt_scores) if first and scores else None,
-            cached_tokens=self.cached_tokens if first else 0,
-            weights_version=self.weights_version,
+            self.request.id, self.index, tokens, text, finish, reason, prompt, cached, "", self.weights_version
         )

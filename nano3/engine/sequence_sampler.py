@@ -62,7 +62,9 @@ class SequenceSampler:
             sampling.log_probs or sampling.logit_bias or has_penalties(sampling) or grammar is not None
         )
         temperature = min(max(sampling.temperature, COLDEST), HOTTEST)
-        self._settings = temperature, min(sampling.top_k, ALL), sampling.top_p, sampling.min_p
+        settings = temperature, min(sampling.top_k, ALL), sampling.top_p, sampling.min_p
+        self._settings = settings if sampling.temperature else None
+        self._min_tokens = sampling.min_tokens
         self._seed = seed & _MASK
         self._eos = tuple(sorted(i for i in eos_ids if 0 <= i < vocab_size))
         stops = {i for i in sampling.stop_ids if 0 <= i < vocab_size}
@@ -73,11 +75,11 @@ class SequenceSampler:
 
     def draw(self) -> Draw | None:
         """How the next token is chosen, where the logits are taken as they are, and nothing but it is asked for."""
-        if not self._is_plain or self.n_tokens < self.sampling.min_tokens or self.forced is not None:
+        if not self._is_plain or self.n_tokens < self._min_tokens:
             return None
-        if self.sampling.temperature == 0:
-            return GREEDY
-        return Draw(*self._settings, self.uniform())
+        if self.thinking is not None and self.thinking.forced is not None:
+            return None
+        return GREEDY if self._settings is None else Draw(*self._settings, self.uniform())
 
     @property
     def forced(self) -> int | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from nano3.config.errors import UserError
@@ -118,7 +117,7 @@ class VllmEngine:
             output = self._outputs.get(answer.request_id)
             if output is None:
                 continue
-            update = replace(output.update(answer), weights_version=self._weights_version)
+            update = output.update(answer)._replace(weights_version=self._weights_version)
             self._counts["cached"] += update.cached_tokens
             self._counts["output"] += len(update.tokens)
             if update.finish is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from nano3.engine.request import Token, Update
@@ -44,7 +43,7 @@ class ChatAnswer:
             self._finish = update
         if self._one_call and (later := [i for i, delta in enumerate(deltas) if _is_later_call(delta)]):
             deltas = deltas[: later[0]]
-            self._finish = update = replace(update, finish="stop", stop_reason=None)
+            self._finish = update = update._replace(finish="stop", stop_reason=None)
         for delta in deltas:
             self._message.add(delta)
         self._count(update, deltas)
