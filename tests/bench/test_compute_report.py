@@ -6,7 +6,7 @@ import json
 import pytest
 from matplotlib.image import imread
 
-from nano3.bench.ceilings import UNITS
+from nano3.bench.ceilings import UNITS, read_ceiling
 from nano3.bench.compute import SINGLE, Measured, Plan, Runs
 from nano3.bench.compute_chart import ceiling_rate, conditions
 from nano3.bench.compute_report import failures, scaled, speed_rows, summary, use_rows, write
@@ -22,7 +22,7 @@ PEER, DEAD = "transformers float32", "transformers bfloat16"
 def measured(**changes):
     ours = {"weights": "bfloat16", "activations": "float32", "config": dataclasses.asdict(CFG),
             "backends": {"linear": {"backend": "cpu", "reason": "C++"}}}  # fmt: skip
-    ceilings = [dict.fromkeys(UNITS, rate) | {"matvec_bfloat16": 2 * rate} for rate in (1e9, 3e9, 4e9)]
+    ceilings = [dict.fromkeys(UNITS, rate) | {"read_4_MiB": 2 * rate} for rate in (1e9, 3e9, 4e9)]
     runs = {
         "nano3": Runs([2.0, 1.0, 4.0], 1 << 30),
         PEER: Runs([6.0, 5.0, 8.0], 3 << 30),
@@ -71,13 +71,21 @@ def test_use_of_the_machine_is_measured_against_its_own_ceilings():
     side = figures["cases"][0]["sides"]["nano3"]
     assert figures["ceilings"]["copy"] == {"median": 3e9, "min": 1e9, "max": 4e9, "unit": "B/s"}
     assert side["flops_per_second"] == pytest.approx(flops(CFG, CASE) / 2)
-    assert side["share_of_matmul"] == pytest.approx(flops(CFG, CASE) / 2 / 3e9)
+    assert side["share_of_matmul"] == pytest.approx(flops(CFG, CASE) / 2 / 4e9)
     assert side["seconds_per_step"] == pytest.approx(2 / 64)
     read = read_bytes(CFG, CASE, torch.bfloat16, torch.float32)
     assert side["read_bytes_per_second"] == pytest.approx(read * 32)
-    assert side["share_of_read"] == pytest.approx(read * 32 / 6e9)
+    assert side["share_of_read"] == pytest.approx(read * 32 / 8e9)
     nearest = max(side["share_of_read"], side["share_of_matmul"])
     assert ceiling_rate(figures["cases"][0]) == pytest.approx(256 / nearest)
+
+
+@pytest.mark.parametrize(
+    ("size", "name"),
+    [(10, "read_4_MiB"), (15 << 20, "read_4_MiB"), (16 << 20, "read_16_MiB"), (1 << 40, "read_256_MiB")],
+)
+def test_reading_is_held_against_the_largest_size_that_is_not_larger(size, name):
+    assert read_ceiling(size) == name
 
 
 def test_a_side_without_a_run_says_why():
