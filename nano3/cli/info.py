@@ -187,9 +187,9 @@ _TOTALS = {
 def _sizes_table(cfg: ModelConfig) -> Any:
     table = plain_table("Architecture", "", "", "")
     docs = field_docs(ModelConfig)
-    for name, value in asdict(cfg).items():
-        if name != "pattern":
-            table.add_row(name, value_text(value), docs[name])
+    for name in docs:
+        if name != "pattern" and (name != "quantization" or cfg.quantization is not None):
+            table.add_row(name, value_text(getattr(cfg, name)), docs[name])
     return table
 
 

@@ -55,7 +55,7 @@ def field_docs(schema: type) -> dict[str, str]:
 
 def _documented(schema: type) -> list[tuple[Field, str]]:
     docs = field_docs(schema)
-    return [(field, docs[field.name]) for field in fields(schema)]
+    return [(field, docs[field.name]) for field in fields(schema) if field.name in field_types(schema)]
 
 
 def _rows(section: str, schema: type) -> list[str]:

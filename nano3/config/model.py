@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 MAMBA, MOE, ATTENTION, MLP = "M", "E", "*", "-"
 PATTERN_SYMBOLS = {MAMBA: "Mamba-2", MOE: "mixture of experts", ATTENTION: "attention", MLP: "dense MLP"}
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How a checkpoint's weights were quantized after training (report section 4)."""
+
+    algorithm: str = "FP8"
+    """FP8: e4m3 weights and activations with one static scale a matrix; empty where only the cache is quantized."""
+    kv_cache: str = ""
+    """FP8 where the checkpoint has scales for keys and values; empty where these stay as they are."""
+    excluded: tuple[str, ...] = ()
+    """Modules left as they were, as the file lists them. What is quantized is told by the stored tensors."""
+
+    def __str__(self) -> str:
+        return ", ".join([self.algorithm] * bool(self.algorithm) + [f"{self.kv_cache} cache"] * bool(self.kv_cache))
 
 
 @dataclass(frozen=True)
@@ -76,6 +91,8 @@ class ModelConfig:
     """Token that ends a document."""
     pad_id: int = 0
     """Token used for padding."""
+    quantization: Quantization | None = field(default=None, metadata={"preset": False})
+    """Of a checkpoint whose weights are quantized; nothing that a preset can ask for."""
 
     def __post_init__(self) -> None:
         self._check_pattern()

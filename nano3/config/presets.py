@@ -6,7 +6,7 @@ import functools
 import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
@@ -73,9 +73,15 @@ def load(schema: type, kind: str, name: str, overrides: Sequence[str] = ()) -> A
 
 def to_toml(cfg: Any) -> str:
     """A resolved configuration as TOML text; loading it gives an equal object."""
-    table = asdict(cfg)
+    table = _settings(cfg)
     _drop_seq_len(type(cfg), table)
     return tomli_w.dumps(table)
+
+
+def _settings(cfg: Any) -> Table:
+    """What a preset may set, as nested tables."""
+    values = {name: getattr(cfg, name) for name in field_types(type(cfg))}
+    return {name: _settings(value) if is_dataclass(value) else value for name, value in values.items()}
 
 
 @dataclass(frozen=True)
@@ -167,7 +173,8 @@ def _check_layer(table: Table, schema: type, folder: Path, where: str) -> Table:
     name = convert(preset, str, "model.preset", where)
     with _place(f"{where}: model.preset: "):
         sizes = _resolve(ModelConfig, _find(MODELS, name, folder), ())
-    return checked | {"model": asdict(ModelConfig()) | sizes | checked["model"]}
+    defaults = {name: getattr(ModelConfig(), name) for name in field_types(ModelConfig)}
+    return checked | {"model": defaults | sizes | checked["model"]}
 
 
 def _parse_override(text: str) -> tuple[list[str], ShellValue]:

@@ -38,9 +38,9 @@ class ShellValue:
 
 
 def field_types(schema: type) -> dict[str, Any]:
-    """Name to type of the fields of a dataclass."""
+    """Name to type of the fields of a dataclass that a preset may set: all whose metadata does not say otherwise."""
     hints = typing.get_type_hints(schema)
-    return {f.name: hints[f.name] for f in fields(schema)}
+    return {f.name: hints[f.name] for f in fields(schema) if f.metadata.get("preset", True)}
 
 
 def keys(schema: type, prefix: str = "") -> list[str]:

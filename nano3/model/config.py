@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from nano3.config.errors import UserError
 from nano3.config.model import ATTENTION, MAMBA, MLP, MOE, ModelConfig
+from nano3.model.quantization import read_quantization
 
 LAYER_TYPES = {MAMBA: "linear_attention", MOE: "moe", ATTENTION: "full_attention", MLP: "mlp"}
 # Names that other versions of transformers write for the same blocks.
@@ -85,7 +87,9 @@ def read_config(path: str | Path) -> ModelConfig:
         UserError: no config.json, invalid JSON, another architecture, or a feature that nano3 does not have.
     """
     file = _file(path)
-    return from_hf(_keys(file), str(file))
+    keys = _keys(file)
+    cfg, quantization = from_hf(keys, str(file)), read_quantization(file.parent, keys)
+    return cfg if quantization is None else replace(cfg, quantization=quantization)
 
 
 def read_stage(path: str | Path) -> str:

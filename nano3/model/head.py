@@ -30,7 +30,7 @@ def nll_sum(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
         targets: as `hidden` without D, int64; -100 counts nothing.
     """
     hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.flatten()
-    if (weight := bare_weight(head)) is not None:
+    if isinstance(weight := bare_weight(head), Tensor):
         return kernels.linear_cross_entropy(hidden, weight, targets)
     kept = targets != IGNORED
     return -torch.cat(list(_called(head, hidden[kept], targets[kept]))).sum()
@@ -46,7 +46,7 @@ def token_log_probs(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
         targets: as `hidden` without D, int64.
     """
     rows, flat = hidden.reshape(-1, hidden.shape[-1]), targets.flatten()
-    if (weight := bare_weight(head)) is not None:
+    if isinstance(weight := bare_weight(head), Tensor):
         return kernels.token_log_probs(rows, weight, flat).view_as(targets)
     return torch.cat(list(_called(head, rows, flat))).view_as(targets)
 

@@ -18,17 +18,23 @@ def named_tensors(model: LM) -> Iterator[tuple[str, Tensor]]:
 
 
 def published_name(name: str, expert: int | None = None) -> str:
-    """nano3's name of a tensor -> the published name; `expert` picks one expert of a stacked tensor."""
+    """nano3's name of a tensor or module -> the published name; `expert` picks one expert of a stacked tensor."""
     if name.startswith("blocks."):
         name = "backbone.layers." + name.removeprefix("blocks.")
-    elif not name.startswith("lm_head."):
+    elif name.partition(".")[0] != "lm_head":
         name = "backbone." + name
     if expert is None:
         return name
-    stem, projection = name.rsplit(".", 1)
-    return f"{stem}.{expert}.{projection}.weight"
+    stem, leaf = name.rsplit(".", 1)
+    projection, kind = next((leaf.removesuffix(end), kind) for end, kind in _LEAVES.items() if leaf.endswith(end))
+    return f"{stem}.{expert}.{projection}.{kind}"
+
+
+# What nano3's names of stacked tensors end with behind the projection -> an expert's own tensor.
+_LEAVES = {"_input_scale": "input_scale", "_scale": "weight_scale", "": "weight"}
+_STACKED = tuple(f".experts.{projection}_proj{end}" for projection in ("up", "down") for end in _LEAVES)
 
 
 def is_stacked(name: str) -> bool:
     """Whether a tensor holds all experts of a block, which published checkpoints keep apart."""
-    return name.endswith((".experts.up_proj", ".experts.down_proj"))
+    return name.endswith(_STACKED)

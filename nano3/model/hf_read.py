@@ -17,14 +17,27 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from nano3.config.errors import UserError
+from nano3.kernels import Scaled
+from nano3.kernels.scaled import E4M3, FLOATS
+from nano3.model.attention import Attention
 from nano3.model.config import read_config, read_stage
 from nano3.model.hf_names import INDEX, SINGLE, is_stacked, named_tensors, published_name
+from nano3.model.layers import Linear
 from nano3.model.lm import FLOAT32_SUFFIXES, LM
+from nano3.model.moe import Experts
 from nano3.model.shards import local_part
+
+READ_AS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float32}
+"""Stored type -> the type that holds its numbers exactly and that nano3 computes with."""
+QUANTIZED = "F8_E4M3"
+"""Stored type of matrices whose numbers are these times a scale beside them."""
 
 
 def load(path: str | Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> LM:
     """Model from a Hugging Face folder.
+
+    Matrices stored in FP8 with their scales stay as they are stored, whatever the folder's lists say; scales of keys
+    and values are kept as `k_proj.k_scale` and `v_proj.v_scale`.
 
     Args:
         path: folder with config.json and model.safetensors, or shards with an index.
@@ -32,14 +45,16 @@ def load(path: str | Path, dtype: torch.dtype | None = None, device: torch.devic
         device: where the weights go.
 
     Raises:
-        UserError: another architecture, or a missing, extra, misshapen or unreadable tensor, by name.
+        UserError: another architecture, or a missing, extra, misshapen or unreadable tensor, or one of a type that is
+            not read, by name.
     """
     folder = Path(path)
     cfg = read_config(folder)
     with torch.device("meta"):
         model = LM(cfg)
     with _Checkpoint(folder) as checkpoint:
-        dtype = dtype or checkpoint.dtype("lm_head.weight")
+        dtype = dtype or checkpoint.dtype()
+        checkpoint.quantize(model)
         wanted = checkpoint.wanted(model)
         allocate(model, dtype, device)
         _copy(checkpoint, wanted, model)
@@ -50,7 +65,7 @@ def load(path: str | Path, dtype: torch.dtype | None = None, device: torch.devic
 def stored_dtype(path: str | Path) -> torch.dtype:
     """Type of the weights in a Hugging Face folder. Raises UserError where `load` would not read it."""
     with _Checkpoint(Path(path)) as checkpoint:
-        return checkpoint.dtype("lm_head.weight")
+        return checkpoint.dtype()
 
 
 def check_stored(model: LM, path: str | Path) -> None:
@@ -67,7 +82,7 @@ def fill(model: LM, path: str | Path) -> None:
         path: folder with config.json and model.safetensors, or shards with an index.
 
     Raises:
-        UserError: a missing, extra, misshapen or unreadable tensor, by name.
+        UserError: a missing, extra, misshapen, quantized or unreadable tensor, by name.
     """
     with _Checkpoint(Path(path)) as checkpoint:
         _copy(checkpoint, checkpoint.wanted(model), model)
@@ -81,6 +96,8 @@ class _Source:
     ours: str
     expert: int | None
     shape: tuple[int, ...]
+    stored: str = ""
+    """Type that it must be stored as; empty: any that is read as it stands."""
 
 
 class _Checkpoint:
@@ -90,8 +107,14 @@ class _Checkpoint:
         self.folder = folder
         self.files = _locate(folder)
         self.handles: dict[str, Any] = {}
-        # The published name of each stored tensor, whatever its prefix -> the stored name.
-        self.stored = {"backbone." + n.removeprefix("model.") if n.startswith("model.") else n: n for n in self.files}
+        self.stored: dict[str, str] = {}
+        """The published name of each stored tensor, whatever its prefix -> the stored name."""
+        for name in self.files:
+            published = "backbone." + name.removeprefix("model.") if name.startswith("model.") else name
+            if (other := self.stored.setdefault(published, name)) != name:
+                raise UserError(
+                    f"{folder}: holds both {other} and {name}; delete one of them, or copy the folder again"
+                )
 
     def __enter__(self) -> _Checkpoint:
         return self
@@ -102,10 +125,11 @@ class _Checkpoint:
 
     def sources(self, ours: str, tensor: Tensor) -> list[_Source]:
         """Where the checkpoint keeps nano3's tensor `ours`: one place, or one an expert."""
-        name = published_name(ours)
+        name, kind = published_name(ours), QUANTIZED if tensor.dtype == E4M3 else ""
         if not is_stacked(ours) or name in self.stored:
-            return [_Source(name, ours, None, tuple(tensor.shape))]
-        return [_Source(published_name(ours, e), ours, e, tuple(tensor.shape[1:])) for e in range(tensor.shape[0])]
+            return [_Source(name, ours, None, tuple(tensor.shape), kind)]
+        shape, experts = tuple(tensor.shape[1:]), range(tensor.shape[0])
+        return [_Source(published_name(ours, e), ours, e, shape, kind) for e in experts]
 
     def wanted(self, model: LM) -> list[_Source]:
         """All that goes into `model`; raises UserError unless the stored tensors are exactly those."""
@@ -113,7 +137,32 @@ class _Checkpoint:
         self._check(wanted)
         return wanted
 
+    def quantize(self, model: LM) -> None:
+        """Have the modules of `model`, on the meta device, hold scaled weights where the folder has these."""
+        for name, module in model.named_modules():
+            own = published_name(name)
+            if isinstance(module, Linear) and self.is_scaled(f"{own}.weight"):
+                module.use_scaled(_empty(module.weight, f"{own}.input_scale" in self.stored))
+            if isinstance(module, Experts):
+                self._quantize_experts(module, own)
+            for letter in "kv" if isinstance(module, Attention) else ():
+                if f"{own}.{letter}_proj.{letter}_scale" in self.stored:
+                    scale = torch.empty((), device="meta")
+                    module.get_submodule(f"{letter}_proj").register_buffer(f"{letter}_scale", scale)
+
+    def _quantize_experts(self, experts: Experts, own: str) -> None:
+        for projection in ("up_proj", "down_proj"):
+            if self.is_scaled(f"{own}.0.{projection}.weight"):
+                given = f"{own}.0.{projection}.input_scale" in self.stored
+                experts.use_scaled(projection, _empty(experts.get_parameter(projection), given))
+
+    def is_scaled(self, name: str) -> bool:
+        """Whether a weight is stored as FP8 numbers with a scale beside them."""
+        return name in self.stored and f"{name}_scale" in self.stored and self._type(name) == QUANTIZED
+
     def _check(self, wanted: list[_Source]) -> None:
+        for source in wanted:
+            self._check_type(source)
         missing = [s.name for s in wanted if s.name not in self.stored]
         if missing:
             raise UserError(f"{self.folder}: {_count(missing)} missing, first {missing[0]}")
@@ -122,19 +171,36 @@ class _Checkpoint:
             raise UserError(f"{self.folder}: {_count(extra)} that config.json has no place for, first {extra[0]}")
         for source in wanted:
             shape = tuple(self._slice(source.name).get_shape())
-            if shape != source.shape:
+            if shape != source.shape and not (source.name.endswith("_scale") and shape == (1,)):
                 raise UserError(f"{self.folder}: {source.name} has shape {shape}, config.json makes it {source.shape}")
 
-    def dtype(self, name: str) -> torch.dtype:
-        """Stored dtype of a tensor."""
+    def _check_type(self, source: _Source) -> None:
+        """Stored numbers are weights as they stand, or have a scale; anything else would be read as noise."""
+        if source.name not in self.stored:
+            return
+        name, kind = self.stored[source.name], self._type(source.name)
+        if kind == source.stored if source.stored else kind in READ_AS:
+            return
+        if source.stored:
+            why = f", others of its block as {source.stored}; copy the folder again"
+        elif self.is_scaled(source.name):
+            why = f" with {name}_scale: it is quantized, and wanted here as it was before; give the unquantized folder"
+        elif kind == QUANTIZED:
+            why = f" without {name}_scale, so its numbers mean nothing; copy the folder again, or give the unquantized"
+        else:
+            why = f"; nano3 reads {', '.join(READ_AS)}, and {QUANTIZED} with a scale: give the unquantized folder"
+        raise UserError(f"{self.folder}: {name} is stored as {kind}{why}")
+
+    def dtype(self) -> torch.dtype:
+        """Type to compute with: that of the output projection, or where it is quantized of the embeddings."""
+        name = "backbone.embeddings.weight" if self.is_scaled("lm_head.weight") else "lm_head.weight"
         if name not in self.stored:
             raise UserError(f"{self.folder}: tensor {name} is missing")
-        found = {"F32": torch.float32, "BF16": torch.bfloat16}.get(self._slice(name).get_dtype())
-        if found is None:
-            raise UserError(
-                f"{self.folder}: {name} is stored as {self._slice(name).get_dtype()}; nano3 reads F32 and BF16"
-            )
-        return found
+        self._check_type(_Source(name, "", None, ()))
+        return READ_AS[self._type(name)]
+
+    def _type(self, name: str) -> str:
+        return self._slice(name).get_dtype()
 
     def read(self, name: str) -> Tensor:
         """One tensor, memory-mapped."""
@@ -187,17 +253,34 @@ def _copy(checkpoint: _Checkpoint, wanted: list[_Source], model: LM) -> None:
             if source.expert not in experts:
                 continue
             local, where = local[experts.index(source.expert)], where[1:]
-        local.copy_(checkpoint.read(source.name)[where])
+        value = checkpoint.read(source.name)
+        if source.name.endswith("_scale"):
+            value = _positive(value, source.name, checkpoint.folder)
+        local.copy_(value[where])
+
+
+def _positive(scale: Tensor, name: str, folder: Path) -> Tensor:
+    """A scale as a tensor of no dimensions; raises UserError unless it is a positive number."""
+    if not (scale > 0).all() or not scale.isfinite().all():
+        raise UserError(f"{folder}: {name} is {float(scale)}, which is no scale; copy the folder again")
+    return scale.reshape(())
+
+
+def _empty(weight: Tensor, inputs: bool) -> Scaled:
+    """A scaled weight in the place of this one, on its device, without numbers."""
+    scale = torch.empty((), device=weight.device)
+    return Scaled(torch.empty(weight.shape, dtype=E4M3, device=weight.device), scale, scale if inputs else None)
 
 
 def allocate(model: LM, dtype: torch.dtype, device: torch.device | str) -> None:
-    """Replace the meta tensors of `model` by empty real ones, those that stay in float32 whatever `dtype` is too."""
+    """Replace the meta tensors of `model` by empty real ones; those that stay in float32 or in what they are stored as
+    do so whatever `dtype` is."""
     for name, tensor in list(named_tensors(model)):
         kept = torch.float32 if name.endswith(FLOAT32_SUFFIXES) else dtype
-        empty = torch.empty(tensor.shape, dtype=kept, device=device)
+        empty = torch.empty(tensor.shape, dtype=kept if tensor.dtype in FLOATS else tensor.dtype, device=device)
         owner, leaf = name.rsplit(".", 1)
         module = model.get_submodule(owner)
         if leaf in module._parameters:
-            module._parameters[leaf] = torch.nn.Parameter(empty)
+            module._parameters[leaf] = torch.nn.Parameter(empty, requires_grad=tensor.requires_grad)
         else:
             module._buffers[leaf] = empty

@@ -22,14 +22,18 @@ from torch import Tensor
 from nano3.config.errors import UserError
 from nano3.config.model import ModelConfig
 from nano3.files import atomic_folder
+from nano3.kernels.scaled import FLOATS
 from nano3.model.config import STAGE_KEY, to_hf
 from nano3.model.hf_names import INDEX, SINGLE, is_stacked, named_tensors, published_name
+from nano3.model.hf_quant import quantization_keys
 from nano3.model.lm import FLOAT32_SUFFIXES, LM
+from nano3.model.quantization import FILE as QUANTIZATION
 
 # What a Hugging Face folder of a model holds; a folder with anything else is not replaced.
 EXPECTED_NAMES = (
     "config.json",
     "generation_config.json",
+    "hf_quant_config.json",
     "*.safetensors",
     "*.safetensors.index.json",
     "tokenizer*.json",
@@ -54,7 +58,8 @@ def save(
     Args:
         model: its tensors may be sharded over ranks (DTensor).
         folder: replaced when it holds nothing but a model.
-        dtype: dtype on disk; None keeps that of the parameters. Router, A_log, dt_bias and D keep float32.
+        dtype: dtype on disk; None keeps that of the parameters. Router, A_log, dt_bias and D keep float32, quantized
+            weights theirs.
         max_shard_bytes: largest safetensors file; more are written as shards with an index.
         extra: writes what else belongs in the folder, such as the tokenizer, before it appears.
 
@@ -164,7 +169,9 @@ def _plan_files(model: LM, dtype: torch.dtype | None, max_shard_bytes: int) -> d
 
 def _items(model: LM, dtype: torch.dtype | None) -> Iterable[_Item]:
     for name, value in named_tensors(model):
-        kept = value.dtype if dtype is None or name.endswith(FLOAT32_SUFFIXES) else dtype
+        kept = value.dtype
+        if dtype is not None and kept in FLOATS and not name.endswith(FLOAT32_SUFFIXES):
+            kept = dtype
         for expert in range(value.shape[0]) if is_stacked(name) else [None]:
             yield _Item(published_name(name, expert), name, value, expert, kept)
 
@@ -183,6 +190,9 @@ def _write_rest(
         _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
     stored = dtype or model.dtype
     keys = to_hf(model.cfg, str(stored).removeprefix("torch.")) | ({STAGE_KEY: model.stage} if model.stage else {})
+    if (quantized := quantization_keys(model)) is not None:
+        keys["quantization_config"] = quantized[0]
+        _write_json(folder / QUANTIZATION, quantized[1])
     _write_json(folder / "config.json", keys)
     _write_json(folder / "generation_config.json", _generation_config(model.cfg))
     if extra is not None:

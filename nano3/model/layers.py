@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
-from nano3.kernels import linear, rms_norm
+from nano3.kernels import Scaled, Weight, linear, rms_norm
 
 
 class Linear(nn.Module):
     """`y = x @ weight.T`, weight (out, in) cast to the dtype of `x`; no bias (report section 2.1).
 
-    `forward` is the only way in: a module that wraps or replaces a Linear (an adapter, a sharded or a quantized one)
-    is asked by every part of nano3. Ops that fuse the product with something else ask `bare_weight`.
+    `forward` is the only way in: a module that wraps or replaces a Linear (an adapter, a sharded one) is called by
+    every part of nano3. Ops that fuse the product with something else ask `bare_weight`.
+
+    A quantized one (`use_scaled`) holds its stored numbers in `weight`, which takes no gradient, and buffers
+    `weight_scale` and perhaps `input_scale`, as checkpoints name them.
     """
 
     def __init__(self, n_in: int, n_out: int) -> None:
@@ -21,17 +26,52 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in) -> (..., out)."""
-        return linear(x, self.weight)
+        return linear(x, self.operand())
+
+    def operand(self) -> Weight:
+        """What ops multiply by: the weight (out, in), with its scales where it is quantized."""
+        return scaled(self.weight, self._buffers, "weight_scale", "input_scale")
+
+    def use_scaled(self, weight: Scaled) -> None:
+        """Multiply by this weight (out, in) from now on.
+
+        Raises:
+            ValueError: it has another shape.
+        """
+        hold_scaled(self, "weight", weight, "weight_scale", "input_scale")
 
 
-def bare_weight(module: nn.Module) -> Tensor | None:
+def scaled(weight: Tensor, buffers: Mapping[str, Tensor | None], scale: str, input_scale: str) -> Weight:
+    """A parameter with the scales among a module's buffers, by name; the parameter itself where there are none.
+
+    Of input scales that differ between experts the largest counts for all, as for other programs that read such files.
+    """
+    if not buffers or (own := buffers.get(scale)) is None:
+        return weight
+    given = buffers.get(input_scale)
+    return Scaled(weight, own, given.amax() if given is not None and given.dim() else given)
+
+
+def hold_scaled(module: nn.Module, name: str, weight: Scaled, scale: str, input_scale: str) -> None:
+    """Put a scaled weight in the place of a module's parameter `name`, its scales into buffers of these names."""
+    shape = module.get_parameter(name).shape
+    if weight.shape != shape:
+        raise ValueError(f"a scaled weight of {tuple(weight.shape)} for {name} of {tuple(shape)}")
+    setattr(module, name, nn.Parameter(weight.data, requires_grad=False))
+    for buffer, value in ((scale, weight.scale), (input_scale, weight.input_scale)):
+        module._buffers.pop(buffer, None)
+        if value is not None:
+            module.register_buffer(buffer, value.clone())  # one tensor in two places would be listed once
+
+
+def bare_weight(module: nn.Module) -> Weight | None:
     """What a Linear multiplies by, for ops that do more than its product; None where the module computes anything
     else, or has hooks, and must be called."""
     if type(module) is not Linear or module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
         return None
     if module._backward_hooks or module._backward_pre_hooks:
         return None
-    return module.weight
+    return module.operand()
 
 
 class RMSNorm(nn.Module):

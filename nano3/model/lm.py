@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nano3.config.model import ModelConfig
+from nano3.kernels.scaled import FLOATS
 from nano3.model.block import Block
 from nano3.model.head import token_log_probs
 from nano3.model.init import init_weights
@@ -19,7 +20,7 @@ from nano3.model.state import HybridState
 from nano3.model.step import step
 
 # Parameters and buffers kept in float32 whatever the dtype of the rest: small, and routing and step sizes hang on them.
-FLOAT32_SUFFIXES = (".A_log", ".D", ".dt_bias", ".gate.weight", ".e_score_correction_bias")
+FLOAT32_SUFFIXES = (".A_log", ".D", ".dt_bias", ".gate.weight", ".e_score_correction_bias", "_scale")
 
 
 @dataclass
@@ -118,9 +119,10 @@ class LM(nn.Module):
         return [b.mixer.gate.e_score_correction_bias for b in self.blocks if isinstance(b.mixer, MoE)]
 
     def to_dtype(self, dtype: torch.dtype, compute_dtype: torch.dtype | None = None) -> LM:
-        """Convert weights, and activations to `compute_dtype` or the same; routing and step sizes stay in float32."""
+        """Convert weights, and activations to `compute_dtype` or the same; routing and step sizes stay in float32, and
+        quantized weights as they are stored."""
         for name, parameter in self.named_parameters():
-            if not name.endswith(FLOAT32_SUFFIXES):
+            if not name.endswith(FLOAT32_SUFFIXES) and parameter.dtype in FLOATS:
                 parameter.data = parameter.data.to(dtype)
         self.compute_dtype = compute_dtype or dtype
         return self

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from nano3.config.model import ModelConfig
-from nano3.kernels import grouped_mlp
+from nano3.kernels import Scaled, Weight, grouped_mlp
+from nano3.model.layers import hold_scaled, scaled
 from nano3.model.mlp import MLP
 from nano3.model.router import Router, RouterStats
 from nano3.model.state import BlockState
@@ -15,7 +16,8 @@ from nano3.model.state import BlockState
 class Experts(nn.Module):
     """All routed experts: up_proj (E, F, D) and down_proj (E, D, F).
 
-    `forward` is the only way in, and where expert parallelism or adapters take hold.
+    `forward` is the only way in, and where expert parallelism or adapters take hold. Quantized ones (`use_scaled`) hold
+    stored numbers in their parameters, and buffers `up_proj_scale` (E,), perhaps `up_proj_input_scale` (E,), and so on.
     """
 
     def __init__(self, cfg: ModelConfig) -> None:
@@ -25,7 +27,21 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
         """x (S, D), the experts (S, K) int64 of each token and their weights (S, K) -> (S, D), summed over experts."""
-        return grouped_mlp(x, self.up_proj, self.down_proj, expert_ids, weights)
+        return grouped_mlp(x, self.operand("up_proj"), self.operand("down_proj"), expert_ids, weights)
+
+    def operand(self, name: str) -> Weight:
+        """What ops multiply by: `up_proj` or `down_proj`, with its scales where it is quantized."""
+        return scaled(getattr(self, name), self._buffers, f"{name}_scale", f"{name}_input_scale")
+
+    def use_scaled(self, name: str, weight: Scaled) -> None:
+        """Multiply by this weight in the place of `up_proj` or `down_proj` from now on.
+
+        Raises:
+            ValueError: it has another shape.
+        """
+        each = [None if s is None else s.expand(len(weight.data)) for s in (weight.scale, weight.input_scale)]
+        assert each[0] is not None
+        hold_scaled(self, name, Scaled(weight.data, each[0], each[1]), f"{name}_scale", f"{name}_input_scale")
 
 
 class MoE(nn.Module):

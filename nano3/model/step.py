@@ -24,6 +24,7 @@ from nano3.kernels.cpu import program
 from nano3.kernels.cpu.draw import Draw
 from nano3.kernels.cpu.program_check import problem as library_problem
 from nano3.kernels.cpu.program_memory import Chosen
+from nano3.kernels.scaled import FLOATS
 from nano3.model.attention import Attention
 from nano3.model.block import Block
 from nano3.model.layers import Linear, RMSNorm
@@ -266,9 +267,12 @@ def _strange(model: LM) -> str | None:
             return f"a {type(module).__name__} of the model is hooked"
         if isinstance(module, nn.Embedding) and module.max_norm is not None:
             return "the model's embeddings have a max_norm"
-        for tensor in chain(module._parameters.values(), module._buffers.values()):
-            if type(tensor) not in (nn.Parameter, Tensor):
+        for name, tensor in chain(module._parameters.items(), module._buffers.items()):
+            if tensor is None or type(tensor) not in (nn.Parameter, Tensor):
                 return f"a weight of the model is a {type(tensor).__name__}"
+            if tensor.dtype not in FLOATS:
+                kind = str(tensor.dtype).removeprefix("torch.")
+                return f"the model is quantized: a {name} of its {type(module).__name__} modules is {kind}"
     return None
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from nano3.config.errors import UserError
 from nano3.engine.protocol import GenerationEngine, run
 from nano3.engine.request import Request, Sampling
-from nano3.kernels import token_log_probs
+from nano3.model.head import token_log_probs
 from nano3.train.parallel import release
 
 PROMPTS = 4
@@ -158,12 +158,12 @@ def make_prompts(vocab_size: int, page_size: int, seed: int = 0) -> tuple[list[t
 def training_log_probs(model: Any, rows: Tensor, n_prompt: int, temperature: float) -> Tensor:
     """(B, T - 1) log-probabilities of rows (B, T) by the training forward pass: prompt tokens at temperature 1, those
     behind the first `n_prompt` at `temperature`."""
-    rows = rows.to(model.lm_head.weight.device)
+    rows = rows.to(model.device)
     x = model.hidden(rows[:, :-1]).x
     parts = []
     for part, at in ((slice(0, n_prompt - 1), 1.0), (slice(n_prompt - 1, None), temperature)):
         hidden, targets = x[:, part], rows[:, 1:][:, part]
         scaled = (hidden.float() / at).to(hidden.dtype) if at != 1 else hidden
-        parts.append(token_log_probs(scaled.flatten(0, 1), model.lm_head.weight, targets.flatten()).view_as(targets))
+        parts.append(token_log_probs(model.lm_head, scaled, targets))
     release(model)
     return torch.cat(parts, dim=1)

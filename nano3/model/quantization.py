@@ -1,0 +1,58 @@
+"""What a Hugging Face folder says about quantization, as NVIDIA ModelOpt writes it (report section 4).
+
+`quantization_config` of config.json, or the same in hf_quant_config.json. Readers of tensors do not go by the list of
+excluded modules, which ModelOpt 0.47 writes with broken names, but by the stored types and scales.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from nano3.config.errors import UserError
+from nano3.config.model import Quantization
+
+FILE = "hf_quant_config.json"
+METHOD, FP8 = "modelopt", "FP8"
+EIGHT_BIT_FLOAT = {"dynamic": False, "num_bits": 8, "type": "float"}
+
+
+def read_quantization(folder: Path, keys: dict[str, Any]) -> Quantization | None:
+    """How the weights of a folder are quantized; None where it says nothing.
+
+    Args:
+        folder: holds config.json, and perhaps hf_quant_config.json.
+        keys: those of config.json.
+
+    Raises:
+        UserError: a method or algorithm that nano3 does not read, or a section that is no JSON object.
+    """
+    where, section = f"{folder / 'config.json'}: quantization_config", keys.get("quantization_config")
+    if section is None and (folder / FILE).is_file():
+        where = str(folder / FILE)
+        try:
+            section = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{where}: not valid JSON ({error})") from None
+    return None if section is None else _quantization(section, where)
+
+
+def _quantization(section: Any, where: str) -> Quantization:
+    if not isinstance(section, dict) or not isinstance(inner := section.get("quantization", section), dict):
+        raise UserError(f"{where}: expected a JSON object")
+    method, algorithm = section.get("quant_method", METHOD), inner.get("quant_algo") or ""
+    cache = inner.get("kv_cache_quant_algo") or (FP8 if inner.get("kv_cache_scheme") == EIGHT_BIT_FLOAT else "")
+    if method != METHOD or algorithm not in ("", FP8) or cache not in ("", FP8):
+        found = " ".join(str(part) for part in (method, algorithm, cache and f"with a cache of {cache}") if part)
+        raise UserError(f"{where}: is {found}; nano3 reads {METHOD} {FP8}: take such a folder, or the unquantized one")
+    listed = inner.get("ignore", inner.get("exclude_modules")) or []
+    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+        raise UserError(f"{where}: its list of excluded modules must hold names")
+    return Quantization(algorithm, cache, tuple(map(_clean, listed)))
+
+
+def _clean(name: str) -> str:
+    """A module's name without what ModelOpt 0.47 puts behind it by mistake, from `.\\x00` on."""
+    kept, mistake, _ = name.partition(".\x00")
+    return f"{kept}.*" if mistake and name.endswith("*") else kept
