@@ -6,7 +6,6 @@ import ctypes
 import threading
 from collections.abc import Sequence
 from ctypes import c_void_p
-from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -19,6 +18,15 @@ from .draw import NOTHING, Draw, Drawn
 from .guard import may_run
 from .native import TYPES, native
 from .program_memory import MOST_SEQUENCES, Block, Chosen, Program, StepMemory
+from .program_weights import (
+    AttentionWeights,
+    BlockWeights,
+    ExpertWeights,
+    MambaWeights,
+    MlpWeights,
+    ProgramSizes,
+    of_kinds,
+)
 
 MOST_EXPERTS = 1 << 15
 TRACED = "tensors are traced, or autocast changes what ops return"
@@ -30,82 +38,6 @@ class UnfitError(ValueError):
     """Weights or states of a shape, type or layout that the program does not take."""
 
 
-@dataclass(frozen=True)
-class MambaWeights:
-    """Of a Mamba-2 block: H heads of width P, N state, G groups, C = H P + 2 G N channels, W taps."""
-
-    norm: Tensor
-    in_proj: Tensor
-    """(H P + C + H, D): z, x, B, C, dt."""
-    taps: Tensor
-    """(C, W), or (C, 1, W)."""
-    bias: Tensor
-    A_log: Tensor
-    D: Tensor
-    dt_bias: Tensor
-    out_norm: Tensor
-    out_proj: Tensor
-
-
-@dataclass(frozen=True)
-class AttentionWeights:
-    """Of an attention block."""
-
-    norm: Tensor
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    o: Tensor
-
-
-@dataclass(frozen=True)
-class ExpertWeights:
-    """Of a mixture block: E experts of width F, and perhaps a shared one."""
-
-    norm: Tensor
-    router: Tensor
-    router_bias: Tensor
-    up: Tensor
-    """(E, F, D)."""
-    down: Tensor
-    """(E, D, F)."""
-    shared_up: Tensor | None
-    shared_down: Tensor | None
-
-
-@dataclass(frozen=True)
-class MlpWeights:
-    """Of a dense squared-ReLU block."""
-
-    norm: Tensor
-    up: Tensor
-    down: Tensor
-
-
-BlockWeights = MambaWeights | AttentionWeights | ExpertWeights | MlpWeights
-
-
-@dataclass(frozen=True)
-class ProgramSizes:
-    """Letters as in `nano3.kernels.ops`; those of kinds of blocks that the model lacks are not looked at."""
-
-    D: int
-    V: int
-    eps: float
-    H: int = 0
-    P: int = 0
-    N: int = 0
-    G: int = 0
-    W: int = 0
-    kv_heads: int = 0
-    query_heads: int = 0
-    head_dim: int = 0
-    E: int = 0
-    K: int = 0
-    F: int = 0
-    routed_scale: float = 1.0
-
-
 def _new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Whatever the caller's default type and device are."""
     return torch.empty(shape, dtype=dtype, device="cpu")
@@ -113,15 +45,6 @@ def _new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 def _address(rows: Tensor | None) -> int:
     return 0 if rows is None else rows.data_ptr()
-
-
-def _of_kinds(sizes: ProgramSizes, kinds: Sequence[type]) -> ProgramSizes:
-    """0 for all that only other kinds of blocks have."""
-    if MambaWeights not in kinds:
-        sizes = replace(sizes, H=0, P=0, N=0, G=0, W=0)
-    if AttentionWeights not in kinds:
-        sizes = replace(sizes, kv_heads=0, query_heads=0, head_dim=0)
-    return sizes if ExpertWeights in kinds else replace(sizes, E=0, K=0, F=0)
 
 
 class BlockState(NamedTuple):
@@ -160,7 +83,7 @@ class DecodeProgram:
             UnfitError: weights that the program does not take, or no library.
         """
         self._kinds = [type(block) for block in blocks]
-        self.sizes, self.dtype = _of_kinds(sizes, self._kinds), head.dtype
+        self.sizes, self.dtype = of_kinds(sizes, self._kinds), head.dtype
         self._exact = compute != torch.bfloat16
         if native().library is None:
             raise UnfitError(native().reason)

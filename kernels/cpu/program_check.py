@@ -11,6 +11,7 @@ from torch import Tensor
 from ..reference import FUNCTIONS as REFERENCE
 from .call import integers, normal
 from .check import failure
+from .draw import Draw, Drawn
 from .native import native
 from .program import (
     AttentionWeights,
@@ -28,6 +29,7 @@ SIZES = ProgramSizes(
     routed_scale=2.5,
 )  # fmt: skip
 LENGTHS, PAGE_SIZE = (10, 4), 4
+DRAWS = Draw(0.0, 0, 1.0, 0.0, 0.5), Draw(0.8, 0, 0.9, 0.0, 0.5)
 
 
 @cache
@@ -40,19 +42,30 @@ def problem() -> str | None:
 
 @torch.inference_mode()
 def _error(dtype: torch.dtype) -> float:
-    """Largest difference of logits and states, relative to the largest value; states are of the weights' type."""
+    """Largest difference of logits, states and chosen tokens' log-probabilities, relative to the largest value; states
+    are of the weights' type."""
     case = Case(SIZES, dtype, LENGTHS)
-    copies = case.copied_states()
-    got = case.program().run(case.tokens, case.slots, case.table, case.lengths, copies, logits=True)[:2]
+    copies, program = case.copied_states(), case.program()
+    tokens, slots, pages, lengths = (t.tolist() for t in (case.tokens, case.slots, case.table, case.lengths))
+    chosen = program.choose(tokens, slots, pages, lengths, case.copied_states(), SIZES.V, DRAWS).tokens
+    got = program.run(case.tokens, case.slots, case.table, case.lengths, copies, logits=True)[:2]
     expected = case.expected()
     pairs = list(zip(got, expected, strict=True))
     pairs += [(a, b) for s, t in zip(copies, case.states, strict=True) if s and t for a, b in zip(s, t, strict=True)]
+    pairs += [_log_probs(expected[1], [token for token in chosen if token is not None])]
     worst = 0.0
     for a, b in pairs:
         if a is None or not bool(torch.isfinite(a).all()):
             return float("inf")
         worst = max(worst, float((a.float() - b.float()).abs().max() / b.float().abs().max()))
     return worst
+
+
+def _log_probs(logits: Tensor, chosen: list[Drawn]) -> tuple[Tensor, Tensor]:
+    """Of the chosen tokens under the model, as they were given, and of the reference's logits."""
+    ids, given, _ = zip(*chosen, strict=True)
+    expected = logits.log_softmax(-1)[range(len(ids)), list(ids)]
+    return torch.tensor(given, dtype=expected.dtype, device="cpu"), expected
 
 
 class Case:
