@@ -22,6 +22,7 @@ class Row:
     targets: np.ndarray
     document_ids: np.ndarray
     documents: list[str]
+    valid: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,18 @@ class Batch:
     """(B, T) int32, 0, 1, 2... in the order of documents in the row."""
     documents: list[str]
     """Names of the documents in the batch, in order of appearance, each once."""
+    valid: torch.Tensor | None = None
+    """(B, T) bool, False at padding, which is no token: not routed, not counted. None: no padding."""
 
     @property
     def n_targets(self) -> int:
         """Positions that are scored."""
         return int((self.targets != IGNORE).sum())
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens, padding not counted."""
+        return self.tokens.numel() if self.valid is None else int(self.valid.sum())
 
 
 def stack(rows: list[Row]) -> Batch:
@@ -53,4 +61,15 @@ def stack(rows: list[Row]) -> Batch:
         targets=torch.from_numpy(np.stack([row.targets for row in rows])),
         document_ids=torch.from_numpy(np.stack([row.document_ids for row in rows])),
         documents=list(dict.fromkeys(name for row in rows for name in row.documents)),
+        valid=_stack_valid(rows),
+    )
+
+
+def _stack_valid(rows: list[Row]) -> torch.Tensor | None:
+    import torch
+
+    if all(row.valid is None or row.valid.all() for row in rows):
+        return None
+    return torch.from_numpy(
+        np.stack([np.ones(len(row.tokens), bool) if row.valid is None else row.valid for row in rows])
     )

@@ -73,7 +73,7 @@ class PackedStream:
 
 
 class PackedDocuments:
-    """Documents once, in their order; the last row is filled up with end markers that count for nothing."""
+    """Documents once, in their order; the last row is filled up with padding: end markers that are not valid."""
 
     def __init__(self, corpus: Corpus, eos_id: int) -> None:
         self.corpus = corpus
@@ -97,7 +97,7 @@ class PackedDocuments:
         targets[: used - 1] = ids[1:used]
         targets[used - 1] = ids[used] if len(ids) > used else self._eos_id
         ids_of_row[:used] = number_pieces(segments)
-        return Row(tokens, targets, ids_of_row, name_pieces(self.corpus, segments))
+        return Row(tokens, targets, ids_of_row, name_pieces(self.corpus, segments), np.arange(seq_len) < used)
 
     def bytes_before(self, place: int) -> int:
         """Bytes of text that the first `place` targets stand for; inside a document in proportion to its tokens."""

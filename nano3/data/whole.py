@@ -2,7 +2,7 @@
 
 A document of n tokens takes n + 1 places: the end-of-document token that starts it, then its own. Its targets are its
 tokens and the end-of-document token after them, so every token and the end are predicted, once. What is left of a row
-is filled with end-of-document tokens in a document of their own whose targets count for nothing.
+is padding: end-of-document tokens in a document of their own, marked as not valid, whose targets count for nothing.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class WholeDocuments:
         tokens[:used] = ids
         targets[:used] = np.append(ids[1:], self._eos_id)
         document_ids[:used] = number_pieces(segments)
-        return Row(tokens, targets, document_ids, name_pieces(self.corpus, segments))
+        return Row(tokens, targets, document_ids, name_pieces(self.corpus, segments), np.arange(seq_len) < used)
 
 
 def _first_fit(documents: np.ndarray, places: np.ndarray, seq_len: int) -> list[list[int]]:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from nano3.config.model import ModelConfig
 from nano3.kernels import attention, paged_attention
+from nano3.model.forward_pass import WHOLE, Pass
 from nano3.model.layers import Linear
 from nano3.model.pool import AttentionPages
 from nano3.model.state import AttentionState, BlockState
@@ -22,7 +23,7 @@ class Attention(nn.Module):
         self.v_proj = Linear(cfg.d_model, cfg.n_kv_heads * cfg.head_dim)
         self.o_proj = Linear(cfg.n_heads * cfg.head_dim, cfg.d_model)
 
-    def forward(self, x: Tensor, document_ids: Tensor | None, state: BlockState) -> tuple[Tensor, None]:
+    def forward(self, x: Tensor, around: Pass = WHOLE, state: BlockState = None) -> tuple[Tensor, None]:
         """x (B, T, D) -> (B, T, D); keys and values are appended to `state`."""
         q, k, v = self.queries(x), self.keys(x), self.values(x)
         if isinstance(state, AttentionPages):
@@ -30,7 +31,7 @@ class Attention(nn.Module):
         if state is not None:
             assert isinstance(state, AttentionState)
             k, v = state.append(k, v)
-        y = attention(q, k, v, document_ids=document_ids)
+        y = attention(q, k, v, document_ids=around.document_ids)
         return self.o_proj(y.flatten(-2)), None
 
     def queries(self, x: Tensor) -> Tensor:

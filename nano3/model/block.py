@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from nano3.config.model import ATTENTION, MAMBA, MLP, MOE, ModelConfig
 from nano3.model.attention import Attention
 from nano3.model.chunked import run_in_pieces
+from nano3.model.forward_pass import WHOLE, Pass
 from nano3.model.layers import RMSNorm
 from nano3.model.mamba2 import Mamba2
 from nano3.model.mlp import MLP as DenseMLP
@@ -36,7 +37,7 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        document_ids: Tensor | None = None,
+        around: Pass = WHOLE,
         state: BlockState = None,
         most_tokens: int = 0,
     ) -> tuple[Tensor, RouterStats | None]:
@@ -46,6 +47,6 @@ class Block(nn.Module):
         nano3.model.chunked.
         """
         if most_tokens:
-            return run_in_pieces(self, x, document_ids, most_tokens)
-        y, stats = self.mixer(self.norm(x), document_ids, state)
+            return run_in_pieces(self, x, around, most_tokens)
+        y, stats = self.mixer(self.norm(x), around, state)
         return x + y, stats

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nano3.config.model import ModelConfig
+from nano3.config.model import MOE, ModelConfig
 from nano3.kernels.scaled import FLOATS
 from nano3.model.block import Block
+from nano3.model.forward_pass import Pass
 from nano3.model.head import token_log_probs
 from nano3.model.init import init_weights
 from nano3.model.layers import Linear, RMSNorm
@@ -31,10 +32,12 @@ class Hidden:
     """(B, T, D) after the final norm, in the compute dtype."""
     routing: list[RouterStats]
     """Of each MoE block; empty after a decoding step in one C++ call."""
+    expert_ids: Tensor | None = None
+    """(number of MoE blocks, B, T, K) int64: the experts that each token used, -1 at padding; only where asked for."""
 
     @property
     def loads(self) -> Tensor:
-        """(number of MoE blocks, E) int64: tokens routed to each expert in this pass."""
+        """(number of MoE blocks, E) int64: tokens routed to each expert in this pass, padding not counted."""
         if not self.routing:
             return torch.zeros(0, 0, dtype=torch.int64, device=self.x.device)
         return torch.stack([stats.load for stats in self.routing])
@@ -42,9 +45,15 @@ class Hidden:
     @property
     def balance_loss(self) -> Tensor:
         """Scalar: load-balancing loss summed over MoE blocks; each is 1 when routing is even."""
-        if not self.routing:
-            return torch.zeros((), device=self.x.device)
-        return torch.stack([stats.balance_loss for stats in self.routing]).sum()
+        return self._sum([stats.balance_loss for stats in self.routing])
+
+    @property
+    def sequence_balance_loss(self) -> Tensor:
+        """Scalar: as `balance_loss`, each row's own and averaged over the rows that have tokens."""
+        return self._sum([stats.sequence_balance_loss for stats in self.routing])
+
+    def _sum(self, losses: list[Tensor]) -> Tensor:
+        return torch.stack(losses).sum() if losses else torch.zeros((), device=self.x.device)
 
 
 class LM(nn.Module):
@@ -81,20 +90,49 @@ class LM(nn.Module):
         """
         return self.lm_head(self.hidden(tokens, document_ids, state).x)
 
-    def hidden(self, tokens: Tensor, document_ids: Tensor | None = None, state: HybridState | None = None) -> Hidden:
+    def hidden(
+        self,
+        tokens: Tensor,
+        document_ids: Tensor | None = None,
+        state: HybridState | None = None,
+        *,
+        valid: Tensor | None = None,
+        routing: Tensor | None = None,
+        keep_expert_ids: bool = False,
+    ) -> Hidden:
         """As `forward`, without the output projection, and with the routing statistics; those are left out of a pass
-        that is one token of each sequence of a StatePool and goes through the model in one call (nano3.model.step)."""
+        that is one token of each sequence of a StatePool and goes through the model in one call (nano3.model.step).
+
+        Args:
+            tokens: (B, T) token ids.
+            document_ids: (B, T), see `forward`.
+            state: see `forward`.
+            valid: (B, T) bool, False at padding: it is not routed, the output of MoE blocks there is 0, and it is in no
+                load and balance loss. It has to lie behind its row's tokens or in documents of its own, since the
+                other blocks read it. None: no padding.
+            routing: (number of MoE blocks, B, T, K) experts that each token has to use (router replay): another pass's
+                `Hidden.expert_ids`. Their weights are those of this pass's scores. What stands at padding is not read.
+            keep_expert_ids: whether `Hidden.expert_ids` is wanted.
+
+        Raises:
+            ValueError: arguments that do not fit each other; the message says which.
+        """
         if state is not None and document_ids is not None:
             raise ValueError("give document_ids or state, not both: a continued sequence is one document")
-        if state is not None and (stepped := step(self, tokens, state)) is not None:
+        self._check(tokens, valid, routing)
+        in_one_call = state is not None and valid is None and routing is None and not keep_expert_ids
+        if in_one_call and (stepped := step(self, tokens, state)) is not None:
             return Hidden(stepped.hidden.unsqueeze(0).to(self.compute_dtype), [])
         x = self.embeddings(tokens).to(self.compute_dtype)
+        around = Pass(document_ids, valid, keep_expert_ids=keep_expert_ids)
         stats: list[RouterStats] = []
         for i, block in enumerate(self.blocks):
-            x, routed = self._run(block, x, document_ids, state.blocks[i] if state is not None else None)
+            given = routing[len(stats)] if routing is not None and isinstance(block.mixer, MoE) else None
+            x, routed = self._run(block, x, around.at(given), state.blocks[i] if state is not None else None)
             if routed is not None:
                 stats.append(routed)
-        return Hidden(self.norm_f(x), stats)
+        chosen = torch.stack([routed.expert_ids for routed in stats]) if keep_expert_ids and stats else None
+        return Hidden(self.norm_f(x), stats, chosen)
 
     def log_probs(self, tokens: Tensor, targets: Tensor, document_ids: Tensor | None = None) -> Tensor:
         """(B, T) float32 log-probabilities of `targets`, without ever holding all logits."""
@@ -127,9 +165,18 @@ class LM(nn.Module):
         self.compute_dtype = compute_dtype or dtype
         return self
 
-    def _run(self, block: nn.Module, x: Tensor, document_ids, state) -> tuple[Tensor, RouterStats | None]:
+    def _check(self, tokens: Tensor, valid: Tensor | None, routing: Tensor | None) -> None:
+        if valid is not None and (valid.shape != tokens.shape or valid.dtype != torch.bool):
+            raise ValueError(f"valid is {valid.dtype} {tuple(valid.shape)}; it must be bool {tuple(tokens.shape)}")
+        shape = (len(self.cfg.blocks(MOE)), *tokens.shape, self.cfg.top_k)
+        if routing is not None and routing.shape != shape:
+            raise ValueError(
+                f"routing has shape {tuple(routing.shape)}; it must be (MoE blocks, B, T, top_k) = {tuple(shape)}"
+            )
+
+    def _run(self, block: nn.Module, x: Tensor, around: Pass, state) -> tuple[Tensor, RouterStats | None]:
         if state is None and 0 < self.sequence_chunk < x.shape[0] * x.shape[1]:
-            return block(x, document_ids, None, self.sequence_chunk)
+            return block(x, around, None, self.sequence_chunk)
         if self.checkpoint_activations and self.training and torch.is_grad_enabled():
-            return checkpoint(block, x, document_ids, state, use_reentrant=False)
-        return block(x, document_ids, state)
+            return checkpoint(block, x, around, state, use_reentrant=False)
+        return block(x, around, state)

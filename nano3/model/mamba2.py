@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from nano3.config.model import ModelConfig
 from nano3.kernels import causal_conv1d, causal_conv1d_step, gated_rms_norm, mamba_step, ssd_scan, ssd_step
+from nano3.model.forward_pass import WHOLE, Pass
 from nano3.model.layers import Linear
 from nano3.model.plan import Padded
 from nano3.model.pool import MambaSlots
@@ -49,7 +50,7 @@ class Mamba2(nn.Module):
         self.norm = GatedRMSNorm(cfg.d_inner, cfg.n_groups, cfg.norm_eps)
         self.out_proj = Linear(cfg.d_inner, cfg.d_model)
 
-    def forward(self, u: Tensor, document_ids: Tensor | None, state: BlockState) -> tuple[Tensor, None]:
+    def forward(self, u: Tensor, around: Pass = WHOLE, state: BlockState = None) -> tuple[Tensor, None]:
         """u (B, T, D) -> (B, T, D); `state` is advanced in place."""
         z, xBC, dt = self._project(u)
         if isinstance(state, MambaSlots):
@@ -58,7 +59,7 @@ class Mamba2(nn.Module):
         if state is not None and u.shape[1] == 1:
             y = self._step(xBC[:, 0], dt[:, 0], state).unsqueeze(1)
         else:
-            y = self._scan(xBC, dt, document_ids, state)
+            y = self._scan(xBC, dt, around.document_ids, state)
         return self.out_proj(self.norm(y, z)), None
 
     def advance(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from nano3.kernels import squared_relu_mlp
+from nano3.model.forward_pass import WHOLE, Pass
 from nano3.model.layers import Linear, bare_weight
 from nano3.model.state import BlockState
 
@@ -25,6 +26,6 @@ class MLP(nn.Module):
             return self.down_proj(torch.relu(self.up_proj(x)).square())
         return squared_relu_mlp(x, up, down)
 
-    def forward(self, x: Tensor, document_ids: Tensor | None = None, state: BlockState = None) -> tuple[Tensor, None]:
+    def forward(self, x: Tensor, around: Pass = WHOLE, state: BlockState = None) -> tuple[Tensor, None]:
         """x (B, T, D) -> (B, T, D); acts on each token alone."""
         return self.apply_to(x), None

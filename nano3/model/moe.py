@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from nano3.config.model import ModelConfig
 from nano3.kernels import Scaled, Weight, grouped_mlp
+from nano3.model.forward_pass import WHOLE, Pass
 from nano3.model.layers import hold_scaled, scaled
 from nano3.model.mlp import MLP
 from nano3.model.router import Router, RouterStats
@@ -53,13 +54,12 @@ class MoE(nn.Module):
         self.experts = Experts(cfg)
         self.shared_experts = MLP(cfg.d_model, cfg.d_shared) if cfg.d_shared else None
 
-    def forward(
-        self, x: Tensor, document_ids: Tensor | None = None, state: BlockState = None
-    ) -> tuple[Tensor, RouterStats]:
-        """x (B, T, D) -> (B, T, D) and the routing statistics; acts on each token alone."""
-        flat = x.flatten(0, 1)
-        routing = self.gate(flat)
-        y = self.experts(flat, routing.expert_ids, routing.weights).view_as(x)
+    def forward(self, x: Tensor, around: Pass = WHOLE, state: BlockState = None) -> tuple[Tensor, RouterStats]:
+        """x (B, T, D) -> (B, T, D), 0 at padding, and the routing statistics; acts on each token alone."""
+        B, T, _ = x.shape
+        tokens = around.pick(x)
+        routing = self.gate(tokens, None if around.routing is None else around.pick(around.routing))
+        y = self.experts(tokens, routing.expert_ids, routing.weights)
         if self.shared_experts is not None:
-            y = y + self.shared_experts.apply_to(x)
-        return y, routing.stats
+            y = y + self.shared_experts.apply_to(tokens)
+        return around.spread(y, (B, T)), RouterStats(routing.scores, routing.expert_ids, (B, T), around)

@@ -10,13 +10,20 @@ from torch import Tensor, nn
 
 from nano3.config.model import ModelConfig
 from nano3.kernels import route
+from nano3.model.forward_pass import WHOLE, Pass
+
+TINY = 1e-20
+"""Added to sums of scores, which may all underflow, before they divide."""
 
 
 class RouterStats:
-    """What one mixture block reports about its routing, computed when it is asked for."""
+    """What one mixture block reports about the routing of B rows, computed when it is asked for. Padding is no token:
+    it is in no load, sum or mean."""
 
-    def __init__(self, scores: Tensor, expert_ids: Tensor) -> None:
-        self._scores, self._expert_ids = scores, expert_ids
+    def __init__(self, scores: Tensor, expert_ids: Tensor, shape: tuple[int, int], around: Pass = WHOLE) -> None:
+        """From scores (S, E) and expert_ids (S, K) of the valid tokens of rows of `shape` (B, T)."""
+        self._scores, self._expert_ids, self._shape, self._around = scores, expert_ids, shape, around
+        self.top_k = expert_ids.shape[1]
 
     @cached_property
     def load(self) -> Tensor:
@@ -27,26 +34,90 @@ class RouterStats:
         return load.scatter_add_(0, chosen, torch.ones_like(chosen))
 
     @cached_property
-    def balance_loss(self) -> Tensor:
-        """Scalar: E * sum_e f_e P_e, 1 when routing is even."""
-        fraction = self.load.to(self._scores.dtype) / self._expert_ids.numel()
-        return self._scores.shape[1] * torch.dot(fraction, self.probabilities.mean(0))
+    def row_loads(self) -> Tensor:
+        """(B, E) int64: tokens of each row routed to each expert."""
+        (B, T), E, places = self._shape, self._scores.shape[1], self._around.places
+        if places is None:
+            places = torch.arange(B * T, device=self._scores.device)
+        chosen = ((places // max(T, 1)).unsqueeze(1) * E + self._expert_ids).flatten()
+        loads = torch.zeros(B * E, dtype=torch.int64, device=chosen.device)
+        return loads.scatter_add_(0, chosen, torch.ones_like(chosen)).view(B, E)
+
+    @cached_property
+    def expert_ids(self) -> Tensor:
+        """(B, T, K) int64: the chosen experts, -1 at padding."""
+        return self._around.spread(self._expert_ids, self._shape, -1)
 
     @property
-    def probabilities(self) -> Tensor:
-        """(S, E): each token's scores over their sum."""
-        return self._scores / self._scores.sum(-1, keepdim=True)
+    def probability(self) -> Tensor:
+        """(E,): each token's scores over their sum, summed over tokens."""
+        return self._probabilities.sum(0)
+
+    @property
+    def row_probability(self) -> Tensor:
+        """(B, E): as `probability`, of each row."""
+        return self._around.spread(self._probabilities, self._shape).sum(1)
+
+    @property
+    def balance_loss(self) -> Tensor:
+        """Scalar: E * sum_e f_e P_e over all tokens together, with f_e the share of choices and P_e the mean share of
+        scores; 1 when routing is even, 0 without tokens."""
+        fraction, probability = _shares(self.load, self.probability, self.top_k)
+        return len(self.load) * torch.dot(fraction, probability)
+
+    @property
+    def sequence_balance_loss(self) -> Tensor:
+        """Scalar: `balance_loss` of each row alone, averaged over the rows that have tokens (report section 3.1.6;
+        Megatron's seq_aux_loss, whose sequence is the packed row too)."""
+        fraction, probability = _shares(self.row_loads, self.row_probability, self.top_k)
+        rows = (self.row_loads.sum(1) > 0).sum().clamp_min(1)
+        return self.row_loads.shape[1] * (fraction * probability).sum() / rows
+
+    @property
+    def _probabilities(self) -> Tensor:
+        """(S, E)."""
+        return self._scores / (self._scores.sum(-1, keepdim=True) + TINY)
+
+
+class MergedStats(RouterStats):
+    """Statistics of several parts of a pass together."""
+
+    def __init__(
+        self, row_loads: Tensor, probability: Tensor, row_probability: Tensor, expert_ids: Tensor | None, top_k: int
+    ) -> None:
+        """From the sums over all parts; see RouterStats. `expert_ids` only where they are kept."""
+        self.load, self.row_loads, self.top_k = row_loads.sum(0), row_loads, top_k
+        self._sums = probability, row_probability
+        if expert_ids is not None:
+            self.expert_ids = expert_ids
+
+    @property
+    def probability(self) -> Tensor:
+        """(E,)."""
+        return self._sums[0]
+
+    @property
+    def row_probability(self) -> Tensor:
+        """(B, E)."""
+        return self._sums[1]
+
+
+def _shares(load: Tensor, probability: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """f and P (..., E) from load (..., E) int64 and sums of probabilities (..., E); 0 where there are no tokens."""
+    choices = load.sum(-1, keepdim=True).clamp_min(1)
+    return load.to(probability.dtype) / choices, probability / (choices / top_k)
 
 
 @dataclass
 class Routing:
-    """Decision for S tokens."""
+    """Decision for the S valid tokens of a pass."""
 
     expert_ids: Tensor
     """(S, K) int64 chosen experts."""
     weights: Tensor
     """(S, K) float32 weights of the chosen experts, summing to routed_scale."""
-    stats: RouterStats
+    scores: Tensor
+    """(S, E) float32."""
 
 
 class Router(nn.Module):
@@ -60,7 +131,16 @@ class Router(nn.Module):
         self.weight = nn.Parameter(torch.empty(cfg.n_experts, cfg.d_model))
         self.register_buffer("e_score_correction_bias", torch.zeros(cfg.n_experts))
 
-    def forward(self, x: Tensor) -> Routing:
-        """x (S, D) -> Routing; softmax-free: each expert's score is its own sigmoid."""
+    def forward(self, x: Tensor, given: Tensor | None = None) -> Routing:
+        """x (S, D) -> Routing; softmax-free: each expert's score is its own sigmoid.
+
+        Args:
+            x: (S, D).
+            given: (S, K) experts to use instead of choosing (router replay); their weights follow from today's scores.
+        """
         expert_ids, weights, scores = route(x, self.weight, self.e_score_correction_bias, self.top_k, self.scale)
-        return Routing(expert_ids, weights, RouterStats(scores, expert_ids))
+        if given is not None:
+            expert_ids = given.long()
+            chosen = scores.gather(1, expert_ids)
+            weights = chosen / (chosen.sum(-1, keepdim=True) + TINY) * self.scale
+        return Routing(expert_ids, weights, scores)
