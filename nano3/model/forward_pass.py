@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,8 +33,8 @@ class Pass:
 
     def part(self, rows: slice, piece: slice) -> Pass:
         """Some positions of some rows."""
-        tensors = (self.document_ids, self.valid, self.routing)
-        return Pass(*(None if m is None else m[rows, piece] for m in tensors))
+        ids, valid, routing = (m if m is None else m[rows, piece] for m in (self.document_ids, self.valid, self.routing))
+        return Pass(ids, valid, routing, self.keep_expert_ids)
 
     @cached_property
     def places(self) -> Tensor | None:
@@ -50,6 +51,10 @@ class Pass:
         if self.places is not None:
             x = x.new_full((shape[0] * shape[1], *x.shape[1:]), padding).index_copy(0, self.places, x)
         return x.view(*shape, *x.shape[1:])
+
+    def apply(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """A function of each token alone on the valid tokens of x (B, T, D) -> (B, T, ...), 0 at padding."""
+        return function(x) if self.places is None else self.spread(function(self.pick(x)), (x.shape[0], x.shape[1]))
 
 
 WHOLE = Pass()

@@ -120,8 +120,8 @@ class LM(nn.Module):
         if state is not None and document_ids is not None:
             raise ValueError("give document_ids or state, not both: a continued sequence is one document")
         self._check(tokens, valid, routing)
-        in_one_call = state is not None and valid is None and routing is None and not keep_expert_ids
-        if in_one_call and (stepped := step(self, tokens, state)) is not None:
+        apart = valid is not None or routing is not None or keep_expert_ids
+        if state is not None and not apart and (stepped := step(self, tokens, state)) is not None:
             return Hidden(stepped.hidden.unsqueeze(0).to(self.compute_dtype), [])
         x = self.embeddings(tokens).to(self.compute_dtype)
         around = Pass(document_ids, valid, keep_expert_ids=keep_expert_ids)

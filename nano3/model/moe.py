@@ -57,9 +57,9 @@ class MoE(nn.Module):
     def forward(self, x: Tensor, around: Pass = WHOLE, state: BlockState = None) -> tuple[Tensor, RouterStats]:
         """x (B, T, D) -> (B, T, D), 0 at padding, and the routing statistics; acts on each token alone."""
         B, T, _ = x.shape
-        tokens = around.pick(x)
+        tokens = around.pick(x)  # (S, D)
         routing = self.gate(tokens, None if around.routing is None else around.pick(around.routing))
-        y = self.experts(tokens, routing.expert_ids, routing.weights)
+        y = around.spread(self.experts(tokens, routing.expert_ids, routing.weights), (B, T))
         if self.shared_experts is not None:
-            y = y + self.shared_experts.apply_to(tokens)
-        return around.spread(y, (B, T)), RouterStats(routing.scores, routing.expert_ids, (B, T), around)
+            y = y + around.apply(self.shared_experts.apply_to, x)
+        return y, RouterStats(routing.scores, routing.expert_ids, (B, T), around)

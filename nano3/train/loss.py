@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -31,7 +31,7 @@ class LossParts:
     balance: Tensor
     """Detached scalar: contribution to the mean load-balancing loss, without its coefficient."""
     loads: Tensor
-    """(number of mixture blocks, E) int64: tokens routed to each expert."""
+    """(number of mixture blocks, E) int64: tokens routed to each expert, padding not counted."""
 
 
 class LossFunction(Protocol):
@@ -43,15 +43,18 @@ class LossFunction(Protocol):
 class NextTokenLoss:
     """Mean negative log-likelihood of the next token plus `balance_coef` times the load-balancing loss.
 
-    `batch` has tokens (B, T), targets (B, T) with -100 where nothing is predicted, and document_ids (B, T).
+    `batch` has tokens (B, T), targets (B, T) with -100 where nothing is predicted, document_ids (B, T), and valid
+    (B, T), False at padding, or None.
     """
 
-    def __init__(self, balance_coef: float) -> None:
-        self.balance_coef = balance_coef
+    def __init__(self, balance_coef: float, balance_type: Literal["aux_loss", "seq_aux_loss"] = "aux_loss") -> None:
+        """`balance_type`: over the micro-batch, or of each row alone; see nano3.config.schema.BalanceConfig."""
+        self.balance_coef, self.balance_type = balance_coef, balance_type
 
     def __call__(self, model: Any, batch: Any, scale: Scale) -> LossParts:
-        hidden = model.hidden(batch.tokens, batch.document_ids)
+        hidden = model.hidden(batch.tokens, batch.document_ids, valid=batch.valid)
         nll = nll_sum(model.lm_head, hidden.x, batch.targets) / max(scale.targets, 1)
-        balance = hidden.balance_loss / scale.micro_batches
+        by_row = self.balance_type == "seq_aux_loss"
+        balance = (hidden.sequence_balance_loss if by_row else hidden.balance_loss) / scale.micro_batches
         total = nll + self.balance_coef * balance if self.balance_coef else nll
         return LossParts(total, nll.detach(), balance.detach(), hidden.loads)

@@ -83,7 +83,7 @@ class Trainer:
         self.progress = progress or make_progress(self.world.is_main)
         self.model = self._place(model)
         self.optimizer = build_optimizer(model, cfg.optimizer)
-        self.recipe = self._recipe(loss or NextTokenLoss(cfg.balance.loss_coef))
+        self.recipe = self._recipe(loss or NextTokenLoss(cfg.balance.loss_coef, cfg.balance.loss_type))
         self.checkpoints = Checkpointer(
             self.run_dir / "checkpoints",
             cfg.checkpoint.keep,

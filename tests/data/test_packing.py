@@ -96,6 +96,7 @@ def test_heldout_predicts_every_token_and_every_end_once(corpus_of, lengths, seq
     expected = [t for d in range(len(corpus)) for t in [*corpus.tokens(d).tolist(), EOS]]
     assert targets[scored].tolist() == expected
     assert scored.sum() == packed.n_tokens
+    np.testing.assert_array_equal(np.concatenate([row.valid for row in rows]), scored)
     np.testing.assert_array_equal(tokens[scored][1:], targets[scored][:-1])
     for row in rows:
         np.testing.assert_array_equal(

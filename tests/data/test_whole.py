@@ -4,6 +4,7 @@ import hashlib
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,6 +28,7 @@ def documents_of(rows) -> list[list[int]]:
         for number in range(row.document_ids[-1] + 1):
             inside = row.document_ids == number
             tokens, targets = row.tokens[inside], row.targets[inside]
+            assert (row.valid[inside] == (targets != IGNORE)).all()
             if (targets == IGNORE).all():
                 assert (tokens == EOS).all()
                 assert number == row.document_ids[-1]
@@ -47,6 +49,17 @@ def test_every_document_is_whole_in_one_row_and_predicted_once(corpus_of, length
     assert sum(int((row.targets != IGNORE).sum()) for row in rows) == stream.epoch_tokens == sum(lengths) + len(lengths)
     assert all(len(row.tokens) == seq_len for row in rows)
     np.testing.assert_array_equal(stream.row(stream.rows(seq_len), seq_len).tokens, rows[0].tokens)
+
+
+def test_a_batch_marks_padding_and_does_not_count_it(corpus_of):
+    corpora = {"a": corpus_of([5, 9]), "w": corpus_of([4, 7, 3])}
+    source = TokenSource(corpora, Blend({"a": 1, "w": 1}), seq_len=13, eos_id=EOS, seed=3, whole={"w"})
+    batch = source.batch(0, 6)
+    assert torch.equal(batch.valid, batch.targets != IGNORE)
+    assert batch.n_tokens == batch.n_targets < batch.tokens.numel()
+    plain = TokenSource({"a": corpora["a"]}, Blend({"a": 1}), seq_len=13, eos_id=EOS, seed=3).batch(0, 3)
+    assert plain.valid is None
+    assert plain.n_tokens == 39
 
 
 def test_rows_are_filled(corpus_of):

@@ -19,7 +19,7 @@ def _wait_for(process, text):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_stop_signal_saves_and_exits_with_0(launch, tmp_path, number):
-    (process,) = launch(tmp_path, "--slow", settings={**SLOW, "checkpoint": {"every_tokens": 0}})
+    (process,) = launch(tmp_path, "--source", "slow", settings={**SLOW, "checkpoint": {"every_tokens": 0}})
     _wait_for(process, "step 2")
     process.send_signal(number)
     out, _ = process.communicate(timeout=300)
@@ -34,7 +34,7 @@ def test_a_stop_signal_saves_and_exits_with_0(launch, tmp_path, number):
 
 def test_a_killed_run_resumes_to_the_metrics_and_weights_of_an_uninterrupted_one(launch, tiny, tmp_path):
     kill_at = random.randint(2, 8)
-    (process,) = launch(tmp_path / "killed", "--slow", settings=SLOW)
+    (process,) = launch(tmp_path / "killed", "--source", "slow", settings=SLOW)
     _wait_for(process, f"step {kill_at}\n")
     process.kill()
     process.wait()

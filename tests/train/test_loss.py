@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -30,6 +32,19 @@ def test_the_balance_loss_enters_with_its_coefficient(model, tiny):
     both = NextTokenLoss(0.5)(model, batch, Scale(batch.n_targets, 1))
     assert (both.total - plain.total).item() == pytest.approx(0.5 * plain.balance.item(), rel=1e-5)
     assert both.nll == plain.nll
+
+
+def test_padding_is_in_no_load_and_each_type_of_balance_loss_is_its_own(model, tiny):
+    batch = tiny.TinySource().batch(0, 2)
+    valid = torch.arange(tiny.SEQ_LEN) < torch.tensor([[tiny.SEQ_LEN], [5]])
+    batch = dataclasses.replace(batch, valid=valid, targets=batch.targets.masked_fill(~valid, -100))
+    parts = [NextTokenLoss(0.5, kind)(model, batch, Scale(batch.n_targets, 1)) for kind in ("aux_loss", "seq_aux_loss")]
+    for part, kind in zip(parts, ("balance_loss", "sequence_balance_loss"), strict=True):
+        hidden = model.hidden(batch.tokens, batch.document_ids, valid=valid)
+        assert part.loads.sum(1).tolist() == [(tiny.SEQ_LEN + 5) * 2] * 2
+        assert part.balance.item() == pytest.approx(getattr(hidden, kind).item())
+        assert (part.total - part.nll).item() == pytest.approx(0.5 * part.balance.item(), rel=1e-4)
+    assert parts[0].balance != parts[1].balance
 
 
 def test_a_batch_without_targets_gives_zero(model, tiny):

@@ -54,6 +54,19 @@ def test_a_sharded_run_of_two_ranks_continues_on_one(tiny, complete, tmp_path):
     _assert_same_state(alone, tmp_path / "resharded")
 
 
+IN_PIECES = pytest.param({"checkpoint_activations": "block", "sequence_chunk": 8}, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("block", [{}, IN_PIECES], ids=["whole", "pieces"])
+def test_a_rank_that_gets_padding_alone_keeps_step_with_the_other(tiny, complete, tmp_path, block):
+    settings = {**BALANCED, "train": {"micro_batch_size": 1, "batch_size": 2, "tokens": 192, **block}}
+    alone = tiny.trainer(tmp_path / "one", tiny.config(**settings), tiny.PaddedSource())
+    alone.fit()
+    complete(tmp_path / "two", "--source", "padded", ranks=2, settings=settings)
+    _assert_same_run(tmp_path / "one", tmp_path / "two")
+    _assert_same_state(alone, tmp_path / "two")
+
+
 @pytest.mark.slow
 def test_recomputation_under_sharding_and_a_resume_on_two_ranks(tiny, complete, tmp_path):
     settings = {"schedule": {"horizon_tokens": 384}, **BALANCED}

@@ -44,6 +44,7 @@ class TinyBatch:
     targets: torch.Tensor
     document_ids: torch.Tensor
     documents: list[str]
+    valid: torch.Tensor | None = None
 
     @property
     def n_targets(self) -> int:
@@ -110,6 +111,18 @@ class SlowSource(TinySource):
         return super().batch(start, count)
 
 
+class PaddedSource(TinySource):
+    """Every other sequence is padding and nothing else."""
+
+    def batch(self, start: int, count: int) -> TinyBatch:
+        batch = super().batch(start, count)
+        valid = (torch.arange(start, start + count) % 2 == 0).unsqueeze(1).expand(-1, SEQ_LEN).contiguous()
+        return replace(batch, valid=valid, targets=batch.targets.masked_fill(~valid, -100))
+
+
+SOURCES = {"plain": TinySource, "slow": SlowSource, "padded": PaddedSource}
+
+
 class Printing(Silent):
     """Messages and steps on stdout."""
 
@@ -126,9 +139,9 @@ def main() -> None:
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--settings", type=json.loads, default={})
     parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--slow", action="store_true")
+    parser.add_argument("--source", choices=SOURCES, default="plain")
     args = parser.parse_args()
-    run = trainer(args.run_dir, config(**args.settings), SlowSource() if args.slow else None, progress=Printing())
+    run = trainer(args.run_dir, config(**args.settings), SOURCES[args.source](), progress=Printing())
     try:
         if args.resume:
             run.resume()
