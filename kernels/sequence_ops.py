@@ -176,20 +176,19 @@ def attention(
     Args:
         q: (B, T, Hq, Dh): the last T of S positions.
         k, v: (B, S, Hkv, Dh), S >= T; query head h reads key head h // (Hq / Hkv).
-        document_ids: (B, T), only when S == T.
+        document_ids: (B, S): documents of all positions, the last T being those of the queries too. Keys in front that
+            no query sees cost no time.
 
     Returns:
         (B, T, Hq, Dh) in q.dtype.
 
     Raises:
-        ValueError: S < T, document_ids with S != T or of another shape, or Hq is not a multiple of Hkv.
+        ValueError: S < T, document_ids of another shape, or Hq is not a multiple of Hkv.
     """
     T, S = q.shape[1], k.shape[1]
     if S < T:
         raise ValueError(f"attention: {T} queries for only {S} keys; keys must cover the queries' own positions")
-    if document_ids is not None and S != T:
-        raise ValueError(f"attention: document_ids needs as many keys as queries, got {S} and {T}")
-    _check_documents("attention", document_ids, q)
+    _check_documents("attention", document_ids, k)
     _check_groups("attention", q.shape[2], k.shape[2])
     return choose("attention", q.device, backend)[1](q, k, v, document_ids=document_ids)
 
@@ -233,7 +232,8 @@ def paged_attention(
 def _check_documents(op: str, document_ids: Tensor | None, x: Tensor) -> None:
     if document_ids is not None and document_ids.shape != x.shape[:2]:
         shape, expected = tuple(document_ids.shape), tuple(x.shape[:2])
-        raise ValueError(f"{op}: document_ids has shape {shape}; it must be (B, T) = {expected}")
+        positions = "keys" if op == "attention" else "T"
+        raise ValueError(f"{op}: document_ids has shape {shape}; it must be (B, {positions}) = {expected}")
 
 
 def _check_groups(op: str, heads: int, groups: int) -> None:

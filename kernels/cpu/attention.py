@@ -27,7 +27,7 @@ declare(
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, document_ids: Tensor | None = None) -> Tensor:
     """See nano3.kernels.attention."""
-    if not _fits(q, k, v):
+    if not _fits(q, k, v) or (document_ids is not None and q.shape[1] != k.shape[1]):
         return EAGER["attention"](q, k, v, document_ids=document_ids)
     starts = None if document_ids is None else _starts(document_ids)
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):

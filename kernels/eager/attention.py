@@ -23,8 +23,10 @@ MASK_ELEMENTS = 1 << 22
 def attention(q: Tensor, k: Tensor, v: Tensor, *, document_ids: Tensor | None = None) -> Tensor:
     """See nano3.kernels.attention."""
     T, S = q.shape[1], k.shape[1]
-    if document_ids is not None:
+    if document_ids is not None and S == T:
         return _attend_documents(q, k, v, segments(document_ids))
+    if document_ids is not None:
+        return _attend_behind_documents(q, k, v, document_ids)
     if S == T:
         return _attend(q, k, v, causal=True)
     return _attend_behind_cache(q, k, v)
@@ -223,6 +225,25 @@ def _attend_documents(q: Tensor, k: Tensor, v: Tensor, segment: Tensor) -> Tenso
     for row in range(q.shape[0]):
         pieces = [_attend_piece(q, k, v, segment, row, piece) for piece in _pieces(segment[row])]
         rows.append(torch.cat(pieces, dim=1))
+    return torch.cat(rows)
+
+
+def _attend_behind_documents(q: Tensor, k: Tensor, v: Tensor, document_ids: Tensor) -> Tensor:
+    """Queries at the last T of S positions, of documents (B, S): those of the document that began before them against
+    all its keys, the others among themselves."""
+    T, S = q.shape[1], k.shape[1]
+    if T == 0:
+        return torch.empty_like(q)
+    segment = segments(document_ids)
+    own = segment[:, S - T : S - T + 1]  # (B, 1) the first query's document
+    bounds = torch.stack([(segment < own).sum(1), (segment <= own).sum(1)], dim=1)
+    rows = []
+    for row, (begin, end) in enumerate(bounds.tolist()):
+        one, first, rest = slice(row, row + 1), slice(0, end - (S - T)), slice(end - (S - T), T)
+        parts = [attention(q[one, first], k[one, begin:end], v[one, begin:end])]
+        if end < S:
+            parts.append(_attend_documents(q[one, rest], k[one, end:], v[one, end:], segment[one, end:] - segment[row, end]))
+        rows.append(torch.cat(parts, dim=1))
     return torch.cat(rows)
 
 

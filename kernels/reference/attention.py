@@ -18,6 +18,6 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, document_ids: Tensor | None = 
     allowed = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
     if document_ids is not None:
         segment = segments(document_ids)
-        allowed = allowed & (segment[:, None, :, None] == segment[:, None, None, :])
+        allowed = allowed & (segment[:, None, S - T :, None] == segment[:, None, None, :])
     probabilities = scores.masked_fill(~allowed, float("-inf")).softmax(-1)
     return torch.einsum("bhts,bshd->bthd", probabilities, v).to(q.dtype)

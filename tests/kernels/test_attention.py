@@ -88,6 +88,38 @@ def test_queries_behind_a_cache_have_exact_gradients_of_all_that_they_see(check)
     check(kernels.attention, make(T=100, S=900, Hq=6, Hkv=3))
 
 
+@pytest.mark.parametrize("T", [1, 4, 9, 30])
+@pytest.mark.parametrize(
+    "starts",
+    [[], [21], [20], [22], [29], [5, 18, 25, 26], list(range(30))],
+    ids=["one", "at the first query", "before it", "after it", "at the last", "some", "of one token each"],
+)
+def test_documents_of_queries_behind_other_keys(check, T, starts):
+    ids = torch.zeros(2, 30, dtype=torch.int32)
+    for start in starts:
+        ids[0, start:] += 1
+    ids[1, 7:] = 4
+    check(kernels.attention, make(T=T, S=30), document_ids=ids)
+
+
+def test_long_documents_of_queries_behind_other_keys(check):
+    row = torch.repeat_interleave(torch.arange(6), torch.tensor([300, 500, 5, 280, 3, 12]))
+    ids = torch.stack([row, torch.zeros_like(row), row % 2])
+    check(kernels.attention, make(B=3, T=500, S=1100, Hq=2, Hkv=1, D=4), document_ids=ids)
+
+
+@pytest.mark.parametrize("backend", ["eager", None])
+def test_keys_of_other_documents_in_front_change_nothing(backend):
+    inputs = make(B=1, T=40, S=90, dtype=torch.float32)
+    ids = torch.repeat_interleave(torch.tensor([-1, 3, 7]), torch.tensor([35, 20, 35])).unsqueeze(0)
+    expected = kernels.attention(**inputs, document_ids=ids, backend=backend)
+    short = {"q": inputs["q"], "k": inputs["k"][:, 35:], "v": inputs["v"][:, 35:]}
+    assert torch.equal(kernels.attention(**short, document_ids=ids[:, 35:], backend=backend), expected)
+    for name in ("k", "v"):
+        inputs[name][:, :35] = torch.nan
+    assert torch.equal(kernels.attention(**inputs, document_ids=ids, backend=backend), expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_cached_queries_equal_the_whole(dtype):
     inputs = make(T=13, dtype=dtype)
@@ -158,7 +190,7 @@ def test_autograd_keeps_narrow_tensors_and_checkpointing_sees_them(backend):
     ("shape", "ids", "words"),
     [
         ({"T": 5, "S": 3}, None, "5 queries for only 3 keys"),
-        ({"T": 3, "S": 5}, torch.zeros(2, 3), "as many keys as queries"),
+        ({"T": 3, "S": 5}, torch.zeros(2, 3), r"document_ids has shape \(2, 3\); it must be \(B, keys\) = \(2, 5\)"),
         ({"Hq": 3, "Hkv": 2}, None, "3 heads are not divisible by 2"),
     ],
 )
