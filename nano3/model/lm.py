@@ -120,9 +120,11 @@ class LM(nn.Module):
         if state is not None and document_ids is not None:
             raise ValueError("give document_ids or state, not both: a continued sequence is one document")
         self._check(tokens, valid, routing)
-        apart = valid is not None or routing is not None or keep_expert_ids
-        if state is not None and not apart and (stepped := step(self, tokens, state)) is not None:
-            return Hidden(stepped.hidden.unsqueeze(0).to(self.compute_dtype), [])
+        if state is not None and valid is None and routing is None:
+            stepped = step(self, tokens, state, experts=keep_expert_ids)
+            if stepped is not None:
+                expert_ids = None if stepped.expert_ids is None else stepped.expert_ids.long().unsqueeze(1)
+                return Hidden(stepped.hidden.unsqueeze(0).to(self.compute_dtype), [], expert_ids)
         x = self.embeddings(tokens).to(self.compute_dtype)
         around = Pass(document_ids, valid, keep_expert_ids=keep_expert_ids)
         stats: list[RouterStats] = []

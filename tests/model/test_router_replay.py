@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from nano3.model.lm import LM
+from nano3.model.plan import Plan, Span
+from nano3.model.pool import StatePool
 
 PASSES = {"whole": (0, False), "recomputed": (0, True), "in pieces": (16, True), "rows together": (90, True)}
 
@@ -91,3 +93,18 @@ def test_a_continued_sequence_keeps_and_takes_experts_too(model):
             assert torch.equal(hidden.expert_ids, ids)
             parts.append(hidden.x)
     torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-8, atol=1e-10)
+
+
+@torch.inference_mode()
+def test_a_decoding_step_keeps_experts_in_whatever_way_it_goes(model, monkeypatch):
+    model = LM(model.cfg).init_weights(1).eval()
+    tokens, kept = draw(1, 4)[0], []
+    for backend in ("", "eager"):
+        monkeypatch.setenv("NANO3_BACKEND", backend)
+        pool = StatePool(model.cfg, n_slots=4, n_pages=4, page_size=4)
+        for slot in range(4):
+            pool.clear_slot(slot)
+        plan = Plan([Span(1, slot, pages=[slot]) for slot in range(4)], 4)
+        kept.append(model.hidden(tokens, state=pool.state(plan), keep_expert_ids=True).expert_ids)
+    assert kept[0].shape == (2, 1, 4, 2)
+    assert torch.equal(*(ids.sort(-1).values for ids in kept))
