@@ -242,7 +242,9 @@ def _attend_behind_documents(q: Tensor, k: Tensor, v: Tensor, document_ids: Tens
         one, first, rest = slice(row, row + 1), slice(0, end - (S - T)), slice(end - (S - T), T)
         parts = [attention(q[one, first], k[one, begin:end], v[one, begin:end])]
         if end < S:
-            parts.append(_attend_documents(q[one, rest], k[one, end:], v[one, end:], segment[one, end:] - segment[row, end]))
+            parts.append(
+                _attend_documents(q[one, rest], k[one, end:], v[one, end:], segment[one, end:] - segment[row, end])
+            )
         rows.append(torch.cat(parts, dim=1))
     return torch.cat(rows)
 

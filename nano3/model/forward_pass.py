@@ -33,7 +33,9 @@ class Pass:
 
     def part(self, rows: slice, piece: slice) -> Pass:
         """Some positions of some rows."""
-        ids, valid, routing = (m if m is None else m[rows, piece] for m in (self.document_ids, self.valid, self.routing))
+        ids, valid, routing = (
+            m if m is None else m[rows, piece] for m in (self.document_ids, self.valid, self.routing)
+        )
         return Pass(ids, valid, routing, self.keep_expert_ids)
 
     @cached_property
