@@ -7,10 +7,10 @@ from .ops import (
     grouped_mlp,
     linear,
     linear_cross_entropy,
+    log_probs,
     rms_norm,
     route,
     squared_relu_mlp,
-    token_log_probs,
 )
 from .scaled import Scaled, Weight, quantize_e4m3
 from .sequence_ops import (
@@ -37,6 +37,7 @@ __all__ = [
     "grouped_mlp",
     "linear",
     "linear_cross_entropy",
+    "log_probs",
     "mamba_step",
     "paged_attention",
     "quantize_e4m3",
@@ -45,5 +46,4 @@ __all__ = [
     "squared_relu_mlp",
     "ssd_scan",
     "ssd_step",
-    "token_log_probs",
 ]

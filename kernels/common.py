@@ -44,3 +44,9 @@ def matmul_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
         dtype == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported()
     )
     return dtype if has_fast_half else torch.float32
+
+
+def kept_rows(kept: Tensor) -> Tensor | None:
+    """(S,) bool -> the places that are true, (n,) int64; None when all are, so that nothing need be copied."""
+    rows = kept.nonzero().squeeze(1)
+    return None if rows.numel() == kept.numel() else rows

@@ -10,6 +10,8 @@ All ops take `backend` to force an implementation (ValueError when unknown); sum
 
 from __future__ import annotations
 
+from typing import Literal, overload
+
 from torch import Tensor
 
 from .dispatch import choose
@@ -192,22 +194,67 @@ def linear_cross_entropy(
     return run(hidden, weight, targets, ignore_index=ignore_index, chunk_size=chunk_size)
 
 
-def token_log_probs(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, chunk_size: int | None = None, backend: str | None = None
-) -> Tensor:
-    """log softmax(hidden @ weight.T)[target] of each token, without holding all logits (no gradient).
+@overload
+def log_probs(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    temperature: float = ...,
+    entropy: Literal[False] = ...,
+    *,
+    ignore_index: int = ...,
+    chunk_size: int | None = ...,
+    backend: str | None = ...,
+) -> Tensor: ...
+
+
+@overload
+def log_probs(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    temperature: float = ...,
+    *,
+    entropy: Literal[True],
+    ignore_index: int = ...,
+    chunk_size: int | None = ...,
+    backend: str | None = ...,
+) -> tuple[Tensor, Tensor]: ...
+
+
+def log_probs(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    temperature: float = 1.0,
+    entropy: bool = False,
+    *,
+    ignore_index: int = -100,
+    chunk_size: int | None = None,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """log softmax(hidden @ weight.T / temperature)[target] of each token, without holding all logits.
+
+    Logits are fp32 even for bf16 hidden and weight: products of bf16 numbers with fp32 sums and results. The gradients
+    recompute them, and only those of tokens whose incoming gradient is not 0: masked tokens cost nothing.
 
     Args:
         hidden: (S, D).
-        weight: (V, D).
-        targets: (S,) int64.
+        weight: (V, D), cast to hidden.dtype.
+        targets: (S,) int64; tokens with `ignore_index` get 0 and no gradient.
+        temperature: above 0.
+        entropy: also return -sum_v p_v log p_v of each token, differentiable too.
         chunk_size: as in `linear_cross_entropy`.
 
     Returns:
-        (S,) fp32 (fp64 for fp64 hidden).
+        (S,) fp32 (fp64 for fp64 hidden), with `entropy` two of them. Gradients to hidden and weight, each in its own
+        type, with sums over tokens in fp32.
 
     Raises:
-        ValueError: the weight is no float tensor.
+        ValueError: the temperature is not above 0, or the weight is no float tensor.
     """
-    check_float("token_log_probs", weight)
-    return choose("token_log_probs", hidden.device, backend)[1](hidden, weight, targets, chunk_size=chunk_size)
+    check_float("log_probs", weight)
+    if not temperature > 0:
+        raise ValueError(f"log_probs: temperature is {temperature}; it must be above 0")
+    run = choose("log_probs", hidden.device, backend)[1]
+    return run(hidden, weight, targets, temperature, entropy, ignore_index, chunk_size)

@@ -29,19 +29,6 @@ def linear_cross_entropy(
     return _LinearCrossEntropy.apply(hidden, weight, targets, ignore_index, chunk_size, keep)
 
 
-@torch.no_grad()
-def token_log_probs(hidden: Tensor, weight: Tensor, targets: Tensor, *, chunk_size: int | None = None) -> Tensor:
-    """See nano3.kernels.token_log_probs."""
-    if not _fits(hidden, weight, targets):
-        return EAGER["token_log_probs"](hidden, weight, targets, chunk_size=chunk_size)
-    logits = _Logits(hidden, weight, targets.numel(), chunk_size)
-    out = empty(targets.shape)
-    for start in range(0, targets.numel(), logits.chunk):
-        part = slice(start, start + logits.chunk)
-        logits.softmax(logits.fill(hidden[part]), targets[part].contiguous(), out[part], None)
-    return out
-
-
 def _fits(hidden: Tensor, weight: Tensor, targets: Tensor) -> bool:
     shapes = hidden.dim() == weight.dim() == 2 and hidden.shape[1] == weight.shape[1] and weight.shape[0] > 0
     places = targets.dtype == torch.int64 and targets.shape == hidden.shape[:1] and targets.device.type == "cpu"
@@ -165,16 +152,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _case(g: torch.Generator, dtype: torch.dtype) -> tuple:
-    targets = torch.randint(0, 71, (9,), generator=g, device="cpu")
+    targets = torch.randint(0, 71, (9,), generator=g, device="cpu").index_fill_(0, integers([2, 5]), -100)
     return normal(g, dtype, 9, 13), normal(g, dtype, 71, 13), targets
 
 
-def _ignoring_case(g: torch.Generator, dtype: torch.dtype) -> tuple:
-    hidden, weight, targets = _case(g, dtype)
-    return hidden, weight, targets.index_fill_(0, integers([2, 5]), -100)
-
-
 KERNELS = {
-    "linear_cross_entropy": Kernel(linear_cross_entropy, "the softmax between its products", _ignoring_case, True),
-    "token_log_probs": Kernel(token_log_probs, "the softmax after its product", _case),
+    "linear_cross_entropy": Kernel(linear_cross_entropy, "the softmax between its products", _case, True),
 }

@@ -26,7 +26,7 @@ NEEDS = {
 BASES = {"amx": "avx512", "avx512bf16": "avx512"}
 """Where a level takes the kernels from that it has not got itself: it has only those that multiply by weights, with
 bfloat16 products. Float32 activations go through the kernels of the level below: they are never rounded."""
-ABI = 5
+ABI = 6
 """Of the sources this file belongs to; see src/abi.cpp."""
 TYPES = {torch.float32: 0, torch.bfloat16: 1}
 _UNKNOWN = "the compiler did not know it when nano3 was installed, or the operating system does not allow it"

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from ..reference.best import best_tokens
 from ..reference.conv import causal_conv1d_step
-from . import attention, conv, experts, grouped, loss, mamba, norm, paged, route, ssd
+from . import attention, conv, experts, grouped, log_probs, loss, mamba, norm, paged, route, ssd
 
 FUNCTIONS: dict[str, Callable] = {
     "linear": experts.linear,
@@ -22,7 +22,7 @@ FUNCTIONS: dict[str, Callable] = {
     "squared_relu_mlp": experts.squared_relu_mlp,
     "linear_cross_entropy": loss.linear_cross_entropy,
     "best_tokens": best_tokens,
-    "token_log_probs": loss.token_log_probs,
+    "log_probs": log_probs.log_probs,
 }
 
 _PARTS = ("causal_conv1d_step", "ssd_step")

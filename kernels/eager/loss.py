@@ -26,18 +26,6 @@ def linear_cross_entropy(
     return _LinearCrossEntropy.apply(hidden, weight, targets, ignore_index, chunk_size, keep)
 
 
-@torch.no_grad()
-def token_log_probs(hidden: Tensor, weight: Tensor, targets: Tensor, *, chunk_size: int | None = None) -> Tensor:
-    """See nano3.kernels.token_log_probs."""
-    logits = _Logits(hidden, weight, chunk_size)
-    out = torch.empty(targets.shape, dtype=logits.wide, device=hidden.device)
-    for start in range(0, targets.numel(), logits.chunk):
-        part = slice(start, start + logits.chunk)
-        log_probs = logits.log_softmax(hidden[part])
-        out[part] = log_probs.gather(1, targets[part].unsqueeze(1)).squeeze(1)
-    return out
-
-
 class _Logits:
     """The weight in product type and one reused buffer for a chunk's logits."""
 

@@ -20,5 +20,5 @@ FUNCTIONS: dict[str, Callable] = {
     "squared_relu_mlp": experts.squared_relu_mlp,
     "linear_cross_entropy": loss.linear_cross_entropy,
     "best_tokens": best.best_tokens,
-    "token_log_probs": loss.token_log_probs,
+    "log_probs": loss.log_probs,
 }

@@ -7,6 +7,7 @@ few tokens at a time, and its logits are made again in the backward pass.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -33,32 +34,76 @@ def nll_sum(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
     if isinstance(weight := bare_weight(head), Tensor):
         return kernels.linear_cross_entropy(hidden, weight, targets)
     kept = targets != IGNORED
-    return -torch.cat(list(_called(head, hidden[kept], targets[kept]))).sum()
+    return -torch.cat([found for found, _ in _called(head, hidden[kept], targets[kept], 1.0, False)]).sum()
 
 
-@torch.no_grad()
-def token_log_probs(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
-    """log softmax(head(hidden))[target] of each token, float32, without gradients.
+@overload
+def log_probs(
+    head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float = ..., entropy: Literal[False] = ...
+) -> Tensor: ...
+
+
+@overload
+def log_probs(
+    head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float = ..., *, entropy: Literal[True]
+) -> tuple[Tensor, Tensor]: ...
+
+
+def log_probs(
+    head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float = 1.0, entropy: bool = False
+) -> Tensor | tuple[Tensor, Tensor]:
+    """log softmax(head(hidden) / temperature)[target] of each token, differentiable, float32.
 
     Args:
         head: (..., D) -> (..., V).
         hidden: (..., D).
-        targets: as `hidden` without D, int64.
+        targets: as `hidden` without D, int64; tokens with -100 get 0.
+        temperature: above 0.
+        entropy: also return the entropy of each token's distribution, differentiable too.
+
+    Returns:
+        As `targets`; with `entropy` two of them.
+
+    Raises:
+        ValueError: the temperature is not above 0.
     """
     rows, flat = hidden.reshape(-1, hidden.shape[-1]), targets.flatten()
     if isinstance(weight := bare_weight(head), Tensor):
-        return kernels.token_log_probs(rows, weight, flat).view_as(targets)
-    return torch.cat(list(_called(head, rows, flat))).view_as(targets)
+        if not entropy:
+            return kernels.log_probs(rows, weight, flat, temperature).view_as(targets)
+        found, entropies = kernels.log_probs(rows, weight, flat, temperature, entropy=True)
+    else:
+        found, entropies = _called_where_kept(head, rows, flat, temperature, entropy)
+    return (found.view_as(targets), entropies.view_as(targets)) if entropy else found.view_as(targets)
 
 
-def _called(head: nn.Module, hidden: Tensor, targets: Tensor) -> Iterator[Tensor]:
-    """Of (S, D) and (S,): log-probabilities of one chunk after the other, at least one."""
+def _called_where_kept(
+    head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float, entropy: bool
+) -> tuple[Tensor, Tensor]:
+    """Of (S, D) and (S,): log-probabilities and entropies; 0 where there is no target."""
+    if not temperature > 0:
+        raise ValueError(f"log_probs: temperature is {temperature}; it must be above 0")
+    rows = (targets != IGNORED).nonzero().squeeze(1)
+    found, entropies = zip(*_called(head, hidden[rows], targets[rows], temperature, entropy), strict=True)
+    empty = found[0].new_zeros(targets.shape)
+    return empty.index_copy(0, rows, torch.cat(found)), empty.index_copy(0, rows, torch.cat(entropies))
+
+
+def _called(
+    head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float, entropy: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Of (S, D) and (S,): log-probabilities and entropies of one chunk after the other, at least one."""
     for start in range(0, max(1, len(targets)), CHUNK):
         part = slice(start, start + CHUNK)
-        yield checkpoint(_log_probs, head, hidden[part], targets[part], use_reentrant=False)  # pyright: ignore
+        yield checkpoint(_log_probs, head, hidden[part], targets[part], temperature, entropy, use_reentrant=False)  # pyright: ignore
 
 
-def _log_probs(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
+def _log_probs(
+    head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float, entropy: bool
+) -> tuple[Tensor, Tensor]:
+    """Of one chunk; entropies are 0 where nobody wants them."""
     logits = head(hidden)
     wide = torch.promote_types(logits.dtype, torch.float32)
-    return torch.log_softmax(logits.to(wide), -1).gather(1, targets.unsqueeze(1)).squeeze(1)
+    all_log_probs = torch.log_softmax(logits.to(wide) / temperature, -1)
+    chosen = all_log_probs.gather(1, targets.unsqueeze(1)).squeeze(1)
+    return chosen, -(all_log_probs.exp() * all_log_probs).sum(-1) if entropy else torch.zeros_like(chosen)

@@ -12,7 +12,7 @@ from nano3.config.model import MOE, ModelConfig
 from nano3.kernels.scaled import FLOATS
 from nano3.model.block import Block
 from nano3.model.forward_pass import Pass
-from nano3.model.head import token_log_probs
+from nano3.model.head import log_probs
 from nano3.model.init import init_weights
 from nano3.model.layers import Linear, RMSNorm
 from nano3.model.moe import MoE
@@ -136,9 +136,14 @@ class LM(nn.Module):
         chosen = torch.stack([routed.expert_ids for routed in stats]) if keep_expert_ids and stats else None
         return Hidden(self.norm_f(x), stats, chosen)
 
-    def log_probs(self, tokens: Tensor, targets: Tensor, document_ids: Tensor | None = None) -> Tensor:
-        """(B, T) float32 log-probabilities of `targets`, without ever holding all logits."""
-        return token_log_probs(self.lm_head, self.hidden(tokens, document_ids).x, targets)
+    def log_probs(
+        self, tokens: Tensor, targets: Tensor, document_ids: Tensor | None = None, temperature: float = 1.0
+    ) -> Tensor:
+        """(B, T) float32 log-probabilities of `targets` at `temperature`, without ever holding all logits.
+
+        Differentiable. Targets of -100 get 0; neither they nor tokens with a gradient of 0 cost a projection.
+        """
+        return log_probs(self.lm_head, self.hidden(tokens, document_ids).x, targets, temperature)
 
     def new_state(self, batch_size: int, capacity: int = 256) -> HybridState:
         """Empty inference state for `batch_size` sequences, with room for `capacity` tokens before it grows."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from nano3.config.errors import UserError
 from nano3.engine.protocol import GenerationEngine, run
 from nano3.engine.request import Request, Sampling
-from nano3.model.head import token_log_probs
+from nano3.model.head import log_probs
 from nano3.train.parallel import release
 
 PROMPTS = 4
@@ -163,7 +163,6 @@ def training_log_probs(model: Any, rows: Tensor, n_prompt: int, temperature: flo
     parts = []
     for part, at in ((slice(0, n_prompt - 1), 1.0), (slice(n_prompt - 1, None), temperature)):
         hidden, targets = x[:, part], rows[:, 1:][:, part]
-        scaled = (hidden.float() / at).to(hidden.dtype) if at != 1 else hidden
-        parts.append(token_log_probs(model.lm_head, scaled, targets))
+        parts.append(log_probs(model.lm_head, hidden, targets, at))
     release(model)
     return torch.cat(parts, dim=1)

@@ -152,7 +152,11 @@ def test_a_subclass_in_a_keyword_argument_is_seen(monkeypatch):
     assert ops.FUNCTIONS["causal_conv1d"](x, weight, bias, initial_state=state)[0].shape == x.shape
 
 
-@pytest.mark.parametrize("op", [op for op in OPS if op not in ("grouped_mlp", "mamba_step", "linear_cross_entropy")])
+COUNTING = ("grouped_mlp", "mamba_step", "linear_cross_entropy", "log_probs")
+"""What looks at values to know how much there is to do: fake tensors have none."""
+
+
+@pytest.mark.parametrize("op", [op for op in OPS if op not in COUNTING])
 def test_fake_tensors(op):
     with FakeTensorMode() as mode:
         arguments = [mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in case(op)]

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from nano3.kernels.cpu import call, check, dense, native, ops, program, program_check
+from nano3.kernels import reference
+from nano3.kernels.cpu import call, check, dense, log_probs, native, ops, program, program_check
 from nano3.kernels.cpu.native import TYPES, Native, _best
+
+from tests.kernels.conftest import assert_same, outputs_and_grads
 
 SOURCES = Path(native.__file__).parent / "src"
 UNITS = ["unit_avx512bf16", "unit_amx"]
@@ -50,7 +53,7 @@ class Stacked:
 def level(request, libraries, monkeypatch):
     """Kernels of a level for the length of a test."""
     chosen = Native(Stacked(libraries["all"]), request.param, "")
-    for module in (call, dense, program):
+    for module in (call, dense, log_probs, program):
         monkeypatch.setattr(module, "native", lambda: chosen)
     call._function.cache_clear()
     yield request.param
@@ -133,6 +136,26 @@ def test_mlps(rows, dtype, tolerance):
         for e in range(2)
     )
     assert off(ops.FUNCTIONS["grouped_mlp"](x, ups, downs, ids, gates), expected) < tolerance
+
+
+@pytest.mark.usefixtures("level")
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(
+    ("rows", "width", "outputs"), [(1, 1, 1), (5, 15, 7), (33, 32, 64), (70, 95, 301), (40, 2100, 37)]
+)
+def test_log_probabilities_from_logits_that_nothing_rounds(rows, width, outputs, threads, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    inputs = {"hidden": torch.randn(rows, width).bfloat16(), "weight": (torch.randn(outputs, width) / 9).bfloat16()}
+    targets = torch.randint(0, outputs, (rows,)).index_fill_(0, torch.tensor([rows // 2]), -100)
+    results = [
+        outputs_and_grads(lambda f=f, **leaves: f(**leaves, targets=targets, temperature=0.8, entropy=True), values)
+        for f, values in (
+            (ops.FUNCTIONS["log_probs"], inputs),
+            (reference.FUNCTIONS["log_probs"], {k: v.float() for k, v in inputs.items()}),
+        )
+    ]
+    assert_same(results[0][:2], results[1][:2], 5e-6)
+    assert_same(results[0][2:], results[1][2:], 1e-2)
 
 
 def test_the_step_of_a_model(level):

@@ -139,7 +139,7 @@ def test_stored_numbers_without_their_scale_are_refused(dtype):
         "squared_relu_mlp": lambda: kernels.squared_relu_mlp(x, x.new_zeros(8, 8), w),
         "grouped_mlp": lambda: kernels.grouped_mlp(x, w[None], x.new_zeros(1, 8, 8), ids, weights),
         "linear_cross_entropy": lambda: kernels.linear_cross_entropy(x, w, ids[:, 0]),
-        "token_log_probs": lambda: kernels.token_log_probs(x, w, ids[:, 0]),
+        "log_probs": lambda: kernels.log_probs(x, w, ids[:, 0]),
         "route": lambda: kernels.route(x, w, torch.zeros(8), 2, 1.0),
     }
     for op, call in calls.items():

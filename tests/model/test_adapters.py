@@ -14,6 +14,7 @@ from nano3.engine.engine import Engine
 from nano3.engine.protocol import run
 from nano3.engine.request import Request, Sampling
 from nano3.model import step
+from nano3.model.head import log_probs
 from nano3.model.layers import Linear
 from nano3.model.lm import LM
 from nano3.model.moe import Experts
@@ -91,9 +92,19 @@ def decoded(model: LM) -> Tensor:
     return torch.tensor([[token.id, token.log_prob] for token in output.tokens])
 
 
+def policy_terms(model: LM) -> Tensor:
+    """Log-probabilities and entropies at a temperature, as a mean with another coefficient for each token."""
+    targets = batch().targets
+    found, entropies = log_probs(model.lm_head, model.hidden(TOKENS).x, targets, 0.7, entropy=True)
+    assert torch.equal(found == 0, targets == -100)
+    assert torch.equal(entropies == 0, targets == -100)
+    return ((found + 0.3 * entropies) * torch.linspace(-1, 1, targets.numel()).view_as(targets)).mean()
+
+
 PATHS = {
     "logits": lambda model: model(TOKENS),
     "log_probs": lambda model: model.log_probs(TOKENS, TARGETS),
+    "policy terms": policy_terms,
     "loss": loss,
     "loss in pieces": in_pieces,
     "heldout": heldout,
@@ -118,7 +129,7 @@ def test_every_adapter_changes_the_result_of_every_path(small_model, path):
             adapter.gain.data.fill_(1.0)
 
 
-@pytest.mark.parametrize("path", ["loss", "loss in pieces"])
+@pytest.mark.parametrize("path", ["loss", "loss in pieces", "policy terms"])
 def test_every_adapter_gets_gradients(small_model, path):
     adapters = adapt(small_model.train())
     PATHS[path](small_model).backward()

@@ -96,9 +96,24 @@ def test_bias_steers_the_choice_but_not_the_weights(small_config):
 
 
 def test_log_probs_equal_log_softmax_of_the_logits(small_model):
+    """At any temperature, with documents and padding, and with the gradients of every weight."""
     tokens, targets = draw((2, 19), 97), draw((2, 19), 97, seed=3)
-    expected = small_model(tokens).log_softmax(-1).gather(-1, targets[..., None])[..., 0]
-    torch.testing.assert_close(small_model.log_probs(tokens, targets), expected, atol=1e-5, rtol=1e-5)
+    targets[1, 15:] = -100
+    documents = (torch.arange(19) // 8).expand(2, 19).contiguous()
+    coefficients = torch.randn(2, 19, generator=torch.Generator().manual_seed(5))
+    results = []
+    for found in (
+        small_model.log_probs(tokens, targets, documents, temperature=0.6),
+        (small_model(tokens, documents) / 0.6)
+        .log_softmax(-1)
+        .gather(-1, targets.clamp_min(0)[..., None])[..., 0]
+        .masked_fill(targets == -100, 0),
+    ):
+        small_model.zero_grad()
+        (found * coefficients).sum().backward()
+        results.append([found.detach(), *(p.grad.clone() for p in small_model.parameters())])
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()

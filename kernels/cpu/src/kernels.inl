@@ -18,11 +18,15 @@ namespace {
 #include "flash.inl"
 #include "flash_backward.inl"
 #include "loss.inl"
+#include "log_probs.inl"
 #include "best.inl"
 #include "draw.inl"
 #include "program.inl"
 #include "program_blocks.inl"
 #include "gemm.inl"
+#ifdef BF16_PRODUCTS
+#include "logits.inl"
+#endif
 #include "scan.inl"
 #include "scan_forward.inl"
 #include "scan_backward.inl"
@@ -31,7 +35,9 @@ namespace {
 #include "exports/dense.inl"
 #include "exports/experts.inl"
 #include "exports/program.inl"
-#ifndef BF16_PRODUCTS
+#ifdef BF16_PRODUCTS
+#include "exports/logits.inl"
+#else
 #include "exports/norm.inl"
 #include "exports/conv.inl"
 #include "exports/route.inl"
@@ -39,6 +45,7 @@ namespace {
 #include "exports/mamba.inl"
 #include "exports/attention.inl"
 #include "exports/loss.inl"
+#include "exports/log_probs.inl"
 #include "exports/best.inl"
 #include "exports/draw.inl"
 #include "exports/scan.inl"

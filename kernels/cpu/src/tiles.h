@@ -12,7 +12,9 @@ template <int T> static inline void tile_load(const bf16* p, i64 row) {
     if (!tiles_are_on) std::abort();
     for (int r = 0; r < 16; r++) std::memcpy(tiles[T].sums[r], p + r * row, 64);
 }
-template <int T> static inline void tile_store(float* p) { std::memcpy(p, tiles[T].sums, sizeof(tiles[T].sums)); }
+template <int T> static inline void tile_store(float* p, i64 row = 16) {
+    for (int r = 0; r < 16; r++) std::memcpy(p + r * row, tiles[T].sums[r], 64);
+}
 template <int C, int A, int B> static inline void tile_dot() {
     bf16 a[16][16][2], b[16][16][2];
     std::memcpy(a, tiles[A].sums, sizeof(a)), std::memcpy(b, tiles[B].sums, sizeof(b));
@@ -46,8 +48,8 @@ template <int T> static inline void tile_zero() { asm volatile("tilezero %%tmm%c
 template <int T> static inline void tile_load(const bf16* p, i64 row) {
     asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(row * i64(sizeof(bf16))), "i"(T) : "memory");
 }
-template <int T> static inline void tile_store(float* p) {
-    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(i64(64)), "i"(T) : "memory");
+template <int T> static inline void tile_store(float* p, i64 row = 16) {
+    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(row * i64(sizeof(float))), "i"(T) : "memory");
 }
 // C[m][n] += the sum over k of A[m][k] . B[k][n], pairs of numbers.
 template <int C, int A, int B> static inline void tile_dot() {
