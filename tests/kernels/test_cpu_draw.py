@@ -74,7 +74,7 @@ def check(x, limit, d, found):
     pytest.fail(f"token {token} of log-probability {drawn} is not what {d} draws")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(x=logits(), wanted=st.lists(draws, min_size=1, max_size=4), spare=st.sampled_from([0, 1, 30]))
 def test_tokens_and_log_probabilities_are_those_of_the_definition(x, wanted, spare):
     if not HAVE:
