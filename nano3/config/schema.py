@@ -9,6 +9,9 @@ from nano3.config.checks import check
 from nano3.config.generate import GenerateConfig
 from nano3.config.model import ModelConfig
 
+SCHEDULE_TOKENS = ("warmup_tokens", "horizon_tokens", "start_tokens")
+SCHEDULE_STEPS = ("warmup_steps", "horizon_steps", "start_steps")
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -57,7 +60,9 @@ class TrainConfig:
     """Size of the run and numerics."""
 
     tokens: int = 4_000_000
-    """Tokens to train on in this run."""
+    """Tokens to train on in this run, unless `steps` is set."""
+    steps: int = 0
+    """Optimizer steps of this run, whatever their tokens; 0: as many as `tokens` take."""
     batch_size: int = 32
     """Sequences in one optimizer step, over all ranks."""
     micro_batch_size: int = 8
@@ -69,6 +74,9 @@ class TrainConfig:
     sequence_chunk: int = 0
     """Most tokens of one pass through a block: longer sequences go in pieces that carry its state, with the same
     gradients and less memory; needs checkpoint_activations = "block". 0: whole sequences."""
+    freeze: list[str] = field(default_factory=list)
+    """Weights that stay as they are: patterns such as `*.gate.weight` (every router), matched against nano3's names
+    of parameters and the published ones. Expert biases, which no gradient moves, go on moving."""
     seed: int = 0
     """Seed of the initial weights."""
     continue_state: bool = False
@@ -76,7 +84,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check("train", self, ">=", 1, "tokens", "batch_size", "micro_batch_size")
-        check("train", self, ">=", 0, "sequence_chunk")
+        check("train", self, ">=", 0, "steps", "sequence_chunk")
         if self.sequence_chunk and self.checkpoint_activations != "block":
             raise ValueError(
                 f'train.sequence_chunk is {self.sequence_chunk}: it needs train.checkpoint_activations = "block"'
@@ -106,27 +114,55 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Warmup-Stable-Decay by tokens (report section 2.4)."""
+    """Warmup-Stable-Decay by tokens (report section 2.4) or by optimizer steps.
+
+    The keys that end in `_tokens` and those that end in `_steps` exclude each other. Without either the schedule
+    counts what the run's length is given in.
+    """
 
     peak_lr: float = 1e-3
     """Learning rate after warm-up."""
     min_lr: float = 1e-5
     """Learning rate at the end of the horizon."""
-    warmup_tokens: int = 100_000
-    """Tokens of linear warm-up from 0."""
+    start_lr: float = 0.0
+    """Learning rate at which warm-up starts."""
+    warmup_tokens: int = 0
+    """Tokens of linear warm-up from start_lr."""
+    warmup_steps: int = 0
+    """The same in optimizer steps."""
     stable_fraction: float = 0.8
     """Share of the horizon after which decay begins."""
     horizon_tokens: int = 0
-    """Tokens at which min_lr is reached; 0 means train.tokens. Phases 1 and 2 share one horizon."""
+    """Tokens at which min_lr is reached; 0 means the end of the run. Phases 1 and 2 share one horizon."""
+    horizon_steps: int = 0
+    """The same in optimizer steps."""
     start_tokens: int = 0
     """Position of this run's first token on the horizon (23.5e12 in phase 2)."""
+    start_steps: int = 0
+    """Position of this run's first optimizer step on a horizon in steps."""
     decay: Literal["linear", "cosine", "sqrt", "none"] = "linear"
     """Shape of the decay; sqrt is 1 - sqrt(progress); none keeps peak_lr to the end, and min_lr plays no part."""
 
     def __post_init__(self) -> None:
-        check("schedule", self, ">=", 0, "peak_lr", "min_lr", "warmup_tokens", "horizon_tokens", "start_tokens")
+        check("schedule", self, ">=", 0, "peak_lr", "min_lr", "start_lr", *SCHEDULE_TOKENS, *SCHEDULE_STEPS)
         check("schedule", self, ">=", 0, "stable_fraction")
         check("schedule", self, "<=", 1, "stable_fraction")
+        in_tokens, in_steps = (
+            [f"schedule.{key} = {getattr(self, key)}" for key in keys if getattr(self, key)]
+            for keys in (SCHEDULE_TOKENS, SCHEDULE_STEPS)
+        )
+        if in_tokens and in_steps:
+            raise ValueError(
+                f"a schedule counts tokens or steps, not both: {', '.join(in_tokens)} and {', '.join(in_steps)}; "
+                "set one kind to 0"
+            )
+
+    @property
+    def unit(self) -> Literal["tokens", "steps", ""]:
+        """What the schedule counts, as its own keys say it; empty where they do not."""
+        if any(getattr(self, key) for key in SCHEDULE_STEPS):
+            return "steps"
+        return "tokens" if any(getattr(self, key) for key in SCHEDULE_TOKENS) else ""
 
 
 @dataclass(frozen=True)
@@ -150,7 +186,9 @@ class HeldoutConfig:
     """Held-out loss during training."""
 
     every_tokens: int = 500_000
-    """Tokens between two evaluations; 0 means only at the end."""
+    """Tokens between two evaluations; 0: tokens call for none. There is one at the end in any case."""
+    every_steps: int = 0
+    """Optimizer steps between two evaluations, beside those of every_tokens; 0: steps call for none."""
     tokens: int = 131_072
     """Held-out tokens scored at each evaluation; the last one scores final_tokens."""
     final_tokens: int = 0
@@ -159,7 +197,7 @@ class HeldoutConfig:
     """Sequence length of the held-out evaluation; 0 means data.seq_len."""
 
     def __post_init__(self) -> None:
-        check("heldout", self, ">=", 0, "every_tokens", "tokens", "final_tokens", "seq_len")
+        check("heldout", self, ">=", 0, "every_tokens", "every_steps", "tokens", "final_tokens", "seq_len")
 
 
 @dataclass(frozen=True)
@@ -167,14 +205,16 @@ class CheckpointConfig:
     """Full training state on disk."""
 
     every_tokens: int = 1_000_000
-    """Tokens between two checkpoints; 0 means only at the end."""
+    """Tokens between two checkpoints; 0: tokens call for none. There is one at the end in any case."""
+    every_steps: int = 0
+    """Optimizer steps between two checkpoints, beside those of every_tokens; 0: steps call for none."""
     keep: int = 2
     """Newest checkpoints kept; older ones are removed after a newer one is complete."""
     asynchronous: bool = True
     """Write in the background while training goes on."""
 
     def __post_init__(self) -> None:
-        check("checkpoint", self, ">=", 0, "every_tokens")
+        check("checkpoint", self, ">=", 0, "every_tokens", "every_steps")
         check("checkpoint", self, ">=", 1, "keep")
 
 

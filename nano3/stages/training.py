@@ -21,6 +21,7 @@ from nano3.config.schema import PretrainConfig, SampleConfig
 from nano3.data.prepare import Prepared, prepare
 from nano3.data.progress import progress_bar
 from nano3.data.shards import finished_shards
+from nano3.data.steps import TextSteps, make_plans
 from nano3.data.tokenizer import Tokenizer
 from nano3.engine.engine import Engine
 from nano3.engine.protocol import run
@@ -33,7 +34,7 @@ from nano3.model.load import model_folder
 from nano3.stages.room import check_room
 from nano3.stages.start import check_start, heldout_warning
 from nano3.train.checkpoint import step_folders
-from nano3.train.feed import make_plans
+from nano3.train.heldout import Heldout
 from nano3.train.numerics import tuned_process
 from nano3.train.progress import Progress
 from nano3.train.schedule import build_schedule
@@ -129,8 +130,8 @@ def train_on_text(
     world = init_world()
     try:
         # What cannot be is told before any work.
-        build_schedule(cfg.schedule, cfg.train.tokens)
-        make_plans(cfg, world.rank, world.size)
+        build_schedule(cfg.schedule, cfg.train.tokens, cfg.train.steps)
+        make_plans(cfg, world.data.rank, world.data.size)
         world.agree(attempt(lambda: check_room(cfg, world)))
         if fresh and source is not None and world.is_main and (warning := heldout_warning(cfg, source)):
             _say(warning)
@@ -156,10 +157,12 @@ def _train(
     progress: Progress | None,
     world: World,
 ) -> TrainingResult:
-    source = {length: prepared.train.with_seq_len(length, cfg.lengths) for length in cfg.lengths}
-    heldout = {length: prepared.heldout.with_seq_len(length) for length in cfg.heldout_lengths}
+    rows = {length: prepared.train.with_seq_len(length, cfg.lengths) for length in cfg.lengths}
+    source = TextSteps(rows, make_plans(cfg, world.data.rank, world.data.size))
+    texts = {length: prepared.heldout.with_seq_len(length) for length in cfg.heldout_lengths}
+    heldout = Heldout(cfg.heldout, texts, cfg.train.micro_batch_size * cfg.data.seq_len)
     inputs = fingerprints(prepared)
-    trainer = Trainer(cfg, model, source, heldout, run_dir, progress=progress, world=world, inputs=inputs)
+    trainer = Trainer(cfg, model, source, run_dir, heldout, progress=progress, world=world, inputs=inputs)
     if not resume or trainer.resume() is None:
         _begin(trainer, cfg, prepared.tokenizer, run_dir, start, world)
     if world.is_main:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,39 +13,85 @@ from nano3.train.metrics import FINAL, read_metrics
 
 UNITS = ((1e12, "trillion tokens"), (1e9, "billion tokens"), (1e6, "million tokens"), (1e3, "thousand tokens"))
 Lines = list[dict[str, Any]]
+DRAWN = ("step", "tokens", "seq_len", "loss", "balance_loss", "lr", "grad_norm")
+"""Numbers of a line that metrics.png leaves out: counters, and what other charts or next-token training have."""
+ABREAST = 3
+"""Charts beside each other in metrics.png."""
 
 
-def draw(metrics: Path, folder: Path) -> list[Path]:
-    """Draw loss.png, learning_rate.png and, for models with experts, expert_load.png; returns what was drawn."""
+def draw(metrics: Path, folder: Path, shown: str = "loss") -> list[Path]:
+    """Draw what metrics.jsonl has; returns what was drawn.
+
+    loss.png, learning_rate.png; for models with experts expert_load.png; metrics.png where a loss reports others than
+    next-token training.
+
+    Args:
+        metrics: metrics.jsonl.
+        folder: where to.
+        shown: metric of loss.png.
+    """
     lines = read_metrics(metrics)
     train = [line for line in lines if line["kind"] == "train"]
     if not train:
         return []
     folder.mkdir(parents=True, exist_ok=True)
-    charts = {"loss.png": _loss, "learning_rate.png": _learning_rate}
+    charts: dict[str, Callable[[], Any]] = {}
+    if _numbers(train, shown):
+        charts["loss.png"] = lambda: _loss(lines, train, shown)
+    charts["learning_rate.png"] = lambda: _learning_rate(train)
     if train[-1].get("load_max_over_mean"):
-        charts["expert_load.png"] = _expert_load
-    return [_save(chart(lines, train), folder / name) for name, chart in charts.items()]
+        charts["expert_load.png"] = lambda: _expert_load(lines, train)
+    if others := [name for name in _scalar_names(train) if name not in (shown, *DRAWN)]:
+        charts["metrics.png"] = lambda: _metrics(train, others)
+    return [_save(chart(), folder / name) for name, chart in charts.items()]
 
 
-def _loss(lines: Lines, train: Lines) -> Any:
+def _numbers(train: Lines, name: str) -> Lines:
+    """The lines in which this metric is a number."""
+    return [line for line in train if isinstance(line.get(name), int | float)]
+
+
+def _scalar_names(train: Lines) -> list[str]:
+    return list(dict.fromkeys(name for line in train for name, value in line.items() if isinstance(value, int | float)))
+
+
+def _loss(lines: Lines, train: Lines, shown: str) -> Any:
     heldout = [line for line in lines if line["kind"] == "heldout"]
     lengths = list(dict.fromkeys(line.get("seq_len") for line in heldout))
     unit, label = _unit(train)
-    figure, axes = _figure(2 if heldout else 1, "Loss")
-    x, y = [line["tokens"] / unit for line in train], [line["loss"] for line in train]
-    axes[0].plot(x, y, color=PALE, linewidth=1, label="training, each step")
-    axes[0].plot(x, smooth(y), color=BLUE, linewidth=1.8, label="training, smoothed")
+    title = "Loss" if shown == "loss" else shown.replace("_", " ").capitalize()
+    figure, axes = _figure(2 if heldout else 1, title)
+    _curve(axes[0], _numbers(train, shown), shown, unit, "training, ")
     if heldout:
-        for axis, key in zip(axes, ("loss", "bits_per_byte"), strict=True):
+        keys = {"loss": axes[0]} if shown == "loss" else {}
+        for key, axis in (keys | {"bits_per_byte": axes[1]}).items():
             for at, colour in zip(lengths, itertools.cycle((ORANGE, GREEN, INK)), strict=False):
                 rows = [line for line in heldout if line.get("seq_len") == at]
                 _heldout(axis, rows, key, unit, colour, f" at {at}" if len(lengths) > 1 else "")
         _dress(axes[1], label, "bits per byte")
-    _dress(axes[0], label, "nats per token")
+    _dress(axes[0], label, "nats per token" if shown == "loss" else shown.replace("_", " "))
     for axis in axes:
         _log_scale(axis)
     return figure
+
+
+def _metrics(train: Lines, names: list[str]) -> Any:
+    """A small chart for each name."""
+    unit, label = _unit(train)
+    figure, axes = _figure(min(len(names), ABREAST), "Metrics", math.ceil(len(names) / ABREAST))
+    for axis, name in zip(axes, names, strict=False):
+        _curve(axis, _numbers(train, name), name, unit)
+        _dress(axis, label, name.replace("_", " "))
+    for axis in axes[len(names) :]:
+        axis.set_axis_off()
+    return figure
+
+
+def _curve(axis: Any, lines: Lines, name: str, unit: float, prefix: str = "") -> None:
+    """Every step's value and a smoothed line."""
+    x, y = [line["tokens"] / unit for line in lines], [line[name] for line in lines]
+    axis.plot(x, y, color=PALE, linewidth=1, label=f"{prefix}each step")
+    axis.plot(x, smooth(y), color=BLUE, linewidth=1.8, label=f"{prefix}smoothed")
 
 
 def _heldout(axis: Any, heldout: Lines, key: str, unit: float, colour: str, place: str) -> None:
@@ -69,16 +116,14 @@ def _heldout(axis: Any, heldout: Lines, key: str, unit: float, colour: str, plac
         axis.annotate(f"{last[key]:.3f}", end, (0, 8), textcoords="offset points", ha="right", color=INK)
 
 
-def _learning_rate(lines: Lines, train: Lines) -> Any:
+def _learning_rate(train: Lines) -> Any:
     unit, label = _unit(train)
     figure, axes = _figure(2, "Optimizer")
     x = [line["tokens"] / unit for line in train]
     axes[0].plot(x, [line["lr"] for line in train], color=GREEN, linewidth=1.8, label="learning rate")
     axes[0].set_ylim(bottom=0)
     axes[0].ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
-    norms = [line["grad_norm"] for line in train]
-    axes[1].plot(x, norms, color=PALE, linewidth=1, label="each step")
-    axes[1].plot(x, smooth(norms), color=BLUE, linewidth=1.8, label="smoothed")
+    _curve(axes[1], train, "grad_norm", unit)
     _dress(axes[0], label, "learning rate")
     _dress(axes[1], label, "gradient norm")
     _log_scale(axes[1])
@@ -134,14 +179,14 @@ def _unit(train: Lines) -> tuple[float, str]:
     return next(((factor, label) for factor, label in UNITS if last >= factor), (1.0, "tokens"))
 
 
-def _figure(n_axes: int, title: str) -> tuple[Any, list[Any]]:
+def _figure(n_axes: int, title: str, n_rows: int = 1) -> tuple[Any, list[Any]]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.2 * n_axes + 0.6, 3.9), dpi=150, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(5.2 * n_axes + 0.6, 3.9 * n_rows), dpi=150, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=13, fontweight="bold", color=INK, x=0.01, ha="left")
-    return figure, list(figure.subplots(1, n_axes, squeeze=False)[0])
+    return figure, list(figure.subplots(n_rows, n_axes, squeeze=False).flat)
 
 
 def _dress(axis: Any, x_label: str, y_label: str) -> None:

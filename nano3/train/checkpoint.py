@@ -12,12 +12,13 @@ import os
 import shutil
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
@@ -68,8 +69,10 @@ class Checkpointer:
         self.folder, self.keep, self.asynchronous, self.world, self.say = folder, keep, asynchronous, world, say
         self._pending: tuple[Future[Any], Path] | None = None
 
-    def save(self, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    def save(self, step: int, tensors: dict[str, Tensor], state: dict[str, Any], elsewhere: Iterable[str] = ()) -> None:
         """Save `tensors` and the JSON values `state` as step-N; an asynchronous save goes on after this returns.
+
+        `elsewhere`: names of small tensors of which each rank has some.
 
         Raises:
             CheckpointError: this save, or the one before, failed on some rank; older checkpoints are intact.
@@ -78,7 +81,8 @@ class Checkpointer:
         final = self.folder / f"step-{step}"
         partial = partial_name(final)
         self._agree(final, attempt(lambda: _make_empty(partial)) if self.world.is_main else None)
-        writer = HuggingFaceStorageWriter(str(partial), file_indices(tensors, self.world.size), save_distributed=True)
+        files = dict.fromkeys(elsewhere, 1) | file_indices(tensors, self.world.size)
+        writer = HuggingFaceStorageWriter(str(partial), files, save_distributed=True)
         if self.asynchronous:
             future = async_save(tensors, storage_writer=writer, **group_options(self.world))
             assert isinstance(future, Future)
@@ -190,6 +194,17 @@ def load_tensors(path: Path, tensors: dict[str, Tensor], world: World) -> dict[s
             raise CheckpointError(f"checkpoint {path}: tensor {name} is {shapes}")
     load(wanted, storage_reader=reader, **group_options(world))
     return wanted
+
+
+def stored_tensors(path: Path, prefix: str) -> dict[str, Tensor]:
+    """Empty tensors of the type and shape of those in checkpoint `path` whose names begin with `prefix`."""
+    there = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
+    found = {name: value for name, value in there.items() if name.startswith(prefix)}
+    return {
+        name: torch.empty(value.size, dtype=value.properties.dtype)
+        for name, value in found.items()
+        if isinstance(value, TensorStorageMetadata)
+    }
 
 
 def step_folders(folder: Path) -> list[Path]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
+from nano3.config.schema import HeldoutConfig
 from nano3.model.head import nll_sum
 from nano3.train.feed import to_device
 from nano3.train.parallel import release
@@ -43,6 +44,27 @@ class HeldoutScore:
     """Bytes of text scored."""
 
 
+@dataclass(frozen=True)
+class Heldout:
+    """Held-out text of a run, and when it is scored."""
+
+    cfg: HeldoutConfig
+    """Intervals, and tokens scored each time."""
+    sources: Mapping[int, HeldoutSource]
+    """The text in sequences of each length; the first gives the score of the run."""
+    tokens_at_once: int
+    """Tokens in one forward pass."""
+
+    def rows(self, seq_len: int) -> int:
+        """Sequences in one forward pass."""
+        return max(1, self.tokens_at_once // seq_len)
+
+    def sequences(self, seq_len: int, final: bool) -> int:
+        """How many sequences of a length are scored: at the end of the run, or on its way; 0 settings mean all."""
+        wanted, there = self.cfg.final_tokens if final else self.cfg.tokens, len(self.sources[seq_len])
+        return min(math.ceil(wanted / seq_len), there) if wanted else there
+
+
 def evaluate(
     model: Any,
     source: HeldoutSource,
@@ -67,8 +89,8 @@ def evaluate(
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        for first in range(0, len(starts), world.size):
-            mine = first + world.rank
+        for first in range(0, len(starts), world.data.size):
+            mine = first + world.data.rank
             # A rank with nothing left scores the last batch again and drops it: sharded forwards need every rank.
             start = starts[min(mine, len(starts) - 1)]
             scored = _score(model, source, start, min(micro_batch, count - start), world.device)
@@ -77,7 +99,7 @@ def evaluate(
                 tick()
     model.train(was_training)
     release(model)
-    nll, targets, n_bytes = world.sum(totals.to(world.device)).tolist()
+    nll, targets, n_bytes = world.loss.sum(totals.to(world.device)).tolist()
     return HeldoutScore(nll / max(targets, 1), nll / math.log(2) / max(n_bytes, 1), int(targets), int(n_bytes))
 
 

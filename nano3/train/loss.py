@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 from torch import Tensor
 
 from nano3.model.head import nll_sum
+from nano3.train.tally import Metric
 
 
 @dataclass(frozen=True)
@@ -26,16 +27,21 @@ class LossParts:
 
     total: Tensor
     """Scalar to differentiate; contributions of all micro-batches and ranks add up to the step's loss."""
-    nll: Tensor
-    """Detached scalar: contribution to the mean negative log-likelihood, in nats a target."""
-    balance: Tensor
-    """Detached scalar: contribution to the mean load-balancing loss, without its coefficient."""
+    metrics: dict[str, Metric]
+    """Name to (sum, count), detached scalars: added up over all micro-batches and ranks, then divided. With a count of
+    None the sum is the value: of what was divided already, or of what is a total."""
     loads: Tensor
     """(number of mixture blocks, E) int64: tokens routed to each expert, padding not counted."""
 
 
 class LossFunction(Protocol):
     """A stage's loss: what the trainer calls for each micro-batch."""
+
+    @property
+    def shown(self) -> str:
+        """The metric that the terminal, the chart and the result show. `loss` is nats a target and nothing else: a
+        policy loss has a name of its own."""
+        ...
 
     def __call__(self, model: Any, batch: Any, scale: Scale) -> LossParts: ...
 
@@ -44,8 +50,10 @@ class NextTokenLoss:
     """Mean negative log-likelihood of the next token plus `balance_coef` times the load-balancing loss.
 
     `batch` has tokens (B, T), targets (B, T) with -100 where nothing is predicted, document_ids (B, T), and valid
-    (B, T), False at padding, or None.
+    (B, T), False at padding, or None. Metrics: `loss`, nats a target, and `balance_loss`, without its coefficient.
     """
+
+    shown = "loss"
 
     def __init__(self, balance_coef: float, balance_type: Literal["aux_loss", "seq_aux_loss"] = "aux_loss") -> None:
         """`balance_type`: over the micro-batch, or of each row alone; see nano3.config.schema.BalanceConfig."""
@@ -57,4 +65,5 @@ class NextTokenLoss:
         by_row = self.balance_type == "seq_aux_loss"
         balance = (hidden.sequence_balance_loss if by_row else hidden.balance_loss) / scale.micro_batches
         total = nll + self.balance_coef * balance if self.balance_coef else nll
-        return LossParts(total, nll.detach(), balance.detach(), hidden.loads)
+        metrics: dict[str, Metric] = {"loss": (nll.detach(), None), "balance_loss": (balance.detach(), None)}
+        return LossParts(total, metrics, hidden.loads)

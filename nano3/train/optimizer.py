@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,12 +41,25 @@ def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
     """Global 2-norm of all gradients, over all shards: an ordinary scalar tensor."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = nn.utils.get_total_norm(gradients)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    norms = [nn.utils.get_total_norm([p.grad for p in group if p.grad is not None]) for group in _by_mesh(parameters)]
+    whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+    if len(whole) == 1:
+        return whole[0]
+    return torch.linalg.vector_norm(torch.stack(whole)) if whole else torch.zeros(())
 
 
 def clip_gradients(parameters: Iterable[Tensor], norm: Tensor, max_norm: float) -> None:
     """Scale gradients in place so that their global `norm` is at most `max_norm`; 0 leaves them alone."""
     if max_norm > 0:
-        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+        for group in _by_mesh(parameters):
+            nn.utils.clip_grads_with_norm_(group, max_norm, norm)
+
+
+def _by_mesh(parameters: Iterable[Tensor]) -> list[list[Tensor]]:
+    """The parameters that have a gradient, those whose gradients are sharded over the same processes together."""
+    groups: dict[Any, list[Tensor]] = {}
+    for parameter in parameters:
+        if parameter.grad is not None:
+            mesh = parameter.grad.device_mesh if isinstance(parameter.grad, DTensor) else None
+            groups.setdefault(mesh, []).append(parameter)
+    return list(groups.values())

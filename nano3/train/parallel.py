@@ -7,7 +7,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
 from nano3.config.schema import ParallelConfig
@@ -19,14 +18,15 @@ def parallelize(model: Any, world: World, cfg: ParallelConfig) -> None:
 
     With `cfg.fsdp`, each block and the root hold float32 shards, gathered and reduced in float32, so that router,
     norms and A_log come out as on one rank. Otherwise every rank keeps a copy and `sync_gradients` adds them up.
-    Gradients are summed, not averaged: the loss is already normalised over the global batch.
+    Gradients are summed, not averaged: the loss is already normalised over the global batch. Both concern the ranks of
+    `world.loss` alone.
     """
-    if world.size == 1:
+    if world.loss.size == 1:
         return
     if not cfg.fsdp:
-        _same_start(model)
+        _same_start(model, world)
         return
-    mesh = init_device_mesh(world.device.type, (world.size,), mesh_dim_names=("data",))
+    mesh = world.loss_mesh()
     for block in model.blocks:
         fully_shard(block, mesh=mesh)
     # The output projection is used after `hidden` returns, so the root's weights stay gathered until the backward.
@@ -40,13 +40,13 @@ def parallelize(model: Any, world: World, cfg: ParallelConfig) -> None:
 
 def sync_gradients(model: nn.Module, world: World) -> None:
     """Sum gradients over the ranks where every rank keeps a full copy; shards are summed by FSDP already."""
-    if world.size == 1 or isinstance(model, FSDPModule):
+    if world.loss.size == 1 or isinstance(model, FSDPModule):
         return
     for parameter in model.parameters():
         if parameter.requires_grad:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            dist.all_reduce(parameter.grad)
+            world.loss.sum(parameter.grad)
 
 
 def release(model: nn.Module) -> None:
@@ -55,8 +55,8 @@ def release(model: nn.Module) -> None:
         model.reshard()
 
 
-def _same_start(model: nn.Module) -> None:
+def _same_start(model: nn.Module, world: World) -> None:
     with torch.no_grad():
         for tensor in [*model.parameters(), *model.buffers()]:
             if not tensor.is_meta:
-                dist.broadcast(tensor, src=0)
+                dist.broadcast(tensor, group=world.loss.handle, group_src=0)

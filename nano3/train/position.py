@@ -16,9 +16,32 @@ class Position:
     tokens: int = 0
     """Tokens trained on in this run."""
     schedule_start: int = 0
-    """Position of this run's first token on the schedule's horizon."""
+    """Position of this run's first token on a schedule that counts tokens."""
+    schedule_start_step: int = 0
+    """Position of this run's first step on a schedule that counts steps."""
     seconds: float = 0.0
     """Training time, over all resumes."""
+
+
+@dataclass(frozen=True)
+class RunLength:
+    """Where a run ends: after so many steps or, where that is 0, so many tokens."""
+
+    tokens: int
+    """Tokens, unless `steps` is set."""
+    steps: int = 0
+    """Optimizer steps."""
+
+    def reached(self, step: int, tokens: int) -> bool:
+        """Whether a run ends that is there."""
+        return step >= self.steps if self.steps else tokens >= self.tokens
+
+    def total_steps(self, position: Position) -> int:
+        """Steps of the whole run: by tokens an estimate from the steps so far, exact where all are equally large."""
+        if self.steps:
+            return self.steps
+        left = max(0, self.tokens - position.tokens)
+        return position.step - (-left * position.step // max(1, position.tokens))
 
 
 @dataclass(frozen=True)
@@ -32,7 +55,7 @@ class Result:
     interrupted: bool
     """Whether SIGTERM or Ctrl-C ended the run early; a checkpoint was saved, and `resume` continues it."""
     loss: float | None
-    """Training loss of the last step of this process, in nats a token."""
+    """What the loss showed at the last step of this process; of next-token training nats a target."""
     heldouts: dict[int, HeldoutScore]
     """Held-out scores at the end, by sequence length; empty without held-out text, or when interrupted."""
     seconds: float

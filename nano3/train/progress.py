@@ -20,11 +20,11 @@ class Status:
     step: int
     """Steps done."""
     steps: int
-    """Steps of the whole run."""
+    """Steps of the whole run; an estimate where steps have different numbers of tokens."""
     tokens: int
     """Tokens done."""
     loss: float
-    """Training loss of the step, in nats a token."""
+    """What the loss of the step shows."""
     lr: float
     """Learning rate of the step."""
     tokens_per_second: float
@@ -35,6 +35,8 @@ class Status:
     """Estimate at the present rate."""
     bits_per_byte: float | None
     """Last held-out result."""
+    loss_name: str = "loss"
+    """Which metric `loss` is."""
 
 
 class Progress:
@@ -75,17 +77,6 @@ class Lines(Progress):
         print(message, file=sys.stderr, flush=True)
 
 
-def make_progress(is_main: bool) -> Progress:
-    """Live on a terminal, lines elsewhere, nothing on ranks other than the first."""
-    if not is_main:
-        return Silent()
-    if not sys.stderr.isatty():
-        return Lines()
-    from nano3.train.live import Live
-
-    return Live()
-
-
 def describe(status: Status) -> str:
     """One line about a step."""
     return f"step {status.step}/{status.steps}  {details(status)}"
@@ -107,7 +98,7 @@ class Part:
 
 def parts(status: Status) -> list[Part]:
     """What `details` tells, one by one."""
-    found = [Part(f"{count(status.tokens)} tokens", 4), Part(f"loss {status.loss:.3f}", 0)]
+    found = [Part(f"{count(status.tokens)} tokens", 4), Part(shown_loss(status), 0)]
     if status.bits_per_byte is not None:
         found.append(Part(f"held-out {status.bits_per_byte:.3f} bits/byte", 3))
     return [
@@ -117,6 +108,12 @@ def parts(status: Status) -> list[Part]:
         Part(f"mfu {status.mfu:.0%}", 1),
         Part(f"{clock(status.seconds_left)} left", 0),
     ]
+
+
+def shown_loss(status: Status) -> str:
+    """The loss with its name: `loss 2.310`, `policy loss -0.0213`."""
+    digits = ".3f" if status.loss_name == "loss" else ".3g"
+    return f"{status.loss_name.replace('_', ' ')} {status.loss:{digits}}"
 
 
 def fitting(found: list[Part], width: int) -> str:

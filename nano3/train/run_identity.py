@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,19 @@ FREE = {
     "data.cache_dir",
     "data.generate",
     "train.tokens",
+    "train.steps",
     "train.micro_batch_size",
     "train.dtype",
     "train.checkpoint_activations",
     "train.sequence_chunk",
     "train.continue_state",
 }
-"""Settings that may change between a checkpoint and its resume, beside the sections not listed in DECIDING.
+"""Settings that may change between a checkpoint and its resume, beside those of FREE_SECTIONS.
 What data.generate decides, the texts, is compared itself: see nano3.stages.training.fingerprints."""
-DECIDING = ("model", "data", "context", "train", "optimizer", "schedule", "balance")
-"""Sections that decide what is computed."""
-HORIZON = "schedule.horizon_tokens"
+FREE_SECTIONS = ("heldout", "checkpoint", "parallel", "log", "sample")
+"""Sections that decide nothing of what is computed; all others do, whatever the stage."""
+HORIZON = "schedule.horizon_"
+"""Begin of the key of the horizon, which ends in its unit."""
 ROUNDING = {
     "train.micro_batch_size": "the balance loss is one a micro-batch",
     "train.dtype": "activations are rounded otherwise",
@@ -42,6 +45,17 @@ def rounding_settings(cfg: Any) -> dict[str, Any]:
     return {key: value for key, value in _flat(cfg).items() if key in ROUNDING}
 
 
+def default_settings(cfg: Any) -> dict[str, Any]:
+    """`section.key` to default: what a checkpoint means that was written before nano3 had the setting."""
+    sections = {section.name: getattr(cfg, section.name) for section in _deciding_sections(cfg)}
+    return {
+        f"{name}.{field.name}": field.default if field.default_factory is MISSING else field.default_factory()
+        for name, section in sections.items()
+        for field in dataclasses.fields(section)
+        if field.default is not MISSING or field.default_factory is not MISSING
+    }
+
+
 def differences(saved: dict[str, Any], settings: dict[str, Any]) -> list[str]:
     """`key: saved -> present` for each setting that changed."""
     present = json.loads(json.dumps(settings))
@@ -49,14 +63,20 @@ def differences(saved: dict[str, Any], settings: dict[str, Any]) -> list[str]:
     return [f"{key}: {saved.get(key)} -> {present.get(key)}" for key in keys if saved.get(key) != present.get(key)]
 
 
-def check_same_run(checkpoint: Path, saved: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Raise CheckpointError, naming what changed, unless the `settings` are those `saved` in the checkpoint."""
+def check_same_run(checkpoint: Path, saved: dict[str, Any], settings: dict[str, Any], cfg: Any) -> None:
+    """Raise CheckpointError, naming what changed, unless the `settings` are those `saved` in the checkpoint.
+
+    `cfg`: the run's configuration, whose defaults stand for settings that the checkpoint does not know.
+    """
+    known = {key: value for key, value in default_settings(cfg).items() if key in settings}
+    saved = json.loads(json.dumps(known)) | saved
     changed = differences(saved, settings)
     if not changed:
         return
     advice = "use a new run folder"
-    if [line for line in changed if line.startswith(HORIZON)] == changed:
-        advice = f"the learning rate follows this horizon: keep it with --set {HORIZON}={saved.get(HORIZON)}"
+    if len(changed) == 1 and changed[0].startswith(HORIZON):
+        key = changed[0].partition(":")[0]
+        advice = f"the learning rate follows this horizon: keep it with --set {key}={saved.get(key)}"
     raise CheckpointError(f"cannot resume {checkpoint} with other settings ({'; '.join(changed[:3])}): {advice}")
 
 
@@ -67,5 +87,9 @@ def rounding_notes(saved: dict[str, Any], cfg: Any) -> list[str]:
 
 
 def _flat(cfg: Any) -> dict[str, Any]:
-    sections = {name: dataclasses.asdict(getattr(cfg, name)) for name in DECIDING if hasattr(cfg, name)}
+    sections = {section.name: dataclasses.asdict(getattr(cfg, section.name)) for section in _deciding_sections(cfg)}
     return {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}
+
+
+def _deciding_sections(cfg: Any) -> list[dataclasses.Field]:
+    return [field for field in dataclasses.fields(cfg) if field.name not in FREE_SECTIONS]

@@ -1,10 +1,11 @@
-"""Warmup-Stable-Decay learning rate by tokens (report section 2.4)."""
+"""Warmup-Stable-Decay learning rate by tokens (report section 2.4) or by optimizer steps."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from nano3.config.schema import ScheduleConfig
 
@@ -19,7 +20,7 @@ DECAY_SHAPES: dict[str, Callable[[float], float]] = {
 
 @dataclass(frozen=True)
 class Schedule:
-    """Learning rate as a function of tokens.
+    """Learning rate as a function of tokens or of optimizer steps.
 
     Raises:
         ValueError: the settings contradict each other.
@@ -28,27 +29,32 @@ class Schedule:
     cfg: ScheduleConfig
     """Shape and bounds."""
     horizon: float
-    """Tokens at which min_lr is reached."""
+    """Tokens or steps at which min_lr is reached."""
+    unit: Literal["tokens", "steps"] = "tokens"
+    """What positions count."""
 
     def __post_init__(self) -> None:
-        cfg = self.cfg
+        cfg, unit = self.cfg, self.unit
         if self.decays and not 0.0 <= cfg.min_lr <= cfg.peak_lr:
             raise ValueError(
                 f"schedule.min_lr is {cfg.min_lr}; it must lie between 0 and schedule.peak_lr {cfg.peak_lr}"
             )
         if not 0.0 <= cfg.stable_fraction <= 1.0:
             raise ValueError(f"schedule.stable_fraction is {cfg.stable_fraction}; it must lie between 0 and 1")
-        if cfg.warmup_tokens < 0 or self.horizon <= 0:
-            raise ValueError(
-                f"schedule.warmup_tokens {cfg.warmup_tokens} and the horizon of {self.horizon} tokens must be positive"
-            )
+        if self.decays and self.horizon <= 0:
+            raise ValueError(f"schedule.horizon_{unit} is {self.horizon}; it must be positive")
         if cfg.decay not in DECAY_SHAPES:
             raise ValueError(f"schedule.decay is {cfg.decay!r}; valid: {', '.join(DECAY_SHAPES)}")
-        if self.decays and cfg.warmup_tokens > cfg.stable_fraction * self.horizon:
+        if cfg.start_lr and not (self.warmup and cfg.start_lr <= cfg.peak_lr):
             raise ValueError(
-                f"schedule.warmup_tokens {cfg.warmup_tokens} reaches into the decay, which begins at schedule."
-                f"stable_fraction {cfg.stable_fraction} of {self.horizon} tokens: train for longer, or "
-                f"--set schedule.warmup_tokens={int(cfg.stable_fraction * self.horizon / 2)}"
+                f"schedule.start_lr is {cfg.start_lr}: it needs a warm-up (schedule.warmup_tokens or "
+                f"schedule.warmup_steps) that rises from it to schedule.peak_lr {cfg.peak_lr}"
+            )
+        if self.decays and self.warmup > cfg.stable_fraction * self.horizon:
+            raise ValueError(
+                f"schedule.warmup_{unit} {self.warmup} reaches into the decay, which begins at schedule."
+                f"stable_fraction {cfg.stable_fraction} of {self.horizon} {unit}: train for longer, or "
+                f"--set schedule.warmup_{unit}={int(cfg.stable_fraction * self.horizon / 2)}"
             )
 
     @property
@@ -56,20 +62,42 @@ class Schedule:
         """Whether the rate falls at all; otherwise the horizon decides nothing."""
         return self.cfg.decay != "none"
 
-    def lr(self, tokens: float) -> float:
-        """Learning rate at position `tokens` on the horizon: warm-up from 0, peak, decay, then min_lr for ever."""
+    @property
+    def warmup(self) -> int:
+        """Tokens or steps of warm-up."""
+        return self.cfg.warmup_steps if self.unit == "steps" else self.cfg.warmup_tokens
+
+    def lr(self, position: float) -> float:
+        """Learning rate at so many tokens or steps: warm-up from start_lr, peak, decay, then min_lr for ever."""
         cfg = self.cfg
-        if tokens < cfg.warmup_tokens:
-            return cfg.peak_lr * (tokens / cfg.warmup_tokens)
+        if position < self.warmup:
+            return cfg.start_lr + (cfg.peak_lr - cfg.start_lr) * (position / self.warmup)
         decay_start = cfg.stable_fraction * self.horizon
-        if tokens <= decay_start or not self.decays:
+        if position <= decay_start or not self.decays:
             return cfg.peak_lr
-        if tokens > self.horizon:
+        if position > self.horizon:
             return cfg.min_lr
-        progress = (tokens - decay_start) / (self.horizon - decay_start)
+        progress = (position - decay_start) / (self.horizon - decay_start)
         return cfg.peak_lr + (cfg.min_lr - cfg.peak_lr) * DECAY_SHAPES[cfg.decay](progress)
 
 
-def build_schedule(cfg: ScheduleConfig, train_tokens: int) -> Schedule:
-    """The schedule of a run of `train_tokens`; a horizon of 0 in `cfg` means start_tokens + train_tokens."""
-    return Schedule(cfg, cfg.horizon_tokens or cfg.start_tokens + train_tokens)
+def build_schedule(cfg: ScheduleConfig, train_tokens: int, train_steps: int = 0) -> Schedule:
+    """The schedule of a run of `train_steps` optimizer steps, or of `train_tokens` tokens where that is 0.
+
+    A horizon of 0 in `cfg` means the end of the run: its start on the horizon + its length.
+
+    Raises:
+        ValueError: the decay ends with the run, whose length is not given in what the schedule counts; or as
+            `Schedule`.
+    """
+    run = "steps" if train_steps else "tokens"
+    unit = cfg.unit or run
+    start, horizon = getattr(cfg, f"start_{unit}"), getattr(cfg, f"horizon_{unit}")
+    if not horizon and unit == run:
+        horizon = start + (train_steps or train_tokens)
+    if not horizon and cfg.decay != "none":
+        raise ValueError(
+            f"schedule.horizon_{unit} is 0, so the decay ends with the run, but its length is train.{run} = "
+            f"{train_steps or train_tokens}: set schedule.horizon_{unit}, or count the schedule in {run}"
+        )
+    return Schedule(cfg, horizon, unit)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,10 +13,11 @@ from torch import Tensor
 from nano3.config.errors import UserError
 from nano3.train.balance import update_biases
 from nano3.train.feed import to_device
-from nano3.train.loss import LossFunction, Scale
+from nano3.train.loss import LossFunction, LossParts, Scale
 from nano3.train.optimizer import clip_gradients, gradient_norm, parameters_of
 from nano3.train.parallel import sync_gradients
-from nano3.train.world import World
+from nano3.train.tally import Tally
+from nano3.train.world import Group, World
 
 SHOWN_DOCUMENTS = 8
 """Documents named in an error."""
@@ -29,16 +31,40 @@ class NonFiniteError(UserError):
 class StepResult:
     """One step, over all ranks."""
 
-    loss: float
-    """Mean negative log-likelihood of the valid targets, in nats."""
-    balance_loss: float
-    """Mean load-balancing loss, without its coefficient."""
+    metrics: dict[str, float]
+    """What the loss reports, by name; a name with a count of 0 is left out."""
+    shown: str
+    """The one of them that the run shows."""
     grad_norm: float
     """Global gradient norm before clipping."""
     loads: Tensor
     """(number of mixture blocks, E) int64: tokens routed to each expert."""
     stop: bool
     """Whether any rank was asked to stop."""
+
+    @property
+    def loss(self) -> float:
+        """The metric that the run shows; NaN where this step has none."""
+        return self.metrics.get(self.shown, math.nan)
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Size of a step, over all ranks and micro-batches; known before its first forward pass."""
+
+    targets: int
+    """Valid targets."""
+    micro_batches: int
+    """Micro-batches."""
+    tokens: int
+    """Tokens that are no padding."""
+    flops: float
+    """Floating-point operations of training on these tokens."""
+
+    @property
+    def scale(self) -> Scale:
+        """What the sums of a micro-batch are divided by."""
+        return Scale(self.targets, self.micro_batches)
 
 
 @dataclass(frozen=True)
@@ -57,25 +83,79 @@ class Recipe:
     """Largest gradient norm; 0 for any."""
     bias_rate: float
     """Step of the expert biases."""
+    tally: Tally
+    """Adds up the loss's metrics."""
 
 
-def run_step(recipe: Recipe, batches: Sequence[Any], stop: Callable[[], bool]) -> StepResult:
+def count(
+    batches: Sequence[Any],
+    world: World,
+    flops_per_token: Callable[[int], float] | None = None,
+    error: BaseException | None = None,
+) -> Totals:
+    """Size of the step of which this rank has `batches`; every rank must call.
+
+    Args:
+        batches: this rank's micro-batches.
+        world: the ranks.
+        flops_per_token: operations of training on a token, by sequence length.
+        error: why this rank has no batches: raised here, and as a UserError on the other ranks.
+
+    Raises:
+        UserError: ranks have different numbers of micro-batches, or there is no token.
+    """
+    cost = flops_per_token or (lambda length: 0.0)
+    n, tokens = len(batches), [int(batch.n_tokens) for batch in batches]
+    flops = sum(n * cost(batch.tokens.shape[-1]) for n, batch in zip(tokens, batches, strict=True))
+    targets = sum(int(batch.n_targets) for batch in batches)
+    micro_batches, squares, failed, *sums = _sums(
+        world, [n, n * n, float(error is not None)], [targets, sum(tokens), flops]
+    )
+    if failed:
+        world.agree(error)
+    # The sum of squares is as small as that only where all are equal.
+    if squares * world.size != micro_batches**2:
+        counts = ", ".join(map(str, world.gather(n)))
+        raise UserError(
+            f"ranks have different numbers of micro-batches in a step ({counts}): a source gives all as many"
+        )
+    if not sums[1]:
+        raise UserError("a step has no tokens: a source gives at least one micro-batch with text in it")
+    return Totals(int(sums[0]), n * world.loss.size, int(sums[1]), sums[2])
+
+
+def _sums(world: World, of_all: list[float], of_loss: list[float]) -> list[float]:
+    """Numbers summed over all ranks, then others over those of the loss: at once where these are the same."""
+    values = torch.tensor([*of_all, *of_loss], dtype=torch.float64, device=world.device)
+    if world.loss.size == world.size:
+        return world.loss.sum(values).tolist()
+    head, tail = values.split([len(of_all), len(of_loss)])
+    return [*Group(world.rank, world.size).sum(head.clone()).tolist(), *world.loss.sum(tail.clone()).tolist()]
+
+
+def run_step(
+    recipe: Recipe, batches: Sequence[Any], stop: Callable[[], bool], totals: Totals | None = None
+) -> StepResult:
     """Train on this rank's micro-batches `batches`; `stop()` is asked, late, whether this rank was told to stop.
+
+    `totals`: their `count`, made here if it is not given.
 
     Raises:
         NonFiniteError: the loss or the gradient norm is not finite; weights, moments and biases are as before.
     """
     world = recipe.world
-    losses, totals, loads = _accumulate(recipe, batches)
-    totals = torch.cat([totals, totals.new_tensor([float(stop())])])
-    loss, balance, stopping = world.sum(totals).tolist()
+    parts = _accumulate(recipe, batches, (totals or count(batches, world)).scale)
+    losses = torch.stack([part.total.detach().double() for part in parts])
+    extra = torch.stack([losses.sum(), losses.new_tensor(float(stop()))])
+    metrics, (objective, stopping) = recipe.tally.add_up([part.metrics for part in parts], extra)
     sync_gradients(recipe.model, world)
     parameters = parameters_of(recipe.optimizer)
     norm = gradient_norm(parameters)
-    result = StepResult(loss, balance, norm.item(), world.sum(loads), stopping > 0)
-    if not (torch.isfinite(totals).all() and torch.isfinite(norm)):
+    loads = world.loss.sum(torch.stack([part.loads for part in parts]).sum(0))
+    result = StepResult(metrics, recipe.loss.shown, norm.item(), loads, stopping > 0)
+    if not (math.isfinite(objective) and math.isfinite(result.grad_norm)):
         recipe.optimizer.zero_grad(set_to_none=True)
-        raise NonFiniteError(_explain(result, losses, batches, world))
+        raise NonFiniteError(_explain(objective, result.grad_norm, losses, batches, world))
     clip_gradients(parameters, norm, recipe.clip_norm)
     recipe.optimizer.step()
     recipe.optimizer.zero_grad(set_to_none=True)
@@ -83,23 +163,17 @@ def run_step(recipe: Recipe, batches: Sequence[Any], stop: Callable[[], bool]) -
     return result
 
 
-def _accumulate(recipe: Recipe, batches: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of all micro-batches; returns their losses, (nll, balance) in float64 and the loads, of this rank."""
-    world = recipe.world
-    targets = world.sum(torch.tensor(sum(batch.n_targets for batch in batches), device=world.device))
-    scale = Scale(int(targets), len(batches) * world.size)
-    losses, balances, loads = [], [], []
+def _accumulate(recipe: Recipe, batches: Sequence[Any], scale: Scale) -> list[LossParts]:
+    """Adds up the gradients of this rank's micro-batches; returns what the loss gave for each."""
+    found = []
     for batch in batches:
-        parts = recipe.loss(recipe.model, to_device(batch, world.device), scale)
+        parts = recipe.loss(recipe.model, to_device(batch, recipe.world.device), scale)
         parts.total.backward()
-        losses.append(parts.nll.double())
-        balances.append(parts.balance.double())
-        loads.append(parts.loads)
-    nll, balance = torch.stack(losses), torch.stack(balances)
-    return nll, torch.stack([nll.sum(), balance.sum()]), torch.stack(loads).sum(0)
+        found.append(replace(parts, total=parts.total.detach()))
+    return found
 
 
-def _explain(result: StepResult, losses: Tensor, batches: Sequence[Any], world: World) -> str:
+def _explain(loss: float, grad_norm: float, losses: Tensor, batches: Sequence[Any], world: World) -> str:
     """What became non-finite, and the documents of the micro-batches where it happened (all, if only the gradient)."""
     bad = [batch for batch, loss in zip(batches, losses.tolist(), strict=True) if not abs(loss) < float("inf")]
     here = [name for batch in bad for name in batch.documents]
@@ -108,5 +182,5 @@ def _explain(result: StepResult, losses: Tensor, batches: Sequence[Any], world: 
         names = [n for part in world.gather([n for batch in batches for n in batch.documents]) for n in part]
     unique = list(dict.fromkeys(names))
     more = f" and {len(unique) - SHOWN_DOCUMENTS} more" if len(unique) > SHOWN_DOCUMENTS else ""
-    what = f"loss {result.loss}, gradient norm {result.grad_norm}"
+    what = f"loss {loss}, gradient norm {grad_norm}"
     return f"{what} in a batch of the documents {', '.join(unique[:SHOWN_DOCUMENTS])}{more}"

@@ -54,23 +54,24 @@ def _measure(device: torch.device, dtype: torch.dtype) -> float:
 class Meter:
     """Rate of the last steps; pauses (evaluation, checkpoints) are not counted."""
 
-    def __init__(self, flops_per_token: float, peak: float, smoothing: float = 0.9) -> None:
-        self.flops_per_token, self.peak, self.smoothing = flops_per_token, peak, smoothing
+    def __init__(self, peak: float, smoothing: float = 0.9) -> None:
+        """`peak`: FLOP/s that all devices of the run could reach."""
+        self.peak, self.smoothing = peak, smoothing
         self.seconds = 0.0
         """Training time so far."""
         self.tokens = 0
         """Tokens trained on so far, in this process."""
         self.rate = 0.0
         """Smoothed tokens per second."""
+        self.mfu = 0.0
+        """Smoothed model FLOP utilisation in [0, 1]."""
 
-    def add(self, tokens: int, seconds: float, flops_per_token: float) -> dict[str, float]:
-        """Count one step, of so many operations a token; returns the wall-clock values of its metrics line."""
-        now = tokens / max(seconds, 1e-9)
-        self.rate = now if self.rate == 0.0 else self.smoothing * self.rate + (1 - self.smoothing) * now
+    def add(self, tokens: int, seconds: float, flops: float) -> dict[str, float]:
+        """Count one step, of so many tokens and operations; returns the wall-clock values of its metrics line."""
+        first, seconds = self.tokens == 0, max(seconds, 1e-9)
+        now, mfu = tokens / seconds, flops / seconds / self.peak
+        self.rate = now if first else self.smoothing * self.rate + (1 - self.smoothing) * now
+        self.mfu = mfu if first else self.smoothing * self.mfu + (1 - self.smoothing) * mfu
         self.seconds += seconds
         self.tokens += tokens
-        return {"seconds": self.seconds, "tokens_per_second": now, "mfu": now * flops_per_token / self.peak}
-
-    def utilisation(self, tokens_per_second: float) -> float:
-        """Model FLOP utilisation in [0, 1] at some rate."""
-        return tokens_per_second * self.flops_per_token / self.peak
+        return {"seconds": self.seconds, "tokens_per_second": now, "mfu": mfu}

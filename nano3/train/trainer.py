@@ -1,43 +1,40 @@
-"""The training loop that all stages share; a stage gives it a batch source and a loss."""
+"""The training loop that all stages share; a stage gives it a step source and a loss."""
 
 from __future__ import annotations
 
 import itertools
-import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from nano3.config.errors import UserError
-from nano3.config.schema import PretrainConfig
 from nano3.model.count import flops_per_token
 from nano3.model.dtype import compute_dtype
-from nano3.train import charts
 from nano3.train.balance import load_stats
 from nano3.train.checkpoint import Checkpointer, CheckpointError, Saved, load_tensors, step_folders
-from nano3.train.feed import BatchSource, Feed, make_plans
-from nano3.train.heldout import HeldoutScore, HeldoutSource, evaluate
+from nano3.train.display import make_progress
+from nano3.train.feed import Feed, StepSource
+from nano3.train.freeze import freeze
+from nano3.train.heldout import Heldout, HeldoutScore, evaluate
 from nano3.train.loss import LossFunction, NextTokenLoss
-from nano3.train.metrics import FINAL, MetricsWriter, cut_metrics
+from nano3.train.metrics import FINAL
 from nano3.train.optimizer import build_optimizer, set_lr
 from nano3.train.parallel import parallelize
-from nano3.train.position import Position, Result
-from nano3.train.progress import Progress, Status, make_progress
+from nano3.train.position import Position, Result, RunLength
+from nano3.train.progress import Progress, Status
+from nano3.train.record import Record
 from nano3.train.run_identity import HORIZON, check_same_run, deciding_settings, rounding_notes, rounding_settings
 from nano3.train.schedule import build_schedule
+from nano3.train.settings import TrainerConfig
 from nano3.train.signals import StopRequest
-from nano3.train.snapshot import (
-    optimizer_steps,
-    rng_tensors,
-    set_optimizer_steps,
-    set_rng,
-    state_tensors,
-)
-from nano3.train.step import NonFiniteError, Recipe, StepResult, run_step
+from nano3.train.snapshot import optimizer_steps, rng_tensors, set_optimizer_steps, set_rng, state_tensors
+from nano3.train.source_state import restore_source, source_names, source_tensors, source_values, stored_source
+from nano3.train.step import NonFiniteError, Recipe, StepResult, Totals, count, run_step
+from nano3.train.tally import Tally
 from nano3.train.throughput import Meter, peak_flops
-from nano3.train.trackers import open_trackers
 from nano3.train.world import World, attempt, init_world
 
 
@@ -45,13 +42,12 @@ class Trainer:
     """Trains `model` in place and leaves metrics, checkpoints and charts in a run folder.
 
     Args:
-        cfg: settings; sections model, data, train, optimizer, schedule, balance, heldout, checkpoint, parallel, log.
-        model: moved to this rank's device and parallelised here. With initial weights; or on the meta device, to be
-            filled by the caller after this, or by `resume` or `continue_from`.
-        source: training batches by global sequence index, for each of cfg.lengths; last indices follow from
-            train.tokens.
-        heldout: held-out text in sequences of each of cfg.heldout_lengths; the first gives the score of the run.
+        cfg: settings; of its sections the trainer reads those of nano3.train.settings.TrainerConfig.
+        model: moved to this rank's device, its train.freeze frozen, and parallelised here. With initial weights; or on
+            the meta device, to be filled by the caller after this, or by `resume` or `continue_from`.
+        source: this rank's micro-batches of each optimizer step.
         run_dir: RUN folder; must not hold another run unless `resume` is called.
+        heldout: held-out text and when it is scored; none by default.
         loss: micro-batch loss; next-token loss with the load-balancing loss by default.
         progress: where to report; the terminal by default.
         world: the ranks; from torchrun's environment by default.
@@ -64,11 +60,11 @@ class Trainer:
 
     def __init__(
         self,
-        cfg: PretrainConfig,
+        cfg: TrainerConfig,
         model: Any,
-        source: Mapping[int, BatchSource],
-        heldout: Mapping[int, HeldoutSource],
+        source: StepSource,
         run_dir: Path,
+        heldout: Heldout | None = None,
         loss: LossFunction | None = None,
         progress: Progress | None = None,
         world: World | None = None,
@@ -76,10 +72,9 @@ class Trainer:
     ) -> None:
         self.cfg, self.heldout, self.run_dir, self.inputs = cfg, heldout, Path(run_dir), inputs or {}
         self.world = world or init_world()
-        self.plans = make_plans(cfg, self.world.rank, self.world.size)
-        self.step_tokens = cfg.train.batch_size * cfg.data.seq_len
-        self.steps = math.ceil(cfg.train.tokens / self.step_tokens)
-        self._move_to(Position(schedule_start=cfg.schedule.start_tokens))
+        self.length = RunLength(cfg.train.tokens, cfg.train.steps)
+        schedule = cfg.schedule
+        self._move_to(Position(schedule_start=schedule.start_tokens, schedule_start_step=schedule.start_steps))
         self.progress = progress or make_progress(self.world.is_main)
         self.model = self._place(model)
         self.optimizer = build_optimizer(model, cfg.optimizer)
@@ -91,14 +86,11 @@ class Trainer:
             self.world,
             self.progress.say,
         )
-        self.feed = Feed(source, self.plans, self.steps)
+        self.feed = Feed(source)
+        self.record = Record(self.run_dir, self.recipe.loss.shown, self.progress, self.world.is_main)
+        self._flops = cache(lambda seq_len: flops_per_token(model.cfg, seq_len))
         self._resumed, self._saved_step = False, -1
         self._scores: dict[int, HeldoutScore] = {}
-
-    @property
-    def metrics_path(self) -> Path:
-        """RUN/metrics.jsonl."""
-        return self.run_dir / "metrics.jsonl"
 
     def resume(self) -> Path | None:
         """Continue from the newest undamaged checkpoint of the run folder; None (and a fresh start) if there is none.
@@ -112,15 +104,16 @@ class Trainer:
             self.progress.say("no checkpoint yet: starting from the beginning")
         else:
             self._move_to(Position(**saved.state["position"]))
-            check_same_run(saved.path, saved.state["settings"], self._settings())
-            self._load(saved)
+            check_same_run(saved.path, saved.state["settings"], self._settings(), self.cfg)
+            values, tensors = stored_source(saved, self.world)
+            self._load(saved, tensors)
+            restore_source(self.feed.source, values, tensors, self.world)
             self._saved_step = self.position.step
             self.progress.say(f"resuming from {saved.path}")
             for note in rounding_notes(saved.state.get("rounding", {}), self.cfg):
                 self.progress.say(note)
         self.checkpoints.clean(saved)
-        if self.world.is_main:
-            cut_metrics(self.metrics_path, self.position.step)
+        self.record.cut(self.position.step)
         return saved.path if saved else None
 
     def continue_from(self, run_dir: Path) -> None:
@@ -129,7 +122,7 @@ class Trainer:
         This run's data and step counter still begin at 0.
 
         Raises:
-            UserError: no checkpoint there, or schedule.start_tokens says another position than its own.
+            UserError: no checkpoint there, or schedule.start_tokens or start_steps says another position than its own.
         """
         other = Checkpointer(Path(run_dir) / "checkpoints", 1, False, self.world, self.progress.say)
         saved = other.newest()
@@ -138,17 +131,16 @@ class Trainer:
                 f"{run_dir} has no checkpoint to continue from (train.continue_state): use its weights only"
             )
         before = Position(**saved.state["position"])
-        start, stated = before.schedule_start + before.tokens, self.cfg.schedule.start_tokens
-        if stated and abs(start - stated) > max(self.step_tokens, before.tokens // max(1, before.step)):
-            raise UserError(
-                f"schedule.start_tokens is {stated}, but {saved.path} is at token {start}: finish that run, or say "
-                f"--set schedule.start_tokens={start}"
-            )
-        self._load(saved)
-        self._move_to(Position(schedule_start=start))
+        start = Position(
+            schedule_start=before.schedule_start + before.tokens,
+            schedule_start_step=before.schedule_start_step + before.step,
+        )
+        self._check_start(saved, start, before.tokens // max(1, before.step))
+        self._load(saved, {})
+        self._move_to(start)
 
     def fit(self) -> Result:
-        """Train to train.tokens, or until SIGTERM or Ctrl-C; see `Result`.
+        """Train to train.tokens or train.steps, or until SIGTERM or Ctrl-C; see `Result`.
 
         Raises:
             NonFiniteError: the loss or gradient became NaN or infinite.
@@ -160,24 +152,30 @@ class Trainer:
                 self._open()
                 result = self._run(stop)
             # All is saved: from here on a signal ends the run at once, and a resume comes back here.
-            done = self.position.step >= self.steps
+            done = self._done
             if done:
                 try:
-                    self._evaluate(self.cfg.heldout.final_tokens, {FINAL: True})
+                    self._evaluate(final=True)
                 except KeyboardInterrupt:
                     done = False
             return self._result(result, done)
         finally:
             self._close()
 
+    @property
+    def _done(self) -> bool:
+        return self.length.reached(self.position.step, self.position.tokens)
+
     def _run(self, stop: StopRequest) -> StepResult | None:
         """Train and save; the last step's result, None if there was no step to do."""
         result, stopped = None, False
-        while self.position.step < self.steps and not stopped:
+        while not self._done and not stopped:
+            before = self.position.tokens
             result = self._step(stop)
             stopped = result.stop
-            if not stopped:
-                self._between_steps(result)
+            # The end of the run has its own evaluation and checkpoint.
+            if not stopped and not self._done:
+                self._between_steps(result, before)
         self._save()
         self.checkpoints.wait()
         return result
@@ -191,55 +189,74 @@ class Trainer:
     def _step(self, stop: StopRequest) -> StepResult:
         position = self.position
         started = time.perf_counter()
-        seq_len = self.plans.seq_len(position.step)
-        batches = self.feed.get(position.step)
-        lr = self.schedule.lr(position.schedule_start + position.tokens + self.step_tokens)
+        batches, totals = self._read(position.step)
+        if not self.length.reached(position.step + 1, position.tokens + totals.tokens):
+            self.feed.prepare(position.step + 1)
+        lr = self._lr(totals.tokens)
         set_lr(self.optimizer, lr)
         try:
-            result = run_step(self.recipe, batches, lambda: stop.requested)
+            result = run_step(self.recipe, batches, lambda: stop.requested, totals)
         except NonFiniteError as error:
             raise NonFiniteError(self._locate(error)) from None
         position.step += 1
-        position.tokens += self.step_tokens
-        clock = self.meter.add(self.step_tokens, time.perf_counter() - started, self._flops[seq_len])
-        position.seconds += time.perf_counter() - started
-        self._report(result, lr, seq_len, {**clock, "seconds": position.seconds})
+        position.tokens += totals.tokens
+        seconds = time.perf_counter() - started
+        clock = self.meter.add(totals.tokens, seconds, totals.flops)
+        position.seconds += seconds
+        self._report(result, lr, max(batch.tokens.shape[-1] for batch in batches), clock)
         self.checkpoints.poll()
         return result
 
-    def _between_steps(self, result: StepResult) -> None:
-        """Evaluation and checkpoint, where their token counts were just passed; the end of the run has its own."""
-        if self.position.step >= self.steps:
-            return
-        if self._passed(self.cfg.heldout.every_tokens):
-            self._evaluate(self.cfg.heldout.tokens, {})
-            self._write("load", {"shares": load_stats(result.loads).shares})
-        if self._passed(self.cfg.checkpoint.every_tokens):
+    def _read(self, step: int) -> tuple[Sequence[Any], Totals]:
+        """This rank's micro-batches of a step, and the step's size; what fails on one rank fails on all."""
+        try:
+            batches, error = self.feed.get(step), None
+        except Exception as problem:
+            batches, error = [], problem
+        return batches, count(batches, self.world, self._flops, error)
+
+    def _lr(self, tokens: int) -> float:
+        """Learning rate of a step of so many tokens: the schedule's at its end."""
+        position = self.position
+        if self.schedule.unit == "steps":
+            return self.schedule.lr(position.schedule_start_step + position.step + 1)
+        return self.schedule.lr(position.schedule_start + position.tokens + tokens)
+
+    def _between_steps(self, result: StepResult, before: int) -> None:
+        """Evaluation and checkpoint, where one is due; `before`: tokens before the last step."""
+        heldout, checkpoint = self.heldout, self.cfg.checkpoint
+        if heldout is not None and self._due(heldout.cfg.every_tokens, heldout.cfg.every_steps, before):
+            self._evaluate()
+            self.record.write(self.position, "load", {"shares": load_stats(result.loads).shares})
+        if self._due(checkpoint.every_tokens, checkpoint.every_steps, before):
             self._save()
 
-    def _passed(self, every: int) -> bool:
-        before = self.position.tokens - self.step_tokens
-        return every > 0 and self.position.tokens // every > before // every
+    def _due(self, every_tokens: int, every_steps: int, before: int) -> bool:
+        """Whether the last step passed a multiple of one of these intervals; 0: no interval."""
+        by_tokens = every_tokens > 0 and self.position.tokens // every_tokens > before // every_tokens
+        return by_tokens or (every_steps > 0 and self.position.step % every_steps == 0)
 
-    def _evaluate(self, tokens: int, marks: dict[str, Any]) -> None:
-        """Score about `tokens` held-out tokens (0: all of them) at each length and write it down."""
-        for seq_len, heldout in self.heldout.items():
-            if len(heldout):
-                self._evaluate_at(seq_len, heldout, math.ceil(tokens / seq_len) if tokens else len(heldout), marks)
+    def _evaluate(self, final: bool = False) -> None:
+        """Score held-out text at each length and write it down."""
+        for seq_len, source in (self.heldout.sources if self.heldout else {}).items():
+            if len(source):
+                self._evaluate_at(seq_len, final)
 
-    def _evaluate_at(self, seq_len: int, heldout: HeldoutSource, n_sequences: int, marks: dict[str, Any]) -> None:
-        place = f" at {seq_len}" if len(self.heldout) > 1 else ""
-        rows = max(1, self.cfg.train.micro_batch_size * self.cfg.data.seq_len // seq_len)
-        n_sequences = min(n_sequences, len(heldout))
+    def _evaluate_at(self, seq_len: int, final: bool) -> None:
+        assert self.heldout is not None
+        heldout, source = self.heldout, self.heldout.sources[seq_len]
+        place = f" at {seq_len}" if len(heldout.sources) > 1 else ""
+        rows, n_sequences = heldout.rows(seq_len), heldout.sequences(seq_len, final)
         tick = None
-        if FINAL in marks:
+        if final:
             self.progress.say(f"scoring {n_sequences * seq_len:,} held-out tokens")
             tick = self._scoring(n_sequences, rows, place)
         started = time.perf_counter()
-        score = evaluate(self.model, heldout, n_sequences, rows, self.world, tick)
+        score = evaluate(self.model, source, n_sequences, rows, self.world, tick)
         self._scores[seq_len] = score
         clock = {"seconds": self.position.seconds, "evaluation_seconds": time.perf_counter() - started}
-        self._write("heldout", {"seq_len": seq_len, **asdict(score), **marks}, clock)
+        marks = {FINAL: True} if final else {}
+        self.record.write(self.position, "heldout", {"seq_len": seq_len, **asdict(score), **marks}, clock)
         self.progress.say(
             f"held-out loss{place} {score.loss:.4f}, {score.bits_per_byte:.4f} bits per byte ({score.targets} tokens)"
         )
@@ -249,7 +266,8 @@ class Trainer:
         passes = itertools.count()
 
         def tick() -> None:
-            self.progress.score(min(next(passes) * rows * self.world.size, n_sequences), n_sequences, place)
+            done = next(passes) * rows * self.world.data.size
+            self.progress.score(min(done, n_sequences), n_sequences, place)
 
         tick()
         return tick
@@ -257,68 +275,54 @@ class Trainer:
     def _save(self) -> None:
         if self.position.step == self._saved_step:
             return
-        if self.world.is_main:
-            self.metrics.sync()
+        self.record.sync()
+        source = self.feed.source.state()
+        sources = source_values(source, self.world)
         state = {
             "position": asdict(self.position),
             "optimizer_steps": optimizer_steps(self.optimizer),
             "world_size": self.world.size,
             "settings": self._settings(),
             "rounding": rounding_settings(self.cfg),
+            "source": sources,
         }
-        self.checkpoints.save(self.position.step, self._tensors(), state)
+        tensors = self._tensors() | source_tensors(source, self.world)
+        self.checkpoints.save(self.position.step, tensors, state, source_names(sources))
         self._saved_step = self.position.step
 
     def _move_to(self, position: Position) -> None:
         """Take a position, and the schedule that it lies on: without a set horizon, that ends where this run does."""
         self.position = position
-        cfg = replace(self.cfg.schedule, start_tokens=position.schedule_start)
-        self.schedule = build_schedule(cfg, self.cfg.train.tokens)
+        cfg = self.cfg.schedule
+        unit = cfg.unit or ("steps" if self.cfg.train.steps else "tokens")
+        start = position.schedule_start_step if unit == "steps" else position.schedule_start
+        cfg = replace(cfg, **{f"start_{unit}": start})
+        self.schedule = build_schedule(cfg, self.cfg.train.tokens, self.cfg.train.steps)
 
     def _settings(self) -> dict[str, Any]:
-        horizon = {HORIZON: self.schedule.horizon if self.schedule.decays else 0}
+        horizon = {HORIZON + self.schedule.unit: self.schedule.horizon if self.schedule.decays else 0}
         return deciding_settings(self.cfg) | horizon | self.inputs
 
     def _tensors(self) -> dict[str, Any]:
         return state_tensors(self.model, self.optimizer) | rng_tensors(self.world.rank, self.world.device)
 
-    def _load(self, saved: Saved) -> None:
-        tensors = load_tensors(saved.path, self._tensors(), self.world)
+    def _load(self, saved: Saved, source: dict[str, Any]) -> None:
+        tensors = load_tensors(saved.path, self._tensors() | source, self.world)
         set_optimizer_steps(self.optimizer, saved.state["optimizer_steps"])
         set_rng(tensors, self.world.rank, self.world.device)
 
     def _report(self, result: StepResult, lr: float, seq_len: int, clock: dict[str, float]) -> None:
-        if self.position.step % max(1, self.cfg.log.every_steps) == 0 or self.position.step == self.steps:
-            stats = load_stats(result.loads)
-            self._write(
-                "train",
-                {
-                    "seq_len": seq_len,
-                    "loss": result.loss,
-                    "balance_loss": result.balance_loss,
-                    "lr": lr,
-                    "grad_norm": result.grad_norm,
-                    "load_max_over_mean": stats.max_over_mean,
-                    "load_variation": stats.variation,
-                },
-                clock,
-            )
-        self.progress.show(self._status(result, lr))
-
-    def _status(self, result: StepResult, lr: float) -> Status:
-        rate, position = self.meter.rate, self.position
-        left = (self.steps - position.step) * self.step_tokens / max(rate, 1e-9)
+        position, total = self.position, self.length.total_steps(self.position)
+        if position.step % max(1, self.cfg.log.every_steps) == 0 or self._done:
+            self.record.step(position, result, lr, seq_len, {**clock, "seconds": position.seconds})
+        rate = self.meter.rate
+        left = (total - position.step) * position.tokens / position.step / max(rate, 1e-9)
         bits = next((score.bits_per_byte for score in self._scores.values()), None)
-        mfu = self.meter.utilisation(rate)
-        return Status(position.step, self.steps, position.tokens, result.loss, lr, rate, mfu, left, bits)
-
-    def _write(self, kind: str, values: dict[str, Any], clock: dict[str, float] | None = None) -> None:
-        if not self.world.is_main:
-            return
-        self.metrics.write(kind, self.position.step, self.position.tokens, values, clock)
-        line = {"kind": kind, "step": self.position.step, **values, "clock": clock or {}}
-        for track in self._trackers:
-            track(line)
+        self.progress.show(
+            Status(
+                position.step, total, position.tokens, result.loss, lr, rate, self.meter.mfu, left, bits, result.shown
+            )
+        )
 
     def _locate(self, error: NonFiniteError) -> str:
         self.checkpoints.wait()
@@ -335,6 +339,7 @@ class Trainer:
         model.checkpoint_activations = train.checkpoint_activations == "block"
         model.sequence_chunk = train.sequence_chunk
         model.train()
+        freeze(model, train.freeze)
         parallelize(model, self.world, self.cfg.parallel)
         if empty:
             # Not before: so no rank ever holds more than its shards.
@@ -342,43 +347,38 @@ class Trainer:
         return model
 
     def _recipe(self, loss: LossFunction) -> Recipe:
-        return Recipe(
-            self.model, self.optimizer, loss, self.world, self.cfg.optimizer.clip_norm, self.cfg.balance.bias_rate
-        )
+        clip_norm, bias_rate = self.cfg.optimizer.clip_norm, self.cfg.balance.bias_rate
+        return Recipe(self.model, self.optimizer, loss, self.world, clip_norm, bias_rate, Tally(self.world))
 
     def _check_fresh(self) -> None:
         if not self._resumed and step_folders(self.run_dir / "checkpoints"):
             raise ValueError(f"{self.run_dir} already holds a run: resume it, or choose another run folder")
 
-    def _open(self) -> None:
-        cfg, world = self.cfg, self.world
-        self._trackers: list[Callable[[dict[str, Any]], None]] = []
-        self._closers: list[Callable[[], None]] = []
-        peak = peak_flops(world.device, self.model.compute_dtype) * world.size
-        self._flops = {length: flops_per_token(cfg.model, length) for length in cfg.lengths}
-        shares = sum(cfg.lengths.values())
-        self.meter = Meter(sum(self._flops[length] * share / shares for length, share in cfg.lengths.items()), peak)
-        world.agree(attempt(self._open_files) if world.is_main else None)
+    def _check_start(self, saved: Saved, start: Position, step_tokens: int) -> None:
+        """Refuse a stated start of the schedule that is not where the other run ended, to within a step's tokens."""
+        schedule = self.cfg.schedule
+        ends = {
+            "start_tokens": (schedule.start_tokens, start.schedule_start, step_tokens),
+            "start_steps": (schedule.start_steps, start.schedule_start_step, 0),
+        }
+        for key, (stated, end, near) in ends.items():
+            if stated and abs(end - stated) > near:
+                unit = key.removeprefix("start_").rstrip("s")
+                raise UserError(
+                    f"schedule.{key} is {stated}, but {saved.path} is at {unit} {end}: finish that run, or say "
+                    f"--set schedule.{key}={end}"
+                )
 
-    def _open_files(self) -> None:
-        if not self._resumed:
-            self.metrics_path.unlink(missing_ok=True)
-        self._trackers, self._closers = open_trackers(self.cfg.log, self.run_dir, deciding_settings(self.cfg))
-        self.metrics = MetricsWriter(self.metrics_path)
+    def _open(self) -> None:
+        # Of all processes, whatever they do: their peaks add up.
+        self.meter = Meter(peak_flops(self.world.device, self.model.compute_dtype) * self.world.size)
+        self.world.agree(attempt(self._open_record) if self.world.is_main else None)
+
+    def _open_record(self) -> None:
+        self.record.open(self.cfg.log, deciding_settings(self.cfg), not self._resumed)
 
     def _close(self) -> None:
         self.feed.close()
         self.checkpoints.close()
-        if self.world.is_main:
-            for close in self._closers:
-                close()
-            if hasattr(self, "metrics"):
-                self.metrics.close()
-                self._draw()
+        self.record.close()
         self.progress.close()
-
-    def _draw(self) -> None:
-        try:
-            charts.draw(self.metrics_path, self.run_dir / "charts")
-        except OSError as error:
-            self.progress.say(f"no charts: {error}")

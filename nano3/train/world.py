@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,13 +12,40 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from nano3.config.errors import UserError
+
+DATA, CONTEXT, LOSS = "data", "context", "loss"
+"""Axes of the processes: those that read different sequences, those that share out each sequence, and the two together:
+over those the sums of a step are made. Processes along any other axis hold the same data."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Processes that do something together, this one among them."""
+
+    rank: int = 0
+    """Position of this process in the group, from 0."""
+    size: int = 1
+    """Number of processes in the group."""
+    handle: Any = None
+    """Its torch process group; None for all processes."""
+
+    def sum(self, values: Tensor) -> Tensor:
+        """`values` summed over the group, in place; a no-op in a group of one."""
+        if self.size > 1:
+            dist.all_reduce(values, group=self.handle)
+        return values
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among its peers. Every collective is a no-op in a world of one."""
+    """This process among its peers. Every collective is a no-op in a world of one.
+
+    What a step adds up goes over `loss`, which sequences a process reads goes by `data`: neither by `size`, since
+    processes along other axes (tensor, pipeline) work on the same sequences.
+    """
 
     rank: int = 0
     """Position of this process, from 0."""
@@ -31,17 +59,31 @@ class World:
     """Gloo group of the training loop itself: two threads must never share a group. None in a world of one."""
     owns_group: bool = False
     """Whether `close` ends torch.distributed."""
+    mesh: DeviceMesh | None = None
+    """The processes by axis, `data` first; None: all are along `data`."""
+    groups: Mapping[str, Group] = field(default_factory=dict)
+    """This process's group along each axis of `mesh`, and LOSS."""
 
     @property
     def is_main(self) -> bool:
         """Whether this process writes metrics, charts and messages."""
         return self.rank == 0
 
-    def sum(self, values: Tensor) -> Tensor:
-        """`values` summed over all ranks, in place."""
-        if self.size > 1:
-            dist.all_reduce(values)
-        return values
+    @property
+    def data(self) -> Group:
+        """The processes that read different sequences."""
+        return self.groups.get(DATA, Group(self.rank, self.size))
+
+    @property
+    def loss(self) -> Group:
+        """The processes over which losses, counts and expert loads of a step are summed."""
+        return self.groups.get(LOSS, self.data)
+
+    def loss_mesh(self) -> DeviceMesh:
+        """The processes of `loss` as a mesh of one axis; every process must call."""
+        if self.mesh is None:
+            return init_device_mesh(self.device.type, (self.size,), mesh_dim_names=(DATA,))
+        return self.mesh[LOSS if CONTEXT in self.groups else DATA]
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
@@ -78,8 +120,15 @@ class World:
             dist.destroy_process_group()
 
 
-def init_world() -> World:
-    """Join the processes that torchrun started (gloo on CPU, nccl on CUDA); a world of one without torchrun."""
+def init_world(axes: Mapping[str, int] | None = None) -> World:
+    """Join the processes that torchrun started (gloo on CPU, nccl on CUDA); a world of one without torchrun.
+
+    Args:
+        axes: number of processes along each axis beside `data`, the last one varying fastest: {"tensor": 2}.
+
+    Raises:
+        UserError: the processes do not divide into these axes.
+    """
     device = _local_device()
     if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return World(device=device)
@@ -87,7 +136,27 @@ def init_world() -> World:
     if owns:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     background, control = (dist.new_group(backend="gloo") if dist.get_world_size() > 1 else None for _ in range(2))
-    return World(dist.get_rank(), dist.get_world_size(), device, background, control, owns)
+    mesh, groups = _grouped(device, dist.get_world_size(), axes or {})
+    return World(dist.get_rank(), dist.get_world_size(), device, background, control, owns, mesh, groups)
+
+
+def _grouped(device: torch.device, size: int, axes: Mapping[str, int]) -> tuple[DeviceMesh | None, dict[str, Group]]:
+    """The mesh of `axes` with `data` before them, and this process's group along each."""
+    if not axes:
+        return None, {}
+    inner = math.prod(axes.values())
+    if size % inner:
+        listed = " x ".join(f"{name} {n}" for name, n in axes.items())
+        raise UserError(f"{size} processes do not divide into {listed}")
+    mesh = init_device_mesh(device.type, (size // inner, *axes.values()), mesh_dim_names=(DATA, *axes))
+    if CONTEXT in axes:
+        mesh[DATA, CONTEXT]._flatten(LOSS)
+    names = [DATA, *axes, *([LOSS] if CONTEXT in axes else [])]
+    return mesh, {name: _group(mesh[name]) for name in names}
+
+
+def _group(mesh: DeviceMesh) -> Group:
+    return Group(mesh.get_local_rank(), mesh.size(), mesh.get_group())
 
 
 def attempt(action: Callable[[], object]) -> BaseException | None:

@@ -17,6 +17,7 @@ from nano3.train.loss import NextTokenLoss
 from nano3.train.numerics import tune_process
 from nano3.train.optimizer import build_optimizer
 from nano3.train.step import Recipe, run_step
+from nano3.train.tally import Tally
 from nano3.train.world import World
 
 DOCUMENT = 50_000
@@ -49,7 +50,7 @@ def main() -> None:
     model = LM(load_model("tiny")).init_weights(0).train()
     model.checkpoint_activations, model.sequence_chunk = args.checkpoint, args.sequence_chunk
     optimizer = build_optimizer(model, OptimizerConfig())
-    recipe = Recipe(model, optimizer, NextTokenLoss(1e-4), World(), 1.0, 1e-3)
+    recipe = Recipe(model, optimizer, NextTokenLoss(1e-4), World(), 1.0, 1e-3, Tally(World()))
     started = time.perf_counter()
     losses = [run_step(recipe, [make_batch(args.length)], lambda: False).loss for _ in range(args.steps)]
     seconds = (time.perf_counter() - started) / args.steps

@@ -19,7 +19,7 @@ LENGTHS = "context.lengths={256=1,64=1}"
 
 @pytest.fixture(autouse=True)
 def _no_charts(monkeypatch):
-    monkeypatch.setattr("nano3.train.trainer.charts.draw", lambda metrics, folder: [])
+    monkeypatch.setattr("nano3.train.record.charts.draw", lambda *args: [])
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ def cfg(tmp_path, notes):
 
 @pytest.fixture(autouse=True)
 def _no_charts(monkeypatch):
-    monkeypatch.setattr("nano3.train.trainer.charts.draw", lambda metrics, folder: [])
+    monkeypatch.setattr("nano3.train.record.charts.draw", lambda *args: [])
 
 
 def _run(cfg, run_dir, **options):

@@ -17,6 +17,7 @@ import torch
 from nano3.config.model import ModelConfig
 from nano3.config.schema import PretrainConfig
 from nano3.data.batch import Batch
+from nano3.data.steps import TextSteps, make_plans
 from nano3.model.lm import LM
 from nano3.train.loss import NextTokenLoss
 from nano3.train.progress import Silent
@@ -88,8 +89,8 @@ def largest_share(bias_rate: float) -> torch.Tensor:
     recorder = Recorder()
     with tempfile.TemporaryDirectory() as folder:
         model = LM(MODEL).init_weights(0)
-        sources = {SEQ_LEN: SkewedSource()}
-        Trainer(cfg, model, sources, {}, Path(folder), loss=recorder, progress=Silent()).fit()
+        source = TextSteps({SEQ_LEN: SkewedSource()}, make_plans(cfg, 0, 1))
+        Trainer(cfg, model, source, Path(folder), loss=recorder, progress=Silent()).fit()
     windows = torch.stack(recorder.loads).unfold(0, 20, 1).sum(-1)
     return windows.amax(-1) / windows.mean(-1)
 

@@ -30,8 +30,8 @@ def test_the_balance_loss_enters_with_its_coefficient(model, tiny):
     batch = tiny.TinySource().batch(0, 2)
     plain = NextTokenLoss(0.0)(model, batch, Scale(batch.n_targets, 1))
     both = NextTokenLoss(0.5)(model, batch, Scale(batch.n_targets, 1))
-    assert (both.total - plain.total).item() == pytest.approx(0.5 * plain.balance.item(), rel=1e-5)
-    assert both.nll == plain.nll
+    assert (both.total - plain.total).item() == pytest.approx(0.5 * plain.metrics["balance_loss"][0].item(), rel=1e-5)
+    assert both.metrics["loss"] == plain.metrics["loss"]
 
 
 def test_padding_is_in_no_load_and_each_type_of_balance_loss_is_its_own(model, tiny):
@@ -42,9 +42,10 @@ def test_padding_is_in_no_load_and_each_type_of_balance_loss_is_its_own(model, t
     for part, kind in zip(parts, ("balance_loss", "sequence_balance_loss"), strict=True):
         hidden = model.hidden(batch.tokens, batch.document_ids, valid=valid)
         assert part.loads.sum(1).tolist() == [(tiny.SEQ_LEN + 5) * 2] * 2
-        assert part.balance.item() == pytest.approx(getattr(hidden, kind).item())
-        assert (part.total - part.nll).item() == pytest.approx(0.5 * part.balance.item(), rel=1e-4)
-    assert parts[0].balance != parts[1].balance
+        assert part.metrics["balance_loss"][0].item() == pytest.approx(getattr(hidden, kind).item())
+        nll, balance = (part.metrics[name][0] for name in ("loss", "balance_loss"))
+        assert (part.total - nll).item() == pytest.approx(0.5 * balance.item(), rel=1e-4)
+    assert parts[0].metrics["balance_loss"] != parts[1].metrics["balance_loss"]
 
 
 def test_a_batch_without_targets_gives_zero(model, tiny):
@@ -52,5 +53,5 @@ def test_a_batch_without_targets_gives_zero(model, tiny):
     batch.targets.fill_(-100)
     loss = NextTokenLoss(0.0)(model, batch, Scale(0, 1))
     loss.total.backward()
-    assert loss.nll.item() == 0.0
+    assert loss.metrics["loss"][0].item() == 0.0
     assert torch.count_nonzero(model.lm_head.weight.grad) == 0

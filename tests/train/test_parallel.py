@@ -59,7 +59,7 @@ IN_PIECES = pytest.param({"checkpoint_activations": "block", "sequence_chunk": 8
 
 @pytest.mark.parametrize("block", [{}, IN_PIECES], ids=["whole", "pieces"])
 def test_a_rank_that_gets_padding_alone_keeps_step_with_the_other(tiny, complete, tmp_path, block):
-    settings = {**BALANCED, "train": {"micro_batch_size": 1, "batch_size": 2, "tokens": 192, **block}}
+    settings = {**BALANCED, "train": {"micro_batch_size": 1, "batch_size": 2, "tokens": 96, **block}}
     alone = tiny.trainer(tmp_path / "one", tiny.config(**settings), tiny.PaddedSource())
     alone.fit()
     complete(tmp_path / "two", "--source", "padded", ranks=2, settings=settings)

@@ -1,6 +1,7 @@
 import pytest
 
-from nano3.train.progress import Lines, Status, clock, count, describe
+from nano3.report import clock, count
+from nano3.train.progress import Lines, Status, describe
 
 STATUS = Status(
     step=5,

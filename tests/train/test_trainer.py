@@ -25,7 +25,7 @@ class Messages(Silent):
 def _no_charts(request, monkeypatch):
     """Charts take longer than these runs; only tests that ask for `draws_charts` draw them."""
     if "draws_charts" not in request.fixturenames:
-        monkeypatch.setattr("nano3.train.trainer.charts.draw", lambda metrics, folder: [])
+        monkeypatch.setattr("nano3.train.record.charts.draw", lambda *args: [])
 
 
 @pytest.fixture
@@ -194,8 +194,10 @@ class PoisonedLoss(NextTokenLoss):
         parts = super().__call__(model, batch, scale)
         if "doc-10" not in batch.documents:
             return parts
-        poisoned = replace(parts, total=parts.total * torch.nan)
-        return replace(poisoned, nll=parts.nll * torch.nan) if self.where == "loss" else poisoned
+        if self.where == "loss":
+            return replace(parts, total=parts.total * torch.nan)
+        # Its value is 0, its derivative is not finite.
+        return replace(parts, total=parts.total + torch.sqrt(model.lm_head.weight.sum() * 0.0))
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])

@@ -13,9 +13,12 @@ import torch
 
 from nano3.config.model import ModelConfig
 from nano3.config.schema import PretrainConfig
+from nano3.data.steps import TextSteps, make_plans
 from nano3.model.lm import LM
+from nano3.train.heldout import Heldout
 from nano3.train.progress import Silent
 from nano3.train.trainer import Trainer
+from nano3.train.world import World, init_world
 
 SEQ_LEN, VOCAB = 16, 48
 MODEL = ModelConfig(
@@ -45,6 +48,10 @@ class TinyBatch:
     document_ids: torch.Tensor
     documents: list[str]
     valid: torch.Tensor | None = None
+
+    @property
+    def n_tokens(self) -> int:
+        return self.tokens.numel() if self.valid is None else int(self.valid.sum())
 
     @property
     def n_targets(self) -> int:
@@ -93,14 +100,21 @@ def config(**sections: dict) -> PretrainConfig:
     return cfg
 
 
+def text(cfg: PretrainConfig, world: World | None = None, rows: object = None) -> TextSteps:
+    """The tiny text by optimizer step."""
+    data = (world or World()).data
+    return TextSteps({SEQ_LEN: rows or TinySource()}, make_plans(cfg, data.rank, data.size))
+
+
 def trainer(run_dir: Path, cfg: PretrainConfig | None = None, source: object = None, **options: object) -> Trainer:
-    """A trainer of a freshly initialised tiny model."""
-    cfg = cfg or config()
+    """A trainer of a freshly initialised tiny model, by default on the tiny text; `source`: rows, or a step source."""
+    cfg, world = cfg or config(), options.pop("world", None) or init_world()
     model = LM(cfg.model)
     model.init_weights(cfg.train.seed)
-    options = {"progress": Silent(), **options}
-    sources, heldout = {SEQ_LEN: source or TinySource()}, {SEQ_LEN: TinySource(8, offset=50_000)}
-    return Trainer(cfg, model, sources, heldout, run_dir, **options)
+    heldout = Heldout(cfg.heldout, {SEQ_LEN: TinySource(8, offset=50_000)}, cfg.train.micro_batch_size * SEQ_LEN)
+    options = {"progress": Silent(), "heldout": heldout, "world": world, **options}
+    steps = source if hasattr(source, "step") else text(cfg, world, source)
+    return Trainer(cfg, model, steps, run_dir, **options)
 
 
 class SlowSource(TinySource):
@@ -141,7 +155,8 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--source", choices=SOURCES, default="plain")
     args = parser.parse_args()
-    run = trainer(args.run_dir, config(**args.settings), SOURCES[args.source](), progress=Printing())
+    cfg, world = config(**args.settings), init_world()
+    run = trainer(args.run_dir, cfg, SOURCES[args.source](), progress=Printing(), world=world)
     try:
         if args.resume:
             run.resume()

@@ -5,7 +5,8 @@ import pytest
 
 from nano3.config.extend_context import ContextConfig, ExtendContextConfig
 from nano3.config.schema import PretrainConfig, TrainConfig
-from nano3.train.feed import Feed, make_plans
+from nano3.data.steps import TextSteps, make_plans
+from nano3.train.feed import Feed
 
 
 def pretraining(batch_size, micro_batch_size):
@@ -102,7 +103,9 @@ def test_one_length_reads_what_pretraining_reads():
 def test_reading_ahead_gives_the_same_batches_in_any_order():
     cfg = mixed({"64": 1, "16": 1})
     plans = make_plans(cfg, 0, 1)
-    feed = Feed(sources(cfg), plans, 10)
-    got = [feed.get(step) for step in (0, 1, 5, 2)]
+    feed, got = Feed(TextSteps(sources(cfg), plans)), []
+    for step in (0, 1, 5, 2):
+        got.append(feed.get(step))
+        feed.prepare(step + 1)
     feed.close()
     assert got == [plans.read(step, sources(cfg)) for step in (0, 1, 5, 2)]
