@@ -128,10 +128,7 @@ def test_refuses_stale_pages_by_their_numbers_alone(model, tokenizer):
             return 0
 
         def step(self):
-            updates = super().step()
-            for update in updates:
-                object.__setattr__(update, "cached_tokens", 0)
-            return updates
+            return [update._replace(cached_tokens=0) for update in super().step()]
 
     sync = WeightSync(model, engine_of(model, tokenizer, Silent))
     sync.sync()
