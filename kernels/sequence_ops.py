@@ -207,7 +207,7 @@ def paged_attention(
 
     Args:
         q: (S, Hq, Dh): the queries of all sequences, one sequence after another.
-        key_pages, value_pages: (number of pages, page size, Hkv, Dh).
+        key_pages, value_pages: (number of pages, page size, Hkv, Dh), cast to q.dtype where they have another type.
         page_table: (n, most pages) int64: the pages of each sequence in order; what lies behind its last is not read.
         query_lengths: queries of each of the n sequences, at its last positions.
         key_lengths: positions of each sequence, the queries' own included.

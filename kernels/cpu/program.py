@@ -104,7 +104,7 @@ class DecodeProgram:
             self._pointer("embeddings", embeddings, (s.V, s.D)),
             self._pointer("norm", norm, (s.D,)),
             self._pointer("head", head, (s.V, s.D)),
-            len(blocks), s.D, s.V, TYPES[self.dtype], 0, s.H, s.P, s.N, s.G, s.W, s.kv_heads, groups, s.head_dim,
+            len(blocks), s.D, s.V, TYPES[self.dtype], 0, 0, s.H, s.P, s.N, s.G, s.W, s.kv_heads, groups, s.head_dim,
             s.E, s.K, s.F, s.eps, s.routed_scale,
         )  # fmt: skip
         self._memory = StepMemory()
@@ -256,14 +256,13 @@ class DecodeProgram:
                 raise UnfitError("a block that needs a state has none")
             found.add((kind, *self._state_sizes(kind, state)))
             block.first_state, block.second_state = (t.data_ptr() for t in state)
-        if len({dtype for *_, dtype in found}) > 1 or len(found) > len({kind for kind, *_ in found}):
+        if len(found) > len({kind for kind, *_ in found}):
             raise UnfitError("blocks of one kind have states of several sizes or types")
         for kind, count, page_size, dtype in found:
-            p.state_type = TYPES[dtype]
             if kind is MambaWeights:
-                p.n_slots = count
+                p.n_slots, p.conv_type = count, TYPES[dtype]
             else:
-                p.n_pages, p.page_size = count, page_size
+                p.n_pages, p.page_size, p.page_type = count, page_size, TYPES[dtype]
         self._seen = seen
 
     def _state_sizes(self, kind: type, state: BlockState) -> tuple[int, int, torch.dtype]:

@@ -33,7 +33,7 @@ class Program(ctypes.Structure):
     _fields_ = [
         ("blocks", POINTER(Block)),
         *((name, c_void_p) for name in ("embeddings", "norm", "head")),
-        *((name, c_int64) for name in ("n_blocks", "D", "V", "weight_type", "state_type")),
+        *((name, c_int64) for name in ("n_blocks", "D", "V", "weight_type", "conv_type", "page_type")),
         *((name, c_int64) for name in ("H", "P", "N", "G", "W", "heads", "R", "Dh", "E", "K", "F")),
         ("eps", c_double),
         ("routed_scale", c_double),

@@ -33,7 +33,7 @@ def paged_attention(
             single.append((row, start))
         elif queries:
             part = slice(start, start + queries)
-            pages = _Pages(key_pages, value_pages, page_table[row])
+            pages = _Pages(key_pages, value_pages, page_table[row], q.dtype)
             out[part] = _one_sequence(q[part], pages, keys)
         start += queries
     for group in _groups(single, key_lengths):
@@ -44,11 +44,11 @@ def paged_attention(
 class _Pages:
     """Keys and values of one sequence."""
 
-    def __init__(self, key_pages: Tensor, value_pages: Tensor, table: Tensor) -> None:
-        self.keys, self.values, self.table = key_pages, value_pages, table
+    def __init__(self, key_pages: Tensor, value_pages: Tensor, table: Tensor, dtype: torch.dtype) -> None:
+        self.keys, self.values, self.table, self.dtype = key_pages, value_pages, table, dtype
 
     def block(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """(1, stop - start, Hkv, Dh) of positions start..stop."""
+        """(1, stop - start, Hkv, Dh) of positions start..stop, in `dtype`."""
         size, skipped = self.keys.shape[1], start % self.keys.shape[1]
         pages = self.table[start // size : -(-stop // size)]
         count, first = pages.numel(), int(pages[0])
@@ -56,7 +56,7 @@ class _Pages:
             parts = [m[first : first + count] for m in (self.keys, self.values)]
         else:
             parts = [m[pages] for m in (self.keys, self.values)]
-        k, v = (part.flatten(0, 1)[skipped : skipped + stop - start].unsqueeze(0) for part in parts)
+        k, v = (part.flatten(0, 1)[skipped : skipped + stop - start].unsqueeze(0).to(self.dtype) for part in parts)
         return k, v
 
 

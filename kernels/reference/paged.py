@@ -23,6 +23,6 @@ def paged_attention(
     for row, (queries, keys) in enumerate(zip(query_lengths, key_lengths, strict=True)):
         k = key_pages[page_table[row]].flatten(0, 1)[:keys]
         v = value_pages[page_table[row]].flatten(0, 1)[:keys]
-        outputs.append(attention(q[None, start : start + queries], k[None], v[None])[0])
+        outputs.append(attention(q[None, start : start + queries], k[None].to(q.dtype), v[None].to(q.dtype))[0])
         start += queries
     return torch.cat(outputs) if outputs else torch.empty_like(q)

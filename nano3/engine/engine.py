@@ -57,6 +57,7 @@ class Engine:
         prefix_cache: bool = True,
         speculate: int = 0,
         eos_ids: frozenset[int] | None = None,
+        kv_dtype: torch.dtype | None = None,
     ) -> None:
         """Reserve memory.
 
@@ -74,6 +75,8 @@ class Engine:
             prefix_cache: keep states of prompts for others that begin alike.
             speculate: tokens guessed ahead from what was already said; outputs stay the same.
             eos_ids: tokens that end a text; None: the tokenizer's end of text and <|im_end|>.
+            kv_dtype: type of keys and values in their pages, such as bfloat16 beside float32 activations for half the
+                memory; None: that of the activations.
 
         Raises:
             UserError: memory for not even one sequence, or a setting below 1.
@@ -90,17 +93,23 @@ class Engine:
             max_context=max_context or model.cfg.max_position_embeddings,
             page_size=page_size,
             snapshot_every=snapshot_every,
+            kv_dtype=kv_dtype,
         )
         self.max_context, self.page_size = self.sizes.max_context, page_size
         sizes = self.sizes.max_sequences, self.max_context
         limits = Limits(*sizes, step_tokens, mixed_step_tokens, snapshot_every, prefix_cache, speculate)
-        self._scheduler = Scheduler(_new_pool(model, self.sizes, page_size, self.device), limits)
+        self._scheduler = Scheduler(self._new_pool(kv_dtype), limits)
         self._ids_limit = min(tokenizer.vocab_size, model.cfg.vocab_size)
         self._sequences: dict[str, list[Sequence]] = {}
         self._arrivals = 0
         self._weights_version = 0
         self._grammars = GrammarCompiler(tokenizer, self._ids_limit, self.eos_ids)
         self._prompt_tokens = self._computed = self._outputs = self._drafted = self._accepted = 0
+
+    def _new_pool(self, kv_dtype: torch.dtype | None) -> StatePool:
+        counts = self.sizes.n_slots, self.sizes.n_pages, self.page_size
+        dtype = self.model.compute_dtype
+        return StatePool(self.model.cfg, *counts, dtype=dtype, kv_dtype=kv_dtype, device=self.device)
 
     @property
     def has_work(self) -> bool:
@@ -376,11 +385,6 @@ def _check_settings(*values: int) -> None:
     for name, value in zip(names, values, strict=True):
         if value < 1:
             raise UserError(f"engine: {name} is {value}; it must be at least 1")
-
-
-def _new_pool(model: LM, sizes: Sizes, page_size: int, device: torch.device) -> StatePool:
-    dtype = model.compute_dtype
-    return StatePool(model.cfg, sizes.n_slots, sizes.n_pages, page_size, dtype=dtype, device=device)
 
 
 def _ahead(sequence: Sequence) -> Ahead:

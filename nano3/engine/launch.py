@@ -161,15 +161,15 @@ def _load(model: str, dtype: str, device: torch.device) -> LM:
     from nano3.engine.sizing import check_room
     from nano3.model.count import count_parameters
     from nano3.model.dtype import inference_dtypes
-    from nano3.model.hf import read_config, stored_dtype
+    from nano3.model.hf import stored_dtype, weight_bytes
     from nano3.model.load import load_model, model_folder
 
     folder = model_folder(model) if Path(model).exists() else None
     weights, activations = inference_dtypes(dtype, device, stored_dtype(folder) if folder else torch.float32)
     if folder is not None:
-        check_room(model, count_parameters(read_config(folder)).total, weights, device)
+        check_room(model, weight_bytes(folder, weights), weights, device)
     elif model in preset_names("models"):
-        check_room(model, count_parameters(load_preset(model)).total, weights, device)
+        check_room(model, count_parameters(load_preset(model)).total * weights.itemsize, weights, device)
     return load_model(model, weights, str(device)).to_dtype(weights, activations)
 
 

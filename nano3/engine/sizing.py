@@ -47,13 +47,19 @@ def free_memory(device: torch.device) -> int:
     return int(available_memory(device) * SHARE_OF_FREE[device.type])
 
 
-def check_room(model: str, parameters: int, dtype: torch.dtype, device: torch.device) -> None:
+def check_room(model: str, need: int, dtype: torch.dtype, device: torch.device) -> None:
     """Refuse a model whose weights cannot fit, before anything is allocated.
+
+    Args:
+        model: its name.
+        need: bytes of its weights.
+        dtype: of those that are not quantized.
+        device: where they go.
 
     Raises:
         UserError: too little is free on `device`.
     """
-    need, free = parameters * dtype.itemsize, available_memory(device)
+    free = available_memory(device)
     if need * MARGIN > free:
         name = str(dtype).removeprefix("torch.")
         where = f"on {device}" if device.type == "cuda" else "in main memory"
@@ -74,13 +80,16 @@ def fit(
     max_context: int,
     page_size: int,
     snapshot_every: int,
+    kv_dtype: torch.dtype | None = None,
 ) -> Sizes:
     """Divide `memory` bytes; too little lowers the context, then the number of sequences.
+
+    Conv states are of `dtype`, keys and values of `kv_dtype` (None: the same).
 
     Raises:
         UserError: not even one sequence of one page fits.
     """
-    slot, page = slot_bytes(cfg, dtype), page_bytes(cfg, page_size, dtype)
+    slot, page = slot_bytes(cfg, dtype), page_bytes(cfg, page_size, kv_dtype or dtype)
     notes = []
     if memory < slot + page:
         raise UserError(

@@ -70,7 +70,7 @@ def find_room(model: str, length: int, *, dtype: str, device: str, memory: int |
     from nano3.engine.sizing import SHARE_OF_FREE, available_memory
     from nano3.model.count import count_parameters
     from nano3.model.dtype import inference_dtypes
-    from nano3.model.hf import read_config, stored_dtype
+    from nano3.model.hf import read_config, stored_dtype, weight_bytes
     from nano3.model.load import model_folder
     from nano3.model.pool import page_bytes, slot_bytes
 
@@ -81,7 +81,8 @@ def find_room(model: str, length: int, *, dtype: str, device: str, memory: int |
     cfg = read_config(folder) if folder else load_preset(model)
     weights, activations = inference_dtypes(dtype, where, stored_dtype(folder) if folder else torch.float32)
     if memory is None:
-        rest = available_memory(where) - count_parameters(cfg).total * weights.itemsize
+        held = weight_bytes(folder, weights) if folder else count_parameters(cfg).total * weights.itemsize
+        rest = available_memory(where) - held
         memory = int(max(0, rest) * SHARE_OF_FREE[where.type])
     slot, page = slot_bytes(cfg, activations), page_bytes(cfg, PAGE, activations)
     need = slot + -(-length // PAGE) * page

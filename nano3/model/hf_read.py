@@ -8,6 +8,7 @@ memory (`model.`, the experts of a block in one tensor).
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,12 @@ def stored_dtype(path: str | Path) -> torch.dtype:
     """Type of the weights in a Hugging Face folder. Raises UserError where `load` would not read it."""
     with _Checkpoint(Path(path)) as checkpoint:
         return checkpoint.dtype()
+
+
+def weight_bytes(path: str | Path, dtype: torch.dtype) -> int:
+    """Bytes of a folder's weights in memory when they are loaded in `dtype`: quantized ones stay as they are."""
+    with _Checkpoint(Path(path)) as checkpoint:
+        return sum(checkpoint.count(n) * (1 if checkpoint.is_scaled(n) else dtype.itemsize) for n in checkpoint.stored)
 
 
 def check_stored(model: LM, path: str | Path) -> None:
@@ -201,6 +208,10 @@ class _Checkpoint:
 
     def _type(self, name: str) -> str:
         return self._slice(name).get_dtype()
+
+    def count(self, name: str) -> int:
+        """Numbers in a tensor."""
+        return math.prod(self._slice(name).get_shape())
 
     def read(self, name: str) -> Tensor:
         """One tensor, memory-mapped."""

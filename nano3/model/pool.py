@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nano3.config.model import ATTENTION, MAMBA, ModelConfig
 from nano3.kernels.allocator import use_huge_pages
+from nano3.kernels.scaled import FLOATS
 from nano3.model.plan import Plan, Round
 from nano3.model.state import HybridState, MambaState
 
@@ -59,9 +60,8 @@ class AttentionPages:
     def write(self, keys: Tensor, values: Tensor) -> None:
         """Store (n_tokens, n_kv_heads, head_dim) at the places of the plan."""
         assert self.plan is not None
-        places = self.plan.kv_positions
-        self.keys.view(-1, *keys.shape[1:]).index_copy_(0, places, keys)
-        self.values.view(-1, *values.shape[1:]).index_copy_(0, places, values)
+        for pages, new in ((self.keys, keys), (self.values, values)):
+            pages.view(-1, *new.shape[1:]).index_copy_(0, self.plan.kv_positions, new.to(pages.dtype))
 
 
 class StatePool:
@@ -75,12 +75,29 @@ class StatePool:
         page_size: int,
         *,
         dtype: torch.dtype = torch.float32,
+        kv_dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
+        """Reserve memory.
+
+        Args:
+            cfg: of the model.
+            n_slots, n_pages, page_size: how much.
+            dtype: of conv states, best the activations'; scan states are float32 at least.
+            kv_dtype: of keys and values; None: as `dtype`.
+            device: where.
+
+        Raises:
+            ValueError: a type that holds no keys and values without scales.
+        """
+        kv_dtype = dtype if kv_dtype is None else kv_dtype
+        if kv_dtype not in FLOATS:
+            name = str(kv_dtype).removeprefix("torch.")
+            raise ValueError(f"pages of {name} need scales, which the pool does not keep; take bfloat16 or float32")
         self.page_size, self.n_slots, self.n_pages = page_size, n_slots, n_pages
         self.blocks: list[MambaSlots | AttentionPages | None] = []
         for symbol in cfg.pattern:
-            self.blocks.append(_block(cfg, symbol, n_slots, n_pages, page_size, dtype, device))
+            self.blocks.append(_block(cfg, symbol, n_slots, n_pages, page_size, dtype, kv_dtype, device))
         self._slots = [block for block in self.blocks if isinstance(block, MambaSlots)]
         self._pages = [block for block in self.blocks if isinstance(block, AttentionPages)]
         states = [block.ssm for block in self._slots]
@@ -112,18 +129,18 @@ class StatePool:
 
 
 def slot_bytes(cfg: ModelConfig, dtype: torch.dtype) -> int:
-    """Bytes of one slot."""
+    """Bytes of one slot whose conv states have this type."""
     ssm = cfg.mamba_n_heads * cfg.mamba_head_dim * cfg.d_state * 4
     conv = cfg.conv_dim * (cfg.d_conv - 1) * dtype.itemsize
     return len(cfg.blocks(MAMBA)) * (ssm + conv)
 
 
 def page_bytes(cfg: ModelConfig, page_size: int, dtype: torch.dtype) -> int:
-    """Bytes of one page."""
+    """Bytes of one page of keys and values of this type."""
     return len(cfg.blocks(ATTENTION)) * 2 * page_size * cfg.n_kv_heads * cfg.head_dim * dtype.itemsize
 
 
-def _block(cfg, symbol, n_slots, n_pages, page_size, dtype, device) -> MambaSlots | AttentionPages | None:
+def _block(cfg, symbol, n_slots, n_pages, page_size, dtype, kv_dtype, device) -> MambaSlots | AttentionPages | None:
     if symbol == MAMBA:
         conv = torch.empty(n_slots, cfg.conv_dim, cfg.d_conv - 1, dtype=dtype, device=device)
         wide = torch.promote_types(dtype, torch.float32)
@@ -131,6 +148,6 @@ def _block(cfg, symbol, n_slots, n_pages, page_size, dtype, device) -> MambaSlot
         return MambaSlots(conv, torch.empty(shape, dtype=wide, device=device))
     if symbol == ATTENTION:
         shape = (n_pages, page_size, cfg.n_kv_heads, cfg.head_dim)
-        keys = torch.empty(shape, dtype=dtype, device=device)
+        keys = torch.empty(shape, dtype=kv_dtype, device=device)
         return AttentionPages(keys, torch.empty_like(keys))
     return None

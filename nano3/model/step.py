@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from nano3.model.lm import LM
 
 ENVIRONMENT = "NANO3_BACKEND"
+QUANTIZED = "the model is quantized, and products of quantized weights are PyTorch's"
+"""Why its decoding goes op by op."""
 PLAIN = {nn.Embedding, nn.ModuleList, Block, RMSNorm, Linear, Mamba2, CausalConv1d, GatedRMSNorm}
 PLAIN |= {Attention, MoE, Experts, Router, MLP}
 """Modules whose computation the program knows; a model with others inside goes op by op."""
@@ -272,7 +274,7 @@ def _strange(model: LM) -> str | None:
                 return f"a weight of the model is a {type(tensor).__name__}"
             if tensor.dtype not in FLOATS:
                 kind = str(tensor.dtype).removeprefix("torch.")
-                return f"the model is quantized: a {name} of its {type(module).__name__} modules is {kind}"
+                return f"{QUANTIZED}: a {name} of its {type(module).__name__} modules is {kind}"
     return None
 
 

@@ -14,6 +14,7 @@ from nano3.config.errors import UserError
 from nano3.engine.engine import Engine
 from nano3.engine.protocol import run
 from nano3.engine.request import Grammar, Request, Sampling, ThinkingBudget
+from nano3.model.attention import Attention
 
 GREEDY = Sampling(temperature=0, max_tokens=12, ignore_eos=True)
 
@@ -54,6 +55,27 @@ def test_greedy_equals_whole_forward_passes(model, tokenizer, length):
     assert_same(output, *alone(model, prompt(length), 12, tokenizer.vocab_size))
     assert output.finish == "length"
     assert output.text == tokenizer.decode(output.ids, skip_special=True)
+
+
+@pytest.mark.parametrize("backend", ["", "eager", "reference"])
+@pytest.mark.parametrize("length", [2, 33, 200])
+def test_keys_and_values_in_bfloat16_beside_float32_states(model, tokenizer, monkeypatch, backend, length):
+    monkeypatch.setenv("NANO3_BACKEND", backend)
+    engine = engine_of(model, tokenizer, kv_dtype=torch.bfloat16)
+    (output,) = one(engine, prompt(length))
+    rounded = copy.deepcopy(model)
+    for block in (b for b in rounded.blocks if isinstance(b.mixer, Attention)):
+        for projection in (block.mixer.k_proj, block.mixer.v_proj):
+            projection.register_forward_hook(lambda module, given, y: y.bfloat16().float())
+    expected = alone(rounded, prompt(length), 12, tokenizer.vocab_size)
+    assert_same(output, *expected)
+    plain = alone(model, prompt(length), 12, tokenizer.vocab_size)
+    assert [token.log_prob for token in output.tokens] != pytest.approx(plain[1], abs=1e-5)
+    pool = [block for block in engine._scheduler.pool.blocks if block is not None]
+    assert {t.dtype for b in pool for t in vars(b).values() if isinstance(t, torch.Tensor)} == {
+        torch.float32,
+        torch.bfloat16,
+    }
 
 
 @pytest.mark.parametrize(

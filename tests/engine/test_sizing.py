@@ -27,6 +27,18 @@ def test_bytes_are_those_of_the_tensors():
     assert sum(t.nbytes for t in tensors) == expected
 
 
+def test_keys_and_values_may_have_a_type_of_their_own():
+    pool = StatePool(CFG, n_slots=3, n_pages=5, page_size=64, kv_dtype=torch.bfloat16)
+    tensors = [t for b in pool.blocks if b for t in vars(b).values() if isinstance(t, torch.Tensor)]
+    expected = 3 * slot_bytes(CFG, torch.float32) + 5 * page_bytes(CFG, 64, torch.bfloat16)
+    assert sum(t.nbytes for t in tensors) == expected
+    memory = 3 * slot_bytes(CFG, torch.float32) + 100 * page_bytes(CFG, 64, torch.bfloat16)
+    narrow, wide = (sizes(memory, max_sequences=1, max_context=1 << 20, kv_dtype=t) for t in (torch.bfloat16, None))
+    assert narrow.max_context > 1.9 * wide.max_context
+    with pytest.raises(ValueError, match="pages of float8_e4m3fn need scales"):
+        StatePool(CFG, 1, 1, 64, kv_dtype=torch.float8_e4m3fn)
+
+
 def test_state_of_the_report_model_is_48_mib_a_sequence_and_6_kib_a_token():
     assert 46 << 20 < slot_bytes(REPORT, torch.bfloat16) < 49 << 20
     assert page_bytes(REPORT, 64, torch.bfloat16) == 64 * 6 * 1024

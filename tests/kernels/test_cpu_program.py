@@ -78,6 +78,20 @@ def check_step(case, tolerance, state_tolerance, compute=None):
             same(a, b, state_tolerance if b.dtype == torch.float32 else max(1e-2, tolerance))
 
 
+@pytest.mark.parametrize(("conv", "pages"), [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_conv_states_and_pages_may_have_different_types(dtype, conv, pages):
+    case = Case(WIDE, dtype, (5, 9, 4))
+    types = [conv, None, pages, None]
+    case.states = [
+        s and BlockState(s.first.to(kind), s.second if kind is conv else s.second.to(kind))
+        for s, kind in zip(case.states, types, strict=True)
+    ]
+    check_step(case, 3e-3, TOLERANCE, torch.float32)
+    assert case.states[2].first.dtype == pages  # which `check_step` has compared
+
+
 @pytest.mark.parametrize(("sizes", "lengths"), [(SIZES, (10, 4)), (WIDE, (5,)), (WIDE, tuple(range(1, 65)))])
 @torch.inference_mode()
 def test_narrow_weights_are_widened_where_activations_are_float32(sizes, lengths):
@@ -242,12 +256,13 @@ def test_weights_and_states_that_do_not_fit():
     case.blocks = [mamba, experts, *rest]
     if native().library is None:
         return
-    conv, scan = case.states[0]
+    (conv, scan), (keys, values) = case.states[0], case.states[2]
     for states in (
         [BlockState(conv.double(), scan), *case.states[1:]],
         [BlockState(conv[:, :-1].contiguous(), scan), *case.states[1:]],
         [BlockState(conv, scan.bfloat16()), *case.states[1:]],
-        [BlockState(conv.bfloat16(), scan), *case.states[1:]],
+        [*case.states[:2], BlockState(keys, values.bfloat16()), None],
+        [*case.states[:2], BlockState(keys.double(), values.double()), None],
         [None, *case.states[1:]],
     ):
         with pytest.raises(UnfitError):

@@ -52,6 +52,16 @@ def test_keys_in_blocks_give_the_same(monkeypatch):
     torch.testing.assert_close(eager, expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("backend", ["eager", "reference", None])
+@pytest.mark.parametrize("query_lengths", [[1, 1, 1], [1, 9, 12]])
+def test_pages_of_another_type_are_read_as_the_queries_are(backend, query_lengths):
+    q, keys, values, *rest = paged([50, 31, 12], query_lengths, dtype=torch.bfloat16)
+    got = kernels.paged_attention(q.float(), keys, values, *rest, backend=backend)
+    assert got.dtype == torch.float32
+    expected = kernels.paged_attention(q.float(), keys.float(), values.float(), *rest, backend="reference")
+    torch.testing.assert_close(got, expected, rtol=2e-5, atol=2e-5)
+
+
 @pytest.mark.parametrize("backend", ["eager", None])
 def test_bfloat16_stays_close(backend):
     case = paged([50, 31, 9, 12], [1, 9, 1, 12], dtype=torch.bfloat16)

@@ -11,7 +11,9 @@ import pytest
 import torch
 from nano3.kernels import Scaled
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
+from nano3.cli.app import app
 from nano3.config.errors import UserError
 from nano3.config.model import Quantization
 from nano3.data.tokenizer import Tokenizer
@@ -20,7 +22,7 @@ from nano3.engine.protocol import run
 from nano3.engine.request import Request, Sampling
 from nano3.model import step
 from nano3.model.config import read_config
-from nano3.model.hf import check_stored, fill, load, save, stored_dtype
+from nano3.model.hf import check_stored, fill, load, save, stored_dtype, weight_bytes
 from nano3.model.lm import LM
 
 E4M3 = torch.float8_e4m3fn
@@ -121,6 +123,13 @@ def test_activations_are_rounded_with_the_stored_scale(folder):
     assert float(part(model, "blocks.1.mixer.experts").operand("up_proj").input_scale) == pytest.approx(0.02)
 
 
+def test_room_is_made_for_what_is_held(small_model, tmp_path, folder):
+    model = load(folder)
+    held = sum(p.nbytes for p in model.parameters())
+    assert held == pytest.approx(weight_bytes(folder, torch.bfloat16), rel=0.05)
+    assert held < 0.85 * sum(2 * p.numel() for p in model.parameters())
+
+
 @pytest.mark.parametrize("shard_bytes", [5_000_000_000, 20_000])
 def test_a_round_trip_keeps_every_bit(folder, tmp_path, shard_bytes):
     save(load(folder), tmp_path / "again", max_shard_bytes=shard_bytes)
@@ -180,7 +189,17 @@ def test_a_quantized_model_decodes_op_by_op_and_says_why(small_config, tmp_path)
     backend, reason = step.explain(model)
     assert backend == "op by op"
     if step.why_not() is None:
-        assert reason == "the model is quantized: a weight of its Linear modules is float8_e4m3fn"
+        assert reason.startswith("the model is quantized")
+        assert reason.endswith("a weight of its Linear modules is float8_e4m3fn")
+
+
+def test_info_tells_how_a_folder_is_quantized_and_what_follows(folder):
+    result = CliRunner().invoke(app, ["info", "--model", str(folder), "--backends", "--json"])
+    facts = json.loads(result.stdout)
+    assert facts["config"]["quantization"]["algorithm"] == "FP8"
+    (chosen,) = [row for row in facts["backends"] if row["op"] == "decoding step"]
+    assert (chosen["backend"], chosen["reason"]) == ("op by op", step.QUANTIZED)
+    assert "FP8, FP8 cache" in CliRunner().invoke(app, ["info", "--model", str(folder)]).stdout
 
 
 UP = "backbone.layers.1.mixer.experts.3.up_proj.weight"

@@ -18,7 +18,7 @@ struct ProgramBlock {
 struct Program {
     const ProgramBlock* blocks;
     const void *embeddings, *norm, *head;  // (V, D), (D), (V, D)
-    i64 n_blocks, D, V, weight_type, state_type;
+    i64 n_blocks, D, V, weight_type, conv_type, page_type;
     i64 H, P, N, G, W;             // Mamba-2
     i64 heads, R, Dh;              // attention: key heads, query heads of each, width
     i64 E, K, F;                   // routed experts

@@ -1,7 +1,7 @@
 // The blocks of a decoding step. All threads run each function together: `share` divides its loops, and waits at
 // their ends. A sequence's numbers depend neither on its neighbours nor on the number of threads; but with tiles (level
 // amx, bfloat16 weights) their last bits depend on whether a product has TILED_FROM rows.
-// T: weights, S: conv states and pages.
+// T: weights, S: conv states; pages have a type of their own, looked at where they are read and written.
 
 template <class T, class S> struct DecodeStep {
     const Program& p;
@@ -172,22 +172,31 @@ template <class T, class S> struct DecodeStep {
             }
             bool is_key = task < q_tasks + kv_tasks;
             i64 start = (task - q_tasks - (is_key ? 0 : kv_tasks)) * slice(), count = least(slice(), KV - start);
-            S* pages = (S*)(is_key ? b.first_state : b.second_state);
+            void* pages = is_key ? b.first_state : b.second_state;
             product(x, p.D, n, (const T*)(is_key ? b.second : b.third) + start * p.D, count, p.D, part, SLICE);
             for (i64 m = 0; m < n; m++) {
                 i64 place = p.lengths[m] - 1, page = p.table[m * p.table_width + place / p.page_size];
-                narrow_row(part + m * SLICE, pages + (page * p.page_size + place % p.page_size) * KV + start, count);
+                i64 at = (page * p.page_size + place % p.page_size) * KV + start;
+                if (p.page_type == F32) narrow_row(part + m * SLICE, (float*)pages + at, count);
+                else narrow_row(part + m * SLICE, (bf16*)pages + at, count);
             }
         });
+    }
+
+    template <class K>
+    void attend_pages(const ProgramBlock& b, const Partial& part, const float* q, float* out, float* tops,
+                      float* sums) const {
+        attend_keys(q, p.R, p.Dh, (const K*)b.first_state, (const K*)b.second_state,
+                    p.table + part.sequence * p.table_width, p.page_size, p.heads, part.head, part.start, part.stop, out,
+                    tops, sums, own().scores);
     }
 
     void attend(const ProgramBlock& b, i64 i) const {
         const Partial part = s.parts[i];
         const i64 q = p.R * p.Dh, task = part.sequence * p.heads + part.head;
         float *out = s.outs + i * q, *tops = s.tops + i * p.R, *sums = s.sums + i * p.R;
-        attend_keys(s.wide + task * q, p.R, p.Dh, (const S*)b.first_state, (const S*)b.second_state,
-                    p.table + part.sequence * p.table_width, p.page_size, p.heads, part.head, part.start, part.stop, out,
-                    tops, sums, own().scores);
+        if (p.page_type == F32) attend_pages<float>(b, part, s.wide + task * q, out, tops, sums);
+        else attend_pages<bf16>(b, part, s.wide + task * q, out, tops, sums);
         if (s.n_parts == n * p.heads)
             for (i64 r = 0; r < p.R; r++) {
                 float share = 1.0f / sums[r];  // as merge has it

@@ -9,9 +9,9 @@ extern "C" int EXPORT(decode_step)(Program* p, int threads) {
     StepScratch s = divide_scratch(*p, threads, arena);
     divide_attention(*p, s);
     if (p->weight_type == F32) {
-        if (p->state_type == F32) decode_step_of<float, float>(*p, s, threads);
+        if (p->conv_type == F32) decode_step_of<float, float>(*p, s, threads);
         else decode_step_of<float, bf16>(*p, s, threads);
-    } else if (p->state_type == F32) decode_step_of<bf16, float>(*p, s, threads);
+    } else if (p->conv_type == F32) decode_step_of<bf16, float>(*p, s, threads);
     else decode_step_of<bf16, bf16>(*p, s, threads);
     return DONE;
 }
