@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,19 +12,18 @@ from nano3.config.errors import UserError
 from nano3.data.tokenizer import Tokenizer
 from nano3.engine.detokenize import TextStream
 from nano3.engine.grammar import GrammarCompiler, GrammarMatcher
+from nano3.engine.passes import Passed, Passes, rows_of
 from nano3.engine.prefix_cache import PrefixCache
 from nano3.engine.protocol import Stats, ends_of_text, require_idle
 from nano3.engine.request import Request, Sampling, Token, Update
-from nano3.engine.sampler import sample, score
+from nano3.engine.sampler import score
 from nano3.engine.scheduler import Limits, Scheduler, Work
 from nano3.engine.sequence import Sequence
 from nano3.engine.sequence_sampler import SequenceSampler, derive_seed, penalized_ids
 from nano3.engine.sizing import Sizes, fit, free_memory
 from nano3.engine.thinking import thinking_tracker
 from nano3.model.lm import LM
-from nano3.model.plan import MOST_STEPS, Plan, Span
 from nano3.model.pool import StatePool
-from nano3.model.step import Ahead, choosing_step, step, why_not
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,8 +35,21 @@ SCORED_ROWS = 256
 class Engine:
     """Runs requests together on one model; see nano3.engine.protocol.GenerationEngine.
 
-    A request's result depends on nothing but the request: not on what runs beside it, on chunk sizes, on the prefix
-    cache or on memory that was another's before.
+    A request's result does not depend on what runs beside it, on chunk sizes, on the prefix cache, on preemption or on
+    memory that was another's before: but for rounding, and with `exact` to the last bit.
+
+    Without `exact`, decoding is equal to the last bit where it is one C++ call (`nano3.model.step.why_not`), but a
+    prompt is not: products of up to 64 rows are C++'s and larger ones PyTorch's, whose rounding depends on the number
+    of rows too; pieces and kept states begin where chunks ended; and a token computed among a prompt's (after
+    preemption, or as a later turn's beginning) rounds otherwise than one that was decoded. In float32 log-probabilities
+    differ by some 1e-6, in bfloat16 by up to some 1e-2, and more where a router is near a tie. So a seed reproduces a
+    bfloat16 output only among the same requests.
+
+    With `exact`, tokens and log-probabilities hang on the request, the weights, `snapshot_every`, and the machine with
+    its number of threads alone. Prompts go through the model one piece of one prompt at a time, cut at multiples of
+    `snapshot_every` and before the last token; states are kept, and found, at those ends only; what was decoded is
+    computed anew by decoding. Many short prompts take longer for it. Where decoding is not one C++ call, on GPUs for
+    one, every sequence decodes alone, which is many times slower.
     """
 
     def __init__(
@@ -56,6 +66,7 @@ class Engine:
         mixed_step_tokens: int = 256,
         prefix_cache: bool = True,
         speculate: int = 0,
+        exact: bool = False,
         eos_ids: frozenset[int] | None = None,
         kv_dtype: torch.dtype | None = None,
     ) -> None:
@@ -74,14 +85,18 @@ class Engine:
             mixed_step_tokens: the same beside decoding sequences.
             prefix_cache: keep states of prompts for others that begin alike.
             speculate: tokens guessed ahead from what was already said; outputs stay the same.
+            exact: results are equal to the last bit whatever happens beside a request; see the class. Not with
+                speculate.
             eos_ids: tokens that end a text; None: the tokenizer's end of text and <|im_end|>.
             kv_dtype: type of keys and values in their pages, such as bfloat16 beside float32 activations for half the
                 memory; None: that of the activations.
 
         Raises:
-            UserError: memory for not even one sequence, or a setting below 1.
+            UserError: memory for not even one sequence, a setting below 1, or exact with speculate.
         """
         _check_settings(max_sequences, page_size, snapshot_every, step_tokens, mixed_step_tokens)
+        if exact and speculate:
+            raise UserError("engine: exact and speculate exclude each other: guesses are computed several at a time")
         self.model, self.tokenizer = model, tokenizer
         self.device = model.device
         self.eos_ids = ends_of_text(tokenizer) if eos_ids is None else eos_ids
@@ -97,14 +112,15 @@ class Engine:
         )
         self.max_context, self.page_size = self.sizes.max_context, page_size
         sizes = self.sizes.max_sequences, self.max_context
-        limits = Limits(*sizes, step_tokens, mixed_step_tokens, snapshot_every, prefix_cache, speculate)
+        limits = Limits(*sizes, step_tokens, mixed_step_tokens, snapshot_every, prefix_cache, speculate, exact)
         self._scheduler = Scheduler(self._new_pool(kv_dtype), limits)
         self._ids_limit = min(tokenizer.vocab_size, model.cfg.vocab_size)
+        self._passes = Passes(model, self._scheduler.pool, self._ids_limit, exact)
         self._sequences: dict[str, list[Sequence]] = {}
         self._arrivals = 0
         self._weights_version = 0
         self._grammars = GrammarCompiler(tokenizer, self._ids_limit, self.eos_ids)
-        self._prompt_tokens = self._computed = self._outputs = self._drafted = self._accepted = 0
+        self._prompt_tokens = self._outputs = self._drafted = self._accepted = 0
 
     def _new_pool(self, kv_dtype: torch.dtype | None) -> StatePool:
         counts = self.sizes.n_slots, self.sizes.n_pages, self.page_size
@@ -149,7 +165,7 @@ class Engine:
             return []
         updates: list[Update] = []
         right: dict[int, int] = {}
-        for done in self._passes(works):
+        for done in self._passes.run(works):
             for work, start in zip(done.works, done.starts, strict=True):
                 if done.hidden is not None and work.sequence.scores_prompt:
                     self._score(work, done.hidden[start : start + work.length])
@@ -175,7 +191,7 @@ class Engine:
             waiting=len(s.waiting),
             prompt_tokens=self._prompt_tokens,
             cached_tokens=s.cached_tokens,
-            computed_tokens=self._computed,
+            computed_tokens=self._passes.computed,
             output_tokens=self._outputs,
             preemptions=s.preemptions,
             cache_queries=s.cache_queries,
@@ -237,51 +253,6 @@ class Engine:
     def _matcher(self, sampling: Sampling) -> GrammarMatcher | None:
         return None if sampling.grammar is None else self._grammars.compile(sampling.grammar)
 
-    def _parts(self, works: list[Work]) -> list[list[Work]]:
-        """What goes through the model together: single tokens apart from prompts where they have a faster way, which
-        rounds differently, so that no result depends on whether a prompt was beside it."""
-        works.sort(key=lambda work: (work.tokens > 1, work.sequence.slot))
-        count = sum(work.tokens == 1 for work in works)
-        if not count or (len(works) == count <= MOST_STEPS) or why_not(self.model) is not None:
-            return [works]
-        steps = [works[start : min(start + MOST_STEPS, count)] for start in range(0, count, MOST_STEPS)]
-        return [*steps, works[count:]] if count < len(works) else steps
-
-    def _passes(self, works: list[Work]) -> list[_Passed]:
-        return [self._pass(part) for part in self._parts(works)]
-
-    def _pass(self, works: list[Work]) -> _Passed:
-        if all(work.is_step for work in works) and (chosen := self._choosing_pass(works)) is not None:
-            self._computed += len(works)
-            return _Passed(works, range(len(works)), None, None, chosen)
-        plan = Plan([_span(work) for work in works], self._scheduler.pool.page_size, self.device)
-        self._computed += plan.n_tokens
-        row: list[int] = []
-        for work in works:
-            sequence = work.sequence
-            row += sequence.tokens[sequence.computed : sequence.computed + work.length]
-            row += work.drafts
-        tokens = torch.tensor(row, dtype=torch.int64, device=self.device).unsqueeze(0)
-        state = self._scheduler.pool.state(plan)
-        stepped = step(self.model, tokens, state, logits=True) if plan.is_step else None
-        if stepped is None:
-            return _Passed(works, plan.starts, self.model.hidden(tokens, state=state).x[0], None)
-        return _Passed(works, plan.starts, stepped.hidden, stepped.logits)
-
-    def _choosing_pass(self, works: list[Work]) -> list[Token] | None:
-        """The next token of each work, one call for all of them; None where that cannot be."""
-        samplers = [work.sequence.sampler for work in works]
-        draws = [sampler.draw() for sampler in samplers]
-        ahead = [_ahead(work.sequence) for work in works]
-        chosen = choosing_step(self.model, ahead, self._scheduler.pool, self._ids_limit, draws)
-        if chosen is None:
-            return None
-        if chosen.logits is None:
-            return [Token(*token) for token in chosen.tokens if token is not None]
-        others = [sampler for sampler, draw in zip(samplers, draws, strict=True) if draw is None]
-        rest = iter(sample(chosen.logits, others, self._ids_limit))
-        return [next(rest) if token is None else Token(*token) for token in chosen.tokens]
-
     def _score(self, work: Work, hidden: Tensor) -> None:
         """Log-probabilities of the prompt tokens that follow those of the pass; the first one has none."""
         sequence = work.sequence
@@ -296,7 +267,7 @@ class Engine:
             logits = self.model.lm_head(hidden[start - first : stop - first])
             sequence.prompt_scores += score(logits, targets, top, self._ids_limit)
 
-    def _choose(self, done: _Passed, right: dict[int, int]) -> list[Update]:
+    def _choose(self, done: Passed, right: dict[int, int]) -> list[Update]:
         """Next tokens; how many guesses of each work were right is put into `right`."""
         updates: list[Update] = []
         if done.chosen is not None:
@@ -314,10 +285,10 @@ class Engine:
             rows += range(start + work.length - 1, start + work.length + len(work.drafts))
         if not open_works:
             return updates
-        logits = self._logits(done, rows)
+        logits = self._passes.logits(done, rows)
         for guess in range(1 + max(len(work.drafts) for work, _ in open_works)):
             at = [row + guess for _, row in open_works]
-            chosen = sample(_rows_of(logits, at), [work.sequence.sampler for work, _ in open_works], self._ids_limit)
+            chosen = self._passes.sample(rows_of(logits, at), [work.sequence.sampler for work, _ in open_works])
             still_open = []
             for (work, row), token in zip(open_works, chosen, strict=True):
                 update = work.sequence.accept(token, self.eos_ids, self.max_context)
@@ -329,12 +300,6 @@ class Engine:
             if not open_works:
                 break
         return updates
-
-    def _logits(self, done: _Passed, rows: list[int]) -> Tensor:
-        if done.logits is not None:
-            return _rows_of(done.logits, rows)
-        assert done.hidden is not None
-        return self.model.lm_head(_rows_of(done.hidden, rows))
 
     def _settle(self, work: Work, right: int) -> None:
         """Enter what the pass computed."""
@@ -358,40 +323,8 @@ class Engine:
             self._scheduler.remove(done, keep=update.finish != "error")
 
 
-@dataclass
-class _Passed:
-    """Works that went through the model together."""
-
-    works: list[Work]
-    starts: Iterable[int]
-    """First row of each."""
-    hidden: Tensor | None
-    """(tokens of the pass, D); None where `chosen` is all that is wanted."""
-    logits: Tensor | None
-    """(tokens of the pass, V) where they came with it, valid until the model's next step."""
-    chosen: list[Token] | None = None
-    """Next token of each work, where it came with the pass."""
-
-
-def _rows_of(x: Tensor, rows: list[int]) -> Tensor:
-    """x[rows], without a copy where that is all of x."""
-    if len(rows) == x.shape[0] and rows == list(range(len(rows))):
-        return x
-    return x[torch.tensor(rows, device=x.device)]
-
-
 def _check_settings(*values: int) -> None:
     names = ("max_sequences", "page_size", "snapshot_every", "step_tokens", "mixed_step_tokens")
     for name, value in zip(names, values, strict=True):
         if value < 1:
             raise UserError(f"engine: {name} is {value}; it must be at least 1")
-
-
-def _ahead(sequence: Sequence) -> Ahead:
-    return Ahead(sequence.tokens[-1], sequence.slot, sequence.pages, sequence.computed + 1)
-
-
-def _span(work: Work) -> Span:
-    sequence = work.sequence
-    length = work.length + len(work.drafts)
-    return Span(length, sequence.slot, sequence.computed, sequence.pages, work.saves)

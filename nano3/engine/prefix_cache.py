@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from nano3.engine.memory import FreeList, Pages
@@ -64,15 +64,20 @@ class PrefixCache:
     def __contains__(self, key: Key) -> bool:
         return key in self._entries
 
-    def match(self, tokens: Sequence[int], hashes: BlockHashes, limit: int) -> Entry | None:
-        """The longest entry that covers a beginning of `tokens` of at most `limit` tokens; it counts as used."""
+    def match(
+        self, tokens: Sequence[int], hashes: BlockHashes, limit: int, fits: Callable[[int], bool] = lambda _: True
+    ) -> Entry | None:
+        """The longest entry that covers a beginning of `tokens` of at most `limit` tokens, of a length that `fits`; it
+        counts as used."""
         if not self._entries:
             return None
         for blocks in range(limit // self._block, -1, -1):
             head, start = hashes.upto(tokens, blocks), blocks * self._block
             for tail in sorted(self._lengths.get(head, ()), reverse=True):
+                if start + tail > limit or not fits(start + tail):
+                    continue
                 entry = self._entries.get((head, tuple(tokens[start : start + tail])))
-                if entry is not None and start + tail <= limit:
+                if entry is not None:
                     self._entries.move_to_end(entry.key)
                     return entry
         return None

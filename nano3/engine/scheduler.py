@@ -34,6 +34,9 @@ class Limits:
     prefix_cache: bool
     speculate: int
     """Most tokens guessed ahead; 0: none."""
+    exact: bool = False
+    """Prompts are computed in pieces that end at multiples of snapshot_every and before the last token, all later
+    tokens one by one, and states are kept at such ends only: so a sequence's passes depend on its tokens alone."""
 
 
 @dataclass
@@ -97,7 +100,7 @@ class Scheduler:
             self.waiting.remove(sequence)
             return
         self.running.remove(sequence)
-        if keep and self.limits.prefix_cache and sequence.computed >= SHORTEST_KEPT:
+        if keep and self.limits.prefix_cache and not self.limits.exact and sequence.computed >= SHORTEST_KEPT:
             key = sequence.hashes.key(sequence.tokens, sequence.computed)
             self.cache.add(key, sequence.computed, sequence.slot, sequence.pages)
         else:
@@ -120,7 +123,7 @@ class Scheduler:
                 continue
             pending = sequence.pending
             decodes = pending == 1
-            length = 1 if decodes else min(pending, budget)
+            length = 1 if decodes else self._length(sequence, budget, first=all(w.length == 1 for w in works))
             drafts = self._drafts(sequence) if decodes else ()
             if length == 0 or not self._reach(sequence, sequence.computed + length + len(drafts)):
                 continue
@@ -130,6 +133,17 @@ class Scheduler:
         for work in works:
             self._choose_saves(work)
         return works
+
+    def _length(self, sequence: Sequence, budget: int, *, first: bool) -> int:
+        """Tokens of a prompt that the next pass takes; 0 where it has to wait for the next step."""
+        if not self.limits.exact:
+            return min(sequence.pending, budget)
+        last = sequence.prompt_length - 1
+        if sequence.computed >= last:
+            return 1
+        every = self.limits.snapshot_every
+        length = min((sequence.computed // every + 1) * every, last) - sequence.computed
+        return length if length <= budget or first else 0
 
     def keep_states(self, work: Work) -> None:
         """After the pass: enter the saved states in the prefix cache."""
@@ -195,7 +209,10 @@ class Scheduler:
     def _look_up(self, sequence: Sequence) -> Entry | None:
         if not self._may_share(sequence):
             return None
-        return self.cache.match(sequence.tokens, sequence.hashes, len(sequence.tokens) - 1)
+        if not self.limits.exact:
+            return self.cache.match(sequence.tokens, sequence.hashes, len(sequence.tokens) - 1)
+        last, every = sequence.prompt_length - 1, self.limits.snapshot_every
+        return self.cache.match(sequence.tokens, sequence.hashes, last, lambda n: n == last or n % every == 0)
 
     def _count(self, sequence: Sequence, entry: Entry | None) -> None:
         sequence.computed = entry.length if entry else 0
@@ -269,7 +286,8 @@ class Scheduler:
         sequence, start = work.sequence, work.sequence.computed
         stop, every = start + work.length, self.limits.snapshot_every
         wanted = {p for p in range((start // every + 1) * every, stop + 1, every) if _worth_keeping(p, every)}
-        wanted |= {p for p in (*sequence.request.cache_at, sequence.prompt_length - 1) if start < p <= stop}
+        asked = () if self.limits.exact else sequence.request.cache_at
+        wanted |= {p for p in (*asked, sequence.prompt_length - 1) if start < p <= stop}
         for position in sorted(wanted):
             if position < SHORTEST_KEPT:
                 continue
