@@ -122,6 +122,7 @@ class DecodeProgram:
         *,
         logits: bool,
         experts: bool = False,
+        exact: bool = False,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Advance n sequences by one token each, their states in place.
 
@@ -133,6 +134,7 @@ class DecodeProgram:
             states: one a block, None for blocks without.
             logits: whether they are wanted.
             experts: whether the experts that each token uses are.
+            exact: as of `choose`.
 
         Returns:
             (n, D) float32 after the final norm; (n, V) float32 logits; (blocks with experts, n, K) int16 expert ids.
@@ -159,7 +161,7 @@ class DecodeProgram:
             p.tokens, p.slots, p.table = tokens.data_ptr(), slots.data_ptr(), page_table.data_ptr()
             p.lengths, p.hidden, p.logits = key_lengths.data_ptr(), hidden.data_ptr(), _address(rows)
             p.chosen_experts = _address(chosen)
-            self._step()
+            self._step(exact)
         return hidden, rows, chosen
 
     def choose(
@@ -173,6 +175,7 @@ class DecodeProgram:
         draws: Sequence[Draw | None],
         *,
         experts: bool = False,
+        exact: bool = False,
     ) -> Chosen:
         """Advance n sequences, 0 < n <= MOST_SEQUENCES, as `run` does, and choose the next token of each.
 
@@ -185,6 +188,8 @@ class DecodeProgram:
             limit: only ids below it are chosen.
             draws: how; None for sequences whose logits are wanted instead.
             experts: whether the experts that each token uses are wanted.
+            exact: multiply float32 numbers whatever `compute` is, in an order that does not depend on n; the tiles of
+                AMX round otherwise for few sequences than for many.
 
         Returns:
             What draw_tokens (draw.py) makes of the logits.
@@ -207,7 +212,7 @@ class DecodeProgram:
             memory.draws.fill([draw or NOTHING for draw in draws])
             p.n, p.limit, p.hidden, p.logits = n, min(limit, self.sizes.V), 0, self._logits.data_ptr()
             p.chosen_experts = _address(chosen)
-            self._step()
+            self._step(exact)
             found: list[Drawn | None] = [*memory.draws.results(n)]
             for m in left:
                 found[m] = None
@@ -216,11 +221,11 @@ class DecodeProgram:
     def _expert_ids(self, n: int) -> Tensor:
         return _new(self._kinds.count(ExpertWeights), n, self.sizes.K, dtype=torch.int16)
 
-    def _step(self) -> None:
-        p = self._program
-        if not run("decode_step", ctypes.byref(p), exact=self._exact):
+    def _step(self, exact: bool) -> None:
+        p, exact = self._program, exact or self._exact
+        if not run("decode_step", ctypes.byref(p), exact=exact):
             self._grow_scratch(p.scratch_needed)
-            if not run("decode_step", ctypes.byref(p), exact=self._exact):
+            if not run("decode_step", ctypes.byref(p), exact=exact):
                 raise MemoryError(f"no scratch of {p.scratch_needed} bytes for a decoding step")
 
     def _check_indices(self, tokens: Tensor, slots: Tensor, page_table: Tensor, key_lengths: Tensor) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nano3.config.errors import UserError
+from nano3.config.model import MOE
 from nano3.data.tokenizer import Tokenizer
 from nano3.engine.detokenize import TextStream
 from nano3.engine.grammar import GrammarCompiler, GrammarMatcher
@@ -38,12 +39,12 @@ class Engine:
     A request's result does not depend on what runs beside it, on chunk sizes, on the prefix cache, on preemption or on
     memory that was another's before: but for rounding, and with `exact` to the last bit.
 
-    Without `exact`, decoding is equal to the last bit where it is one C++ call (`nano3.model.step.why_not`), but a
-    prompt is not: products of up to 64 rows are C++'s and larger ones PyTorch's, whose rounding depends on the number
-    of rows too; pieces and kept states begin where chunks ended; and a token computed among a prompt's (after
-    preemption, or as a later turn's beginning) rounds otherwise than one that was decoded. In float32 log-probabilities
-    differ by some 1e-6, in bfloat16 by up to some 1e-2, and more where a router is near a tie. So a seed reproduces a
-    bfloat16 output only among the same requests.
+    Without `exact`, decoding is equal to the last bit where it is one C++ call (`nano3.model.step.why_not`), bfloat16
+    with AMX apart, whose tiles take over from four rows on. A prompt is not: products of up to 64 rows are C++'s and
+    larger ones PyTorch's, whose rounding depends on the number of rows too; pieces and kept states begin where chunks
+    ended; and a token computed among a prompt's (after preemption, or as a later turn's beginning) rounds otherwise
+    than one that was decoded. In float32 log-probabilities differ by some 1e-6, in bfloat16 by up to some 1e-2, and
+    more where a router is near a tie. So a seed reproduces a bfloat16 output only among the same requests.
 
     With `exact`, tokens and log-probabilities hang on the request, the weights, `snapshot_every`, and the machine with
     its number of threads alone. Prompts go through the model one piece of one prompt at a time, cut at multiples of
@@ -170,6 +171,8 @@ class Engine:
                 if done.hidden is not None and work.sequence.scores_prompt:
                     self._score(work, done.hidden[start : start + work.length])
             updates += self._choose(done, right)
+            self._log_experts(done, right)
+        updates = _with_experts(updates, works)
         for work in works:
             self._settle(work, right.get(id(work), 0))
         self._finish(updates)
@@ -228,6 +231,8 @@ class Engine:
             raise ValueError(
                 f"prompt of {length} tokens is too long: the context holds {self.max_context} with the output"
             )
+        if request.return_experts and not self.model.cfg.blocks(MOE):
+            raise ValueError("return_experts: the model has no mixture of experts")
         wrong = next((i for i in request.prompt if not 0 <= i < self.model.cfg.vocab_size), None)
         if wrong is not None:
             raise ValueError(f"prompt: no token has the id {wrong}; ids go from 0 to {self.model.cfg.vocab_size - 1}")
@@ -301,6 +306,14 @@ class Engine:
                 break
         return updates
 
+    def _log_experts(self, done: Passed, right: dict[int, int]) -> None:
+        if done.experts is None:
+            return
+        for work, start in zip(done.works, done.starts, strict=True):
+            if work.sequence.experts is not None:
+                tokens = slice(start, start + work.length + right.get(id(work), 0))
+                work.sequence.experts.add(work.sequence.computed, done.experts[:, tokens])
+
     def _settle(self, work: Work, right: int) -> None:
         """Enter what the pass computed."""
         if work.drafts:
@@ -321,6 +334,14 @@ class Engine:
             if not sequences:
                 del self._sequences[update.request_id]
             self._scheduler.remove(done, keep=update.finish != "error")
+
+
+def _with_experts(updates: list[Update], works: list[Work]) -> list[Update]:
+    wanted = {(w.sequence.id, w.sequence.index): log for w in works if (log := w.sequence.experts) is not None}
+    if not wanted:
+        return updates
+    logs = [wanted.get((update.request_id, update.index)) for update in updates]
+    return [u if log is None else u._replace(experts=log.take_new()) for u, log in zip(updates, logs, strict=True)]
 
 
 def _check_settings(*values: int) -> None:

@@ -54,6 +54,8 @@ class Output:
     error: str = ""
     weights_version: int = 0
     """Of the weights that computed it; see GenerationEngine.weights_changed."""
+    expert_pieces: list[np.ndarray] = field(default_factory=list)
+    """Experts as they came; `experts` is all of them."""
 
     def add(self, update: Update) -> None:
         """Append one update."""
@@ -66,6 +68,10 @@ class Output:
         self.cached_tokens = max(self.cached_tokens, update.cached_tokens)
         self.prompt = self.prompt or update.prompt
         self.weights_version = update.weights_version
+        if update.experts is not None:
+            self.expert_pieces.append(update.experts)
+            if len(self.expert_pieces) >= MOST_PIECES:
+                self.expert_pieces = [np.concatenate(self.expert_pieces, axis=1)]
         if update.finish is not None:
             self.finish, self.stop_reason, self.error = update.finish, update.stop_reason, update.error
 
@@ -100,6 +106,17 @@ class Output:
     def forced(self) -> np.ndarray:
         """(n_tokens,) bool: written by the thinking budget, not drawn: no part of a policy's loss."""
         return np.array(self.table.forced, dtype=bool)
+
+    @property
+    def experts(self) -> np.ndarray | None:
+        """(MoE blocks, prompt + output tokens - 1, K) uint8 or int16: the experts that each token used, all but the
+        last, which went through no block; None where the request did not want them.
+
+        A training pass over these tokens takes them as `LM.hidden(tokens, routing=...)`.
+        """
+        if len(self.expert_pieces) > 1:
+            self.expert_pieces = [np.concatenate(self.expert_pieces, axis=1)]
+        return self.expert_pieces[0] if self.expert_pieces else None
 
     @property
     def ids(self) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,6 +32,8 @@ class Passed:
     """(tokens of the pass, V) where they came with it, valid until the model's next step."""
     chosen: list[Token] | None = None
     """Next token of each work, where it came with the pass."""
+    experts: np.ndarray | None = None
+    """(MoE blocks, tokens of the pass, K), where a work's request wants them."""
 
 
 class Passes:
@@ -86,9 +89,10 @@ class Passes:
         return [*_groups(steps), *_groups(singles), *longer]
 
     def _pass(self, works: list[Work]) -> list[Passed]:
-        if all(work.is_step for work in works) and (chosen := self._choosing_pass(works)) is not None:
+        experts = any(work.sequence.experts is not None for work in works)
+        if all(work.is_step for work in works) and (passed := self._choosing_pass(works, experts)) is not None:
             self.computed += len(works)
-            return [Passed(works, range(len(works)), None, None, chosen)]
+            return [passed]
         plan = Plan([_span(work) for work in works], self.pool.page_size, self.device)
         row: list[int] = []
         for work in works:
@@ -97,27 +101,35 @@ class Passes:
             row += work.drafts
         tokens = torch.tensor(row, dtype=torch.int64, device=self.device).unsqueeze(0)
         state = self.pool.state(plan)
-        stepped = step(self.model, tokens, state, logits=True) if plan.is_step else None
+        stepped = (
+            step(self.model, tokens, state, logits=True, experts=experts, exact=self.exact) if plan.is_step else None
+        )
         if stepped is None and self.exact and len(works) > 1:
             return [passed for work in works for passed in self._pass([work])]
         self.computed += plan.n_tokens
         if stepped is None:
-            return [Passed(works, plan.starts, self.model.hidden(tokens, state=state).x[0], None)]
-        return [Passed(works, plan.starts, stepped.hidden, stepped.logits)]
+            hidden = self.model.hidden(tokens, state=state, keep_expert_ids=experts)
+            ids = None if hidden.expert_ids is None else hidden.expert_ids[:, 0]
+            return [Passed(works, plan.starts, hidden.x[0], None, experts=self._compact(ids))]
+        return [Passed(works, plan.starts, stepped.hidden, stepped.logits, experts=self._compact(stepped.expert_ids))]
 
-    def _choosing_pass(self, works: list[Work]) -> list[Token] | None:
+    def _compact(self, expert_ids: Tensor | None) -> np.ndarray | None:
+        if expert_ids is None:
+            return None
+        return expert_ids.to(torch.uint8 if self.model.cfg.n_experts <= 256 else torch.int16).cpu().numpy()
+
+    def _choosing_pass(self, works: list[Work], experts: bool) -> Passed | None:
         """The next token of each work, one call for all of them; None where that cannot be."""
         samplers = [work.sequence.sampler for work in works]
         draws = [sampler.draw() for sampler in samplers]
         ahead = [_ahead(work) for work in works]
-        chosen = choosing_step(self.model, ahead, self.pool, self.ids_limit, draws)
+        chosen = choosing_step(self.model, ahead, self.pool, self.ids_limit, draws, experts=experts, exact=self.exact)
         if chosen is None:
             return None
-        if chosen.logits is None:
-            return [Token(*token) for token in chosen.tokens if token is not None]
         others = [sampler for sampler, draw in zip(samplers, draws, strict=True) if draw is None]
-        rest = iter(self.sample(chosen.logits, others))
-        return [next(rest) if token is None else Token(*token) for token in chosen.tokens]
+        rest = iter(self.sample(chosen.logits, others) if chosen.logits is not None else ())
+        tokens = [next(rest) if token is None else Token(*token) for token in chosen.tokens]
+        return Passed(works, range(len(works)), None, None, tokens, self._compact(chosen.expert_ids))
 
 
 def rows_of(x: Tensor, rows: list[int]) -> Tensor:

@@ -12,6 +12,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from nano3.engine.memory import FreeList, Pages
 
 Key = tuple[bytes, tuple[int, ...]]
@@ -26,14 +28,16 @@ class Entry:
     length: int
     slot: int
     pages: tuple[int, ...]
+    experts: np.ndarray | None = None
+    """(MoE blocks, length, K) that the tokens used, of requests that report them."""
 
 
 class BlockHashes:
-    """Chained hashes of a growing token list's whole blocks."""
+    """Chained hashes of a growing token list's whole blocks; lists of another `kind` never share an entry."""
 
-    def __init__(self, block: int) -> None:
+    def __init__(self, block: int, kind: bytes = b"") -> None:
         self.block = block
-        self._hashes = [b""]
+        self._hashes = [kind]
 
     def upto(self, tokens: Sequence[int], blocks: int) -> bytes:
         """Hash of the first `blocks` blocks; tokens only ever grow at the end."""
@@ -86,14 +90,14 @@ class PrefixCache:
         """Count an entry as used."""
         self._entries.move_to_end(key)
 
-    def add(self, key: Key, length: int, slot: int, pages: Sequence[int]) -> None:
+    def add(self, key: Key, length: int, slot: int, pages: Sequence[int], experts: np.ndarray | None = None) -> None:
         """Keep a slot, which becomes the cache's, with the pages of its first `length` tokens."""
         if key in self._entries:
             self._slots.give_back(slot)
             return
         held = tuple(pages[: -(-length // self._page_size)])
         self._pages.hold(held, kept=True)
-        self._entries[key] = Entry(key, length, slot, held)
+        self._entries[key] = Entry(key, length, slot, held, experts)
         tails = self._lengths.setdefault(key[0], {})
         tails[len(key[1])] = tails.get(len(key[1]), 0) + 1
 

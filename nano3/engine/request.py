@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+import numpy as np
+
 GrammarKind = Literal["json_schema", "json_object", "regex", "choice", "lark"]
 FinishReason = Literal["stop", "length", "abort", "error"]
 MAX_TOP = 100
@@ -101,6 +103,8 @@ class Request:
     n: int = 1
     cache_at: tuple[int, ...] = ()
     """Prompt lengths at which another prompt will likely part from this one: their states are kept if there is room."""
+    return_experts: bool = False
+    """Report the experts that each token used, for training passes that are to use the same (router replay)."""
 
     def __post_init__(self) -> None:
         _require(bool(self.prompt), "prompt is empty; give at least one token")
@@ -142,6 +146,9 @@ class Update(NamedTuple):
     """What went wrong, when finish is error."""
     weights_version: int = 0
     """Of the weights that computed it; see GenerationEngine.weights_changed."""
+    experts: np.ndarray | None = None
+    """(MoE blocks, tokens, K) uint8, or int16 beyond 256 experts: those of the tokens that were computed since the last
+    update, the prompt's with the first; where the request wants them."""
 
 
 def _check_sampling(s: Sampling) -> None:

@@ -102,7 +102,7 @@ class Scheduler:
         self.running.remove(sequence)
         if keep and self.limits.prefix_cache and not self.limits.exact and sequence.computed >= SHORTEST_KEPT:
             key = sequence.hashes.key(sequence.tokens, sequence.computed)
-            self.cache.add(key, sequence.computed, sequence.slot, sequence.pages)
+            self._keep(key, sequence.computed, sequence.slot, sequence)
         else:
             self.slots.give_back(sequence.slot)
         self._release_pages(sequence)
@@ -148,7 +148,11 @@ class Scheduler:
     def keep_states(self, work: Work) -> None:
         """After the pass: enter the saved states in the prefix cache."""
         for key, position, slot in work.keep:
-            self.cache.add(key, position, slot, work.sequence.pages)
+            self._keep(key, position, slot, work.sequence)
+
+    def _keep(self, key: Key, length: int, slot: int, sequence: Sequence) -> None:
+        experts = None if sequence.experts is None else sequence.experts.upto(length)
+        self.cache.add(key, length, slot, sequence.pages, experts)
 
     def take_back(self, work: Work, right: int) -> None:
         """After the pass: `right` guesses were right; the sequence's slot becomes the state after those."""
@@ -216,6 +220,8 @@ class Scheduler:
 
     def _count(self, sequence: Sequence, entry: Entry | None) -> None:
         sequence.computed = entry.length if entry else 0
+        if entry is not None and entry.experts is not None and sequence.experts is not None:
+            sequence.experts.add(0, entry.experts)
         if sequence.started:  # a second start, after a preemption, says nothing about the prompt
             return
         sequence.started = True

@@ -5,11 +5,40 @@ from __future__ import annotations
 from functools import cached_property
 from math import isnan
 
+import numpy as np
+
 from nano3.engine.detokenize import TextStream
 from nano3.engine.prefix_cache import BlockHashes
 from nano3.engine.request import FinishReason, Request, Token, Update
 from nano3.engine.sequence_sampler import SequenceSampler
 from nano3.engine.speculate import NgramIndex
+
+
+class ExpertLog:
+    """The experts of a sequence's tokens, each as it was first computed: log-probabilities are of those."""
+
+    def __init__(self) -> None:
+        self._pieces: list[np.ndarray] = []
+        self._length = self._reported = 0
+
+    def add(self, start: int, experts: np.ndarray) -> None:
+        """Enter (MoE blocks, tokens, K) of the tokens from `start` on; what is there already stays."""
+        new = experts[:, max(0, self._length - start) :]
+        if new.shape[1]:
+            self._pieces.append(new)
+            self._length += new.shape[1]
+
+    def upto(self, length: int) -> np.ndarray:
+        """Of the first `length` tokens."""
+        if len(self._pieces) != 1:
+            self._pieces = [np.concatenate(self._pieces, axis=1)]
+        return self._pieces[0][:, :length]
+
+    def take_new(self) -> np.ndarray:
+        """Of the tokens since the last call."""
+        new = self.upto(self._length)[:, self._reported :]
+        self._reported = self._length
+        return new
 
 
 class Sequence:
@@ -33,7 +62,8 @@ class Sequence:
         self.pages: list[int] = []
         self.cached_tokens = 0
         self.prompt_scores: list[Token] = []
-        self.hashes = BlockHashes(block)
+        self.hashes = BlockHashes(block, b"experts" if request.return_experts else b"")
+        self.experts: ExpertLog | None = ExpertLog() if request.return_experts else None
         self.ngrams = NgramIndex()
         self.started = False
         """Whether it ever ran."""

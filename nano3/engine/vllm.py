@@ -86,6 +86,8 @@ class VllmEngine:
     def add(self, request: Request) -> None:
         """Take a request in; see GenerationEngine.add."""
         self.prepare(request)
+        if request.return_experts:
+            raise UserError("return_experts: vLLM does not report them; take the native engine, or roll out in float32")
         if any(output.request.id == request.id for output in self._outputs.values()):
             raise ValueError(f"request id {request.id!r} is in use")
         seed = secrets.randbits(63) if request.sampling.seed is None else request.sampling.seed

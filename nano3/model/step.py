@@ -82,7 +82,7 @@ class Ahead(NamedTuple):
 
 
 def step(
-    model: LM, tokens: Tensor, state: HybridState, *, logits: bool = False, experts: bool = False
+    model: LM, tokens: Tensor, state: HybridState, *, logits: bool = False, experts: bool = False, exact: bool = False
 ) -> Stepped | None:
     """Advance the sequences of the state's plan by one token each; None (and nothing done) where it has to go op by op.
 
@@ -91,6 +91,8 @@ def step(
         state: of a pool, under the plan of this pass.
         logits: whether they are wanted.
         experts: whether the experts that each token uses are wanted.
+        exact: results do not depend on what other sequences are beside, to the last bit; slower where bfloat16
+            products are fast.
     """
     if _goes_apart():
         return None
@@ -98,7 +100,7 @@ def step(
     if plan is None or not plan.is_step or tokens.shape != (1, plan.n_tokens):
         return None
     steps = _steps(model)
-    return None if steps is None else steps.run(tokens[0], plan, state, logits, experts)
+    return None if steps is None else steps.run(tokens[0], plan, state, logits, experts=experts, exact=exact)
 
 
 def choosing_step(
@@ -109,6 +111,7 @@ def choosing_step(
     draws: Sequence[Draw | None],
     *,
     experts: bool = False,
+    exact: bool = False,
 ) -> Chosen | None:
     """As `step`, and the next token of each sequence, among the ids below `limit`, without the logits leaving C++.
 
@@ -117,11 +120,13 @@ def choosing_step(
         pool: their states.
         draws: how to choose the token of each; None for a sequence whose logits are wanted instead.
         experts: whether the experts that each token uses are wanted.
+        exact: results do not depend on what other sequences are beside, to the last bit; slower where bfloat16
+            products are fast.
     """
     if _goes_apart() or not 0 < len(ahead) <= MOST_STEPS or limit < 1:
         return None
     steps = _steps(model)
-    return None if steps is None else steps.choose(ahead, pool, limit, draws, experts)
+    return None if steps is None else steps.choose(ahead, pool, limit, draws, experts=experts, exact=exact)
 
 
 def _goes_apart() -> bool:
@@ -206,10 +211,10 @@ class _Steps:
             [attributes.get(name) for attributes, name in self._places],
         ]
 
-    def run(self, tokens: Tensor, plan: Plan, state: HybridState, logits: bool, experts: bool) -> Stepped | None:
+    def run(self, tokens: Tensor, plan: Plan, state: HybridState, logits: bool, **options: bool) -> Stepped | None:
         states = [_block_state(block) for block in state.blocks]
         arguments = tokens.contiguous(), plan.slots, plan.page_table, plan.key_counts, states
-        result = self._call("run", *arguments, logits=logits, experts=experts)
+        result = self._call("run", *arguments, logits=logits, **options)
         if result is None:
             return None
         if plan.has_saves:
@@ -220,11 +225,11 @@ class _Steps:
         return Stepped(*result)
 
     def choose(
-        self, ahead: Sequence[Ahead], pool: StatePool, limit: int, draws: Sequence[Draw | None], experts: bool
+        self, ahead: Sequence[Ahead], pool: StatePool, limit: int, draws: Sequence[Draw | None], **options: bool
     ) -> Chosen | None:
         states = [_block_state(block) for block in pool.blocks]
         tokens, slots, pages, lengths = zip(*ahead, strict=True)
-        return self._call("choose", tokens, slots, pages, lengths, states, limit, draws, experts=experts)
+        return self._call("choose", tokens, slots, pages, lengths, states, limit, draws, **options)
 
     def _call(self, name: str, *arguments: Any, **options: Any) -> Any:
         """A method of the program; None (and nothing done) where it does not take the states."""
