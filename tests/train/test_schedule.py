@@ -49,3 +49,42 @@ def test_decay_shapes_run_from_peak_to_minimum(shape, halfway):
 def test_contradicting_settings_name_the_key(change, key):
     with pytest.raises(ValueError, match=key):
         Schedule(ScheduleConfig(**change), 1000)
+
+
+def test_a_schedule_counts_steps_where_its_keys_or_the_run_do():
+    sft = build_schedule(ScheduleConfig(peak_lr=5e-5, warmup_steps=800, decay="none"), 0, 13_000)
+    assert (sft.unit, sft.lr(400), sft.lr(800), sft.lr(13_000)) == ("steps", 2.5e-5, 5e-5, 5e-5)
+    by_tokens = build_schedule(ScheduleConfig(peak_lr=5e-5, warmup_steps=800, decay="none"), 4_000_000)
+    assert (by_tokens.unit, by_tokens.lr(400)) == ("steps", 2.5e-5)
+    ends = build_schedule(ScheduleConfig(peak_lr=1.0, min_lr=0.0, start_steps=10, stable_fraction=0.5), 0, 90)
+    assert (ends.unit, ends.horizon, ends.lr(50), ends.lr(75), ends.lr(100)) == ("steps", 100, 1.0, 0.5, 0.0)
+    assert build_schedule(ScheduleConfig(), 1000).unit == "tokens"
+    assert build_schedule(ScheduleConfig(warmup_tokens=500, horizon_tokens=9000), 0, 90).unit == "tokens"
+
+
+def test_warm_up_starts_at_start_lr():
+    schedule = build_schedule(
+        ScheduleConfig(peak_lr=3e-6, min_lr=0.0, start_lr=3e-7, warmup_steps=10, decay="none"), 0, 100
+    )
+    assert [schedule.lr(step) for step in (0, 5, 10, 100)] == pytest.approx([3e-7, 1.65e-6, 3e-6, 3e-6])
+
+
+@pytest.mark.parametrize(
+    ("settings", "run", "words"),
+    [
+        (
+            {"warmup_tokens": 5, "warmup_steps": 8},
+            (100, 0),
+            r"schedule\.warmup_tokens = 5 and schedule\.warmup_steps = 8",
+        ),
+        ({"horizon_steps": 9, "start_tokens": 7}, (100, 0), r"start_tokens = 7 and schedule\.horizon_steps = 9"),
+        ({"warmup_steps": 8}, (100, 0), r"horizon_steps is 0.*train\.tokens = 100: set schedule\.horizon_steps"),
+        ({"warmup_tokens": 8}, (100, 20), r"horizon_tokens is 0.*train\.steps = 20: set schedule\.horizon_tokens"),
+        ({"start_lr": 1e-6}, (100, 0), r"start_lr is 1e-06: it needs a warm-up"),
+        ({"start_lr": 1.0, "warmup_steps": 5, "decay": "none"}, (100, 0), r"start_lr is 1\.0"),
+        ({"warmup_steps": 90}, (0, 100), r"schedule\.warmup_steps 90 reaches into the decay.*warmup_steps=40"),
+    ],
+)
+def test_a_wrong_mix_of_tokens_and_steps_names_the_keys(settings, run, words):
+    with pytest.raises(ValueError, match=words):
+        build_schedule(ScheduleConfig(**settings), *run)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nano3.config.errors import UserError
-from nano3.train.checkpoint import CheckpointError, damage, step_folders
+from nano3.train.checkpoint import CheckpointError, crc32, damage, step_folders
 from nano3.train.loss import NextTokenLoss
 from nano3.train.metrics import read_metrics, without_clock
 from nano3.train.progress import Silent
@@ -334,3 +334,41 @@ def test_bfloat16_keeps_float32_weights_and_trains(tiny, tmp_path):
     assert {p.dtype for p in run.model.parameters()} == {torch.float32}
     losses = [line["loss"] for line in _lines(tmp_path) if line["kind"] == "train"]
     assert losses[-1] < losses[0] - 0.2
+
+
+def test_intervals_may_count_steps_and_a_run_may_end_by_steps(tiny, tmp_path):
+    cfg = tiny.config(
+        train={"steps": 5, "tokens": 10**9},
+        schedule={"warmup_tokens": 0, "warmup_steps": 2},
+        heldout={"every_tokens": 0, "every_steps": 2},
+        checkpoint={"every_tokens": 0, "every_steps": 3, "keep": 9},
+    )
+    result = tiny.trainer(tmp_path, cfg).fit()
+    assert (result.step, result.tokens) == (5, 5 * 64)
+    lines = _lines(tmp_path)
+    assert [line["step"] for line in lines if line["kind"] == "heldout"] == [2, 4, 5]
+    assert [line["lr"] for line in lines if line["kind"] == "train"][:4] == [5e-3, 1e-2, 1e-2, 1e-2]
+    assert [line["lr"] for line in lines if line["kind"] == "train"][-1] == pytest.approx(1e-3)
+    assert [folder.name for folder in step_folders(tmp_path / "checkpoints")] == ["step-5", "step-3"]
+    again = tiny.trainer(tmp_path, replace(cfg, train=replace(cfg.train, steps=7)))
+    with pytest.raises(CheckpointError, match=r"horizon_steps: 5 -> 7.*--set schedule\.horizon_steps=5"):
+        again.resume()
+
+
+def test_a_checkpoint_from_before_a_setting_was_there_has_its_default(tiny, tmp_path):
+    horizon = {"horizon_tokens": 384}
+    tiny.trainer(tmp_path, _short(tiny, 3)).fit()
+    file = tmp_path / "checkpoints" / "step-3" / "state.json"
+    manifest = file.with_name("manifest.json")
+    state = json.loads(file.read_text())
+    for key in ("train.freeze", "schedule.start_lr", "schedule.warmup_steps"):
+        del state["settings"][key]
+    del state["source"]
+    file.write_text(json.dumps(state))
+    listed = json.loads(manifest.read_text())
+    listed["files"]["state.json"] = {"bytes": file.stat().st_size, "crc32": crc32(file)}
+    manifest.write_text(json.dumps(listed))
+    frozen = tiny.trainer(tmp_path, tiny.config(train={"freeze": ["*.gate.weight"]}, schedule=horizon))
+    with pytest.raises(CheckpointError, match=r"train\.freeze: \[\] -> \['\*\.gate\.weight'\]"):
+        frozen.resume()
+    assert tiny.trainer(tmp_path, tiny.config(schedule=horizon)).resume().name == "step-3"

@@ -154,8 +154,9 @@ def main() -> None:
     parser.add_argument("--settings", type=json.loads, default={})
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--source", choices=SOURCES, default="plain")
+    parser.add_argument("--axes", type=json.loads, default={}, help="processes along axes beside data")
     args = parser.parse_args()
-    cfg, world = config(**args.settings), init_world()
+    cfg, world = config(**args.settings), init_world(args.axes)
     run = trainer(args.run_dir, cfg, SOURCES[args.source](), progress=Printing(), world=world)
     try:
         if args.resume:

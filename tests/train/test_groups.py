@@ -1,0 +1,81 @@
+"""Processes along axes beside data: what is summed over whom."""
+
+import json
+
+import pytest
+import torch
+
+from nano3.train.checkpoint import load_tensors
+from nano3.train.metrics import read_metrics, without_clock
+from nano3.train.world import World
+
+BEGIN = """
+import torch
+from torch import nn
+from torch.distributed.tensor import Shard, distribute_tensor
+from nano3.config.errors import UserError
+from nano3.train.optimizer import clip_gradients, gradient_norm
+from nano3.train.step import count
+from nano3.train.world import init_world
+
+class Batch:
+    n_tokens, n_targets, tokens = 10, 5, torch.zeros(1, 10)
+
+def report(action):
+    try:
+        print(action())
+    except (UserError, RuntimeError) as error:
+        print(type(error).__name__, error)
+"""
+
+FOUR = """
+world = init_world({"context": 2})
+print(world.data.rank, world.data.size, world.loss.size, world.loss.sum(torch.ones(())).item())
+mesh, whole = world.mesh, torch.arange(1.0, 5.0)
+parameters = [nn.Parameter(distribute_tensor(whole.clone(), mesh[name], [Shard(0)])) for name in ("data", "context")]
+parameters.append(nn.Parameter(whole.clone()))
+for parameter in parameters:
+    parameter.grad = parameter.detach().clone()
+norm = gradient_norm(parameters)
+print(round(norm.item() ** 2, 3))
+clip_gradients(parameters, norm, 1.0)
+print(round(gradient_norm(parameters).item(), 3))
+totals = count([Batch, Batch], world, lambda length: 3.0)
+print(totals.targets, totals.tokens, totals.micro_batches, totals.flops)
+report(lambda: count([Batch] * (1 + (world.rank == 3)), world))
+report(lambda: count([], world, error=RuntimeError("engine died") if world.rank == 1 else None))
+world.close()
+report(lambda: init_world({"tensor": 3}))
+"""
+
+
+def test_sums_go_over_the_ranks_of_the_loss_and_norms_over_each_mesh(processes):
+    started = processes("-c", BEGIN + FOUR, ranks=4)
+    outputs = [process.communicate(timeout=300) for process in started]
+    assert [process.returncode for process in started] == [0] * 4, outputs
+    lines = [out.splitlines() for out, _ in outputs]
+    assert [rank[0] for rank in lines] == ["0 2 4 4.0", "0 2 4 4.0", "1 2 4 4.0", "1 2 4 4.0"]
+    for rank in lines:
+        # Three times 1 + 4 + 9 + 16.
+        assert rank[1:4] == ["90.0", "1.0", "40 80 8 240.0"]
+        assert rank[4].startswith("UserError ranks have different numbers of micro-batches in a step (1, 1, 1, 2)")
+        assert rank[6] == "UserError 4 processes do not divide into tensor 3"
+    assert [rank[5] for rank in lines] == [
+        f"{kind} engine died" for kind in ("UserError", "RuntimeError", *["UserError"] * 2)
+    ]
+
+
+@pytest.mark.parametrize("fsdp", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["fsdp", "copies"])
+def test_ranks_that_share_their_data_count_once(tiny, complete, tmp_path, fsdp):
+    settings = {"parallel": {"fsdp": fsdp}, "balance": {"loss_coef": 0.1}}
+    complete(tmp_path / "two", ranks=2, settings=settings)
+    complete(tmp_path / "four", "--axes", json.dumps({"tensor": 2}), ranks=4, settings=settings)
+    two, four = (without_clock(read_metrics(tmp_path / name / "metrics.jsonl")) for name in ("two", "four"))
+    assert len(two) > 6
+    assert four == two
+    names = tiny.trainer(tmp_path / "none").model.state_dict()
+    states = []
+    for name in ("two", "four"):
+        empty = {f"model.{key}": torch.zeros_like(value) for key, value in names.items()}
+        states.append(load_tensors(tmp_path / name / "checkpoints" / "step-6", empty, World()))
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
