@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from nano3.config.schema import PretrainConfig
-from nano3.stages.training import TrainingResult, train_on_text
+from nano3.stages.outcome import TrainingResult
+from nano3.stages.training import train_on_text
 from nano3.train.progress import Progress
 
 

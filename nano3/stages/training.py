@@ -3,98 +3,45 @@
 from __future__ import annotations
 
 import dataclasses
-import gzip
 import hashlib
 import json
-import lzma
 import sys
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
 from nano3.config.errors import UserError
 from nano3.config.presets import to_toml
-from nano3.config.schema import PretrainConfig, SampleConfig
+from nano3.config.schema import PretrainConfig
 from nano3.data.prepare import Prepared, prepare
 from nano3.data.progress import progress_bar
 from nano3.data.shards import finished_shards
 from nano3.data.steps import TextSteps, make_plans
 from nano3.data.tokenizer import Tokenizer
-from nano3.engine.engine import Engine
-from nano3.engine.protocol import run
-from nano3.engine.request import Request, Sampling
 from nano3.files import atomic_folder, exclusive, write_atomic
 from nano3.model.config import PRETRAINED, read_stage
-from nano3.model.hf import fill, load, read_config, save
+from nano3.model.hf import fill, read_config, save
 from nano3.model.lm import LM
 from nano3.model.load import model_folder
+from nano3.stages.outcome import TrainingResult, compressors, write_samples
 from nano3.stages.room import check_room
 from nano3.stages.start import check_start, heldout_warning
 from nano3.train.checkpoint import step_folders
+from nano3.train.freeze import frozen_names
 from nano3.train.heldout import Heldout
 from nano3.train.numerics import tuned_process
+from nano3.train.position import Result
 from nano3.train.progress import Progress
 from nano3.train.schedule import build_schedule
-from nano3.train.trainer import Result, Trainer
+from nano3.train.trainer import Trainer
 from nano3.train.world import World, attempt, init_world
 
 Config = TypeVar("Config", bound=PretrainConfig)
 TOKENIZER, START = "tokenizer", "start.json"
 """In the run folder: the tokenizer, and where the weights came from. A resume relies on both."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Text that the trained model wrote."""
-
-    prompt: str
-    text: str
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """What a run came to."""
-
-    run_dir: Path
-    """The run folder."""
-    training: Result
-    """Steps, tokens, losses and rates."""
-    compressors: dict[str, float] = field(default_factory=dict)
-    """Bits per byte of the text that `training.heldout` scored under `gzip -9` and `xz -9`."""
-    samples: list[Sample] = field(default_factory=list)
-    """Text sampled from the model."""
-
-    @property
-    def model_dir(self) -> Path:
-        """The Hugging Face folder of the trained model."""
-        return self.run_dir / "model"
-
-    def summary(self) -> dict[str, Any]:
-        """The result as JSON values."""
-        training, heldout = self.training, self.training.heldout
-        return {
-            "run": str(self.run_dir),
-            "model": None if training.interrupted else str(self.model_dir),
-            "interrupted": training.interrupted,
-            "steps": training.step,
-            "tokens": training.tokens,
-            "seconds": round(training.seconds, 2),
-            # A resume of a finished run makes no step.
-            "tokens_per_second": round(training.tokens_per_second, 1) or None,
-            "train_loss": training.loss,
-            "heldout_loss": heldout.loss if heldout else None,
-            "heldout_bits_per_byte": heldout.bits_per_byte if heldout else None,
-            "heldout_bytes": heldout.bytes if heldout else None,
-            "heldout_by_length": [
-                {"seq_len": length, "loss": score.loss, "bits_per_byte": score.bits_per_byte, "bytes": score.bytes}
-                for length, score in training.heldouts.items()
-            ],
-            "compressors_bits_per_byte": self.compressors,
-            "samples": [dataclasses.asdict(sample) for sample in self.samples],
-        }
 
 
 def train_on_text(
@@ -119,58 +66,81 @@ def train_on_text(
         NonFiniteError: the loss became NaN or infinite.
     """
     run_dir = Path(run_dir)
-    if not resume and (run_dir / "checkpoints").exists():
-        raise UserError(f"{run_dir} already holds a run: resume it, or choose another run folder")
-    source = _source(run_dir, from_path, resume)
-    fresh = not (resume and step_folders(run_dir / "checkpoints"))
+    source, fresh = _start(run_dir, from_path, resume)
     if source is not None and (fresh or from_path is not None):
         cfg = adopt(cfg, source)
-    if fresh:
-        check_start(cfg, source)
+    with _processes() as world:
+        _check(cfg, source if fresh else None, fresh, world)
+        prepared = _prepare(_keep_tokenizer(cfg, run_dir) if resume else cfg, world)
+        cfg = with_token_ids(cfg, prepared.tokenizer)
+        with exclusive(run_dir) if world.is_main else nullcontext():
+            trainer = _trainer(cfg, prepared, run_dir, source, progress, world)
+            if not resume or trainer.resume() is None:
+                _begin(trainer, cfg, prepared.tokenizer, run_dir, source, world)
+            if world.is_main:
+                write_atomic(run_dir / "config.toml", to_toml(cfg))
+            training = trainer.fit()
+            if training.interrupted:
+                return TrainingResult(run_dir, training)
+            _export(trainer.model, prepared.tokenizer, run_dir / "model", world)
+            return _result(cfg, prepared, run_dir, training, world)
+
+
+@contextmanager
+def _processes() -> Iterator[World]:
+    """The processes of the run, set up for numerical work."""
     world = init_world()
     try:
-        # What cannot be is told before any work.
-        build_schedule(cfg.schedule, cfg.train.tokens, cfg.train.steps)
-        make_plans(cfg, world.data.rank, world.data.size)
-        world.agree(attempt(lambda: check_room(cfg, world)))
-        if fresh and source is not None and world.is_main and (warning := heldout_warning(cfg, source)):
-            _say(warning)
         with tuned_process(world.device):
-            prepared = _prepare(_keep_tokenizer(cfg, run_dir) if resume else cfg, world)
-            cfg = with_token_ids(cfg, prepared.tokenizer)
-            with torch.device("meta"):
-                model = LM(cfg.model)
-            model.stage = _stage_after(source)
-            with exclusive(run_dir) if world.is_main else nullcontext():
-                return _train(cfg, model, prepared, run_dir, source, resume, progress, world)
+            yield world
     finally:
         world.close()
 
 
-def _train(
-    cfg: PretrainConfig,
-    model: LM,
-    prepared: Prepared,
-    run_dir: Path,
-    start: Path | None,
-    resume: bool,
-    progress: Progress | None,
-    world: World,
-) -> TrainingResult:
+def _start(run_dir: Path, from_path: str | Path | None, resume: bool) -> tuple[Path | None, bool]:
+    """Where the weights come from, and whether the run begins: it does not where a resume finds a checkpoint.
+
+    Raises:
+        UserError: the folder holds a run that is not resumed, or a resume names other weights than it began with.
+    """
+    if not resume and (run_dir / "checkpoints").exists():
+        raise UserError(f"{run_dir} already holds a run: resume it, or choose another run folder")
+    return _source(run_dir, from_path, resume), not (resume and step_folders(run_dir / "checkpoints"))
+
+
+def _check(cfg: PretrainConfig, source: Path | None, fresh: bool, world: World) -> None:
+    """Refuse what cannot be before any work; `source`: where a run that begins takes its weights from."""
+    if fresh:
+        check_start(cfg, source)
+    build_schedule(cfg.schedule, cfg.train.tokens, cfg.train.steps)
+    make_plans(cfg, world.data.rank, world.data.size)
+    frozen_names(_empty_model(cfg), cfg.train.freeze)
+    world.agree(attempt(lambda: check_room(cfg, world)))
+    if source is not None and world.is_main and (warning := heldout_warning(cfg, source)):
+        _say(warning)
+
+
+def _trainer(
+    cfg: PretrainConfig, prepared: Prepared, run_dir: Path, source: Path | None, progress: Progress | None, world: World
+) -> Trainer:
+    """The training loop with a model without weights, the rows of each step, and the held-out text."""
+    model = _empty_model(cfg)
+    model.stage = _stage_after(source)
     rows = {length: prepared.train.with_seq_len(length, cfg.lengths) for length in cfg.lengths}
-    source = TextSteps(rows, make_plans(cfg, world.data.rank, world.data.size))
+    steps = TextSteps(rows, make_plans(cfg, world.data.rank, world.data.size))
     texts = {length: prepared.heldout.with_seq_len(length) for length in cfg.heldout_lengths}
     heldout = Heldout(cfg.heldout, texts, cfg.train.micro_batch_size * cfg.data.seq_len)
     inputs = fingerprints(prepared)
-    trainer = Trainer(cfg, model, source, run_dir, heldout, progress=progress, world=world, inputs=inputs)
-    if not resume or trainer.resume() is None:
-        _begin(trainer, cfg, prepared.tokenizer, run_dir, start, world)
-    if world.is_main:
-        write_atomic(run_dir / "config.toml", to_toml(cfg))
-    training = trainer.fit()
-    if training.interrupted:
-        return TrainingResult(run_dir, training)
-    _export(model, prepared.tokenizer, run_dir / "model", world)
+    return Trainer(cfg, model, steps, run_dir, heldout, progress=progress, world=world, inputs=inputs)
+
+
+def _empty_model(cfg: PretrainConfig) -> LM:
+    with torch.device("meta"):
+        return LM(cfg.model)
+
+
+def _result(cfg: PretrainConfig, prepared: Prepared, run_dir: Path, training: Result, world: World) -> TrainingResult:
+    """On the main rank with samples of the exported model, and compressors on the text that it scored."""
     if not world.is_main:
         return TrainingResult(run_dir, training)
     samples = write_samples(run_dir / "model", prepared.tokenizer, cfg.sample)
@@ -202,31 +172,6 @@ def fingerprints(prepared: Prepared) -> dict[str, str]:
         shards = [[m.documents, m.tokens, m.bytes, m.bin_crc32] for f in folders for m in finished_shards(f)]
         found[f"text of {name}"] = hashlib.blake2b(json.dumps(shards).encode(), digest_size=8).hexdigest()
     return found
-
-
-def compressors(prepared: Prepared, n_bytes: int) -> dict[str, float]:
-    """Bits per byte of `gzip -9` and `xz -9` on the first `n_bytes` of the held-out text, those the model scored."""
-    text, parts = b"", (part.encode() for part in prepared.heldout_texts())
-    while len(text) < n_bytes and (part := next(parts, None)) is not None:
-        text += part
-    text = text[:n_bytes]
-    if not text:
-        return {}
-    packed = {"gzip -9": gzip.compress(text, 9), "xz -9": lzma.compress(text, preset=9)}
-    return {name: 8 * len(data) / len(text) for name, data in packed.items()}
-
-
-def write_samples(folder: Path, tokenizer: Tokenizer, cfg: SampleConfig) -> list[Sample]:
-    """Continue each prompt with the model in `folder`, as it would be loaded by anybody else."""
-    if not cfg.prompts or not cfg.tokens:
-        return []
-    # A document begins after the end-of-document token, in training and here.
-    prompts = [(tokenizer.eos_id, *tokenizer.encode(prompt)) for prompt in cfg.prompts]
-    longest = max(len(prompt) for prompt in prompts) + cfg.tokens
-    engine = Engine(load(folder), tokenizer, max_context=longest, max_sequences=len(prompts), prefix_cache=False)
-    sampling = Sampling(temperature=cfg.temperature, top_p=cfg.top_p, max_tokens=cfg.tokens)
-    requests = [Request(str(i), prompt, dataclasses.replace(sampling, seed=i)) for i, prompt in enumerate(prompts)]
-    return [Sample(prompt, output.text) for prompt, (output,) in zip(cfg.prompts, run(engine, requests), strict=True)]
 
 
 def _prepare(cfg: PretrainConfig, world: World) -> Prepared:

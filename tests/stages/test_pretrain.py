@@ -10,8 +10,8 @@ from nano3.config.presets import load_pretrain, to_toml
 from nano3.data.prepare import prepare
 from nano3.model.config import read_stage
 from nano3.model.hf import load
+from nano3.stages.outcome import compressors
 from nano3.stages.pretrain import main
-from nano3.stages.training import compressors
 from nano3.train.progress import Silent
 from nano3.train.trainer import Trainer
 
@@ -137,3 +137,13 @@ def test_phase_2_reads_in_another_order_and_holds_out_the_same_documents(cfg):
     )
     assert list(one.heldout_texts()) == list(two.heldout_texts())
     assert not torch.equal(one.train.batch(0, 8).tokens, two.train.batch(0, 8).tokens)
+
+
+def test_a_pattern_of_frozen_weights_that_matches_nothing_is_refused_before_data_are_prepared(
+    cfg, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("nano3.stages.training.prepare", lambda *args: pytest.fail("data were prepared"))
+    wrong = replace(cfg, train=replace(cfg.train, freeze=["*.router.weight"]))
+    with pytest.raises(UserError, match=r"train\.freeze: no weight matches '\*\.router\.weight'"):
+        _run(wrong, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

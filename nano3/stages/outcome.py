@@ -1,0 +1,95 @@
+"""What a training run leaves beside its folder: scores of compressors to compare with, and text that it wrote."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import lzma
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nano3.config.schema import SampleConfig
+from nano3.data.prepare import Prepared
+from nano3.data.tokenizer import Tokenizer
+from nano3.engine.engine import Engine
+from nano3.engine.protocol import run
+from nano3.engine.request import Request, Sampling
+from nano3.model.hf import load
+from nano3.train.position import Result
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Text that the trained model wrote."""
+
+    prompt: str
+    text: str
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a run came to."""
+
+    run_dir: Path
+    """The run folder."""
+    training: Result
+    """Steps, tokens, losses and rates."""
+    compressors: dict[str, float] = field(default_factory=dict)
+    """Bits per byte of the text that `training.heldout` scored under `gzip -9` and `xz -9`."""
+    samples: list[Sample] = field(default_factory=list)
+    """Text sampled from the model."""
+
+    @property
+    def model_dir(self) -> Path:
+        """The Hugging Face folder of the trained model."""
+        return self.run_dir / "model"
+
+    def summary(self) -> dict[str, Any]:
+        """The result as JSON values."""
+        training, heldout = self.training, self.training.heldout
+        return {
+            "run": str(self.run_dir),
+            "model": None if training.interrupted else str(self.model_dir),
+            "interrupted": training.interrupted,
+            "steps": training.step,
+            "tokens": training.tokens,
+            "seconds": round(training.seconds, 2),
+            # A resume of a finished run makes no step.
+            "tokens_per_second": round(training.tokens_per_second, 1) or None,
+            "train_loss": training.loss,
+            "heldout_loss": heldout.loss if heldout else None,
+            "heldout_bits_per_byte": heldout.bits_per_byte if heldout else None,
+            "heldout_bytes": heldout.bytes if heldout else None,
+            "heldout_by_length": [
+                {"seq_len": length, "loss": score.loss, "bits_per_byte": score.bits_per_byte, "bytes": score.bytes}
+                for length, score in training.heldouts.items()
+            ],
+            "compressors_bits_per_byte": self.compressors,
+            "samples": [dataclasses.asdict(sample) for sample in self.samples],
+        }
+
+
+def compressors(prepared: Prepared, n_bytes: int) -> dict[str, float]:
+    """Bits per byte of `gzip -9` and `xz -9` on the first `n_bytes` of the held-out text, those the model scored."""
+    text, parts = b"", (part.encode() for part in prepared.heldout_texts())
+    while len(text) < n_bytes and (part := next(parts, None)) is not None:
+        text += part
+    text = text[:n_bytes]
+    if not text:
+        return {}
+    packed = {"gzip -9": gzip.compress(text, 9), "xz -9": lzma.compress(text, preset=9)}
+    return {name: 8 * len(data) / len(text) for name, data in packed.items()}
+
+
+def write_samples(folder: Path, tokenizer: Tokenizer, cfg: SampleConfig) -> list[Sample]:
+    """Continue each prompt with the model in `folder`, as it would be loaded by anybody else."""
+    if not cfg.prompts or not cfg.tokens:
+        return []
+    # A document begins after the end-of-document token, in training and here.
+    prompts = [(tokenizer.eos_id, *tokenizer.encode(prompt)) for prompt in cfg.prompts]
+    longest = max(len(prompt) for prompt in prompts) + cfg.tokens
+    engine = Engine(load(folder), tokenizer, max_context=longest, max_sequences=len(prompts), prefix_cache=False)
+    sampling = Sampling(temperature=cfg.temperature, top_p=cfg.top_p, max_tokens=cfg.tokens)
+    requests = [Request(str(i), prompt, dataclasses.replace(sampling, seed=i)) for i, prompt in enumerate(prompts)]
+    return [Sample(prompt, output.text) for prompt, (output,) in zip(cfg.prompts, run(engine, requests), strict=True)]
