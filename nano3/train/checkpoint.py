@@ -2,7 +2,8 @@
 
 A checkpoint is a folder `step-N` that holds safetensors files written by torch.distributed.checkpoint (so that it
 loads on any number of ranks; nothing in it is pickled), `state.json`, and `manifest.json` with the size and CRC-32 of
-every file. It is written under a temporary name and renamed when all of it is on disk.
+every file. It is written under a temporary name and renamed when all of it is on disk. Each rank checksums what it
+wrote, and before a resume what it is about to read; what one rank finds counts for all.
 """
 
 from __future__ import annotations
@@ -11,31 +12,38 @@ import json
 import os
 import shutil
 import warnings
-import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
 from nano3.config.errors import UserError
 from nano3.files import fsync
+from nano3.train.checkpoint_files import (
+    MANIFEST,
+    STATE,
+    Reader,
+    Writer,
+    Written,
+    damage,
+    files_read,
+    listed_files,
+    manifest_of,
+    read_headers,
+)
 from nano3.train.snapshot import RNG
 from nano3.train.world import World, attempt
 
 # Saving from one process is what a world of one means to do.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-
-MANIFEST, STATE = "manifest.json", "state.json"
-FILE_BYTES = 1 << 30
-"""Tensors are grouped into files of about this size; one file at a time is copied in memory while it is written."""
 
 
 class CheckpointError(UserError):
@@ -69,10 +77,10 @@ class Checkpointer:
         self.folder, self.keep, self.asynchronous, self.world, self.say = folder, keep, asynchronous, world, say
         self._pending: tuple[Future[Any], Path] | None = None
 
-    def save(self, step: int, tensors: dict[str, Tensor], state: dict[str, Any], elsewhere: Iterable[str] = ()) -> None:
+    def save(self, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Save `tensors` and the JSON values `state` as step-N; an asynchronous save goes on after this returns.
 
-        `elsewhere`: names of small tensors of which each rank has some.
+        Ranks may have different tensors; those of one name are the same, or parts of one (DTensor).
 
         Raises:
             CheckpointError: this save, or the one before, failed on some rank; older checkpoints are intact.
@@ -81,15 +89,14 @@ class Checkpointer:
         final = self.folder / f"step-{step}"
         partial = partial_name(final)
         self._agree(final, attempt(lambda: _make_empty(partial)) if self.world.is_main else None)
-        files = dict.fromkeys(elsewhere, 1) | file_indices(tensors, self.world.size)
-        writer = HuggingFaceStorageWriter(str(partial), files, save_distributed=True)
+        writer = Writer(partial)
         if self.asynchronous:
             future = async_save(tensors, storage_writer=writer, **group_options(self.world))
             assert isinstance(future, Future)
-            self._pending = _chain(future, lambda: self._publish(partial, final, state)), final
+            self._pending = _chain(future, lambda: self._publish(writer, final, state)), final
             return
         error = attempt(lambda: save(tensors, storage_writer=writer, **group_options(self.world)))
-        self._agree(final, error or attempt(lambda: self._publish(partial, final, state)))
+        self._agree(final, error or attempt(lambda: self._publish(writer, final, state)))
 
     def poll(self) -> None:
         """Raise CheckpointError if a background save failed; ranks with peers learn it together, at the next `wait`."""
@@ -112,16 +119,29 @@ class Checkpointer:
         if error is not None:
             self.say(str(self._failed(final, _reason(error))))
 
-    def newest(self) -> Saved | None:
+    def newest(self, tensors: Mapping[str, Tensor] | None = None) -> Saved | None:
         """The newest undamaged checkpoint; None if there is none at all. Damaged ones are reported and passed over.
+
+        Every rank compares the sizes of all files, and the contents of those that it is going to read; files that none
+        reads are shared out.
+
+        Args:
+            tensors: what this rank is going to load.
 
         Raises:
             CheckpointError: there are checkpoints, and all are damaged.
         """
-        found, error = self.world.from_main(self._newest_here() if self.world.is_main else (None, None))
-        if error is not None:
-            raise CheckpointError(error)
-        return found
+        folders = self.world.from_main(step_folders(self.folder) if self.world.is_main else [])
+        for folder in folders:
+            problem = self._damage(folder, tensors or {})
+            if problem is None:
+                return Saved(folder, json.loads((folder / STATE).read_text()))
+            if self.world.is_main:
+                self.say(f"checkpoint {folder} is damaged ({problem}); trying the one before")
+        if folders:
+            many = f"all {len(folders)} checkpoints in {self.folder} are damaged"
+            raise CheckpointError(f"{many}: start again in another run folder")
+        return None
 
     def clean(self, used: Saved | None = None) -> None:
         """Remove what an interrupted save left behind; checkpoints after `used`, which are damaged, are renamed."""
@@ -136,19 +156,22 @@ class Checkpointer:
             damaged.rename(aside)
             self.say(f"{damaged} is now {aside.name}: delete it when you need the space")
 
-    def _newest_here(self) -> tuple[Saved | None, str | None]:
-        folders = step_folders(self.folder)
-        for folder in folders:
-            problem = damage(folder)
-            if problem is None:
-                return Saved(folder, json.loads((folder / STATE).read_text())), None
-            self.say(f"checkpoint {folder} is damaged ({problem}); trying the one before")
-        if folders:
-            return (
-                None,
-                f"all {len(folders)} checkpoints in {self.folder} are damaged: start again in another run folder",
-            )
-        return None, None
+    def _damage(self, folder: Path, tensors: Mapping[str, Tensor]) -> str | None:
+        """The first thing that any rank finds wrong with a checkpoint, on every rank."""
+        if (problem := self._first(damage(folder, [STATE]))) is not None:
+            return problem
+        headers, problem = _headers(folder, self.world)
+        if headers is None:
+            return problem
+        mine: set[str] = set()
+        error = attempt(lambda: mine.update(files_read(tensors, headers)))
+        if (problem := self._first(f"its headers do not fit together: {error}" if error else None)) is not None:
+            return problem
+        rest = sorted(set(listed_files(folder)).difference(*self.world.gather(mine)))
+        return self._first(damage(folder, [*mine, *rest[self.world.rank :: self.world.size]]))
+
+    def _first(self, problem: str | None) -> str | None:
+        return next((found for found in self.world.gather(problem) if found is not None), None)
 
     def _agree(self, final: Path, error: BaseException | None) -> None:
         """Raise CheckpointError on every rank if any of them has an error."""
@@ -156,13 +179,13 @@ class Checkpointer:
         if reasons:
             raise self._failed(final, reasons[0]) from error
 
-    def _publish(self, partial: Path, final: Path, state: dict[str, Any]) -> None:
+    def _publish(self, writer: Writer, final: Path, state: dict[str, Any]) -> None:
         """On the main rank, after every rank wrote its files: add the manifest, rename, prune."""
         if not self.world.is_main:
             return
+        partial = writer.folder
         _write_json(partial / STATE, state)
-        files = {p.name: {"bytes": p.stat().st_size, "crc32": crc32(p)} for p in sorted(partial.iterdir())}
-        _write_json(partial / MANIFEST, {"format": 1, "files": files})
+        _write_json(partial / MANIFEST, manifest_of([*writer.written, Written.of(partial / STATE)]))
         fsync(partial)
         _rename_over(partial, final)
         older = [folder for folder in step_folders(self.folder) if step_of(folder) < step_of(final)]
@@ -171,7 +194,7 @@ class Checkpointer:
 
     def _failed(self, final: Path, reason: str) -> CheckpointError:
         shutil.rmtree(partial_name(final), ignore_errors=True)
-        kept = next((str(f) for f in step_folders(self.folder) if damage(f) is None), None)
+        kept = next((str(f) for f in step_folders(self.folder) if damage(f, []) is None), None)
         last = f"the last good checkpoint is {kept}" if kept else "there is no earlier checkpoint"
         return CheckpointError(f"cannot write checkpoint {final}: {reason}; {last}")
 
@@ -182,8 +205,8 @@ def load_tensors(path: Path, tensors: dict[str, Tensor], world: World) -> dict[s
     Raises:
         CheckpointError: a weight or moment is missing or has another shape.
     """
-    reader = HuggingFaceStorageReader(str(path))
-    there = reader.read_metadata().state_dict_metadata
+    headers = _headers_or_error(path, world)
+    there = headers.state_dict_metadata
     wanted = {name: value for name, value in tensors.items() if name in there or not name.startswith(RNG)}
     for name, value in wanted.items():
         saved = there.get(name)
@@ -192,19 +215,41 @@ def load_tensors(path: Path, tensors: dict[str, Tensor], world: World) -> dict[s
         if tuple(saved.size) != tuple(value.shape):
             shapes = f"{tuple(saved.size)} in the checkpoint, {tuple(value.shape)} in the model"
             raise CheckpointError(f"checkpoint {path}: tensor {name} is {shapes}")
-    load(wanted, storage_reader=reader, **group_options(world))
+    load(wanted, storage_reader=Reader(path, headers), **group_options(world))
     return wanted
 
 
-def stored_tensors(path: Path, prefix: str) -> dict[str, Tensor]:
+def stored_tensors(path: Path, prefix: str, world: World) -> dict[str, Tensor]:
     """Empty tensors of the type and shape of those in checkpoint `path` whose names begin with `prefix`."""
-    there = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
+    there = _headers_or_error(path, world).state_dict_metadata
     found = {name: value for name, value in there.items() if name.startswith(prefix)}
     return {
         name: torch.empty(value.size, dtype=value.properties.dtype)
         for name, value in found.items()
         if isinstance(value, TensorStorageMetadata)
     }
+
+
+def _headers(path: Path, world: World) -> tuple[Metadata | None, str | None]:
+    """What the headers of all files of a checkpoint say, or why they cannot be read; the main rank reads them for all.
+
+    Each rank for itself would open ranks x files.
+    """
+
+    def read() -> tuple[Metadata | None, str | None]:
+        try:
+            return read_headers(path), None
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            return None, f"a header cannot be read: {error}"
+
+    return world.from_main(read() if world.is_main else (None, None))
+
+
+def _headers_or_error(path: Path, world: World) -> Metadata:
+    headers, problem = _headers(path, world)
+    if headers is None:
+        raise CheckpointError(f"checkpoint {path}: {problem}")
+    return headers
 
 
 def step_folders(folder: Path) -> list[Path]:
@@ -216,50 +261,6 @@ def step_folders(folder: Path) -> list[Path]:
 def step_of(folder: Path) -> int:
     """Step of a checkpoint, from its name."""
     return int(folder.name.removeprefix("step-"))
-
-
-def damage(path: Path) -> str | None:
-    """What is wrong with the checkpoint at `path`: a missing, short or altered file; None if it is whole."""
-    try:
-        files = json.loads((path / MANIFEST).read_text())["files"]
-        for name, expected in files.items():
-            file = path / name
-            if not file.exists():
-                return f"{name} is missing"
-            if file.stat().st_size != expected["bytes"]:
-                return f"{name} has {file.stat().st_size} bytes, not {expected['bytes']}"
-            if crc32(file) != expected["crc32"]:
-                return f"{name} does not match its checksum"
-        return None if STATE in files else f"{STATE} is not listed"
-    except FileNotFoundError:
-        return f"{MANIFEST} is missing"
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        return f"{MANIFEST} cannot be read: {error}"
-
-
-def crc32(path: Path) -> int:
-    """CRC-32 of a file."""
-    value = 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            value = zlib.crc32(block, value)
-    return value
-
-
-def file_indices(tensors: dict[str, Tensor], n_ranks: int) -> dict[str, int]:
-    """File number (from 1) of each tensor of any rank, so that a rank's files (its shares) stay near FILE_BYTES."""
-    indices, number, filled = {}, 1, 0
-    for name, value in tensors.items():
-        if name.startswith(RNG):
-            kind = name.rsplit(".", 1)[1]
-            indices |= {f"{RNG}{rank}.{kind}": 1 for rank in range(n_ranks)}
-            continue
-        size = value.numel() * value.element_size() // n_ranks
-        if filled and filled + size > FILE_BYTES:
-            number, filled = number + 1, 0
-        indices[name] = number
-        filled += size
-    return indices
 
 
 def group_options(world: World) -> dict[str, Any]:

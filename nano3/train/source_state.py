@@ -35,11 +35,6 @@ def source_values(state: dict[str, Any], world: World) -> list[dict[str, Any]]:
     return entries[:1] if same else entries
 
 
-def source_names(entries: list[dict[str, Any]]) -> list[str]:
-    """Names in the checkpoint of the tensors of all ranks' sources."""
-    return [f"{SOURCE}{rank}.{key}" for rank, entry in enumerate(entries) for key in entry["tensors"]]
-
-
 def stored_source(saved: Saved, world: World) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """This rank's source state in a checkpoint: JSON values, and empty tensors to be filled from it by name.
 
@@ -54,7 +49,7 @@ def stored_source(saved: Saved, world: World) -> tuple[dict[str, Any], dict[str,
             f"{saved.path} holds the training data's state of {len(entries)} ranks, and this run has "
             f"{world.data.size}: resume it with {len(entries)}"
         )
-    return entries[world.data.rank]["values"], stored_tensors(saved.path, _prefix(world))
+    return entries[world.data.rank]["values"], stored_tensors(saved.path, _prefix(world), world)
 
 
 def restore_source(source: StepSource, values: dict[str, Any], tensors: dict[str, Tensor], world: World) -> None:

@@ -31,7 +31,7 @@ from nano3.train.schedule import build_schedule
 from nano3.train.settings import TrainerConfig
 from nano3.train.signals import StopRequest
 from nano3.train.snapshot import optimizer_steps, rng_tensors, set_optimizer_steps, set_rng, state_tensors
-from nano3.train.source_state import restore_source, source_names, source_tensors, source_values, stored_source
+from nano3.train.source_state import restore_source, source_tensors, source_values, stored_source
 from nano3.train.step import NonFiniteError, Recipe, StepResult, Totals, count, run_step
 from nano3.train.tally import Tally
 from nano3.train.throughput import Meter, peak_flops
@@ -98,7 +98,7 @@ class Trainer:
         Raises:
             CheckpointError: all checkpoints are damaged, or they belong to other settings.
         """
-        saved = self.checkpoints.newest()
+        saved = self.checkpoints.newest(self._tensors())
         self._resumed = True
         if saved is None:
             self.progress.say("no checkpoint yet: starting from the beginning")
@@ -125,7 +125,7 @@ class Trainer:
             UserError: no checkpoint there, or schedule.start_tokens or start_steps says another position than its own.
         """
         other = Checkpointer(Path(run_dir) / "checkpoints", 1, False, self.world, self.progress.say)
-        saved = other.newest()
+        saved = other.newest(self._tensors())
         if saved is None:
             raise CheckpointError(
                 f"{run_dir} has no checkpoint to continue from (train.continue_state): use its weights only"
@@ -287,7 +287,7 @@ class Trainer:
             "source": sources,
         }
         tensors = self._tensors() | source_tensors(source, self.world)
-        self.checkpoints.save(self.position.step, tensors, state, source_names(sources))
+        self.checkpoints.save(self.position.step, tensors, state)
         self._saved_step = self.position.step
 
     def _move_to(self, position: Position) -> None:
