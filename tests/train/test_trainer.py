@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from nano3.config.errors import UserError
-from nano3.train.checkpoint import CheckpointError, crc32, damage, step_folders
+from nano3.train.checkpoint import CheckpointError, damage, step_folders
+from nano3.train.checkpoint_files import crc32
 from nano3.train.loss import NextTokenLoss
 from nano3.train.metrics import read_metrics, without_clock
 from nano3.train.progress import Silent
