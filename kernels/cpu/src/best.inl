@@ -14,23 +14,24 @@ static i64 place_of(float value, const float* x, i64 n) {
     const i64 STRETCH = 512;
     for (i64 start = 0; start < n; start += STRETCH) {
         i64 stop = least(start + STRETCH, n);
-        bool here = false;
-        for (i64 i = start; i < stop; i++) here |= x[i] == value;
-        for (i64 i = start; here && i < stop; i++)
+        if (row_top(x + start, stop - start) != value) continue;
+        for (i64 i = start; i < stop; i++)
             if (x[i] == value) return i;
     }
     return 0;
 }
 
-// nan where an entry is nan, or the largest is infinite.
-static float log_total(const float* x, i64 n, float top) {
+// Sum of exp(x - top); nan where an entry is nan, or the largest is `top` and infinite.
+static float exp_total(const float* x, i64 n, float top) {
     V total = V::zero(), shift(top);
     i64 i = 0;
     for (; i + V::N <= n; i += V::N) total = total + vexp(V::load(x + i) - shift);
     float sum = total.sum();
     for (; i < n; i++) sum += std::exp(x[i] - top);
-    return top + std::log(sum);
+    return sum;
 }
+
+static float log_total(const float* x, i64 n, float top) { return top + std::log(exp_total(x, n, top)); }
 
 static void best_token_row(const float* x, i64 n, i64 limit, i64* id, float* total) {
     float best = row_top(x, limit), top = limit < n ? most_of(row_top(x + limit, n - limit), best) : best;

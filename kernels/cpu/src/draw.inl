@@ -170,12 +170,18 @@ static Prefix prefix_of(i64 n, i64 count, double mass, float floor, DrawScratch&
     return p;
 }
 
-// By the order, after the cuts; the sum of what they leave goes to `total`, which holds that of all.
+static double mass_of_all(const DrawScratch& s) {
+    double total = 0;
+    for (i64 b = 0; b < BUCKETS; b++) total += s.piles[b].mass;
+    return total;
+}
+
+// By the order, after the cuts; the sum of what they leave goes to `total`.
 static i64 draw_cut(i64 n, const Draw& d, float floor, DrawScratch& s, double* total) {
     fill_buckets(n, s);
     const i64 most = d.top_k > 0 && d.top_k < n ? i64(d.top_k) : n;
     double share = INFINITY;
-    if (d.top_p < 1) share = d.top_p * (most < n ? prefix_of(n, most, INFINITY, -INFINITY, s).mass : *total);
+    if (d.top_p < 1) share = d.top_p * (most < n ? prefix_of(n, most, INFINITY, -INFINITY, s).mass : mass_of_all(s));
     Prefix kept = prefix_of(n, most, share, floor, s);
     *total = kept.mass;
     double goal = goal_of(d.uniform, kept.mass);
@@ -186,18 +192,20 @@ static i64 draw_cut(i64 n, const Draw& d, float floor, DrawScratch& s, double* t
 // distribution it was drawn from; nan where there is none.
 static void draw_row(const float* x, i64 n, i64 limit, const Draw& d, DrawScratch& s, i64* id, double* log_probs) {
     float best = row_top(x, limit), top = limit < n ? most_of(row_top(x + limit, n - limit), best) : best;
-    float total = log_total(x, n, top);
-    double drawn = 0;
     if (d.temperature == 0) {
         *id = place_of(best, x, limit);
-        drawn = x[*id] - x[*id];
-    } else {
-        float floor = d.min_p > 0 ? float(std::log(d.min_p)) : -INFINITY;
-        bool cut = d.top_p < 1 || (d.top_k > 0 && d.top_k < limit);
-        double sum = weigh(x, limit, best, float(d.temperature), cut ? -INFINITY : floor, s);
-        *id = !(sum < INFINITY) ? 0 : cut ? draw_cut(limit, d, floor, s, &sum) : draw_whole(limit, d.uniform, sum, s);
-        drawn = s.z[*id] - std::log(sum);
+        log_probs[0] = double(x[*id]) - double(log_total(x, n, top));
+        log_probs[1] = log_probs[0] + double(x[*id] - x[*id]);
+        return;
     }
-    log_probs[0] = double(x[*id]) - double(total);
-    log_probs[1] = d.temperature == 0 ? log_probs[0] + drawn : drawn;
+    const float floor = d.min_p > 0 ? float(std::log(d.min_p)) : -INFINITY;
+    const bool cut = d.top_p < 1 || (d.top_k > 0 && d.top_k < limit);
+    const double all = weigh(x, limit, best, float(d.temperature), cut ? -INFINITY : floor, s);
+    double sum = all;
+    *id = !(sum < INFINITY) ? 0 : cut ? draw_cut(limit, d, floor, s, &sum) : draw_whole(limit, d.uniform, sum, s);
+    log_probs[1] = double(s.z[*id]) - std::log(sum);
+    // At temperature 1 the sum of all weights is at hand, but for those of ids that are not to be chosen.
+    const bool known = d.temperature == 1 && (cut || floor == -INFINITY) && top == best;
+    if (known) log_probs[0] = double(s.z[*id]) - std::log(all + exp_total(x + limit, n - limit, best));
+    else log_probs[0] = double(x[*id]) - double(log_total(x, n, top));
 }
