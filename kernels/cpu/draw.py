@@ -49,9 +49,13 @@ class DrawTable:
         self.places = addressof(self._draws), addressof(self._ids), addressof(self._log_probs)
         """Addresses of draws (size, 5) float64, ids (size,) int64, log-probabilities (size, 2) float64."""
 
-    def fill(self, draws: Sequence[Draw]) -> None:
-        """Enter the draws of the first rows."""
-        self._draws[: WIDTH * len(draws)] = tuple(chain.from_iterable(draws))
+    def fill(self, n: int, draws: Sequence[Draw]) -> None:
+        """Enter the draws of the first n rows.
+
+        Raises:
+            ValueError: there are not n of them.
+        """
+        self._draws[: WIDTH * n] = tuple(chain.from_iterable(draws))
 
     def results(self, n: int) -> list[Drawn]:
         """Of the first n rows."""
@@ -71,12 +75,15 @@ def draw_tokens(logits: Tensor, limit: int, draws: Sequence[Draw]) -> list[Drawn
         logits: (R, V) float32, contiguous, on the CPU.
         limit: only ids below it are chosen; the first log-probability counts all.
         draws: R of them; those with a negative temperature give nothing of meaning.
+
+    Raises:
+        ValueError: there are not R draws.
     """
     usable = native().library is not None and logits.dtype == torch.float32 and logits.dim() == 2 and plain(logits)
     if not usable or not logits.numel() or limit < 1:
         return None
     rows, width = logits.shape
     table = DrawTable(rows)
-    table.fill(draws)
+    table.fill(rows, draws)
     done = run("draw_tokens", logits.data_ptr(), rows, width, min(limit, width), *table.places)
     return table.results(rows) if done else None

@@ -196,6 +196,7 @@ class DecodeProgram:
 
         Raises:
             IndexError, UnfitError, MemoryError: as `run`.
+            ValueError: not n of one of them.
         """
         n, p, memory = len(tokens), self._program, self._memory
         if not may_run():
@@ -209,7 +210,7 @@ class DecodeProgram:
             memory.fill(tokens, slots, key_lengths, pages)
             memory.point(p)
             left = [m for m, draw in enumerate(draws) if draw is None]
-            memory.draws.fill([draw or NOTHING for draw in draws])
+            memory.draws.fill(n, [draw or NOTHING for draw in draws])
             p.n, p.limit, p.hidden, p.logits = n, min(limit, self.sizes.V), 0, self._logits.data_ptr()
             p.chosen_experts = _address(chosen)
             self._step(exact)

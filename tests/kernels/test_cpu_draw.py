@@ -143,3 +143,9 @@ def test_what_it_cannot_read_is_left_to_others():
     assert draw_tokens(x[:, ::2], 20, pair) is None
     assert draw_tokens(x[:0], 40, []) is None
     assert draw_tokens(x.requires_grad_(), 40, pair) is None
+
+
+def test_every_row_has_a_draw():
+    if HAVE:
+        with pytest.raises(ValueError, match="size"):
+            draw_tokens(torch.randn(3, 40), 40, [NOTHING] * 2)
