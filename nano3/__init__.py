@@ -12,6 +12,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nano3.openmp import let_idle_threads_sleep
+
 if TYPE_CHECKING:
     import torch
 
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 _root = Path(__file__).resolve().parents[1]
 if (_root / "pyproject.toml").is_file() and (_root / "kernels" / "__init__.py").is_file():
     __path__.append(str(_root))
+
+# Before torch is loaded, as every command, worker and torchrun process does it: see nano3.openmp.
+let_idle_threads_sleep()
 
 __version__ = "0.1.0"
 __all__ = ["Engine", "__version__", "load", "save"]

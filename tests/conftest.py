@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+import nano3  # noqa: F401 (before torch, whose threads then wait less for each other)
+
 # No test reaches for a network: a missing file must fail at once, not after a time-out.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

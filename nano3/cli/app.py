@@ -25,8 +25,6 @@ VERBS = {
     "eval": "nano3.cli.eval",
     "bench": "nano3.cli.bench",
 }
-SPINS = "10000"
-"""Turns of waiting before an idle thread sleeps. The library's own 300,000 hold the core for milliseconds."""
 _ROOT_OPTIONS = ("install_completion", "show_completion")
 USER_ERRORS = (ValueError, FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
 EXIT_USER_ERROR, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
@@ -119,7 +117,6 @@ def main(args: Sequence[str] | None = None) -> None:
     NANO3_DEBUG=1 shows the traceback of a wrong input too.
     """
     debug = os.environ.get("NANO3_DEBUG", "") not in ("", "0")
-    _spin_less()
     try:
         code = app(args, prog_name="nano3", standalone_mode=False)
         sys.stdout.flush()
@@ -145,15 +142,6 @@ def _exit_without_reader() -> None:
     sys.stdout = sys.__stdout__
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.exit(EXIT_BROKEN_PIPE)
-
-
-def _spin_less() -> None:
-    """Let idle OpenMP threads give up the core soon: beside other busy processes a step is else many times slower.
-
-    The OpenMP library reads this when torch loads it.
-    """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
 def _exit_with(message: str, code: int) -> None:

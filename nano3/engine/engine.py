@@ -25,6 +25,7 @@ from nano3.engine.sizing import Sizes, fit, free_memory
 from nano3.engine.thinking import thinking_tracker
 from nano3.model.lm import LM
 from nano3.model.pool import StatePool
+from nano3.openmp import watch_cores
 
 if TYPE_CHECKING:
     import numpy as np
@@ -161,6 +162,7 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[Update]:
         """One pass of the model over some tokens of some requests."""
+        watch_cores()
         works = self._scheduler.schedule()
         if not works:
             return []

@@ -19,6 +19,7 @@ from nano3.model.moe import MoE
 from nano3.model.router import RouterStats
 from nano3.model.state import HybridState
 from nano3.model.step import step
+from nano3.openmp import watch_cores
 
 # Parameters and buffers kept in float32 whatever the dtype of the rest: small, and routing and step sizes hang on them.
 FLOAT32_SUFFIXES = (".A_log", ".D", ".dt_bias", ".gate.weight", ".e_score_correction_bias", "_scale")
@@ -119,6 +120,8 @@ class LM(nn.Module):
         """
         if state is not None and document_ids is not None:
             raise ValueError("give document_ids or state, not both: a continued sequence is one document")
+        if not torch.compiler.is_compiling():
+            watch_cores()
         self._check(tokens, valid, routing)
         if state is not None and valid is None and routing is None:
             stepped = step(self, tokens, state, experts=keep_expert_ids)

@@ -1,0 +1,108 @@
+"""Idle OpenMP threads give up their cores, however nano3 is entered; what a user has set stays."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from nano3.openmp import INTERVAL, SPINS, CoreWatch
+
+MAPS = Path("/proc/self/maps")
+pytestmark = pytest.mark.skipif(
+    not MAPS.exists() or "libgomp" not in MAPS.read_text(), reason="this PyTorch has another OpenMP library than GNU's"
+)
+
+
+def run(*command: str, **settings: str) -> subprocess.CompletedProcess:
+    """Run Python without the settings of this process."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")} | settings
+    done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def spins(*command: str, **settings: str) -> list[str]:
+    """What the library of each process says when torch loads it."""
+    shown = run(*command, OMP_DISPLAY_ENV="verbose", OMP_NUM_THREADS="1", **settings).stderr
+    return [line.split("'")[1] for line in shown.splitlines() if "GOMP_SPINCOUNT" in line]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [({}, SPINS), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "passive"}, "0")],
+)
+def test_the_library_as_torch_loads_it(settings, expected):
+    assert spins("-c", "import nano3, torch", **settings) == [expected]
+
+
+def test_the_command_line_under_torchrun():
+    launcher, worker = spins("-m", "torch.distributed.run", "--nproc-per-node=1", "-m", "nano3", "info")
+    assert (launcher != SPINS, worker) == (True, SPINS)
+
+
+def test_a_process_that_a_script_starts_has_it_too():
+    code = "import sys, torch, nano3, subprocess; subprocess.run([sys.executable, '-c', 'import torch'], check=True)"
+    own, child = spins("-c", code)
+    assert (own != SPINS, child) == (True, SPINS)
+
+
+WATCHED = """
+import os, time, torch
+from nano3.openmp import INTERVAL, CoreWatch
+
+torch.set_num_threads(2)
+torch.randn(400, 400).exp()
+switches, used, now = 0, 0.0, 0.0
+watch = CoreWatch(lambda: (switches, used), lambda: now)
+
+
+def look(more, seconds=1.0, later=INTERVAL):
+    global switches, used, now
+    switches, used, now = switches + more, used + seconds, now + later
+    watch.look()
+    return watch.sleeping_early
+
+
+def threads():
+    return len(os.listdir("/proc/self/task"))
+
+
+before = threads()
+print(*(look(more) for more in (1, 200, 200, 20, 1, 1)))  # shared from the second to the fourth
+print(look(20), look(4, 0.02), look(0, 0.02), look(200, 0.04), threads() > before)  # little work, in sum enough
+print(look(0, 1.0, INTERVAL / 5), look(0, 0.0, 60.0))  # not yet; long idle
+until = time.monotonic() + 30
+while threads() > before and time.monotonic() < until:
+    time.sleep(0.01)
+print(threads() == before)
+"""
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, "False True True True False False\nFalse False False True True\nTrue False\nTrue\n"),
+        (
+            {"GOMP_SPINCOUNT": "300000"},
+            "False False False False False False\nFalse False False False False\nFalse False\nTrue\n",
+        ),
+    ],
+)
+def test_threads_sleep_early_while_cores_are_shared(settings, expected):
+    assert run("-c", WATCHED, **settings).stdout == expected
+
+
+def test_a_single_thread_waits_for_nobody():
+    used, times = iter([(0, 0.0), (1000, 1.0), (2000, 2.0)]), iter([0.0, INTERVAL, 2 * INTERVAL])
+    watch = CoreWatch(lambda: next(used), lambda: next(times))
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for _ in range(2):
+            watch.look()
+            assert not watch.sleeping_early
+    finally:
+        torch.set_num_threads(before)
