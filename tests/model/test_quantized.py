@@ -13,6 +13,7 @@ from nano3.kernels import Scaled
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from nano3.bench.native import open_model
 from nano3.cli.app import app
 from nano3.config.errors import UserError
 from nano3.config.model import Quantization
@@ -200,6 +201,11 @@ def test_info_tells_how_a_folder_is_quantized_and_what_follows(folder):
     (chosen,) = [row for row in facts["backends"] if row["op"] == "decoding step"]
     assert (chosen["backend"], chosen["reason"]) == ("op by op", step.QUANTIZED)
     assert "FP8, FP8 cache" in CliRunner().invoke(app, ["info", "--model", str(folder)]).stdout
+
+
+def test_bench_counts_bytes_of_plain_weights_only(folder):
+    with pytest.raises(UserError, match=r"is quantized.*name the folder before quantization"):
+        open_model(str(folder))
 
 
 UP = "backbone.layers.1.mixer.experts.3.up_proj.weight"
