@@ -178,7 +178,8 @@ def test_an_expert_chosen_twice_by_a_token_counts_twice(S):
             found.append(kernels.grouped_mlp(x, up, down, ids, weights))
     finally:
         torch.set_num_threads(before)
-    torch.testing.assert_close(*found)
+    # PyTorch's products turn on the threads in their last bits; a choice lost or counted thrice would be far off.
+    torch.testing.assert_close(*found, rtol=0, atol=1e-4 * float(found[0].abs().max()))
 
 
 def test_the_number_of_threads_changes_nothing_around_the_products():

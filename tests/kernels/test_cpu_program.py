@@ -120,7 +120,8 @@ def test_result_depends_neither_on_neighbours_nor_on_threads(dtype):
         together = step(case)
         for count in (1, 3, 6):
             torch.set_num_threads(count)
-            assert torch.equal(step(case)[1], together[1])
+            if native().library is not None:  # the reference's products may turn on the threads
+                assert torch.equal(step(case)[1], together[1])
             for m in range(len(case.lengths)):
                 hidden, logits, _ = step(case, slice(m, m + 1))
                 if native().isa in ("avx512", "avx2"):  # tiles, and the reference's products, turn on the rows

@@ -8,16 +8,15 @@ import os
 import torch
 from nano3 import kernels
 
-ids, weights, targets = torch.tensor([[0, 1], [1, 2]]), torch.rand(2, 2), torch.tensor([3, 4])
+ids, weights = torch.tensor([[0, 1], [1, 2]]), torch.rand(2, 2)
 
 
 def leaf(*shape):
     return torch.randn(shape, requires_grad=True)
 
 
-def call_all():
+def call_all():  # none with a product of PyTorch's inside, which wakes whom it likes
     kernels.attention(leaf(1, 8, 4, 8), leaf(1, 8, 2, 8), leaf(1, 8, 2, 8)).sum().backward()
-    kernels.linear_cross_entropy(leaf(2, 8), leaf(20, 8), targets).backward()
     tokens = leaf(1, 4, 2, 4), leaf(1, 4, 2), -torch.ones(2), leaf(1, 4, 1, 4), leaf(1, 4, 1, 4)
     kernels.ssd_scan(*tokens, torch.ones(2), torch.ones(2))[0].sum().backward()
     with torch.inference_mode():

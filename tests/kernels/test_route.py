@@ -125,8 +125,10 @@ def test_the_number_of_threads_changes_nothing():
             found.append(kernels.route(x, weight, bias, 4, 1.0))
     finally:
         torch.set_num_threads(before)
+    exact = kernels.choose("route", "cpu")[0] == "cpu"  # PyTorch's products may turn on the threads
     for other in found[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+        for a, b in zip(found[0], other, strict=True):
+            assert torch.equal(a, b) if exact else torch.allclose(a, b, atol=1e-5)
 
 
 def test_more_chosen_experts_than_there_are():
