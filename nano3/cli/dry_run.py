@@ -38,6 +38,8 @@ def dry_run_facts(cfg: PretrainConfig) -> dict[str, Any]:
     counts, held, ranks = count_parameters(cfg.model), memory(cfg, dtype), most_ranks(cfg)
     free = _free_memory()
     tokens_per_step = cfg.train.batch_size * cfg.data.seq_len
+    steps = cfg.train.steps or math.ceil(cfg.train.tokens / tokens_per_step)
+    tokens = steps * tokens_per_step if cfg.train.steps else cfg.train.tokens
     shares = {length: weight / sum(cfg.lengths.values()) for length, weight in cfg.lengths.items()}
     return {
         "config": asdict(cfg),
@@ -51,15 +53,14 @@ def dry_run_facts(cfg: PretrainConfig) -> dict[str, Any]:
         "largest_seq_len": largest_seq_len(cfg, free, dtype),
         "most_ranks": ranks,
         "rank_memory_bytes": rank_bytes(cfg, dtype, ranks=ranks),
-        "tokens": cfg.train.tokens,
+        "tokens": tokens,
         "tokens_per_step": tokens_per_step,
-        "steps": math.ceil(cfg.train.tokens / tokens_per_step),
+        "steps": steps,
         "lengths": [
             {"seq_len": length, "share": share, "sequences_per_step": tokens_per_step // length}
             for length, share in shares.items()
         ],
-        "training_flops": cfg.train.tokens
-        * sum(flops_per_token(cfg.model, length) * share for length, share in shares.items()),
+        "training_flops": tokens * sum(flops_per_token(cfg.model, length) * share for length, share in shares.items()),
         "report_phase": report_phase(cfg),
         "differences": [asdict(row) for row in diff_from_report(cfg)],
     }

@@ -41,6 +41,11 @@ def make_run(folder):
     return folder
 
 
+def test_a_run_of_so_many_steps_says_its_tokens(here):
+    facts = dry("--set", "train.steps=13", "--set", "train.tokens=5")
+    assert (facts["steps"], facts["tokens"]) == (13, 13 * facts["tokens_per_step"])
+
+
 def test_the_dry_run_of_phase1_gives_the_reports_size_and_no_difference(here):
     facts = dry("--preset", "phase1")
     assert facts["total_parameters"] == 31_577_937_344

@@ -70,3 +70,20 @@ def test_the_last_scores_of_several_lengths_are_not_written_over_each_other(tmp_
     assert all(any(value in text.get_text() for text in texts) for value in ("2.601", "2.604"))
     boxes = [text.get_window_extent() for text in texts]
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_a_loss_of_another_name_is_drawn_under_it_and_its_other_metrics_beside_it(tmp_path, monkeypatch):
+    writer = MetricsWriter(tmp_path / "metrics.jsonl")
+    for step in range(1, 9):
+        values = {"seq_len": 64, "policy_loss": -0.01 * step, "reward": step / 8, "lr": 3e-6, "grad_norm": 1.0}
+        values |= {"entropy": None if step == 3 else 2.0} | ({"clip_share": 0.1} if step % 2 else {})
+        writer.write("train", step, step * 4096, {**values, "load_max_over_mean": []})
+    writer.close()
+    figures = {}
+    monkeypatch.setattr("nano3.train.charts._save", lambda figure, path: figures.setdefault(path.name, figure) and path)
+    draw(tmp_path / "metrics.jsonl", tmp_path / "charts", "policy_loss")
+    assert list(figures) == ["loss.png", "learning_rate.png", "metrics.png"]
+    assert figures["loss.png"].axes[0].get_ylabel() == "policy loss"
+    axes = {axis.get_ylabel(): axis for axis in figures["metrics.png"].axes}
+    assert {"reward", "entropy", "clip share"} <= set(axes)
+    assert [len(axes[name].lines[0].get_xdata()) for name in ("reward", "entropy", "clip share")] == [8, 7, 4]

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from nano3.report import clock, count
@@ -47,3 +49,8 @@ def test_plain_lines_go_to_stderr_and_do_not_flood_it(capsys):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert len(captured.err.splitlines()) == 1
+
+
+def test_a_loss_that_is_no_likelihood_has_its_own_name():
+    line = describe(replace(STATUS, loss=-0.02134, loss_name="policy_loss"))
+    assert "policy loss -0.0213  " in line
