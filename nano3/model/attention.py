@@ -6,14 +6,16 @@ from torch import Tensor, nn
 
 from nano3.config.model import ModelConfig
 from nano3.kernels import attention, paged_attention
-from nano3.model.forward_pass import WHOLE, Pass
+from nano3.model.block_state import AttentionPages, AttentionState, BlockState
+from nano3.model.forward_pass import WHOLE, Keys, Pass
 from nano3.model.layers import Linear
-from nano3.model.pool import AttentionPages
-from nano3.model.state import AttentionState, BlockState
 
 
 class Attention(nn.Module):
-    """Causal attention; the order of tokens reaches it only through the Mamba-2 blocks around it."""
+    """Causal attention; the order of tokens reaches it only through the Mamba-2 blocks around it.
+
+    It has as many heads as its projections have rows for, which may be a part of the model's.
+    """
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
@@ -31,20 +33,23 @@ class Attention(nn.Module):
         if state is not None:
             assert isinstance(state, AttentionState)
             k, v = state.append(k, v)
-        y = attention(q, k, v, document_ids=around.document_ids)
+        ids = around.document_ids
+        if around.context is not None:
+            k, v, ids = around.context.gather(around.block, Keys(k, v, ids))
+        y = attention(q, k, v, document_ids=ids)
         return self.o_proj(y.flatten(-2)), None
 
     def queries(self, x: Tensor) -> Tensor:
         """x (B, T, D) -> (B, T, Hq, Dh)."""
-        return self.q_proj(x).unflatten(-1, (self.cfg.n_heads, self.cfg.head_dim))
+        return self.q_proj(x).unflatten(-1, (-1, self.cfg.head_dim))
 
     def keys(self, x: Tensor) -> Tensor:
         """x (B, T, D) -> (B, T, Hkv, Dh)."""
-        return self.k_proj(x).unflatten(-1, (self.cfg.n_kv_heads, self.cfg.head_dim))
+        return self.k_proj(x).unflatten(-1, (-1, self.cfg.head_dim))
 
     def values(self, x: Tensor) -> Tensor:
         """x (B, T, D) -> (B, T, Hkv, Dh)."""
-        return self.v_proj(x).unflatten(-1, (self.cfg.n_kv_heads, self.cfg.head_dim))
+        return self.v_proj(x).unflatten(-1, (-1, self.cfg.head_dim))
 
 
 def _attend_pages(q: Tensor, k: Tensor, v: Tensor, state: AttentionPages) -> Tensor:

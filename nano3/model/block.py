@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from nano3.config.model import ATTENTION, MAMBA, MLP, MOE, ModelConfig
 from nano3.model.attention import Attention
+from nano3.model.block_state import BlockState
 from nano3.model.chunked import run_in_pieces
 from nano3.model.forward_pass import WHOLE, Pass
 from nano3.model.layers import RMSNorm
@@ -15,7 +16,6 @@ from nano3.model.mamba2 import Mamba2
 from nano3.model.mlp import MLP as DenseMLP
 from nano3.model.moe import MoE
 from nano3.model.router import RouterStats
-from nano3.model.state import BlockState
 
 MIXERS: dict[str, Callable[[ModelConfig], nn.Module]] = {
     MAMBA: Mamba2,

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nano3.model.attention import Attention
-from nano3.model.chunked_sequence import AttentionPieces, MambaPieces
+from nano3.model.chunked_attention import AttentionPieces
+from nano3.model.chunked_mamba import MambaPieces
 from nano3.model.forward_pass import Pass
 from nano3.model.mamba2 import Mamba2
 from nano3.model.moe import MoE
@@ -37,8 +38,10 @@ def run_in_pieces(block: PreNorm, x: Tensor, around: Pass, most_tokens: int) -> 
         most_tokens: tokens of one piece.
     """
     parameters = [p for p in block.parameters() if p.requires_grad]
-    y, *extra = _InPieces.apply(block, around, most_tokens, x, *parameters)
-    return y, _pieces(block, around).finish(extra)
+    run = _pieces(block, around)
+    given = run.enter(x, most_tokens)
+    y, *extra = _InPieces.apply(block, around, most_tokens, len(given), x, *given, *parameters)
+    return y, run.finish(extra)
 
 
 def _pieces(block: PreNorm, around: Pass) -> EachAlone:
@@ -49,18 +52,15 @@ class _InPieces(torch.autograd.Function):
     """The parameters are arguments so that their gradients are returned, and not added behind a sharding's back."""
 
     @staticmethod
-    def forward(ctx: Any, block: PreNorm, around: Pass, most_tokens: int, x: Tensor, *parameters: Tensor):
+    def forward(ctx: Any, block: PreNorm, around: Pass, most_tokens: int, n_given: int, x: Tensor, *others: Tensor):
         run, y, kept = _pieces(block, around), torch.empty_like(x), []
+        run.given = given = others[:n_given]
         for rows in cut(x, around, most_tokens):
             kept.append(run.forward(rows, y[rows.among]))
         extra = run.extra()
-        ctx.save_for_backward(x, *(state for states in kept for state in states))
-        ctx.block, ctx.around, ctx.most_tokens, ctx.counts = (
-            block,
-            around,
-            most_tokens,
-            [len(states) for states in kept],
-        )
+        ctx.save_for_backward(x, *given, *(state for states in kept for state in states))
+        ctx.block, ctx.around, ctx.most_tokens, ctx.n_given = block, around, most_tokens, n_given
+        ctx.counts = [len(states) for states in kept]
         ctx.mark_non_differentiable(*(m for m in extra if not m.is_floating_point()))
         ctx.set_materialize_grads(False)
         return y, *extra
@@ -69,10 +69,11 @@ class _InPieces(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor | None, *dextra: Tensor | None):
         x, *kept = ctx.saved_tensors
+        given, kept = kept[: ctx.n_given], kept[ctx.n_given :]
         run, dx = _pieces(ctx.block, ctx.around), torch.empty_like(x)
-        dy, run.above = torch.zeros_like(x) if dy is None else dy, dextra
+        dy, run.given, run.above = torch.zeros_like(x) if dy is None else dy, given, dextra
         gradients = Gradients([p for p in ctx.block.parameters() if p.requires_grad])
         for count, rows in zip(ctx.counts, cut(x, ctx.around, ctx.most_tokens), strict=True):
             run.backward(rows, kept[:count], dy[rows.among], dx[rows.among], gradients)
             kept = kept[count:]
-        return None, None, None, dx, *gradients.sums
+        return None, None, None, None, dx, *run.dgiven(), *gradients.sums

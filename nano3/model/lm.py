@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from nano3.config.model import MOE, ModelConfig
 from nano3.kernels.scaled import FLOATS
 from nano3.model.block import Block
-from nano3.model.forward_pass import Pass
+from nano3.model.forward_pass import Boundary, Context, Pass
 from nano3.model.head import log_probs
 from nano3.model.init import init_weights
 from nano3.model.layers import Linear, RMSNorm
@@ -100,6 +100,8 @@ class LM(nn.Module):
         valid: Tensor | None = None,
         routing: Tensor | None = None,
         keep_expert_ids: bool = False,
+        boundary: Boundary | None = None,
+        context: Context | None = None,
     ) -> Hidden:
         """As `forward`, without the output projection, and with the routing statistics; those are left out of a pass
         that is one token of each sequence of a StatePool and goes through the model in one call (nano3.model.step).
@@ -114,12 +116,16 @@ class LM(nn.Module):
             routing: (number of MoE blocks, B, T, K) experts that each token has to use (router replay): another pass's
                 `Hidden.expert_ids`. Their weights are those of this pass's scores. What stands at padding is not read.
             keep_expert_ids: whether `Hidden.expert_ids` is wanted.
+            boundary: for tokens that are a slice of longer rows: what Mamba-2 blocks ask for what lies before it.
+            context: the same for attention blocks. See nano3.model.forward_pass.
 
         Raises:
             ValueError: arguments that do not fit each other; the message says which.
         """
         if state is not None and document_ids is not None:
             raise ValueError("give document_ids or state, not both: a continued sequence is one document")
+        if state is not None and (boundary is not None or context is not None):
+            raise ValueError("give state or boundary and context, not both: either says what lies before the tokens")
         if not torch.compiler.is_compiling():
             watch_cores()
         self._check(tokens, valid, routing)
@@ -129,11 +135,11 @@ class LM(nn.Module):
                 expert_ids = None if stepped.expert_ids is None else stepped.expert_ids.long().unsqueeze(1)
                 return Hidden(stepped.hidden.unsqueeze(0).to(self.compute_dtype), [], expert_ids)
         x = self.embeddings(tokens).to(self.compute_dtype)
-        around = Pass(document_ids, valid, keep_expert_ids=keep_expert_ids)
+        around = Pass(document_ids, valid, None, keep_expert_ids, boundary, context)
         stats: list[RouterStats] = []
         for i, block in enumerate(self.blocks):
             given = routing[len(stats)] if routing is not None and isinstance(block.mixer, MoE) else None
-            x, routed = self._run(block, x, around.at(given), state.blocks[i] if state is not None else None)
+            x, routed = self._run(block, x, around.at(i, given), state.blocks[i] if state is not None else None)
             if routed is not None:
                 stats.append(routed)
         chosen = torch.stack([routed.expert_ids for routed in stats]) if keep_expert_ids and stats else None

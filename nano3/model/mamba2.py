@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 from nano3.config.model import ModelConfig
 from nano3.kernels import causal_conv1d, causal_conv1d_step, gated_rms_norm, mamba_step, ssd_scan, ssd_step
-from nano3.model.forward_pass import WHOLE, Pass
+from nano3.model.block_state import BlockState, MambaSlots, MambaState
+from nano3.model.forward_pass import WHOLE, Edge, Pass, where_rows
 from nano3.model.layers import Linear
 from nano3.model.plan import Padded
-from nano3.model.pool import MambaSlots
-from nano3.model.state import BlockState, MambaState
 
 
 class CausalConv1d(nn.Module):
@@ -29,7 +29,12 @@ class GatedRMSNorm(nn.Module):
     def __init__(self, width: int, n_groups: int, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(width))
-        self.n_groups, self.eps = n_groups, eps
+        self.group_width, self.eps = width // n_groups, eps
+
+    @property
+    def n_groups(self) -> int:
+        """Groups that there are weights for."""
+        return self.weight.shape[0] // self.group_width
 
     def forward(self, y: Tensor, z: Tensor) -> Tensor:
         """y, z (..., width) -> (..., width)."""
@@ -37,7 +42,10 @@ class GatedRMSNorm(nn.Module):
 
 
 class Mamba2(nn.Module):
-    """in-projection -> causal conv + SiLU over x, B, C -> selective scan -> gated norm -> out-projection."""
+    """in-projection -> causal conv + SiLU over x, B, C -> selective scan -> gated norm -> out-projection.
+
+    It has as many heads and groups as there are weights for, which may be a part of the model's.
+    """
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
@@ -59,7 +67,7 @@ class Mamba2(nn.Module):
         if state is not None and u.shape[1] == 1:
             y = self._step(xBC[:, 0], dt[:, 0], state).unsqueeze(1)
         else:
-            y = self._scan(xBC, dt, around.document_ids, state)
+            y = self._scan(xBC, dt, around, state)
         return self.out_proj(self.norm(y, z)), None
 
     def advance(
@@ -70,37 +78,41 @@ class Mamba2(nn.Module):
         The first document of a row continues the state. Differentiable in the state too.
         """
         z, xBC, dt = self._project(u)
-        y, conv, ssm = self._mix(xBC, dt, document_ids, conv, ssm)
+        y, conv, ssm = self.mix(xBC, dt, document_ids, conv, ssm)
         return self.out_proj(self.norm(y, z)), conv, ssm
+
+    def scan_inputs(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """u (B, T, D) -> inputs of the convolution (B, T, conv_dim) and raw steps (B, T, H)."""
+        _, xBC, dt = self._project(u)
+        return xBC, dt
 
     def _project(self, u: Tensor) -> tuple[Tensor, ...]:
         """u (..., D) -> z (..., d_inner), xBC (..., conv_dim), dt (..., H)."""
-        cfg = self.cfg
-        return self.in_proj(u).split([cfg.d_inner, cfg.conv_dim, cfg.mamba_n_heads], dim=-1)
+        return self.in_proj(u).split([self.norm.weight.shape[0], self.conv1d.weight.shape[0], len(self.A_log)], dim=-1)
 
     def _split(self, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(..., conv_dim) -> x (..., H, P), B and C (..., G, N)."""
-        cfg = self.cfg
-        groups = cfg.n_groups * cfg.d_state
-        x, B, C = xBC.split([cfg.d_inner, groups, groups], dim=-1)
-        return (
-            x.unflatten(-1, (cfg.mamba_n_heads, cfg.mamba_head_dim)),
-            B.unflatten(-1, (cfg.n_groups, cfg.d_state)),
-            C.unflatten(-1, (cfg.n_groups, cfg.d_state)),
-        )
+        d_inner = self.norm.weight.shape[0]
+        groups = (xBC.shape[-1] - d_inner) // 2
+        x, B, C = xBC.split([d_inner, groups, groups], dim=-1)
+        heads, states = (-1, self.cfg.mamba_head_dim), (-1, self.cfg.d_state)
+        return x.unflatten(-1, heads), B.unflatten(-1, states), C.unflatten(-1, states)
 
-    def _A(self) -> Tensor:
+    def A(self) -> Tensor:
+        """(H,) negative, float32: how fast each head's state decays."""
         return -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)))
 
-    def _scan(self, xBC: Tensor, dt: Tensor, document_ids: Tensor | None, state: MambaState | None) -> Tensor:
-        conv, ssm = (state.conv, state.ssm) if state is not None else (None, None)
-        y, conv, ssm = self._mix(xBC, dt, document_ids, conv, ssm)
+    def _scan(self, xBC: Tensor, dt: Tensor, around: Pass, state: MambaState | None) -> Tensor:
+        conv, ssm = (state.conv, state.ssm) if state is not None else around.enter(_WholeSlice(self, xBC, dt, around))
+        y, conv, ssm = self.mix(xBC, dt, around.document_ids, conv, ssm)
         if state is not None:
             state.conv.copy_(conv)
             state.ssm.copy_(ssm)
+        elif around.boundary is not None:
+            around.boundary.leave(around.block, Edge(conv, ssm))
         return y
 
-    def _mix(
+    def mix(
         self, xBC: Tensor, dt: Tensor, document_ids: Tensor | None, conv: Tensor | None, ssm: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Convolution and scan: y (B, T, d_inner) and the state after them."""
@@ -111,7 +123,7 @@ class Mamba2(nn.Module):
         y, last_state = ssd_scan(
             x,
             dt,
-            self._A(),
+            self.A(),
             B,
             C,
             self.D,
@@ -125,7 +137,7 @@ class Mamba2(nn.Module):
     def _step(self, xBC: Tensor, dt: Tensor, state: MambaState) -> Tensor:
         xBC = causal_conv1d_step(xBC, state.conv, self.conv1d.weight.squeeze(1), self.conv1d.bias)
         x, B, C = self._split(xBC)
-        return ssd_step(state.ssm, x, dt, self._A(), B, C, self.D, self.dt_bias).flatten(-2)
+        return ssd_step(state.ssm, x, dt, self.A(), B, C, self.D, self.dt_bias).flatten(-2)
 
     def _advance(self, z: Tensor, xBC: Tensor, dt: Tensor, slots: MambaSlots) -> Tensor:
         """Tokens of many sequences in one row: z (S, d_inner), xBC (S, conv_dim), dt (S, H) -> (S, d_inner)."""
@@ -137,7 +149,7 @@ class Mamba2(nn.Module):
                 y[at] = self._step_slots(z[at], xBC[at], dt[at], slots, part.single.slots)
             for piece in part.long:
                 at, state = piece.positions, slots.view(slice(piece.slot, piece.slot + 1))
-                y[at] = self.norm(self._scan(xBC[at].unsqueeze(0), dt[at].unsqueeze(0), None, state)[0], z[at])
+                y[at] = self.norm(self._scan(xBC[at].unsqueeze(0), dt[at].unsqueeze(0), WHOLE, state)[0], z[at])
             if part.padded is not None:
                 self._advance_padded(y, z, xBC, dt, slots, part.padded)
             slots.save(part)
@@ -170,9 +182,69 @@ class Mamba2(nn.Module):
         rows = xBC[part.positions].masked_fill_(~part.valid.unsqueeze(-1), 0)  # (g, L, conv_dim)
         inputs = torch.cat([state.conv.transpose(1, 2).to(rows.dtype), rows], dim=1)
         steps = dt[part.positions].masked_fill(~part.valid.unsqueeze(-1), -torch.inf)
-        values = self._scan(rows, steps, None, state)
-        last = part.lengths.unsqueeze(1) + torch.arange(self.cfg.d_conv - 1, device=rows.device)
+        values = self._scan(rows, steps, WHOLE, state)
+        last = part.lengths.unsqueeze(1) + torch.arange(state.conv.shape[2], device=rows.device)
         state.conv = inputs.gather(1, last.unsqueeze(-1).expand(-1, -1, rows.shape[2])).transpose(1, 2)
         slots.put(part.slots, state)
         valid = part.positions[part.valid]
         y[valid] = self.norm(values[part.valid], z[valid])
+
+
+class MambaSlice:
+    """See nano3.model.forward_pass.OwnSlice; of T tokens that are projected piece by piece."""
+
+    def __init__(self, mixer: Mamba2, around: Pass, pieces: list[slice]) -> None:
+        self.mixer, self.around, self.pieces = mixer, around, pieces
+
+    def inputs(self, piece: slice) -> tuple[Tensor, Tensor]:
+        """Inputs of the convolution (B, piece, conv_dim) and raw steps (B, piece, H)."""
+        raise NotImplementedError
+
+    def advance(self, piece: slice, conv: Tensor | None, ssm: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Conv and scan state after a piece, and the sum of its steps (B, H)."""
+        xBC, dt = self.inputs(piece)
+        steps = softplus(dt.to(self.mixer.A().dtype) + self.mixer.dt_bias).sum(1)
+        return *self.mixer.mix(xBC, dt, self._ids(piece), conv, ssm)[1:], steps
+
+    def tail(self) -> Tensor:
+        """(B, C, W-1)."""
+        end, n_past = self.pieces[-1].stop, self.mixer.conv1d.weight.shape[-1] - 1
+        if end < n_past:
+            raise ValueError(
+                f"a slice of {end} tokens is shorter than the {n_past} that the next one's convolution sees"
+            )
+        last = slice(end - n_past, end)
+        xBC, _ = self.inputs(last)
+        return causal_conv1d(
+            xBC, self.mixer.conv1d.weight.squeeze(1), self.mixer.conv1d.bias, document_ids=self._ids(last)
+        )[1]
+
+    def summary(self, conv: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(B, H, P, N) and (B, H)."""
+        ids, unbroken, ssm = self.around.document_ids, self.around.continues, None
+        total = torch.zeros((), device=self.mixer.A_log.device)
+        for piece in self.pieces:
+            continues = self.around.continues
+            if piece.start:
+                continues = None if ids is None else ids[:, piece.start] == ids[:, piece.start - 1]
+            conv, ssm = (None if m is None else where_rows(continues, m) for m in (conv, ssm))
+            conv, ssm, steps = self.advance(piece, conv, ssm)
+            total = total + steps
+        assert ssm is not None, "a slice has tokens"
+        if ids is not None:
+            whole = (ids[:, 1:] == ids[:, :-1]).all(1)
+            unbroken = whole if unbroken is None else whole & unbroken
+        return ssm, where_rows(unbroken, torch.exp(self.mixer.A() * total))
+
+    def _ids(self, piece: slice) -> Tensor | None:
+        ids = self.around.document_ids
+        return None if ids is None else ids[:, piece]
+
+
+class _WholeSlice(MambaSlice):
+    def __init__(self, mixer: Mamba2, xBC: Tensor, dt: Tensor, around: Pass) -> None:
+        super().__init__(mixer, around, [slice(0, xBC.shape[1])])
+        self._xBC, self._dt = xBC, dt
+
+    def inputs(self, piece: slice) -> tuple[Tensor, Tensor]:
+        return self._xBC[:, piece], self._dt[:, piece]

@@ -92,8 +92,15 @@ class EachAlone:
 
     def __init__(self, block: PreNorm, around: Pass) -> None:
         self.block, self.around = block, around
+        self.given: Sequence[Tensor] = ()
+        """What `enter` returned."""
         self.above: Sequence[Tensor | None] = ()
         """Backward: gradients of what `extra` returned."""
+
+    def enter(self, x: Tensor, most_tokens: int) -> list[Tensor]:
+        """What the block needs of what lies before x (B, T, D), for each row: differentiable, asked for before the pass
+        in pieces."""
+        return []
 
     def forward(self, rows: Rows, y: Tensor) -> list[Tensor]:
         """Fill y (R, T, D); returns what the backward pass needs beside the input. Runs without gradients."""
@@ -112,6 +119,10 @@ class EachAlone:
             with torch.enable_grad():
                 y = self._one(x, rows.part(piece))
             dx[:, piece] = gradients.of([y], [dy[:, piece]], [x])[0]
+
+    def dgiven(self) -> list[Tensor | None]:
+        """After all rows' backward pass: gradients of `given`."""
+        return [None] * len(self.given)
 
     def finish(self, extra: Sequence[Tensor]) -> RouterStats | None:
         """What the block reports, from what `extra` returned."""

@@ -6,62 +6,14 @@ values of `page_size` tokens in all attention blocks (arXiv 2309.06180); sequenc
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
-from torch import Tensor
 
 from nano3.config.model import ATTENTION, MAMBA, ModelConfig
 from nano3.kernels.allocator import use_huge_pages
 from nano3.kernels.scaled import FLOATS
-from nano3.model.plan import Plan, Round
-from nano3.model.state import HybridState, MambaState
-
-
-@dataclass
-class MambaSlots:
-    """Slots of one Mamba-2 block, and the plan of the pass that advances them."""
-
-    conv: Tensor
-    """(slots, conv_dim, d_conv - 1)."""
-    ssm: Tensor
-    """(slots, H, P, N), float32."""
-    plan: Plan | None = None
-
-    def view(self, slots: slice) -> MambaState:
-        """Neighbouring slots, to be advanced in place."""
-        return MambaState(self.conv[slots], self.ssm[slots])
-
-    def take(self, slots: Tensor) -> MambaState:
-        """Copies of some slots."""
-        return MambaState(self.conv[slots], self.ssm[slots])
-
-    def put(self, slots: Tensor, state: MambaState) -> None:
-        """Write copies back."""
-        self.conv[slots] = state.conv
-        self.ssm[slots] = state.ssm
-
-    def save(self, part: Round) -> None:
-        """Keep the states that the plan wants kept after one round."""
-        if part.saves is not None:
-            source, target = part.saves
-            self.put(target, self.take(source))
-
-
-@dataclass
-class AttentionPages:
-    """Pages of one attention block, and the plan of the pass that fills them."""
-
-    keys: Tensor
-    """(pages, page_size, n_kv_heads, head_dim)."""
-    values: Tensor
-    plan: Plan | None = None
-
-    def write(self, keys: Tensor, values: Tensor) -> None:
-        """Store (n_tokens, n_kv_heads, head_dim) at the places of the plan."""
-        assert self.plan is not None
-        for pages, new in ((self.keys, keys), (self.values, values)):
-            pages.view(-1, *new.shape[1:]).index_copy_(0, self.plan.kv_positions, new.to(pages.dtype))
+from nano3.model.block_state import AttentionPages, MambaSlots
+from nano3.model.plan import Plan
+from nano3.model.state import HybridState
 
 
 class StatePool:

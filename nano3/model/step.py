@@ -27,12 +27,13 @@ from nano3.kernels.cpu.program_memory import Chosen
 from nano3.kernels.scaled import FLOATS
 from nano3.model.attention import Attention
 from nano3.model.block import Block
+from nano3.model.block_state import AttentionPages, MambaSlots
 from nano3.model.layers import Linear, RMSNorm
 from nano3.model.mamba2 import CausalConv1d, GatedRMSNorm, Mamba2
 from nano3.model.mlp import MLP
 from nano3.model.moe import Experts, MoE
 from nano3.model.plan import MOST_STEPS, Plan
-from nano3.model.pool import AttentionPages, MambaSlots, StatePool
+from nano3.model.pool import StatePool
 from nano3.model.router import Router
 from nano3.model.state import HybridState
 
@@ -49,7 +50,7 @@ PLAIN |= {Attention, MoE, Experts, Router, MLP}
 SCALARS: dict[type, tuple[str, ...]] = {
     nn.Embedding: ("max_norm",),
     RMSNorm: ("eps",),
-    GatedRMSNorm: ("eps", "n_groups"),
+    GatedRMSNorm: ("eps", "group_width"),
     Mamba2: ("cfg",),
     Attention: ("cfg",),
     Router: ("top_k", "scale"),

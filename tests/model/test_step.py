@@ -338,7 +338,7 @@ def test_settings_of_the_modules_count_and_not_those_of_the_configuration(model,
 
 def test_groups_that_differ_go_op_by_op_which_tells(model):
     run(model, filled_pool(model), Plan(spans(3), PAGE))
-    model.blocks[0].mixer.norm.n_groups = 1
+    model.blocks[0].mixer.norm.group_width *= 2
     with pytest.raises(RuntimeError, match="split"):
         run(model, filled_pool(model), Plan(spans(3), PAGE))
 
