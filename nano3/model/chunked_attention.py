@@ -50,9 +50,9 @@ class AttentionPieces(EachAlone):
         keys = self._keys(rows, empty=True)
         for piece, spans in zip(rows.pieces, _spans(rows, keys), strict=True):
             x = rows.x[:, piece]
-            q = self._queries(x)
-            if not self.given:
-                keys.keys[:, piece], keys.values[:, piece] = self._own(x)
+            q, *own = self._project(x)
+            if own:
+                keys.keys[:, piece], keys.values[:, piece] = own
             y[:, piece] = self._attend(x, [_view(q, keys, span, piece) for span in spans], keys, spans)
         return []
 
@@ -67,7 +67,7 @@ class AttentionPieces(EachAlone):
         for piece, spans in reversed(list(zip(rows.pieces, _spans(rows, keys), strict=True))):
             x = leaf(rows.x[:, piece])
             with torch.enable_grad():
-                q, *own = self._queries(x), *(() if self.given else self._own(x))
+                q, *own = self._project(x)
                 views = [tuple(map(leaf, _view(q, keys, span, piece))) for span in spans]
                 y = self._attend(x, views, keys, spans)
             direct, *found = gradients.of([y], [dy[:, piece]], [x, *(m for view in views for m in view)])
@@ -87,8 +87,12 @@ class AttentionPieces(EachAlone):
         found: list[Tensor | None] = [torch.cat(found) for found in zip(*self._found, strict=True)]
         return [*found, None][: len(self.given)]  # the third are document ids
 
-    def _queries(self, x: Tensor) -> Tensor:
-        return self.block.mixer.queries(self.block.norm(x))
+    def _project(self, x: Tensor) -> list[Tensor]:
+        """Queries, and keys and values unless they are given."""
+        mixer, normed = self.block.mixer, self.block.norm(x)
+        return (
+            [mixer.queries(normed)] if self.given else [mixer.queries(normed), mixer.keys(normed), mixer.values(normed)]
+        )
 
     def _own(self, x: Tensor) -> tuple[Tensor, Tensor]:
         normed = self.block.norm(x)
