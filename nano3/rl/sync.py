@@ -38,8 +38,9 @@ class Bound:
 
 
 BOUNDS = {torch.float32: Bound(1e-5, 1e-4), torch.bfloat16: Bound(0.03, 2.0)}
-"""By the type of activations. In bfloat16 a token whose router chose another expert differs by up to 0.6 nats in a
-trained model, the mean by less than 0.01."""
+"""By the type of activations. Measured with the model of `nano3 pretrain` after 1.2M tokens, a bfloat16 copy against a
+trainer of either type: mean at most 0.011; largest 0.66, of a token whose router chose another expert. float32: mean
+8e-7, largest 6e-6."""
 
 
 class MismatchError(UserError):
