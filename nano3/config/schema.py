@@ -219,6 +219,15 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class ExportConfig:
+    """The Hugging Face folder that a run leaves."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the weights on disk; router, A_log, D and dt_bias are float32 in any case. The published ones are
+    bfloat16; float32 loses nothing of what was trained and takes twice the room."""
+
+
+@dataclass(frozen=True)
 class ParallelConfig:
     """Parallelism under torchrun."""
 
@@ -272,6 +281,7 @@ class PretrainConfig:
     balance: BalanceConfig = field(default_factory=BalanceConfig)
     heldout: HeldoutConfig = field(default_factory=HeldoutConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     log: LogConfig = field(default_factory=LogConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)

@@ -28,6 +28,7 @@ from nano3.model.hf_names import INDEX, SINGLE, is_stacked, named_tensors, publi
 from nano3.model.hf_quant import quantization_keys
 from nano3.model.lm import FLOAT32_SUFFIXES, LM
 from nano3.model.quantization import FILE as QUANTIZATION
+from nano3.model.shards import is_sharded, local_part
 
 # What a Hugging Face folder of a model holds; a folder with anything else is not replaced.
 EXPECTED_NAMES = (
@@ -63,7 +64,8 @@ def save(
         max_shard_bytes: largest safetensors file; more are written as shards with an index.
         extra: writes what else belongs in the folder, such as the tokenizer, before it appears.
 
-    Under torch.distributed every rank must call; rank 0 writes, and a failure of it is raised on every rank.
+    Under torch.distributed every rank must call; rank 0 gathers and writes, and a failure of it is raised on every
+    rank.
 
     Raises:
         UserError: `folder` is a file or holds anything that does not belong to a model.
@@ -71,11 +73,11 @@ def save(
     """
     folder = Path(folder)
     files = _plan_files(model, dtype, max_shard_bytes)
-    gather = _Gatherer()
+    gather = _Gatherer(model)
     with ExitStack() as stack:
         temporary = _on_writer(lambda: _begin(folder, stack))
         for file, items in files.items():
-            tensors = {item.name: gather(item) for item in items}
+            tensors = {item.name: value for item in items if (value := gather(item)) is not None}
             _on_writer(lambda f=file, t=tensors: save_file(t, temporary / f, metadata={"format": "pt"}))
         _on_writer(lambda: _write_rest(temporary, files, model, dtype, extra))
         _on_writer(stack.close)
@@ -104,7 +106,7 @@ def _on_writer(action: Callable[[], Any]) -> Any:
     if not dist.is_initialized():
         return action()
     result, error = None, None
-    if dist.get_rank() == 0:
+    if _writes():
         try:
             result = action()
         except Exception as failure:
@@ -135,21 +137,75 @@ class _Item:
 
 
 class _Gatherer:
-    """Whole values of items; a parameter that several items in a row are parts of is gathered once."""
+    """Whole values of items on rank 0; a parameter that several items in a row are parts of is gathered once.
 
-    def __init__(self) -> None:
+    The other ranks send their parts in the type on disk, and hold nothing else meanwhile.
+    """
+
+    def __init__(self, model: LM) -> None:
         self.ours, self.value = "", torch.empty(0)
+        parts = {name: local_part(value)[1] for name, value in named_tensors(model) if is_sharded(value)}
+        self.places: list[_Places] = [{name: _bounds(slices) for name, slices in parts.items()}]
+        """Of each rank: where its part of each sharded tensor lies."""
+        if dist.is_initialized():
+            everywhere: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(everywhere, self.places[0])
+            self.places = everywhere
 
-    def __call__(self, item: _Item) -> Tensor:
-        """The item's values in main memory; every rank must ask for the same items in the same order."""
+    def __call__(self, item: _Item) -> Tensor | None:
+        """The item's values in main memory, None on other ranks; all must ask for the same items in the same order."""
         if item.ours != self.ours:
-            self.ours, self.value = item.ours, self._whole(item.value.detach())
+            self.value = torch.empty(0)  # frees the one before
+            self.ours, self.value = item.ours, self._whole(item)
+        if not _writes():
+            return None
         part = self.value if item.expert is None else self.value[item.expert]
-        return part.to(device="cpu", dtype=item.dtype).contiguous()
+        return part.contiguous()
 
-    def _whole(self, value: Tensor) -> Tensor:
-        self.value = torch.empty(0)  # frees the one before
-        return value.full_tensor() if hasattr(value, "full_tensor") else value  # pyright: ignore
+    def _whole(self, item: _Item) -> Tensor:
+        if not is_sharded(item.value):
+            return item.value.detach().to(device="cpu", dtype=item.dtype) if _writes() else self.value
+        senders = self._senders(item.ours)
+        part = local_part(item.value)[0]
+        if not _writes():
+            if senders.get(self.places[dist.get_rank()][item.ours]) == dist.get_rank():
+                dist.send(_bytes(part.to(device="cpu", dtype=item.dtype).contiguous()), dst=0)
+            return self.value
+        whole = torch.empty(item.value.shape, dtype=item.dtype)
+        for bounds, rank in senders.items():
+            slices = tuple(slice(start, stop) for start, stop in bounds)
+            if rank == 0:
+                whole[slices] = part.to(device="cpu", dtype=item.dtype)
+            else:
+                received = torch.empty(whole[slices].shape, dtype=item.dtype)
+                dist.recv(_bytes(received), src=rank)
+                whole[slices] = received
+        return whole
+
+    def _senders(self, name: str) -> dict[_Bounds, int]:
+        """Each part of a tensor that is not empty, and the first rank that has it."""
+        senders: dict[_Bounds, int] = {}
+        for rank, places in enumerate(self.places):
+            if all(start < stop for start, stop in places[name]):
+                senders.setdefault(places[name], rank)
+        return senders
+
+
+_Bounds = tuple[tuple[int, int], ...]
+_Places = dict[str, _Bounds]
+
+
+def _bounds(slices: tuple[slice, ...]) -> _Bounds:
+    return tuple((part.start, part.stop) for part in slices)
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    """The same memory as numbers that every transport knows."""
+    return tensor.flatten().view(torch.uint8)
+
+
+def _writes() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def _plan_files(model: LM, dtype: torch.dtype | None, max_shard_bytes: int) -> dict[str, list[_Item]]:

@@ -6,9 +6,14 @@ import torch
 from torch import Tensor
 
 
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a parameter or buffer is a DTensor."""
+    return hasattr(tensor, "device_mesh")
+
+
 def local_part(tensor: Tensor) -> tuple[Tensor, tuple[slice, ...]]:
     """This rank's values of a parameter or buffer, to be written in place, and where they lie in the whole tensor."""
-    if not hasattr(tensor, "device_mesh"):
+    if not is_sharded(tensor):
         return tensor.detach(), tuple(slice(0, size) for size in tensor.shape)
     from torch.distributed.tensor import DTensor
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset

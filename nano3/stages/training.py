@@ -15,7 +15,7 @@ import torch
 
 from nano3.config.errors import UserError
 from nano3.config.presets import to_toml
-from nano3.config.schema import PretrainConfig
+from nano3.config.schema import ExportConfig, PretrainConfig
 from nano3.data.prepare import Prepared, prepare
 from nano3.data.progress import progress_bar
 from nano3.data.shards import finished_shards
@@ -82,7 +82,7 @@ def train_on_text(
             training = trainer.fit()
             if training.interrupted:
                 return TrainingResult(run_dir, training)
-            _export(trainer.model, prepared.tokenizer, run_dir / "model", world)
+            _export(trainer.model, prepared.tokenizer, run_dir / "model", cfg.export, world)
             return _result(cfg, prepared, run_dir, training, world)
 
 
@@ -235,10 +235,10 @@ def _begin(
         write_atomic(run_dir / START, json.dumps({"from": str(source) if source else None}) + "\n")
 
 
-def _export(model: LM, tokenizer: Tokenizer, folder: Path, world: World) -> None:
+def _export(model: LM, tokenizer: Tokenizer, folder: Path, cfg: ExportConfig, world: World) -> None:
     """The model with its tokenizer, appearing together."""
     model.eval()
-    save(model, folder, extra=tokenizer.save)
+    save(model, folder, getattr(torch, cfg.dtype), extra=tokenizer.save)
     world.barrier()
 
 

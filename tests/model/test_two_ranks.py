@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from nano3.model.hf import save
 from nano3.model.lm import LM
@@ -63,7 +64,12 @@ def test_two_ranks_do_what_one_process_does(two_ranks, small_config, small_model
     assert len(list((tmp_path / "alone").glob("*.safetensors"))) > 3
     same_files(tmp_path / "saved", tmp_path / "alone")
     same_files(tmp_path / "filled", tmp_path / "given")
-    held = [int(text.split()[0]) for text in printed]
+    save(alone, tmp_path / "alone-narrow", torch.bfloat16, max_shard_bytes=20_000)
+    same_files(tmp_path / "narrow", tmp_path / "alone-narrow")
+    # The rank that does not write makes no tensor larger than its own parts.
+    largest, part = (int(number) for number in printed[1].splitlines()[0].split()[1::2])
+    assert 0 < largest <= part
+    held = [int(text.splitlines()[1].split()[0]) for text in printed]
     assert sum(held) == sum(p.numel() for p in alone.parameters())
     assert max(held) < 0.6 * sum(held)
     for rank, text in enumerate(printed):

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from nano3.config.model import ModelConfig
 from nano3.config.schema import ParallelConfig
@@ -14,6 +16,20 @@ from nano3.model.hf import fill, save
 from nano3.model.lm import LM
 from nano3.train.parallel import parallelize
 from nano3.train.world import init_world
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the size of the largest tensor of float numbers that any operation made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        made = [t for t in tree_leaves(out) if isinstance(t, torch.Tensor) and t.is_floating_point()]
+        self.elements = max([self.elements, *(t.untyped_storage().nbytes() // t.element_size() for t in made)])
+        return out
 
 
 def full_disk(folder: Path) -> None:
@@ -30,8 +46,12 @@ def main() -> None:
     parallelize(model, world, ParallelConfig(fsdp=True))
     model.to_empty(device="cpu")
     model.init_weights(seed=1)
-    save(model, folder / "saved", max_shard_bytes=20_000)
-    print(f"{sum(p.to_local().numel() for p in model.parameters())} values", flush=True)
+    with Largest() as seen:
+        save(model, folder / "saved", max_shard_bytes=20_000)
+    parts = [p.to_local().numel() for p in model.parameters()]  # pyright: ignore[reportAttributeAccessIssue]
+    print(f"largest {seen.elements} of {max(parts)}", flush=True)
+    save(model, folder / "narrow", torch.bfloat16, max_shard_bytes=20_000)
+    print(f"{sum(parts)} values", flush=True)
     fill(model, folder / "given")
     save(model, folder / "filled")
     try:

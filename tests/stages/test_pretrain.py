@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from nano3.config.errors import UserError
 from nano3.config.presets import load_pretrain, to_toml
@@ -116,6 +117,23 @@ def test_the_exported_model_says_its_stage_and_the_special_tokens_of_the_text(cf
     model = load_pretrain(str(tmp_path / "run")).model
     assert (model.pad_id, model.bos_id, model.eos_id) == (0, 1, 2)
     assert "eos_id = 2" in to_toml(load_pretrain(str(tmp_path / "run")))
+
+
+def test_a_model_exported_in_bfloat16_is_a_start_for_the_next_run(cfg, tmp_path, monkeypatch):
+    narrow = replace(cfg, export=replace(cfg.export, dtype="bfloat16"))
+    _run(narrow, tmp_path / "narrow")
+    _run(cfg, tmp_path / "wide")
+    stored, trained = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("narrow", "wide"))
+    for name, value in trained.items():
+        kept = name.endswith((".A_log", ".D", ".dt_bias", ".gate.weight", ".e_score_correction_bias"))
+        assert value.dtype == torch.float32
+        assert torch.equal(stored[name], value if kept else value.bfloat16()), name
+        assert stored[name].dtype == (torch.float32 if kept else torch.bfloat16), name
+    assert json.loads((tmp_path / "narrow" / "model" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    seen = _weights(monkeypatch)
+    with pytest.raises(Died):
+        _run(cfg, tmp_path / "next", from_path=tmp_path / "narrow")
+    assert torch.equal(seen["lm_head.weight"], stored["lm_head.weight"].float())
 
 
 def test_compressors_pack_the_bytes_that_the_model_scored(cfg, tmp_path):
