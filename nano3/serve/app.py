@@ -15,7 +15,7 @@ from nano3 import __version__
 from nano3.engine.protocol import GenerationEngine
 from nano3.serve import chat, completions, status, tokenize
 from nano3.serve.errors import add_error_handlers
-from nano3.serve.middleware import ApiKeys, BodyLimit, CountAnswers
+from nano3.serve.middleware import ApiKeys, BodyLimit, CountAnswers, HeadAsGet
 from nano3.serve.page_routes import add_page
 from nano3.serve.service import Service
 from nano3.serve.settings import Settings
@@ -41,6 +41,7 @@ def create_app(engine: GenerationEngine, *, name: str, settings: Settings | None
     add_page(app)
     add_error_handlers(app)
     # The last one added is the outermost.
+    app.add_middleware(HeadAsGet)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     if settings.api_keys:
         app.add_middleware(ApiKeys, keys=settings.api_keys)

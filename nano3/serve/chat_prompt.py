@@ -15,8 +15,10 @@ from nano3.serve.json_schema import check_schema
 from nano3.serve.sampling import grammar_of, sampling_of
 from nano3.serve.schemas import ChatRequest, NamedTool, TokenizeRequest
 from nano3.serve.service import Service, new_id
+from nano3.serve.thinking_fields import thinking_of
 from nano3.serve.tool_grammar import call_grammar
 
+SWITCHES = ("enable_thinking", "truncate_history_thinking")
 RESERVED = (*chat_template.RESERVED, "max_length")
 
 
@@ -44,7 +46,8 @@ def plan_chat(service: Service, body: ChatRequest) -> ChatPlan:
     ids = service.cut(prompt.ids, body.truncate_prompt_tokens, max_tokens)
     if ids != prompt.ids:
         prompt = replace(prompt, ids=ids, cache_at=())
-    service.check_length(len(prompt.ids), max_tokens, "messages")
+    field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+    service.check_length(len(prompt.ids), max_tokens, "messages", field)
     request = Request(
         new_id("chatcmpl"), prompt.ids, _sampling(service, body, prompt, tools, max_tokens), body.n or 1,
         prompt.cache_at,
@@ -84,23 +87,33 @@ def make_prompt(
 def _template_variables(body: ChatRequest | TokenizeRequest) -> dict[str, Any]:
     """What the template is told: chat_template_kwargs, and over them the fields of the same names."""
     variables = dict(body.chat_template_kwargs or {})
+    _check_switches(variables, "chat_template_kwargs")
     for name in RESERVED:
         if name in variables:
             raise ApiError(400, f"chat_template_kwargs: {name} cannot be set here", param="chat_template_kwargs",
                            code="invalid_value")  # fmt: skip
     if body.truncate_history_thinking is not None:
         variables["truncate_history_thinking"] = body.truncate_history_thinking
-    if body.enable_thinking is not None:
-        variables["enable_thinking"] = body.enable_thinking
-    elif "enable_thinking" not in variables and getattr(body, "reasoning_effort", None) == "none":
-        variables["enable_thinking"] = False
+    enabled = thinking_of(body).enabled
+    if body.enable_thinking is not None or (enabled is not None and variables.get("enable_thinking") is None):
+        variables["enable_thinking"] = enabled
     return variables
+
+
+def _check_switches(variables: dict[str, Any], where: str) -> None:
+    """Raises ApiError (400) where a switch is no boolean: to a template "false" is as good as true."""
+    for name in SWITCHES:
+        if not isinstance(variables.get(name), bool | None):
+            raise ApiError(400, f"{where}.{name}: must be true or false", param=f"{where}.{name}", code="invalid_value")
+    inner = variables.get("chat_template_kwargs")
+    if isinstance(inner, dict):
+        _check_switches(inner, f"{where}.chat_template_kwargs")
 
 
 def _sampling(
     service: Service, body: ChatRequest, prompt: ChatPrompt, tools: list[dict[str, Any]], max_tokens: int | None
 ) -> Sampling:
-    budget = body.reasoning_budget if body.reasoning_budget is not None else body.thinking_budget
+    budget = thinking_of(body).budget
     return sampling_of(
         body,
         max_tokens=max_tokens,

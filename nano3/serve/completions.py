@@ -52,7 +52,7 @@ def plan_completions(service: Service, body: CompletionRequest) -> list[Request]
         grammar=grammar_of(body, after_thinking=False),
     )
     for prompt in prompts:
-        service.check_length(len(prompt), max_tokens, "prompt")
+        service.check_length(len(prompt), max_tokens, "prompt", "max_tokens")
     return [Request(new_id("cmpl"), prompt, sampling, body.n or 1) for prompt in prompts]
 
 

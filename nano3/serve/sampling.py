@@ -11,6 +11,13 @@ from nano3.serve.errors import ApiError
 from nano3.serve.json_schema import check_schema
 from nano3.serve.schemas import GenerationRequest
 
+_FORMS_OF_OTHERS = {
+    "text": ("schema", "json_schema", "regex", "pattern", "grammar"),
+    "json_object": ("json_schema", "regex", "pattern", "grammar"),
+    "json_schema": ("regex", "pattern", "grammar"),
+}
+"""What would set the form of an output under another type of `response_format`."""
+
 
 def sampling_of(
     body: GenerationRequest,
@@ -76,8 +83,8 @@ def grammar_of(body: GenerationRequest, after_thinking: bool) -> Grammar | None:
     """
     found = [grammar for grammar in (*_response_format(body.response_format), *_structured(body)) if grammar]
     if len(found) > 1:
-        raise ApiError(400, "the output can have one form only: give one of response_format, guided_*, "
-                            "structured_outputs", code="invalid_value")  # fmt: skip
+        raise ApiError(400, "the output can have one form only: give one of response_format, json_schema, "
+                            "guided_*, structured_outputs", code="invalid_value")  # fmt: skip
     if not found:
         return None
     kind, value = found[0]
@@ -85,13 +92,21 @@ def grammar_of(body: GenerationRequest, after_thinking: bool) -> Grammar | None:
 
 
 def _response_format(value: dict[str, Any] | None) -> list[tuple[str, str]]:
-    kind = (value or {}).get("type", "text")
+    value = value or {}
+    kind = value.get("type", "text")
+    misplaced = [name for name in _FORMS_OF_OTHERS.get(str(kind), ()) if value.get(name) is not None]
+    if misplaced:
+        raise _bad(f"response_format.{misplaced[0]}", f"does not belong to the type {kind}")
     if kind == "text":
         return []
     if kind == "json_object":
-        return [("json_object", "")]
+        schema = value.get("schema")
+        if schema is None:
+            return [("json_object", "")]
+        # llama.cpp's form of json_schema.
+        return [("json_schema", _schema_text("response_format.schema", schema))]
     if kind == "json_schema":
-        holder = (value or {}).get("json_schema")
+        holder = value.get("json_schema")
         schema = holder.get("schema") if isinstance(holder, dict) else None
         if not isinstance(schema, dict):
             raise _bad("response_format.json_schema.schema", "must be a JSON schema object")
@@ -102,6 +117,7 @@ def _response_format(value: dict[str, Any] | None) -> list[tuple[str, str]]:
 def _structured(body: GenerationRequest) -> list[tuple[str, str]]:
     """vLLM's fields, old and new."""
     found = [
+        _form("json_schema", "json_schema", _without_holder(body.json_schema)),
         _form("guided_json", "json_schema", body.guided_json),
         _form("guided_regex", "regex", body.guided_regex),
         _form("guided_choice", "choice", body.guided_choice),
@@ -118,6 +134,11 @@ def _structured(body: GenerationRequest) -> list[tuple[str, str]]:
         if form.disable_any_whitespace:
             found = [_compact(*grammar) if grammar else None for grammar in found]
     return [grammar for grammar in found if grammar is not None]
+
+
+def _without_holder(schema: Any) -> Any:
+    """llama.cpp's top-level `json_schema` is the schema itself; OpenAI's object around it is read as well."""
+    return schema["schema"] if isinstance(schema, dict) and isinstance(schema.get("schema"), dict) else schema
 
 
 def _compact(kind: str, value: str) -> tuple[str, str]:

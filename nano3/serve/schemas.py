@@ -20,6 +20,24 @@ Many = Annotated[list[T], Field(fail_fast=True)]
 """A list of which only the first wrong item is told: telling of a million would take minutes and gigabytes."""
 
 
+def _whole(value: object) -> object:
+    """A number without a fraction is an integer, as JSON Schema has it, however it is written."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _all_whole(value: object) -> object:
+    """`_whole` of each item, and of the items of lists in a list; a list without such numbers is not copied."""
+    if not isinstance(value, list):
+        return value
+    if any(isinstance(item, float) for item in value):
+        return [_whole(item) for item in value]
+    return [_all_whole(item) for item in value] if any(isinstance(item, list) for item in value) else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+TokenIds = Annotated[Many[TokenId], BeforeValidator(_all_whole)]
+
+
 def _few(value: object) -> object:
     """Before each entry is looked at."""
     if isinstance(value, dict) and len(value) > MOST_BIASES:
@@ -42,7 +60,8 @@ def _few_messages(value: object) -> object:
 Bias = Annotated[float, Field(allow_inf_nan=False, ge=-100, le=100)]
 LogitBias = Annotated[dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], Bias], BeforeValidator(_few)]
 FORM_FIELDS = (
-    "response_format", "guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs"
+    "response_format", "json_schema", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
+    "structured_outputs",
 )  # fmt: skip
 UNSUPPORTED = {
     "continue_final_message": "every answer begins a new message",
@@ -56,7 +75,17 @@ UNSUPPORTED = {
     "prompt_logprobs": "send `echo` and `logprobs` to /v1/completions",
     "skip_special_tokens": "answers never show special tokens; ask for `return_token_ids`",
     "length_penalty": "there is no beam search",
+    "extra_body": "it is an argument of OpenAI's Python client; over HTTP its entries stand beside the other fields",
+    "grammar": "GBNF is not read; send `guided_grammar` in Lark notation",
+    "ebnf": "send `guided_grammar` in Lark notation",
+    "regex": "send `guided_regex`",
+    "structural_tag": "send `tools`, or `guided_grammar` in Lark notation",
+    "guided_whitespace_pattern": "send `structured_outputs` with `disable_any_whitespace`",
 }
+CHAT_ONLY = (
+    "messages", "tools", "thinking", "reasoning", "reasoning_budget", "thinking_budget", "thinking_token_budget"
+)  # fmt: skip
+"""Fields that would change an answer, but mean nothing for a plain text."""
 _HARMLESS = {"skip_special_tokens": (None, True), "length_penalty": (None, 1), "prompt_logprobs": (None,)}
 """Values that ask for nothing; of other fields that is every false one."""
 
@@ -83,6 +112,13 @@ class StructuredOutputs(Loose):
     json_object: bool | None = None
     disable_any_whitespace: bool | None = None
 
+    @model_validator(mode="after")
+    def _check(self) -> StructuredOutputs:
+        for name in ("structural_tag", "whitespace_pattern"):
+            if (self.model_extra or {}).get(name):
+                raise wrong_field(name, "is not supported; see json, regex, choice, grammar and disable_any_whitespace")
+        return self
+
 
 class GenerationRequest(Loose):
     """Fields that chat and plain completions share."""
@@ -90,29 +126,30 @@ class GenerationRequest(Loose):
     model: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: int | None = Field(None, ge=1, le=MOST_CHOICES)
+    n: Whole | None = Field(None, ge=1, le=MOST_CHOICES)
     temperature: Finite | None = Field(None, ge=0)
     top_p: Finite | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=-1)
+    top_k: Whole | None = Field(None, ge=-1)
     min_p: Finite | None = Field(None, ge=0, le=1)
-    seed: int | None = Field(None, ge=-INT64, lt=INT64)
+    seed: Whole | None = Field(None, ge=-INT64, lt=INT64)
     stop: Text | Many[Text] | None = None
-    stop_token_ids: Many[TokenId] | None = Field(None, max_length=MOST_STOPS)
+    stop_token_ids: TokenIds | None = Field(None, max_length=MOST_STOPS)
     presence_penalty: Finite | None = Field(None, ge=-2, le=2)
     frequency_penalty: Finite | None = Field(None, ge=-2, le=2)
     repetition_penalty: Finite | None = Field(None, gt=0)
     logit_bias: LogitBias | None = None
-    min_tokens: int | None = Field(None, ge=0)
+    min_tokens: Whole | None = Field(None, ge=0)
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
     return_token_ids: bool | None = None
-    truncate_prompt_tokens: int | None = Field(None, ge=-1)
+    truncate_prompt_tokens: Whole | None = Field(None, ge=-1)
     guided_json: JsonObject | str | None = None
     guided_regex: Text | None = None
     guided_choice: Many[Text] | None = Field(None, min_length=1)
     guided_grammar: Text | None = None
     structured_outputs: StructuredOutputs | None = None
     response_format: JsonObject | None = None
+    json_schema: JsonObject | str | None = None
 
     @model_validator(mode="after")
     def _check(self) -> GenerationRequest:
@@ -140,16 +177,19 @@ class GenerationRequest(Loose):
 class CompletionRequest(GenerationRequest):
     """Body of /v1/completions."""
 
-    prompt: str | Many[TokenId] | Many[str] | Many[Many[TokenId]]
+    prompt: Annotated[str | Many[TokenId] | Many[str] | Many[Many[TokenId]], BeforeValidator(_all_whole)]
     add_special_tokens: bool | None = None
-    max_tokens: int | None = Field(16, ge=0)
+    max_tokens: Whole | None = Field(16, ge=0)
     echo: bool | None = None
-    logprobs: int | None = Field(None, ge=0, le=MAX_TOP)
+    logprobs: Whole | None = Field(None, ge=0, le=MAX_TOP)
     suffix: str | None = None
-    best_of: int | None = Field(None, ge=1)
+    best_of: Whole | None = Field(None, ge=1)
 
     @model_validator(mode="after")
     def _check_completion(self) -> CompletionRequest:
+        for name in CHAT_ONLY:
+            if (self.model_extra or {}).get(name):
+                raise wrong_field(name, "is not supported for plain texts; send it to /v1/chat/completions")
         if self.suffix:
             raise wrong_field("suffix", "is not supported: the model only continues a text")
         if self.best_of is not None and self.best_of != (self.n or 1):
@@ -238,20 +278,23 @@ class ChatTemplateFields(Loose):
     enable_thinking: bool | None = None
     truncate_history_thinking: bool | None = None
     chat_template_kwargs: JsonObject | None = None
+    thinking: JsonObject | bool | None = None
+    reasoning: JsonObject | None = None
 
 
 class ChatRequest(ChatTemplateFields, GenerationRequest):
     """Body of /v1/chat/completions."""
 
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_tokens: Whole | None = Field(None, ge=1)
+    max_completion_tokens: Whole | None = Field(None, ge=1)
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=MOST_TOP_CHAT)
+    top_logprobs: Whole | None = Field(None, ge=0, le=MOST_TOP_CHAT)
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None
-    reasoning_budget: int | None = Field(None, ge=0)
-    thinking_budget: int | None = Field(None, ge=0)
+    reasoning_budget: Whole | None = Field(None, ge=0)
+    thinking_budget: Whole | None = Field(None, ge=0)
+    thinking_token_budget: Whole | None = Field(None, ge=0)
 
     @model_validator(mode="after")
     def _check_chat(self) -> ChatRequest:
@@ -279,6 +322,8 @@ class TokenizeRequest(Loose):
     enable_thinking: bool | None = None
     truncate_history_thinking: bool | None = None
     chat_template_kwargs: JsonObject | None = None
+    thinking: JsonObject | bool | None = None
+    reasoning: JsonObject | None = None
     return_token_strs: bool | None = None
 
     @model_validator(mode="after")
@@ -292,4 +337,4 @@ class DetokenizeRequest(Loose):
     """Body of /detokenize."""
 
     model: str | None = None
-    tokens: Many[TokenId]
+    tokens: TokenIds

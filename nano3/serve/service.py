@@ -120,9 +120,10 @@ class Service:
         most = keep if keep >= 0 else max(1, self.max_context - (1 if max_tokens is None else max_tokens))
         return ids[-most:]
 
-    def check_length(self, prompt_tokens: int, max_tokens: int | None, param: str) -> None:
-        """Raises ApiError (400) where prompt and answer cannot fit."""
+    def check_length(self, prompt_tokens: int, max_tokens: int | None, prompt_field: str, tokens_field: str) -> None:
+        """Raises ApiError (400) where prompt and answer cannot fit; it names the field that is too large."""
         wanted = 1 if max_tokens is None else max_tokens
+        param = prompt_field if prompt_tokens + min(wanted, 1) > self.max_context else tokens_field
         if prompt_tokens + wanted > self.max_context:
             asked = f" and {max_tokens} tokens of answer were asked for" if max_tokens is not None else ""
             raise ApiError(
@@ -139,9 +140,10 @@ class Service:
             return ApiError(503, str(error), code="shutting_down", headers=wait)
         if isinstance(error, EngineFailedError):
             return ApiError(500, str(error), code="engine_failed")
-        return ApiError(
-            400, str(error), param=form if isinstance(error, BadGrammarError) else None, code="invalid_value"
-        )
+        # The engine's own refusals begin with the field.
+        named = next((name for name in ("logit_bias", "prompt") if str(error).startswith(f"{name}:")), None)
+        param = form if isinstance(error, BadGrammarError) else named
+        return ApiError(400, str(error), param=param, code="invalid_value")
 
 
 def service_of(request: HttpRequest) -> Service:

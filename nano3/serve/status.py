@@ -55,6 +55,7 @@ class Version(BaseModel):
 _HEALTH: dict[int | str, dict[str, Any]] = {503: {"model": Health, "description": "It is not."}}
 
 
+@router.get("/v1/models/", responses=errors(401), include_in_schema=False)
 @router.get("/v1/models", responses=errors(401))
 async def models(service: TheService) -> Models:
     """The models of this server."""
@@ -64,7 +65,7 @@ async def models(service: TheService) -> Models:
 @router.get("/v1/models/{name:path}", responses=errors(401, 404))
 async def model(name: str, service: TheService) -> Model:
     """One model."""
-    if name != service.name:
+    if name.rstrip("/") != service.name.rstrip("/"):
         raise ApiError(404, f"the model {name!r} does not exist; this server has {service.name!r}", param="model",
                        code="model_not_found")  # fmt: skip
     return _model(service)

@@ -105,3 +105,15 @@ def test_the_page_may_load_nothing_from_elsewhere(client):
     assert client.get("/app.js").headers["content-type"].startswith("text/javascript")
     assert client.get("/style.css").headers["content-type"].startswith("text/css")
     assert client.get("/..%2fapp.py").status_code == 404
+
+
+def test_a_slash_at_the_end_is_no_other_address(client):
+    assert client.get("/v1/models/").json() == client.get("/v1/models").json()
+    assert client.get("/v1/models/small/").json() == client.get("/v1/models/small").json()
+
+
+def test_head_answers_as_get_without_the_body(client):
+    for path in ("/", "/health", "/v1/models", "/metrics", "/nothing", "/v1/chat/completions"):
+        head, get = client.head(path), client.get(path)
+        assert (head.status_code, head.content) == (get.status_code, b"")
+        assert head.headers["content-type"] == get.headers["content-type"]
