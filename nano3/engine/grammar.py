@@ -21,6 +21,8 @@ SPACING = {"whitespace_pattern": " "}
 """Most white space at any gap in JSON: line breaks cost tokens, and a confused model would write spaces forever."""
 COMPACT = {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
 """No white space in JSON."""
+_DEAD_END = "NoExtensionBias"
+"""llguidance's word for a state that no token leaves."""
 
 
 class GrammarCompiler:
@@ -53,7 +55,7 @@ class GrammarCompiler:
             check_costs(grammar)
             with self._building:  # one at a time: the model needs the other cores
                 found = self._find(key) or self._keep(key, self._build(grammar))
-        return GrammarMatcher(found.deep_copy(), self, grammar.after_thinking)
+        return GrammarMatcher(found.deep_copy(), self, grammar.after_thinking, _NAMES[grammar.kind])
 
     def _find(self, key: tuple[str, str]) -> Any:
         with self._finding:
@@ -102,16 +104,25 @@ class GrammarCompiler:
         matcher = llguidance.LLMatcher(self.vocabulary, text, log_level=0)
         if matcher.is_error():
             messages.append(matcher.get_error())
+        elif not messages and not _has_beginning(matcher.deep_copy()):
+            messages.append("no text has this form")
         if messages:
             raise UserError(f"{_NAMES[grammar.kind]} cannot be enforced: {one_line(messages[0])}")
         return matcher
 
 
+def _has_beginning(matcher: Any) -> bool:
+    """Whether any token can begin an output; validation does not find all forms that nothing has."""
+    return any(matcher.compute_bitmask()) and not matcher.is_error()
+
+
 class GrammarMatcher:
     """Where one output stands in its grammar."""
 
-    def __init__(self, matcher: Any, compiler: GrammarCompiler, after_thinking: bool) -> None:
+    def __init__(self, matcher: Any, compiler: GrammarCompiler, after_thinking: bool, form: str) -> None:
+        """`form`: what error messages call the grammar."""
         self.after_thinking = after_thinking
+        self._form = form
         self._matcher = matcher
         self._compiler = compiler
 
@@ -127,8 +138,13 @@ class GrammarMatcher:
 
     @property
     def error(self) -> str:
-        """Why matching was given up (a token not allowed, a grammar beyond the limits); empty if it was not."""
-        return one_line(self._matcher.get_error()) if self._matcher.is_error() else ""
+        """Why matching was given up (a token not allowed, a dead end, a grammar beyond the limits); empty if it was
+        not."""
+        if not self._matcher.is_error():
+            return ""
+        reason = one_line(self._matcher.get_error())
+        why = "no text goes on from here" if reason == _DEAD_END else reason
+        return f"{self._form} cannot be met to its end: {why}"
 
     def mask(self) -> np.ndarray:
         """Which tokens may come next, (V,) bool; ends of text exactly when the grammar is complete.

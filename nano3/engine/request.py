@@ -149,6 +149,8 @@ class Update(NamedTuple):
     experts: np.ndarray | None = None
     """(MoE blocks, tokens, K) uint8, or int16 beyond 256 experts: those of the tokens that were computed since the last
     update, the prompt's with the first; where the request wants them."""
+    dead_end: bool = False
+    """The error is the request's own: its form, or its biases, leave no next token."""
 
 
 def _check_sampling(s: Sampling) -> None:

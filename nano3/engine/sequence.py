@@ -117,8 +117,11 @@ class Sequence:
         text = self.text.push(token_id, hidden=is_stop or is_eos, check_stop=enough)
         finish: FinishReason | None = None
         reason: int | str | None = None
-        if problem := self._problem(token):
+        if isnan(token.log_prob):
+            problem = "the model gave no number for the next token; its weights may be damaged"
             return self._report((), "", "error", None)._replace(error=problem)
+        if problem := self._dead_end(token):
+            return self._report((), "", "error", None)._replace(error=problem, dead_end=True)
         if self.text.stopped is not None:
             finish, reason = "stop", self.text.stopped
         elif is_stop or is_eos:
@@ -129,13 +132,11 @@ class Sequence:
             text += self.text.flush()
         return self._report((token,), text, finish, reason)
 
-    def _problem(self, token: Token) -> str:
-        if isnan(token.log_prob):
-            return "the model gave no number for the next token; its weights may be damaged"
+    def _dead_end(self, token: Token) -> str:
         if isnan(token.sampled_log_prob):
             return "no token can come next: the grammar and the biases leave none"
         grammar = self.sampler.grammar
-        return f"grammar: {grammar.error}" if grammar is not None and grammar.error else ""
+        return grammar.error if grammar is not None else ""
 
     def end_of_scoring(self) -> Update:
         """The only update of a sequence without output."""

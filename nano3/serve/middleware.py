@@ -127,9 +127,9 @@ class HeadAsGet:
             return
 
         async def headers_only(message: Message) -> None:
-            await send(message | {"body": b""} if message["type"] == "http.response.body" else message)
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
 
-        await self._app(scope | {"method": "GET"}, receive, headers_only)
+        await self._app({**scope, "method": "GET"}, receive, headers_only)
 
 
 class CountAnswers:

@@ -232,4 +232,6 @@ class Generation:
             return ApiError(500, update.error, code="engine_failed")
         if thread.draining or not thread.ready:
             return self._service.unavailable(DrainingError(update.error or "the server is shutting down"))
+        if update.dead_end:
+            return ApiError(400, update.error, param=self._form, code="dead_end")
         return ApiError(500, update.error or "the request was dropped", code="engine_error")

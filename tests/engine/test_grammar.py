@@ -64,6 +64,15 @@ SCHEMAS = {
 }
 
 
+OVERLAP = {
+    "type": "object",
+    "properties": {"score": {"type": "integer"}},
+    "required": ["score"],
+    "additionalProperties": False,
+    "patternProperties": {"^score$": {"type": "integer"}},
+}
+
+
 def write(sampling, seed, compiler=COMPILER, limit=600, boost=()):
     """Output of a model with random logits: its text and whether it ended by itself."""
     tracker = thinking_tracker(sampling, TOKENIZER)
@@ -228,6 +237,18 @@ def test_text_joined_to_the_end_of_thinking_belongs_to_the_grammar():
         ("choice", '["a", 1]', "strings"),
         ("choice", "a", "list"),
         ("lark", "start: missing", "missing"),
+        ("regex", r"[^\s\S]", "no text has this form"),
+        ("regex", r"a[^\s\S]|b[^\s\S]", "no text has this form"),
+        ("lark", "start: A\nA: /a/ & /b/", "no text has this form"),
+        ("json_schema", json.dumps(OVERLAP), "'\\^score\\$' also names the property 'score'"),
+        ("json_schema", json.dumps({"anyOf": [{"type": "null"}, {"items": OVERLAP}]}), "also names"),
+        ("lark", "start: %json " + json.dumps(OVERLAP), "also names"),
+        ("json_schema", json.dumps({"properties": {"aab": {}}, "patternProperties": {"a+b": {}}}), "also names"),
+        (
+            "json_schema",
+            json.dumps({"properties": {"a": {}}, "patternProperties": dict.fromkeys(map(str, range(65)), {})}),
+            "65 patterns",
+        ),
     ],
 )
 def test_what_cannot_be_enforced_is_refused_in_one_line(kind, value, part):
@@ -306,3 +327,25 @@ def test_threads_may_compile_at_once():
         matchers = list(pool.map(compiler.compile, grammars))
     starts = {TOKENIZER.decode([i]) for matcher in matchers for i in np.flatnonzero(matcher.mask())}
     assert all("word".startswith(text) or text.startswith("word") for text in starts)
+
+
+def test_a_form_that_ends_halfway_says_so():
+    matcher = COMPILER.compile(Grammar("lark", 'start: "a" B\nB: /b[^\\s\\S]/ | "c"'))
+    assert matcher.error == ""
+    matcher.accept(TOKENIZER.encode("z")[0])
+    matcher.mask()
+    assert matcher.error.startswith("the Lark grammar cannot be met to its end: ")
+
+
+def test_patterns_beside_other_properties_are_enforced():
+    schema = {
+        "type": "object",
+        "properties": {"name": {"type": "boolean"}},
+        "required": ["name"],
+        "patternProperties": {"^x[0-9]$": {"type": "null"}, "^(a+)+$": {"type": "null"}},
+        "additionalProperties": False,
+    }
+    for seed in range(6):
+        text, ended = write(Sampling(grammar=Grammar("json_schema", json.dumps(schema))), seed)
+        if ended:
+            jsonschema.validate(json.loads(text), schema)
