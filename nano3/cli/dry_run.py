@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import asdict
 from typing import Any
 
@@ -21,10 +22,13 @@ def show_dry_run(cfg: PretrainConfig, preset: str, as_json: bool) -> None:
     Raises:
         UserError: a path that the settings name is not there.
     """
+    from nano3.data.readings import reading_warning
     from nano3.data.sources import check_paths
 
     check_paths(cfg.data)
     facts = dry_run_facts(cfg)
+    if warning := reading_warning(facts["readings"]):
+        print(warning, file=sys.stderr)
     if as_json:
         print_json(facts)
     else:
@@ -33,6 +37,8 @@ def show_dry_run(cfg: PretrainConfig, preset: str, as_json: bool) -> None:
 
 def dry_run_facts(cfg: PretrainConfig) -> dict[str, Any]:
     """Everything that a dry run tells; sizes in parameters, bytes, tokens and floating-point operations."""
+    from nano3.data.readings import estimated_readings
+
     hardware = detect()
     dtype = hardware.compute_dtype if cfg.train.dtype == "auto" else cfg.train.dtype
     counts, held, ranks = count_parameters(cfg.model), memory(cfg, dtype), most_ranks(cfg)
@@ -40,6 +46,7 @@ def dry_run_facts(cfg: PretrainConfig) -> dict[str, Any]:
     tokens_per_step = cfg.train.batch_size * cfg.data.seq_len
     steps = cfg.train.steps or math.ceil(cfg.train.tokens / tokens_per_step)
     tokens = steps * tokens_per_step if cfg.train.steps else cfg.train.tokens
+    readings = estimated_readings(cfg.data, steps * tokens_per_step)
     shares = {length: weight / sum(cfg.lengths.values()) for length, weight in cfg.lengths.items()}
     return {
         "config": asdict(cfg),
@@ -56,6 +63,7 @@ def dry_run_facts(cfg: PretrainConfig) -> dict[str, Any]:
         "tokens": tokens,
         "tokens_per_step": tokens_per_step,
         "steps": steps,
+        "readings": readings,
         "lengths": [
             {"seq_len": length, "share": share, "sequences_per_step": tokens_per_step // length}
             for length, share in shares.items()
@@ -100,6 +108,8 @@ def _difference_table(facts: dict[str, Any]) -> Any:
 
 
 def _size_table(cfg: PretrainConfig, facts: dict[str, Any]) -> Any:
+    from nano3.data.readings import times_text
+
     table = plain_table("Run", "", "", "")
     table.add_row("parameters", f"{facts['total_parameters']:,}", count_text(facts["total_parameters"]))
     table.add_row("  active per token", f"{facts['active_parameters']:,}", count_text(facts["active_parameters"]))
@@ -115,6 +125,8 @@ def _size_table(cfg: PretrainConfig, facts: dict[str, Any]) -> Any:
     if others:
         shares = ", ".join(f"{row['seq_len']:,}: {row['share']:.3g}" for row in facts["lengths"])
         table.add_row("share of each length", "", shares)
+    for number, (name, times) in enumerate(facts["readings"].items()):
+        table.add_row("" if number else "each text is read", times_text(times), f"{name}, estimated")
     table.add_row("training operations", f"{facts['training_flops']:.3g}", "floating-point operations in all")
     return table
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from nano3.cli.options import HELP, ContextSettings, DryRun, FromPath, Json, Resume, out_option, preset_option
+from nano3.cli.options import HELP, ContextSettings, Data, DryRun, FromPath, Json, Resume, out_option, preset_option
 from nano3.cli.training import Request, run_verb
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", context_settings=HELP)
@@ -18,6 +18,7 @@ DEFAULT_PRESET = "tiny"
 def extend_context(
     preset: Annotated[str | None, preset_option("extend-context", "tiny, long-context", DEFAULT_PRESET)] = None,
     settings: ContextSettings = None,
+    data: Data = None,
     from_path: FromPath = None,
     out: Annotated[Path | None, out_option("extend-context")] = None,
     resume: Resume = False,
@@ -31,6 +32,9 @@ def extend_context(
     [dim]After `nano3 pretrain`:[/]
       nano3 extend-context --from runs/pretrain-tiny
 
+    [dim]Your own text, for training and for the questions that are made from it:[/]
+      nano3 extend-context --from RUN --data texts/
+
     [dim]Other lengths, with their shares of the tokens:[/]
       nano3 extend-context --from RUN --set 'context.lengths={8192=3, 512=1}'
     """
@@ -39,5 +43,5 @@ def extend_context(
 
     if any(text.split("=")[0].strip() == "data.seq_len" for text in settings or []):
         raise UserError("--set data.seq_len: extend-context takes its sequence lengths from context.lengths")
-    request = Request(preset, settings or [], from_path, out, resume, dry_run, as_json)
+    request = Request(preset, settings or [], from_path, out, resume, dry_run, as_json, data or [])
     run_verb("extend-context", load_extend_context, "nano3.stages.extend_context", DEFAULT_PRESET, request)

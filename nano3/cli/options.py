@@ -77,6 +77,15 @@ def settings_option(complete: Callable[[str], list[str]]) -> typer.models.Option
 
 Settings = Annotated[list[str] | None, settings_option(complete_setting)]
 ContextSettings = Annotated[list[str] | None, settings_option(complete_context_setting)]
+Data = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data",
+        help="Train on this file or folder (PATH::FIELD for another text field). Repeatable: equal shares.",
+        metavar="PATH",
+        show_default=False,
+    ),
+]
 FromPath = Annotated[
     Path | None,
     typer.Option(

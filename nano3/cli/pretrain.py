@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from nano3.cli.options import HELP, DryRun, FromPath, Json, Resume, Settings, out_option, preset_option
+from nano3.cli.options import HELP, Data, DryRun, FromPath, Json, Resume, Settings, out_option, preset_option
 from nano3.cli.training import Request, run_verb
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", context_settings=HELP)
@@ -18,6 +18,7 @@ DEFAULT_PRESET = "tiny"
 def pretrain(
     preset: Annotated[str | None, preset_option("pretrain", "tiny, phase1, phase2", DEFAULT_PRESET)] = None,
     settings: Settings = None,
+    data: Data = None,
     from_path: FromPath = None,
     out: Annotated[Path | None, out_option("pretrain")] = None,
     resume: Resume = False,
@@ -32,12 +33,12 @@ def pretrain(
       nano3 pretrain --preset phase1 --dry-run
 
     [dim]Your own text:[/]
-      nano3 pretrain --set data.sources.mine=texts/ --set 'data.blend={mine=1}'
+      nano3 pretrain --data texts/ --data more.jsonl.gz
 
     [dim]Continue a run that stopped:[/]
       nano3 pretrain --resume
     """
     from nano3.config.presets import load_pretrain
 
-    request = Request(preset, settings or [], from_path, out, resume, dry_run, as_json)
+    request = Request(preset, settings or [], from_path, out, resume, dry_run, as_json, data or [])
     run_verb("pretrain", load_pretrain, "nano3.stages.pretrain", DEFAULT_PRESET, request)

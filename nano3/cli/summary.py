@@ -35,10 +35,15 @@ def _score_table(summary: dict[str, Any]) -> Any:
 
 
 def _run_table(verb: str, summary: dict[str, Any]) -> Any:
+    from nano3.data.readings import times_text
+
     table = plain_table("Stopped early" if summary["interrupted"] else "Run", "", "")
     rate = summary["tokens_per_second"]
     speed = f", {count_text(rate)} tokens a second" if rate else ""
     table.add_row("tokens", f"{summary['tokens']:,} in {summary['steps']:,} steps{speed}")
+    if summary.get("readings"):
+        read = ", ".join(f"{name} {times_text(times)}" for name, times in summary["readings"].items())
+        table.add_row("texts were read", read)
     table.add_row("folder", summary["run"])
     if summary["interrupted"]:
         table.add_row("continue", f"nano3 {verb} --resume --out {summary['run']}")

@@ -29,6 +29,7 @@ class Request:
     resume: bool
     dry_run: bool
     as_json: bool
+    data: list[str]
 
 
 def run_verb(verb: str, load: Callable[[str, list[str]], Any], stage: str, default: str, request: Request) -> None:
@@ -50,7 +51,7 @@ def run_verb(verb: str, load: Callable[[str, list[str]], Any], stage: str, defau
     if request.resume:
         _check_verb(verb, run_dir)
     name = preset or (str(run_dir / CONFIG) if request.resume else default)
-    cfg = load(name, request.settings)
+    cfg = _load(load, name, request)
     if request.from_path is not None and any(text.startswith("model.") for text in request.settings):
         raise UserError("--set model.* and --from contradict each other: the model's sizes come with its weights")
     if request.dry_run:
@@ -59,6 +60,9 @@ def run_verb(verb: str, load: Callable[[str, list[str]], Any], stage: str, defau
         if request.from_path is not None:
             cfg = _adopt(cfg, request.from_path)
         return show_dry_run(cfg, name, request.as_json)
+    from nano3.data.sources import check_paths
+
+    check_paths(cfg.data)
     try:
         result = import_module(stage).main(cfg, run_dir, request.from_path, request.resume).summary()
     except KeyboardInterrupt:
@@ -69,6 +73,15 @@ def run_verb(verb: str, load: Callable[[str, list[str]], Any], stage: str, defau
         show_summary(verb, result, request.as_json)
     if result["interrupted"]:
         raise typer.Exit(INTERRUPTED)
+
+
+def _load(load: Callable[[str, list[str]], Any], name: str, request: Request) -> Any:
+    """Settings of the preset with the texts of --data, then with --set."""
+    if not request.data:
+        return load(name, request.settings)
+    from nano3.config.own_texts import own_texts
+
+    return load(name, [*own_texts(request.data, load(name, []).data), *request.settings])
 
 
 def _resume_command(verb: str, run_dir: Path) -> str:

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from nano3.config.checks import check
 
+PREFIX = "generate:"
+"""How a source of generated texts begins."""
+
 
 @dataclass(frozen=True)
 class GenerateConfig:

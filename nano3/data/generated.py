@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from nano3.config.errors import UserError
-from nano3.config.generate import GenerateConfig
+from nano3.config.generate import PREFIX, GenerateConfig
 from nano3.config.typed import nearest
 from nano3.data.document_texts import DocumentTexts
 from nano3.data.files import cache_root
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from nano3.data.question_writer import QuestionWriter
     from nano3.data.tokenizer import Tokenizer
 
-PREFIX = "generate:"
 DOCUMENT_QA, RETRIEVAL = "document-qa", "retrieval"
 CATEGORIES = (DOCUMENT_QA, RETRIEVAL)
 VERSION = 2

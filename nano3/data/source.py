@@ -41,6 +41,7 @@ class TokenSource:
         self.blend = blend
         self.seq_len = seq_len
         self._seed = seed
+        self.whole = frozenset(whole)
         self._streams: dict[str, PackedStream | WholeDocuments] = {
             name: WholeDocuments(corpora[name], eos_id, seed, seq_len, name=name)
             if name in whole
@@ -81,10 +82,10 @@ class TokenSource:
         """Rows start, start + 1, ... start + count - 1."""
         return stack([self.sequence(number) for number in range(start, start + count)])
 
-    def epochs(self, sequences: int) -> dict[str, float]:
+    def epochs(self, sequences: float) -> dict[str, float]:
         """Passes over each category after so many sequences; over the documents of this length where none is cut."""
         return {
-            name: stream.passes(float(sequences * self.blend.shares[name]), self.seq_len)
+            name: stream.passes(sequences * float(self.blend.shares[name]), self.seq_len)
             for name, stream in self._streams.items()
         }
 

@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 
 from nano3.config.errors import UserError
+from nano3.config.generate import PREFIX
+from nano3.config.own_texts import is_generated
 from nano3.config.schema import DataConfig
 from nano3.data import stdlib_corpus
 from nano3.data.build import content_hash
 from nano3.data.corpus import is_heldout
-from nano3.data.generated import CATEGORIES, PREFIX, GeneratedTexts, category_of
+from nano3.data.generated import CATEGORIES, GeneratedTexts, category_of
 from nano3.data.readers import Input, Skipped, find_files, is_there
 from nano3.data.shards import ShardFolder, is_prepared
 from nano3.data.tokenizer import Tokenizer
@@ -63,11 +65,11 @@ def resolve(cfg: DataConfig) -> dict[str, CategorySources]:
         UserError: categories without data (all in one message), or a bad blend file.
         FileNotFoundError: a path that is not there.
     """
-    table = {**cfg.sources, **(read_blend_file(Path(cfg.sources_file)) if cfg.sources_file else {})}
-    wanted = [name for name, weight in cfg.blend.items() if weight > 0]
+    table, wanted = source_table(cfg), [name for name, weight in cfg.blend.items() if weight > 0]
     missing = [name for name in wanted if not table.get(name) and name not in NEED_NO_PATH]
     if missing:
         raise UserError(_missing_message(missing, [name for name in table if name not in cfg.blend]))
+    _check_named(cfg, table)
     found = {name: find_inputs(table.get(name) or [NEED_NO_PATH[name]], cfg) for name in wanted}
     read = [sources for sources in found.values() if not sources.generated]
     if not read or len(read) == len(found) or cfg.heldout_fraction <= 0:
@@ -76,9 +78,40 @@ def resolve(cfg: DataConfig) -> dict[str, CategorySources]:
     return {name: sources.with_cut_ends(cut_ends) for name, sources in found.items()}
 
 
+def source_table(cfg: DataConfig) -> dict[str, list[str]]:
+    """What each category reads, as the settings and the blend file say."""
+    return {**cfg.sources, **(read_blend_file(Path(cfg.sources_file)) if cfg.sources_file else {})}
+
+
+def _check_named(cfg: DataConfig, table: Mapping[str, list[str]]) -> None:
+    """Refuse texts that the blend does not name: nobody who names a source means it to be left unread.
+
+    A blend file may serve several blends: it is refused only where this blend names nothing of it.
+    """
+    unread = {
+        f"data.sources.{key_text(name)}": name
+        for name, specs in cfg.sources.items()
+        if name not in cfg.blend and not is_generated(specs)
+    }
+    if not unread and cfg.sources_file and not table.keys() & cfg.blend.keys():
+        unread = {f"{cfg.sources_file}: {key_text(name)}": name for name in table if name not in cfg.sources}
+    if not unread:
+        return
+    shares = ", ".join(f"{key_text(name)}=1" for name in unread.values())
+    raise UserError(
+        f"{', '.join(unread)}: not read, since data.blend names only {', '.join(map(key_text, cfg.blend))}: "
+        f"add --set 'data.blend={{{shares}}}', or give the texts with --data PATH, which sets both"
+    )
+
+
 def check_paths(cfg: DataConfig) -> None:
-    """Raise UserError, naming the setting, for a path that the blend needs and that is not there; reads no text."""
-    wanted = {name: cfg.sources.get(name) or [] for name, weight in cfg.blend.items() if weight > 0}
+    """Raise UserError for a source that no blend names, and for a path that the blend needs and that is not there.
+
+    The message names the setting. No text is read.
+    """
+    table = source_table(cfg)
+    wanted = {name: table.get(name) or [] for name, weight in cfg.blend.items() if weight > 0}
+    _check_named(cfg, table)
     specs = {f"data.sources.{name}": listed for name, listed in wanted.items()}
     if any(category_of(spec) for listed in wanted.values() for spec in listed) or any(
         category_of(NEED_NO_PATH.get(name, "")) for name, listed in wanted.items() if not listed
@@ -192,17 +225,19 @@ def _from_folder(spec: str, folder: Path) -> str:
     return str(folder / Path(spec).expanduser())
 
 
+def key_text(name: str) -> str:
+    """A category's name as a key of TOML: in quotes where it is no bare key."""
+    bare = name.replace("-", "").replace("_", "").isalnum() and name.isascii()
+    return name if bare else f'"{name}"'
+
+
 def _missing_message(missing: list[str], unused: list[str]) -> str:
     """All categories without data, and the lines that would map them."""
     hints = []
     for name in missing:
         close = get_close_matches(name, unused, n=1)
         hints += [f"; is '{close[0]}' meant for '{name}'?"] if close else []
-    key = {
-        name: name if name.replace("-", "").replace("_", "").isalnum() and name.isascii() else f'"{name}"'
-        for name in missing
-    }
-    lines = "\n".join(f'{key[name]} = ["PATH"]' for name in missing)
+    lines = "\n".join(f'{key_text(name)} = ["PATH"]' for name in missing)
     return (
         f"blend categories without data: {', '.join(missing)}{''.join(hints)}. "
         f"Map them in a blend file (--set data.sources_file=FILE.toml):\n[sources]\n{lines}"

@@ -39,6 +39,8 @@ class TrainingResult:
     """Bits per byte of the text that `training.heldout` scored under `gzip -9` and `xz -9`."""
     samples: list[Sample] = field(default_factory=list)
     """Text sampled from the model."""
+    readings: dict[str, float] = field(default_factory=dict)
+    """Times that the run read the texts of each category."""
 
     @property
     def model_dir(self) -> Path:
@@ -57,6 +59,7 @@ class TrainingResult:
             "seconds": round(training.seconds, 2),
             # A resume of a finished run makes no step.
             "tokens_per_second": round(training.tokens_per_second, 1) or None,
+            "readings": {name: round(times, 3) for name, times in self.readings.items()},
             "train_loss": training.loss,
             "heldout_loss": heldout.loss if heldout else None,
             "heldout_bits_per_byte": heldout.bits_per_byte if heldout else None,

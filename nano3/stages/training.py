@@ -18,7 +18,9 @@ from nano3.config.presets import to_toml
 from nano3.config.schema import ExportConfig, PretrainConfig
 from nano3.data.prepare import Prepared, prepare
 from nano3.data.progress import progress_bar
+from nano3.data.readings import reading_lines, readings, tokens_of_run
 from nano3.data.shards import finished_shards
+from nano3.data.source import TokenSource
 from nano3.data.steps import TextSteps, make_plans
 from nano3.data.tokenizer import Tokenizer
 from nano3.files import atomic_folder, exclusive, write_atomic
@@ -74,16 +76,19 @@ def train_on_text(
         prepared = _prepare(_keep_tokenizer(cfg, run_dir) if resume else cfg, world)
         cfg = with_token_ids(cfg, prepared.tokenizer)
         with exclusive(run_dir) if world.is_main else nullcontext():
-            trainer = _trainer(cfg, prepared, run_dir, source, progress, world)
+            rows = {length: prepared.train.with_seq_len(length, cfg.lengths) for length in cfg.lengths}
+            if world.is_main:
+                _say_readings(cfg, rows)
+            trainer = _trainer(cfg, prepared, rows, run_dir, source, progress, world)
             if not resume or trainer.resume() is None:
                 _begin(trainer, cfg, prepared.tokenizer, run_dir, source, world)
             if world.is_main:
                 write_atomic(run_dir / "config.toml", to_toml(cfg))
             training = trainer.fit()
             if training.interrupted:
-                return TrainingResult(run_dir, training)
+                return TrainingResult(run_dir, training, readings=readings(rows, cfg.lengths, training.tokens))
             _export(trainer.model, prepared.tokenizer, run_dir / "model", cfg.export, world)
-            return _result(cfg, prepared, run_dir, training, world)
+            return _result(cfg, prepared, rows, run_dir, training, world)
 
 
 @contextmanager
@@ -120,13 +125,23 @@ def _check(cfg: PretrainConfig, source: Path | None, fresh: bool, world: World) 
         _say(warning)
 
 
+def _say_readings(cfg: PretrainConfig, rows: dict[int, TokenSource]) -> None:
+    for line in reading_lines(readings(rows, cfg.lengths, tokens_of_run(cfg))):
+        _say(line)
+
+
 def _trainer(
-    cfg: PretrainConfig, prepared: Prepared, run_dir: Path, source: Path | None, progress: Progress | None, world: World
+    cfg: PretrainConfig,
+    prepared: Prepared,
+    rows: dict[int, TokenSource],
+    run_dir: Path,
+    source: Path | None,
+    progress: Progress | None,
+    world: World,
 ) -> Trainer:
     """The training loop with a model without weights, the rows of each step, and the held-out text."""
     model = _empty_model(cfg)
     model.stage = _stage_after(source)
-    rows = {length: prepared.train.with_seq_len(length, cfg.lengths) for length in cfg.lengths}
     steps = TextSteps(rows, make_plans(cfg, world.data.rank, world.data.size))
     texts = {length: prepared.heldout.with_seq_len(length) for length in cfg.heldout_lengths}
     heldout = Heldout(cfg.heldout, texts, cfg.train.micro_batch_size * cfg.data.seq_len)
@@ -139,13 +154,21 @@ def _empty_model(cfg: PretrainConfig) -> LM:
         return LM(cfg.model)
 
 
-def _result(cfg: PretrainConfig, prepared: Prepared, run_dir: Path, training: Result, world: World) -> TrainingResult:
+def _result(
+    cfg: PretrainConfig,
+    prepared: Prepared,
+    rows: dict[int, TokenSource],
+    run_dir: Path,
+    training: Result,
+    world: World,
+) -> TrainingResult:
     """On the main rank with samples of the exported model, and compressors on the text that it scored."""
     if not world.is_main:
         return TrainingResult(run_dir, training)
     samples = write_samples(run_dir / "model", prepared.tokenizer, cfg.sample)
     scored = training.heldout.bytes if training.heldout else 0
-    return TrainingResult(run_dir, training, compressors(prepared, scored), samples)
+    read = readings(rows, cfg.lengths, training.tokens)
+    return TrainingResult(run_dir, training, compressors(prepared, scored), samples, read)
 
 
 def adopt(cfg: Config, source: Path) -> Config:

@@ -149,6 +149,46 @@ def test_the_dry_run_looks_for_the_texts(here, settings, line):
             resolve(load_pretrain("tiny", settings).data)
 
 
+def test_own_texts_make_the_blend_with_equal_shares_that_set_weighs(here):
+    (here / "notes").mkdir()
+    (here / "notes" / "a.txt").write_text("a note " * 400)
+    (here / "more.jsonl").write_text('{"text": "a record"}')
+    own = ("--data", "notes", "--data", "more.jsonl::text")
+    data = dry(*own)["config"]["data"]
+    assert data["blend"] == {"notes": 1.0, "more": 1.0}
+    assert data["sources"] == {"notes": ["notes"], "more": ["more.jsonl::text"]}
+    assert dry(*own, "--set", "data.blend.more=3")["config"]["data"]["blend"] == {"notes": 1.0, "more": 3.0}
+
+
+def test_own_texts_of_a_context_extension_are_what_its_questions_are_made_from(here):
+    (here / "notes.txt").write_text("a note " * 400)
+    done = CliRunner().invoke(app, ["extend-context", "--dry-run", "--json", "--data", "notes.txt"])
+    data = json.loads(done.stdout)["config"]["data"]
+    assert data["blend"] == {"notes": 79.0, "document-qa": 20.0, "retrieval": 1.0}
+    assert data["generate"]["sources"] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("dry_run", [(), ("--dry-run",)])
+def test_a_source_that_no_blend_names_is_refused_with_the_way_to_name_it(here, dry_run):
+    (here / "mine").mkdir()
+    done = CliRunner().invoke(app, ["pretrain", "--set", "data.sources.mine=mine", *dry_run])
+    assert isinstance(done.exception, UserError)
+    assert str(done.exception).startswith("data.sources.mine: not read, since data.blend names only python-stdlib")
+    assert "--set 'data.blend={mine=1}'" in str(done.exception)
+    assert "--data PATH" in str(done.exception)
+
+
+def test_the_dry_run_tells_how_often_each_text_is_read(here):
+    (here / "notes.txt").write_text("a note " * 400)
+    done = CliRunner().invoke(app, ["pretrain", "--dry-run", "--data", "notes.txt", "--set", "train.tokens=4e6"])
+    assert "each text is read" in done.stdout
+    assert "warning: texts read more than 4 times" in done.stderr
+    facts = dry("--data", "notes.txt", "--set", "train.tokens=4e6")
+    assert facts["readings"]["notes"] == pytest.approx(4e6 / (2800 / 4 * 0.95), rel=0.05)
+    done = CliRunner().invoke(app, ["pretrain", "--dry-run"])
+    assert "warning" not in done.stderr
+
+
 def test_a_run_in_a_folder_with_a_plain_name_can_be_resumed(here):
     make_run(here / "mine")
     assert dry("--resume", "--out", "mine")["config"]["train"]["tokens"] == 64
@@ -186,6 +226,8 @@ def test_a_run_leaves_its_folder_its_result_on_stdout_and_progress_on_stderr(her
     assert facts["run"] == "runs/pretrain-tiny"
     assert facts["tokens"] == 256
     assert facts["heldout_bits_per_byte"] > 0
+    assert 0 < facts["readings"]["notes"] < 1
+    assert f"each text is read {facts['readings']['notes']:.2g} times" in done.stderr
     assert load_pretrain(str(here / facts["run"])).data.blend == {"notes": 1.0}
     assert "held-out loss" in done.stderr
 
