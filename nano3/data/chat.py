@@ -113,7 +113,7 @@ class ChatEncoder:
             TooLongError: more than `max_length`.
             UserError: as `ChatTemplate.render`, or the template does not tell what the assistant writes.
         """
-        values = self._values(messages, tools, max_length, kwargs)
+        values = self._values(messages, tools, max_length, kwargs, keep_broken=False)
         text = self._rendered_for_training(values)
         _check_length(len(text), max_length)
         begin = len(self._up_to_last_user(values, text)) if last_turn else 0
@@ -130,9 +130,10 @@ class ChatEncoder:
         tools: Sequence[Mapping[str, Any]] | None,
         max_length: int | None,
         kwargs: Mapping[str, Any],
+        keep_broken: bool = True,
     ) -> dict[str, Any]:
         """What the template reads, cut where special tokens are written."""
-        normal = normal_messages(messages)
+        normal = normal_messages(messages, keep_broken=keep_broken)
         # Of an assistant's text templates may leave out much.
         _check_length(sum(len(m["content"]) for m in normal if m["role"] != "assistant"), max_length)
         return self._protection.mark({**kwargs, "messages": normal, "tools": normal_tools(tools) or None})

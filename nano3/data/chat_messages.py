@@ -9,18 +9,26 @@ from typing import Any
 from nano3.config.errors import UserError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+RAW = "arguments"
+"""The one parameter of a call whose arguments do not read as an object."""
 
 
-def normal_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def normal_messages(messages: Sequence[Mapping[str, Any]], *, keep_broken: bool = True) -> list[dict[str, Any]]:
     """Messages in the one form that templates expect: content a string, arguments an object, role system for
     developer, reasoning under both of its names.
+
+    Args:
+        messages: in OpenAI form.
+        keep_broken: arguments whose text is no JSON object, as those of a call that its limit cut off, are shown to
+            the model as they are, in one parameter named `arguments`: an answer that went wrong must not end the
+            conversation. Else they are refused, since nobody should train on them.
 
     Raises:
         UserError: messages out of form.
     """
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise UserError("messages is empty or no list; give at least one message")
-    return [_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
+    return [_message(message, f"messages[{i}]", keep_broken) for i, message in enumerate(messages)]
 
 
 def normal_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
@@ -40,7 +48,7 @@ def normal_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, An
     return normal
 
 
-def _message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _message(message: Mapping[str, Any], where: str, keep_broken: bool) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise UserError(f"{where} is no object with role and content")
     role = message.get("role")
@@ -53,39 +61,44 @@ def _message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
     for name in ("reasoning_content", "reasoning"):
         if message.get(name):
             reasoning = _text(message[name], f"{where}.{name}")
-            return _with_calls(normal | {"reasoning_content": reasoning, "reasoning": reasoning}, where)
-    return _with_calls(normal, where)
+            return _with_calls(normal | {"reasoning_content": reasoning, "reasoning": reasoning}, where, keep_broken)
+    return _with_calls(normal, where, keep_broken)
 
 
-def _with_calls(message: dict[str, Any], where: str) -> dict[str, Any]:
+def _with_calls(message: dict[str, Any], where: str, keep_broken: bool) -> dict[str, Any]:
     calls = message.pop("tool_calls", None)
     if not calls:
         return message
     if not isinstance(calls, Sequence) or isinstance(calls, str):
         raise UserError(f"{where}.tool_calls is no list")
-    return message | {"tool_calls": [_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls)]}
+    places = (f"{where}.tool_calls[{i}]" for i in range(len(calls)))
+    return message | {"tool_calls": [_call(*entry, keep_broken) for entry in zip(calls, places, strict=True)]}
 
 
-def _call(call: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _call(call: Mapping[str, Any], where: str, keep_broken: bool) -> dict[str, Any]:
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not _is_name(function.get("name")):
         raise UserError(f"{where} names no function")
-    arguments = _arguments(function.get("arguments"), f"{where} ({function['name']}): arguments")
+    arguments = _arguments(function.get("arguments"), f"{where} ({function['name']}): arguments", keep_broken)
     outer = call if "function" in call else {}
     return {**outer, "type": "function", "function": {**function, "arguments": arguments}}
 
 
-def _arguments(arguments: Any, where: str) -> dict[str, Any]:
-    if isinstance(arguments, str):
+def _arguments(arguments: Any, where: str, keep_broken: bool) -> dict[str, Any]:
+    text = arguments if isinstance(arguments, str) else None
+    problem = "is not a JSON object"
+    if text is not None:
         try:
-            arguments = json.loads(arguments.strip() or "{}")
+            arguments = json.loads(text.strip() or "{}")
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{where} is not JSON: {one_line(error)}") from error
+            problem = f"is not JSON: {one_line(error)}"
     if arguments is None:
         return {}
-    if not isinstance(arguments, Mapping):
-        raise UserError(f"{where} is not a JSON object")
-    return dict(arguments)
+    if isinstance(arguments, Mapping):
+        return dict(arguments)
+    if text is not None and keep_broken:
+        return {RAW: text}
+    raise UserError(f"{where} {problem}")
 
 
 def _text(content: Any, where: str) -> str:

@@ -169,3 +169,14 @@ def test_a_row_too_long_is_not_encoded(encoder: ChatEncoder) -> None:
         encoder.encode_training(
             [{"role": "user", "content": "q"}, {"role": "assistant", "content": "x" * 60}], max_length=60
         )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"), [("{", "is not JSON"), ('{"a": "x', "is not JSON"), ("[1]", "is not a JSON object")]
+)
+def test_nobody_trains_on_broken_arguments(encoder: ChatEncoder, arguments: str, told: str) -> None:
+    call = {"type": "function", "function": {"name": "add", "arguments": arguments}}
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    with pytest.raises(UserError, match=rf"\(add\): arguments {told}"):
+        encoder.encode_training(messages)
+    assert encoder.encode(messages).ids
