@@ -14,6 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from nano3 import __version__
 from nano3.engine.protocol import GenerationEngine
 from nano3.serve import chat, completions, status, tokenize
+from nano3.serve.anthropic import routes as messages
 from nano3.serve.errors import add_error_handlers
 from nano3.serve.middleware import ApiKeys, BodyLimit, CountAnswers, HeadAsGet
 from nano3.serve.page_routes import add_page
@@ -35,7 +36,7 @@ def create_app(engine: GenerationEngine, *, name: str, settings: Settings | None
     service = Service(engine, name, settings)
     app = FastAPI(title="nano3", version=__version__, docs_url=None, redoc_url=None, lifespan=_lifespan)
     app.state.service = service
-    routers = [room.router for room in (chat, completions, tokenize, status)]
+    routers = [room.router for room in (chat, completions, messages, tokenize, status)]
     for router in routers:
         app.include_router(router)
     add_page(app)

@@ -33,10 +33,21 @@ class ChatAnswer:
         """Whether nothing more of the output counts: it has ended, or a second call began where one is wanted."""
         return self._finish is not None
 
+    @property
+    def end(self) -> Update:
+        """The update that ended it, once it has ended."""
+        assert self._finish is not None
+        return self._finish
+
     def add(self, update: Update) -> list[dict[str, Any]]:
         """Take an update in; the choices (without index) of the chunks that tell of it."""
         if self.ended:
             return []
+        deltas = self.read(update)
+        return self._chunks(self._finish or update, deltas)
+
+    def read(self, update: Update) -> list[Delta]:
+        """Take an update in; what it adds to the message."""
         deltas = self._parser.push(update.text)
         if update.finish is not None:
             deltas += self._parser.finish(cut_off=update.finish == "length")
@@ -47,7 +58,7 @@ class ChatAnswer:
         for delta in deltas:
             self._message.add(delta)
         self._count(update, deltas)
-        return self._chunks(update, deltas)
+        return deltas
 
     def choice(self) -> dict[str, Any]:
         """The whole choice (without index) of an answer that has ended."""
@@ -98,11 +109,10 @@ class ChatAnswer:
         return extras
 
     def _end(self) -> dict[str, Any]:
-        assert self._finish is not None
-        called = self._finish.finish == "stop" and bool(self._message.tool_calls)
+        called = self.end.finish == "stop" and bool(self._message.tool_calls)
         return {
-            "finish_reason": "tool_calls" if called else self._finish.finish,
-            "stop_reason": self._finish.stop_reason,
+            "finish_reason": "tool_calls" if called else self.end.finish,
+            "stop_reason": self.end.stop_reason,
         }
 
 

@@ -34,8 +34,13 @@ class ChatPlan:
     """Only the first call of an answer counts."""
 
 
-def plan_chat(service: Service, body: ChatRequest) -> ChatPlan:
+def plan_chat(service: Service, body: ChatRequest, *, shorten: bool = False) -> ChatPlan:
     """Everything a chat request comes to before it runs; takes a while for a long prompt.
+
+    Args:
+        service: the engine and its limits.
+        body: the request.
+        shorten: more tokens of answer may be asked for than fit beside the prompt; then as many as fit are written.
 
     Raises:
         ApiError: the conversation, its length or its fields are wrong (400).
@@ -46,6 +51,8 @@ def plan_chat(service: Service, body: ChatRequest) -> ChatPlan:
     ids = service.cut(prompt.ids, body.truncate_prompt_tokens, max_tokens)
     if ids != prompt.ids:
         prompt = replace(prompt, ids=ids, cache_at=())
+    if shorten and max_tokens is not None and len(prompt.ids) + max_tokens > service.max_context:
+        max_tokens = None
     field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     service.check_length(len(prompt.ids), max_tokens, "messages", field)
     request = Request(

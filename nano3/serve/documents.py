@@ -34,9 +34,9 @@ _MEANINGS = {
 }
 
 
-def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Documentation of error answers."""
-    return {status: {"model": ErrorBody, "description": _MEANINGS[status]} for status in statuses}
+def errors(*statuses: int, model: type[BaseModel] = ErrorBody) -> dict[int | str, dict[str, Any]]:
+    """Documentation of error answers, whose bodies are of `model`."""
+    return {status: {"model": model, "description": _MEANINGS[status]} for status in statuses}
 
 
 def _answer(description: str, kind: str, choice: dict[str, Any], stream: bool = True) -> dict[str, Any]:
@@ -60,15 +60,16 @@ def _answer(description: str, kind: str, choice: dict[str, Any], stream: bool = 
 
 
 _FINISH = {"index": {"type": "integer"}, "finish_reason": {"type": "string"}}
-_RUN_ERRORS = errors(400, 401, 404, 413, 429, 500, 503, 504)
-CHAT_RESPONSES = _RUN_ERRORS | {
+RUN_ERRORS = (400, 401, 404, 413, 429, 500, 503, 504)
+"""What a request that generates may be answered beside its result."""
+CHAT_RESPONSES = errors(*RUN_ERRORS) | {
     200: _answer(
         "The answer; with stream: true chat.completion.chunk events, then [DONE].", "chat.completion",
         {"type": "object", "required": ["index", "message", "finish_reason"],
          "properties": _FINISH | {"message": {"type": "object"}}},
     )
 }  # fmt: skip
-COMPLETION_RESPONSES = _RUN_ERRORS | {
+COMPLETION_RESPONSES = errors(*RUN_ERRORS) | {
     200: _answer(
         "The continuations; with stream: true text_completion events, then [DONE].", "text_completion",
         {"type": "object", "required": ["index", "text", "finish_reason"],

@@ -1,4 +1,4 @@
-"""Errors in OpenAI's form: {"error": {"message", "type", "param", "code"}}."""
+"""Errors in OpenAI's form, {"error": {"message", "type", "param", "code"}}, and below /v1/messages in Anthropic's."""
 
 from __future__ import annotations
 
@@ -19,6 +19,16 @@ TYPES = {
     413: "invalid_request_error",
     429: "rate_limit_error",
     503: "service_unavailable_error",
+    504: "timeout_error",
+}
+
+ANTHROPIC_PATH = "/v1/messages"
+ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
     504: "timeout_error",
 }
 
@@ -78,32 +88,37 @@ def error_body(status: int, message: str, param: str | None = None, code: str | 
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def body_of(error: HTTPException) -> dict[str, Any]:
-    """The JSON body of any HTTP error."""
+def body_of(error: HTTPException, path: str = "") -> dict[str, Any]:
+    """The JSON body of any HTTP error, in the form that clients of `path` expect."""
+    if path.startswith(ANTHROPIC_PATH):
+        kind = ANTHROPIC_TYPES.get(
+            error.status_code, "invalid_request_error" if error.status_code < 500 else "api_error"
+        )
+        return {"type": "error", "error": {"type": kind, "message": str(error.detail)}}
     return error_body(error.status_code, str(error.detail), getattr(error, "param", None), getattr(error, "code", None))
 
 
-def error_response(error: HTTPException) -> JSONResponse:
-    """The whole answer of an HTTP error."""
-    return JSONResponse(body_of(error), error.status_code, error.headers)
+def error_response(error: HTTPException, path: str = "") -> JSONResponse:
+    """The whole answer of an HTTP error to a request of `path`."""
+    return JSONResponse(body_of(error, path), error.status_code, error.headers)
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Answer every error of `app` in OpenAI's form."""
+    """Answer every error of `app` in the form of its path."""
 
     async def http_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         if error.status_code == 404 and not isinstance(error, ApiError):
             error = ApiError(404, f"there is no {request.url.path[:LONGEST_KEY]}; /openapi.json lists what there is")
-        return error_response(error)
+        return error_response(error, request.url.path)
 
     async def invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
         message, param = describe(error, request.headers.get("content-type", ""))
-        return JSONResponse(error_body(400, message, param, "invalid_value"), 400)
+        return error_response(ApiError(400, message, param=param, code="invalid_value"), request.url.path)
 
-    async def unexpected(_: Request, error: Exception) -> JSONResponse:
-        return JSONResponse(error_body(500, f"the server failed: {type(error).__name__}"), 500)
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        return error_response(ApiError(500, f"the server failed: {type(error).__name__}"), request.url.path)
 
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(RequestValidationError, invalid)

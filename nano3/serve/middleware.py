@@ -34,20 +34,21 @@ class ApiKeys:
         if scope["type"] == "http" and scope["path"].startswith(PROTECTED) and not self._allows(Headers(scope=scope)):
             refusal = ApiError(
                 401,
-                "no valid API key; send it as `Authorization: Bearer KEY`",
+                "no valid API key; send it as `Authorization: Bearer KEY` or as `x-api-key: KEY`",
                 code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )
-            await error_response(refusal)(scope, receive, send)
+            await error_response(refusal, scope["path"])(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
     def _allows(self, headers: Headers) -> bool:
         kind, _, key = headers.get("authorization", "").partition(" ")
-        sent = _digest(key.strip().encode("latin-1"))
+        given = [headers.get("x-api-key", ""), key.strip() if kind.lower() == "bearer" else ""]
+        sent = [_digest(key.encode("latin-1")) for key in given]
         # All keys are compared, whichever fits.
-        fits = [hmac.compare_digest(sent, digest) for digest in self._digests]
-        return kind.lower() == "bearer" and any(fits)
+        fits = [hmac.compare_digest(one, digest) for one in sent for digest in self._digests]
+        return any(fits)
 
 
 class BodyLimit:
@@ -67,7 +68,7 @@ class BodyLimit:
         length = Headers(scope=scope).get("content-length", "0")
         if length.isdecimal() and int(length) > self._limit:
             await _discard(receive)
-            await error_response(self._refusal())(scope, receive, send)
+            await error_response(self._refusal(), scope["path"])(scope, receive, send)
             return
         seen = held = 0
 

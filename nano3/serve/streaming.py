@@ -15,7 +15,6 @@ from starlette.types import Message, Receive, Scope, Send
 from nano3.serve.errors import ApiError, body_of
 
 log = logging.getLogger(__name__)
-DONE = b"data: [DONE]\n\n"
 CLIENT_GONE = 499
 """nginx's status for a client that hung up; nobody receives it, but the metrics count it."""
 T = TypeVar("T")
@@ -40,11 +39,39 @@ class JsonAnswer(Response):
         return to_json(content)
 
 
-class EventStream(Response):
-    """Server-sent events from a generator of objects, ended by [DONE].
+class EventForm:
+    """How a stream is written: OpenAI's chat chunks, ended by [DONE]."""
 
-    A None from the generator becomes a comment, an ApiError an event with its body. When the client hangs up, or reads
-    nothing for too long, the generator is ended at once. `close` is called at the end, whatever happened.
+    end = b"data: [DONE]\n\n"
+
+    def event(self, event: Any) -> bytes:
+        """One event."""
+        return b"data: " + to_json(event) + b"\n\n"
+
+    def silence(self, comment: str) -> bytes:
+        """What keeps the connection open while there is nothing to tell."""
+        return b": " + comment.encode() + b"\n\n"
+
+    def error(self, error: ApiError) -> bytes:
+        """The last event of a stream that fails."""
+        return self.event(body_of(error))
+
+
+class NamedEvents(EventForm):
+    """Events that have their type as name too; the last one ends the stream."""
+
+    end = b""
+
+    def event(self, event: Any) -> bytes:
+        """One event."""
+        return b"event: " + event["type"].encode() + b"\n" + super().event(event)
+
+
+class EventStream(Response):
+    """Server-sent events from a generator of objects, written in a form.
+
+    A None from the generator becomes a sign of life, an ApiError an event with its body. When the client hangs up, or
+    reads nothing for too long, the generator is ended at once. `close` is called at the end, whatever happened.
     """
 
     media_type = "text/event-stream"
@@ -56,11 +83,13 @@ class EventStream(Response):
         comment: Callable[[], str] = lambda: "keep-alive",
         *,
         patience: Callable[[], float | None] = lambda: None,
+        form: EventForm | None = None,
     ) -> None:
         """Stream `events`; `patience` says how many seconds a client may take to read what is sent now."""
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._events, self._close, self._comment, self._patience = events, close, comment, patience
+        self._form = form or EventForm()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events until they end or the client goes."""
@@ -88,12 +117,11 @@ class EventStream(Response):
     async def _send_all(self, send: Send) -> None:
         try:
             async for event in self._events:
-                text = b": " + self._comment().encode() if event is None else b"data: " + to_json(event)
-                await send({"type": "http.response.body", "body": text + b"\n\n", "more_body": True})
+                text = self._form.silence(self._comment()) if event is None else self._form.event(event)
+                await send({"type": "http.response.body", "body": text, "more_body": True})
         except ApiError as error:
-            await send({"type": "http.response.body", "body": b"data: " + to_json(body_of(error)) + b"\n\n",
-                        "more_body": True})  # fmt: skip
-        await send({"type": "http.response.body", "body": DONE, "more_body": False})
+            await send({"type": "http.response.body", "body": self._form.error(error), "more_body": True})
+        await send({"type": "http.response.body", "body": self._form.end, "more_body": False})
 
 
 async def while_connected(request: HttpRequest, work: Coroutine[Any, Any, T]) -> T:

@@ -30,7 +30,8 @@ def operations(server):
 
 def test_the_document_lists_what_is_served(server):
     assert set(operations(server)) >= {
-        "POST /v1/chat/completions", "POST /v1/completions", "GET /v1/models", "POST /tokenize", "POST /detokenize",
+        "POST /v1/chat/completions", "POST /v1/completions", "POST /v1/messages",
+        "POST /v1/messages/count_tokens", "GET /v1/models", "POST /tokenize", "POST /detokenize",
         "GET /health/live", "GET /health/ready", "GET /version",
     }  # fmt: skip
 
@@ -82,9 +83,9 @@ def check_operation(server, operation, mode, examples):
         raise
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/messages"])
 def test_streams_are_answered_as_documented(server, path):
-    asked = {"messages": [{"role": "user", "content": "x"}]} if "chat" in path else {"prompt": "x"}
+    asked = {"prompt": "x"} if path == "/v1/completions" else {"messages": [{"role": "user", "content": "x"}]}
     case = operations(server)[f"POST {path}"].Case(body=asked | {"stream": True, "max_tokens": 3})
     answer = case.call_and_validate(base_url=server.url, checks=CHECKS, timeout=60)
     assert answer.headers["content-type"][0].startswith("text/event-stream")
@@ -93,7 +94,17 @@ def test_streams_are_answered_as_documented(server, path):
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"[]", b"null", b'"x"', b"{}", b'{"messages": 3}', b"\xff\xfe", b"[" * 5000]
 )
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/messages",
+        "/v1/messages/count_tokens",
+        "/tokenize",
+        "/detokenize",
+    ],
+)
 def test_bodies_that_are_no_requests(server, path, body):
     answer = httpx.post(f"{server.url}{path}", content=body, headers={"content-type": "application/json"})
     assert 400 <= answer.status_code < 500
