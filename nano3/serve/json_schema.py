@@ -10,6 +10,40 @@ _MAPS = ("properties", "patternProperties", "$defs", "definitions")
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _ONE = ("items", "additionalProperties", "not", "if", "then", "else")
 
+JSON_TYPES = frozenset({"string", "integer", "number", "boolean", "array", "object", "null"})
+_ALIASES = {
+    "str": "string", "text": "string", "int": "integer", "float": "number", "double": "number", "bool": "boolean",
+    "dict": "object", "list": "array", "tuple": "array",
+}  # fmt: skip
+"""Names of other languages that tools of benchmarks and frameworks carry."""
+
+
+def json_types(kinds: Any) -> list[str]:
+    """The types that a schema's `type` names, by their JSON names; a name that nobody knows says nothing."""
+    names = [kinds] if isinstance(kinds, str) else kinds if isinstance(kinds, list) else []
+    plain = [_ALIASES.get(name, name) for name in names if isinstance(name, str)]
+    return [name for name in plain if name in JSON_TYPES]
+
+
+def plain_types(schema: Any) -> Any:
+    """A schema of tool parameters with JSON's names for its types; a type that nobody knows is left out."""
+    if not isinstance(schema, Mapping):
+        return schema
+    plain = dict(schema)
+    if (kinds := schema.get("type")) is not None:
+        known = json_types(kinds)
+        del plain["type"]
+        if known:
+            plain["type"] = known if isinstance(kinds, list) else known[0]
+    for key in _MAPS:
+        if isinstance(schema.get(key), Mapping):
+            plain[key] = {name: plain_types(inner) for name, inner in schema[key].items()}
+    for key in (*_LISTS, *_ONE):
+        value = schema.get(key)
+        if value is not None:
+            plain[key] = [plain_types(inner) for inner in value] if isinstance(value, list) else plain_types(value)
+    return plain
+
 
 def check_schema(schema: Any, where: str) -> None:
     """Refuse a schema whose keywords are out of form or that is nested too deeply. What keywords mean, and whether

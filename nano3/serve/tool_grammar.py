@@ -8,6 +8,7 @@ from typing import Any
 
 from nano3.engine.grammar import spaced
 from nano3.engine.request import Grammar
+from nano3.serve.json_schema import plain_types
 
 BOOLEANS = ("true", "false", "True", "False")
 """JSON's words, and those that the chat template writes for earlier calls."""
@@ -51,7 +52,7 @@ def _answer_rules(answer: Grammar | None) -> list[str]:
 
 def _tool_rules(rule: str, function: dict[str, Any]) -> Iterator[str]:
     """Rules of one tool: its required parameters always, the others at will, in the order of the schema."""
-    schema = function.get("parameters") or {}
+    schema = plain_types(function.get("parameters") or {})
     properties = dict(schema.get("properties") or {})
     required = set(schema.get("required") or ())
     for name in schema.get("required") or ():

@@ -115,3 +115,13 @@ def test_an_answer_of_another_form_may_stand_in_place_of_calls(answer, right, wr
     assert accepts(either, right)
     assert accepts(either, call("now"))
     assert not accepts(either, wrong)
+
+
+def test_types_by_the_names_of_other_languages():
+    properties = {"a": {"type": "str"}, "n": {"type": "int"}, "o": {"type": "dict"}, "x": {"type": "any"}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "dict", "properties": properties}}}
+    assert accepts(grammar(tool), call("f", a="451", n="3", o='{"k": 1}', x="y"))
+    assert not accepts(grammar(tool), call("f", n="many"))
+    assert json.loads(parse_output(call("f", a="451"), [tool], thinking_open=False).tool_calls[0].arguments) == {
+        "a": "451"
+    }

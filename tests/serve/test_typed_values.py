@@ -6,8 +6,10 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from nano3.serve.typed_values import json_value, parameter_types
+from nano3.serve.typed_values import JSON_TYPES, json_value, parameter_types
 
 
 def read(text: str, *types: str) -> Any:
@@ -26,7 +28,49 @@ def types_of(schema: Any, **root: Any) -> set[str]:
         (" null ", ["string"], " null "),
         ("5", ["integer"], 5),
         ("5.0", ["integer"], 5),
-        ("2.5", ["integer"], 2.5),
+        ("2.5", ["integer"], "2.5"),
+        ("1e3", ["integer"], 1000),
+        ("007", ["integer"], 7),
+        ("+7", ["integer"], 7),
+        (".5", ["number"], 0.5),
+        ("5.", ["number"], 5.0),
+        ("1,000", ["integer"], "1,000"),
+        ("1,5", ["number"], "1,5"),
+        ("1,0", ["boolean"], "1,0"),
+        ("1,000", ["integer", "array"], "1,000"),
+        ("1, 2", ["array"], [1, 2]),
+        ("'a'", ["integer"], "'a'"),
+        ("0x10", ["array"], "0x10"),
+        ("true", ["integer"], "true"),
+        ("1", ["object"], "1"),
+        ("12345678901234567890123", ["number"], 12345678901234567890123),
+        ("TRUE", ["boolean"], True),
+        ("False", ["boolean"], False),
+        ("1", ["boolean"], True),
+        ("0", ["boolean"], False),
+        ("0", ["boolean", "integer"], 0),
+        ("2", ["boolean"], "2"),
+        ("TRUE", ["boolean", "string"], "TRUE"),
+        ('"{\\"a\\": 1}"', ["object"], {"a": 1}),
+        ('"[1, 2]"', ["array"], [1, 2]),
+        ('"[1, 2]"', ["object"], '"[1, 2]"'),
+        ('"[1, 2]"', ["array", "string"], '"[1, 2]"'),
+        ('{"a":1},', ["object"], '{"a":1},'),
+        ("[1]", ["object"], "[1]"),
+        ('{"k": True, "z": null}', ["object"], {"k": True, "z": None}),
+        ('["a\nb"]', ["array"], ["a\nb"]),
+        ("1.0", ["string", "integer"], "1.0"),
+        ("1e3", ["string", "integer"], "1e3"),
+        ("007", ["string", "integer"], "007"),
+        ("1.0", ["string", "number"], 1.0),
+        ("2.50", ["string", "number"], "2.50"),
+        ("2.50", [], "2.50"),
+        ("123e45", [], "123e45"),
+        ("0.1234567890123456789", [], "0.1234567890123456789"),
+        ("007", [], "007"),
+        ("-0", [], "-0"),
+        ("2.5", [], 2.5),
+        ("[1e999]", ["array"], "[1e999]"),
         ("5.0", ["number"], 5.0),
         ("True", ["boolean"], True),
         ("false", ["boolean"], False),
@@ -69,6 +113,30 @@ def test_half_a_surrogate_pair_can_be_sent() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "types"),
+    [("2.50", ["number"]), ("0.1234567890123456789", ["number"]), ('{"price": 2.50}', []), ("[1.10, 2]", ["array"])],
+)
+def test_numbers_keep_their_digits(text: str, types: list[str]) -> None:
+    assert json_value(text, frozenset(types)) == text
+
+
+@given(
+    text=st.text(max_size=12) | st.text(st.sampled_from("0123456789.,eE+-xTrueFalsn[]{}\"':1a \n"), max_size=12),
+    types=st.sets(st.sampled_from(["integer", "number", "boolean", "array", "object"]), min_size=1),
+)
+def test_what_goes_out_is_of_the_schema_or_the_text(text: str, types: set[str]) -> None:
+    value = json.loads(json_value(text, frozenset(types)))
+    kinds = {JSON_TYPES.get(type(value), "null")}
+    assert kinds & (types | {"null"}) or value == text or (kinds == {"integer"} and "number" in types)
+
+
+@given(text=st.text(max_size=12) | st.text(st.sampled_from("0123456789.eE+-"), max_size=12))
+def test_without_a_type_a_number_is_its_text(text: str) -> None:
+    written = json_value(text, frozenset())
+    assert json.loads(written) == text or written == text.strip() or text.strip() in ("True", "False", "None")
+
+
+@pytest.mark.parametrize(
     ("schema", "types"),
     [
         ({"type": "string"}, {"string"}),
@@ -78,6 +146,10 @@ def test_half_a_surrogate_pair_can_be_sent() -> None:
         ({"enum": ["a", 1, None]}, {"string", "integer", "null"}),
         ({"const": True}, {"boolean"}),
         ({"type": "string", "enum": ["a", "b"]}, {"string"}),
+        ({"type": "str"}, {"string"}),
+        ({"type": ["int", "float"]}, {"integer", "number"}),
+        ({"type": "dict"}, {"object"}),
+        ({"type": "any"}, set()),
         ({}, set()),
         (True, set()),
         ({"$ref": "#/$defs/missing"}, set()),
