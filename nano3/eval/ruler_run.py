@@ -13,6 +13,7 @@ from nano3.config.errors import UserError
 from nano3.eval.intervals import mean_of_means, standard_error, wilson
 from nano3.eval.prompt import Prompt
 from nano3.eval.ruler import TASKS, Sample, Sources, find_task, make_sample, score
+from nano3.eval.ruler.reference import REVISION
 from nano3.eval.ruler.sample import TooShort
 from nano3.eval.store import Result, SampleKey, Score, Store
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20}
 _LENGTH = re.compile(r"(\d+)([km]?)", re.IGNORECASE)
 SHORTEST = 256
-VERSION = 2
+VERSION = 3
 """Of the generators: another one writes other samples for the same seed."""
 GROWING = ("tasks", "lengths", "samples", "sources.")
 """Settings that say how much is done: a result folder may be gone on with under others."""
@@ -57,6 +58,7 @@ class Plan:
         return {
             "evaluation": "ruler",
             "version": VERSION,
+            "reference": REVISION,
             "model": model,
             "identity": identity,
             "chat": self.chat,

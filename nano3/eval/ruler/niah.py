@@ -5,39 +5,14 @@ from __future__ import annotations
 import random
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from nano3.eval.ruler import templates
+from nano3.eval.ruler.catalogue import VARIANTS, Variant
 from nano3.eval.ruler.sample import Draft, Plan, Request
 
 N_DEPTHS = 40
 DEPTHS = tuple(round(100 * i / (N_DEPTHS - 1)) for i in range(N_DEPTHS))
 """Percents of an essay haystack at which needles may lie."""
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One variant (scripts/synthetic.yaml of the reference)."""
-
-    haystack: str
-    """noise, essay or needle."""
-    key: str = "word"
-    value: str = "number"
-    n_keys: int = 1
-    n_values: int = 1
-    n_queries: int = 1
-
-
-VARIANTS = {
-    "niah_single_1": Variant("noise"),
-    "niah_single_2": Variant("essay"),
-    "niah_single_3": Variant("essay", value="uuid"),
-    "niah_multikey_1": Variant("essay", n_keys=4),
-    "niah_multikey_2": Variant("needle"),
-    "niah_multikey_3": Variant("needle", key="uuid", value="uuid"),
-    "niah_multivalue": Variant("essay", n_values=4),
-    "niah_multiquery": Variant("essay", n_keys=4, n_queries=4),
-}
 
 
 class Question:

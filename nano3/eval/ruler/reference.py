@@ -1,9 +1,12 @@
-"""The files of text and questions that RULER's reference uses, known by their size and SHA-256."""
+"""RULER's reference: which revision is followed, and its files of text and questions by size and SHA-256."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+
+REVISION = "NVIDIA/RULER c3f5e3b4f87f97e048793bb510a3a6b19a46bf3a"
+"""Whose wordings and layouts the samples have."""
 
 FILES: dict[str, frozenset[tuple[int, str]]] = {
     "essays": frozenset({(3_108_621, "8d31e1b660e0f2180bcca6d238e18f77921df9d158611582b860da1762b6d3dd")}),

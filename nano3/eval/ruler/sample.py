@@ -5,12 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from nano3.config.errors import UserError
-
-if TYPE_CHECKING:
-    from nano3.eval.ruler.sources import Sources
+from nano3.eval.ruler.sources import Sources
 
 CountTokens = Callable[[str], int]
 """Number of tokens of a text, nothing added around it."""

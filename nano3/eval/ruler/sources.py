@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from nano3.config.errors import UserError
+from nano3.eval.ruler.catalogue import SOURCES
 from nano3.eval.ruler.essays import Essays, read_essays
 from nano3.eval.ruler.questions import (
     ONE_PASSAGE,
@@ -100,6 +101,4 @@ class Sources:
 
 
 def _used(tasks: Iterable[str]) -> list[str]:
-    from nano3.eval.ruler.tasks import find_task
-
-    return sorted({name for task in tasks for name in find_task(task).sources})
+    return sorted({name for task in tasks for name in SOURCES[task]})

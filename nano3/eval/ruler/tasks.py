@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from nano3.config.errors import UserError
 from nano3.eval.ruler import niah, qa, variable_tracking, word_extraction
+from nano3.eval.ruler.catalogue import SOURCES, VARIANTS
 from nano3.eval.ruler.fit import NoRoom, fit
 from nano3.eval.ruler.questions import FileQuestions
 from nano3.eval.ruler.sample import CountTokens, Plan, Request, Sample, TooShort
@@ -25,8 +26,6 @@ class Task:
     metric: str
     """string_match_all or string_match_part."""
     plan: Callable[[Request], Plan]
-    sources: tuple[str, ...] = ()
-    """Names of the attributes of Sources that it draws from."""
 
     def make(
         self, length: int, index: int, seed: int, count_tokens: CountTokens, sources: Sources, reserve: int = 0
@@ -44,7 +43,7 @@ class Task:
 
     def most_samples(self, sources: Sources) -> int | None:
         """Samples that the sources have questions for; None: any number."""
-        known = [source.count for source in (getattr(sources, name) for name in self.sources)
+        known = [source.count for source in (getattr(sources, name) for name in SOURCES[self.name])
                  if isinstance(source, FileQuestions)]  # fmt: skip
         return min(known) if known else None
 
@@ -69,22 +68,15 @@ class Task:
         return tokens
 
 
-def _niah(name: str) -> Task:
-    variant = niah.VARIANTS[name]
-    words = ("words",) if variant.key == "word" else ()
-    essays = ("essays",) if variant.haystack == "essay" else ()
-    return Task(name, 128, "string_match_all", niah.plan, words + essays)
-
-
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        *(_niah(name) for name in niah.VARIANTS),
+        *(Task(name, 128, "string_match_all", niah.plan) for name in VARIANTS),
         Task("vt", 30, "string_match_all", variable_tracking.plan),
-        Task("cwe", 120, "string_match_all", word_extraction.common_words, ("words",)),
+        Task("cwe", 120, "string_match_all", word_extraction.common_words),
         Task("fwe", 50, "string_match_all", word_extraction.frequent_words),
-        Task("qa_1", 32, "string_match_part", qa.single_hop, ("squad",)),
-        Task("qa_2", 32, "string_match_part", qa.multi_hop, ("hotpotqa",)),
+        Task("qa_1", 32, "string_match_part", qa.single_hop),
+        Task("qa_2", 32, "string_match_part", qa.multi_hop),
     )
 }
 

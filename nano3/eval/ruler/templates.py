@@ -1,7 +1,7 @@
 """The wordings of RULER (arXiv 2404.06654; scripts/data/synthetic/constants.py of github.com/NVIDIA/RULER).
 
-They define the benchmark and are kept to the letter, "assgined" included. `niah` has two forms: the reference derives
-the singular from the plural by replacing words.
+They define the benchmark and are kept to the letter, as of the revision in reference.py. `niah` has two forms: the
+reference derives the singular from the plural by replacing words.
 """
 
 NOISE = ("The grass is green.", "The sky is blue.", "The sun is yellow.", "Here we go.", "There and back again.")
@@ -31,7 +31,7 @@ VT = (
 )
 VT_PREFIX = (
     " Answer: According to the chain(s) of variable assignment in the text above, "
-    "{n_variables} variables are assgined the value {query}, they are: "
+    "{n_variables} variables are assigned the value {query}, they are: "
 )
 
 CWE = (

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import re
 import string
+from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -14,13 +16,12 @@ N_HOPS = 4
 NAME_LETTERS = 5
 EXAMPLE_LETTERS = 3
 EXAMPLE_TOKENS = 500
-"""Length of the solved example before the question, its answer's allowance included."""
-EXAMPLE_ANSWER = 30
-EXAMPLE_STEP = 5
-"""The example has a multiple of this many lines of noise, unless it must be shorter."""
+"""Most tokens of the solved example before the question, without its answer."""
+EXAMPLE_VALUE = "12345"
+"""Stands for the example's value where its lines are counted."""
 EXAMPLE_SHARE = 4
 """The example takes at most one part in this many of a sample (the reference's lengths start at 4096)."""
-NOISE_LINE = " ".join(templates.NOISE) + "\n"
+NOISE_LINE = " ".join(templates.NOISE)
 
 
 def plan(request: Request) -> Plan:
@@ -32,31 +33,26 @@ def plan(request: Request) -> Plan:
     def build(n: int, words: int = 0) -> Draft:
         context = _context(_chain(names, value), n, request.rng("places"), words)
         text, prefix = _wording(context, value)
-        return Draft(example + "\n\n" + text, prefix, names)
+        return Draft(example + "\n" + text, prefix, names)
 
     line = len(NOISE_LINE.split())
     return Plan(build, least=1, refine=lambda n: Plan(lambda words: build(n, words), most=line - 1))
 
 
 def _example(request: Request) -> str:
-    """The solved example: the same lines in every sample of a seed, other variable names in each."""
+    """The solved example: the same lines in every sample of a seed, another value and other names in each."""
     fixed = random.Random(f"vt example|{request.seed}")
-    value = _value(fixed)
-    places = fixed.random()
-    names = _names(request.rng("example"), EXAMPLE_LETTERS)
-    room = min(EXAMPLE_TOKENS, request.length // EXAMPLE_SHARE)
+    places, shown = fixed.random(), _names(fixed, EXAMPLE_LETTERS)
 
-    def write(n: int) -> str:
+    def write(n: int, names: Sequence[str], value: str) -> str:
         context = _context(_chain(names, value), n, random.Random(places))
-        text, prefix = _wording(context, value)
-        return f"{text}{prefix} {' '.join(names)}\n\n"
+        return "".join(_wording(context, value))
 
-    lines = EXAMPLE_STEP
-    while request.count(write(lines + EXAMPLE_STEP)) + EXAMPLE_ANSWER <= room:
-        lines += EXAMPLE_STEP
-    while lines > 1 and request.count(write(lines)) + EXAMPLE_ANSWER > room:
-        lines -= 1
-    return write(lines)
+    room = min(EXAMPLE_TOKENS, request.length // EXAMPLE_SHARE)
+    lines = bisect_right(range(1, room), room, key=lambda n: request.count(write(n, shown, EXAMPLE_VALUE)))
+    rng = request.rng("example")
+    names = _names(rng, EXAMPLE_LETTERS)
+    return f"{write(max(1, lines), names, _value(rng))} {' '.join(names)}\n"
 
 
 def _value(rng: random.Random) -> str:
@@ -80,17 +76,17 @@ def _chain(names: Sequence[str], value: str) -> list[str]:
 
 
 def _context(chain: Sequence[str], n: int, rng: random.Random, words: int = 0) -> str:
-    """The assignments, in order, between `n` lines of noise and `words` words of one more."""
+    """The assignments, in order, between `n` lines of noise and `words` words of one more; each on its own line."""
     lines = [NOISE_LINE] * n
     if words:
-        lines.append(" ".join(NOISE_LINE.split()[:words]) + "\n")
-    if n <= len(chain):
-        # Too few lines to hide them between: between sentences, as the reference does.
-        lines = [part + "." if part.strip() else part for line in lines for part in line.split(".")]
+        lines.append(" ".join(NOISE_LINE.split()[:words]))
+    if n < len(chain):
+        # Too few lines to hide them between (the reference's samples never are): between sentences.
+        lines = [sentence for line in lines for sentence in re.split(r"(?<=\.) ", line)]
     places = sorted(rng.sample(range(len(lines)), len(chain)))
     for offset, place in enumerate(places):
         lines.insert(place + offset, chain[offset])
-    return " ".join(lines).replace(". \n", ".\n")
+    return "\n".join(lines)
 
 
 def _wording(context: str, value: str) -> tuple[str, str]:

@@ -49,7 +49,7 @@ def _common_words(request: Request, example: tuple[int, dict[str, int]], repeats
     n_example, example_repeats = example
     drawn = Drawn(request, "words")
     shown, answer = _numbered_list(Drawn(request, "example").first(n_example), example_repeats, request.rng("shown"))
-    solved = f"{templates.CWE.format(context=shown)}{templates.CWE_PREFIX}{_numbered(answer)}\n"
+    solved = f"{templates.CWE.format(context=shown)}{templates.CWE_PREFIX} {_numbered(answer)}\n"
 
     def build(n: int) -> Draft:
         context, common = _numbered_list(drawn.first(n), repeats, request.rng("order"))
@@ -94,7 +94,7 @@ def frequent_words(request: Request) -> Plan:
     """The prompt of `fwe`, in words drawn from a zeta distribution.
 
     As in the reference the numbers of words are the distribution's expected ones, and its most frequent word is written
-    as dots that the question says to ignore. (The reference leaves the answer out of the length; here it is in it.)
+    as dots that the question says to ignore.
     """
     coded = _coded_words(request.rng("words"), max(request.length // TOKENS_PER_CODED_WORD, N_ASKED + 2))
 

@@ -51,7 +51,7 @@ def test_cwe_wording(count: CountTokens, sources: Sources) -> None:
     )
     assert question.endswith("\nQuestion: What are the 10 most common words in the above list?")
     assert sample.answer_prefix == " Answer: The top 10 words that appear most often in the list are:"
-    assert re.search(r"in the above list\? Answer: The top 10 words .* list are:1\. \S+ 2\. .* 10\. \S+\n$", solved)
+    assert re.search(r"in the above list\? Answer: The top 10 words .* list are: 1\. \S+ 2\. .* 10\. \S+\n$", solved)
 
 
 def test_cwe_has_words_for_any_length() -> None:
