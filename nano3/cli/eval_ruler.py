@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,29 +13,32 @@ from nano3.cli import engine_options as engines
 from nano3.cli import eval_options as shared
 from nano3.cli.options import Json
 from nano3.config.errors import UserError
+from nano3.report import clock, count
 
 if TYPE_CHECKING:
     from nano3.eval.ruler_run import Plan
-    from nano3.eval.store import Result
+    from nano3.eval.store import Result, SampleKey
     from nano3.eval.target import Target
 
 Ctx = Annotated[
-    str,
+    str | None,
     typer.Option(
-        "--ctx", help="Context lengths in tokens, prompt and answer together: 4096, 4k, 1m. Default: 4k.",
-        metavar="LENGTHS", show_default=False,
+        "--ctx", help="Context lengths in tokens, prompt and answer together: 4096, 4k, 1m. Default: 4k; without "
+        "--tasks, 512 to 4k as far as the model was trained.", metavar="LENGTHS", show_default=False,
     ),
 ]  # fmt: skip
 Tasks = Annotated[
-    str,
+    str | None,
     typer.Option(
-        help="Tasks or groups of them (niah, qa, all), with commas between. Default: all 13.", metavar="NAMES",
-        show_default=False,
+        help="Tasks or groups of them (niah, qa, all), with commas between. Default: all 13; without --ctx, "
+        "niah_single_1 for a first look.", metavar="NAMES", show_default=False,
     ),
 ]  # fmt: skip
 Samples = Annotated[
-    int, typer.Option(help="Of each task at each length. Default: 100.", metavar="N", min=1, show_default=False)
-]
+    int | None,
+    typer.Option(help="Of each task at each length. Default: 100; of a first look 20.", metavar="N", min=1,
+                 show_default=False),
+]  # fmt: skip
 Essays = Annotated[
     Path | None,
     typer.Option(
@@ -65,9 +68,9 @@ Chat = Annotated[
 def ruler(
     ctx: typer.Context,
     from_: shared.From = None,
-    lengths: Ctx = "4k",
-    tasks: Tasks = "all",
-    samples: Samples = 100,
+    lengths: Ctx = None,
+    tasks: Tasks = None,
+    samples: Samples = None,
     essays: Essays = None,
     squad: Squad = None,
     hotpotqa: HotpotQA = None,
@@ -92,11 +95,14 @@ def ruler(
 
     Needles, variables, frequent words and questions, scored as in the paper; needs no download.
 
+    [dim]A first look: 20 samples of one task, at the lengths that the model was trained on:[/]
+      nano3 eval ruler --from RUN
+
     [dim]The needle tasks of a run, at four lengths:[/]
       nano3 eval ruler --from RUN --ctx 512,1k,2k,4k --tasks niah --samples 20
 
     [dim]All 13 tasks, of a server:[/]
-      nano3 eval ruler --url http://127.0.0.1:8000 --ctx 4k,8k,64k
+      nano3 eval ruler --url http://127.0.0.1:8000 --tasks all --ctx 4k,8k,64k
 
     [dim]A million tokens:[/]
       nano3 eval ruler --from PATH --ctx 1m --tasks niah_single_1 --samples 1
@@ -104,12 +110,27 @@ def ruler(
     options = {**ctx.params, "max_context": None}
     shared.check_target(options)
     from nano3.eval.ruler import Sources
-    from nano3.eval.ruler_run import Plan, parse_lengths, parse_tasks
+    from nano3.eval.ruler_run import Plan
 
-    plan = Plan(
-        parse_tasks(tasks), parse_lengths(lengths), samples, seed, _chat(chat, from_), Sources(essays, squad, hotpotqa)
-    )
+    amount = _amount(lengths, tasks, samples, from_)
+    plan = Plan(*amount, seed, _chat(chat, from_), Sources(essays, squad, hotpotqa))
     _run(options, plan)
+
+
+def _amount(
+    lengths: str | None, tasks: str | None, samples: int | None, model: str | None
+) -> tuple[tuple[str, ...], tuple[int, ...], int]:
+    """Tasks, lengths and samples: a first look where neither tasks nor lengths are asked for."""
+    from nano3.eval.ruler_first import SAMPLES, TASK, first_lengths
+    from nano3.eval.ruler_run import length_text, parse_lengths, parse_tasks
+
+    if tasks is not None or lengths is not None:
+        wanted = parse_tasks("all" if tasks is None else tasks), parse_lengths("4k" if lengths is None else lengths)
+        return *wanted, 100 if samples is None else samples
+    shown, samples = first_lengths(model), samples or SAMPLES
+    print(f"a first look: {TASK} at {','.join(map(length_text, shown))}, {samples} samples; all of RULER: "
+          "--tasks all --ctx 4k,8k", file=sys.stderr, flush=True)  # fmt: skip
+    return (TASK,), shown, samples
 
 
 def _chat(wanted: bool | None, model: str | None) -> bool:
@@ -125,7 +146,7 @@ def _run(options: Mapping[str, Any], plan: Plan) -> None:
     """Evaluate, with the result written however it ends."""
     from nano3.eval.progress import Progress
     from nano3.eval.ruler_report import draw
-    from nano3.eval.ruler_run import GROWING, check_samples, evaluate, summarize
+    from nano3.eval.ruler_run import GROWING, check_samples, evaluate, lasting_notes, summarize
     from nano3.eval.store import open_store
 
     longest = plan.lengths[-1]
@@ -133,7 +154,7 @@ def _run(options: Mapping[str, Any], plan: Plan) -> None:
     settings = plan.settings(subject.name, subject.identity, **subject.settings)
     folder = shared.result_folder(options["out"], f"eval-ruler-{subject.name}", settings, GROWING)
     with open_store(folder, settings, GROWING) as store:
-        notes = [store.notes(), subject.notes]
+        notes = [lasting_notes(store.notes()), subject.notes]
 
         def save() -> Result:
             result = summarize(plan, store, subject.name, settings, [note for part in notes for note in part])
@@ -146,7 +167,9 @@ def _run(options: Mapping[str, Any], plan: Plan) -> None:
             notes.append(target.notes)
             try:
                 check_samples(plan, target)
-                _say_start(len(left), plan.samples * len(plan.tasks) * len(plan.lengths), folder)
+                _say_start(left, plan.samples * len(plan.tasks) * len(plan.lengths), folder)
+                if options["url"] is None:
+                    _say_time(target, left, options["from_"])
                 with Progress(len(left), sum(key[1] or 0 for key in left)) as progress, shared.cut_short(save, folder):
                     evaluate(plan, target, store, progress)
             finally:
@@ -154,6 +177,8 @@ def _run(options: Mapping[str, Any], plan: Plan) -> None:
         result = save()
         drawn = draw(plan, store, result)
     _show(result, drawn, folder, options["as_json"])
+    if options["url"] is None and result.scores and not any(score.value for score in result.scores):
+        print(ALL_ZERO, file=sys.stderr)
 
 
 def _open(options: Mapping[str, Any], subject: shared.Subject, longest: int) -> Target:
@@ -174,11 +199,28 @@ def _open(options: Mapping[str, Any], subject: shared.Subject, longest: int) -> 
     return target
 
 
-def _say_start(left: int, total: int, folder: Path) -> None:
-    done = f"; {total - left} are there" if left < total else ""
-    print(f"{left} samples to answer{done}; results go to {folder}", file=sys.stderr, flush=True)
+def _say_start(left: Sequence[SampleKey], total: int, folder: Path) -> None:
+    done = f"; {total - len(left)} are there" if len(left) < total else ""
+    tokens = count(sum(length or 0 for _, length, _ in left))
+    print(f"{len(left)} samples to answer ({tokens} tokens){done}; results go to {folder}", file=sys.stderr, flush=True)
 
 
+LONG = 120.0
+"""Seconds from which a cheaper command is named."""
+
+
+def _say_time(target: Target, left: list[SampleKey], model: str) -> None:
+    from nano3.eval.ruler_first import estimate_seconds
+
+    seconds = estimate_seconds(target, left)
+    cheap = f"; a first look takes less: nano3 eval ruler --from {model}" if seconds > LONG else ""
+    print(f"at most about {clock(seconds)}{cheap}", file=sys.stderr, flush=True)
+
+
+ALL_ZERO = (
+    "every score is 0: small models copy from their context only after training on texts that ask for it; "
+    "docs/context-story.md has such a run"
+)
 BETWEEN, EDGES = 3, 2
 """Blanks between two columns of a table, and at its sides."""
 

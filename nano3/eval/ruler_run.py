@@ -13,6 +13,7 @@ from nano3.config.errors import UserError
 from nano3.eval.intervals import mean_of_means, standard_error, wilson
 from nano3.eval.prompt import Prompt
 from nano3.eval.ruler import TASKS, Sample, Sources, find_task, make_sample, score
+from nano3.eval.ruler.catalogue import SOURCES
 from nano3.eval.ruler.reference import REVISION
 from nano3.eval.ruler.sample import TooShort
 from nano3.eval.store import Result, SampleKey, Score, Store
@@ -31,6 +32,7 @@ GROWING = ("tasks", "lengths", "samples", "sources.")
 GROUPS = ("niah", "qa", "all")
 NAMES = f"{', '.join(TASKS)}; groups of them are {', '.join(GROUPS)}"
 AVERAGE, AVERAGE_METRIC = "average", "mean of the tasks"
+SOURCE_NAMES = sorted({name for names in SOURCES.values() for name in names})
 SHORT = 8192
 """Tokens from which samples of one task that are made, not read from a file, all fit or none does."""
 TRIED = 500
@@ -243,6 +245,11 @@ def summarize(plan: Plan, store: Store, model: str, settings: Mapping[str, Any],
         "ruler", plan.sources.result_name(plan.tasks, plan.lengths[-1]), model, complete, settings,
         [*_scores(plan, rows), *_averages(plan, rows)], [*dict.fromkeys([*said, *notes])],
     )  # fmt: skip
+
+
+def lasting_notes(notes: Iterable[str]) -> list[str]:
+    """An earlier part's notes without those of its sources: other tasks may have run then."""
+    return [note for note in notes if not note.startswith(tuple(f"{name}: " for name in SOURCE_NAMES))]
 
 
 def _scores(plan: Plan, rows: Mapping[tuple[str, int], list[float]]) -> list[Score]:

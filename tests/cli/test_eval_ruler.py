@@ -87,6 +87,26 @@ def test_a_random_model_is_evaluated_and_its_folder_is_whole(run, base_folder):
     assert Path("r", "samples.jsonl").read_bytes() == before
 
 
+def test_a_first_look_says_what_it_is_how_long_it_takes_and_what_zeros_mean(run, base_folder):
+    done = run("eval", "ruler", "--from", base_folder, "--samples", 1, "--out", "r", "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert {score["task"] for score in found["scores"]} == {"niah_single_1"}
+    assert found["settings"]["reference"] == "NVIDIA/RULER c3f5e3b4f87f97e048793bb510a3a6b19a46bf3a"
+    first, start, time_line = done.err.splitlines()[:3]
+    assert first.startswith("a first look: niah_single_1 at 512")
+    assert re.match(r"\d samples to answer \([\d.]+K? tokens\); results go to r$", start)
+    assert re.match(r"at most about [\dhms]+", time_line)
+    assert "every score is 0: small models copy from their context only after" in done.err
+
+
+def test_notes_name_the_sources_of_the_tasks_that_run(run, base_folder):
+    first = ("eval", "ruler", "--from", base_folder, "--ctx", "2k", "--samples", 1, "--out", "r", "--json")
+    assert any(note.startswith("squad:") for note in json.loads(run(*first, "--tasks", "qa_1").out)["notes"])
+    notes = json.loads(run(*first, "--tasks", "niah_single_1").out)["notes"]
+    assert [note.partition(":")[0] for note in notes if ": " in note] == ["words"]
+
+
 def test_more_samples_and_lengths_go_on_in_the_same_folder(run, base_folder):
     first = ("eval", "ruler", "--from", base_folder, "--tasks", "niah_single_1")
     assert run(*first, "--ctx", "512", "--samples", 1).code == 0
