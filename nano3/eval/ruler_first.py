@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,7 +45,7 @@ def trained_length(model: str) -> int:
         return max_positions(model)
 
 
-def estimate_seconds(target: Target, left: list[SampleKey]) -> float:
+def estimate_seconds(target: Target, left: Sequence[SampleKey]) -> float:
     """At most about so many seconds for these samples: their tokens at the speeds of one prompt and of one answer.
 
     Samples that are answered together share steps, so that it takes less; very long prompts take more.
