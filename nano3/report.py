@@ -3,9 +3,10 @@ servers."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from nano3.reading import parse_json
 
 INK, MUTED, GRID = "#1b1f24", "#6b7280", "#e5e7eb"
 BLUE, ORANGE, GREEN, PALE = "#2563eb", "#d9480f", "#0f766e", "#bfdbfe"
@@ -36,8 +37,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     lines = []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
+            lines.append(parse_json(text))
+        except ValueError:
             continue
     return lines
 
@@ -45,7 +46,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def error_text(body: bytes) -> str:
     """The message in the body of an error answer of a server, on one line."""
     try:
-        found = json.loads(body)
+        found = parse_json(body)
         error = found.get("error", found)
         text = error.get("message", error) if isinstance(error, dict) else error
     except (ValueError, AttributeError):

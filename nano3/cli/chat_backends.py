@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from nano3.cli.options import server_address
 from nano3.cli.sampling_options import CHAT_TOKENS
 from nano3.config.errors import UserError
+from nano3.reading import parse_json
 
 if TYPE_CHECKING:
     import httpx
@@ -261,7 +261,7 @@ def _pieces(response: httpx.Response) -> Iterator[Piece]:
 def _piece(data: str) -> tuple[Piece, bool]:
     """A streamed chunk, and whether it ends the answer."""
     try:
-        chunk = json.loads(data)
+        chunk = parse_json(data)
     except ValueError as error:
         raise UserError("the server sent something that is not JSON") from error
     if chunk.get("error"):

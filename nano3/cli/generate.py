@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from nano3.cli import sampling_options as choices
 from nano3.cli.options import HELP
 from nano3.cli.sampling_options import CHAT_TOKENS, PLAIN_TOKENS
 from nano3.config.errors import UserError
+from nano3.reading import parse_json, read_text
 
 if TYPE_CHECKING:
     from nano3.cli.prompts import Prompt
@@ -210,9 +210,9 @@ def grammar_of(json_schema: str | None, regex: str | None) -> Grammar | None:
     if json_schema is None:
         return None
     written_out = json_schema.lstrip().startswith("{")
-    text = json_schema if written_out else Path(json_schema).read_text("utf-8")
+    text = json_schema if written_out else read_text(Path(json_schema))
     try:
-        json.loads(text)
+        parse_json(text)
     except ValueError as error:
         where = "--json-schema" if written_out else json_schema
         raise UserError(f"{where}: not JSON ({error})") from error

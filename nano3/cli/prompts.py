@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nano3.config.errors import UserError
+from nano3.reading import decode, parse_json
 
 if TYPE_CHECKING:
     from nano3.data.tokenizer import Tokenizer
@@ -78,7 +78,7 @@ def read_prompts(path: str) -> list[Prompt]:
 
 def _line(line: str, where: str) -> Prompt:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except ValueError as error:
         raise UserError(f"{where}: not JSON ({error})") from error
     if not isinstance(row, dict) or ("prompt" in row) == ("messages" in row):
@@ -139,6 +139,6 @@ def _read(path: Path) -> str:
 
 def _utf8(data: bytes, where: str) -> str:
     try:
-        return data.decode()
+        return decode(data)
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not UTF-8 text") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -14,6 +13,7 @@ import typer
 
 from nano3.cli.runs import CONFIG, choose_run_dir, is_main_rank
 from nano3.cli.summary import show_summary
+from nano3.reading import read_toml
 
 INTERRUPTED = 130
 
@@ -93,7 +93,7 @@ def _check_verb(verb: str, run_dir: Path) -> None:
     from nano3.config.errors import UserError
 
     try:
-        settings = tomllib.loads((run_dir / CONFIG).read_text("utf-8"))
+        settings = read_toml(run_dir / CONFIG)
     except (OSError, ValueError):
         return  # whoever loads it tells what is wrong
     own = "extend-context" if "context" in settings else "pretrain"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass
@@ -18,6 +17,7 @@ from nano3.config.extend_context import ContextConfig, ExtendContextConfig, wron
 from nano3.config.model import ModelConfig
 from nano3.config.schema import PretrainConfig
 from nano3.config.typed import ShellValue, check_table, construct, convert, field_types, keys, nearest
+from nano3.reading import decode, parse_toml
 
 MODELS, PRETRAIN, EXTEND_CONTEXT = "models", "pretrain", "extend-context"
 _STAGES = (PRETRAIN, EXTEND_CONTEXT)
@@ -153,10 +153,10 @@ def _drop_seq_len(schema: type, table: Table) -> None:
 
 def _parse(source: _Source) -> Table:
     try:
-        return tomllib.loads(source.text.decode("utf-8"))
+        return parse_toml(decode(source.text))
     except UnicodeDecodeError as error:
         raise UserError(f"{source.label}: not UTF-8 text (byte {error.start})") from error
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
         raise UserError(f"{source.label}: not valid TOML: {error}") from error
 
 
@@ -189,8 +189,8 @@ def _parse_override(text: str) -> tuple[list[str], ShellValue]:
 def _key_parts(key: str) -> list[str]:
     """Parts of a dotted key; a part in quotes may hold dots, as in TOML."""
     try:
-        table: Any = tomllib.loads(f"{key} = 0")
-    except tomllib.TOMLDecodeError:
+        table: Any = parse_toml(f"{key} = 0")
+    except ValueError:
         return key.split(".")
     parts = []
     while isinstance(table, dict):

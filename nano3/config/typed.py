@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 import math
-import tomllib
 import typing
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal
 
 from nano3.config.errors import UserError
+from nano3.reading import parse_toml
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class ShellValue:
     def parsed(self) -> Any:
         """The TOML value, or the text itself."""
         try:
-            table = tomllib.loads(f"value = {self.text}")
-        except tomllib.TOMLDecodeError:
+            table = parse_toml(f"value = {self.text}")
+        except ValueError:
             return self.text
         return table["value"] if set(table) == {"value"} else self.text
 

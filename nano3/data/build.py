@@ -32,6 +32,7 @@ from nano3.data.shards import (
 )
 from nano3.data.tokenizer import Tokenizer
 from nano3.files import write_atomic
+from nano3.reading import read_json
 
 PLAN = "plan.json"
 BATCH_CHARACTERS = 1 << 22
@@ -138,7 +139,7 @@ def _write_plan(folder: Path, key: str, shard_tokens: int) -> None:
     path = folder / PLAN
     plan = {"key": key, "shard_tokens": shard_tokens}
     if path.is_file():
-        _check_same(folder, json.dumps(json.loads(path.read_text("utf-8"))), json.dumps(plan))
+        _check_same(folder, json.dumps(read_json(path)), json.dumps(plan))
     elif any(entry.name != ".lock" for entry in folder.iterdir()):
         raise UserError(f"{folder} is not empty and holds no prepared data: choose another folder")
     write_atomic(path, json.dumps(plan).encode())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -11,6 +10,7 @@ from typing import Any
 import httpx
 
 from nano3.config.errors import UserError
+from nano3.reading import parse_json
 
 ATTEMPTS = 5
 TIMEOUT = 120.0
@@ -63,7 +63,7 @@ class Server:
             try:
                 status, asked_for, text = self._attempt(method, path, body, end)
                 if status < 300:
-                    return json.loads(text)
+                    return parse_json(text)
             except (httpx.HTTPError, ValueError) as error:
                 reason, asked_for = self._clean(str(error) or type(error).__name__), 0.0
                 continue

@@ -20,6 +20,7 @@ from nano3.data.document_questions import Documents
 from nano3.data.question_server import DEADLINE, Server
 from nano3.data.questions import Question
 from nano3.files import write_atomic
+from nano3.reading import parse_json, read_json
 
 PASSAGE = 1500
 """Characters of a passage that is sent."""
@@ -99,7 +100,7 @@ class QuestionWriter:
         name = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
         path = self._cache / name[:2] / f"{name}.json"
         if path.is_file():
-            pairs = [(question, answer) for question, answer in json.loads(path.read_text("utf-8"))]
+            pairs = [(question, answer) for question, answer in read_json(path)]
         else:
             pairs = self._written(prompt)
             if pairs is None:
@@ -179,7 +180,7 @@ def _pairs(content: str) -> list[tuple[str, str]] | None:
     """Questions and answers of the JSON list in a reply, whatever stands around it; None where there is no list."""
     match = re.search(r"\[.*\]", content, re.DOTALL)
     try:
-        listed = json.loads(match[0]) if match else None
+        listed = parse_json(match[0]) if match else None
     except ValueError:
         return None
     if not isinstance(listed, list):

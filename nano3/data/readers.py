@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import json
 import os
 import zlib
 from collections import Counter
@@ -12,6 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol
+
+from nano3.reading import decode, parse_json
 
 _TEXT_SUFFIXES = """
 .txt .md .rst .py .pyi .text .markdown .tex .html .htm .xml .css .csv .tsv .json .yaml .yml .toml
@@ -21,6 +22,10 @@ _TEXT_SUFFIXES = """
 TEXT_SUFFIXES = frozenset(_TEXT_SUFFIXES.split())
 """Suffixes read as one document a file when a folder is searched; a file named by the user may have any."""
 COMPRESSED = (".gz", ".zst")
+BLANK = b" \t\r\n\xef\xbb\xbf"
+"""Bytes of a line without a record: white space, and the byte-order mark at the start of a file."""
+VERSION = 2
+"""Raised with every change of the texts that files give, so that prepared data are made anew."""
 PROBED_RECORDS = 1000
 """Records read before a missing field is taken for a mistake of the user."""
 
@@ -82,8 +87,8 @@ class InputFile:
     mtime_ns: int
 
     def identity(self) -> str:
-        """Absolute path, size, time of change and field."""
-        return f"{self.path.resolve()}\0{self.size}\0{self.mtime_ns}\0{self.text_field}"
+        """Absolute path, size, time of change, field, and the version of the readers here."""
+        return f"{self.path.resolve()}\0{self.size}\0{self.mtime_ns}\0{self.text_field}\0{VERSION}"
 
     def documents(self, skipped: Skipped) -> Iterator[Document | None]:
         """Documents of the file; see `Input`.
@@ -205,10 +210,10 @@ def usable_text(data: bytes | str, skipped: Skipped) -> str | None:
     """Text of a document, or None (and counted) when it is not UTF-8 or has nothing but white space."""
     try:
         if isinstance(data, bytes):
-            text = data.decode("utf-8")
+            text = decode(data)
         else:
             data.encode("utf-8")
-            text = data
+            text = data.removeprefix("\ufeff")
     except UnicodeError:
         skipped.add("not UTF-8")
         return None
@@ -232,7 +237,7 @@ def _read_jsonl(file: InputFile, skipped: Skipped) -> Iterator[Document | None]:
     seen = found = 0
     with _open(file.path) as stream:
         for number, line in enumerate(stream, start=1):
-            if not line.strip():
+            if not line.strip(BLANK):
                 continue
             record = _json_record(line, skipped)
             if record is not None:
@@ -247,7 +252,7 @@ def _read_jsonl(file: InputFile, skipped: Skipped) -> Iterator[Document | None]:
 
 def _json_record(line: bytes, skipped: Skipped) -> dict[str, Any] | None:
     try:
-        record = json.loads(line.decode("utf-8"))
+        record = parse_json(line)
     except UnicodeDecodeError:
         skipped.add("not UTF-8")
         return None

@@ -17,6 +17,7 @@ import numpy as np
 
 from nano3.config.errors import UserError
 from nano3.files import write_atomic
+from nano3.reading import parse_json, read_json
 
 MANIFEST = "manifest.json"
 FORMAT = "nano3-shards-1"
@@ -130,7 +131,7 @@ def read_meta(folder: Path, number: int) -> ShardMeta | None:
     if not path.is_file():
         return None
     try:
-        return ShardMeta(**json.loads(path.read_text("utf-8")))
+        return ShardMeta(**read_json(path))
     except (ValueError, TypeError) as error:
         raise damaged(path, "it is not what was written") from error
 
@@ -168,13 +169,16 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder} is not a prepared folder (no {MANIFEST}): run `nano3 data prepare PATHS --out {folder}` first"
         )
     try:
-        table = json.loads(path.read_text("utf-8"))
+        table = parse_json(path.read_bytes())
+    except ValueError as error:
+        raise damaged(path, "it is not what was written") from error
+    try:
         if table.get("format") != FORMAT:
             raise UserError(
                 f"{path} has format {table.get('format')!r}, this nano3 reads {FORMAT!r}: prepare the data again"
             )
         return Manifest(**table)
-    except (TypeError, AttributeError, json.JSONDecodeError) as error:
+    except (TypeError, AttributeError) as error:
         raise damaged(path, "it is not what was written") from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -22,6 +21,7 @@ from nano3.data.generated import CATEGORIES, GeneratedTexts, category_of
 from nano3.data.readers import Input, Skipped, find_files, is_there
 from nano3.data.shards import ShardFolder, is_prepared
 from nano3.data.tokenizer import Tokenizer
+from nano3.reading import read_toml
 
 NEED_NO_PATH = {stdlib_corpus.NAME: stdlib_corpus.NAME} | {name: PREFIX + name for name in CATEGORIES}
 """Categories that need no entry in data.sources, and what they read without one."""
@@ -197,10 +197,7 @@ def read_blend_file(path: Path) -> dict[str, list[str]]:
     path = path.expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"no blend file at {path} (data.sources_file)")
-    try:
-        table = tomllib.loads(path.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid TOML: {error}") from error
+    table = read_toml(path)
     unknown = [key for key in table if key != "sources"]
     if unknown:
         raise UserError(f"{path}: unknown key {unknown[0]!r}; a blend file has one table, [sources]")

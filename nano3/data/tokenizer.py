@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nano3.config.errors import UserError
 from nano3.data.chat_template import default_text
 from nano3.data.tekken import mistral_file
 from nano3.data.vocabulary import CHAT_TOKENS, THINK_TOKENS, byte_level_split
 from nano3.files import write_atomic
+from nano3.reading import read_json, read_text
 
 if TYPE_CHECKING:
     import tokenizers
@@ -98,12 +100,19 @@ class Tokenizer:
         import tokenizers
 
         try:
-            inner = tokenizers.Tokenizer.from_file(str(file))
+            inner = tokenizers.Tokenizer.from_str(read_text(file))
+        except UserError:
+            raise
         except Exception as error:
             raise ValueError(f"{file} is not a tokenizer.json that `tokenizers` can read: {error}") from error
         config_file, template_file = file.with_name("tokenizer_config.json"), file.with_name("chat_template.jinja")
-        config = json.loads(config_file.read_text("utf-8")) if config_file.is_file() else {}
-        template = template_file.read_text("utf-8") if template_file.is_file() else ""
+        config = read_json(config_file) if config_file.is_file() else {}
+        template = read_text(template_file) if template_file.is_file() else ""
+        if not isinstance(config, dict):
+            raise UserError(f"{config_file}: expected a JSON object")
+        for key in ("eos_token", "bos_token", "pad_token"):
+            if not isinstance(_name(config.get(key)), str | None):
+                raise UserError(f"{config_file}: {key} is neither a text nor an object with a text as its content")
         try:
             return cls._named(inner, config, template)
         except LookupError as error:
@@ -207,10 +216,14 @@ def _mark_plain(inner: tokenizers.Tokenizer, tokens: Sequence[str]) -> tokenizer
     return type(inner).from_str(json.dumps(settings))
 
 
+def _name(token: Any) -> Any:
+    """The text of a token in tokenizer_config.json, where it stands alone or as the content of an object."""
+    return token.get("content") if isinstance(token, dict) else token
+
+
 def _token_id(inner: tokenizers.Tokenizer, named: Any, usual: Sequence[str]) -> int | None:
     """Id of the token named in tokenizer_config.json (a string or an object), else of the first usual name."""
-    if isinstance(named, dict):
-        named = named.get("content")
+    named = _name(named)
     for token in (named, *usual) if named else usual:
         token_id = inner.token_to_id(token)
         if token_id is not None:

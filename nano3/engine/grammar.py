@@ -14,6 +14,7 @@ from nano3.config.errors import UserError
 from nano3.data.tokenizer import Tokenizer
 from nano3.engine.grammar_costs import check_costs
 from nano3.engine.request import Grammar
+from nano3.reading import parse_json
 
 CACHED_GRAMMARS, CACHED_TEXT = 32, 1 << 20
 """Grammars kept compiled, and characters of them in all: a compiled one takes up to some 200 times its text."""
@@ -197,7 +198,7 @@ def _choice_source(value: str) -> str:
     import llguidance
 
     try:
-        choices = json.loads(value)
+        choices = parse_json(value)
     except ValueError as error:
         raise UserError(f"the choices are not a JSON list: {error}") from error
     if not isinstance(choices, list) or not choices or not all(isinstance(choice, str) for choice in choices):

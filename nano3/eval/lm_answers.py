@@ -13,6 +13,7 @@ from lm_eval.api.model import LM, hash_args
 from nano3.config.errors import UserError
 from nano3.eval.lm_generation import plain_settings
 from nano3.eval.store import ANSWERS
+from nano3.reading import parse_json
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -111,7 +112,7 @@ def _read(path: Path) -> dict[str, Any]:
         os.truncate(path, whole)
     for number, line in enumerate(data[:whole].splitlines(), 1):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             known[row["key"]] = row["answer"]
         except (ValueError, LookupError, TypeError) as error:
             raise UserError(f"{path}, line {number}: not an answer of an evaluation; remove the line") from error

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from nano3.config.errors import UserError
 from nano3.eval.lm_tasks import FOLDER
+from nano3.reading import read_text
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -148,9 +149,7 @@ def _load_one(manager: TaskManager, name: str) -> Found:
 
 def _is_group(manager: TaskManager, name: str) -> bool:
     """Whether a name, or a YAML file, is that of a group."""
-    return name in manager.all_groups or (
-        Path(name).is_file() and GROUP.search(Path(name).read_text("utf-8")) is not None
-    )
+    return name in manager.all_groups or (Path(name).is_file() and GROUP.search(read_text(Path(name))) is not None)
 
 
 def _why(name: str, error: BaseException) -> str:

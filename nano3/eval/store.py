@@ -13,6 +13,7 @@ from typing import Any
 
 from nano3.config.errors import UserError
 from nano3.files import exclusive, write_atomic
+from nano3.reading import parse_json
 
 SETTINGS, SAMPLES, RESULT = "settings.json", "samples.jsonl", "result.json"
 ANSWERS = "answers.jsonl"
@@ -211,7 +212,7 @@ def mend_samples(path: Path) -> dict[SampleKey, dict[str, Any]]:
     lines = data[:whole].splitlines()
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             rows.setdefault(sample_key(row), row)
         except (ValueError, LookupError, TypeError) as error:
             if number < len(lines):
@@ -227,7 +228,7 @@ def read_samples(path: Path) -> dict[SampleKey, dict[str, Any]]:
     rows: dict[SampleKey, dict[str, Any]] = {}
     for line in path.read_text("utf-8", errors="replace").split("\n") if path.is_file() else ():
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             rows.setdefault(sample_key(row), row)
         except (ValueError, LookupError, TypeError):
             continue
@@ -241,7 +242,7 @@ def read_object(path: Path, remedy: str) -> dict[str, Any]:
         UserError: it is something else; `remedy` is what to do then.
     """
     try:
-        value = json.loads(path.read_text("utf-8"))
+        value = parse_json(path.read_bytes())
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}); {remedy}") from error
     if not isinstance(value, dict):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from nano3.config.errors import UserError
 from nano3.config.model import ATTENTION, MAMBA, MLP, MOE, ModelConfig
 from nano3.model.quantization import read_quantization
+from nano3.reading import read_json
 
 LAYER_TYPES = {MAMBA: "linear_attention", MOE: "moe", ATTENTION: "full_attention", MLP: "mlp"}
 # Names that other versions of transformers write for the same blocks.
@@ -111,9 +111,9 @@ def _keys(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise UserError(f"{file}: no such file; give a Hugging Face folder with a config.json of model_type nemotron_h")
     try:
-        keys = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{file}: not valid JSON ({error})") from None
+        keys = read_json(file)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
     if not isinstance(keys, dict):
         raise UserError(f"{file}: expected a JSON object")
     return keys

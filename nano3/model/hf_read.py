@@ -7,7 +7,6 @@ memory (`model.`, the experts of a block in one tensor).
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from nano3.model.layers import Linear
 from nano3.model.lm import FLOAT32_SUFFIXES, LM
 from nano3.model.moe import Experts
 from nano3.model.shards import local_part
+from nano3.reading import read_json
 
 READ_AS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float32}
 """Stored type -> the type that holds its numbers exactly and that nano3 computes with."""
@@ -238,7 +238,7 @@ def _locate(folder: Path) -> dict[str, str]:
     """Stored tensor name -> file name."""
     if (folder / INDEX).is_file():
         try:
-            return dict(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"])
+            return dict(read_json(folder / INDEX)["weight_map"])
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{folder / INDEX}: not a safetensors index; copy the file again") from None
     if not (folder / SINGLE).is_file():

@@ -6,12 +6,12 @@ excluded modules, which ModelOpt 0.47 writes with broken names, but by the store
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from nano3.config.errors import UserError
 from nano3.config.model import Quantization
+from nano3.reading import read_json
 
 FILE = "hf_quant_config.json"
 METHOD, FP8 = "modelopt", "FP8"
@@ -31,10 +31,7 @@ def read_quantization(folder: Path, keys: dict[str, Any]) -> Quantization | None
     where, section = f"{folder / 'config.json'}: quantization_config", keys.get("quantization_config")
     if section is None and (folder / FILE).is_file():
         where = str(folder / FILE)
-        try:
-            section = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{where}: not valid JSON ({error})") from None
+        section = read_json(folder / FILE)
     return None if section is None else _quantization(section, where)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nano3.config.errors import UserError
+from nano3.reading import read_text
 
 VARIABLE = "NANO3_API_KEYS"
 
@@ -26,7 +27,7 @@ def collect_keys(given: Sequence[str], file: Path | None, environment: Mapping[s
     if not all(keys):
         raise UserError("--api-key is empty; give a key, or leave the option out")
     if file is not None:
-        lines = [line.strip() for line in file.read_text("utf-8").splitlines()]
+        lines = [line.strip() for line in read_text(file).splitlines()]
         found = [line for line in lines if line and not line.startswith("#")]
         if not found:
             raise UserError(f"{file}: no key in it; write one a line")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -16,9 +17,9 @@ class StrictRequest(Request):
     """A request whose JSON is read by pydantic's parser."""
 
     async def json(self) -> Any:
-        """The body. Raises ApiError (400)."""
+        """The body, without a byte-order mark. Raises ApiError (400)."""
         try:
-            return from_json(await self.body(), allow_inf_nan=False)
+            return from_json((await self.body()).removeprefix(BOM_UTF8), allow_inf_nan=False)
         except ValueError as error:
             raise ApiError(400, f"the body is not valid JSON: {error}", code="invalid_json") from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 
 import torch
@@ -12,6 +11,7 @@ from nano3.config.schema import DataConfig, PretrainConfig
 from nano3.model.hf import check_stored
 from nano3.model.lm import LM
 from nano3.model.load import model_folder
+from nano3.reading import read_toml
 
 CONFIG = "config.toml"
 
@@ -57,7 +57,7 @@ def _split_of(source: Path) -> tuple[float, int] | None:
     """data.heldout_fraction and data.seed of the run in `source`, or whose model folder it is; None for no run."""
     run, default = source if (source / CONFIG).is_file() else source.parent, DataConfig()
     try:
-        data = tomllib.loads((run / CONFIG).read_text("utf-8"))["data"]
+        data = read_toml(run / CONFIG)["data"]
         return float(data.get("heldout_fraction", default.heldout_fraction)), int(data.get("seed", default.seed))
     except (OSError, LookupError, AttributeError, TypeError, ValueError):
         return None

@@ -28,6 +28,7 @@ from nano3.model.config import PRETRAINED, read_stage
 from nano3.model.hf import fill, read_config, save
 from nano3.model.lm import LM
 from nano3.model.load import model_folder
+from nano3.reading import read_json
 from nano3.stages.outcome import TrainingResult, compressors, write_samples
 from nano3.stages.room import check_room
 from nano3.stages.start import check_start, heldout_warning
@@ -219,7 +220,10 @@ def _source(run_dir: Path, from_path: str | Path | None, resume: bool) -> Path |
     file = run_dir / START
     if not resume or not file.is_file():
         return given
-    recorded = json.loads(file.read_text(encoding="utf-8"))["from"]
+    try:
+        recorded = read_json(file)["from"]
+    except (LookupError, TypeError) as error:
+        raise UserError(f"{file}: is damaged, it does not say where the run began") from error
     if given is not None and str(given) != recorded:
         raise UserError(f"{run_dir} started from {recorded or 'new weights'}, not {given}: resume it without --from")
     return Path(recorded) if recorded else None

@@ -27,6 +27,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
 from nano3.config.errors import UserError
 from nano3.files import fsync
+from nano3.reading import read_json
 from nano3.train.checkpoint_files import (
     MANIFEST,
     STATE,
@@ -135,7 +136,7 @@ class Checkpointer:
         for folder in folders:
             problem = self._damage(folder, tensors or {})
             if problem is None:
-                return Saved(folder, json.loads((folder / STATE).read_text()))
+                return Saved(folder, read_json(folder / STATE))
             if self.world.is_main:
                 self.say(f"checkpoint {folder} is damaged ({problem}); trying the one before")
         if folders:

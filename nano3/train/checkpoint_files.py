@@ -6,7 +6,6 @@ Each rank writes safetensors files of its own, and checksums them; the main rank
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import zlib
 from collections.abc import Collection, Mapping
@@ -21,6 +20,8 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
+
+from nano3.reading import read_json
 
 MANIFEST, STATE = "manifest.json", "state.json"
 FILE_BYTES = 1 << 30
@@ -127,7 +128,7 @@ def manifest_of(files: Collection[Written]) -> dict[str, Any]:
 
 def listed_files(path: Path) -> list[str]:
     """Names of the files of the checkpoint at `path`, whose manifest is whole."""
-    return list(json.loads((path / MANIFEST).read_text())["files"])
+    return list(read_json(path / MANIFEST)["files"])
 
 
 def damage(path: Path, checked: Collection[str] | None = None) -> str | None:
@@ -138,7 +139,7 @@ def damage(path: Path, checked: Collection[str] | None = None) -> str | None:
         checked: names of the files whose contents are compared with their checksums; None: all of them.
     """
     try:
-        files = json.loads((path / MANIFEST).read_text())["files"]
+        files = read_json(path / MANIFEST)["files"]
         problems = (
             _damage(path / name, expected, checked is None or name in checked) for name, expected in files.items()
         )
@@ -146,7 +147,7 @@ def damage(path: Path, checked: Collection[str] | None = None) -> str | None:
         return problem or (None if STATE in files else f"{STATE} is not listed")
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         return f"{MANIFEST} cannot be read: {error}"
 
 

@@ -129,3 +129,31 @@ def test_a_damaged_file_is_an_error_that_names_it(write_texts, name):
 def test_a_missing_path_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="no file or folder at"):
         find_files(str(tmp_path / "none"), Skipped())
+
+
+def test_byte_order_marks_are_no_part_of_a_document(write_texts):
+    mark = b"\xef\xbb\xbf"
+    folder = write_texts(
+        {
+            "a.txt": mark + b"plain",
+            "b.jsonl": mark + b'{"text": "one"}\n' + mark + b'{"text": "two"}\n' + mark + b"\n",
+            "c.txt.gz": gzip.compress(mark + b"packed"),
+            "d.txt": mark,
+        }
+    )
+    skipped = Skipped()
+    files = find_files(str(folder), skipped)
+    assert [d.text for file in files for d in file.documents(skipped) if d is not None] == [
+        "plain", "one", "two", "packed",
+    ]  # fmt: skip
+    assert skipped.counts == {"empty": 1}
+
+
+def test_records_nested_too_deeply_are_counted_and_long_numbers_lose_no_text(write_texts):
+    deep = '{"text": "x", "m": ' + "[" * 200_000 + "]" * 200_000 + "}"
+    lines = ['{"text": "a"}', deep, '{"text": "b", "n": ' + "9" * 5000 + "}", '{"a":' * 100_000]
+    folder = write_texts({"a.jsonl": "\n".join(lines)})
+    skipped = Skipped()
+    (file,) = find_files(str(folder), skipped)
+    assert [d.text for d in file.documents(skipped) if d is not None] == ["a", "b"]
+    assert skipped.counts == {"not a JSON object": 2}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import re
 from bisect import bisect_left
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from nano3.config.errors import UserError
 from nano3.eval.ruler.reference import digest, is_reference
+from nano3.reading import parse_json, read_text
 
 SUFFIXES = (".txt", ".md", ".rst", ".text")
 LEAST_WORDS = 100
@@ -92,14 +92,11 @@ def read_essays(path: Path | None) -> Essays:
 
 
 def _read(file: Path) -> str:
-    try:
-        text = file.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not UTF-8 text (--essays): {error.reason} at byte {error.start}") from error
+    text = read_text(file, f"--essays: {file}")
     if file.suffix != ".json":
         return text
     try:
-        return str(json.loads(text)["text"])
+        return str(parse_json(text)["text"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f'{file} is not a JSON file with a field "text" (--essays)') from error
 

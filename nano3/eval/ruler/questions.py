@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nano3.config.errors import UserError
 from nano3.eval.ruler.reference import digest, is_reference
+from nano3.reading import read_json
 
 if TYPE_CHECKING:
     from nano3.data.passages import PassageIndex
@@ -150,7 +150,7 @@ def read_hotpotqa(path: Path) -> FileQuestions:
 
 def _read(path: Path, name: str, items: Callable[[Any], list[Any]]) -> list[Any]:
     try:
-        return items(json.loads(path.read_text("utf-8")))
+        return items(read_json(path))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a {name} file (JSON): {error}") from error
 
