@@ -18,6 +18,7 @@ from nano3.serve.anthropic import routes as messages
 from nano3.serve.errors import add_error_handlers
 from nano3.serve.middleware import ApiKeys, BodyLimit, CountAnswers, HeadAsGet
 from nano3.serve.page_routes import add_page
+from nano3.serve.responses import routes as responses
 from nano3.serve.service import Service
 from nano3.serve.settings import Settings
 
@@ -36,7 +37,7 @@ def create_app(engine: GenerationEngine, *, name: str, settings: Settings | None
     service = Service(engine, name, settings)
     app = FastAPI(title="nano3", version=__version__, docs_url=None, redoc_url=None, lifespan=_lifespan)
     app.state.service = service
-    routers = [room.router for room in (chat, completions, messages, tokenize, status)]
+    routers = [room.router for room in (chat, responses, messages, completions, tokenize, status)]
     for router in routers:
         app.include_router(router)
     add_page(app)

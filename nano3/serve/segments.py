@@ -22,6 +22,8 @@ class Segment:
     name: str = ""
     """The function that is called."""
     written: GrowingText = field(default_factory=GrowingText)
+    last: bool = False
+    """The answer ended within it."""
 
     @property
     def text(self) -> str:
@@ -57,14 +59,19 @@ class Segments:
             if call.arguments:
                 yield from self._write("call", call.arguments)
 
-    def close(self) -> Iterator[Step]:
+    def end(self) -> Iterator[Step]:
         """Steps at the end of the answer."""
+        if self._open is not None:
+            self._open.last = True
+        yield from self._close()
+
+    def _close(self) -> Iterator[Step]:
         if self._open is not None:
             yield Step("close", self._open)
             self._open = None
 
     def _begin(self, kind: Kind, call_id: str = "", name: str = "") -> Iterator[Step]:
-        yield from self.close()
+        yield from self._close()
         self._open = Segment(kind, len(self.all), call_id, name)
         self.all.append(self._open)
         yield Step("open", self._open)

@@ -98,7 +98,7 @@ class SingleAnswer:
                     yield step
             if self._answer.ended:
                 break
-        for step in self._segments.close():
+        for step in self._segments.end():
             yield step
 
     def comment(self) -> str:

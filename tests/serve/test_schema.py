@@ -30,7 +30,7 @@ def operations(server):
 
 def test_the_document_lists_what_is_served(server):
     assert set(operations(server)) >= {
-        "POST /v1/chat/completions", "POST /v1/completions", "POST /v1/messages",
+        "POST /v1/chat/completions", "POST /v1/completions", "POST /v1/responses", "POST /v1/messages",
         "POST /v1/messages/count_tokens", "GET /v1/models", "POST /tokenize", "POST /detokenize",
         "GET /health/live", "GET /health/ready", "GET /version",
     }  # fmt: skip
@@ -39,7 +39,12 @@ def test_the_document_lists_what_is_served(server):
 def shorten(body):
     """Keep generated requests from asking for thousands of tokens: what is checked is the form of the answers."""
     if isinstance(body, dict):
-        for name, most in {"max_tokens": FEW_TOKENS, "max_completion_tokens": FEW_TOKENS, "n": FEW_OUTPUTS}.items():
+        for name, most in {
+            "max_tokens": FEW_TOKENS,
+            "max_completion_tokens": FEW_TOKENS,
+            "max_output_tokens": FEW_TOKENS,
+            "n": FEW_OUTPUTS,
+        }.items():
             if isinstance(body.get(name), int) and body[name] > most:
                 body[name] = most
         if "messages" in body and body.get("max_tokens") is None:
@@ -83,9 +88,11 @@ def check_operation(server, operation, mode, examples):
         raise
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/messages"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"])
 def test_streams_are_answered_as_documented(server, path):
-    asked = {"prompt": "x"} if path == "/v1/completions" else {"messages": [{"role": "user", "content": "x"}]}
+    asked = (
+        {"prompt": "x"} if path == "/v1/completions" else {"messages": [{"role": "user", "content": "x"}], "input": "x"}
+    )
     case = operations(server)[f"POST {path}"].Case(body=asked | {"stream": True, "max_tokens": 3})
     answer = case.call_and_validate(base_url=server.url, checks=CHECKS, timeout=60)
     assert answer.headers["content-type"][0].startswith("text/event-stream")
