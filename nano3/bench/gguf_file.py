@@ -1,4 +1,5 @@
-"""A GGUF file of a model's weights for llama.cpp (its architecture `nemotron_h_moe`), without a tokenizer.
+"""A GGUF file of a model's weights for llama.cpp (its architectures `nemotron_h` and `nemotron_h_moe`), without a
+tokenizer.
 
 Needs the package `gguf`. llama.cpp's own convert_hf_to_gguf.py wants a tokenizer that it knows; a benchmark has none.
 """
@@ -15,7 +16,7 @@ from nano3.config.errors import UserError
 from nano3.config.model import ATTENTION, MLP, MOE, ModelConfig
 from nano3.model.lm import LM
 
-ARCHITECTURE = "nemotron_h_moe"
+DENSE, SPARSE = "nemotron_h", "nemotron_h_moe"
 WHOLE = {
     "embeddings.weight": "token_embd.weight",
     "norm_f.weight": "output_norm.weight",
@@ -35,6 +36,8 @@ PARTS = {
     "mixer.k_proj.weight": "attn_k.weight",
     "mixer.v_proj.weight": "attn_v.weight",
     "mixer.o_proj.weight": "attn_output.weight",
+    "mixer.up_proj.weight": "ffn_up.weight",
+    "mixer.down_proj.weight": "ffn_down.weight",
     "mixer.gate.weight": "ffn_gate_inp.weight",
     "mixer.gate.e_score_correction_bias": "exp_probs_b.bias",
     "mixer.experts.up_proj": "ffn_up_exps.weight",
@@ -68,8 +71,10 @@ def write_gguf(model: LM, path: Path, dtype: torch.dtype) -> None:
 
     cfg = model.cfg
     _check(cfg)
-    writer = gguf.GGUFWriter(path, ARCHITECTURE)
+    writer = gguf.GGUFWriter(path, SPARSE if MOE in cfg.pattern else DENSE)
     _describe(writer, cfg)
+    if MOE in cfg.pattern:
+        _describe_experts(writer, cfg)
     narrow = dtype == torch.bfloat16
     for name, tensor in _tensors(model):
         if narrow and any(matrix in name for matrix in MATRICES):
@@ -84,9 +89,9 @@ def write_gguf(model: LM, path: Path, dtype: torch.dtype) -> None:
 
 
 def _check(cfg: ModelConfig) -> None:
-    if MLP in cfg.pattern or MOE not in cfg.pattern or not cfg.d_shared:
+    if MOE in cfg.pattern and (MLP in cfg.pattern or not cfg.d_shared):
         raise UserError(
-            f"--against llama.cpp: it cannot run blocks {cfg.pattern}: it wants experts with a shared one, and no {MLP}"
+            f"--against llama.cpp: it cannot run blocks {cfg.pattern}: with {MOE} it wants a shared expert and no {MLP}"
         )
 
 
@@ -109,7 +114,11 @@ def _describe(writer, cfg: ModelConfig) -> None:
     writer.add_ssm_group_count(cfg.n_groups)
     writer.add_ssm_inner_size(cfg.d_inner)
     writer.add_ssm_time_step_rank(cfg.mamba_n_heads)
-    writer.add_feed_forward_length([cfg.d_expert if symbol == MOE else 0 for symbol in cfg.pattern])
+    widths = {MOE: cfg.d_expert, MLP: cfg.d_ff}
+    writer.add_feed_forward_length([widths.get(symbol, 0) for symbol in cfg.pattern])
+
+
+def _describe_experts(writer, cfg: ModelConfig) -> None:
     writer.add_expert_feed_forward_length(cfg.d_expert)
     writer.add_expert_shared_feed_forward_length(cfg.d_shared)
     writer.add_expert_count(cfg.n_experts)

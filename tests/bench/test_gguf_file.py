@@ -1,6 +1,7 @@
 """The file for llama.cpp, read back by the `gguf` package."""
 
 import dataclasses
+import re
 
 import gguf
 import numpy as np
@@ -56,8 +57,29 @@ def test_blocks_are_told_apart_by_their_sizes(model, tmp_path):
     assert field("expert_weights_scale") == pytest.approx(CFG.routed_scale)
 
 
-def test_what_llama_cpp_cannot_run_is_said(tmp_path):
-    cfg = dataclasses.replace(CFG, pattern="M-", d_ff=32)
-    with pytest.raises(UserError, match=r"llama\.cpp: it cannot run blocks M-"):
+@pytest.mark.parametrize(
+    ("pattern", "kv_heads", "widths"),
+    [("MM*M", [0, 0, CFG.n_kv_heads, 0], [0] * 4), ("M-*", [0, 0, CFG.n_kv_heads], [0, 48, 0])],
+)
+def test_models_without_experts_are_of_the_dense_architecture(tmp_path, pattern, kv_heads, widths):
+    model = LM(dataclasses.replace(CFG, pattern=pattern, d_ff=48)).init_weights(0)
+    write_gguf(model, tmp_path / "m.gguf", torch.float32)
+    reader, tensors = read(tmp_path / "m.gguf")
+    fields = {name: field.contents() for name, field in reader.fields.items()}
+    assert fields["general.architecture"] == "nemotron_h"
+    assert fields["nemotron_h.attention.head_count_kv"] == kv_heads
+    assert fields["nemotron_h.feed_forward_length"] == widths
+    assert not any("expert" in name for name in fields)
+    known = {gguf.TENSOR_NAMES[tensor] for tensor in gguf.MODEL_TENSORS[gguf.MODEL_ARCH.NEMOTRON_H]}
+    assert {re.sub(r"blk\.\d+(.*?)(\.weight|\.bias)?$", r"blk.{bid}\1", name) for name in tensors} - known == {
+        "token_embd.weight", "output_norm.weight", "output.weight",
+    }  # fmt: skip
+    assert sum(int(tensor.n_elements) for tensor in tensors.values()) == sum(t.numel() for t in model.parameters())
+
+
+@pytest.mark.parametrize(("pattern", "d_shared"), [("ME-", 32), ("ME", 0)])
+def test_what_llama_cpp_cannot_run_is_said(tmp_path, pattern, d_shared):
+    cfg = dataclasses.replace(CFG, pattern=pattern, d_ff=32, d_shared=d_shared)
+    with pytest.raises(UserError, match=rf"llama\.cpp: it cannot run blocks {pattern}"):
         write_gguf(LM(cfg), tmp_path / "m.gguf", torch.float32)
     assert not (tmp_path / "m.gguf").exists()

@@ -6,7 +6,7 @@ import pytest
 
 from nano3.cli.eval_ruler import _amount
 from nano3.config.errors import UserError
-from nano3.eval.prompt import Answer
+from nano3.eval.prompt import Answer, Target
 from nano3.eval.ruler import TASKS
 from nano3.eval.ruler_first import estimate_seconds, first_lengths
 from nano3.eval.ruler_run import lasting_notes
@@ -44,7 +44,7 @@ def test_tasks_or_lengths_asked_for_are_what_runs(capsys):
     )
 
 
-class Clocked:
+class Clocked(Target):
     """A target on which a prompt token takes 0.5 s and a new one 2 s of a clock of its own."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from transformers import NemotronHConfig, NemotronHForCausalLM
 from nano3.config.model import ModelConfig
 from nano3.model.config import to_hf
 from nano3.model.hf import load, save
+from nano3.model.lm import LM
 
 
 @st.composite
@@ -50,7 +51,7 @@ def peer_model(cfg: ModelConfig, seed: int) -> NemotronHForCausalLM:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     for module in peer.modules():
         if hasattr(module, "time_step_limit"):
-            module.time_step_limit = (0.0, float("inf"))  # its config cannot say so: see PAPER.md section 1
+            module.time_step_limit = (0.0, float("inf"))  # as time_step_min=0 when a folder is loaded
         if hasattr(module, "e_score_correction_bias"):
             module.e_score_correction_bias.copy_(torch.randn(cfg.n_experts) * 0.1)
     return peer
@@ -100,3 +101,24 @@ def test_folders_round_trip_bit_exact_in_both_directions(tmp_path_factory, cfg, 
     assert back.state_dict().keys() == expected.keys()
     for name, tensor in back.state_dict().items():
         assert torch.equal(tensor, expected[name]), name
+
+
+def test_the_port_agrees_once_it_does_not_clamp_the_step(tmp_path):
+    """With steps far below time_step_min, which the port clamps at and the model's definition does not."""
+    cfg = ModelConfig(
+        pattern="MM*M", vocab_size=61, d_model=32, init_std=0.15, n_heads=2, n_kv_heads=1, head_dim=16, mamba_n_heads=4,
+        mamba_head_dim=8, d_state=16, n_groups=2, d_conv=4, chunk_size=8,
+    )  # fmt: skip
+    model = LM(cfg).init_weights(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("dt_bias"):
+                parameter.fill_(-10.0)  # softplus(-10) = 4.5e-5
+    save(model, tmp_path / "model")
+    tokens = torch.randint(0, 61, (2, 40), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        logits = model(tokens)
+        as_it_is = NemotronHForCausalLM.from_pretrained(tmp_path / "model")(tokens, use_cache=False).logits
+        unclamped = NemotronHForCausalLM.from_pretrained(tmp_path / "model", time_step_min=0.0)
+        torch.testing.assert_close(logits, unclamped(tokens, use_cache=False).logits, atol=2e-5, rtol=2e-5)
+    assert (logits - as_it_is).abs().max() > 1e-3
