@@ -13,6 +13,16 @@ import typer
 
 from nano3.cli.engine_options import Device, Dtype, EngineName, MaxContext, MaxSequences, Memory, Model, parse_bytes
 from nano3.cli.options import HELP
+from nano3.cli.vllm_flags import (
+    EnableAutoToolChoice,
+    MaxModelLen,
+    MaxNumSeqs,
+    ReasoningParser,
+    ServedModelName,
+    ToolCallParser,
+    TrustRemoteCode,
+    with_own_names,
+)
 
 if TYPE_CHECKING:
     from nano3.serve.settings import Settings
@@ -83,8 +93,15 @@ def serve(
     cors_origin: CorsOrigin = None,
     log_level: LogLevel = "warning",
     as_json: Json = False,
+    served_model_name: ServedModelName = None,
+    max_model_len: MaxModelLen = None,
+    max_num_seqs: MaxNumSeqs = None,
+    tool_call_parser: ToolCallParser = None,
+    reasoning_parser: ReasoningParser = None,
+    enable_auto_tool_choice: EnableAutoToolChoice = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Serve a model over HTTP: OpenAI's API, and a chat page for the browser.
+    """Serve a model over HTTP: OpenAI's and Anthropic's APIs, and a chat page for the browser.
 
     [dim]A model you trained; then open http://127.0.0.1:8000:[/]
       nano3 serve --model runs/pretrain-tiny
@@ -97,7 +114,10 @@ def serve(
     [dim]For the whole network, with keys:[/]
       nano3 serve --model PATH --host 0.0.0.0 --api-key-file keys.txt
     """
-    _run(ctx.params)
+    options, notes = with_own_names(ctx.params)
+    for note in notes:
+        _say(note)
+    _run(options)
 
 
 def _run(options: dict[str, Any]) -> None:
