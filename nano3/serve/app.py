@@ -15,6 +15,7 @@ from nano3 import __version__
 from nano3.engine.protocol import GenerationEngine
 from nano3.serve import chat, completions, status, tokenize
 from nano3.serve.anthropic import routes as messages
+from nano3.serve.docs_page import add_docs
 from nano3.serve.errors import add_error_handlers
 from nano3.serve.middleware import ApiKeys, BodyLimit, CountAnswers, HeadAsGet
 from nano3.serve.page_routes import add_page
@@ -41,6 +42,7 @@ def create_app(engine: GenerationEngine, *, name: str, settings: Settings | None
     for router in routers:
         app.include_router(router)
     add_page(app)
+    add_docs(app, name)
     add_error_handlers(app)
     # The last one added is the outermost.
     app.add_middleware(HeadAsGet)

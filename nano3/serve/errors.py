@@ -109,7 +109,7 @@ def add_error_handlers(app: FastAPI) -> None:
     async def http_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         if error.status_code == 404 and not isinstance(error, ApiError):
-            error = ApiError(404, f"there is no {request.url.path[:LONGEST_KEY]}; /openapi.json lists what there is")
+            error = ApiError(404, f"there is no {request.url.path[:LONGEST_KEY]}; /docs lists what there is")
         return error_response(error, request.url.path)
 
     async def invalid(request: Request, error: Exception) -> JSONResponse:

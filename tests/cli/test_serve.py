@@ -155,7 +155,7 @@ def test_a_base_model_is_served_without_thinking_unless_asked_for(launch, base_f
     process, ready = launch("--log-level", "info", "--model", str(base_folder))  # the last --model counts
     assert httpx.get(f"{ready['url']}/v1/models", trust_env=False).json()["data"][0]["thinking_default"] is False
     unknown = httpx.get(f"{ready['url']}/v1/nothing", trust_env=False).json()["error"]["message"]
-    assert unknown == "there is no /v1/nothing; /openapi.json lists what there is"
+    assert unknown == "there is no /v1/nothing; /docs lists what there is"
     results = []
     for more in ({}, {"enable_thinking": True}, {"chat_template_kwargs": {"enable_thinking": True}}):
         ask(ready["url"], results, max_tokens=8, temperature=0, **more)
