@@ -190,9 +190,10 @@ class HeldoutConfig:
     every_steps: int = 0
     """Optimizer steps between two evaluations, beside those of every_tokens; 0: steps call for none."""
     tokens: int = 131_072
-    """Held-out tokens scored at each evaluation; the last one scores final_tokens."""
+    """Held-out tokens scored at each evaluation: sequences at even distances in the text. The last one scores
+    final_tokens."""
     final_tokens: int = 0
-    """Held-out tokens scored at the end of the run; 0 means all of them."""
+    """Held-out tokens scored at the end of the run, from the start of the text; 0 means all of them."""
     seq_len: int = 0
     """Sequence length of the held-out evaluation; 0 means data.seq_len."""
 
@@ -242,9 +243,13 @@ class LogConfig:
     every_steps: int = 1
     """Optimizer steps between two lines of metrics.jsonl."""
     tensorboard: bool = False
-    """Write TensorBoard events to RUN/tensorboard (extra: trackers)."""
+    """Write TensorBoard events to RUN/tensorboard (package: tensorboard)."""
     wandb: str = ""
-    """Weights & Biases project to log to (extra: trackers); empty: none."""
+    """Weights & Biases project to log to (package: wandb); empty: none."""
+    mlflow: str = ""
+    """MLflow experiment to log to, on the server that MLFLOW_TRACKING_URI names (package: mlflow); empty: none."""
+    trackio: str = ""
+    """trackio project to log to (package: trackio); empty: none."""
 
     def __post_init__(self) -> None:
         check("log", self, ">=", 1, "every_steps")

@@ -39,6 +39,7 @@ from nano3.train.numerics import tuned_process
 from nano3.train.position import Result
 from nano3.train.progress import Progress
 from nano3.train.schedule import build_schedule
+from nano3.train.trackers import check_trackers
 from nano3.train.trainer import Trainer
 from nano3.train.world import World, attempt, init_world
 
@@ -118,6 +119,7 @@ def _check(cfg: PretrainConfig, source: Path | None, fresh: bool, world: World) 
     """Refuse what cannot be before any work; `source`: where a run that begins takes its weights from."""
     if fresh:
         check_start(cfg, source)
+    check_trackers(cfg.log)
     build_schedule(cfg.schedule, cfg.train.tokens, cfg.train.steps)
     make_plans(cfg, world.data.rank, world.data.size)
     frozen_names(_empty_model(cfg), cfg.train.freeze)

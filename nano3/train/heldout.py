@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 import torch
@@ -28,6 +28,44 @@ class HeldoutSource(Protocol):
     def bytes_of(self, start: int, count: int) -> int:
         """Bytes of text that the targets of these sequences stand for."""
         ...
+
+
+class Spread:
+    """Sequences of held-out text at even distances: a sample of many documents in the place of the first few.
+
+    Args:
+        source: all of the text.
+        count: sequences in the sample, at most all of them.
+    """
+
+    def __init__(self, source: HeldoutSource, count: int) -> None:
+        self._source, self._count = source, min(count, len(source))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def batch(self, start: int, count: int) -> Any:
+        """Sequences start .. start + count - 1 of the sample."""
+        return _join([self._source.batch(place, 1) for place in self._places(start, count)])
+
+    def bytes_of(self, start: int, count: int) -> int:
+        """Bytes of text that the targets of these sequences stand for."""
+        return sum(self._source.bytes_of(place, 1) for place in self._places(start, count))
+
+    def _places(self, start: int, count: int) -> list[int]:
+        return [i * len(self._source) // self._count for i in range(start, min(start + count, self._count))]
+
+
+def _join(batches: list[Any]) -> Any:
+    """Batches of one length as one: tensors below each other, lists behind each other."""
+    columns = {field.name: [getattr(batch, field.name) for batch in batches] for field in fields(batches[0])}
+    return type(batches[0])(**{name: _joined(values) for name, values in columns.items()})
+
+
+def _joined(values: list[Any]) -> Any:
+    if values[0] is None:
+        return None
+    return torch.cat(values) if isinstance(values[0], torch.Tensor) else [one for value in values for one in value]
 
 
 @dataclass(frozen=True)
@@ -63,6 +101,14 @@ class Heldout:
         """How many sequences of a length are scored: at the end of the run, or on its way; 0 settings mean all."""
         wanted, there = self.cfg.final_tokens if final else self.cfg.tokens, len(self.sources[seq_len])
         return min(math.ceil(wanted / seq_len), there) if wanted else there
+
+    def text(self, seq_len: int, final: bool) -> HeldoutSource:
+        """What is scored at a length: on the way a sample from all over the text, at the end the text from its start.
+
+        The end keeps to the start because that is the text that compressors are given to compare with.
+        """
+        source, count = self.sources[seq_len], self.sequences(seq_len, final)
+        return source if final or count == len(source) else Spread(source, count)
 
 
 def evaluate(

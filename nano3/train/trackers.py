@@ -1,48 +1,58 @@
-"""Optional trackers beside metrics.jsonl: TensorBoard and Weights & Biases."""
+"""Optional trackers beside metrics.jsonl: TensorBoard, Weights & Biases, MLflow and trackio."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+from nano3.config.errors import UserError
 from nano3.config.schema import LogConfig
 from nano3.train.metrics import CLOCK
 
-Tracker = Callable[[dict[str, Any]], None]
+Log = Callable[[dict[str, float], int], None]
+Opened = tuple[Log, Callable[[], None]]
+"""What takes the numbers of a line and its step, and what to call at the end."""
+
+
+def check_trackers(cfg: LogConfig) -> None:
+    """Refuse what `cfg` asks for where its package is missing.
+
+    Raises:
+        UserError: it is; the message has the command that installs it.
+    """
+    for name in _wanted(cfg):
+        _import(name)
 
 
 def open_trackers(
     cfg: LogConfig, run_dir: Path, settings: dict[str, Any]
-) -> tuple[list[Tracker], list[Callable[[], None]]]:
+) -> tuple[list[Callable[[dict[str, Any]], None]], list[Callable[[], None]]]:
     """Trackers that `cfg` asks for, each taking a metrics line, and what to call at the end.
 
     Raises:
-        ValueError: a tracker's package is not installed.
+        UserError: a tracker's package is not installed.
     """
-    trackers: list[Tracker] = []
-    closers: list[Callable[[], None]] = []
-    if cfg.tensorboard:
-        module = _import("torch.utils.tensorboard", "log.tensorboard", "tensorboard")
-        writer = module.SummaryWriter(str(run_dir / "tensorboard"))
-        trackers.append(lambda line: _to_tensorboard(writer, line))
-        closers.append(writer.close)
-    if cfg.wandb:
-        wandb = _import("wandb", "log.wandb", "wandb")
-        run = wandb.init(project=cfg.wandb, dir=str(run_dir), name=run_dir.name, config=settings, resume="allow")
-        trackers.append(lambda line: run.log(_scalars(line), step=line["step"]))
-        closers.append(run.finish)
-    return trackers, closers
+    opened = [_TRACKERS[name][1](_import(name), getattr(cfg, name), run_dir, settings) for name in _wanted(cfg)]
+    return [_taking_lines(log) for log, _ in opened], [close for _, close in opened]
 
 
-def _import(module: str, key: str, package: str) -> Any:
+def _wanted(cfg: LogConfig) -> list[str]:
+    return [name for name in _TRACKERS if getattr(cfg, name)]
+
+
+def _import(name: str) -> ModuleType:
+    module = _TRACKERS[name][0]
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise ValueError(
-            f"{key} needs the package {package}, which is not installed: pip install 'nano3[trackers]'"
-        ) from None
+        raise UserError(f"log.{name} needs the package {name}, which is not installed: pip install {name}") from None
+
+
+def _taking_lines(log: Log) -> Callable[[dict[str, Any]], None]:
+    return lambda line: log(_scalars(line), line["step"])
 
 
 def _scalars(line: dict[str, Any]) -> dict[str, float]:
@@ -55,6 +65,37 @@ def _scalars(line: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def _to_tensorboard(writer: Any, line: dict[str, Any]) -> None:
-    for name, value in _scalars(line).items():
-        writer.add_scalar(name, value, global_step=line["step"])
+def _tensorboard(module: Any, wanted: bool, run_dir: Path, settings: dict[str, Any]) -> Opened:
+    writer = module.SummaryWriter(str(run_dir / "tensorboard"))
+
+    def log(values: dict[str, float], step: int) -> None:
+        for name, value in values.items():
+            writer.add_scalar(name, value, global_step=step)
+
+    return log, writer.close
+
+
+def _wandb(wandb: Any, project: str, run_dir: Path, settings: dict[str, Any]) -> Opened:
+    run = wandb.init(project=project, dir=str(run_dir), name=run_dir.name, config=settings, resume="allow")
+    return lambda values, step: run.log(values, step=step), run.finish
+
+
+def _trackio(trackio: Any, project: str, run_dir: Path, settings: dict[str, Any]) -> Opened:
+    run = trackio.init(project=project, name=run_dir.name, config=settings, resume="allow")
+    return lambda values, step: run.log(values, step=step), run.finish
+
+
+def _mlflow(mlflow: Any, experiment: str, run_dir: Path, settings: dict[str, Any]) -> Opened:
+    mlflow.set_experiment(experiment)
+    mlflow.start_run(run_name=run_dir.name)
+    mlflow.log_params(settings)
+    return lambda values, step: mlflow.log_metrics(values, step=step), mlflow.end_run
+
+
+_TRACKERS: dict[str, tuple[str, Callable[[Any, Any, Path, dict[str, Any]], Opened]]] = {
+    "tensorboard": ("torch.utils.tensorboard", _tensorboard),
+    "wandb": ("wandb", _wandb),
+    "mlflow": ("mlflow", _mlflow),
+    "trackio": ("trackio", _trackio),
+}
+"""Setting of the section log, which is also the package's name, to its module and what opens it."""

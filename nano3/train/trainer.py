@@ -244,21 +244,23 @@ class Trainer:
 
     def _evaluate_at(self, seq_len: int, final: bool) -> None:
         assert self.heldout is not None
-        heldout, source = self.heldout, self.heldout.sources[seq_len]
+        heldout = self.heldout
         place = f" at {seq_len}" if len(heldout.sources) > 1 else ""
         rows, n_sequences = heldout.rows(seq_len), heldout.sequences(seq_len, final)
         tick = None
         if final:
-            self.progress.say(f"scoring {n_sequences * seq_len:,} held-out tokens")
+            self.progress.say(f"scoring {n_sequences:,} held-out sequences of {seq_len:,} tokens")
             tick = self._scoring(n_sequences, rows, place)
         started = time.perf_counter()
-        score = evaluate(self.model, source, n_sequences, rows, self.world, tick)
+        score = evaluate(self.model, heldout.text(seq_len, final), n_sequences, rows, self.world, tick)
         self._scores[seq_len] = score
         clock = {"seconds": self.position.seconds, "evaluation_seconds": time.perf_counter() - started}
         marks = {FINAL: True} if final else {}
         self.record.write(self.position, "heldout", {"seq_len": seq_len, **asdict(score), **marks}, clock)
+        part = "all of it" if n_sequences == len(heldout.sources[seq_len]) else "the first" if final else "a sample"
         self.progress.say(
-            f"held-out loss{place} {score.loss:.4f}, {score.bits_per_byte:.4f} bits per byte ({score.targets} tokens)"
+            f"held-out loss{place} {score.loss:.4f}, {score.bits_per_byte:.4f} bits per byte "
+            f"({score.targets:,} tokens, {part})"
         )
 
     def _scoring(self, n_sequences: int, rows: int, place: str) -> Callable[[], None]:

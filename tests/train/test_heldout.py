@@ -1,10 +1,12 @@
 import math
 
 import pytest
+import torch
 from torch.nn.functional import cross_entropy
 
+from nano3.config.schema import HeldoutConfig
 from nano3.model.lm import LM
-from nano3.train.heldout import evaluate
+from nano3.train.heldout import Heldout, Spread, evaluate
 from nano3.train.world import World
 
 
@@ -26,3 +28,22 @@ def test_evaluation_scores_what_was_asked_and_leaves_the_model_in_training_mode(
     assert score.targets == source.batch(0, 3).n_targets
     assert model.training
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_score_on_the_way_is_of_sequences_from_all_over_the_text_whatever_the_batch(tiny):
+    source = tiny.TinySource(10)
+    sample = Heldout(HeldoutConfig(tokens=4 * tiny.SEQ_LEN), {tiny.SEQ_LEN: source}, 64).text(tiny.SEQ_LEN, False)
+    rows = [source.batch(place, 1).tokens for place in (0, 2, 5, 7)]
+    assert torch.equal(sample.batch(0, 4).tokens, torch.cat(rows))
+    assert sample.bytes_of(0, 4) == sum(source.bytes_of(place, 1) for place in (0, 2, 5, 7))
+    model = LM(tiny.MODEL).init_weights(0)
+    one, three = (evaluate(model, sample, 4, micro_batch=size, world=World()) for size in (1, 3))
+    assert (one.targets, one.bytes) == (three.targets, three.bytes)
+    assert one.loss == pytest.approx(three.loss, rel=1e-5)
+
+
+def test_the_last_score_is_of_the_text_from_its_start_since_compressors_are_given_that(tiny):
+    source = tiny.TinySource(10)
+    heldout = Heldout(HeldoutConfig(tokens=16, final_tokens=3 * tiny.SEQ_LEN), {tiny.SEQ_LEN: source}, 64)
+    assert heldout.text(tiny.SEQ_LEN, True) is source
+    assert len(Spread(source, 99)) == 10

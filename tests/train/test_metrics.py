@@ -1,8 +1,13 @@
+import re
+import sys
+from unittest.mock import MagicMock
+
 import pytest
 
+from nano3.config.errors import UserError
 from nano3.config.schema import LogConfig
 from nano3.train.metrics import MetricsWriter, cut_metrics, read_metrics, without_clock
-from nano3.train.trackers import open_trackers
+from nano3.train.trackers import check_trackers, open_trackers
 
 
 def _write(path, steps):
@@ -46,8 +51,23 @@ def test_tensorboard_gets_numbers_by_kind(tmp_path):
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(3, 2.5)]
 
 
-def test_a_missing_tracker_package_is_one_line_that_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "wandb", None)
-    with pytest.raises(ValueError, match=r"log\.wandb needs the package wandb.*pip install") as error:
-        open_trackers(LogConfig(wandb="project"), tmp_path, {})
+@pytest.mark.parametrize("name", ["wandb", "mlflow", "trackio"])
+def test_a_missing_tracker_package_is_one_line_that_says_what_to_install(monkeypatch, name):
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UserError, match=rf"log\.{name} needs the package {name}.*pip install {name}$") as error:
+        check_trackers(LogConfig(**{name: "project"}))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow", "trackio"])
+def test_a_run_tells_a_tracker_its_project_settings_numbers_and_end(tmp_path, monkeypatch, name):
+    """The packages are not here: a module that keeps the calls stands for the one asked for."""
+    calls = MagicMock()
+    monkeypatch.setitem(sys.modules, name, calls)
+    trackers, closers = open_trackers(LogConfig(**{name: "bread"}), tmp_path / "mine", {"train.tokens": 64})
+    trackers[0]({"kind": "train", "step": 3, "tokens": 9, "loss": 2.5, "final": True, "clock": {"mfu": 0.5}})
+    closers[0]()
+    told = str(calls.mock_calls)
+    assert all(part in told for part in ("'bread'", "'mine'", "'train.tokens': 64"))
+    assert "{'train/loss': 2.5, 'train/mfu': 0.5}, step=3" in told
+    assert re.search(r"(finish|end_run)\(\)\]$", told)
