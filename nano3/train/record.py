@@ -14,6 +14,7 @@ from nano3.train.balance import load_stats
 from nano3.train.metrics import MetricsWriter, cut_metrics
 from nano3.train.position import Position
 from nano3.train.progress import Progress
+from nano3.train.redraw import Redraw
 from nano3.train.step import StepResult
 from nano3.train.trackers import open_trackers
 
@@ -36,6 +37,12 @@ class Record:
         self._metrics: MetricsWriter | None = None
         self._trackers: list[Callable[[dict[str, Any]], None]] = []
         self._closers: list[Callable[[], None]] = []
+        self._redraw = Redraw(self.path, self.charts, shown)
+
+    @property
+    def charts(self) -> Path:
+        """RUN/charts."""
+        return self.run_dir / "charts"
 
     @property
     def path(self) -> Path:
@@ -90,13 +97,19 @@ class Record:
         if self._metrics is not None:
             self._metrics.sync()
 
+    def redraw(self) -> None:
+        """Have the charts drawn as things are, at most once a minute; training goes on meanwhile."""
+        if self._metrics is not None:
+            self._redraw.poke()
+
     def close(self) -> None:
         """Close the files and draw the charts."""
+        self._redraw.close()
         for close in self._closers:
             close()
         if self._metrics is not None:
             self._metrics.close()
             try:
-                charts.draw(self.path, self.run_dir / "charts", self.shown)
+                charts.draw(self.path, self.charts, self.shown)
             except OSError as error:
                 self.progress.say(f"no charts: {error}")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nano3.config.errors import UserError
+from nano3.model.config import MOE
 from nano3.model.count import flops_per_token
 from nano3.model.dtype import compute_dtype
 from nano3.train.balance import load_stats
@@ -176,6 +177,8 @@ class Trainer:
             # The end of the run has its own evaluation and checkpoint.
             if not stopped and not self._done:
                 self._between_steps(result, before)
+        if result is not None and self._done:
+            self._write_load(result)
         self._save()
         self.checkpoints.wait()
         return result
@@ -225,11 +228,21 @@ class Trainer:
     def _between_steps(self, result: StepResult, before: int) -> None:
         """Evaluation and checkpoint, where one is due; `before`: tokens before the last step."""
         heldout, checkpoint = self.heldout, self.cfg.checkpoint
-        if heldout is not None and self._due(heldout.cfg.every_tokens, heldout.cfg.every_steps, before):
+        evaluated = heldout is not None and self._due(heldout.cfg.every_tokens, heldout.cfg.every_steps, before)
+        if evaluated:
             self._evaluate()
-            self.record.write(self.position, "load", {"shares": load_stats(result.loads).shares})
-        if self._due(checkpoint.every_tokens, checkpoint.every_steps, before):
+            self._write_load(result)
+        saved = self._due(checkpoint.every_tokens, checkpoint.every_steps, before)
+        if saved:
             self._save()
+        if evaluated or saved:
+            self.record.redraw()
+
+    def _write_load(self, result: StepResult) -> None:
+        """Each expert's share of the step's routing decisions, a row a block, and which blocks those are."""
+        shares = load_stats(result.loads).shares
+        if shares:
+            self.record.write(self.position, "load", {"shares": shares, "blocks": self.model.cfg.blocks(MOE)})
 
     def _due(self, every_tokens: int, every_steps: int, before: int) -> bool:
         """Whether the last step passed a multiple of one of these intervals; 0: no interval."""

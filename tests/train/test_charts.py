@@ -1,8 +1,10 @@
 import pytest
 from matplotlib.image import imread
 
-from nano3.train.charts import draw, smooth
+from nano3.train.chart_style import smooth
+from nano3.train.charts import draw
 from nano3.train.metrics import MetricsWriter
+from nano3.train.redraw import Redraw
 
 
 def _metrics(path, *, experts=True, heldout=True):
@@ -62,7 +64,7 @@ def test_the_last_scores_of_several_lengths_are_not_written_over_each_other(tmp_
             writer.write("heldout", step, step * 4096, {"seq_len": seq_len, "loss": 7.0, "bits_per_byte": bits})
     writer.close()
     figures = []
-    monkeypatch.setattr("nano3.train.charts._save", lambda figure, path: figures.append(figure) or path)
+    monkeypatch.setattr("nano3.train.charts.save", lambda figure, path: figures.append(figure) or path)
     draw(tmp_path / "metrics.jsonl", tmp_path / "charts")
     bits = figures[0].axes[1]
     figures[0].canvas.draw()
@@ -80,10 +82,81 @@ def test_a_loss_of_another_name_is_drawn_under_it_and_its_other_metrics_beside_i
         writer.write("train", step, step * 4096, {**values, "load_max_over_mean": []})
     writer.close()
     figures = {}
-    monkeypatch.setattr("nano3.train.charts._save", lambda figure, path: figures.setdefault(path.name, figure) and path)
+    monkeypatch.setattr("nano3.train.charts.save", lambda figure, path: figures.setdefault(path.name, figure) and path)
     draw(tmp_path / "metrics.jsonl", tmp_path / "charts", "policy_loss")
     assert list(figures) == ["loss.png", "learning_rate.png", "metrics.png"]
     assert figures["loss.png"].axes[0].get_ylabel() == "policy loss"
     axes = {axis.get_ylabel(): axis for axis in figures["metrics.png"].axes}
     assert {"reward", "entropy", "clip share"} <= set(axes)
     assert [len(axes[name].lines[0].get_xdata()) for name in ("reward", "entropy", "clip share")] == [8, 7, 4]
+
+
+def _figures(tmp_path, monkeypatch, lines):
+    """Axes of each chart of a run with these lines."""
+    writer = MetricsWriter(tmp_path / "metrics.jsonl")
+    for kind, step, values in lines:
+        common = {"seq_len": 64, "loss": 4.0, "lr": 1e-3, "grad_norm": 1.0, "load_max_over_mean": [1.5]}
+        writer.write(kind, step, step * 4096, {**common, **values} if kind == "train" else values)
+    writer.close()
+    found = {}
+    monkeypatch.setattr("nano3.train.charts.save", lambda figure, path: found.setdefault(path.name, figure) and path)
+    draw(tmp_path / "metrics.jsonl", tmp_path / "charts")
+    return {name: figure.axes for name, figure in found.items()}
+
+
+def _labels(axis):
+    return [text.get_text() for text in axis.get_legend().get_texts()]
+
+
+def test_steps_of_several_lengths_are_lines_of_their_own_since_their_losses_differ(tmp_path, monkeypatch):
+    lines = [
+        ("train", step, {"seq_len": 512 if step % 2 else 4096, "loss": 2.5 + step % 2 * 2}) for step in range(1, 9)
+    ]
+    axes = _figures(tmp_path, monkeypatch, lines)["loss.png"]
+    assert _labels(axes[0]) == ["training at 512", "training at 4,096"]
+    lines = {line.get_label(): line.get_ydata() for line in axes[0].lines}
+    assert lines["training at 512"] == pytest.approx([4.5] * 4)
+    assert lines["training at 4,096"] == pytest.approx([2.5] * 4)
+
+
+def test_an_axis_of_a_single_score_does_not_magnify_its_last_digits(tmp_path, monkeypatch):
+    scores = [("heldout", 3, {"seq_len": n, "loss": 4.0, "bits_per_byte": 1.66765 + n / 1e8}) for n in (512, 2048)]
+    axes = _figures(tmp_path, monkeypatch, [("train", step, {}) for step in (1, 2, 3)] + scores)["loss.png"]
+    low, high = axes[1].get_ylim()
+    assert low < 1.66 < 1.675 < high
+
+
+def test_expert_load_of_one_block_is_bars_under_the_blocks_place_in_the_model(tmp_path, monkeypatch):
+    lines = [("train", 1, {}), ("load", 1, {"shares": [[0.1, 0.2, 0.3, 0.4]], "blocks": [3]})]
+    line, bars = _figures(tmp_path, monkeypatch, lines)["expert_load.png"]
+    assert _labels(line) == ["busiest expert", "perfect balance"]
+    assert bars.get_xlabel() == "expert of block 3"
+    assert [bar.get_height() for bar in bars.patches] == pytest.approx([0.4, 0.8, 1.2, 1.6])
+
+
+def test_charts_of_a_run_that_goes_on_are_drawn_beside_it_and_again_only_after_a_while(tmp_path):
+    _metrics(tmp_path / "metrics.jsonl")
+    early = Redraw(tmp_path / "metrics.jsonl", tmp_path / "early", "loss")
+    early.poke()
+    redraw = Redraw(tmp_path / "metrics.jsonl", tmp_path / "charts", "loss", seconds=0)
+    redraw.poke()
+    redraw.wait()
+    assert sorted(path.name for path in (tmp_path / "charts").iterdir()) == [
+        "expert_load.png",
+        "learning_rate.png",
+        "loss.png",
+    ]
+    assert not (tmp_path / "early").exists()
+
+
+def test_charts_that_cannot_be_drawn_leave_training_alone(tmp_path, monkeypatch):
+    redraw = Redraw(tmp_path / "none" / "metrics.jsonl", tmp_path / "charts", "loss", seconds=0)
+    redraw.poke()
+    redraw.wait()
+    monkeypatch.setattr("subprocess.Popen", _no_process)
+    redraw.poke()
+    redraw.close()
+
+
+def _no_process(*args, **kwargs):
+    raise OSError("no more processes")

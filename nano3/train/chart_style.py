@@ -1,0 +1,95 @@
+"""How the charts of training look: figure, axes, smoothing, and files that are never seen half written."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from nano3.report import GRID, INK, MUTED
+
+UNITS = ((1e12, "trillion tokens"), (1e9, "billion tokens"), (1e6, "million tokens"), (1e3, "thousand tokens"))
+LEAST_SPAN = 0.04
+"""Least height of an axis, as a share of its values: a smaller spread would draw rounding as a slope."""
+
+
+def smooth(values: list[float], window: float = 0.02) -> list[float]:
+    """Moving average over about `window` of the series; it looks both ways, so that it does not lag behind."""
+    decay = math.exp(-1.0 / max(1.0, window * len(values)))
+    behind, ahead = _trailing(values, decay), _trailing(values[::-1], decay)[::-1]
+    return [(b + a) / 2 for b, a in zip(behind, ahead, strict=True)]
+
+
+def _trailing(values: list[float], decay: float) -> list[float]:
+    """Exponential average of the values so far, without a bias to its start."""
+    out, total, weight = [], 0.0, 0.0
+    for value in values:
+        total, weight = decay * total + value, decay * weight + 1.0
+        out.append(total / weight)
+    return out
+
+
+def unit(train: list[dict[str, Any]]) -> tuple[float, str]:
+    """Factor and label of the token axis."""
+    last = train[-1]["tokens"]
+    return next(((factor, label) for factor, label in UNITS if last >= factor), (1.0, "tokens"))
+
+
+def figure(n_axes: int, title: str, n_rows: int = 1) -> tuple[Any, list[Any]]:
+    """A figure with a title, and its axes row by row."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    made = Figure(figsize=(5.2 * n_axes + 0.6, 3.9 * n_rows), dpi=150, layout="constrained", facecolor="white")
+    FigureCanvasAgg(made)
+    made.suptitle(title, fontsize=13, fontweight="bold", color=INK, x=0.01, ha="left")
+    return made, list(made.subplots(n_rows, n_axes, squeeze=False).flat)
+
+
+def dress(axis: Any, x_label: str, y_label: str) -> None:
+    """Labels, grid, frame and legend."""
+    axis.set_xlabel(x_label, color=INK)
+    axis.set_ylabel(y_label, color=INK)
+    axis.set_xlim(left=0)
+    axis.grid(True, color=GRID, linewidth=0.8)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[["left", "bottom"]].set_color(MUTED)
+    axis.tick_params(colors=MUTED, which="both")
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(frameon=False, fontsize=9)
+
+
+def widen(axis: Any) -> None:
+    """Give an axis whose values hardly differ, or that has one point, some height."""
+    values = [float(y) for line in axis.lines for y in line.get_ydata() if math.isfinite(y)]
+    if not values:
+        return
+    low, high = min(values), max(values)
+    least = LEAST_SPAN * max(abs(low), abs(high))
+    if high - low < least:
+        middle = (low + high) / 2
+        axis.set_ylim(middle - least, middle + least)
+        axis.ticklabel_format(axis="y", useOffset=False)
+
+
+def log_scale(axis: Any) -> None:
+    """Logarithmic y axis with plain numbers, where the values spread enough to need one."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    low, high = axis.get_ylim()
+    low = max(low, min(min(line.get_ydata()) for line in axis.lines))
+    if low <= 0 or high / low < 3:
+        return
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5) if high / low > 20 else (1, 1.5, 2, 3, 4, 5, 7)))
+    axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
+
+
+def save(drawn: Any, path: Path) -> Path:
+    """Write a figure as PNG; who looks at `path` meanwhile sees the old one or the new one."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    drawn.savefig(partial, format="png")
+    return partial.replace(path)
