@@ -9,12 +9,15 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from nano3.config.errors import UserError
 
+LOCK, LOOKS, LOOK_SECONDS = ".lock", 5, 0.05
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
@@ -139,9 +142,26 @@ def exclusive(folder: Path) -> Iterator[None]:
         UserError: another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder} is in use by another process: wait for it, or choose another folder") from None
+    with (folder / LOCK).open("w") as file:
+        # Whoever only looks (`in_use`) holds it for a moment.
+        if not any(_lock(file, fcntl.LOCK_EX) or time.sleep(LOOK_SECONDS) for _ in range(LOOKS)):
+            raise UserError(f"{folder} is in use by another process: wait for it, or choose another folder")
         yield
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a living process holds `folder` with `exclusive`; no where that cannot be told."""
+    try:
+        with (folder / LOCK).open("r") as file:
+            return not _lock(file, fcntl.LOCK_SH)
+    except OSError:
+        return False
+
+
+def _lock(file: IO[str], kind: int) -> bool:
+    """Whether the lock was free; it is held until the file is closed."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -22,6 +22,7 @@ VERBS = {
     "chat": "nano3.cli.chat",
     "data": "nano3.cli.data",
     "info": "nano3.cli.info",
+    "runs": "nano3.cli.runs_table",
     "eval": "nano3.cli.eval",
     "bench": "nano3.cli.bench",
 }

@@ -11,7 +11,7 @@ from typing import Any
 
 from nano3.report import BLUE, GREEN, INK, MUTED, ORANGE, PALE
 from nano3.train.chart_style import dress, figure, log_scale, save, smooth, unit, widen
-from nano3.train.metrics import FINAL, read_metrics
+from nano3.train.metrics import FINAL, numbers, read_metrics
 
 Lines = list[dict[str, Any]]
 DRAWN = ("step", "tokens", "seq_len", "loss", "balance_loss", "lr", "grad_norm")
@@ -49,11 +49,6 @@ def draw(metrics: Path, folder: Path, shown: str = "loss") -> list[Path]:
     if others := [name for name in _scalar_names(train) if name not in (shown, *DRAWN)]:
         charts["metrics.png"] = lambda: _metrics(train, others)
     return [save(chart(), folder / name) for name, chart in charts.items()]
-
-
-def numbers(lines: Lines, name: str) -> Lines:
-    """The lines in which this metric is a number."""
-    return [line for line in lines if isinstance(line.get(name), int | float)]
 
 
 def _scalar_names(train: Lines) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -50,15 +51,33 @@ class MetricsWriter:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All complete lines of a metrics file; a torn last line (the process was killed) is left out."""
-    return read_lines(path)
+    """All complete lines of a metrics file; a torn last line (the process was killed), and what is no line of a metrics
+    file, is left out."""
+    return [line for line in read_lines(path) if _is_measurement(line)]
 
 
-def cut_metrics(path: Path, step: int) -> None:
-    """Keep only lines up to `step`, so that a run resumed there writes the file that an uninterrupted run writes."""
+def numbers(lines: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """The lines in which this metric is a number."""
+    return [line for line in lines if isinstance(line.get(name), int | float)]
+
+
+def _is_measurement(line: Any) -> bool:
+    types = (("kind", str), ("step", int), ("tokens", int))
+    return isinstance(line, dict) and all(isinstance(line.get(key), kind) for key, kind in types)
+
+
+def cut_metrics(path: Path, step: int, keep: Collection[str] = ()) -> None:
+    """Keep only lines up to `step`, so that a run resumed there writes the file that an uninterrupted run writes.
+
+    Args:
+        path: metrics.jsonl.
+        step: where the run goes on.
+        keep: kinds of lines of which those marked FINAL stay too.
+    """
     if not path.exists():
         return
-    kept = [line for line in read_metrics(path) if line["step"] <= step and not line.get(FINAL)]
+    lines = [line for line in read_metrics(path) if line["step"] <= step]
+    kept = [line for line in lines if not line.get(FINAL) or line["kind"] in keep]
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(line) + "\n" for line in kept)

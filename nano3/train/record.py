@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +49,10 @@ class Record:
         """RUN/metrics.jsonl."""
         return self.run_dir / "metrics.jsonl"
 
-    def cut(self, step: int) -> None:
-        """Drop what was measured after `step`, for a run that resumes there."""
+    def cut(self, step: int, keep: Collection[str] = ()) -> None:
+        """Drop what was measured after `step`, for a run that resumes there; see `cut_metrics`."""
         if self.is_main:
-            cut_metrics(self.path, step)
+            cut_metrics(self.path, step, keep)
 
     def open(self, cfg: LogConfig, settings: dict[str, Any], fresh: bool) -> None:
         """Begin to write; `settings` are for the trackers, a `fresh` run begins with an empty file."""

@@ -114,7 +114,8 @@ class Trainer:
             for note in rounding_notes(saved.state.get("rounding", {}), self.cfg):
                 self.progress.say(note)
         self.checkpoints.clean(saved)
-        self.record.cut(self.position.step)
+        # Without another step the expert load of the last one cannot be measured again.
+        self.record.cut(self.position.step, ("load",) if self._done else ())
         return saved.path if saved else None
 
     def continue_from(self, run_dir: Path) -> None:
@@ -178,7 +179,7 @@ class Trainer:
             if not stopped and not self._done:
                 self._between_steps(result, before)
         if result is not None and self._done:
-            self._write_load(result)
+            self._write_load(result, {FINAL: True})
         self._save()
         self.checkpoints.wait()
         return result
@@ -231,18 +232,19 @@ class Trainer:
         evaluated = heldout is not None and self._due(heldout.cfg.every_tokens, heldout.cfg.every_steps, before)
         if evaluated:
             self._evaluate()
-            self._write_load(result)
+            self._write_load(result, {})
         saved = self._due(checkpoint.every_tokens, checkpoint.every_steps, before)
         if saved:
             self._save()
         if evaluated or saved:
             self.record.redraw()
 
-    def _write_load(self, result: StepResult) -> None:
+    def _write_load(self, result: StepResult, marks: dict[str, bool]) -> None:
         """Each expert's share of the step's routing decisions, a row a block, and which blocks those are."""
         shares = load_stats(result.loads).shares
         if shares:
-            self.record.write(self.position, "load", {"shares": shares, "blocks": self.model.cfg.blocks(MOE)})
+            values = {"shares": shares, "blocks": self.model.cfg.blocks(MOE), **marks}
+            self.record.write(self.position, "load", values)
 
     def _due(self, every_tokens: int, every_steps: int, before: int) -> bool:
         """Whether the last step passed a multiple of one of these intervals; 0: no interval."""
@@ -333,11 +335,8 @@ class Trainer:
         rate = self.meter.rate
         left = (total - position.step) * position.tokens / position.step / max(rate, 1e-9)
         bits = next((score.bits_per_byte for score in self._scores.values()), None)
-        self.progress.show(
-            Status(
-                position.step, total, position.tokens, result.loss, lr, rate, self.meter.mfu, left, bits, result.shown
-            )
-        )
+        facts = (position.step, total, position.tokens, result.loss, lr, rate, self.meter.mfu, left, bits)
+        self.progress.show(Status(*facts, result.shown))
 
     def _locate(self, error: NonFiniteError) -> str:
         self.checkpoints.wait()

@@ -1,0 +1,142 @@
+"""Runs beside each other: their final figures, and their curves in one chart."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nano3.config.errors import UserError
+from nano3.report import BLUE, GREEN, ORANGE
+from nano3.train.chart_style import dress, figure, log_scale, save, smooth, unit, widen
+from nano3.train.metrics import CLOCK, FINAL, numbers, read_metrics
+from nano3.train.runs import METRICS, Run, read_run
+
+COLORS = (BLUE, ORANGE, GREEN, "#7c3aed", "#be185d", "#0891b2", "#854d0e")
+
+
+@dataclass(frozen=True)
+class Curves:
+    """A run with its measurements."""
+
+    label: str
+    run: Run
+    train: list[dict[str, Any]]
+    """Lines about steps that have a training loss."""
+    heldout: list[dict[str, Any]]
+    """Lines about held-out text at the first of its lengths, those of samples and the last one."""
+
+    @property
+    def smooth_loss(self) -> float:
+        """Training loss at the end, averaged as the chart's line is: over about the last 2 % of the steps."""
+        return smooth([line["loss"] for line in self.train])[-1]
+
+    def table(self) -> dict[str, Any]:
+        """Figures at the end, as JSON values."""
+        score = self.run.scores[0] if self.run.scores else None
+        rate = self.run.tokens / self.run.seconds if self.run.seconds else None
+        return {
+            "label": self.label,
+            "run": str(self.run.path),
+            "state": self.run.state,
+            "steps": self.run.step,
+            "tokens": self.run.tokens,
+            "train_loss": self.smooth_loss,
+            "heldout_loss": score.loss if score else None,
+            "heldout_bits_per_byte": score.bits_per_byte if score else None,
+            "heldout_tokens": score.targets if score else None,
+            "heldout_final": score.final if score else None,
+            "seconds": self.run.seconds,
+            "tokens_per_second": rate,
+        }
+
+
+def read_curves(texts: Sequence[str]) -> list[Curves]:
+    """Runs by folder, `LABEL=FOLDER` for one with a name of its own.
+
+    Raises:
+        UserError: a folder that does not exist or holds no steps with a training loss.
+    """
+    found = [_read(text) for text in texts]
+    seen: dict[str, int] = {}
+    for place, curves in enumerate(found):
+        seen[curves.label] = seen.get(curves.label, 0) + 1
+        if seen[curves.label] > 1:
+            found[place] = Curves(f"{curves.label} ({seen[curves.label]})", curves.run, curves.train, curves.heldout)
+    return found
+
+
+def _read(text: str) -> Curves:
+    label, equals, rest = text.partition("=")
+    path = Path(rest if equals and not Path(text).exists() else text)
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder")
+    lines = read_metrics(path / METRICS)
+    train = numbers([line for line in lines if line["kind"] == "train"], "loss")
+    if not train:
+        raise UserError(f"{path} has no steps with a loss to compare (no such line in {METRICS})")
+    heldout = numbers([line for line in lines if line["kind"] == "heldout"], "bits_per_byte")
+    length = heldout[0].get("seq_len") if heldout else None
+    heldout = [line for line in heldout if line.get("seq_len") == length]
+    name = label if equals and path != Path(text) else path.resolve().name
+    return Curves(name, read_run(path), train, heldout)
+
+
+def draw(runs: Sequence[Curves], path: Path) -> Path:
+    """Write the chart: training loss and held-out text over the tokens, and the loss over the time.
+
+    Args:
+        runs: a colour each.
+        path: PNG file; its folder is made.
+    """
+    longest = max((curves.train for curves in runs), key=lambda train: train[-1]["tokens"])
+    factor, label = unit(longest)
+    scored, timed = (
+        any(curves.heldout for curves in runs),
+        all(CLOCK in line for curves in runs for line in curves.train),
+    )
+    drawn, axes = figure(1 + scored + timed, "Runs")
+    panels = iter(axes)
+    axis = next(panels)
+    for curves, colour in _coloured(runs):
+        _line(axis, curves, [line["tokens"] / factor for line in curves.train], colour)
+    dress(axis, label, "training loss, nats per token (smoothed)")
+    if scored:
+        axis = next(panels)
+        for curves, colour in _coloured(runs):
+            _heldout(axis, curves, factor, colour)
+        dress(axis, label, "held-out text, bits per byte")
+        widen(axis)
+    if timed:
+        axis = next(panels)
+        for curves, colour in _coloured(runs):
+            _line(axis, curves, [line[CLOCK]["seconds"] / 60 for line in curves.train], colour)
+        dress(axis, "minutes of training", "training loss, nats per token (smoothed)")
+    for axis in axes:
+        log_scale(axis)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return save(drawn, path)
+
+
+def _coloured(runs: Sequence[Curves]) -> Any:
+    return zip(runs, itertools.cycle(COLORS), strict=False)
+
+
+def _line(axis: Any, curves: Curves, x: list[float], colour: str) -> None:
+    values = smooth([line["loss"] for line in curves.train])
+    marker = "o" if len(x) == 1 else ""
+    axis.plot(x, values, color=colour, marker=marker, linewidth=1.6, label=curves.label)
+
+
+def _heldout(axis: Any, curves: Curves, factor: float, colour: str) -> None:
+    """Samples as a line, the score of the end as a hollow diamond."""
+    sample = [line for line in curves.heldout if not line.get(FINAL)]
+    final = [line for line in curves.heldout if line.get(FINAL)]
+    for rows, style, name in ((sample, "o-", "a sample"), (final, "D", "at the end")):
+        if rows:
+            x, y = [line["tokens"] / factor for line in rows], [line["bits_per_byte"] for line in rows]
+            fill = "none" if rows is final else colour
+            label = f"{curves.label}, {name}: {y[-1]:.3f}"
+            axis.plot(x, y, style, color=colour, markerfacecolor=fill, markersize=5, linewidth=1.4, label=label)
