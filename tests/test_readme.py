@@ -33,6 +33,7 @@ HARMLESS = {
     "serve": ["--help"],
     "generate": ["--help"],
     "chat": ["--help"],
+    "runs": ["--help"],
     "eval": ["--help"],
 }
 
