@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from nano3.serve.reasoning import Piece, ReasoningParser
-from nano3.serve.tool_calls import ToolCallDelta, ToolCallParser, new_call_id
+from nano3.serve.reasoning import Piece, ReasoningParser, StrayClosings
+from nano3.serve.tool_calls import ToolCallDelta, ToolCallParser, new_call_id, tags_of
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,9 @@ class OutputParser:
             parse_thinking: separate reasoning; else all text is content, tags included.
             new_id: gives each call its id.
         """
-        self._reasoning = (
-            ReasoningParser(thinking_open=thinking_open, calls_end_thinking=parse_tools) if parse_thinking else None
-        )
+        tags = tags_of(tools) if parse_tools else None
+        self._reasoning = ReasoningParser(thinking_open=thinking_open, calls=tags) if parse_thinking else None
+        self._strays = StrayClosings() if parse_thinking else None
         self._calls = ToolCallParser(tools, new_id) if parse_tools else None
 
     def push(self, text: str) -> list[Delta]:
@@ -124,7 +124,9 @@ class OutputParser:
         """The rest, at the end of the output; `cut_off` at its limit, a call that is open stays open."""
         deltas = self._deltas(self._reasoning.finish() if self._reasoning else [])
         if self._calls:
-            deltas += map(_delta, self._calls.finish(cut_off))
+            deltas += self._without_strays(map(_delta, self._calls.finish(cut_off)))
+        if self._strays:
+            deltas.append(Delta(content=self._strays.finish()))
         return _merged(deltas)
 
     def _deltas(self, pieces: Iterable[Piece]) -> list[Delta]:
@@ -133,8 +135,12 @@ class OutputParser:
             if part == "reasoning":
                 deltas.append(Delta(reasoning=text))
             else:
-                deltas += map(_delta, self._calls.push(text) if self._calls else [text])
+                deltas += self._without_strays(map(_delta, self._calls.push(text) if self._calls else [text]))
         return deltas
+
+    def _without_strays(self, deltas: Iterable[Delta]) -> Iterable[Delta]:
+        for delta in deltas:
+            yield replace(delta, content=self._strays.push(delta.content)) if self._strays and delta.content else delta
 
 
 def parse_output(text: str, tools: Sequence[Mapping[str, Any]] | None = None, **options: Any) -> ParsedOutput:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Literal, NamedTuple
 
+from nano3.serve.call_tags import CallTags, length_before_call
 from nano3.serve.partial import GAP, begun
-from nano3.serve.tool_calls import find_call, length_before_call
 
 Part = Literal["reasoning", "content"]
 
@@ -14,6 +14,8 @@ OPENING = re.compile(rf"{GAP}<think>")
 OPENING_BEGUN = re.compile(GAP + begun("<think>"))
 CLOSING = re.compile(r"\n?</think>")
 CLOSING_BEGUN = re.compile(r"\n?" + begun("</think>"))
+STRAY = re.compile(rf"{GAP}</think>")
+STRAY_BEGUN = re.compile(GAP + begun("</think>"))
 
 
 class Piece(NamedTuple):
@@ -30,15 +32,15 @@ class ReasoningParser:
     <think> at the very start of the output opens thinking when the prompt did not. All other text is kept as it is.
     """
 
-    def __init__(self, *, thinking_open: bool, calls_end_thinking: bool = True) -> None:
+    def __init__(self, *, thinking_open: bool, calls: CallTags | None = None) -> None:
         """Begin with an output's first character.
 
         Args:
             thinking_open: the prompt ends inside a thinking part.
-            calls_end_thinking: a readable tool call needs no </think> before it.
+            calls: a tool call of these needs no </think> before it.
         """
         self.part: Part = "reasoning" if thinking_open else "content"
-        self._calls = calls_end_thinking
+        self._calls = calls
         self._at_start = True
         self._drop_break = False
         self._held = ""
@@ -90,16 +92,16 @@ class ReasoningParser:
 
     def _call(self, final: bool) -> int | None:
         """Where a tool call begins in the held text, white space before it included."""
-        if not self._calls:
+        if self._calls is None:
             return None
-        call = find_call(self._held, final)
+        call = self._calls.find_call(self._held, final)
         return call.start if call else None
 
     def _certain(self) -> int:
         """Length of the held text that can be no part of a tag to come."""
         closing = CLOSING_BEGUN.search(self._held)
         length = closing.start() if closing else len(self._held)
-        return min(length, length_before_call(self._held)) if self._calls else length
+        return min(length, length_before_call(self._held)) if self._calls is not None else length
 
     def _take(self, length: int) -> str:
         """Cut this much off the held text."""
@@ -110,3 +112,33 @@ class ReasoningParser:
         """Remove the line break that belongs to the tag before the held text, as soon as it can be seen."""
         if self._drop_break and self._held:
             self._held, self._drop_break = self._held.removeprefix("\n"), False
+
+
+class StrayClosings:
+    """Leaves out each </think> that closes nothing, where no words stand before it in the answer."""
+
+    def __init__(self) -> None:
+        self._held: str = ""
+        self._words = self._drop_break = False
+
+    def push(self, text: str) -> str:
+        """Text of the answer that is certain now."""
+        if self._words:
+            return text
+        self._held += text
+        while True:
+            if self._drop_break and self._held:
+                self._held, self._drop_break = self._held.removeprefix("\n"), False
+            stray = STRAY.match(self._held)
+            if stray is None:
+                break
+            self._held, self._drop_break = self._held[stray.end() :], True
+        if STRAY_BEGUN.fullmatch(self._held):
+            return ""
+        self._words = True
+        return self.finish()
+
+    def finish(self) -> str:
+        """The rest."""
+        text, self._held = self._held, ""
+        return text

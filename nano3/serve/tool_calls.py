@@ -8,40 +8,37 @@
     </function>
     </tool_call>
 
-A value ends only at a </parameter> that another parameter, </function>, </tool_call> or the end of the output follows,
-so it may hold tags of its own.
+Values may hold tags of their own, and models leave closing tags out: `call_tags.ValueReader` tells where a value ends.
 """
 
 from __future__ import annotations
 
-import re
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
-from nano3.serve.partial import GAP, LONGEST_GAP, NAME, SPACES, begun, begun_name
-from nano3.serve.typed_values import dump, json_value, parameter_types
-
-_NEXT = rf"{GAP}(?:<parameter={NAME}>|</function>|</tool_call>)"
-_NEXT_BEGUN = rf"{GAP}(?:{begun('<parameter=', begun_name(begun('>')))}|{begun('</function>')}|{begun('</tool_call>')})"
-_HEAD = rf"<tool_call>{GAP}<function=({NAME})>"
-_HEAD_BEGUN = begun("<tool_call>", GAP + begun("<function=", begun_name(begun(">", _NEXT_BEGUN))))
-
-CALL = re.compile(rf"{_HEAD}(?={_NEXT})")
-"""A call as far as its name; from here on it will be a call whatever follows."""
-CALL_BEGUN = re.compile(_HEAD_BEGUN)
-CALL_CUT_OFF = re.compile(rf"{_HEAD}(?={_NEXT_BEGUN}\Z)")
-"""A call of which the output's end leaves the name and nothing more."""
-STEP = re.compile(rf"{GAP}(?:<parameter=(?P<key>{NAME})>|</function>|</tool_call>)")
-VALUE_END = re.compile(rf"\n?</parameter>(?={_NEXT})")
-_BLOCK_END_BEGUN = begun("</tool_call>", rf"{GAP}\Z")
-VALUE_END_BEGUN = re.compile(
-    rf"\n?(?:{begun('</parameter>', _NEXT_BEGUN)}|{begun('</function>', GAP + _BLOCK_END_BEGUN)}|{_BLOCK_END_BEGUN})"
+from nano3.serve.call_tags import (
+    BLOCK_END,
+    BLOCK_END_BEGUN,
+    CLOSING_BEGUN,
+    MOST_JUNK,
+    SPARE_CLOSINGS,
+    STEP,
+    TAG_BEGUN,
+    CallTags,
+    ValueReader,
+    before_space,
+    begun_call,
+    call_tags,
+    length_before_call,
 )
-"""What may close a value, and what is taken to close it at the end of the output, cut off or with tags missing."""
-BLOCK_END = re.compile(rf"{GAP}</tool_call>")
-BLOCK_END_BEGUN = re.compile(GAP + begun("</tool_call>"))
+from nano3.serve.partial import SPACES
+from nano3.serve.typed_values import dump, json_value, parameter_types, reads_as
+
+CUT_HEAD = "<tool_"
+"""Where an output that its limit cut off ends in as much of a call's head as this, the head is not shown."""
 
 
 @dataclass(frozen=True)
@@ -57,31 +54,10 @@ class ToolCallDelta:
     """More of the arguments' JSON text."""
 
 
-class CallHead(NamedTuple):
-    """Where a call begins, the white space before it included, and where its name has ended."""
-
-    start: int
-    end: int
-    name: str
-
-
-def find_call(text: str, final: bool) -> CallHead | None:
-    """The first call in a text; with `final`, one that the end of the output cut off after its name as well."""
-    call = CALL.search(text) or (CALL_CUT_OFF.search(text) if final else None)
-    return CallHead(_before_space(text, call.start()), call.end(), call[1].strip()) if call else None
-
-
-def length_before_call(text: str) -> int:
-    """Length of the part of a text that still arrives which can be no part of a call to come."""
-    tag = text.find("<")
-    begun = CALL_BEGUN.search(text, tag) if tag >= 0 else None
-    return _before_space(text, begun.start() if begun else len(text))
-
-
-def _before_space(text: str, end: int) -> int:
-    """Where the white space that ends at `end` begins; not more than `LONGEST_GAP` of it, for it is held back."""
-    start = max(0, end - LONGEST_GAP)
-    return start + len(text[start:end].rstrip(SPACES))
+def tags_of(tools: Sequence[Mapping[str, Any]] | None) -> CallTags:
+    """The tags of calls of these tools."""
+    functions = (tool.get("function", tool) for tool in tools or ())
+    return call_tags(frozenset(name for function in functions if (name := function.get("name"))))
 
 
 def new_call_id() -> str:
@@ -106,6 +82,7 @@ class ToolCallParser:
             new_id: gives each call its id.
         """
         self._types = parameter_types(tools)
+        self._tags = tags_of(tools)
         self._new_id = new_id
         self._read: Callable[[bool], bool] = self._content
         self._held = ""
@@ -140,64 +117,84 @@ class ToolCallParser:
     # Each reader takes what it can off the held text; False: more text is needed.
 
     def _content(self, final: bool) -> bool:
-        if call := find_call(self._held, final):
+        if call := self._tags.find_call(self._held, final):
             self._emit_content(self._held[: call.start])
             self._held = self._held[call.end :]
             self._open_call(call.name)
             return True
-        certain = len(self._held) if final else length_before_call(self._held)
+        certain = self._certain_at_the_end() if final else length_before_call(self._held)
         self._emit_content(self._held[:certain], final)
         self._held = self._held[certain:]
         return False
 
+    def _certain_at_the_end(self) -> int:
+        begun = begun_call(self._held) if self._cut_off else len(self._held)
+        return before_space(self._held, begun) if self._held.startswith(CUT_HEAD, begun) else len(self._held)
+
     def _step(self, final: bool) -> bool:
-        """Between parameters: the pattern that ended the last one has made sure that a tag follows."""
-        step = STEP.match(self._held)
-        if step is None:
-            if final:
-                self._held = ""
-                if not self._cut_off:
-                    self._close_call(self._content)
+        """Between parameters."""
+        if step := STEP.match(self._held):
+            self._held = self._held[step.end() :]
+            if step["key"] is not None:
+                self._open_value(step["key"].strip())
+            else:
+                self._close_call(self._content if step[0].endswith("</tool_call>") else self._block_end)
+            return True
+        if self._tags.new_call.match(self._held):
+            self._close_call(self._content)
+            return True
+        return self._junk(final)
+
+    def _junk(self, final: bool) -> bool:
+        """Text where a tag should stand: as much as a typing error is left out, more ends the call."""
+        junk = self._tags.junk.match(self._held)
+        if junk and junk["tag"] is not None:
+            self._held = self._held[junk.start("tag") :]
+            return True
+        if junk is None and len(self._held) <= MOST_JUNK and not final:
             return False
-        self._held = self._held[step.end() :]
-        if step["key"] is not None:
-            self._open_value(step["key"].strip())
-        else:
-            self._close_call(self._content if step[0].endswith("</tool_call>") else self._block_end)
+        spare = SPARE_CLOSINGS.match(self._held)
+        self._held = self._held[spare.end() if spare else 0 :]
+        if final and junk is None:
+            if self._cut_off or TAG_BEGUN.match(self._held) or CLOSING_BEGUN.match(self._held):
+                self._held = ""
+            if self._cut_off:
+                return False
+        self._close_call(self._content)
         return True
 
     def _value_start(self, final: bool) -> bool:
-        if not self._held and not final:
+        assert self._value is not None
+        if self._held in ("", "\r") and not final:
             return False
-        self._held = self._held.removeprefix("\n")
+        self._value.reader.crlf = self._held.startswith("\r\n")
+        self._held = self._held.removeprefix("\r\n" if self._value.reader.crlf else "\n")
         self._read = self._value_text
         return True
 
     def _value_text(self, final: bool) -> bool:
         assert self._value is not None
-        end = VALUE_END.search(self._held)
-        if end is None:
-            begun = VALUE_END_BEGUN.search(self._held)
-            certain = begun.start() if begun else len(self._held)
-            self._add_arguments(self._value.add(self._held[:certain]))
-            self._held = self._held[certain:]
-            if not final or self._cut_off:
-                return False
-        else:
-            self._add_arguments(self._value.add(self._held[: end.start()]))
-            self._held = self._held[end.end() :]
+        end, then = self._value.find(self._held, final)
+        self._add_arguments(self._value.add(self._held[:end]))
+        self._held = self._held[end if then is None else then :]
+        if then is None and (not final or self._cut_off):
+            return False
         self._add_arguments(self._value.end())
         self._read = self._step
         return True
 
     def _block_end(self, final: bool) -> bool:
-        """After </function>: its </tool_call>, which may be missing."""
+        """After </function>: its </tool_call>, which may be missing, or another function of the same block."""
         if end := BLOCK_END.match(self._held):
             self._held = self._held[end.end() :]
-        elif final and BLOCK_END_BEGUN.fullmatch(self._held):
+        elif function := self._tags.next_function.match(self._held):
+            self._held = self._held[function.end() :]
+            self._open_call(function["name"])
+            return True
+        elif BLOCK_END_BEGUN.match(self._held):
+            if not final:
+                return False
             self._held = ""
-        elif not final and BLOCK_END_BEGUN.fullmatch(self._held):
-            return False
         self._read = self._content
         return True
 
@@ -219,7 +216,8 @@ class ToolCallParser:
         if wanted:
             self._add_arguments((", " if self._keys else "") + dump(key) + ": ")
             self._keys.add(key)
-        self._value = _Value(self._types.get(self._name, {}).get(key, frozenset()), wanted)
+        types = self._types.get(self._name, {})
+        self._value = _Value(types.get(key, frozenset()), wanted, self._tags, types.keys() - self._keys - {key})
         self._add_arguments(self._value.begin())
         self._read = self._value_start
 
@@ -236,15 +234,25 @@ class ToolCallParser:
 class _Value:
     """JSON text of one value: a string's as it comes, any other's at its end."""
 
-    def __init__(self, types: frozenset[str], wanted: bool) -> None:
+    def __init__(self, types: frozenset[str], wanted: bool, tags: CallTags, others: Set[str]) -> None:
+        """`wanted`: it is not given already; `others`: parameters that are not."""
         self._types, self._wanted = types, wanted
         self._streams = types == {"string"}
         self._parts: list[str] = []
+        self._begun = False
+        self._typed = bool(types) and "string" not in types
+        self.reader = ValueReader(tags, others, partial(reads_as, types=types) if self._typed else None)
+
+    def find(self, held: str, final: bool) -> tuple[int, int | None]:
+        """`ValueReader.find` in the text that follows."""
+        before = "".join(self._parts) if self._typed and "<" in held else ""
+        return self.reader.find(before, held, not self._begun, final)
 
     def begin(self) -> str:
         return '"' if self._wanted and self._streams else ""
 
     def add(self, text: str) -> str:
+        self._begun = self._begun or bool(text)
         if not self._wanted:
             return ""
         if self._streams:

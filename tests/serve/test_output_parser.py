@@ -135,9 +135,9 @@ def test_no_character_is_lost_or_invented_outside_calls(text: str, opened: bool)
     if not output.tool_calls:
         kept = output.reasoning + output.content
         # Only a tag that opens or closes thinking goes, with the line breaks at its sides.
-        dropped = r"[ \t\r\n]*<think>\n?|\n?</think>\n?"
+        dropped = r"[ \t\r\n]*</?think>\n?"
         assert re.sub(dropped, "", kept) == re.sub(dropped, "", text)
-        assert len(text) - len(kept) <= len(re.match(r"\s*", text)[0]) + len("<think>\n\n</think>\n")  # type: ignore[index]
+        assert text.count("<") - kept.count("<") <= 1 + text.count("</think>")
 
 
 @given(text=soup)
@@ -272,7 +272,7 @@ def test_a_call_ends_reasoning() -> None:
     text = "need it\n\n" + written("f", {"count": "1"})
     assert parse(text, thinking_open=True) == ("need it", "", [("f", {"count": 1})])
     assert parse(text, thinking_open=True, parse_tools=False) == (text, "", [])
-    assert parse(text + "</think>", thinking_open=True) == ("need it", "</think>", [("f", {"count": 1})])
+    assert parse(text + "</think>", thinking_open=True) == ("need it", "", [("f", {"count": 1})])
     assert parse("need it <tool_call>\n<function=f>\n", thinking_open=True) == ("need it", "", [("f", {})])
 
 

@@ -34,7 +34,7 @@ def calls(pieces: Iterable[str], cut_off: bool) -> list[ToolCall]:
     [
         ("</function>", ARGUMENTS),
         ("</function>\n</tool_c", ARGUMENTS),
-        ("7\n</parameter>\n", '{"text": "ab", "count": '),
+        ("7\n</parameter>\n", '{"text": "ab", "count": 7'),
         ("7", '{"text": "ab", "count": '),
         ("<parameter=count>\n", '{"text": "ab", "count": '),
         ("ab\n</parameter>", '{"text": "ab'),
