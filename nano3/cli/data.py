@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -106,6 +107,7 @@ def _report_prepared(folders: dict[str, list[Path]], as_json: bool) -> None:
 
 def _print_facts(found: Inspection) -> None:
     from nano3.cli.output import plain_table, results
+    from nano3.data.readers import Skipped
 
     table = plain_table(found.path, "", "")
     table.show_header = False
@@ -116,7 +118,7 @@ def _print_facts(found: Inspection) -> None:
         "bytes per token": f"{found.bytes_per_token:.3f}",
         "held out": f"{found.heldout_documents:,} documents, {found.heldout_bytes:,} bytes ({found.heldout_share:.1%})",
         "longest document": f"{found.longest_document} ({found.longest_tokens:,} tokens)",
-        "skipped": ", ".join(f"{n} {reason}" for reason, n in found.skipped.items()) or "none",
+        "skipped": Skipped(Counter(found.skipped), found.skipped_names).line() or "none",
         "sources": ", ".join(found.sources),
     }
     for name, fact in facts.items():

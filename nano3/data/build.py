@@ -8,7 +8,7 @@ import json
 import queue
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,10 +75,13 @@ def build(
     tokenizer: Tokenizer,
     *,
     sources: Sequence[str] = (),
+    left_out: Skipped | None = None,
     progress: Progress = silent,
     shard_tokens: int = SHARD_TOKENS,
 ) -> Manifest:
     """Fill `folder` with the shards of all inputs; what an earlier, killed run finished is kept.
+
+    `left_out`: files that are no inputs, for the manifest.
 
     Raises:
         UserError: the folder holds shards of other inputs, or no input has a usable document.
@@ -95,9 +98,9 @@ def build(
         tokenizer.save(folder / "tokenizer")
         metas, skipped = _write_shards(folder, inputs, tokenizer, finished_shards(folder), progress, shard_tokens)
         if not metas:
-            left_out = Skipped(Counter(skipped)).line() or "none"
-            raise UserError(f"no usable document in {', '.join(sources) or 'the inputs'} (skipped: {left_out})")
-        manifest = _manifest(key, metas, tokenizer, skipped, sources)
+            line = _with_files(skipped, left_out).line() or "none"
+            raise UserError(f"no usable document in {', '.join(sources) or 'the inputs'} (skipped: {line})")
+        manifest = _manifest(key, metas, tokenizer, _with_files(skipped, left_out), sources)
         write_manifest(folder, manifest)
         return manifest
 
@@ -111,8 +114,14 @@ def _complete(folder: Path, key: str) -> Manifest | None:
     return manifest if len(finished_shards(folder)) >= manifest.shards else None
 
 
+def _with_files(documents: Mapping[str, int], files: Skipped | None) -> Skipped:
+    """Documents and files that are left out, together."""
+    counts = Counter(documents)
+    return Skipped(counts + files.counts, files.names) if files else Skipped(counts)
+
+
 def _manifest(
-    key: str, metas: list[ShardMeta], tokenizer: Tokenizer, skipped: dict[str, int], sources: Sequence[str]
+    key: str, metas: list[ShardMeta], tokenizer: Tokenizer, skipped: Skipped, sources: Sequence[str]
 ) -> Manifest:
     return Manifest(
         key=key,
@@ -122,7 +131,8 @@ def _manifest(
         bytes=sum(meta.bytes for meta in metas),
         dtype=metas[0].dtype,
         vocab_size=tokenizer.vocab_size,
-        skipped=skipped,
+        skipped=dict(skipped.counts),
+        named=skipped.names,
         sources=list(sources),
     )
 
@@ -210,12 +220,22 @@ def _encode(items: Iterator[_Item], tokenizer: Tokenizer) -> Iterator[tuple[_Ite
 def encode_documents(documents: Sequence[Document], tokenizer: Tokenizer) -> Iterator[EncodedDocument]:
     """Token ids of documents, on all cores."""
     pieces = [list(_pieces(document.text)) for document in documents]
-    ids = iter(tokenizer.encode_batch([piece for document in pieces for piece in document]))
+    ids = _encode_pieces([piece for document in pieces for piece in document], tokenizer)
     for document, parts in zip(documents, pieces, strict=True):
-        tokens = [np.asarray(next(ids), dtype=np.uint32) for _ in parts]
+        tokens = [next(ids) for _ in parts]
         yield EncodedDocument(
             document.name, np.concatenate(tokens), len(document.text.encode()), content_hash(document.text)
         )
+
+
+def _encode_pieces(pieces: Sequence[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
+    """Ids of each piece. The tokenizer takes about 40 bytes for one of text while it works, so few go at once."""
+    group: list[str] = []
+    for number, piece in enumerate(pieces, start=1):
+        group.append(piece)
+        if number == len(pieces) or sum(map(len, group)) + len(pieces[number]) > BATCH_CHARACTERS:
+            yield from (np.asarray(ids, dtype=np.uint32) for ids in tokenizer.encode_batch(group))
+            group = []
 
 
 def _pieces(text: str) -> Iterator[str]:

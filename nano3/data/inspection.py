@@ -45,6 +45,8 @@ class Inspection:
     longest_document: str
     longest_tokens: int
     skipped: dict[str, int]
+    skipped_names: dict[str, list[str]]
+    """Some of the files among them, by reason."""
     sources: list[str]
     samples: list[list[SamplePiece]]
     """Stretches of the packed stream."""
@@ -81,6 +83,7 @@ def inspect(
         longest_document=corpus.name(longest),
         longest_tokens=int(corpus.lengths[longest]),
         skipped=folder.manifest.skipped,
+        skipped_names=folder.manifest.named,
         sources=folder.manifest.sources,
         samples=[_sample(corpus, tokenizer, seed, number, samples) for number in range(samples)],
     )

@@ -19,7 +19,7 @@ from nano3.data.build import build, build_key, content_hash
 from nano3.data.corpus import Corpus, is_heldout, shuffled, split
 from nano3.data.files import cache_root, locked
 from nano3.data.progress import Progress, silent
-from nano3.data.readers import Input, Skipped
+from nano3.data.readers import OF_FILES, Input, Skipped
 from nano3.data.shards import ShardFolder
 from nano3.data.source import HeldoutSource, TokenSource
 from nano3.data.sources import CategorySources, resolve
@@ -119,10 +119,12 @@ def prepare_out(
         if found.prepared:
             raise UserError(f"{found.prepared[0]} is prepared already: give texts, or name that folder in a blend file")
         folder = out if single else out / _label(name)
-        manifest = build(folder, found.inputs, tokenizer, sources=found.specs, progress=progress)
+        manifest = build(
+            folder, found.inputs, tokenizer, sources=found.specs, left_out=found.skipped, progress=progress
+        )
         ShardFolder(folder)
         folders[name] = [folder]
-        skipped[name] = Skipped(found.skipped.counts + Counter(manifest.skipped))
+        skipped[name] = manifest.left_out()
     if not single:
         lines = [f"{json.dumps(name)} = [{json.dumps(folder.name)}]\n" for name, (folder,) in folders.items()]
         write_atomic(out / "blend.toml", ("[sources]\n" + "".join(lines)).encode())
@@ -141,7 +143,7 @@ def _plan(cfg: DataConfig, vocab_size: int, progress: Progress) -> tuple[Blend, 
 
 
 def _skip_notes(skipped: Mapping[str, Skipped]) -> list[str]:
-    return [f"{name}: skipped {counts.line()}" for name, counts in skipped.items() if counts.line()]
+    return [f"{name}: skipped {counts.line()}{counts.advice()}" for name, counts in skipped.items() if counts.line()]
 
 
 def _tokenizer_notes(cfg: DataConfig, sources: Mapping[str, CategorySources], tokenizer: Tokenizer) -> list[str]:
@@ -252,7 +254,7 @@ def _shard_folders(
     opened = [ShardFolder(path) for path in found.prepared]
     if found.inputs:
         folder = root / "shards" / f"{_label(name)}-{build_key(found.inputs, tokenizer)}"
-        build(folder, found.inputs, tokenizer, sources=found.specs, progress=progress)
+        build(folder, found.inputs, tokenizer, sources=found.specs, left_out=found.skipped, progress=progress)
         opened.append(ShardFolder(folder))
     return opened
 
@@ -321,8 +323,12 @@ def _cut_longest(corpus: Corpus, fraction: float, tokenizer: Tokenizer) -> tuple
 
 
 def _skipped(found: CategorySources, folders: list[ShardFolder]) -> Skipped:
-    total = Skipped()
-    total.counts.update(found.skipped.counts)
+    total = Skipped(Counter(found.skipped.counts), dict(found.skipped.names))
     for folder in folders:
-        total.counts.update(folder.manifest.skipped)
+        known = folder.manifest.left_out()
+        for reason, n in known.counts.items():
+            # Files are counted anew with every search; the manifest of a cached folder has an earlier one's.
+            if folder.folder in found.prepared or reason not in OF_FILES:
+                total.counts[reason] += n
+                total.names.setdefault(reason, known.names.get(reason, []))
     return total

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
-import io
+import itertools
 import os
+import re
+import shutil
+import stat
+import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+from nano3.data import parts
+from nano3.data.compressed import COMPRESSED, open_bytes
 from nano3.reading import decode, parse_json
 
 _TEXT_SUFFIXES = """
@@ -21,7 +29,19 @@ _TEXT_SUFFIXES = """
 """
 TEXT_SUFFIXES = frozenset(_TEXT_SUFFIXES.split())
 """Suffixes read as one document a file when a folder is searched; a file named by the user may have any."""
-COMPRESSED = (".gz", ".zst")
+NAMED = 5
+"""Files that are named of those that are left out for one reason."""
+UNKNOWN = "files of unknown type"
+NO_TEXT = "files without a suffix that are no UTF-8 text"
+UNREADABLE = "files and folders that may not be read"
+NO_FILE = "links to nothing, pipes and other things that are no files"
+LINKED = "links to folders"
+OF_FILES = frozenset({UNKNOWN, NO_TEXT, UNREADABLE, NO_FILE, LINKED})
+"""Reasons that concern files, found while folders are searched; the others concern documents."""
+SNIFFED = 1 << 16
+"""Bytes that tell whether a file without a suffix is text."""
+LONGEST_RECORD = 1 << 28
+"""Bytes of a line of JSON above which it is counted as left out: reading it would take many times as much memory."""
 BLANK = b" \t\r\n\xef\xbb\xbf"
 """Bytes of a line without a record: white space, and the byte-order mark at the start of a file."""
 VERSION = 2
@@ -44,14 +64,27 @@ class Skipped:
     """What was left out, by reason."""
 
     counts: Counter[str] = field(default_factory=Counter)
+    names: dict[str, list[str]] = field(default_factory=dict)
+    """The first few names by reason, of files that were left out."""
 
-    def add(self, reason: str, n: int = 1) -> None:
-        """Count `n` documents (or files) left out for a reason."""
+    def add(self, reason: str, n: int = 1, name: str = "") -> None:
+        """Count `n` documents (or one file of that name) left out for a reason."""
         self.counts[reason] += n
+        if name and len(named := self.names.setdefault(reason, [])) < NAMED:
+            named.append(name)
 
     def line(self) -> str:
-        """`3 empty, 1 not UTF-8`; empty when nothing was left out."""
-        return ", ".join(f"{n} {reason}" for reason, n in sorted(self.counts.items()) if n)
+        """`3 empty, 2 files of unknown type (a.pdf, b.pdf)`; empty when nothing was left out."""
+        return ", ".join(f"{n} {reason}{self._named(reason, n)}" for reason, n in sorted(self.counts.items()) if n)
+
+    def advice(self) -> str:
+        """How to have files read that were left out for their type; empty where none were."""
+        by_name = any(self.counts[reason] for reason in (UNKNOWN, NO_TEXT))
+        return "; a file that you name itself is read whatever its type" if by_name else ""
+
+    def _named(self, reason: str, n: int) -> str:
+        names = ["".join(c if c.isprintable() else "?" for c in name) for name in self.names.get(reason, [])]
+        return f" ({', '.join(names)}{', ...' if n > len(names) else ''})" if names else ""
 
 
 class Input(Protocol):
@@ -99,13 +132,22 @@ class InputFile:
         try:
             yield from _reader(self.path)(self, skipped)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise ValueError(f"{self.path} is damaged or cut short ({error}): restore it or leave it out") from error
+            raise self._damaged(error) from error
+        except OSError as error:
+            # pyarrow reports damaged pages so, without a number of the operating system's.
+            if error.errno is None:
+                raise self._damaged(error) from error
+            raise ValueError(f"{self.path} cannot be read ({error.strerror})") from error
         except Exception as error:
             if type(error).__module__.split(".")[0] in ("zstandard", "zstd", "pyarrow"):
-                raise ValueError(
-                    f"{self.path} is damaged or cut short ({error}): restore it or leave it out"
-                ) from error
+                raise self._damaged(error) from error
             raise
+
+    def _damaged(self, error: Exception) -> ValueError:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, NotImplementedError):
+            return ValueError(f"{self.path} is of a form that cannot be read here ({reason}): write it otherwise")
+        return ValueError(f"{self.path} is damaged or cut short ({reason}): restore it or leave it out")
 
 
 def find_files(spec: str, skipped: Skipped) -> list[InputFile]:
@@ -135,22 +177,62 @@ def _split_field(spec: str) -> tuple[Path, str]:
 
 
 def _walk(root: Path, text_field: str, skipped: Skipped) -> Iterator[InputFile]:
-    for folder, folders, files in os.walk(root):
+    def unreadable(error: OSError) -> None:
+        skipped.add(UNREADABLE, name=_below(root, Path(os.fsdecode(error.filename))))
+
+    for folder, folders, files in os.walk(root, onerror=unreadable):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__pycache__")
+        for name in [name for name in folders if (Path(folder) / name).is_symlink()]:
+            folders.remove(name)
+            skipped.add(LINKED, name=_below(root, Path(folder) / name))
         for name in sorted(files):
-            path = Path(folder) / name
-            if name.startswith(".") or not path.is_file():
+            if name.startswith("."):
                 continue
-            suffix = _bare_suffix(path)
-            if suffix in TEXT_SUFFIXES or suffix in READERS:
-                yield _input_file(path, path.relative_to(root).as_posix(), text_field)
+            path = Path(folder) / name
+            reason = _left_out(path)
+            if reason:
+                skipped.add(reason, name=_below(root, path))
             else:
-                skipped.add("files of unknown type")
+                yield _input_file(path, path.relative_to(root).as_posix(), text_field)
+
+
+def _below(root: Path, path: Path) -> str:
+    return path.relative_to(root).as_posix() if path != root else str(root)
+
+
+def _left_out(path: Path) -> str:
+    """Why a file that was found in a folder is not read; empty when it is."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return NO_FILE
+        suffix = _bare_suffix(path)
+        if suffix in TEXT_SUFFIXES or suffix in READERS:
+            return ""
+        if _SUFFIX.fullmatch(suffix):
+            return UNKNOWN
+        return "" if _is_text(path) else NO_TEXT
+    except PermissionError:
+        return UNREADABLE
+    except OSError:
+        return NO_FILE
+
+
+def _is_text(path: Path) -> bool:
+    """Whether the beginning of a file is UTF-8 text without control characters."""
+    try:
+        with open_bytes(path) as stream:
+            data = stream.read(SNIFFED)
+        text = codecs.getincrementaldecoder("utf-8")().decode(data, final=len(data) < SNIFFED)
+    except PermissionError:
+        raise
+    except Exception:  # not UTF-8, or damaged
+        return False
+    return not _CONTROL.search(text)
 
 
 def _input_file(path: Path, name: str, text_field: str) -> InputFile:
-    stat = path.stat()
-    return InputFile(path, name, text_field, stat.st_size, stat.st_mtime_ns)
+    found = path.stat()
+    return InputFile(path, name, text_field, found.st_size, found.st_mtime_ns)
 
 
 def _bare_suffix(path: Path) -> str:
@@ -159,51 +241,6 @@ def _bare_suffix(path: Path) -> str:
     for ending in COMPRESSED:
         name = name.removesuffix(ending)
     return Path(name).suffix
-
-
-def _open(path: Path) -> IO[bytes]:
-    suffix = path.suffix.lower()
-    if suffix == ".gz":
-        return gzip.open(path, "rb")  # type: ignore[return-value]
-    if suffix == ".zst":
-        return io.BufferedReader(_ZstandardFile(path), buffer_size=1 << 20)
-    return path.open("rb")
-
-
-class _ZstandardFile(io.RawIOBase):
-    """Content of a Zstandard file of any number of frames; one cut short is an EOFError, not an early end."""
-
-    def __init__(self, path: Path) -> None:
-        import zstandard
-
-        self._file = path.open("rb")
-        self._new_frame = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj
-        self._frame = self._new_frame()
-        self._begun = False
-        self._ready = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._ready:
-            data = self._frame.unused_data if self._frame.eof else b""
-            if self._frame.eof:
-                self._frame, self._begun = self._new_frame(), False
-            data = data or self._file.read(1 << 18)
-            if not data:
-                if self._begun:
-                    raise EOFError("the last frame has no end")
-                return 0
-            self._begun = True
-            self._ready = memoryview(self._frame.decompress(data))
-        n = min(len(buffer), len(self._ready))
-        buffer[:n], self._ready = self._ready[:n], self._ready[n:]
-        return n
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
 
 
 def usable_text(data: bytes | str, skipped: Skipped) -> str | None:
@@ -223,29 +260,55 @@ def usable_text(data: bytes | str, skipped: Skipped) -> str | None:
     return text
 
 
-def _document(name: str, data: bytes | str, skipped: Skipped) -> Document | None:
+def _documents(name: str, data: str | bytes, skipped: Skipped) -> Iterator[Document | None]:
+    """The document of a record, or several where it is too long for one; see nano3.data.parts."""
     text = usable_text(data, skipped)
-    return None if text is None else Document(name, text)
+    if text is None:
+        yield None
+    elif len(text) <= parts.LONGEST:
+        yield Document(name, text)
+    else:
+        for number, part in enumerate(parts.text_parts(text, parts.LONGEST), start=1):
+            yield Document(f"{name} part {number}", part)
 
 
 def _read_text(file: InputFile, skipped: Skipped) -> Iterator[Document | None]:
-    with _open(file.path) as stream:
-        yield _document(file.name, stream.read(), skipped)
+    with open_bytes(file.path) as stream:
+        first, *second = itertools.islice(pieces := parts.byte_parts(stream, parts.LONGEST), 2)
+        if not second:
+            yield from _documents(file.name, first, skipped)
+            return
+        for number, part in enumerate(itertools.chain([first, *second], pieces), start=1):
+            yield from _documents(f"{file.name} part {number}", part, skipped)
+
+
+def _lines(stream: IO[bytes], skipped: Skipped) -> Iterator[bytes | None]:
+    """Lines of a stream, None in place of each that is too long, which is counted."""
+    while line := stream.readline(LONGEST_RECORD):
+        if len(line) < LONGEST_RECORD or line.endswith(b"\n"):
+            yield line
+            continue
+        while line and not line.endswith(b"\n"):
+            line = stream.readline(1 << 20)
+        skipped.add(f"records longer than {LONGEST_RECORD >> 20} MiB")
+        yield None
 
 
 def _read_jsonl(file: InputFile, skipped: Skipped) -> Iterator[Document | None]:
     seen = found = 0
-    with _open(file.path) as stream:
-        for number, line in enumerate(stream, start=1):
-            if not line.strip(BLANK):
+    with open_bytes(file.path) as stream:
+        for number, line in enumerate(_lines(stream, skipped), start=1):
+            if line is not None and not line.strip(BLANK):
                 continue
-            record = _json_record(line, skipped)
+            record = None if line is None else _json_record(line, skipped)
             if record is not None:
                 seen += 1
                 found += isinstance(record.get(file.text_field), str)
                 if not found and seen == PROBED_RECORDS:
                     raise _no_field(file, record)
-            yield _json_document(f"{file.name}:{number}", record, file.text_field, skipped)
+                yield from _value_documents(f"{file.name}:{number}", record.get(file.text_field), file, skipped)
+            else:
+                yield None
     if seen and not found:
         raise _no_field(file, record or {})
 
@@ -264,15 +327,12 @@ def _json_record(line: bytes, skipped: Skipped) -> dict[str, Any] | None:
     return record
 
 
-def _json_document(name: str, record: dict[str, Any] | None, text_field: str, skipped: Skipped) -> Document | None:
-    return None if record is None else _value_document(name, record.get(text_field), text_field, skipped)
-
-
-def _value_document(name: str, value: Any, text_field: str, skipped: Skipped) -> Document | None:
+def _value_documents(name: str, value: Any, file: InputFile, skipped: Skipped) -> Iterator[Document | None]:
     if not isinstance(value, str | bytes):
-        skipped.add(f"without a text in {text_field!r}")
-        return None
-    return _document(name, value, skipped)
+        skipped.add(f"without a text in {file.text_field!r}")
+        yield None
+        return
+    yield from _documents(name, value, skipped)
 
 
 def _no_field(file: InputFile, record: dict[str, Any]) -> ValueError:
@@ -285,16 +345,25 @@ def _no_field(file: InputFile, record: dict[str, Any]) -> ValueError:
 def _read_parquet(file: InputFile, skipped: Skipped) -> Iterator[Document | None]:
     import pyarrow.parquet as pq
 
-    with _open(file.path) as stream:
-        compressed = file.path.suffix.lower() in COMPRESSED
-        table = pq.ParquetFile(io.BytesIO(stream.read()) if compressed else stream)
+    with open_bytes(file.path) as stream, ExitStack() as stack:
+        if file.path.suffix.lower() in COMPRESSED:
+            unpacked = stack.enter_context(tempfile.TemporaryFile())
+            shutil.copyfileobj(stream, unpacked, 1 << 20)
+            unpacked.seek(0)
+            stream = unpacked
+        table = pq.ParquetFile(stream)
         if file.text_field not in table.schema_arrow.names:
             raise _no_field(file, dict.fromkeys(table.schema_arrow.names))
-        number = 0
+        number = found = 0
         for batch in table.iter_batches(batch_size=1024, columns=[file.text_field]):
             for value in _column_values(batch.column(0)):
                 number += 1
-                yield _value_document(f"{file.name}:{number}", value, file.text_field, skipped)
+                found += isinstance(value, str | bytes)
+                if not found and number == PROBED_RECORDS:
+                    raise _no_field(file, dict.fromkeys(table.schema_arrow.names))
+                yield from _value_documents(f"{file.name}:{number}", value, file, skipped)
+        if number and not found:
+            raise _no_field(file, dict.fromkeys(table.schema_arrow.names))
 
 
 def _column_values(column: Any) -> Iterator[Any]:
@@ -307,6 +376,9 @@ def _column_values(column: Any) -> Iterator[Any]:
 
 
 Reader = Callable[[InputFile, Skipped], Iterator["Document | None"]]
+_SUFFIX = re.compile(r"\.[a-z][a-z0-9_+-]*")
+"""What counts as a suffix: that of Apache-2.0 or notes.1 does not."""
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 READERS: dict[str, Reader] = {
     ".jsonl": _read_jsonl,
     ".ndjson": _read_jsonl,

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from nano3.config.errors import UserError
 from nano3.config.schema import DataConfig, PretrainConfig
+from nano3.data.compressed import COMPRESSED
 from nano3.data.generated import GeneratedTexts
-from nano3.data.readers import COMPRESSED, Input, InputFile
+from nano3.data.readers import Input, InputFile
 from nano3.data.shards import read_manifest
 from nano3.data.sources import NEED_NO_PATH, find_inputs, source_table
 

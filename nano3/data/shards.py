@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from nano3.config.errors import UserError
+from nano3.data.readers import Skipped
 from nano3.files import write_atomic
 from nano3.reading import parse_json, read_json
 
@@ -69,8 +71,15 @@ class Manifest:
     dtype: str
     vocab_size: int
     skipped: dict[str, int] = field(default_factory=dict)
+    """Documents left out, and files left out while folders were searched."""
+    named: dict[str, list[str]] = field(default_factory=dict)
+    """Names of some of those files, by reason."""
     sources: list[str] = field(default_factory=list)
     format: str = FORMAT
+
+    def left_out(self) -> Skipped:
+        """What was left out, by reason."""
+        return Skipped(Counter(self.skipped), dict(self.named))
 
 
 def token_dtype(vocab_size: int) -> np.dtype:

@@ -40,6 +40,20 @@ def test_prepare_then_inspect(texts, tmp_path):
     assert " · begins ────\ntext " in shown
 
 
+def test_inspect_tells_what_prepare_told_of_what_was_left_out(texts, tmp_path):
+    for i in range(7):
+        (texts / f"{i}.pdf").write_bytes(b"%PDF")
+    prepared = run("prepare", texts, "--vocab-size", 300, "--out", tmp_path / "out")
+    told = "1 not UTF-8"
+    named = "7 files of unknown type (0.pdf, 1.pdf, 2.pdf, 3.pdf, 4.pdf, ...)"
+    assert f"text: skipped {named}, {told}; a file that you name itself is read" in prepared.stderr
+    shown = " ".join(run("inspect", tmp_path / "out").stdout.split())
+    assert f"{named}, {told}" in shown
+    found = json.loads(run("inspect", tmp_path / "out", "--json").stdout)
+    assert found["skipped"] == {"files of unknown type": 7, "not UTF-8": 1}
+    assert found["skipped_names"]["files of unknown type"][-1] == "4.pdf"
+
+
 def test_without_out_the_cache_is_filled(texts, tmp_path):
     result = run("prepare", texts, "--vocab-size", 300)
     assert str(tmp_path / "cache/nano3/shards/text-") in result.stdout

@@ -3,13 +3,18 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
+import subprocess
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
 
+from nano3.data import parts
 from nano3.data.readers import PROBED_RECORDS, Skipped, find_files
+from nano3.data.tokenizer import Tokenizer
 
 TEXTS = ["first\ntext", "zweiter Text: äöü", "三"]
 
@@ -157,3 +162,144 @@ def test_records_nested_too_deeply_are_counted_and_long_numbers_lose_no_text(wri
     (file,) = find_files(str(folder), skipped)
     assert [d.text for d in file.documents(skipped) if d is not None] == ["a", "b"]
     assert skipped.counts == {"not a JSON object": 2}
+
+
+def test_text_without_a_suffix_is_read(write_texts):
+    names = ["LICENSE", "Makefile", "Apache-2.0", "README", "nano3.1", "changelog.gz"]
+    files: dict = {name: f"the text of {name}" for name in names}
+    files["changelog.gz"] = gzip.compress(b"the text of changelog.gz")
+    folder = write_texts(files | {"data": b"\x00\x01", "latin": b"\xe9t\xe9 ", "a.out": b"\x7fELF"})
+    found, counts = read(folder)
+    assert found == [(name, f"the text of {name}") for name in sorted(names)]
+    assert counts == {"files without a suffix that are no UTF-8 text": 2, "files of unknown type": 1}
+
+
+def test_a_character_across_the_end_of_what_is_looked_at_is_text(write_texts):
+    text = "ä" * 40_000
+    (_, longer), (_, shifted) = read(write_texts({"a": text, "b": "x" + text}))[0]
+    assert (longer, shifted) == (text, "x" + text)
+
+
+def test_what_a_folder_holds_besides_is_counted_and_named(write_texts, tmp_path):
+    folder = write_texts({"a.txt": "a", **{f"{i}.pdf": "x" for i in range(7)}, "sub/b.txt": "b"})
+    (folder / "gone.txt").symlink_to("nowhere")
+    (folder / "round.txt").symlink_to("round.txt")
+    os.mkfifo(folder / "pipe.txt")
+    (folder / "linked").symlink_to(folder / "sub")
+    skipped = Skipped()
+    assert [file.name for file in find_files(str(folder), skipped)] == ["a.txt", "sub/b.txt"]
+    assert skipped.line() == (
+        "7 files of unknown type (0.pdf, 1.pdf, 2.pdf, 3.pdf, 4.pdf, ...), 1 links to folders (linked), "
+        "3 links to nothing, pipes and other things that are no files (gone.txt, pipe.txt, round.txt)"
+    )
+    assert "file that you name itself is read" in skipped.advice()
+
+
+def test_folders_that_may_not_be_read_are_counted_and_named(write_texts, monkeypatch):
+    folder = write_texts({"a.txt": "a", "sec/b.txt": "b", "sec/c.txt": "c"})
+    real = os.scandir
+
+    def scandir(path):  # as for a user who may not; tests may run as root, who may
+        if os.fspath(path) == str(folder / "sec"):
+            raise PermissionError(13, "Permission denied", path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    skipped = Skipped()
+    assert [file.name for file in find_files(str(folder), skipped)] == ["a.txt"]
+    assert skipped.line() == "1 files and folders that may not be read (sec)"
+    assert skipped.advice() == ""
+
+
+@pytest.mark.parametrize("codec", ["snappy", "gzip", "zstd", "none"])
+def test_a_damaged_parquet_page_is_one_line_that_names_the_file(write_texts, codec):
+    buffer = io.BytesIO()
+    rows = [f"row {i} of the table, number {i * i}" for i in range(500)]
+    pq.write_table(pa.table({"text": rows}), buffer, compression=codec, use_dictionary=False)
+    data = bytearray(buffer.getvalue())
+    data[4:260] = b"\xff" * 256
+    file = write_texts({"a.parquet": bytes(data)}) / "a.parquet"
+    with pytest.raises(
+        ValueError, match=rf"^{file} is damaged or cut short \(.*\): restore it or leave it out"
+    ) as error:
+        read(file)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("number", [5, 28])
+def test_an_error_of_the_disk_names_the_file(write_texts, monkeypatch, number):
+    file = write_texts({"a.txt": "a"}) / "a.txt"
+
+    def fail(*args):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("nano3.data.readers.open_bytes", fail)
+    with pytest.raises(ValueError, match=rf"^{file} cannot be read \({os.strerror(number)}\)"):
+        read(file)
+
+
+@pytest.mark.parametrize("values", [[None] * 3, [1, 2, 3]])
+def test_a_parquet_column_without_texts_is_an_error(write_texts, values):
+    file = write_texts({"a.parquet": parquet("text", values)}) / "a.parquet"
+    with pytest.raises(ValueError, match=r"no record has a text in 'text'; fields there: id, text"):
+        read(file)
+
+
+def test_long_texts_come_in_parts_with_the_tokens_of_the_whole(write_texts, monkeypatch):
+    lines = [f"word{i % 7} and {i} more,\n  of it.\n\nÄpfel {i}" for i in range(4000)]
+    text = "\n".join(lines)
+    files = {"a.txt": text, "b.jsonl": json.dumps({"text": text}), "c.parquet": parquet("text", [text])}
+    folder = write_texts(files | {"d.txt.zst": zstandard.compress(text.encode())})
+    tokenizer = Tokenizer.train([text], 400)
+    whole = tokenizer.encode(text)
+    monkeypatch.setattr(parts, "LONGEST", 30_000)
+    found, counts = read(folder)
+    assert counts == {}
+    by_file: dict[str, list[str]] = {}
+    for name, part in found:
+        by_file.setdefault(name[0], []).append(part)
+        assert len(part.encode()) <= 31_000
+    assert [name for name, _ in found if name[0] == "a"][:2] == ["a.txt part 1", "a.txt part 2"]
+    assert len(by_file) == 4
+    for listed in by_file.values():
+        assert "".join(listed) == text
+        assert [token for part in listed for token in tokenizer.encode(part)] == whole
+
+
+@pytest.mark.parametrize("text", ["ä" * 500, "x" * 1000, "a b" * 300, "\n" * 700 + "x", "三" * 400 + "\ud7ff"])
+def test_texts_without_a_good_place_are_cut_between_characters(text):
+    for longest in (100, 101, 102, 999):
+        pieces = list(parts.byte_parts(io.BytesIO(text.encode()), longest))
+        assert "".join(piece.decode() for piece in pieces) == text
+        assert all(0 < len(piece) <= longest for piece in pieces)
+        strings = list(parts.text_parts(text, longest))
+        assert "".join(strings) == text
+        assert all(0 < len(piece) <= longest for piece in strings)
+
+
+def test_a_line_that_is_too_long_is_counted_and_the_next_is_read(write_texts, monkeypatch):
+    monkeypatch.setattr("nano3.data.readers.LONGEST_RECORD", 1 << 20)
+    long = json.dumps({"text": "x" * (3 << 20)})
+    file = write_texts({"a.jsonl": f'{{"text": "a"}}\n{long}\n{{"text": "b"}}\n{long}'}) / "a.jsonl"
+    found, counts = read(file)
+    assert [text for _, text in found] == ["a", "b"]
+    assert counts == {"records longer than 1 MiB": 2}
+
+
+@pytest.mark.slow
+def test_a_compressed_bomb_takes_bounded_memory(tmp_path):
+    file = tmp_path / "a.txt.zst"
+    packer = zstandard.ZstdCompressor(level=1).compressobj()
+    with file.open("wb") as out:
+        for _ in range(1500):
+            out.write(packer.compress(bytes(1 << 20)))
+        out.write(packer.flush())
+    code = (
+        "import resource, sys; from nano3.data.readers import Skipped, find_files\n"
+        "size = sum(len(d.text) for f in find_files(sys.argv[1], Skipped()) for d in f.documents(Skipped()) if d)\n"
+        "print(size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=True)
+    size, peak = map(int, done.stdout.split())
+    assert size == 1500 << 20
+    assert peak < 600
