@@ -139,6 +139,7 @@ function showEndButton() {
   $("to-end").hidden = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < NEAR_END * 3;
 }
 
+/** Ask the server for its models; true when it wants an API key first. */
 async function connect() {
   const select = $("model");
   try {
@@ -154,7 +155,20 @@ async function connect() {
     const label = { auth: "needs an API key", gone: "not connected" }[error.kind] ?? "not available";
     select.replaceChildren(el("option", { textContent: label }));
     select.disabled = true;
+    if (error.kind === "auth") {
+      $("key-note").textContent = error.message;
+      return true;
+    }
   }
+  return false;
+}
+
+/** Nothing works without a key, so it is asked for before anything is typed. */
+async function begin() {
+  if (!(await connect()) || $("settings").open) return;
+  openSettings();
+  $("key-note").hidden = false;
+  $("settings").querySelector("[name=apiKey]").focus();
 }
 
 /** A base model thinks only when told to. */
@@ -165,6 +179,7 @@ function showThinking() {
 
 function openSettings() {
   fillSettings();
+  $("key-note").hidden = true;
   $("settings").showModal();
 }
 
@@ -263,4 +278,4 @@ function listen() {
 showThinking();
 listen();
 showTurns();
-connect();
+begin();

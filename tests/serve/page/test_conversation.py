@@ -221,10 +221,29 @@ def test_thinking_off_asks_for_none(chat, script):
     assert script.asked[0]["enable_thinking"] is False
 
 
+def test_the_page_asks_for_a_key_before_anything_is_typed(tab, script):
+    script.key = "secret"
+    tab.goto(script.url)
+    note = tab.get_by_role("alert").filter(has_text="The server wants an API key.")
+    expect(note).to_be_visible()
+    expect(tab.get_by_label("API key")).to_be_focused()
+    tab.keyboard.type("secret")
+    tab.keyboard.press("Enter")
+    expect(tab.locator("#model")).to_contain_text("scripted-model")
+    expect(tab.locator("#settings")).to_be_hidden()
+    tab.get_by_role("button", name="Settings", exact=True).click()
+    expect(tab.locator("#key-note")).to_be_hidden()
+    tab.reload()
+    expect(tab.locator("#model")).to_contain_text("scripted-model")
+    expect(tab.locator("#settings")).to_be_hidden()
+
+
 def test_a_missing_key_is_asked_for_and_then_used(tab, script):
     script.key = "secret"
     tab.goto(script.url)
     expect(tab.locator("#model")).to_contain_text("needs an API key")
+    expect(tab.get_by_label("API key")).to_be_focused()
+    tab.keyboard.press("Escape")
     ask(tab, "hello")
     expect(tab.locator(".error")).to_contain_text("The server wants an API key.")
     tab.get_by_role("button", name="Open settings").click()
