@@ -18,6 +18,7 @@ from nano3.data.blend import Blend
 from nano3.data.build import build, build_key, content_hash
 from nano3.data.corpus import Corpus, is_heldout, shuffled, split
 from nano3.data.files import cache_root, locked
+from nano3.data.parts import short_pieces
 from nano3.data.progress import Progress, silent
 from nano3.data.readers import OF_FILES, Input, Skipped
 from nano3.data.shards import ShardFolder
@@ -196,7 +197,7 @@ def _training_texts(
             for document in listed[number].documents(Skipped()):
                 if document is None or _held(document.text, cfg):
                     continue
-                yield document.text[:left]
+                yield from short_pieces(document.text[:left])
                 left -= len(document.text)
                 total += len(document.text)
                 progress("vocabulary", min(total, expected), expected)
@@ -243,7 +244,7 @@ def _vocabulary_inputs(sources: Mapping[str, CategorySources]) -> dict[str, list
 def _check_vocabulary(cfg: DataConfig, tokenizer: Tokenizer, vocab_size: int) -> None:
     if tokenizer.vocab_size > vocab_size:
         raise UserError(
-            f"tokenizer {cfg.tokenizer!r} has {tokenizer.vocab_size} entries, above model.vocab_size {vocab_size}: "
+            f"tokenizer {cfg.tokenizer!r} has ids up to {tokenizer.vocab_size - 1}, model.vocab_size is {vocab_size}: "
             f"--set model.vocab_size={tokenizer.vocab_size}"
         )
 

@@ -137,8 +137,13 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids, added tokens included (one more than the largest id)."""
-        return self.inner.get_vocab_size(with_added_tokens=True)
+        """One more than the largest id, added tokens included; where ids are left out, more than there are tokens."""
+        known = self.__dict__.get("_size")
+        count = self.inner.get_vocab_size(with_added_tokens=True)
+        if known is None or known[0] != count:  # tokens may have been added to `inner` since
+            largest = max(self.inner.get_vocab(with_added_tokens=True).values(), default=-1)
+            known = self.__dict__["_size"] = (count, largest + 1)
+        return known[1]
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Token ids of a text, nothing added around it; `special=True` recognises special tokens written in it."""

@@ -99,7 +99,7 @@ def test_a_prepared_folder_of_another_tokenizer_is_an_error(cfg, tokenizer, tmp_
 def test_a_tokenizer_larger_than_the_model_is_an_error(cfg, tokenizer, tmp_path):
     tokenizer.save(tmp_path)
     n = tokenizer.vocab_size
-    with pytest.raises(ValueError, match=rf"{n} entries, above model\.vocab_size 300: --set model\.vocab_size={n}"):
+    with pytest.raises(ValueError, match=rf"ids up to {n - 1}, model\.vocab_size is 300: --set model\.vocab_size={n}"):
         prepare(replace(cfg, tokenizer=str(tmp_path)), 300)
 
 

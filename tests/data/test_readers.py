@@ -303,3 +303,13 @@ def test_a_compressed_bomb_takes_bounded_memory(tmp_path):
     size, peak = map(int, done.stdout.split())
     assert size == 1500 << 20
     assert peak < 600
+
+
+def test_short_pieces_have_the_tokens_of_the_text():
+    text = "\n".join(f"word{i % 7} and {i} more,\n  of it.\n\nÄpfel {i}" for i in range(4000))
+    tokenizer = Tokenizer.train([text], 400)
+    pieces = list(parts.short_pieces(text))
+    assert "".join(pieces) == text
+    assert all(parts.SHORT <= len(piece) < parts.SHORT + 100 for piece in pieces[:-1])
+    assert [token for piece in pieces for token in tokenizer.encode(piece)] == tokenizer.encode(text)
+    assert "".join(parts.short_pieces("x" * 3_000_000)) == "x" * 3_000_000

@@ -5,10 +5,15 @@ import subprocess
 import sys
 
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from nano3.config.errors import UserError
+from nano3.config.schema import DataConfig
+from nano3.data.prepare import prepare
+from nano3.data.shards import ShardFolder
 from nano3.data.tokenizer import SMALLEST_VOCABULARY, Tokenizer
 
 SAMPLES = ["def f(x):\n    return x\n", "  tabs\t\tand \r\n\r\n breaks", "1234567 naïve 日本語 🙂", " ", "a" * 500]
@@ -96,3 +101,41 @@ def test_wrong_tokenizers_are_one_line_errors(tmp_path):
         Tokenizer.load(tmp_path)
     with pytest.raises(ValueError, match=f"the least is {SMALLEST_VOCABULARY}"):
         Tokenizer.train(["a"], 100)
+
+
+def with_last_id(tokenizer: Tokenizer, last: int) -> Tokenizer:
+    """The same vocabulary with its last entry at id `last`."""
+    settings = json.loads(tokenizer.inner.to_str())
+    vocab = settings["model"]["vocab"]
+    vocab[max(vocab, key=lambda name: vocab[name])] = last
+    return Tokenizer._named(tokenizers.Tokenizer.from_str(json.dumps(settings)))
+
+
+@pytest.mark.parametrize("last", [1000, 5000, 70_000])
+def test_ids_may_leave_gaps(tmp_path, last):
+    text = "some words and some more words " * 5
+    gapped = with_last_id(Tokenizer.train([text], 290), last)
+    assert gapped.vocab_size == last + 1
+    gapped.save(tmp_path / "tokenizer")
+    assert Tokenizer.load(tmp_path / "tokenizer").vocab_size == last + 1
+    ids = gapped.encode(text)
+    assert max(ids) == last
+    (tmp_path / "a.txt").write_text(text)
+    cfg = DataConfig(
+        blend={"a": 1}, sources={"a": [str(tmp_path / "a.txt")]}, tokenizer=str(tmp_path / "tokenizer"),
+        heldout_fraction=0, cache_dir=str(tmp_path / "cache"), seq_len=8,
+    )  # fmt: skip
+    with pytest.raises(UserError, match=f"ids up to {last}, model.vocab_size is {last}: .*vocab_size={last + 1}"):
+        prepare(cfg, last)
+    assert not (tmp_path / "cache" / "shards").exists()
+    prepared = prepare(cfg, last + 1)
+    (folder,) = prepared.folders["a"]
+    assert ShardFolder(folder).tokens(0).tolist() == ids
+    assert ShardFolder(folder).manifest.vocab_size == last + 1
+
+
+def test_tokens_that_are_added_later_count(tokenizer):
+    other = Tokenizer._named(tokenizers.Tokenizer.from_str(tokenizer.inner.to_str()))
+    before = other.vocab_size
+    other.inner.add_tokens(["<|one|>", "<|two|>"])
+    assert other.vocab_size == before + 2
