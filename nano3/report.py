@@ -41,14 +41,3 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
     return lines
-
-
-def error_text(body: bytes) -> str:
-    """The message in the body of an error answer of a server, on one line."""
-    try:
-        found = parse_json(body)
-        error = found.get("error", found)
-        text = error.get("message", error) if isinstance(error, dict) else error
-    except (ValueError, AttributeError):
-        text = body.decode(errors="replace")
-    return " ".join(str(text).split())[:300]

@@ -74,7 +74,7 @@ def measure(target: Target, workload: Workload, progress: Progress = lambda done
 
 
 async def _measure(target: Target, workload: Workload, progress: Progress) -> Measurement:
-    target = await find_model(target)
+    target = find_model(target)
     n_prompts = workload.requests + max(1, workload.warmup)
     if workload.dataset is None:
         prompts, notes = await random_prompts(target, workload.lengths, n_prompts, workload.seed)

@@ -13,8 +13,9 @@ from typing import Any
 
 import httpx
 
+from nano3.client.replies import error_text
+from nano3.client.server import Server, http_options
 from nano3.config.errors import UserError
-from nano3.report import error_text
 
 PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 OPTIONAL = ("ignore_eos", "stream_options")
@@ -61,17 +62,8 @@ class Target:
 
     def client(self) -> httpx.AsyncClient:
         """A client with as many connections as are asked for; a proxy of the environment is not used."""
-        headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-        return httpx.AsyncClient(
-            base_url=self.url,
-            headers=headers,
-            timeout=self.timeout,
-            limits=limits,
-            trust_env=False,
-            # Loading the certificates takes longer than many an answer.
-            verify=self.url.startswith("https:"),
-        )
+        return httpx.AsyncClient(**http_options(self.url, self.api_key), timeout=self.timeout, limits=limits)
 
 
 @dataclass
@@ -180,7 +172,7 @@ def _take_usage(sample: Sample, usage: dict[str, Any]) -> None:
     sample.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
 
 
-async def find_model(target: Target) -> Target:
+def find_model(target: Target) -> Target:
     """The target with a model name: the given one, else the first that the server lists.
 
     Raises:
@@ -188,21 +180,11 @@ async def find_model(target: Target) -> Target:
     """
     if target.model:
         return target
-    async with target.client() as client:
-        try:
-            response = await client.get("/v1/models")
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            reason = str(error) or type(error).__name__
-            raise UserError(f"{target.url}: no answer ({reason}); is a server running there? see --url") from None
-    if response.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
-        raise UserError(f"{target.url} refuses the API key: give one with --api-key or NANO3_API_KEY")
+    server = Server(target.url, target.api_key, timeout=target.timeout)
     try:
-        name = response.raise_for_status().json()["data"][0]["id"]
-    except (httpx.HTTPError, ValueError, LookupError, TypeError):
-        raise UserError(
-            f"{target.url}/v1/models lists no model (HTTP {response.status_code}); name one with --model"
-        ) from None
-    return replace(target, model=name)
+        return replace(target, model=server.find_model()[0])
+    finally:
+        server.close()
 
 
 async def settle_options(target: Target, prompt: Prompt) -> tuple[Target, list[str]]:

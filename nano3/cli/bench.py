@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import typer
 
 from nano3.cli import bench_compute
-from nano3.cli.options import HELP, Json, server_address
+from nano3.cli.options import HELP, Json
 
 if TYPE_CHECKING:
     from nano3.bench.serving import Progress
@@ -125,9 +125,10 @@ def serve(
 
 def _base(url: str) -> str:
     """The server's address without a path of the API at its end."""
+    from nano3.client.server import base_address
     from nano3.config.errors import UserError
 
-    base = server_address(url)
+    base = base_address(url)
     try:
         parts = urlsplit(base)
         whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from nano3.cli.options import server_address
 from nano3.cli.sampling_options import CHAT_TOKENS
+from nano3.client.replies import error_message, error_text, seconds_of
 from nano3.config.errors import UserError
 from nano3.reading import parse_json
 
@@ -179,16 +179,11 @@ class ServerBackend:
         Raises:
             UserError: no such server, or it refuses.
         """
-        import httpx
+        from nano3.client.server import Server, base_address
 
-        base = server_address(url)
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        try:
-            # An answer may begin late: only connecting has a time limit.
-            self._http = httpx.Client(base_url=base, headers=headers, timeout=httpx.Timeout(None, connect=10.0))
-        except (httpx.InvalidURL, httpx.UnsupportedProtocol, UnicodeError) as error:
-            raise UserError(f"--url {url}: {error}") from error
-        self._url = base
+        # An answer may begin late: only connecting has a time limit.
+        self._server = Server(base_address(url), api_key or "", timeout=None, proxies=True)
+        self._url = self._server.url
         self.thinks: bool | None = None
         self.name = model or self._first_model()
 
@@ -205,7 +200,7 @@ class ServerBackend:
             body["enable_thinking"] = settings.thinking
         if settings.thinking is not False and settings.thinking_budget is not None:
             body["thinking_budget"] = settings.thinking_budget
-        with self._reach(), self._http.stream("POST", "/v1/chat/completions", json=body) as response:
+        with self._reach(), self._server.http.stream("POST", "/v1/chat/completions", json=body) as response:
             if response.is_error:
                 response.read()
                 raise UserError(_refusal(response))
@@ -213,19 +208,12 @@ class ServerBackend:
 
     def close(self) -> None:
         """Hang up."""
-        self._http.close()
+        self._server.close()
 
     def _first_model(self) -> str:
-        with self._reach():
-            response = self._http.get("/v1/models", timeout=30.0)
-        if response.is_error:
-            raise UserError(_refusal(response))
-        try:
-            first = response.json()["data"][0]
-            self.thinks = first.get("thinking_default")
-            return first["id"]
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise UserError(f"{self._url}: /v1/models lists no model; is this an OpenAI-compatible server?") from error
+        name, listed = self._server.find_model()
+        self.thinks = listed.get("thinking_default")
+        return name
 
     @contextlib.contextmanager
     def _reach(self) -> Iterator[None]:
@@ -265,7 +253,7 @@ def _piece(data: str) -> tuple[Piece, bool]:
     except ValueError as error:
         raise UserError("the server sent something that is not JSON") from error
     if chunk.get("error"):
-        raise UserError(f"the server failed: {_message(chunk) or 'no reason given'}")
+        raise UserError(f"the server failed: {error_message(chunk) or 'no reason given'}")
     usage = chunk.get("usage") or {}
     choice = (chunk.get("choices") or [{}])[0]
     delta, finish = choice.get("delta") or {}, choice.get("finish_reason")
@@ -282,22 +270,10 @@ def _call_text(call: dict[str, Any]) -> str:
 
 
 def _refusal(response: httpx.Response) -> str:
-    try:
-        message = _message(response.json())
-    except ValueError:
-        message = ""
-    message = message or response.reason_phrase
+    message = error_text(response.content) or response.reason_phrase
     if response.status_code in (401, 403):
         return f"the server refuses the API key ({message}); give --api-key or set NANO3_API_KEY"
     if response.status_code == 429:
-        wait = response.headers.get("Retry-After")
-        return "the server is busy; " + (f"/retry in {wait} s" if wait else "/retry later")
+        wait = seconds_of(response.headers.get("Retry-After"))
+        return "the server is busy; " + (f"/retry in {wait:.0f} s" if wait else "/retry later")
     return f"the server answered {response.status_code}: {message}"
-
-
-def _message(body: Any) -> str:
-    """The reason in an error's body, on one line; servers differ in where they put it."""
-    error = body.get("error") or body.get("detail") or body if isinstance(body, dict) else body
-    if isinstance(error, dict):
-        error = error.get("message")
-    return " ".join(str(error or "").split())

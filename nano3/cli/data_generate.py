@@ -106,11 +106,11 @@ def _told_by_options() -> Iterator[None]:
     """
     from nano3.cli.eval_options import EXIT_SERVER_GONE
     from nano3.config.errors import UserError
-    from nano3.data.question_server import NoAnswerError
+    from nano3.data.question_writer import ServerSilentError
 
     try:
         yield
-    except NoAnswerError as error:
+    except ServerSilentError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise typer.Exit(EXIT_SERVER_GONE) from None
     except UserError as error:

@@ -154,12 +154,10 @@ def open_target(options: Mapping[str, Any], *, max_context: int | None = None, p
         UserError: no such model, no server there, or a wrong option.
     """
     if options["url"] is not None:
-        from nano3.cli.options import server_address
+        from nano3.client.server import base_address
         from nano3.eval.server_target import ServerTarget
 
-        return ServerTarget(
-            server_address(options["url"]), **{name: options[name] for name in SERVER if name in options}
-        )
+        return ServerTarget(base_address(options["url"]), **{name: options[name] for name in SERVER if name in options})
     if sys.stderr.isatty():
         print(f"loading {options['from_']} …", file=sys.stderr, flush=True)
     from nano3.eval.engine_target import EngineTarget

@@ -40,11 +40,6 @@ def _presets(kind: str, incomplete: str) -> list[str]:
     return [name for name in preset_names(kind) if name.startswith(incomplete)]
 
 
-def server_address(url: str) -> str:
-    """Where a server is, without a path's /v1; `127.0.0.1:8000` is understood too."""
-    return ("" if "://" in url else "http://") + url.rstrip("/").removesuffix("/v1")
-
-
 def whole_number(text: str | int) -> int:
     """A count of at least 1 from the command line, as `--set` reads it too: 100000, 100_000 or 1e5.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import random
 import re
@@ -14,14 +15,19 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
+from nano3.client.replies import listed_models
+from nano3.client.server import NoAnswerError, Server, Tries, base_address
 from nano3.config.errors import UserError
 from nano3.data.document_questions import Documents
-from nano3.data.question_server import DEADLINE, Server
 from nano3.data.questions import Question
 from nano3.files import write_atomic
 from nano3.reading import parse_json, read_json
 
+ATTEMPTS = 5
+DEADLINE = 900.0
+"""Seconds for all attempts at one reply."""
 PASSAGE = 1500
 """Characters of a passage that is sent."""
 LONGEST_ANSWER, LONGEST_QUESTION = 160, 300
@@ -47,6 +53,10 @@ from the passage. Reply with JSON only:
 [{{"question": "...", "answer": "..."}}, {{"question": "...", "answer": "..."}}]"""
 
 
+class ServerSilentError(UserError):
+    """The server cannot be reached, or gave no answer in time."""
+
+
 class QuestionWriter:
     """Asks a server; a passage that was answered is never sent again to the same model.
 
@@ -62,7 +72,10 @@ class QuestionWriter:
             UserError: `url` is no address, or no model is named and the server lists none.
         """
         key = os.environ.get("NANO3_API_KEY", "").strip()
-        self._server = Server(_base(url), key, wait, deadline)
+        tries = Tries(ATTEMPTS, first_wait=wait, longest_wait=math.inf, deadline=deadline, json_only=True)
+        self._server = Server(
+            _base(url), key, tries=tries, key_names="NANO3_API_KEY", url_name="data.generate.url", proxies=True
+        )
         self._cache = cache
         self._model = model or self._first_model()
         self._lock = Lock()
@@ -121,7 +134,7 @@ class QuestionWriter:
         with self._lock:
             self.requests += 1
         body = {"model": self._model, "messages": [{"role": "user", "content": prompt}], "temperature": 0.0}
-        reply = self._server.request("POST", "/v1/chat/completions", body | {"max_tokens": MAX_TOKENS})
+        reply = self._ask("POST", "/v1/chat/completions", body | {"max_tokens": MAX_TOKENS})
         try:
             choice = reply["choices"][0]
             content, ended = choice["message"]["content"] or "", choice.get("finish_reason")
@@ -136,11 +149,24 @@ class QuestionWriter:
             self.dropped[reason] += n
 
     def _first_model(self) -> str:
-        listed = self._server.request("GET", "/v1/models")
+        models = listed_models(self._ask("GET", "/v1/models"))
+        if not models:
+            raise UserError(f"{self._server.url}/v1/models lists no model: name one in data.generate.model")
+        return next(iter(models))
+
+    def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        """JSON of a reply. Raises ServerSilentError where there is none, UserError where the server refuses."""
+        server = self._server
         try:
-            return str(listed["data"][0]["id"])
-        except (KeyError, IndexError, TypeError) as error:
-            raise UserError(f"{self._server.url}/v1/models lists no model: name one in data.generate.model") from error
+            reply = server.request(method, path, body)
+        except NoAnswerError as error:
+            raise ServerSilentError(
+                f"{server.url}{path} gave {error}: run the same command again when it does; what it wrote is kept"
+            ) from error
+        server.check_way(reply, path)
+        if reply.status >= 400:
+            raise UserError(f"{server.url}{path} refuses (HTTP {reply.status}: {server.error_text(reply)})")
+        return reply.json()
 
 
 def _base(url: str) -> str:
@@ -156,7 +182,7 @@ def _base(url: str) -> str:
         )
     if "?" in full or "#" in full:
         raise UserError("data.generate.url has a query in it: give the address alone; a key is read from NANO3_API_KEY")
-    return full.rstrip("/").removesuffix("/v1")
+    return base_address(url)
 
 
 def _places(documents: Documents, n: int, rng: random.Random) -> Iterator[tuple[int, int, str]]:

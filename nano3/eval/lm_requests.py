@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 
 import aiohttp
 
+from nano3.client.replies import is_passing, pause, seconds_of
 from nano3.config.errors import UserError
 from nano3.eval.prompt import ServerGone
-from nano3.eval.server_target import LONGEST_WAIT, PASSING, seconds_of
 
 T = TypeVar("T")
 
@@ -70,15 +70,15 @@ async def _try(ask: Callable[[], Awaitable[T]], tries: int, url: str, told: set[
             reason = _reason(error)
             asked = seconds_of((getattr(error, "headers", None) or {}).get("retry-after"))
             status = getattr(error, "status", None)
-            if isinstance(status, int) and 400 <= status < 500 and status not in PASSING:
+            if isinstance(status, int) and status >= 400 and not is_passing(status):
                 raise UserError(f"{url} refuses a request: {reason}") from error
         if attempt == tries:
             break
-        pause = min(LONGEST_WAIT, max(2.0 ** (attempt - 1), asked))
+        seconds = pause(attempt - 1, asked)
         if attempt not in told:
             told.add(attempt)
-            print(f"{url}: {reason}; trying again in {pause:g} s", file=sys.stderr, flush=True)
-        await asyncio.sleep(pause)
+            print(f"{url}: {reason}; trying again in {seconds:g} s", file=sys.stderr, flush=True)
+        await asyncio.sleep(seconds)
     raise ServerGone(f"{url} does not answer ({reason}, {tries} tries)")
 
 

@@ -300,7 +300,7 @@ def _takes_template(target: ServerTarget, thinking: bool) -> bool:
     """Whether the server takes variables of the chat template, which not every one knows."""
     body = {"model": target.name, "messages": [{"role": "user", "content": "a"}], "max_tokens": 1,
             "chat_template_kwargs": {"enable_thinking": thinking}}  # fmt: skip
-    taken = target.request("POST", "/v1/chat/completions", body).status_code not in (400, 422)
+    taken = target.request("POST", "/v1/chat/completions", body).status not in (400, 422)
     if not taken:
         _note(target, TEMPLATE_NOTE)
     return taken

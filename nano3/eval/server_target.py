@@ -13,15 +13,10 @@ from typing import TYPE_CHECKING, Any
 from nano3.config.errors import UserError
 from nano3.eval.prompt import Answer, Key, Prompt, ServerGone, Tick
 from nano3.eval.server_tokens import LocalTokens, ServerTokens, Tokens
-from nano3.report import error_text
 
 if TYPE_CHECKING:
-    import httpx
+    from nano3.client.server import Reply
 
-LONGEST_WAIT = 60.0
-"""Seconds between two tries at the most."""
-PASSING = (408, 409, 425, 429)
-"""Refusals that another try may not meet; 5xx are of that kind too."""
 UNTOLD = ("id", "object", "created", "owned_by", "permission")
 """Fields of a listed model that say nothing of its weights, or change with each start of the server."""
 PREFIX_NOTE = (
@@ -61,20 +56,19 @@ class ServerTarget:
         Raises:
             UserError: no server there, it refuses the key, or it lists no such model.
         """
-        import httpx
+        from nano3.client.server import Server, Tries
 
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=concurrency)
-        self._client = httpx.Client(
-            base_url=url, headers=headers, timeout=httpx.Timeout(timeout, connect=min(timeout, 10.0)), limits=limits,
-            trust_env=False, verify=url.startswith("https:"),
-        )  # fmt: skip
-        self.url, self.concurrency, self._retries, self._first_wait = url, concurrency, retries, first_wait
         self._stop = Event()
+        self._server = Server(
+            url, api_key, timeout=timeout, tries=Tries(retries + 1, first_wait), keep=concurrency,
+            wait=self._stop.wait, tell=lambda line: print(line, file=sys.stderr, flush=True),
+        )  # fmt: skip
+        self.url, self.concurrency = url, concurrency
         self._without_extras = False
         self.notes: list[str] = []
         self._noting = Lock()
-        self.name, self.max_context, listed = self._find_model(model)
+        self.name, listed = self._server.find_model(model)
+        self.max_context: int | None = listed.get("max_model_len")
         self.identity = f"{self.name} at {url.rstrip('/')}{_fingerprint(listed)}"
         self._tokenizer, self._tokens = tokenizer, None
 
@@ -148,50 +142,34 @@ class ServerTarget:
     def close(self) -> None:
         """Close the connections."""
         self._stop.set()
-        self._client.close()
+        self._server.close()
 
-    def request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> httpx.Response:
+    def request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Reply:
         """The server's answer to one request, tried again while it fails in a way that may pass.
 
         Raises:
             ServerGone: every try failed.
         """
-        import httpx
+        from nano3.client.server import NoAnswerError
 
-        reason = ""
-        for attempt in range(self._retries + 1):
-            retry_after = 0.0
-            try:
-                response = self._client.request(method, path, json=body)
-                if response.status_code < 500 and response.status_code not in PASSING:
-                    return response
-                reason = f"HTTP {response.status_code}"
-                retry_after = seconds_of(response.headers.get("retry-after"))
-            except httpx.TimeoutException:
-                reason = "no answer in time"
-            except httpx.TransportError as error:
-                reason = " ".join(str(error).split()) or type(error).__name__
-            if attempt == self._retries:
-                break
-            pause = min(LONGEST_WAIT, max(self._first_wait * 2**attempt, retry_after))
-            print(f"{self.url}: {reason}; trying again in {pause:g} s", file=sys.stderr, flush=True)
-            if self._stop.wait(pause):
-                break
-        raise ServerGone(f"{self.url} does not answer ({reason}, {attempt + 1} tries)")
+        try:
+            return self._server.request(method, path, body)
+        except NoAnswerError as error:
+            raise ServerGone(f"{self.url} does not answer ({error.reason}, {error.tries} tries)") from None
 
     def _answer(self, prompt: Prompt) -> Answer:
         path, body, extras = self._body(prompt)
         if self._without_extras:
             extras = {}
         response = self.request("POST", path, {**body, **extras})
-        if response.status_code in (400, 422) and extras:
+        if response.status in (400, 422) and extras:
             again = self.request("POST", path, body)
-            if again.status_code == 200:
+            if again.status == 200:
                 self._without_extras = True
                 self._note(EXTRAS_NOTE.format(names=" and ".join(extras)))
                 response = again
-        if response.status_code != 200:
-            raise UserError(f"{self.url}{path} answers HTTP {response.status_code}: {_words(response)}")
+        if response.status != 200:
+            raise UserError(f"{self.url}{path} answers HTTP {response.status}: {self._server.error_text(response)}")
         return _read(response, self.url + path)
 
     def _body(self, prompt: Prompt) -> tuple[str, dict[str, Any], dict[str, Any]]:
@@ -227,29 +205,6 @@ class ServerTarget:
             raise UserError(f"{self.url} has no /tokenize: name the model's tokenizer with --tokenizer PATH")
         return tokens
 
-    def _find_model(self, wanted: str) -> tuple[str, int | None, Mapping[str, Any]]:
-        """Name, longest context, and what the server lists of it."""
-        import httpx
-
-        try:
-            response = self._client.get("/v1/models")
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(f"{self.url}: no answer ({reason}); is a server running there? see --url") from None
-        if response.status_code in (401, 403):
-            raise UserError(f"{self.url} refuses the API key: give one with --api-key or NANO3_API_KEY")
-        try:
-            models = {row["id"]: dict(row) for row in response.raise_for_status().json()["data"]}
-        except (httpx.HTTPError, ValueError, LookupError, TypeError, AttributeError):
-            models = {}
-        if not wanted and not models:
-            raise UserError(f"{self.url}/v1/models lists no model (HTTP {response.status_code}); name one with --model")
-        if wanted and models and wanted not in models:
-            raise UserError(f"--model {wanted}: {self.url} has no such model; it has {', '.join(map(str, models))}")
-        name = wanted or next(iter(models))
-        listed = models.get(name, {})
-        return name, listed.get("max_model_len"), listed
-
     def _note(self, note: str) -> None:
         with self._noting:
             if note not in self.notes:
@@ -274,7 +229,7 @@ def _with_prefix(prompt: Prompt) -> tuple[Mapping[str, Any], ...]:
     return (*messages[:-1], {**last, "content": f"{last['content']}{prompt.prefix}"})
 
 
-def _read(response: httpx.Response, where: str) -> Answer:
+def _read(response: Reply, where: str) -> Answer:
     try:
         row = response.json()
         choice, usage = row["choices"][0], row.get("usage") or {}
@@ -285,14 +240,3 @@ def _read(response: httpx.Response, where: str) -> Answer:
         )  # fmt: skip
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{where}: not an answer in OpenAI form ({type(error).__name__}: {error})") from error
-
-
-def _words(response: httpx.Response) -> str:
-    return error_text(response.content)
-
-
-def seconds_of(text: str | None) -> float:
-    try:
-        return max(0.0, float(text or 0))
-    except ValueError:
-        return 0.0

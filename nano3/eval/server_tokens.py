@@ -6,16 +6,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from nano3.client.replies import error_text
 from nano3.config.errors import UserError
 from nano3.eval.engine_target import prompt_ids
 from nano3.eval.pieces import PieceTokenizer
 from nano3.eval.prompt import Prompt
-from nano3.report import error_text
 
 if TYPE_CHECKING:
-    import httpx
+    from nano3.client.server import Reply
 
-Ask = Callable[[str, str, Mapping[str, Any]], "httpx.Response"]
+Ask = Callable[[str, str, Mapping[str, Any]], "Reply"]
 """(method, path, body) to the server's answer."""
 
 
@@ -63,7 +63,7 @@ class ServerTokens:
         """Whether the server answers it in this form."""
         response = self._ask("POST", "/tokenize", self._text("a b", False))
         try:
-            return response.status_code == 200 and bool(response.json()["tokens"])
+            return response.status == 200 and bool(response.json()["tokens"])
         except (ValueError, LookupError, TypeError):
             return False
 
@@ -89,10 +89,10 @@ class ServerTokens:
         return {"model": self._model, "prompt": text, "add_special_tokens": special}
 
     def _tokens(self, body: Mapping[str, Any]) -> list[int]:
-        response = self._ask("POST", "/tokenize", body)
+        reply = self._ask("POST", "/tokenize", body)
+        if reply.status != 200:
+            raise UserError(f"/tokenize answers HTTP {reply.status}: {error_text(reply.body)}")
         try:
-            return list(response.raise_for_status().json()["tokens"])
+            return list(reply.json()["tokens"])
         except (LookupError, TypeError, ValueError) as error:
             raise UserError(f"/tokenize answers in another form: {type(error).__name__}: {error}") from error
-        except Exception as error:
-            raise UserError(f"/tokenize answers HTTP {response.status_code}: {error_text(response.content)}") from error

@@ -258,7 +258,7 @@ def test_what_goes_wrong_at_a_server_is_told_in_one_line(run, scripted, play, wo
 def test_a_server_that_is_not_there_is_told(run, scripted):
     scripted.shutdown()
     scripted.server_close()
-    for url, word in ((scripted.url, "cannot reach"), ("nonsense", "nonsense"), ("http://[", "http://[")):
+    for url, word in ((scripted.url, "is a server running there"), ("nonsense", "nonsense"), ("http://[", "http://[")):
         done = run("chat", "--url", url, stdin="hello\n")
         assert done.code == 2
         assert word in done.err

@@ -100,7 +100,7 @@ def test_failures_are_tried_again(server, tmp_path):
 
 def test_lasting_failures_are_one_error_and_refusals_are_not_tried_again(server, tmp_path):
     server.failures = 99
-    with pytest.raises(ValueError, match=r"no answer in 5 attempts \(status 503"):
+    with pytest.raises(ValueError, match=r"no answer in 5 attempts \(HTTP 503"):
         QuestionWriter(server.url, "m", tmp_path, wait=0.01).write(PASSAGE)
     server.requests, server.status = 0, 401
     with pytest.raises(ValueError, match=r"refuses.*NANO3_API_KEY"):

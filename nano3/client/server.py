@@ -1,0 +1,232 @@
+"""An OpenAI-compatible server: its address and key, its models, and requests that are tried again."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from nano3.client.replies import LONGEST_WAIT, error_text, is_passing, listed_models, pause, seconds_of
+from nano3.config.errors import UserError
+from nano3.reading import parse_json
+
+CONNECT_SECONDS = 10.0
+KEY_NAMES = "--api-key or NANO3_API_KEY"
+MODELS = "/v1/models"
+MODELS_SECONDS = 30.0
+"""In which a server must list its models."""
+
+
+class NoAnswerError(Exception):
+    """Every try failed."""
+
+    def __init__(self, reason: str, tries: int, limit: str) -> None:
+        """`reason`: of the last failure; `limit`: what ran out, as `in 5 attempts` or `in 900 s`."""
+        super().__init__(f"no answer {limit} ({reason})")
+        self.reason, self.tries, self.limit = reason, tries, limit
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A whole answer."""
+
+    status: int
+    body: bytes
+    asked: float = 0.0
+    """Seconds of Retry-After; 0: none."""
+
+    def json(self) -> Any:
+        """The body. Raises ValueError where it is none."""
+        return parse_json(self.body)
+
+
+@dataclass(frozen=True)
+class Tries:
+    """How often and how long an answer is waited for."""
+
+    n: int = 5
+    first_wait: float = 1.0
+    """Seconds before the second try, doubled before each further one."""
+    longest_wait: float = LONGEST_WAIT
+    deadline: float = math.inf
+    """Seconds for all tries together."""
+    json_only: bool = False
+    """An answer that is no JSON was cut, and is asked for again."""
+
+
+def base_address(url: str) -> str:
+    """Where a server is, without a path's /v1; `127.0.0.1:8000` is understood too."""
+    return ("" if "://" in url else "http://") + url.rstrip("/").removesuffix("/v1")
+
+
+def http_options(url: str, api_key: str = "", key_names: str = KEY_NAMES, proxies: bool = False) -> dict[str, Any]:
+    """Arguments for httpx.Client and httpx.AsyncClient: address, key, and certificates only where they are used, since
+    loading them takes longer than many an answer.
+
+    Args:
+        url: without /v1.
+        api_key: sent as bearer token.
+        key_names: where a key comes from, for people.
+        proxies: use those of the environment.
+
+    Raises:
+        UserError: a key that cannot stand in a header.
+    """
+    if not (api_key.isascii() and api_key.isprintable()) or " " in api_key:
+        raise UserError(f"the API key ({key_names}) has a character that a key cannot have: letters, digits and signs")
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    return {"base_url": url, "headers": headers, "trust_env": proxies, "verify": url.startswith("https:")}
+
+
+class Server:
+    """One server.
+
+    Attributes:
+        url: its address, without /v1.
+        http: for requests that are read as they come.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        api_key: str = "",
+        *,
+        timeout: float | None = 120.0,
+        tries: Tries = Tries(),
+        keep: int | None = None,
+        key_names: str = KEY_NAMES,
+        url_name: str = "--url",
+        proxies: bool = False,
+        wait: Callable[[float], object] = time.sleep,
+        tell: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """
+        Args:
+            url: without /v1.
+            api_key: sent as bearer token, and in no message.
+            timeout: seconds without a byte until one try is given up; None: any.
+            tries: of `request`.
+            keep: connections kept open between requests; None: all.
+            key_names, url_name: where key and address come from, for people.
+            proxies: use those of the environment.
+            wait: sleeps; a true value ends the tries.
+            tell: is given a line before each further try.
+
+        Raises:
+            UserError: no address, or a key that cannot stand in a header.
+        """
+        options = http_options(url, api_key, key_names, proxies)
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=keep)
+        try:
+            self.http = httpx.Client(**options, timeout=_timeout(timeout), limits=limits)
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol, ValueError) as error:
+            raise UserError(f"{url_name} {url}: no address of a server: {error}") from error
+        self.url, self._key, self._timeout, self._tries = url, api_key, timeout, tries
+        self._key_names, self._url_name, self._wait, self._tell = key_names, url_name, wait, tell
+
+    def request(self, method: str, path: str, body: Any = None) -> Reply:
+        """The answer to one request, tried again while it fails in a way that may pass: the network, 408, 409, 425, 429
+        and 5xx, after Retry-After where that is longer.
+
+        Raises:
+            NoAnswerError: every try failed, or the deadline came.
+        """
+        reason, asked, tries = "", 0.0, self._tries
+        end = time.monotonic() + tries.deadline
+        for attempt in range(tries.n):
+            if attempt:
+                seconds = pause(attempt - 1, asked, tries.first_wait, tries.longest_wait)
+                if time.monotonic() + seconds >= end:
+                    raise NoAnswerError(reason, attempt, f"in {tries.deadline:g} s")
+                self._tell(f"{self.url}: {reason}; trying again in {seconds:g} s")
+                if self._wait(seconds):
+                    raise NoAnswerError(reason, attempt, f"in {attempt} attempts")
+            try:
+                reply = self._try(method, path, body, end)
+                if not is_passing(reply.status):
+                    return self._whole(reply)
+                reason, asked = self._refusal(reply), reply.asked
+            except (httpx.HTTPError, ValueError) as error:
+                reason, asked = self.clean(_reason(error)), 0.0
+        raise NoAnswerError(reason, tries.n, f"in {tries.n} attempts")
+
+    def find_model(self, wanted: str = "") -> tuple[str, dict[str, Any]]:
+        """A model's name and what the server tells of it: the wanted one, else the first that it lists.
+
+        Raises:
+            UserError: no server there, it refuses the key, or it lists no such model.
+        """
+        try:
+            reply = self._try("GET", MODELS, None, time.monotonic() + MODELS_SECONDS)
+        except httpx.HTTPError as error:
+            why = self.clean(_reason(error))
+            raise UserError(f"{self.url}: no answer ({why}); is a server running there? see {self._url_name}") from None
+        self.check_way(reply, MODELS)
+        try:
+            models = listed_models(reply.json() if reply.status < 300 else None)
+        except ValueError:
+            models = {}
+        if not wanted and not models:
+            raise UserError(f"{self.url}{MODELS} lists no model (HTTP {reply.status}); name one with --model")
+        if wanted and models and wanted not in models:
+            raise UserError(f"--model {wanted}: {self.url} has no such model; it has {', '.join(models)}")
+        name = wanted or next(iter(models))
+        return name, models.get(name, {})
+
+    def check_way(self, reply: Reply, path: str) -> None:
+        """Raise UserError for an answer that another address or key would mend."""
+        if 300 <= reply.status < 400:
+            raise UserError(
+                f"{self.url}{path} redirects (HTTP {reply.status}): give {self._url_name} the address that it points to"
+            )
+        if reply.status in (401, 403):
+            raise UserError(f"{self.url} refuses the API key ({self._refusal(reply)}): give one with {self._key_names}")
+
+    def error_text(self, reply: Reply) -> str:
+        """What an error answer says, the key not in it."""
+        return self.clean(error_text(reply.body))
+
+    def clean(self, text: str) -> str:
+        """The text without the key."""
+        return text.replace(self._key, "***") if self._key else text
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.http.close()
+
+    def _try(self, method: str, path: str, body: Any, end: float) -> Reply:
+        """An answer that is whole before `end`."""
+        left = end - time.monotonic()
+        limit = None if math.isinf(left) and self._timeout is None else max(0.1, min(self._timeout or math.inf, left))
+        with self.http.stream(method, path, json=body, timeout=_timeout(limit)) as reply:
+            parts = []
+            for part in reply.iter_bytes():
+                parts.append(part)
+                if time.monotonic() > end:
+                    raise httpx.ReadTimeout("the reply did not end in time")
+            return Reply(reply.status_code, b"".join(parts), seconds_of(reply.headers.get("Retry-After")))
+
+    def _whole(self, reply: Reply) -> Reply:
+        if self._tries.json_only and reply.status < 300:
+            reply.json()
+        return reply
+
+    def _refusal(self, reply: Reply) -> str:
+        text, wait = self.error_text(reply), f"; it asks to wait {reply.asked:.0f} s" if reply.asked else ""
+        return f"HTTP {reply.status}" + (f": {text}" if text not in ("", "{}") else "") + wait
+
+
+def _timeout(seconds: float | None) -> httpx.Timeout:
+    return httpx.Timeout(seconds, connect=CONNECT_SECONDS if seconds is None else min(seconds, CONNECT_SECONDS))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, httpx.TimeoutException):
+        return "no answer in time"
+    if isinstance(error, ValueError):
+        return f"the answer is no JSON: {error}"
+    return " ".join(str(error).split()) or type(error).__name__
