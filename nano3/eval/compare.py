@@ -17,7 +17,7 @@ from nano3.eval.intervals import (
     middle95,
     told_interval,
 )
-from nano3.eval.ruler.tasks import TASKS
+from nano3.eval.ruler.catalogue import SOURCES
 from nano3.eval.ruler_run import AVERAGE_METRIC, GROWING
 from nano3.eval.store import RESULT, RESULT_REMEDY, SAMPLES, SHARES, read_object, read_samples
 from nano3.report import read_lines
@@ -343,7 +343,8 @@ def _same_questions(first: Stage, other: Stage, key: RowKey) -> bool:
     if any(before.get(name) != now.get(name) for name in ("seed", "version")):
         return False
     sources = [settings.get("sources") or {} for settings in (before, now)]
-    used = TASKS[key.task].sources if key.kind == "ruler" and key.task in TASKS else {*sources[0], *sources[1]}
+    every = {*sources[0], *sources[1]}
+    used = SOURCES.get(key.task, every) if key.kind == "ruler" else every
     return all(sources[0].get(name) == sources[1].get(name) for name in used)
 
 
