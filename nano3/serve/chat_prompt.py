@@ -142,7 +142,10 @@ def _grammar(body: ChatRequest, after_thinking: bool, tools: list[dict[str, Any]
         raise ApiError(400, "a required tool call and another form of output exclude each other", param="tool_choice",
                        code="invalid_value")  # fmt: skip
     several = body.parallel_tool_calls is not False
-    return call_grammar(tools, several=several, after_thinking=after_thinking, answer=answer)
+    try:
+        return call_grammar(tools, several=several, after_thinking=after_thinking, answer=answer)
+    except UserError as error:
+        raise ApiError(400, f"tools: {error}", param="tools", code="invalid_value") from error
 
 
 def plain(models: Sequence[Any] | None) -> list[dict[str, Any]]:

@@ -6,12 +6,15 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from nano3.config.errors import UserError
 from nano3.engine.grammar import spaced
 from nano3.engine.request import Grammar
 from nano3.serve.json_schema import plain_types
+from nano3.serve.string_forms import LENGTHS, NotEnforcedError, expressions, intersection, is_formed
 
 BOOLEANS = ("true", "false", "True", "False")
 """JSON's words, and those that the chat template writes for earlier calls."""
+FORM_KEYS = (*LENGTHS, "pattern", "format")
 _FREE_TEXT = r"free_text[lazy]: /(.|\n)*\n<\/parameter>\n/"
 
 
@@ -25,6 +28,9 @@ def call_grammar(
         several: calls may follow one another.
         after_thinking: the thinking part before the calls is free.
         answer: instead of calls, the output may be an answer of this form; no Lark grammar.
+
+    Raises:
+        UserError: a strict function wants a string of a form that cannot be enforced.
     """
     names = " | ".join(f"tool_{i}" for i in range(len(tools)))
     rest = r' ("\n" call)*' if several else ""
@@ -64,21 +70,65 @@ def _tool_rules(rule: str, function: dict[str, Any]) -> Iterator[str]:
     definitions = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
     for i, (name, value) in enumerate(properties.items()):
         opening = _quote(f"<parameter={name}>\n")
-        yield f"{rule}_{i}: {opening} {_value(value, definitions)}"
+        values = _Values(definitions, f"{rule}_{i}", bool(function.get("strict")))
+        try:
+            yield f"{rule}_{i}: {opening} {values.of(value)}"
+        except NotEnforcedError as error:
+            raise UserError(f"{function['name']}.{name}: {error}, and the function is strict") from error
+        yield from values.terminals
 
 
-def _value(schema: Any, definitions: dict[str, Any]) -> str:
+class _Values:
     """What may stand between a parameter's tags, its closing tag included."""
-    schema = _resolved(schema, definitions)
-    closing = _quote("\n</parameter>\n")
-    options = schema.get("enum") or ([schema["const"]] if "const" in schema else [])
-    if options and all(isinstance(option, str) for option in options):
-        return f"({' | '.join(_quote(option) for option in options)}) {closing}"
-    if _takes_strings(schema, definitions, set()):
-        return "free_text"
-    if schema.get("type") == "boolean" and not options:
-        return f"({' | '.join(_quote(word) for word in BOOLEANS)}) {closing}"
-    return f"{_json(schema | definitions)} {closing}"
+
+    def __init__(self, definitions: dict[str, Any], rule: str, strict: bool) -> None:
+        """`strict`: what cannot be enforced is an error; else such strings are free text."""
+        self.terminals: list[str] = []
+        self._definitions, self._rule, self._strict = definitions, rule, strict
+
+    def of(self, schema: Any) -> str:
+        """Lark expression of a schema's values."""
+        schema = _resolved(schema, self._definitions)
+        closing = _quote("\n</parameter>\n")
+        options = schema.get("enum") or ([schema["const"]] if "const" in schema else [])
+        if options and all(isinstance(option, str) for option in options):
+            return f"({' | '.join(_quote(option) for option in options)}) {closing}"
+        if _takes_strings(schema, self._definitions, set()):
+            return self._strings(schema)
+        if schema.get("type") == "boolean" and not options:
+            return f"({' | '.join(_quote(word) for word in BOOLEANS)}) {closing}"
+        return f"{_json(schema | self._definitions)} {closing}"
+
+    def _strings(self, schema: dict[str, Any]) -> str:
+        """Of a schema that allows strings: these in their forms, or other values."""
+        strings, others = _split(schema, self._definitions)
+        try:
+            forms = [intersection(expressions(member)) if is_formed(member) else "" for member in strings]
+        except NotEnforcedError:
+            if self._strict:
+                raise
+            return "free_text"
+        if not all(forms):
+            return "free_text"
+        return f"({' | '.join([*map(self._terminal, forms), *(f'({self.of(member)})' for member in others)])})"
+
+    def _terminal(self, form: str) -> str:
+        name = f"{self._rule.upper()}_{len(self.terminals)}"
+        self.terminals.append(f'{name}: {form} "\\n</parameter>\\n"')
+        return name
+
+
+def _split(schema: dict[str, Any], definitions: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The alternatives of a schema that are strings, and the others."""
+    kinds = schema.get("type")
+    members = schema.get("anyOf") or schema.get("oneOf")
+    if kinds is None and members:
+        outer = {key: value for key, value in schema.items() if key in FORM_KEYS}
+        pairs = [_split(outer | _resolved(member, definitions), definitions) for member in members]
+        return [one for strings, _ in pairs for one in strings], [one for _, others in pairs for one in others]
+    kinds = [kinds] if isinstance(kinds, str) else kinds or ["string"]
+    others = [schema | {"type": kind} for kind in kinds if kind != "string"]
+    return ([schema | {"type": "string"}] if "string" in kinds else []), others
 
 
 def _takes_strings(schema: Any, definitions: dict[str, Any], seen: set[str]) -> bool:
