@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import textwrap
+import time
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Annotated, Any
@@ -28,6 +29,7 @@ VERBS = {
 }
 _ROOT_OPTIONS = ("install_completion", "show_completion")
 USER_ERRORS = (ValueError, FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
+OTHER_RANKS_WAIT_S = 10.0
 EXIT_USER_ERROR, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
 
 
@@ -134,8 +136,16 @@ def main(args: Sequence[str] | None = None) -> None:
         if debug or not (usage or isinstance(error, USER_ERRORS)):
             raise
         line = _one_line(error)
+        _let_main_rank_speak()
         _exit_with(f"error: {line}" if line else "", EXIT_USER_ERROR)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _let_main_rank_speak() -> None:
+    """Under torchrun most errors are every rank's. The others wait for the main rank to tell it and be ended with it;
+    one that is still there after that has an error of its own."""
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(OTHER_RANKS_WAIT_S)
 
 
 def _exit_without_reader() -> None:

@@ -15,6 +15,7 @@ import typer
 
 from nano3.cli import engine_options as engines
 from nano3.cli import sampling_options as choices
+from nano3.cli.model_choice import choose_model
 from nano3.cli.options import HELP, complete_model
 from nano3.config.errors import UserError
 
@@ -31,7 +32,7 @@ LocalModel = Annotated[
     str | None,
     typer.Option(
         "--model",
-        help="A run folder, a Hugging Face folder or a preset; with --url the server's name of a model.",
+        help=f"{engines.MODEL_HELP} With --url: the server's name of a model.",
         metavar="MODEL",
         autocompletion=complete_model,
         show_default=False,
@@ -80,7 +81,7 @@ def chat(
     """Talk with a model at the terminal. /help lists what can be done there.
 
     [dim]A local model:[/]
-      nano3 chat --model runs/sft/model
+      nano3 chat --model runs/pretrain-tiny
 
     [dim]A server:[/]
       nano3 chat --url http://127.0.0.1:8000
@@ -110,8 +111,7 @@ def _backend(options: dict[str, Any]) -> Backend:
 
     if options["url"] is not None:
         return ServerBackend(options["url"], options["api_key"], options["model"])
-    if options["model"] is None:
-        raise UserError("nobody to talk to; give --model PATH|PRESET or --url URL")
+    options = {**options, "model": choose_model(options["model"], "--model", server=True)}
     from nano3.engine.launch import is_base_model
 
     # One conversation needs one place, and a second for what the prefix cache keeps of it.

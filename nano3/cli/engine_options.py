@@ -34,10 +34,14 @@ def parse_bytes(text: str | None) -> int | None:
     return size
 
 
+MODEL_HELP = (
+    "A run folder, a Hugging Face folder, ORG/NAME\\[@REVISION] of the Hugging Face hub, or a model preset (random "
+    "weights). Default: NANO3_MODEL, or the newest finished run in runs/."
+)
 Model = Annotated[
-    str,
+    str | None,
     typer.Option(
-        help="A run folder, a Hugging Face folder, or a model preset (random weights).",
+        help=MODEL_HELP,
         metavar="MODEL",
         autocompletion=complete_model,
         show_default=False,
@@ -75,7 +79,7 @@ MaxContext = Annotated[
 ]
 EngineName = Annotated[
     str,
-    typer.Option("--engine", help="native, or vllm (pip install 'nano3\\[vllm]').", metavar="NAME", show_default=False),
+    typer.Option("--engine", help="native, or vllm (the extra of that name).", metavar="NAME", show_default=False),
 ]
 
 

@@ -11,7 +11,8 @@ import typer
 
 from nano3.cli import engine_options as engines
 from nano3.cli import eval_options as shared
-from nano3.cli.options import Json, complete_model
+from nano3.cli.model_choice import choose_model
+from nano3.cli.options import Json
 from nano3.config.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,16 +25,6 @@ EXIT_EXCEEDED = 1
 DEFAULT = "default"
 SHOWN = 5
 """Experts above the threshold that are named."""
-From = Annotated[
-    str,
-    typer.Option(
-        "--from",
-        help="A run folder, a Hugging Face folder, or a model preset (random weights).",
-        metavar="PATH",
-        autocompletion=complete_model,
-        show_default=False,
-    ),
-]
 PromptsFile = Annotated[
     str,
     typer.Option(
@@ -51,7 +42,7 @@ Limit = Annotated[int | None, typer.Option(help="Only the first prompts.", min=1
 
 def experts(
     ctx: typer.Context,
-    from_: From,
+    from_: shared.From = None,
     prompts: PromptsFile = DEFAULT,
     threshold: Threshold = 5.0,
     limit: Limit = None,
@@ -70,9 +61,9 @@ def experts(
     [dim]A tiny model with 8 experts, of which each has 12.5 % at the least uneven:[/]
       nano3 eval experts --from runs/pretrain-tiny --threshold 25
     """
-    options = ctx.params
     shared.check_out(out)
-    model, tokenizer, name = _load(from_, dtype, device)
+    options = {**ctx.params, "from_": choose_model(from_, "--from")}
+    model, tokenizer, name = _load(options["from_"], dtype, device)
     use, result, folder = _run(options, model, tokenizer, name)
     _show(use, result, folder, threshold, as_json)
     if use.above(threshold):
@@ -85,8 +76,9 @@ def _load(path: str, dtype: str, device: str) -> tuple[LM, Tokenizer, str]:
 
     from nano3.engine.launch import DTYPES, find_device, find_tokenizer, small_tokenizer
     from nano3.model.dtype import inference_dtypes
+    from nano3.model.find import model_folder, model_name
     from nano3.model.hf import stored_dtype
-    from nano3.model.load import load_model, model_folder
+    from nano3.model.load import load_model
 
     if dtype not in DTYPES:
         raise UserError(f"--dtype {dtype}: not known; use one of {', '.join(DTYPES)}")
@@ -98,9 +90,7 @@ def _load(path: str, dtype: str, device: str) -> tuple[LM, Tokenizer, str]:
     if tokenizer is None:
         print(f"{path}: a preset has no training behind it: random weights", file=sys.stderr, flush=True)
         tokenizer = small_tokenizer(model.cfg.vocab_size)
-    resolved = Path(path).resolve()
-    name = (resolved.parent.name if resolved.name == "model" else resolved.name) if exists else path
-    return model, tokenizer, name
+    return model, tokenizer, model_name(path)
 
 
 def _prompts(options: dict[str, Any], model: LM, tokenizer: Tokenizer) -> Prompts:

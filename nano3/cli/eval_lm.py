@@ -15,6 +15,7 @@ from nano3.cli import engine_options as engines
 from nano3.cli import eval_options as shared
 from nano3.cli.options import Json
 from nano3.config.errors import UserError
+from nano3.installation import install_command
 
 if TYPE_CHECKING:
     from nano3.eval.lm_find import Found
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from nano3.eval.store import Result, Score
     from nano3.eval.target import Target
 
-MISSING = "nano3 eval lm needs lm-evaluation-harness: pip install 'nano3[eval]'"
+MISSING = "nano3 eval lm needs lm-evaluation-harness: {command}"
 PREFIXES = ("auto", "bos", "eos")
 MOST_THINKING = 8192
 """New tokens of an answer with thinking, where nobody says; half the context at the most."""
@@ -126,6 +127,7 @@ def lm(
       nano3 eval lm --url http://127.0.0.1:8000 --tasks gsm8k --chat
     """
     _check(ctx.params)
+    options = shared.with_model(ctx.params)
     os.environ.setdefault("TQDM_DISABLE", "1")  # the harness's bars, beside which this command has its own
     from nano3.eval.lm_find import find_tasks
     from nano3.eval.lm_run import Options
@@ -133,13 +135,13 @@ def lm(
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     if not names:
         raise UserError("--tasks: give a name, such as nano3 or hellaswag")
-    found = find_tasks(names, include or [], {"pretrained": from_ or tokenizer or model})
+    found = find_tasks(names, include or [], {"pretrained": options["from_"] or tokenizer or model})
     if url is not None:
         _check_served(found, chat)
-    target = _open_target(ctx.params)
+    target = _open_target(options)
     try:
-        options = Options(limit, num_fewshot, chat, system, seed, max_gen_toks)
-        result = _run(ctx.params, target, found, options)
+        how = Options(limit, num_fewshot, chat, system, seed, max_gen_toks)
+        result = _run(options, target, found, how)
     finally:
         target.close()
     _show(result, as_json)
@@ -150,7 +152,7 @@ def _check(options: dict[str, Any]) -> None:
     # A server's prompts are cut too.
     shared.check_target(options if options["url"] is None else {**options, "max_context": None})
     if find_spec("lm_eval") is None:
-        raise UserError(MISSING)
+        raise UserError(MISSING.format(command=install_command("eval")))
     if options["prefix"] not in PREFIXES:
         raise UserError(f"--prefix {options['prefix']}: not known; use one of {', '.join(PREFIXES)}")
     for name in ("thinking", "system"):

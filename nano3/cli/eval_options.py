@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nano3.cli.engine_options import parse_bytes
+from nano3.cli.engine_options import MODEL_HELP, parse_bytes
+from nano3.cli.model_choice import choose_model
 from nano3.cli.options import complete_model
 from nano3.config.errors import UserError
 
@@ -29,7 +30,7 @@ From = Annotated[
     str | None,
     typer.Option(
         "--from",
-        help="A run folder, a Hugging Face folder, or a model preset (random weights).",
+        help=MODEL_HELP,
         metavar="PATH",
         autocompletion=complete_model,
         show_default=False,
@@ -92,18 +93,26 @@ def check_target(options: Mapping[str, Any]) -> None:
         options: from_, url, out and those of LOCAL and SERVER, as the command line gave them (`ctx.params`).
 
     Raises:
-        UserError: none or two targets, an option of the other kind of target, or a folder that holds something else.
+        UserError: two targets, an option of the other kind of target, or a folder that holds something else.
     """
     parse_bytes(options["memory"])
     check_out(options["out"])
-    if (options["from_"] is None) == (options["url"] is None):
-        raise UserError("give what to evaluate: --from PATH, or --url URL (one of them)")
+    if options["from_"] is not None and options["url"] is not None:
+        raise UserError("--from and --url contradict each other; give one of them")
     kind, others = ("--url", LOCAL) if options["url"] is not None else ("--from", SERVER)
     for name, default in others.items():
         # A key in the environment is nobody's wish for this command.
         if name != "api_key" and options.get(name, default) != default:
             flag = "--engine" if name == "engine_name" else f"--{name.replace('_', '-')}"
             raise UserError(f"{flag} and {kind} contradict each other: it is an option of the other kind of target")
+
+
+def with_model(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Checked options, with the model of this machine where no server is named; raises UserError as choose_model."""
+    return {
+        **options,
+        "from_": choose_model(options["from_"], "--from", server=True) if options["url"] is None else None,
+    }
 
 
 @dataclass(frozen=True)
@@ -130,8 +139,8 @@ class Subject:
             notes = (f"asked of {options['url']}",)
             tokenizer = options.get("tokenizer") or "the server's"
             return cls(target.name, target.identity, {"tokenizer": tokenizer}, notes, lambda: target)
-        from nano3.engine.launch import model_name
         from nano3.eval.engine_target import model_identity
+        from nano3.model.find import model_name
 
         name, identity = model_name(options["from_"]), model_identity(options["from_"])
         settings = {"dtype": options["dtype"], "engine": options["engine_name"]}

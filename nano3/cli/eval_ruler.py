@@ -109,11 +109,12 @@ def ruler(
     """
     options = {**ctx.params, "max_context": None}
     shared.check_target(options)
+    options = shared.with_model(options)
     from nano3.eval.ruler import Sources
     from nano3.eval.ruler_run import Plan
 
-    amount = _amount(lengths, tasks, samples, from_)
-    plan = Plan(*amount, seed, _chat(chat, from_), Sources(essays, squad, hotpotqa))
+    amount = _amount(lengths, tasks, samples, options["from_"])
+    plan = Plan(*amount, seed, _chat(chat, options["from_"]), Sources(essays, squad, hotpotqa))
     _run(options, plan)
 
 

@@ -30,7 +30,7 @@ def extend_context(
     Every step has one length and the same number of tokens. The mixture keeps what the model does well on short text.
 
     [dim]After `nano3 pretrain`:[/]
-      nano3 extend-context --from runs/pretrain-tiny
+      nano3 extend-context
 
     [dim]Your own text, for training and for the questions that are made from it:[/]
       nano3 extend-context --from RUN --data texts/
@@ -44,4 +44,6 @@ def extend_context(
     if any(text.split("=")[0].strip() == "data.seq_len" for text in settings or []):
         raise UserError("--set data.seq_len: extend-context takes its sequence lengths from context.lengths")
     request = Request(preset, settings or [], from_path, out, resume, dry_run, as_json, data or [])
-    run_verb("extend-context", load_extend_context, "nano3.stages.extend_context", DEFAULT_PRESET, request)
+    run_verb(
+        "extend-context", load_extend_context, "nano3.stages.extend_context", DEFAULT_PRESET, request, needs_model=True
+    )

@@ -11,6 +11,7 @@ import typer
 
 from nano3.cli import engine_options as engines
 from nano3.cli import sampling_options as choices
+from nano3.cli.model_choice import choose_model
 from nano3.cli.options import HELP
 from nano3.cli.sampling_options import CHAT_TOKENS, PLAIN_TOKENS
 from nano3.config.errors import UserError
@@ -71,7 +72,7 @@ Json = Annotated[
 @app.command()
 def generate(
     ctx: typer.Context,
-    model: engines.Model,
+    model: engines.Model = None,
     prompt: PromptText = None,
     prompt_file: PromptFile = None,
     prompts_file: PromptsFile = None,
@@ -126,6 +127,7 @@ def _run(options: dict[str, Any]) -> bool:
     from nano3.cli.generation import Job, run_json, run_lines, run_text
 
     sampling, prompts = _sampling(options), _prompts(options)
+    options = {**options, "model": choose_model(options["model"], "--model")}
     start = time.perf_counter()
     engine, name = engines.open_from(options)
     job = Job(

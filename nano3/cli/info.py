@@ -18,6 +18,7 @@ from nano3.config.errors import UserError
 from nano3.config.model import PATTERN_SYMBOLS, ModelConfig
 from nano3.config.presets import MODELS, load_model, preset_names
 from nano3.model.count import block_parameters, count_parameters
+from nano3.model.find import local_model
 
 app = typer.Typer(
     add_completion=False, rich_markup_mode="rich", context_settings={"help_option_names": ["-h", "--help"]}
@@ -30,7 +31,7 @@ def info(
     model: Annotated[
         str | None,
         typer.Option(
-            help="A model preset, a TOML file, a run folder or a Hugging Face folder.",
+            help="A model preset, a TOML file, a run folder, a Hugging Face folder or hub id (ORG/NAME\\[@REVISION]).",
             metavar="PRESET|PATH",
             autocompletion=complete_model,
             show_default=False,
@@ -73,7 +74,7 @@ def info(
 
 def find_model(name: str) -> ModelConfig:
     """The sizes of a model preset, a TOML file of them, or the config.json of a folder. Raises UserError."""
-    path = Path(name)
+    path = Path(local_model(name, weights=False))
     for folder in (path, path / "model"):
         if (folder / "config.json").is_file():
             from nano3.model.config import read_config

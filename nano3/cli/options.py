@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -82,10 +81,10 @@ Data = Annotated[
     ),
 ]
 FromPath = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--from",
-        help="Start from these weights: a run folder or a Hugging Face folder.",
+        help="Start from these weights: a run folder, a Hugging Face folder, or ORG/NAME\\[@REVISION] of its hub.",
         metavar="PATH",
         show_default=False,
     ),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nano3.cli.engine_options import Device, Dtype, EngineName, MaxContext, MaxSequences, Memory, Model, parse_bytes
+from nano3.cli.model_choice import choose_model
 from nano3.cli.options import HELP
 from nano3.cli.vllm_flags import (
     EnableAutoToolChoice,
@@ -73,7 +74,7 @@ Json = Annotated[
 @app.command()
 def serve(
     ctx: typer.Context,
-    model: Model,
+    model: Model = None,
     host: Host = "127.0.0.1",
     port: Port = 8000,
     served_name: ServedName = None,
@@ -123,6 +124,7 @@ def serve(
 def _run(options: dict[str, Any]) -> None:
     """Listen, load, serve; what is wrong with the options is said before a model is loaded."""
     settings, memory = _settings(options), parse_bytes(options["memory"])
+    options = {**options, "model": choose_model(options["model"], "--model")}
     from nano3.serve.server import bind
 
     listener = bind(options["host"], options["port"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ class Request:
 
     preset: str | None
     settings: list[str]
-    from_path: Path | None
+    from_path: str | None
     out: Path | None
     resume: bool
     dry_run: bool
@@ -32,7 +33,14 @@ class Request:
     data: list[str]
 
 
-def run_verb(verb: str, load: Callable[[str, list[str]], Any], stage: str, default: str, request: Request) -> None:
+def run_verb(
+    verb: str,
+    load: Callable[[str, list[str]], Any],
+    stage: str,
+    default: str,
+    request: Request,
+    needs_model: bool = False,
+) -> None:
     """Run `main` of the module `stage`, or show what it would do.
 
     Args:
@@ -40,6 +48,8 @@ def run_verb(verb: str, load: Callable[[str, list[str]], Any], stage: str, defau
         load: settings from a preset's name and overrides.
         stage: module with main(cfg, run_dir, from_path, resume).
         default: preset to run when none is named.
+        request: what the command line asks for.
+        needs_model: the stage goes on from weights; where none are named, those of cli.model_choice.
 
     Raises:
         UserError: wrong settings, or settings and options that contradict each other.
@@ -54,17 +64,14 @@ def run_verb(verb: str, load: Callable[[str, list[str]], Any], stage: str, defau
     cfg = _load(load, name, request)
     if request.from_path is not None and any(text.startswith("model.") for text in request.settings):
         raise UserError("--set model.* and --from contradict each other: the model's sizes come with its weights")
+    source = _source(request, needs_model and not request.resume and not request.dry_run)
     if request.dry_run:
         from nano3.cli.dry_run import show_dry_run
 
-        if request.from_path is not None:
-            cfg = _adopt(cfg, request.from_path)
-        return show_dry_run(cfg, name, request.as_json)
-    from nano3.data.sources import check_paths
-
-    check_paths(cfg.data)
+        return show_dry_run(cfg if source is None else _adopt(cfg, source), name, request.as_json)
+    _check(cfg)
     try:
-        result = import_module(stage).main(cfg, run_dir, request.from_path, request.resume).summary()
+        result = import_module(stage).main(cfg, run_dir, source, request.resume).summary()
     except KeyboardInterrupt:
         if is_main_rank() and (run_dir / CONFIG).is_file():
             print(f"continue: {_resume_command(verb, run_dir)}", file=sys.stderr)
@@ -75,6 +82,15 @@ def run_verb(verb: str, load: Callable[[str, list[str]], Any], stage: str, defau
         raise typer.Exit(INTERRUPTED)
 
 
+def _check(cfg: Any) -> None:
+    """Refuse settings and texts that cannot be: nothing here imports torch, for which a wrong input need not wait."""
+    from nano3.data.sources import check_paths
+    from nano3.stages.settings import check_settings
+
+    check_settings(cfg, ranks=int(os.environ.get("WORLD_SIZE", "1")))
+    check_paths(cfg.data)
+
+
 def _load(load: Callable[[str, list[str]], Any], name: str, request: Request) -> Any:
     """Settings of the preset with the texts of --data, then with --set."""
     if not request.data:
@@ -82,6 +98,20 @@ def _load(load: Callable[[str, list[str]], Any], name: str, request: Request) ->
     from nano3.config.own_texts import own_texts
 
     return load(name, [*own_texts(request.data, load(name, []).data), *request.settings])
+
+
+def _source(request: Request, needed: bool) -> Path | None:
+    """The folder to start from: the one named, or where weights are needed the one that cli.model_choice finds."""
+    from nano3.cli.model_choice import choose_model
+    from nano3.model.config import read_config
+    from nano3.model.find import model_folder
+
+    if request.from_path is None and not needed:
+        return None
+    source = Path(choose_model(request.from_path, "--from"))
+    if not request.resume:
+        read_config(model_folder(source))
+    return source
 
 
 def _resume_command(verb: str, run_dir: Path) -> str:

@@ -66,7 +66,7 @@ class TrainConfig:
     batch_size: int = 32
     """Sequences in one optimizer step, over all ranks."""
     micro_batch_size: int = 8
-    """Sequences in one forward pass of one rank; gradients accumulate up to batch_size."""
+    """Most sequences in one forward pass of one rank; gradients accumulate up to batch_size."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Compute dtype; weights stay float32. auto: bfloat16 where the device has bf16 matrix units, else float32."""
     checkpoint_activations: Literal["none", "block"] = "none"
@@ -130,6 +130,8 @@ class ScheduleConfig:
     """Tokens of linear warm-up from start_lr."""
     warmup_steps: int = 0
     """The same in optimizer steps."""
+    warmup_limit: float = 0.0
+    """Largest share of the horizon that warm-up may take: a short run has a short warm-up. 0: no limit."""
     stable_fraction: float = 0.8
     """Share of the horizon after which decay begins."""
     horizon_tokens: int = 0
@@ -145,8 +147,8 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         check("schedule", self, ">=", 0, "peak_lr", "min_lr", "start_lr", *SCHEDULE_TOKENS, *SCHEDULE_STEPS)
-        check("schedule", self, ">=", 0, "stable_fraction")
-        check("schedule", self, "<=", 1, "stable_fraction")
+        check("schedule", self, ">=", 0, "stable_fraction", "warmup_limit")
+        check("schedule", self, "<=", 1, "stable_fraction", "warmup_limit")
         in_tokens, in_steps = (
             [f"schedule.{key} = {getattr(self, key)}" for key in keys if getattr(self, key)]
             for keys in (SCHEDULE_TOKENS, SCHEDULE_STEPS)

@@ -15,6 +15,7 @@ from typing import Any
 from nano3.data.files import cache_root
 from nano3.data.vocabulary import CHAT_TOKENS, THINK_TOKENS, byte_level_split
 from nano3.files import write_atomic
+from nano3.installation import install_command
 
 MISTRAL_SIZE = 131072
 VOCABULARY_FILE = "tekken_240718.json"
@@ -48,7 +49,7 @@ def _shipped_file() -> Path:
         file = Path(folder) / "data" / VOCABULARY_FILE
         if file.is_file():
             return file
-    raise ValueError(f"the mistral vocabulary ({VOCABULARY_FILE}) is not installed: pip install 'nano3[mistral]'")
+    raise ValueError(f"the mistral vocabulary ({VOCABULARY_FILE}) is not installed: {install_command('mistral')}")
 
 
 def convert(tekken: dict[str, Any], size: int = MISTRAL_SIZE, n_special: int = N_SPECIAL) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from nano3.config.errors import UserError
 from nano3.data.tokenizer import SMALLEST_VOCABULARY, Tokenizer
 from nano3.engine.protocol import GenerationEngine
+from nano3.model.find import local_model, model_folder, model_name
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +44,8 @@ def open_engine(
     """Load a model and its tokenizer into an engine; what had to be lowered is said on stderr.
 
     Args:
-        model: a run folder, a Hugging Face folder, or a model preset (random weights and a small tokenizer).
+        model: a run folder, a Hugging Face folder or hub id, or a model preset (random weights and a small
+            tokenizer).
         dtype: of the weights: auto (as stored, or what is fast), float32 or bfloat16; a CPU without bfloat16 products
             computes in float32 all the same.
         device: auto (CUDA where there is one), cpu, cuda or cuda:N.
@@ -63,6 +65,7 @@ def open_engine(
     for name, value, known in (("--engine", engine, ENGINES), ("--dtype", dtype, DTYPES)):
         if value not in known:
             raise UserError(f"{name} {value}: not known; use one of {', '.join(known)}")
+    model = local_model(model)
     name = model_name(model)
     options: dict[str, Any] = {
         key: value for key, value in (("max_sequences", max_sequences), ("max_context", max_context)) if value
@@ -109,7 +112,6 @@ def is_base_model(model: str) -> bool:
     if not Path(model).exists():
         return False
     from nano3.model.config import PRETRAINED, read_stage
-    from nano3.model.load import model_folder
 
     return read_stage(model_folder(model)) == PRETRAINED
 
@@ -122,8 +124,6 @@ def find_tokenizer(model: str) -> Tokenizer | None:
     """
     if not Path(model).exists():
         return None
-    from nano3.model.load import model_folder
-
     folder = model_folder(model)
     if not (folder / "tokenizer.json").is_file():
         raise UserError(f"{folder}: no tokenizer.json; put the tokenizer of the model beside its weights")
@@ -143,15 +143,6 @@ def small_tokenizer(vocab_size: int) -> Tokenizer:
     return Tokenizer.train(SAMPLE_TEXTS, min(vocab_size, SMALLEST_VOCABULARY + 256))
 
 
-def model_name(model: str) -> str:
-    """What a model is called: a preset's own name; a run folder's, for its model/ too."""
-    path = Path(model)
-    if not path.exists():
-        return model
-    path = path.resolve()
-    return path.parent.name if path.name == "model" and path.parent.name else path.name
-
-
 def _load(model: str, dtype: str, device: torch.device) -> LM:
     """Weights in the type that they are computed with; raises UserError where they cannot fit."""
     import torch
@@ -162,7 +153,7 @@ def _load(model: str, dtype: str, device: torch.device) -> LM:
     from nano3.model.count import count_parameters
     from nano3.model.dtype import inference_dtypes
     from nano3.model.hf import stored_dtype, weight_bytes
-    from nano3.model.load import load_model, model_folder
+    from nano3.model.load import load_model
 
     folder = model_folder(model) if Path(model).exists() else None
     weights, activations = inference_dtypes(dtype, device, stored_dtype(folder) if folder else torch.float32)

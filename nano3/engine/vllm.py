@@ -20,6 +20,7 @@ from nano3.engine.request import MAX_TOP, FinishReason, Grammar, Request, Sampli
 from nano3.engine.sequence_sampler import derive_seed, has_penalties
 from nano3.engine.thinking import ThinkingTracker, thinking_tracker
 from nano3.engine.vllm_control import CONTROL, logits_control
+from nano3.installation import install_command
 
 NEVER = 1 << 40
 """Tokens beyond any context."""
@@ -53,7 +54,7 @@ class VllmEngine:
             UserError: vLLM is not installed, or there is no model in the folder.
         """
         vllm = _import_vllm()
-        from nano3.model.load import model_folder
+        from nano3.model.find import model_folder
 
         self.folder = model_folder(model)
         folder = str(self.folder)
@@ -364,5 +365,5 @@ def _import_vllm() -> Any:
         import vllm.config  # pyright: ignore[reportMissingImports]
         import vllm.sampling_params  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise UserError(f"--engine vllm: vLLM cannot be loaded ({error}); pip install 'nano3[vllm]'") from error
+        raise UserError(f"--engine vllm: vLLM cannot be loaded ({error}); {install_command('vllm')}") from error
     return vllm

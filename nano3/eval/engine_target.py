@@ -234,7 +234,7 @@ def model_identity(model: str) -> str:
     a preset's name."""
     if not Path(model).exists():
         return f"preset {model}"
-    from nano3.model.load import model_folder
+    from nano3.model.find import model_folder
 
     folder = model_folder(model)
     digest = hashlib.blake2b(digest_size=8)

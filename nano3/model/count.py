@@ -123,10 +123,11 @@ def largest_seq_len(cfg: PretrainConfig, limit: int, dtype: str = "", ranks: int
 
 
 def most_ranks(cfg: PretrainConfig) -> int:
-    """Most processes among which the batch can be divided: data parallelism is the only one."""
+    """Most processes among which the batch can be divided: data parallelism is the only one. Micro-batches shrink to
+    what each has."""
     train = cfg.train
     steps = (train.batch_size * cfg.data.seq_len // length for length in cfg.lengths)
-    return math.gcd(train.batch_size // train.micro_batch_size, *steps)
+    return math.gcd(train.batch_size, *steps)
 
 
 def _activation_bytes(cfg: PretrainConfig, element: int, tokens: int) -> int:

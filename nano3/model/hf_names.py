@@ -8,8 +8,6 @@ from torch import Tensor
 
 from nano3.model.lm import LM
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-
 
 def named_tensors(model: LM) -> Iterator[tuple[str, Tensor]]:
     """Parameters and buffers that a checkpoint holds, by nano3's names."""

@@ -21,7 +21,8 @@ from nano3.kernels import Scaled
 from nano3.kernels.scaled import E4M3, FLOATS
 from nano3.model.attention import Attention
 from nano3.model.config import read_config, read_stage
-from nano3.model.hf_names import INDEX, SINGLE, is_stacked, named_tensors, published_name
+from nano3.model.find import INDEX, SINGLE
+from nano3.model.hf_names import is_stacked, named_tensors, published_name
 from nano3.model.layers import Linear
 from nano3.model.lm import FLOAT32_SUFFIXES, LM
 from nano3.model.moe import Experts
@@ -238,9 +239,13 @@ def _locate(folder: Path) -> dict[str, str]:
     """Stored tensor name -> file name."""
     if (folder / INDEX).is_file():
         try:
-            return dict(read_json(folder / INDEX)["weight_map"])
+            files = dict(read_json(folder / INDEX)["weight_map"])
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{folder / INDEX}: not a safetensors index; copy the file again") from None
+        for name, file in files.items():
+            if not isinstance(file, str) or not file or Path(file).name != file:
+                raise UserError(f"{folder / INDEX}: weight_map has {file!r} for {name}: it must be a file's name")
+        return files
     if not (folder / SINGLE).is_file():
         raise UserError(f"{folder}: neither {SINGLE} nor {INDEX}; nano3 reads weights from safetensors only")
     try:

@@ -25,12 +25,13 @@ from nano3.data.steps import TextSteps, make_plans
 from nano3.data.tokenizer import Tokenizer
 from nano3.files import atomic_folder, exclusive, write_atomic
 from nano3.model.config import PRETRAINED, read_stage
+from nano3.model.find import model_folder
 from nano3.model.hf import fill, read_config, save
 from nano3.model.lm import LM
-from nano3.model.load import model_folder
 from nano3.reading import read_json
 from nano3.stages.outcome import TrainingResult, compressors, write_samples
 from nano3.stages.room import check_room
+from nano3.stages.settings import check_settings, fit_micro_batch
 from nano3.stages.start import check_start, heldout_warning
 from nano3.train.checkpoint import step_folders
 from nano3.train.freeze import frozen_names
@@ -38,8 +39,6 @@ from nano3.train.heldout import Heldout
 from nano3.train.numerics import tuned_process
 from nano3.train.position import Result
 from nano3.train.progress import Progress
-from nano3.train.schedule import build_schedule
-from nano3.train.trackers import check_trackers
 from nano3.train.trainer import Trainer
 from nano3.train.world import World, attempt, init_world
 
@@ -74,6 +73,7 @@ def train_on_text(
     if source is not None and (fresh or from_path is not None):
         cfg = adopt(cfg, source)
     with _processes() as world:
+        cfg = _fit(cfg, world)
         _check(cfg, source if fresh else None, fresh, world)
         prepared = _prepare(_keep_tokenizer(cfg, run_dir) if resume else cfg, world)
         cfg = with_token_ids(cfg, prepared.tokenizer)
@@ -119,9 +119,7 @@ def _check(cfg: PretrainConfig, source: Path | None, fresh: bool, world: World) 
     """Refuse what cannot be before any work; `source`: where a run that begins takes its weights from."""
     if fresh:
         check_start(cfg, source)
-    check_trackers(cfg.log)
-    build_schedule(cfg.schedule, cfg.train.tokens, cfg.train.steps)
-    make_plans(cfg, world.data.rank, world.data.size)
+    check_settings(cfg, world.data.size)
     frozen_names(_empty_model(cfg), cfg.train.freeze)
     world.agree(attempt(lambda: check_room(cfg, world)))
     if source is not None and world.is_main and (warning := heldout_warning(cfg, source)):
@@ -131,6 +129,17 @@ def _check(cfg: PretrainConfig, source: Path | None, fresh: bool, world: World) 
 def _say_readings(cfg: PretrainConfig, rows: dict[int, TokenSource]) -> None:
     for line in reading_lines(readings(rows, cfg.lengths, tokens_of_run(cfg))):
         _say(line)
+
+
+def _fit(cfg: Config, world: World) -> Config:
+    """`cfg` with micro-batches that these processes can share the batch in; a smaller one than asked for is told."""
+    fitted = fit_micro_batch(cfg, world.data.size)
+    if world.is_main and fitted is not cfg:
+        _say(
+            f"train.micro_batch_size {cfg.train.micro_batch_size} becomes {fitted.train.micro_batch_size}: "
+            f"{world.data.size} processes share the {cfg.train.batch_size} sequences of a step"
+        )
+    return fitted
 
 
 def _trainer(

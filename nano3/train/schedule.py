@@ -65,7 +65,9 @@ class Schedule:
     @property
     def warmup(self) -> int:
         """Tokens or steps of warm-up."""
-        return self.cfg.warmup_steps if self.unit == "steps" else self.cfg.warmup_tokens
+        wanted = self.cfg.warmup_steps if self.unit == "steps" else self.cfg.warmup_tokens
+        most = self.cfg.warmup_limit * self.horizon
+        return min(wanted, int(most)) if most else wanted
 
     def lr(self, position: float) -> float:
         """Learning rate at so many tokens or steps: warm-up from start_lr, peak, decay, then min_lr for ever."""

@@ -9,6 +9,7 @@ import pytest
 
 from nano3.eval.lm_answers import Remembering
 from nano3.eval.progress import Progress
+from nano3.installation import install_command
 
 QUICK = ("--memory", "128MiB", "--dtype", "float32")
 
@@ -229,7 +230,7 @@ def test_an_unknown_task_is_told_the_nearest(run, model_folder):
         (("--from", "{model}", "--tasks", " , "), "--tasks"),
         (("--from", "{model}", "--tasks", "none.yaml"), "none.yaml: no such file"),
         (("--from", "/nowhere/at/all", "--tasks", "nano3_prose"), "no such folder"),
-        ((), "--from PATH, or --url URL"),
+        ((), "give --from with a folder"),
         (("--from", "{model}", "--max-context", "200", "--max-gen-toks", "200"), "nano3_arithmetic: 200 new tokens"),
         (("--url", "http://127.0.0.1:9", "--chat", "--tasks", "nano3_stdlib"), "leave out --chat"),
     ],
@@ -245,7 +246,7 @@ def test_without_the_harness_it_is_said_what_to_install(run, model_folder, monke
     monkeypatch.setattr("nano3.cli.eval_lm.find_spec", lambda name: None)
     done = run("eval", "lm", "--from", model_folder)
     assert done.code == 2
-    assert "pip install 'nano3[eval]'" in done.err
+    assert f"needs lm-evaluation-harness: {install_command('eval')}" in done.err
 
 
 def test_sampled_answers_are_never_remembered(tmp_path):

@@ -347,7 +347,7 @@ def test_ctrl_c_leaves_what_is_done(base_folder):
 
 
 def test_no_target_and_no_server_are_one_line(run):
-    assert "give what to evaluate" in run("eval", "ruler").err
+    assert "no model is named" in run("eval", "ruler").err
     done = run("eval", "ruler", "--url", "http://127.0.0.1:9")
     assert done.code == 2
     assert "is a server running there" in done.err

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import nano3
 from nano3.config.errors import UserError
-from nano3.model.config import KEYS, ONLY_IN, OPTIONAL, from_hf, read_config, to_hf
+from nano3.model.config import FIXED, KEYS, ONLY_IN, OPTIONAL, from_hf, read_config, to_hf
 from nano3.model.hf import load, named_tensors, save
 
 
@@ -121,6 +121,84 @@ def test_a_config_that_cannot_be_followed_is_refused(small_model, tmp_path, chan
     file = tmp_path / "m" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(UserError, match=message):
+        load(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("hidden_size", "128", "hidden_size is '128'; it must be a whole number"),
+        ("hidden_size", 128.5, "hidden_size is 128.5; it must be a whole number"),
+        ("hidden_size", float("nan"), "hidden_size is nan; it must be a whole number"),
+        ("hidden_size", 10**400, "hidden_size is 1000.*…; it must be a whole number below"),
+        ("n_groups", True, "n_groups is True; it must be a whole number"),
+        ("eos_token_id", [], r"eos_token_id is \[\]; it must be a whole number"),
+        ("eos_token_id", [[2]], r"eos_token_id is \[2\]; it must be a whole number"),
+        ("layer_norm_epsilon", "1e-5", "layer_norm_epsilon is '1e-5'; it must be a number"),
+        ("rms_norm_eps", {}, "layer_norm_epsilon 1e-05 contradicts rms_norm_eps {}"),
+        ("attention_head_dim", 9, "head_dim 8 contradicts attention_head_dim 9"),
+        ("rescale_prenorm_residual", "yes", "rescale_prenorm_residual is 'yes'; it must be true or false"),
+        ("max_position_embeddings", {}, "max_position_embeddings is {}; it must be a whole number"),
+        ("layers_block_type", [["moe"], ["mlp"]], "layers_block_type is .* it must be a list of names"),
+        ("layers_block_type", 5, "layers_block_type is 5; it must be a list of names"),
+        ("layers_block_type", {"moe": 1}, "layers_block_type is .* it must be a list of names"),
+        ("hybrid_override_pattern", ["M"], "hybrid_override_pattern is .* it must be a text"),
+        ("num_hidden_layers", 7, "num_hidden_layers is 7 beside 6 blocks"),
+        ("num_hidden_layers", "6", "num_hidden_layers is '6'; it must be a whole number"),
+        ("time_step_limit", [0.0], r"time_step_limit is \[0.0\]; nano3 supports"),
+        ("time_step_limit", "none", "time_step_limit is 'none'; nano3 supports"),
+        ("time_step_limit", [0.0, []], "time_step_limit is .* nano3 supports"),
+        ("norm_topk_prob", [1], "norm_topk_prob is .*; nano3 supports True only"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_one_line_with_file_key_and_value(small_config, key, value, message):
+    with pytest.raises(UserError, match=f"^here.json: {message}") as told:
+        from_hf(to_hf(small_config) | {key: value}, "here.json")
+    assert "\n" not in str(told.value)
+    assert len(str(told.value)) < 250
+
+
+def test_whole_floats_are_integers_and_integers_are_numbers(small_config):
+    keys = to_hf(small_config)
+    rewritten = {k: float(v) if type(v) is int else v for k, v in keys.items()}
+    assert from_hf(rewritten | {"eos_token_id": [2.0, 11]}) == small_config
+    assert type(from_hf(rewritten).d_model) is int
+    assert type(from_hf(keys | {"time_step_max": 1}).dt_max) is float
+
+
+def test_names_of_older_members_of_the_family_are_read(small_config):
+    keys = to_hf(small_config)
+    older = {k: v for k, v in keys.items() if k not in ("head_dim", "layer_norm_epsilon")}
+    for name in ("rms_norm_eps", "norm_eps"):
+        found = from_hf(older | {"attention_head_dim": small_config.head_dim, name: 2e-5})
+        assert (found.head_dim, found.norm_eps) == (small_config.head_dim, 2e-5)
+    assert from_hf(keys | {"attention_head_dim": 8, "rms_norm_eps": 1e-5, "norm_eps": None}) == small_config
+    with pytest.raises(UserError, match="head_dim is missing"):
+        from_hf(older | {"norm_eps": 1e-5})
+
+
+@pytest.mark.parametrize(
+    ("pattern", "stale"),
+    [
+        ("M*-", {"norm_topk_prob": False, "n_group": 8, "n_routed_experts": "many", "moe_latent_size": 64}),
+        ("E*", {"mamba_hidden_act": "gelu", "use_conv_bias": False, "n_groups": [], "time_step_limit": [0.0]}),
+        ("M", {"attention_bias": True, "sliding_window": 512, "mlp_hidden_act": "silu", "intermediate_size": None}),
+    ],
+)
+def test_what_only_other_blocks_would_heed_may_be_anything(small_config, pattern, stale):
+    keys = to_hf(replace(small_config, pattern=pattern))
+    assert from_hf(keys | stale).pattern == pattern
+    for key in set(stale) & set(FIXED):
+        with pytest.raises(UserError, match=f"{key} is"):
+            from_hf(to_hf(small_config) | {key: stale[key]})
+
+
+@pytest.mark.parametrize("file", [5, None, ["model.safetensors"], "", "../model.safetensors", "/etc/passwd"])
+def test_an_index_that_names_no_file_is_one_line(small_model, tmp_path, file):
+    save(small_model, tmp_path / "m")
+    index = tmp_path / "m" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"lm_head.weight": file}}))
+    with pytest.raises(UserError, match=r"index.json: weight_map has .* for lm_head.weight: it must be a file's name"):
         load(tmp_path / "m")
 
 

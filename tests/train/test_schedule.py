@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from nano3.config.presets import load_pretrain
 from nano3.config.schema import ScheduleConfig
 from nano3.train.schedule import Schedule, build_schedule
 
@@ -35,6 +36,21 @@ def test_decay_shapes_run_from_peak_to_minimum(shape, halfway):
     assert schedule.lr(150) == pytest.approx(halfway)
     assert schedule.lr(200) == pytest.approx(0.0)
     assert schedule.lr(900) == 0.0
+
+
+def test_a_short_run_has_a_short_warmup_and_a_long_one_what_was_asked_for():
+    cfg = ScheduleConfig(warmup_tokens=100, warmup_limit=0.05, stable_fraction=0.4)
+    assert build_schedule(cfg, 1000).warmup == 50
+    assert build_schedule(cfg, 1000).lr(25) == pytest.approx(cfg.peak_lr / 2)
+    assert build_schedule(cfg, 4000).warmup == 100
+    assert build_schedule(ScheduleConfig(warmup_tokens=100, stable_fraction=0.4), 1000).warmup == 100
+
+
+@pytest.mark.parametrize("tokens", [1, 20_000, 74_999])
+def test_the_tiny_preset_has_a_schedule_for_trial_runs_and_keeps_its_own(tokens):
+    cfg = load_pretrain("tiny", [f"train.tokens={tokens}"])
+    assert build_schedule(cfg.schedule, cfg.train.tokens).warmup == int(tokens * 0.05)
+    assert build_schedule(load_pretrain("tiny", []).schedule, 1_400_000).warmup == 30_000
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,51 @@
+"""Which model a verb works on where its command line names none."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from nano3.cli.runs import RUNS, is_main_rank
+from nano3.config.errors import UserError
+from nano3.model.find import local_model
+
+VARIABLE = "NANO3_MODEL"
+
+
+def choose_model(given: str | Path | None, option: str, server: bool = False) -> str:
+    """A folder of this machine or a preset: the one named, else NANO3_MODEL, else the newest finished run in runs/.
+
+    Args:
+        given: what the command line names; a hub id is downloaded.
+        option: the verb's option for it, for messages: --model or --from.
+        server: whether the verb's --url would do as well.
+
+    Raises:
+        UserError: none is named and there is no finished run, or a hub id that cannot be had.
+    """
+    if given:
+        return local_model(given)
+    if named := os.environ.get(VARIABLE):
+        _say(f"model: {named} ({VARIABLE})")
+        return local_model(named)
+    run = newest_finished_run(RUNS)
+    if run is None:
+        raise UserError(
+            f"no model is named and {RUNS}/ holds no finished run: give {option} with a folder, a model preset or "
+            f"ORG/NAME of the Hugging Face hub,{' --url with a server,' * server} set {VARIABLE}, or train one with "
+            "`nano3 pretrain`"
+        )
+    _say(f"model: {run} (the newest finished run; {option} names another)")
+    return str(run)
+
+
+def newest_finished_run(folder: Path) -> Path | None:
+    """The run in `folder` whose model was exported last, which is a run's last step; None where none is finished."""
+    exported = [config for config in folder.glob("*/model/config.json") if config.is_file()]
+    return max(exported, key=lambda config: config.stat().st_mtime_ns).parents[1] if exported else None
+
+
+def _say(line: str) -> None:
+    if is_main_rank():
+        print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,136 @@
+"""A model's name to a folder on this machine; imports neither torch nor the hub's client before one is needed."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from nano3.config.errors import UserError
+from nano3.reading import read_json
+
+HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
+"""ORG/NAME or ORG/NAME@REVISION: a branch, a tag or a commit."""
+SNAPSHOT = re.compile(r"models--.+--(?P<name>.+)")
+"""Folder of a model in the hub's cache; its versions are in snapshots/."""
+SMALL_FILES = ("*.json", "*.jinja")
+"""All but the weights: a model that nano3 cannot run is refused before these are downloaded."""
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def model_folder(path: str | Path) -> Path:
+    """The Hugging Face folder behind a run folder (its `model/`) or the folder itself.
+
+    Raises:
+        UserError: neither is there.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such folder; give a run folder or a Hugging Face folder")
+    for folder in (path / "model", path):
+        if (folder / "config.json").is_file():
+            return folder
+    raise UserError(f"{path}: no config.json here or in model/; give a run folder or a Hugging Face folder")
+
+
+def model_name(model: str | Path) -> str:
+    """What a model is called: a preset's own name; a run folder's, for its model/ too; the hub's for a cached one."""
+    path = Path(model)
+    if not path.exists():
+        return str(model)
+    path = path.resolve()
+    if path.parent.name == "snapshots" and (cached := SNAPSHOT.fullmatch(path.parent.parent.name)):
+        return cached["name"]
+    return path.parent.name if path.name == "model" and path.parent.name else path.name
+
+
+def local_model(name: str | Path, *, weights: bool = True) -> str:
+    """`name` itself, or where it is a Hugging Face hub id the folder in the hub's cache, filled where need be.
+
+    Only the files that nano3 reads are downloaded. The hub's client knows HF_HOME, HF_TOKEN, HF_ENDPOINT and
+    HF_HUB_OFFLINE.
+
+    Args:
+        name: a folder, a model preset, or ORG/NAME[@REVISION].
+        weights: also the tensors; without them the folder tells the model's sizes.
+
+    Raises:
+        UserError: the hub has no such model for this account, cannot be reached, or the model is no nemotron_h.
+    """
+    text = str(name)
+    hub_id = HUB_ID.fullmatch(text)
+    # What begins with a folder of this place, or that of runs, is a misspelt path.
+    first = text.split("/", maxsplit=1)[0]
+    if hub_id is None or Path(text).exists() or first == "runs" or Path(first).is_dir():
+        return text
+    return str(_download(text, hub_id["repo"], hub_id["revision"], weights))
+
+
+def _download(name: str, repo: str, revision: str | None, weights: bool) -> Path:
+    from nano3.model.config import read_config
+
+    folder = _snapshot(name, repo, revision, SMALL_FILES)
+    read_config(folder)
+    if weights and (missing := [file for file in _weight_files(folder) if not (folder / file).is_file()]):
+        _snapshot(name, repo, revision, missing, commit=folder.name)
+    return folder
+
+
+def _weight_files(folder: Path) -> list[str]:
+    """Names of the files with the tensors; what is wrong with an index is told by whoever reads the tensors."""
+    try:
+        names = read_json(folder / INDEX)["weight_map"].values()
+        return sorted({name for name in names if isinstance(name, str) and "/" not in name})
+    except (OSError, ValueError, LookupError, AttributeError, TypeError):
+        return [SINGLE]
+
+
+def _snapshot(name: str, repo: str, revision: str | None, files: Sequence[str], commit: str = "") -> Path:
+    """Folder in the hub's cache with those of `files` that the hub has; all of them where a commit is named.
+
+    Raises:
+        UserError: why they cannot be had.
+    """
+    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub.utils import disable_progress_bars
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    try:
+        folder = Path(
+            snapshot_download(repo, revision=commit or revision, allow_patterns=list(files), ignore_patterns=["*/*"])
+        )
+    except errors.GatedRepoError:
+        raise UserError(f"{name}: its owner asks for consent: give it at {_page(repo)}, then set HF_TOKEN") from None
+    except errors.RepositoryNotFoundError:
+        raise UserError(
+            f"{name}: no such folder, and no model of that name at {_page(repo)} that this account may read: check "
+            "the name, and HF_TOKEN where it is private"
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise UserError(f"{name}: {repo} has no branch, tag or commit {revision}") from None
+    except errors.LocalEntryNotFoundError:
+        raise _not_here(name, repo, revision, files[0] if commit else "it") from None
+    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{name}: cannot be downloaded ({reason})") from None
+    if commit and (missing := [file for file in files if not (folder / file).is_file()]):
+        raise _not_here(name, repo, revision, missing[0])
+    return folder
+
+
+def _page(repo: str) -> str:
+    return f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co').rstrip('/')}/{repo}"
+
+
+def _not_here(name: str, repo: str, revision: str | None, what: str) -> UserError:
+    from huggingface_hub import constants
+
+    why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached"
+    version = f" --revision {revision}" if revision else ""
+    return UserError(
+        f"{name}: no such folder; {what} is not in the hub's cache, and {why}: run `hf download {repo}{version}` where "
+        "there is a connection, or name a folder that holds it"
+    )

@@ -1,0 +1,49 @@
+"""What the settings of a training run contradict, told before torch is imported and data are prepared."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TypeVar
+
+from nano3.config.errors import UserError
+from nano3.config.schema import PretrainConfig
+from nano3.data.steps import make_plans
+from nano3.train.schedule import build_schedule
+from nano3.train.trackers import check_trackers
+
+Config = TypeVar("Config", bound=PretrainConfig)
+
+
+def check_settings(cfg: PretrainConfig, ranks: int) -> None:
+    """Refuse settings that contradict each other, or ask for a package that is not installed.
+
+    Args:
+        cfg: the run.
+        ranks: processes that read different sequences.
+
+    Raises:
+        ValueError: which settings, and what to do.
+    """
+    build_schedule(cfg.schedule, cfg.train.tokens, cfg.train.steps)
+    make_plans(fit_micro_batch(cfg, ranks), 0, ranks)
+    check_trackers(cfg.log)
+
+
+def fit_micro_batch(cfg: Config, ranks: int) -> Config:
+    """`cfg` with the greatest train.micro_batch_size, up to the one it has, that divides each rank's part of a step;
+    `cfg` itself where its own does.
+
+    Raises:
+        UserError: a step's sequences cannot be shared evenly.
+    """
+    batch, most = cfg.train.batch_size, cfg.train.micro_batch_size
+    if batch % ranks:
+        raise UserError(
+            f"train.batch_size {batch} cannot be shared evenly by {ranks} processes: "
+            f"--set train.batch_size={-(-batch // ranks) * ranks}, or start another number of processes"
+        )
+    each = batch // ranks
+    micro = next(count for count in range(min(most, each), 0, -1) if each % count == 0)
+    if micro == most:
+        return cfg
+    return dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, micro_batch_size=micro))

@@ -1,0 +1,105 @@
+"""Names of models: folders, presets, and ids of the Hugging Face hub (a server on the loopback stands for it)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nano3.config.errors import UserError
+from nano3.model.find import local_model, model_name
+
+from ..fake_hub import COMMIT, fake_hub
+
+CONFIG = {
+    "model_type": "nemotron_h", "hybrid_override_pattern": "-", "vocab_size": 9, "hidden_size": 4,
+    "layer_norm_epsilon": 1e-5, "intermediate_size": 8,
+}  # fmt: skip
+ASK = (
+    "import sys; from nano3.model.find import local_model; print(local_model(sys.argv[1], weights=sys.argv[2] == '1'))"
+)
+
+
+@pytest.fixture
+def repository(tmp_path) -> Path:
+    """A repository with weights in two files, and files that nano3 has no use for."""
+    folder = tmp_path / "repository"
+    (folder / "onnx").mkdir(parents=True)
+    index = {"weight_map": {"a": "part-1.safetensors", "b": "part-2.safetensors"}}
+    texts = {"config.json": json.dumps(CONFIG), "model.safetensors.index.json": json.dumps(index),
+             "tokenizer.json": "{}", "chat_template.jinja": "x"}  # fmt: skip
+    useless = ("README.md", "pytorch_model.bin", "consolidated.safetensors", "onnx/config.json")
+    for name in (*texts, *useless, "part-1.safetensors", "part-2.safetensors"):
+        (folder / name).write_text(texts.get(name, name))
+    return folder
+
+
+@pytest.fixture
+def ask(tmp_path):
+    """Runs `local_model(name, weights)` in a process of its own with a cache of its own: its last line, by stream."""
+
+    def ask(name: str, url: str, weights: bool = True, **variables: str) -> str:
+        own = {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0", **variables}
+        done = subprocess.run(
+            [sys.executable, "-c", ASK, name, str(int(weights))],
+            env=os.environ | own, capture_output=True, text=True, check=False, cwd=tmp_path,
+        )  # fmt: skip
+        return (done.stdout or done.stderr).strip().splitlines()[-1]
+
+    return ask
+
+
+def test_only_the_files_that_are_read_are_downloaded_and_once(repository, ask):
+    with fake_hub("org/small", repository) as hub:
+        folder = Path(ask("org/small", hub.url, weights=False))
+        assert sorted(hub.gets) == ["chat_template.jinja", "config.json", "model.safetensors.index.json",
+                                    "tokenizer.json"]  # fmt: skip
+        assert ask("org/small@v1", hub.url) == str(folder)
+        assert sorted(hub.gets)[-3:] == ["part-1.safetensors", "part-2.safetensors", "tokenizer.json"]
+        assert (folder / "part-2.safetensors").read_text() == "part-2.safetensors"
+        assert model_name(folder) == "small"
+        before = list(hub.gets)
+        assert ask(f"org/small@{COMMIT}", hub.url) == str(folder)
+        assert hub.gets == before
+    # A filled cache serves when the hub cannot be reached, and when it must not be asked.
+    assert ask("org/small", hub.url) == str(folder)
+    assert ask("org/small", hub.url, HF_HUB_OFFLINE="1") == str(folder)
+
+
+def test_a_model_that_nano3_cannot_run_is_refused_before_its_weights_come(repository, ask):
+    (repository / "config.json").write_text(json.dumps(CONFIG | {"model_type": "llama"}))
+    with fake_hub("org/small", repository) as hub:
+        assert "nano3 reads nemotron_h only" in ask("org/small", hub.url)
+        assert not any(name.endswith("safetensors") for name in hub.gets)
+
+
+def test_what_the_hub_does_not_give_is_one_line_that_says_what_to_do(repository, ask):
+    with fake_hub("org/small", repository, token="secret") as hub:
+        assert f"no model of that name at {hub.url}/org/small" in ask("org/small", hub.url)
+        assert ask("org/small", hub.url, weights=False, HF_TOKEN="secret").endswith(COMMIT)
+        assert "org/small has no branch, tag or commit v9" in ask("org/small@v9", hub.url, HF_TOKEN="secret")
+    # The cache has the small files only.
+    assert "run `hf download org/small`" in ask("org/small", hub.url, HF_HUB_OFFLINE="1")
+    assert "part-1.safetensors is not in the hub's cache" in ask("org/small", hub.url, HF_HUB_OFFLINE="1")
+    line = ask("org/other@v1", hub.url)
+    assert f"{hub.url} cannot be reached: run `hf download org/other --revision v1`" in line
+    assert "HF_HUB_OFFLINE is set" in ask("org/other", hub.url, HF_HUB_OFFLINE="1")
+
+
+@pytest.mark.parametrize("name", ["tiny", "runs/none", "here/none", "a/b/c", "./a", "../a", "/a/b", "a b/c", "a/b@"])
+def test_nothing_but_a_hub_id_is_looked_up(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    assert local_model(name) == name
+
+
+def test_a_folder_goes_before_a_hub_id(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="hf download org/small"):
+        local_model("org/small")
+    (tmp_path / "org" / "small").mkdir(parents=True)
+    assert local_model("org/small") == "org/small"
