@@ -186,6 +186,7 @@ def test_well_formed_output_reads_as_a_simple_reader_reads_it(
     assert (output.reasoning, output.content, read) == oracle(text, opened=True)
 
 
+next_call = re.compile(r"</function>\s*</tool_call>\s*<tool_call>\s*<function=f")
 ends = re.compile(r"</parameter>\s*(<parameter=[^<>\s][^<>\n]*>|</function>|</tool_call>)")
 values = st.one_of(st.text(max_size=30), soup)
 
@@ -198,7 +199,7 @@ values = st.one_of(st.text(max_size=30), soup)
 @example(value='{"nested": {"deep": ["\\u00e9", null]}}', at=[40])
 def test_a_string_comes_through_exactly(value: str, at: list[int]) -> None:
     text = written("f", {"text": value, "count": "3"})
-    if len(ends.findall(text)) > 2:
+    if len(ends.findall(text)) > 2 or next_call.search(value):
         return  # the value itself holds what ends a value
     output = joined(stream(split(text, at), thinking_open=False))
     assert [json.loads(call.arguments) for call in output.tool_calls] == [{"text": value, "count": 3}]
