@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import urlsplit
 
 import typer
 
@@ -102,6 +101,7 @@ def serve(
     from nano3.bench.serving_client import Target
     from nano3.bench.serving_prompts import Lengths
     from nano3.bench.serving_report import summary, write
+    from nano3.client.server import base_address
     from nano3.config.errors import UserError
 
     if rate is not None and concurrency is not None:
@@ -111,7 +111,7 @@ def serve(
     lengths = Lengths(512 if prompt_tokens is None else prompt_tokens, output_tokens, spread, shared_prefix)
     users = 8 if concurrency is None else concurrency
     workload = Workload(requests, rate, users, lengths, dataset, warmup, seed)
-    target = Target(_base(url), endpoint, model, api_key, timeout)
+    target = Target(base_address(url), endpoint, model, api_key, timeout)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
     with _progress(requests) as progress:
@@ -121,22 +121,6 @@ def serve(
     _show(figures, written, as_json)
     if not figures["completed"]:
         raise typer.Exit(NOTHING_ANSWERED)
-
-
-def _base(url: str) -> str:
-    """The server's address without a path of the API at its end."""
-    from nano3.client.server import base_address
-    from nano3.config.errors import UserError
-
-    base = base_address(url)
-    try:
-        parts = urlsplit(base)
-        whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        whole = False
-    if not whole:
-        raise UserError(f"--url {url}: give an address such as http://127.0.0.1:8000")
-    return base
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -58,9 +59,24 @@ class Tries:
     """An answer that is no JSON was cut, and is asked for again."""
 
 
-def base_address(url: str) -> str:
-    """Where a server is, without a path's /v1; `127.0.0.1:8000` is understood too."""
-    return ("" if "://" in url else "http://") + url.rstrip("/").removesuffix("/v1")
+def base_address(url: str, name: str = "--url") -> str:
+    """Where a server is, without a path's /v1; `127.0.0.1:8000` is understood too.
+
+    Raises:
+        UserError: no address, or one with a name and password, which are not repeated, or with a query.
+    """
+    base = (("" if "://" in url else "http://") + url).rstrip("/").removesuffix("/v1")
+    for part, signs in (("a name or password", "@"), ("a query", "?#")):
+        if any(sign in base for sign in signs):
+            raise UserError(f"{name} has {part} in it: give the address alone; a key is read from NANO3_API_KEY")
+    try:
+        parts = urlsplit(base)
+        whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        whole = False
+    if not whole:
+        raise UserError(f"{name} {url}: give an address such as http://127.0.0.1:8000")
+    return base
 
 
 def http_options(url: str, api_key: str = "", key_names: str = KEY_NAMES, proxies: bool = False) -> dict[str, Any]:

@@ -74,7 +74,12 @@ class QuestionWriter:
         key = os.environ.get("NANO3_API_KEY", "").strip()
         tries = Tries(ATTEMPTS, first_wait=wait, longest_wait=math.inf, deadline=deadline, json_only=True)
         self._server = Server(
-            _base(url), key, tries=tries, key_names="NANO3_API_KEY", url_name="data.generate.url", proxies=True
+            base_address(url, "data.generate.url"),
+            key,
+            tries=tries,
+            key_names="NANO3_API_KEY",
+            url_name="data.generate.url",
+            proxies=True,
         )
         self._cache = cache
         self._model = model or self._first_model()
@@ -167,22 +172,6 @@ class QuestionWriter:
         if reply.status >= 400:
             raise UserError(f"{server.url}{path} refuses (HTTP {reply.status}: {server.error_text(reply)})")
         return reply.json()
-
-
-def _base(url: str) -> str:
-    """The address without /v1 at its end.
-
-    Raises:
-        UserError: no address, or one with a name and password, which are not repeated, or with a query.
-    """
-    full = url if "://" in url else f"http://{url}"
-    if "@" in full:
-        raise UserError(
-            "data.generate.url has a name or password in it: leave them out; a key is read from NANO3_API_KEY"
-        )
-    if "?" in full or "#" in full:
-        raise UserError("data.generate.url has a query in it: give the address alone; a key is read from NANO3_API_KEY")
-    return base_address(url)
 
 
 def _places(documents: Documents, n: int, rng: random.Random) -> Iterator[tuple[int, int, str]]:

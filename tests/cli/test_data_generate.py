@@ -57,7 +57,7 @@ def test_a_file_is_written_that_data_prepare_reads(run, texts, tmp_path, categor
         (("document-qa", "--lengths", "500000"), "give more texts with --from"),
         (
             ("document-qa", "--url", "http://me:secret@localhost:1"),
-            "error: --url has a name or password in it: leave them out",
+            "error: --url has a name or password in it: give the address alone",
         ),
     ],
 )

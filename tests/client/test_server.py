@@ -196,6 +196,23 @@ def test_no_address_is_one_line() -> None:
         Server("http://a:b")
 
 
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("http://me:secret@host", "--url has a name or password in it: give the address alone"),
+        ("http://host/v1?key=secret", "--url has a query in it"),
+        ("http://[", r"--url http://\[: give an address such as"),
+        ("http://host:99999", "--url http://host:99999: give an address such as"),
+        ("ftp://host", "--url ftp://host: give an address such as"),
+        ("", "--url : give an address such as"),
+    ],
+)
+def test_what_is_no_address_is_one_line_without_secrets(url: str, said: str) -> None:
+    with pytest.raises(UserError, match=said) as error:
+        base_address(url)
+    assert "secret" not in str(error.value)
+
+
 def test_addresses_lose_the_path_of_the_api() -> None:
     for url in ("127.0.0.1:80", "http://127.0.0.1:80/", "http://127.0.0.1:80/v1", "127.0.0.1:80/v1/"):
         assert base_address(url) == "http://127.0.0.1:80"
