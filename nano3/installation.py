@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
@@ -38,3 +39,21 @@ def _direct_url() -> dict[str, Any]:
 
 def _quoted(text: str) -> str:
     return "'" + text.replace("'", "'\\''") + "'"
+
+
+def module_command(module: str) -> list[str]:
+    """Command that runs the module's `main` in a process with this nano3, whatever lies in the current folder.
+
+    `python -m` would look there first, and PYTHONPATH may name another; of a folder that Python does not search by
+    itself (a checkout) the path is handed on.
+    """
+    own = str(CHECKOUT)
+    code = f"import sys; own = {own!r}; own in sys.path or sys.path.insert(0, own); from {module} import main; main()"
+    return [sys.executable, "-P", "-c", code]
+
+
+def which_nano3() -> str:
+    """Version and folder of the nano3 that runs, for the start of a run."""
+    from nano3 import __version__
+
+    return f"nano3 {__version__} in {Path(__file__).resolve().parent}"

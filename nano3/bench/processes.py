@@ -6,7 +6,6 @@ import json
 import os
 import select
 import subprocess
-import sys
 import tempfile
 import time
 from contextlib import suppress
@@ -15,6 +14,7 @@ from typing import Any
 
 from nano3.bench.workload import Case, Job
 from nano3.config.errors import UserError
+from nano3.installation import module_command
 
 
 class SideError(Exception):
@@ -35,7 +35,7 @@ class Worker:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         environment = os.environ | {"OMP_NUM_THREADS": str(job.threads), "MKL_NUM_THREADS": str(job.threads)}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "nano3.bench.worker"],
+            module_command("nano3.bench.worker"),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, bufsize=0, env=environment,
         )  # fmt: skip
         self._write(job.as_dict())

@@ -24,6 +24,7 @@ from nano3.data.source import TokenSource
 from nano3.data.steps import TextSteps, make_plans
 from nano3.data.tokenizer import Tokenizer
 from nano3.files import atomic_folder, exclusive, write_atomic
+from nano3.installation import which_nano3
 from nano3.model.config import PRETRAINED, read_stage
 from nano3.model.find import model_folder
 from nano3.model.hf import fill, read_config, save
@@ -214,6 +215,7 @@ def _prepare(cfg: PretrainConfig, world: World) -> Prepared:
     if not world.is_main:
         world.barrier()
         return prepare(cfg.prepared_data, cfg.model.vocab_size)
+    _say(which_nano3())
     _say(f"preparing data: {', '.join(cfg.data.blend)}")
     with progress_bar() as show:
         prepared = prepare(cfg.prepared_data, cfg.model.vocab_size, show)
