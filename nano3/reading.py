@@ -35,6 +35,11 @@ def read_text(path: Path, where: str = "") -> str:
         raise UserError(f"{where or path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
 
 
+def is_lfs_pointer(begin: bytes) -> bool:
+    """Whether a file that begins so is what Git leaves in place of a large file that was not fetched."""
+    return begin.startswith(b"version https://git-lfs.github.com/spec/")
+
+
 def parse_json(text: str | bytes) -> Any:
     """The value of a JSON text; a whole number too long for Python's integers becomes a float, as `1e400` does.
 

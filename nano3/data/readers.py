@@ -20,7 +20,7 @@ from typing import IO, Any, Protocol
 
 from nano3.data import parts
 from nano3.data.compressed import COMPRESSED, open_bytes
-from nano3.reading import decode, parse_json
+from nano3.reading import decode, is_lfs_pointer, parse_json
 
 _TEXT_SUFFIXES = """
 .txt .md .rst .py .pyi .text .markdown .tex .html .htm .xml .css .csv .tsv .json .yaml .yml .toml
@@ -275,6 +275,10 @@ def _documents(name: str, data: str | bytes, skipped: Skipped) -> Iterator[Docum
 def _read_text(file: InputFile, skipped: Skipped) -> Iterator[Document | None]:
     with open_bytes(file.path) as stream:
         first, *second = itertools.islice(pieces := parts.byte_parts(stream, parts.LONGEST), 2)
+        if not second and is_lfs_pointer(first):
+            skipped.add("Git LFS pointers in place of files (git lfs pull)")
+            yield None
+            return
         if not second:
             yield from _documents(file.name, first, skipped)
             return

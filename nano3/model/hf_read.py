@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from nano3.config.errors import UserError
@@ -21,13 +20,12 @@ from nano3.kernels import Scaled
 from nano3.kernels.scaled import E4M3, FLOATS
 from nano3.model.attention import Attention
 from nano3.model.config import read_config, read_stage
-from nano3.model.find import INDEX, SINGLE
+from nano3.model.hf_files import locate, open_weights
 from nano3.model.hf_names import is_stacked, named_tensors, published_name
 from nano3.model.layers import Linear
 from nano3.model.lm import FLOAT32_SUFFIXES, LM
 from nano3.model.moe import Experts
 from nano3.model.shards import local_part
-from nano3.reading import read_json
 
 READ_AS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float32}
 """Stored type -> the type that holds its numbers exactly and that nano3 computes with."""
@@ -113,7 +111,7 @@ class _Checkpoint:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.files = _locate(folder)
+        self.files = locate(folder)
         self.handles: dict[str, Any] = {}
         self.stored: dict[str, str] = {}
         """The published name of each stored tensor, whatever its prefix -> the stored name."""
@@ -224,35 +222,12 @@ class _Checkpoint:
     def _open(self, name: str) -> Any:
         file = self.files[self.stored[name]]
         if file not in self.handles:
-            try:
-                self.handles[file] = safe_open(self.folder / file, framework="pt").__enter__()
-            except (SafetensorError, OSError) as error:
-                raise UserError(f"{self.folder / file}: cannot be read ({error}); copy the file again") from None
+            self.handles[file] = open_weights(self.folder / file)
             held = set(self.handles[file].keys())
             lost = sorted(n for n, f in self.files.items() if f == file and n not in held)
             if lost:
                 raise UserError(f"{self.folder / file}: the index promises {lost[0]}, which is not in the file")
         return self.handles[file]
-
-
-def _locate(folder: Path) -> dict[str, str]:
-    """Stored tensor name -> file name."""
-    if (folder / INDEX).is_file():
-        try:
-            files = dict(read_json(folder / INDEX)["weight_map"])
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{folder / INDEX}: not a safetensors index; copy the file again") from None
-        for name, file in files.items():
-            if not isinstance(file, str) or not file or Path(file).name != file:
-                raise UserError(f"{folder / INDEX}: weight_map has {file!r} for {name}: it must be a file's name")
-        return files
-    if not (folder / SINGLE).is_file():
-        raise UserError(f"{folder}: neither {SINGLE} nor {INDEX}; nano3 reads weights from safetensors only")
-    try:
-        with safe_open(folder / SINGLE, framework="pt") as handle:
-            return dict.fromkeys(handle.keys(), SINGLE)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{folder / SINGLE}: cannot be read ({error}); copy the file again") from None
 
 
 def _count(names: list[str]) -> str:

@@ -313,3 +313,10 @@ def test_short_pieces_have_the_tokens_of_the_text():
     assert all(parts.SHORT <= len(piece) < parts.SHORT + 100 for piece in pieces[:-1])
     assert [token for piece in pieces for token in tokenizer.encode(piece)] == tokenizer.encode(text)
     assert "".join(parts.short_pieces("x" * 3_000_000)) == "x" * 3_000_000
+
+
+def test_pointers_of_git_lfs_are_no_text(write_texts):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    found, counts = read(write_texts({"a.txt": pointer, "README": pointer, "b.txt": "b"}))
+    assert found == [("b.txt", "b")]
+    assert counts == {"Git LFS pointers in place of files (git lfs pull)": 2}
