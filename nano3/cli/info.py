@@ -17,6 +17,7 @@ from nano3.config.document import field_docs
 from nano3.config.errors import UserError
 from nano3.config.model import PATTERN_SYMBOLS, ModelConfig
 from nano3.config.presets import MODELS, load_model, preset_names
+from nano3.installation import which_nano3
 from nano3.model.count import block_parameters, count_parameters
 from nano3.model.find import local_model
 
@@ -203,6 +204,7 @@ def _machine_table(hardware: Hardware, found: dict[str, str | None]) -> Any:
     table.add_row("memory", f"{bytes_text(hardware.memory)}, {bytes_text(hardware.memory_available)} available")
     table.add_row("CUDA devices", ", ".join(hardware.gpus) or "none")
     table.add_row("compute dtype", f"{hardware.compute_dtype} (what train.dtype = auto means here)")
+    table.add_row("running", which_nano3())
     table.add_row("versions", ", ".join(f"{name} {number}" for name, number in found.items() if number))
     table.add_row("not installed", ", ".join(name for name, number in found.items() if not number) or "nothing")
     return table
