@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from nano3.eval.store import Result
     from nano3.model.lm import LM
 
-EXIT_EXCEEDED = 1
+EXIT_EXCEEDED, REPORT_THRESHOLD = 1, 5.0
 DEFAULT = "default"
 SHOWN = 5
 """Experts above the threshold that are named."""
@@ -34,9 +34,13 @@ PromptsFile = Annotated[
     ),
 ]
 Threshold = Annotated[
-    float,
-    typer.Option(help="Largest percentage of a layer's routing decisions that an expert may have.", min=0, max=100),
-]
+    float | None,
+    typer.Option(
+        help="Largest percentage of a layer's routing decisions that an expert may have. Default: 5, or twice the even "
+        "share where that is more.",
+        min=0, max=100, show_default=False,
+    ),
+]  # fmt: skip
 Limit = Annotated[int | None, typer.Option(help="Only the first prompts.", min=1, metavar="N", show_default=False)]
 
 
@@ -44,7 +48,7 @@ def experts(
     ctx: typer.Context,
     from_: shared.From = None,
     prompts: PromptsFile = DEFAULT,
-    threshold: Threshold = 5.0,
+    threshold: Threshold = None,
     limit: Limit = None,
     out: Annotated[Path | None, shared.out_option("experts")] = None,
     as_json: Json = False,
@@ -58,16 +62,22 @@ def experts(
     [dim]The report's audit (over 10,000 prompts no expert takes more than 5 %):[/]
       nano3 eval experts --from PATH --prompts prompts.jsonl
 
-    [dim]A tiny model with 8 experts, of which each has 12.5 % at the least uneven:[/]
-      nano3 eval experts --from runs/pretrain-tiny --threshold 25
+    [dim]A tiny model with 8 experts, an even share of 12.5 % and so a threshold of 25 %:[/]
+      nano3 eval experts --from runs/pretrain-tiny
     """
     shared.check_out(out)
     options = {**ctx.params, "from_": choose_model(from_, "--from")}
     model, tokenizer, name = _load(options["from_"], dtype, device)
+    threshold = options["threshold"] = default_threshold(model.cfg.n_experts) if threshold is None else threshold
     use, result, folder = _run(options, model, tokenizer, name)
     _show(use, result, folder, threshold, as_json)
     if use.above(threshold):
         raise typer.Exit(EXIT_EXCEEDED)
+
+
+def default_threshold(n_experts: int) -> float:
+    """Percent: the report's 5, or twice the even share of few experts, which always exceed 5 somewhere."""
+    return max(REPORT_THRESHOLD, 200.0 / max(n_experts, 1))
 
 
 def _load(path: str, dtype: str, device: str) -> tuple[LM, Tokenizer, str]:

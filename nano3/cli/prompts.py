@@ -58,7 +58,10 @@ def one_prompt(text: str | None, file: str | None) -> Prompt:
         raise UserError(
             "nothing to continue; give --prompt TEXT, --prompt-file FILE, --prompts-file FILE, or pipe it in"
         )
-    return Prompt(text=_utf8(sys.stdin.buffer.read(), "stdin").removesuffix("\n"))
+    found = _utf8(sys.stdin.buffer.read(), "stdin")
+    if not found:
+        raise UserError("nothing came from stdin; to begin with nothing, give --prompt ''")
+    return Prompt(text=found.removesuffix("\n"))
 
 
 def read_prompts(path: str) -> list[Prompt]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -35,6 +35,9 @@ COUNTERS = {
     "drafted_tokens": "Tokens proposed by speculation.",
     "accepted_tokens": "Proposed tokens that the model agreed with.",
 }
+
+# A time of creation beside every series would double the text; nobody asks for it.
+disable_created_metrics()
 
 
 class Metrics:

@@ -30,6 +30,7 @@ from nano3.model.find import model_folder
 from nano3.model.hf import fill, read_config, save
 from nano3.model.lm import LM
 from nano3.reading import read_json
+from nano3.stages.finished import finished_result, keep_result
 from nano3.stages.outcome import TrainingResult, compressors, write_samples
 from nano3.stages.room import check_room
 from nano3.stages.settings import check_settings, fit_micro_batch
@@ -75,6 +76,10 @@ def train_on_text(
         cfg = adopt(cfg, source)
     with _processes() as world:
         cfg = _fit(cfg, world)
+        if resume and (before := finished_result(cfg, run_dir)):
+            if world.is_main:
+                _say(f"{run_dir} is already finished; to train it for longer, raise train.tokens or train.steps")
+            return before
         _check(cfg, source if fresh else None, fresh, world)
         prepared = _prepare(_keep_tokenizer(cfg, run_dir) if resume else cfg, world)
         cfg = with_token_ids(cfg, prepared.tokenizer)
@@ -181,7 +186,7 @@ def _result(
     samples = write_samples(run_dir / "model", prepared.tokenizer, cfg.sample)
     scored = training.heldout.bytes if training.heldout else 0
     read = readings(rows, cfg.lengths, training.tokens)
-    return TrainingResult(run_dir, training, compressors(prepared, scored), samples, read)
+    return keep_result(TrainingResult(run_dir, training, compressors(prepared, scored), samples, read))
 
 
 def adopt(cfg: Config, source: Path) -> Config:

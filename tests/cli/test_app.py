@@ -32,7 +32,8 @@ def test_help_lists_the_verbs_and_says_how_to_start():
 
 
 @pytest.mark.parametrize("args", [["--help"], ["pretrain", "--help"], ["pretrain", "--dry-run", "--json"],
-                                  ["info", "--model", "nano3-30b-a3b", "--json"], ["--version"], ["runs", "."]])  # fmt: skip
+                                  ["info", "--model", "nano3-30b-a3b", "--json"], ["--version"],
+                                  ["runs", "."]])  # fmt: skip
 def test_these_answer_without_torch(args):
     code = f"""
 import sys

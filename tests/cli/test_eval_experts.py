@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from nano3.cli.eval_experts import default_threshold
 from nano3.eval.progress import Progress
 
 
@@ -20,7 +21,7 @@ def prompts(tmp_path):
 
 def test_the_threshold_decides_the_exit_code(run, model_folder, prompts, tmp_path):
     ask = ("eval", "experts", "--from", model_folder, "--prompts", prompts)
-    done = run(*ask, "--out", tmp_path / "out", "--json")
+    done = run(*ask, "--out", tmp_path / "out", "--json", "--threshold", 5)
     assert done.code == 1
     assert "with 5 experts a block the even share is 20 %" in done.err
     found = json.loads(done.out)
@@ -40,6 +41,13 @@ def test_the_threshold_decides_the_exit_code(run, model_folder, prompts, tmp_pat
     below = run(*ask, "--out", tmp_path / "out", "--threshold", block["max_share"] + 0.1)
     assert below.code == 0
     assert "no expert takes more than" in below.err
+    default = run(*ask, "--out", tmp_path / "out", "--json")
+    assert json.loads(default.out)["threshold"] == 40, "5 experts: twice the even share of 20 %"
+    assert default.code == int(block["max_share"] > 40)
+
+
+def test_many_experts_are_held_to_the_reports_5_percent():
+    assert [default_threshold(n) for n in (128, 41, 8)] == [5.0, 5.0, 25.0]
 
 
 def test_an_interrupted_count_goes_on(run, model_folder, prompts, tmp_path, monkeypatch):

@@ -252,6 +252,9 @@ def test_one_prompt_of_many_that_cannot_run_is_told_in_its_line(nano3_generate):
         (["--prompt", "a", "--seed", str(1 << 63)], "", ["--seed", str((1 << 63) - 1)]),
         (["--prompt", "a", "--chat", "--thinking", "--no-thinking"], "", ["--thinking and --no-thinking"]),
         (["--prompt", "", "--raw"], "", ["prompt is empty"]),
+        ([], "", ["nothing came from stdin", "--prompt"]),
+        (["--prompt", "-"], "", ["nothing came from stdin"]),
+        (["--prompt-file", "-"], "", ["nothing came from stdin"]),
         (["--prompt", "a " * 9000], "", ["8192"]),
     ],
 )

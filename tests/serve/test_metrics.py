@@ -4,6 +4,7 @@ import types
 from collections import Counter
 
 import pytest
+from prometheus_client import generate_latest
 
 from nano3.engine.request import Token, Update
 from nano3.serve.metrics import Metrics
@@ -23,3 +24,9 @@ def test_tokens_of_one_step_share_the_time_since_the_step_before():
     assert value("nano3_inter_token_latency_seconds_count") == 4
     assert value("nano3_inter_token_latency_seconds_sum") == pytest.approx(0.4)
     assert value("nano3_request_latency_seconds_sum") == pytest.approx(0.9)
+
+
+def test_no_series_says_when_it_was_created_which_would_double_the_text():
+    text = generate_latest(Metrics().registry).decode()
+    assert "nano3_request_latency_seconds_bucket" in text
+    assert "_created" not in text

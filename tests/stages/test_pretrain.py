@@ -1,5 +1,6 @@
 import gzip
 import json
+import sys
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from nano3.config.presets import load_pretrain, to_toml
 from nano3.data.prepare import prepare
 from nano3.model.config import read_stage
 from nano3.model.hf import load
+from nano3.stages.finished import RESULT
 from nano3.stages.outcome import compressors
 from nano3.stages.pretrain import main
 from nano3.train.progress import Silent
@@ -99,7 +101,9 @@ def test_a_resume_keeps_its_tokenizer_and_refuses_other_text(cfg, tmp_path, note
     kept = (tmp_path / "run" / "tokenizer" / "tokenizer.json").read_bytes()
     vocabularies = sorted((tmp_path / "cache" / "tokenizers").iterdir())
     (notes / "3.txt").touch()
+    (tmp_path / "run" / RESULT).unlink()
     assert _run(cfg, tmp_path / "run", resume=True).training.step == 2
+    (tmp_path / "run" / RESULT).unlink()
     (notes / "3.txt").write_text("quite another note, zebra quagga okapi " * 20)
     with pytest.raises(UserError, match=r"cannot resume .*\(text of notes: \w+ -> \w+\)"):
         _run(cfg, tmp_path / "run", resume=True)
@@ -165,3 +169,38 @@ def test_a_pattern_of_frozen_weights_that_matches_nothing_is_refused_before_data
     with pytest.raises(UserError, match=r"train\.freeze: no weight matches '\*\.router\.weight'"):
         _run(wrong, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_resume_of_a_finished_run_shows_its_result_again_and_does_nothing(cfg, tmp_path, monkeypatch, capsys):
+    first = _run(cfg, tmp_path / "run").summary()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr("nano3.stages.training.prepare", _no_work)
+        assert _run(load_pretrain(str(tmp_path / "run")), tmp_path / "run", resume=True).summary() == first
+        assert _run(cfg, tmp_path / "run", resume=True).summary() == first
+    assert "already finished" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    longer = replace(cfg, train=replace(cfg.train, tokens=512), schedule=replace(cfg.schedule, horizon_tokens=256))
+    assert _run(longer, tmp_path / "run", resume=True).training.tokens == 512
+
+
+def test_a_finished_run_without_its_model_or_with_other_settings_is_resumed(cfg, tmp_path):
+    _run(cfg, tmp_path / "run")
+    (tmp_path / "run" / "model" / "model.safetensors").unlink()
+    _run(cfg, tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+    sampled = replace(cfg, sample=replace(cfg.sample, tokens=2))
+    assert len(_run(sampled, tmp_path / "run", resume=True).samples) == len(cfg.sample.prompts)
+
+
+def test_a_missing_tracker_is_refused_before_the_data_are_prepared(cfg, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    monkeypatch.setattr("nano3.stages.training.prepare", _no_work)
+    with pytest.raises(UserError, match="pip install mlflow"):
+        _run(replace(cfg, log=replace(cfg.log, mlflow="x")), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def _no_work(*args, **options):
+    raise AssertionError("data are prepared")
