@@ -34,6 +34,7 @@ HARMLESS = {
     "generate": ["--help"],
     "chat": ["--help"],
     "runs": ["--help"],
+    "config": [],
     "eval": ["--help"],
 }
 

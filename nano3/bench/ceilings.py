@@ -21,6 +21,13 @@ READS = {f"read_{size}_MiB": size << 20 for size in READ_MIB}
 """Name and bytes of each, the smallest first."""
 UNITS = {"matmul_float32": "FLOP/s", "matmul_bfloat16": "FLOP/s", "copy": "B/s", **dict.fromkeys(READS, "B/s")}
 """Each ceiling and its unit; a copy counts bytes read and bytes written."""
+TITLES = {
+    "matmul_float32": "matrix product, float32",
+    "matmul_bfloat16": "matrix product, bfloat16",
+    "copy": "copy",
+    **{name: f"read of {size} MiB of weights" for name, size in zip(READS, READ_MIB, strict=True)},
+}
+"""What people are shown for the names of UNITS."""
 
 
 def read_ceiling(size: float) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from nano3.bench.ceilings import UNITS, read_ceiling
+from nano3.bench.ceilings import READS, UNITS, read_ceiling
 from nano3.bench.compute import OURS, SINGLE, Measured, Runs
 from nano3.bench.costs import flops, read_bytes
 from nano3.bench.workload import Case
@@ -144,8 +144,13 @@ def use_rows(figures: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         row = (case["name"], f"{scaled(side['flops_per_second'])}FLOP/s", f"{side['share_of_matmul']:.1%}")
         if "seconds_per_step" in side:
             read = f"{scaled(side['read_bytes_per_second'])}B/s"
-            row += (f"{side['seconds_per_step'] * 1000:.2f}", read, f"{side['share_of_read']:.1%}")
+            row += (f"{side['seconds_per_step'] * 1000:.2f}", read, _read_share(side))
         yield row
+
+
+def _read_share(side: dict[str, Any]) -> str:
+    """Nothing for a model so small that no reading was measured that its weights could be held against."""
+    return f"{side['share_of_read']:.1%}" if side["read_bytes_per_step"] >= min(READS.values()) else "-"
 
 
 def scaled(value: float) -> str:

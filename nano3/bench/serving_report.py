@@ -140,19 +140,22 @@ def draw(whole: Sequence[Sample], path: Path) -> Path:
 def _cumulative(axis: Any, values: Sequence[float], label: str, color: str) -> None:
     milliseconds = np.sort(np.asarray(values, dtype=float)) * 1000
     share = np.arange(1, len(milliseconds) + 1) / max(1, len(milliseconds)) * 100
-    axis.step(milliseconds, share, where="post", color=color, linewidth=1.8)
+    axis.step([0, *milliseconds], [0, *share], where="post", color=color, linewidth=1.8)
     if len(milliseconds):
         for percent in (50, 99):
             at = float(np.percentile(milliseconds, percent))
-            axis.axvline(at, color=MUTED, linewidth=1, linestyle="--" if percent == 50 else ":")
-            axis.annotate(
-                f"p{percent}\n{at:.4g}", (at, 4), xytext=(3, 0), textcoords="offset points", color=MUTED, fontsize=8
-            )
+            style = "--" if percent == 50 else ":"
+            axis.axvline(at, color=MUTED, linewidth=1.2, linestyle=style)
+        half, most = np.percentile(milliseconds, (50, 99))
+        # Above the axes, where neither a line nor the frame crosses it.
+        found = f"p50 {half:.4g} ms (dashed), p99 {most:.4g} ms (dotted)"
+        axis.set_title(found, fontsize=8.5, color=MUTED, loc="right")
+        # Room for the last step, which is the end of the line.
+        axis.set_xlim(0, 1.06 * max(float(milliseconds[-1]), 1e-3))
     axis.set_title(label, fontsize=10, color=INK, loc="left")
     axis.set_xlabel("milliseconds", color=INK)
     axis.set_ylabel("% within", color=INK)
-    axis.set_ylim(0, 101)
-    axis.set_xlim(left=0)
+    axis.set_ylim(0, 104)
     axis.grid(True, color=GRID, linewidth=0.8)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)

@@ -24,6 +24,7 @@ VERBS = {
     "data": "nano3.cli.data",
     "info": "nano3.cli.info",
     "runs": "nano3.cli.runs_table",
+    "config": "nano3.cli.config",
     "eval": "nano3.cli.eval",
     "bench": "nano3.cli.bench",
 }

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from nano3.bench.compute import Plan
 
 MODEL = "bench-110m"
+RATIO_COLUMN = 2
+FEW_OPS = 4
+"""Ops of a backend up to which the head of a bench names them."""
 Model = Annotated[
     str,
     typer.Option(
@@ -186,6 +189,7 @@ def _progress() -> Iterator[Callable[[str], None]]:
 
 
 def _show(figures: dict[str, Any], as_json: bool) -> None:
+    from nano3.bench.ceilings import TITLES
     from nano3.bench.compute_chart import threads_text
     from nano3.bench.compute_report import failures, scaled, speed_rows, use_rows
     from nano3.cli.output import plain_table, print_json, print_table, results
@@ -201,12 +205,18 @@ def _show(figures: dict[str, Any], as_json: bool) -> None:
         text = f"{scaled(rate['median'])}{rate['unit']}"
         if rate["min"] < rate["max"]:
             text += f" ({scaled(rate['min']).strip()} - {scaled(rate['max']).strip()})"
-        facts.add_row(name, text)
+        facts.add_row(TITLES.get(name, name), text)
     print_table(console, facts)
     columns = ("tokens/s", "least - most", "nano3 is x times as fast", "peak memory")
-    speeds = plain_table("Speed", "", "", *columns, right=columns)
-    for row in speed_rows(figures):
-        speeds.add_row(*row)
+    # Without another side there is no ratio.
+    shown = [
+        place
+        for place in range(len(columns))
+        if place != RATIO_COLUMN or any(case["ratios"] for case in figures["cases"])
+    ]
+    speeds = plain_table("Speed", "", "", *(columns[place] for place in shown), right=columns)
+    for case, side, *values in speed_rows(figures):
+        speeds.add_row(case, side, *(values[place] for place in shown))
     print_table(console, speeds)
     for line in failures(figures):
         print(line)
@@ -236,8 +246,10 @@ def _show_profile(title: str, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def backends_text(backends: dict[str, dict[str, str]]) -> str:
-    """Which backend runs which ops: `cpu: linear, rms_norm; eager: attention`."""
+    """Which backend runs how many ops, and which those are where they are few: `cpu: 15 ops; eager: attention`."""
     names: dict[str, list[str]] = {}
     for op, choice in backends.items():
         names.setdefault(choice["backend"], []).append(op)
-    return "; ".join(f"{name}: {', '.join(ops)}" for name, ops in names.items())
+    return "; ".join(
+        f"{name}: {', '.join(ops) if len(ops) <= FEW_OPS else f'{len(ops)} ops'}" for name, ops in names.items()
+    )

@@ -62,7 +62,7 @@ def settings_option(complete: Callable[[str], list[str]]) -> typer.models.Option
     """`--set` of a stage."""
     return typer.Option(
         "--set",
-        help="Change one setting, for example --set train.tokens=1e6. Repeatable.",
+        help="Change one setting, for example --set train.tokens=1e6; nano3 config lists them. Repeatable.",
         metavar="KEY=VALUE",
         autocompletion=complete,
         show_default=False,

@@ -6,6 +6,7 @@ import ast
 import inspect
 import textwrap
 import typing
+from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,19 @@ def field_docs(schema: type) -> dict[str, str]:
     return docs
 
 
+def settings(schema: type = ExtendContextConfig, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """Key, default and text of every setting of a stage, in the order of the source."""
+    types = field_types(schema)
+    for field in fields(schema):
+        if field.name not in types:
+            continue
+        key, inner = f"{prefix}{field.name}", types[field.name]
+        if isinstance(inner, type) and is_dataclass(inner):
+            yield from settings(inner, f"{key}.")
+        else:
+            yield key, toml_value(_default(field)), " ".join(field_docs(schema)[field.name].split())
+
+
 def _documented(schema: type) -> list[tuple[Field, str]]:
     docs = field_docs(schema)
     return [(field, docs[field.name]) for field in fields(schema) if field.name in field_types(schema)]
@@ -71,18 +85,19 @@ def _rows(section: str, schema: type) -> list[str]:
 
 def _row(section: str, field: Field, docs: str) -> str:
     text = " ".join(docs.split()).replace("|", "\\|").replace("*", "\\*")
-    return f"| `{section}.{field.name}` | `{_toml(_default(field))}` | {text} |"
+    return f"| `{section}.{field.name}` | `{toml_value(_default(field))}` | {text} |"
 
 
 def _default(field: Field) -> Any:
     return field.default if field.default_factory is MISSING else field.default_factory()
 
 
-def _toml(value: Any) -> str:
+def toml_value(value: Any) -> str:
+    """A value as a TOML file and `--set` write it."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{key} = {toml_value(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):
-        return "[" + ", ".join(map(_toml, value)) + "]"
+        return "[" + ", ".join(map(toml_value, value)) + "]"
     return tomli_w.dumps({"value": value}).removeprefix("value = ").strip()
 
 

@@ -50,7 +50,7 @@ def test_training_as_a_table_with_its_profile():
     done = bench("train", "--model", "tiny", "--pattern", "M", "--batch", "1", "--seq-len", "16", "--repeat", "1",
                  "--profile")  # fmt: skip
     assert done.returncode == 0, done.stderr
-    for word in ("train, tiny", "16 tokens", "nano3", "GiB", "matmul_float32",
+    for word in ("train, tiny", "16 tokens", "nano3", "GiB", "matrix product, float32",
                  "ssd_scan", "backward: ", "aten::mm"):  # fmt: skip
         assert word in done.stdout
 
