@@ -5,7 +5,8 @@ Linux builds use, that goes on for 300,000 turns (10 ms and more) before a threa
 nothing; beside other busy processes each wait takes a core from the thread that is waited for, and a training step or
 a decoding loop becomes several times slower. Two remedies:
 
-- GOMP_SPINCOUNT, which the library reads when torch loads it (`let_idle_threads_sleep`).
+- GOMP_SPINCOUNT, which the library reads when torch loads it (`let_idle_threads_sleep`). Processes that this one starts
+  inherit it.
 - While the system takes cores away from this process, threads sleep almost at once (`watch_cores`). The library does
   so where it manages more threads than there are cores; a sleeping thread more is enough for that.
 
@@ -14,6 +15,7 @@ Who sets GOMP_SPINCOUNT or OMP_WAIT_POLICY has decided: then neither is done.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import sys
@@ -22,6 +24,8 @@ import time
 from collections.abc import Callable
 
 SPINS = "10000"
+OURS = "NANO3_GOMP_SPINCOUNT"
+"""Set beside GOMP_SPINCOUNT where nano3 and not the user chose it; a process that this one starts reads it."""
 INTERVAL = 0.5
 """Seconds between two looks at the cores."""
 LEAST_WORK = 0.05
@@ -29,12 +33,15 @@ LEAST_WORK = 0.05
 MANY, FEW = 50.0, 15.0
 """Forced switches a CPU second that begin and end the second remedy. A core that others want too is taken away every
 few milliseconds; whoever is alone keeps it but for the system's own work."""
+MOST_SLEEPERS = 16
+"""Threads that the second remedy may take. More are needed only where torch uses few of many cores, and then other
+cores are free."""
 
 
 def let_idle_threads_sleep() -> None:
     """Set GOMP_SPINCOUNT, for this process if torch is not loaded yet and for those that it starts."""
     if not _user_decides():
-        os.environ["GOMP_SPINCOUNT"] = SPINS
+        os.environ["GOMP_SPINCOUNT"] = os.environ[OURS] = SPINS
 
 
 def watch_cores() -> None:
@@ -94,10 +101,16 @@ class _Sleepers:
         """None where there is nothing to do: another OpenMP library, or a single thread, which waits for nobody."""
         torch = sys.modules.get("torch")
         threads = torch.get_num_threads() if torch else 1
+        size = max(2, len(os.sched_getaffinity(0)) - threads + 2)
         libraries = _loaded_libraries()
-        if threads < 2 or not libraries:
+        if (
+            threads < 2
+            or not libraries
+            or size * len(libraries) > MOST_SLEEPERS
+            or not _can_start(size * len(libraries))
+        ):
             return None
-        return cls(libraries, max(2, len(os.sched_getaffinity(0)) - threads + 2))
+        return cls(libraries, size)
 
     def end(self) -> None:
         """Send the team home."""
@@ -111,19 +124,43 @@ class _Sleepers:
         self._done.wait()
 
 
+def _can_start(count: int) -> bool:
+    """Whether the system lets this process have so many threads more: GNU's library ends the process where not."""
+    done = threading.Event()
+    threads: list[threading.Thread] = []
+    try:
+        for _ in range(count):
+            thread = threading.Thread(target=done.wait, name="nano3-openmp-probe", daemon=True)
+            thread.start()
+            threads.append(thread)
+    except RuntimeError:
+        return False
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+    return True
+
+
 def _loaded_libraries() -> list[ctypes.CDLL]:
-    """GNU's OpenMP library as this process has loaded it: once, or once more by another package."""
+    """GNU's OpenMP library as this process has loaded it: once, or once more by another package. One whose file was
+    replaced since cannot be reached and is left out."""
     try:
         with open("/proc/self/maps") as maps:
             paths = {line.split(maxsplit=5)[5].strip() for line in maps if "libgomp" in line}
     except OSError:
         return []
-    return [ctypes.CDLL(path) for path in sorted(paths)]
+    found = []
+    for path in sorted(paths):
+        with contextlib.suppress(OSError):
+            found.append(ctypes.CDLL(path, mode=os.RTLD_NOW | os.RTLD_NOLOAD))
+    return found
 
 
 def _user_decides() -> bool:
+    spins = os.environ.get("GOMP_SPINCOUNT")
     # A process that this one starts finds our own setting.
-    return "OMP_WAIT_POLICY" in os.environ or os.environ.get("GOMP_SPINCOUNT", SPINS) != SPINS
+    return "OMP_WAIT_POLICY" in os.environ or (spins is not None and spins != os.environ.get(OURS))
 
 
 def _usage() -> tuple[int, float]:
@@ -137,3 +174,13 @@ def _usage() -> tuple[int, float]:
 
 
 _WATCH = CoreWatch(_usage)
+
+
+def _watch_anew() -> None:
+    """In a forked process: its counters begin at 0, and the parent's sleepers and locks are not its own."""
+    global _WATCH  # noqa: PLW0603
+    _WATCH = CoreWatch(_usage)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_watch_anew)

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from nano3.openmp import INTERVAL, SPINS, CoreWatch
+from nano3.openmp import INTERVAL, OURS, SPINS, CoreWatch
 
+DECIDING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", OURS)
 MAPS = Path("/proc/self/maps")
 pytestmark = pytest.mark.skipif(
     not MAPS.exists() or "libgomp" not in MAPS.read_text(), reason="this PyTorch has another OpenMP library than GNU's"
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.skipif(
 
 def run(*command: str, **settings: str) -> subprocess.CompletedProcess:
     """Run Python without the settings of this process."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")} | settings
+    environment = {k: v for k, v in os.environ.items() if k not in DECIDING} | settings
     done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done
@@ -47,6 +48,59 @@ def test_a_process_that_a_script_starts_has_it_too():
     code = "import sys, torch, nano3, subprocess; subprocess.run([sys.executable, '-c', 'import torch'], check=True)"
     own, child = spins("-c", code)
     assert (own != SPINS, child) == (True, SPINS)
+
+
+EFFECT = """
+import time, torch
+from nano3 import openmp
+
+torch.set_num_threads(2)
+x = torch.randn(400, 400)
+
+
+def used():
+    '''CPU seconds of operations with pauses between them, in which waiting threads spin or sleep.'''
+    start = time.process_time()
+    for _ in range(25):
+        x.exp()
+        time.sleep(0.02)
+    return time.process_time() - start
+
+
+used()
+before = used()
+sleepers = openmp._Sleepers.start()
+time.sleep(0.3)
+during = used()
+sleepers.end()
+print(during < 0.5 * before or before < 0.02, openmp._WATCH.sleeping_early)
+"""
+
+
+def test_waiting_threads_use_less_of_a_core():
+    # As where torch was imported before nano3: the library waits its 300,000 turns.
+    assert run("-c", "import torch\n" + EFFECT).stdout == "True False\n"
+
+
+BEYOND = """
+import torch, nano3, os, sys
+from nano3 import openmp
+
+torch.set_num_threads(2)
+os.sched_getaffinity = lambda pid: set(range(192))
+print(openmp._Sleepers.start())
+os.sched_getaffinity = lambda pid: {0, 1}
+openmp._can_start = lambda count: False
+print(openmp._Sleepers.start())
+watch, pid = openmp._WATCH, os.fork()
+if not pid:
+    os._exit(openmp._WATCH is watch)
+print(os.waitpid(pid, 0)[1])
+"""
+
+
+def test_what_the_system_would_refuse_is_not_asked_for():
+    assert run("-c", BEYOND).stdout == "None\nNone\n0\n"
 
 
 WATCHED = """
@@ -86,7 +140,7 @@ print(threads() == before)
     [
         ({}, "False True True True False False\nFalse False False True True\nTrue False\nTrue\n"),
         (
-            {"GOMP_SPINCOUNT": "300000"},
+            {"GOMP_SPINCOUNT": SPINS},
             "False False False False False False\nFalse False False False False\nFalse False\nTrue\n",
         ),
     ],
