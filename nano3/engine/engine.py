@@ -201,6 +201,7 @@ class Engine:
             preemptions=s.preemptions,
             cache_queries=s.cache_queries,
             cache_hits=s.cache_hits,
+            cached_prefixes=len(s.cache),
             drafted_tokens=self._drafted,
             accepted_tokens=self._accepted,
             pages_used=s.pages.used,

@@ -34,6 +34,8 @@ class Stats:
     """Prompts looked up in the prefix cache."""
     cache_hits: int = 0
     """Prompts of which it had a part."""
+    cached_prefixes: int = 0
+    """Beginnings of prompts that the prefix cache keeps now."""
     drafted_tokens: int = 0
     """Tokens proposed by speculation."""
     accepted_tokens: int = 0

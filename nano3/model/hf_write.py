@@ -31,6 +31,8 @@ from nano3.model.lm import FLOAT32_SUFFIXES, LM
 from nano3.model.quantization import FILE as QUANTIZATION
 from nano3.model.shards import is_sharded, local_part
 
+SCALES = ("_scale",)
+"""Ends of the names that quantized weights, keys and values bring along."""
 # What a Hugging Face folder of a model holds; a folder with anything else is not replaced.
 EXPECTED_NAMES = (
     "config.json",
@@ -69,10 +71,12 @@ def save(
     rank.
 
     Raises:
-        UserError: `folder` is a file or holds anything that does not belong to a model.
+        UserError: `folder` is a file or holds anything that does not belong to a model, or the model holds weights that
+            its architecture does not (of adapters that are not merged).
         OSError: the disk is full or not writable.
     """
     folder = Path(folder)
+    _check_known(model)
     files = _plan_files(model, dtype, max_shard_bytes)
     gather = _Gatherer(model)
     with ExitStack() as stack:
@@ -82,6 +86,14 @@ def save(
             _on_writer(lambda f=file, t=tensors: save_file(t, temporary / f, metadata={"format": "pt"}))
         _on_writer(lambda: _write_rest(temporary, files, model, dtype, extra))
         _on_writer(stack.close)
+
+
+def _check_known(model: LM) -> None:
+    with torch.device("meta"):
+        known = set(LM(model.cfg).state_dict())
+    foreign = [name for name in model.state_dict() if name not in known and not name.endswith(SCALES)]
+    if foreign:
+        raise UserError(f"the model has {foreign[0]}, which a nemotron_h folder has no place for: merge adapters first")
 
 
 def _begin(folder: Path, stack: ExitStack) -> Path:

@@ -136,6 +136,7 @@ class WeightSync:
         self.world.agree(attempt(self._check_idle))
         started = time.perf_counter()
         version = self._send()
+        self.world.agree(attempt(self._check_dropped))
         rollouts: list[ProbeRollouts] = []
         self.world.agree(attempt(lambda: rollouts.append(self.probe.rollouts(self.engine))))
         measured = self.probe.compare(rollouts[0], self.model, self.temperature)
@@ -147,6 +148,14 @@ class WeightSync:
     def _check_idle(self) -> None:
         if self.engine.has_work:
             raise RuntimeError("weight sync: the engine has unfinished requests; run them to their end or abort them")
+
+    def _check_dropped(self) -> None:
+        # Not by the probe alone, whose own entries may have been evicted since the last sync.
+        if kept := self.engine.stats().cached_prefixes:
+            raise MismatchError(
+                f"weight sync: the engine keeps {kept} beginnings of prompts with states of the old weights: its "
+                "weights_changed() must drop its prefix cache"
+            )
 
     def _judge(self, report: SyncReport) -> None:
         measured, bound = report.measured, self.bound
@@ -230,7 +239,7 @@ def _way(model: Any, engine: Any, replaced_folder: Path | None) -> Callable[[], 
 
 def _through_folder(model: Any, engine: Any) -> int:
     folder = engine.folder
-    written = ("config.json", "generation_config.json")
+    written = ("config.json", "generation_config.json", "hf_quant_config.json")  # the last only where `save` sees fit
     others = [f for f in folder.iterdir() if f.name not in written and "safetensors" not in f.name]
 
     def keep(new: Path) -> None:

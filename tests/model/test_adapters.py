@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from nano3.config.errors import UserError
 from nano3.data.batch import Batch
 from nano3.data.tokenizer import Tokenizer
 from nano3.engine.engine import Engine
@@ -15,6 +16,7 @@ from nano3.engine.protocol import run
 from nano3.engine.request import Request, Sampling
 from nano3.model import step
 from nano3.model.head import log_probs
+from nano3.model.hf import save
 from nano3.model.layers import Linear
 from nano3.model.lm import LM
 from nano3.model.moe import Experts
@@ -159,3 +161,10 @@ def test_a_hook_on_a_projection_is_heard(small_model, name):
     plain = small_model.log_probs(TOKENS, TARGETS)
     small_model.get_submodule(name).register_forward_hook(lambda module, given, y: y * 1.5)
     assert not torch.allclose(small_model.log_probs(TOKENS, TARGETS), plain, atol=1e-4)
+
+
+def test_a_folder_is_not_written_with_weights_that_no_reader_knows(small_model, tmp_path):
+    adapt(small_model)
+    with pytest.raises(UserError, match=r"the model has .*, which a nemotron_h folder has no place for: merge"):
+        save(small_model, tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()

@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -120,6 +121,24 @@ def test_refuses_a_stale_prefix_cache(model, tokenizer):
     assert "\n" not in str(caught.value)
 
 
+def test_refuses_stale_states_of_others_than_the_probe(model, tokenizer):
+    """The probe's own entries may be gone by the next sync."""
+
+    class Forgetful(Engine):
+        def weights_changed(self):
+            self._weights_version += 1
+            return self._weights_version
+
+    engine = engine_of(model, tokenizer, Forgetful)
+    sync = WeightSync(model, engine)
+    sync.sync()
+    engine.cache.clear()
+    run(engine, [Request("other", tuple(range(40)), Sampling(max_tokens=1))])
+    train(model)
+    with pytest.raises(MismatchError, match=r"keeps \d+ beginnings of prompts with states of the old weights"):
+        sync.sync()
+
+
 def test_refuses_stale_pages_by_their_numbers_alone(model, tokenizer):
     """Where the engine does not tell what came from its cache."""
 
@@ -129,6 +148,9 @@ def test_refuses_stale_pages_by_their_numbers_alone(model, tokenizer):
 
         def step(self):
             return [update._replace(cached_tokens=0) for update in super().step()]
+
+        def stats(self):
+            return replace(super().stats(), cached_prefixes=0)
 
     sync = WeightSync(model, engine_of(model, tokenizer, Silent))
     sync.sync()
