@@ -10,6 +10,9 @@ from torch import Tensor
 CACHE_BLOCK_BYTES = 1024 * 1024
 """Bytes of one operand that a blocked CPU loop works on at a time, so that its passes stay in the L2 cache."""
 
+LEAST_LOG_PROB = -1e3
+"""Floor under log-probabilities that are multiplied by their probabilities, 0 there in any type: -inf gives nan."""
+
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
     """The type sums are kept in: float64 for float64 input, float32 for everything narrower."""

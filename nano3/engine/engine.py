@@ -23,6 +23,7 @@ from nano3.engine.sequence import Sequence
 from nano3.engine.sequence_sampler import SequenceSampler, derive_seed, penalized_ids
 from nano3.engine.sizing import Sizes, fit, free_memory
 from nano3.engine.thinking import thinking_tracker
+from nano3.model.head import log_probs, logits
 from nano3.model.lm import LM
 from nano3.model.pool import StatePool
 from nano3.openmp import watch_cores
@@ -44,8 +45,9 @@ class Engine:
     with AMX apart, whose tiles take over from four rows on. A prompt is not: products of up to 64 rows are C++'s and
     larger ones PyTorch's, whose rounding depends on the number of rows too; pieces and kept states begin where chunks
     ended; and a token computed among a prompt's (after preemption, or as a later turn's beginning) rounds otherwise
-    than one that was decoded. In float32 log-probabilities differ by some 1e-6, in bfloat16 by up to some 1e-2, and
-    more where a router is near a tie. So a seed reproduces a bfloat16 output only among the same requests.
+    than one that was decoded. In float32 log-probabilities differ by some 1e-6. In bfloat16 hidden states are rounded,
+    logits never: with logits of up to 30 some 1e-2 to 1e-1 on average, up to 0.3, and far more where a router is near a
+    tie. So a seed reproduces a bfloat16 output only among the same requests.
 
     With `exact`, tokens and log-probabilities hang on the request, the weights, `snapshot_every`, and the machine with
     its number of threads alone. Prompts go through the model one piece of one prompt at a time, cut at multiples of
@@ -269,11 +271,15 @@ class Engine:
             sequence.prompt_scores.append(Token(sequence.tokens[0], float("nan"), float("nan")))
         first = sequence.computed + 1
         last = min(first + work.length, sequence.prompt_length)
-        for start in range(first, last, SCORED_ROWS):
-            stop = min(start + SCORED_ROWS, last)
-            targets = torch.tensor(sequence.tokens[start:stop], device=self.device)
-            logits = self.model.lm_head(hidden[start - first : stop - first])
-            sequence.prompt_scores += score(logits, targets, top, self._ids_limit)
+        targets = torch.tensor(sequence.tokens[first:last], device=self.device)
+        if not top and len(targets) > 1:
+            found = log_probs(self.model.lm_head, hidden[: len(targets)], targets).tolist()
+            sequence.prompt_scores += [Token(i, p, p) for i, p in zip(targets.tolist(), found, strict=True)]
+            return
+        for start in range(0, len(targets), SCORED_ROWS):
+            part = slice(start, min(start + SCORED_ROWS, len(targets)))
+            rows = logits(self.model.lm_head, hidden[part])
+            sequence.prompt_scores += score(rows, targets[part], top, self._ids_limit)
 
     def _choose(self, done: Passed, right: dict[int, int]) -> list[Update]:
         """Next tokens; how many guesses of each work were right is put into `right`."""

@@ -13,6 +13,7 @@ from nano3.engine.request import Token
 from nano3.engine.sampler import sample
 from nano3.engine.scheduler import Work
 from nano3.engine.sequence_sampler import SequenceSampler
+from nano3.model.head import logits
 from nano3.model.lm import LM
 from nano3.model.plan import MOST_STEPS, Plan, Span
 from nano3.model.pool import StatePool
@@ -59,11 +60,11 @@ class Passes:
         return [passed for part in parts for passed in self._pass(part)]
 
     def logits(self, done: Passed, rows: list[int]) -> Tensor:
-        """(len(rows), V) logits of some of the pass's tokens."""
+        """(len(rows), V) logits of some of the pass's tokens, float32."""
         if done.logits is not None:
             return rows_of(done.logits, rows)
         assert done.hidden is not None
-        return self.model.lm_head(rows_of(done.hidden, rows))
+        return logits(self.model.lm_head, rows_of(done.hidden, rows))
 
     def sample(self, logits: Tensor, samplers: Sequence[SequenceSampler]) -> list[Token]:
         """The next token of each row."""

@@ -28,8 +28,8 @@ class Entry:
     length: int
     slot: int
     pages: tuple[int, ...]
-    experts: np.ndarray | None = None
-    """(MoE blocks, length, K) that the tokens used, of requests that report them."""
+    experts: tuple[np.ndarray, ...] | None = None
+    """(MoE blocks, tokens, K) that the tokens used, of requests that report them: pieces that longer entries share."""
 
 
 class BlockHashes:
@@ -90,7 +90,9 @@ class PrefixCache:
         """Count an entry as used."""
         self._entries.move_to_end(key)
 
-    def add(self, key: Key, length: int, slot: int, pages: Sequence[int], experts: np.ndarray | None = None) -> None:
+    def add(
+        self, key: Key, length: int, slot: int, pages: Sequence[int], experts: tuple[np.ndarray, ...] | None = None
+    ) -> None:
         """Keep a slot, which becomes the cache's, with the pages of its first `length` tokens."""
         if key in self._entries:
             self._slots.give_back(slot)

@@ -221,7 +221,7 @@ class Scheduler:
     def _count(self, sequence: Sequence, entry: Entry | None) -> None:
         sequence.computed = entry.length if entry else 0
         if entry is not None and entry.experts is not None and sequence.experts is not None:
-            sequence.experts.add(0, entry.experts)
+            sequence.experts.start_with(entry.experts)
         if sequence.started:  # a second start, after a preemption, says nothing about the prompt
             return
         sequence.started = True

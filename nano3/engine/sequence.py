@@ -15,30 +15,60 @@ from nano3.engine.speculate import NgramIndex
 
 
 class ExpertLog:
-    """The experts of a sequence's tokens, each as it was first computed: log-probabilities are of those."""
+    """The experts of a sequence's tokens, each as it was first computed: log-probabilities are of those.
+
+    It holds each token once. Kept states hold what this log does, and not copies of it: pieces end where states are
+    kept. So experts take (MoE blocks * K) bytes a token (two each beyond 256 experts) beside the pages that are in use.
+    """
 
     def __init__(self) -> None:
-        self._pieces: list[np.ndarray] = []
-        self._length = self._reported = 0
+        self._kept: list[np.ndarray] = []
+        self._kept_length = 0
+        self._rest: list[np.ndarray] = []
+        self._unreported: list[np.ndarray] = []
+        self._length = 0
 
     def add(self, start: int, experts: np.ndarray) -> None:
         """Enter (MoE blocks, tokens, K) of the tokens from `start` on; what is there already stays."""
         new = experts[:, max(0, self._length - start) :]
         if new.shape[1]:
-            self._pieces.append(new)
+            new = new.copy()  # not the whole pass, of which it is a part
+            self._rest.append(new)
+            self._unreported.append(new)
             self._length += new.shape[1]
 
-    def upto(self, length: int) -> np.ndarray:
-        """Of the first `length` tokens."""
-        if len(self._pieces) != 1:
-            self._pieces = [np.concatenate(self._pieces, axis=1)]
-        return self._pieces[0][:, :length]
+    def start_with(self, pieces: tuple[np.ndarray, ...]) -> None:
+        """Enter the experts of a kept state's tokens."""
+        if not self._length:
+            self._kept, self._unreported = [*pieces], [*pieces]
+            self._length = self._kept_length = sum(piece.shape[1] for piece in pieces)
+            return
+        start = 0
+        for piece in pieces:
+            self.add(start, piece)
+            start += piece.shape[1]
+
+    def upto(self, length: int) -> tuple[np.ndarray, ...]:
+        """Of the first `length` tokens, pieces one after another that are not changed any more."""
+        if length > self._kept_length:
+            rest, cut = np.concatenate(self._rest, axis=1), length - self._kept_length
+            self._kept.append(rest[:, :cut].copy())
+            self._kept_length = length
+            self._rest = [rest[:, cut:]] if cut < rest.shape[1] else []
+        pieces, left = [], length
+        for piece in self._kept:
+            if left <= 0:
+                break
+            pieces.append(piece if piece.shape[1] <= left else piece[:, :left].copy())
+            left -= piece.shape[1]
+        return tuple(pieces)
 
     def take_new(self) -> np.ndarray:
-        """Of the tokens since the last call."""
-        new = self.upto(self._length)[:, self._reported :]
-        self._reported = self._length
-        return new
+        """Of the tokens since the last call; at least one token was entered before the first."""
+        new = self._unreported
+        found = new[0] if len(new) == 1 else np.concatenate(new, axis=1)
+        self._unreported = [found[:, :0]]
+        return found
 
 
 class Sequence:

@@ -1,7 +1,9 @@
 """Log-probabilities from the output projection, without ever holding all logits.
 
 A plain projection goes through one fused op; any other module (an adapter, a quantized or a hooked one) is called, a
-few tokens at a time, and its logits are made again in the backward pass.
+few tokens at a time, and its logits are made again in the backward pass. What it returns is taken as it comes: logits
+of a called bfloat16 head are rounded to bfloat16, and the log-probabilities with them, by up to 0.4 % of the logit. A
+quantized one computes float32 logits.
 """
 
 from __future__ import annotations
@@ -14,12 +16,37 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nano3 import kernels
+from nano3.kernels.common import LEAST_LOG_PROB
 from nano3.model.layers import bare_weight
 
 IGNORED = -100
 """Target of a token that has none."""
+NARROW_ROWS = 64
+"""Rows of a float32 product with a bfloat16 weight on CPUs; more would have the whole weight widened first."""
 CHUNK = 256
 """Tokens whose logits a called head makes at a time: 134 MB in float32 at the report's vocabulary of 131,072."""
+
+
+def logits(head: nn.Module, hidden: Tensor) -> Tensor:
+    """Logits in float32 for hidden of any narrower type, those whose softmax `log_probs` takes; without gradients.
+
+    Args:
+        head: (..., D) -> (..., V).
+        hidden: (S, D).
+
+    Returns:
+        (S, V) float32 (float64 for float64 hidden), rounded before where the head is called for them (see above).
+    """
+    weight, wide = bare_weight(head), torch.promote_types(hidden.dtype, torch.float32)
+    if not isinstance(weight, Tensor):
+        return _call(head, hidden).to(wide)
+    if hidden.dtype == wide:
+        return kernels.linear(hidden, weight)
+    weight = weight.to(hidden.dtype)
+    if hidden.is_cuda:
+        return torch.mm(hidden, weight.t(), out_dtype=wide)
+    parts = [kernels.linear(rows, weight) for rows in hidden.to(wide).split(NARROW_ROWS)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def nll_sum(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
@@ -102,8 +129,17 @@ def _log_probs(
     head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float, entropy: bool
 ) -> tuple[Tensor, Tensor]:
     """Of one chunk; entropies are 0 where nobody wants them."""
-    logits = head(hidden)
+    logits = _call(head, hidden)
     wide = torch.promote_types(logits.dtype, torch.float32)
     all_log_probs = torch.log_softmax(logits.to(wide) / temperature, -1)
     chosen = all_log_probs.gather(1, targets.unsqueeze(1)).squeeze(1)
-    return chosen, -(all_log_probs.exp() * all_log_probs).sum(-1) if entropy else torch.zeros_like(chosen)
+    if not entropy:
+        return chosen, torch.zeros_like(chosen)
+    return chosen, -(all_log_probs.exp() * all_log_probs.clamp_min(LEAST_LOG_PROB)).sum(-1)
+
+
+def _call(head: nn.Module, hidden: Tensor) -> Tensor:
+    """The head's logits; of a quantized one, whose products are float32 in any case, without rounding them."""
+    if isinstance(bare_weight(head), kernels.Scaled):
+        hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+    return head(hidden)

@@ -11,6 +11,7 @@ from nano3.config.model import ModelConfig
 from nano3.engine.engine import Engine
 from nano3.engine.protocol import run
 from nano3.engine.request import Request, Sampling
+from nano3.engine.sequence import ExpertLog
 from nano3.model.lm import LM
 
 
@@ -117,3 +118,54 @@ def test_replay_in_a_training_pass_brings_bfloat16_rollouts_closer(model, tokeni
         sampled = torch.stack([torch.from_numpy(output.sampled_log_probs) for output in outputs])
         largest.append(float((trained - sampled).abs().max()))
     assert largest[1] < largest[0] / 3
+
+
+def test_reporting_each_token_copies_no_earlier_ones(monkeypatch):
+    log, copied, concatenate = ExpertLog(), [], np.concatenate
+    monkeypatch.setattr(
+        np, "concatenate", lambda x, axis=0: copied.append(sum(map(np.size, x))) or concatenate(x, axis)
+    )
+    tokens = np.arange(3 * 400 * 2, dtype=np.uint8).reshape(3, 400, 2)
+    found = []
+    for at in range(400):
+        log.add(at, tokens[:, at : at + 1])
+        found.append(log.take_new())
+    assert np.array_equal(concatenate(found, 1), tokens)
+    assert log.take_new().shape == (3, 0, 2)
+    assert sum(copied) <= 2 * tokens.size
+
+
+def test_kept_states_share_the_experts_of_their_tokens(model, tokenizer):
+    """What all kept states of a prompt hold grows with its length, not with the square."""
+    engine = engine_of(model, tokenizer)
+    request = ask("r", prompt(1000), max_tokens=50)
+    [[output]] = run(engine, [request])
+    entries = list(engine.cache._entries.values())
+    assert len(entries) > 20
+    for entry in entries:
+        assert np.array_equal(np.concatenate(entry.experts, axis=1), output.experts[:, : entry.length])
+    held = {id(whole): whole.nbytes for entry in entries for part in entry.experts for whole in [owner(part)]}
+    assert sum(held.values()) <= output.experts.nbytes
+
+
+def owner(array):
+    """The array whose memory a view keeps alive."""
+    while array.base is not None:
+        array = array.base
+    return array
+
+
+@pytest.mark.parametrize("lengths", [(7, 20, 20, 33), (33, 7, 20, 12)])
+def test_kept_pieces_whatever_the_order_of_lengths(lengths):
+    tokens = np.random.default_rng(0).integers(0, 9, (2, 40, 3), dtype=np.uint8)
+    log, other = ExpertLog(), ExpertLog()
+    for start in range(0, 40, 10):
+        log.add(start, tokens[:, start : start + 10])
+    for length in lengths:
+        assert np.array_equal(np.concatenate(log.upto(length), axis=1), tokens[:, :length])
+    other.start_with(log.upto(20))
+    other.add(15, tokens[:, 15:])
+    assert np.array_equal(other.take_new(), tokens)
+    other.start_with(log.upto(33))
+    assert other.take_new().shape[1] == 0
+    assert np.array_equal(np.concatenate(other.upto(40), axis=1), tokens)
