@@ -17,6 +17,9 @@ from torch import Tensor
 from .dispatch import choose
 from .scaled import FLOATS, Weight, check_float, check_weight
 
+MOST_SHARP = 3.4e38
+"""Largest inverse of a temperature; fp32 ends just beyond."""
+
 
 def linear(x: Tensor, weight: Weight, *, backend: str | None = None) -> Tensor:
     """y = x @ weight.T.
@@ -184,14 +187,28 @@ def linear_cross_entropy(
         chunk_size: tokens whose logits exist at a time; None: the backend decides.
 
     Returns:
-        fp32 scalar (fp64 for fp64 hidden), 0 when all targets are ignored. Gradients to hidden and weight.
+        fp32 scalar (fp64 for fp64 hidden), 0 when all targets are ignored. Gradients to hidden and weight, each in its
+        own type and once: without a second derivative. That of fp32 weights under bf16 hidden is as exact as products
+        of bf16 numbers are: where the processor has those, each chunk's share is rounded to bf16 before the fp32 sum.
 
     Raises:
-        ValueError: the weight is no float tensor.
+        ValueError: shapes that do not go together, or the weight is no float tensor.
     """
     check_float("linear_cross_entropy", weight)
+    _check_head("linear_cross_entropy", hidden, weight, targets, chunk_size)
     run = choose("linear_cross_entropy", hidden.device, backend)[1]
     return run(hidden, weight, targets, ignore_index=ignore_index, chunk_size=chunk_size)
+
+
+def _check_head(op: str, hidden: Tensor, weight: Tensor, targets: Tensor, chunk_size: int | None) -> None:
+    """Refuse what would be read past its end, or be scored in part."""
+    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1] or not weight.shape[0]:
+        shapes = f"hidden {tuple(hidden.shape)} and weight {tuple(weight.shape)}"
+        raise ValueError(f"{op}: {shapes}; they must be (S, D) and (V, D), V at least 1")
+    if targets.shape != hidden.shape[:1]:
+        raise ValueError(f"{op}: targets {tuple(targets.shape)} for hidden of {len(hidden)} rows; one each")
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"{op}: chunk_size is {chunk_size}; it must be at least 1")
 
 
 @overload
@@ -247,14 +264,19 @@ def log_probs(
         chunk_size: as in `linear_cross_entropy`.
 
     Returns:
-        (S,) fp32 (fp64 for fp64 hidden), with `entropy` two of them. Gradients to hidden and weight, each in its own
-        type, with sums over tokens in fp32.
+        (S,) fp32 (fp64 for fp64 hidden), with `entropy` two of them; both finite where single logits are -inf.
+        Gradients to hidden and weight, each in its own type, without a second derivative. Under bf16 hidden, where the
+        processor or GPU multiplies bf16, the logits' gradients are rounded to bf16, and so is each chunk's share of the
+        weight's gradient before the fp32 sum over chunks.
 
     Raises:
-        ValueError: the temperature is not above 0, or the weight is no float tensor.
+        ValueError: shapes that do not go together, the weight is no float tensor, or the temperature or its inverse is
+            no finite fp32 number above 0.
     """
     check_float("log_probs", weight)
-    if not temperature > 0:
-        raise ValueError(f"log_probs: temperature is {temperature}; it must be above 0")
+    _check_head("log_probs", hidden, weight, targets, chunk_size)
+    if not (temperature > 0 and 0 < 1 / temperature <= MOST_SHARP):
+        limits = "above 0" if not temperature > 0 else f"at least {1 / MOST_SHARP:.3g} and finite"
+        raise ValueError(f"log_probs: temperature is {temperature}; it must be {limits}")
     run = choose("log_probs", hidden.device, backend)[1]
     return run(hidden, weight, targets, temperature, entropy, ignore_index, chunk_size)

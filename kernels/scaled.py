@@ -12,6 +12,8 @@ from torch.autograd.function import once_differentiable
 E4M3 = torch.float8_e4m3fn
 E4M3_MAX = 448.0
 """Largest number of e4m3 (arXiv 2209.05433); beyond it PyTorch's conversion gives nan."""
+SMALLEST_EXPONENT, MANTISSA = -6, 3
+"""Of e4m3's normal numbers, and bits of mantissa."""
 FLOATS = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
 """Types whose numbers are weights as they stand."""
 
@@ -119,7 +121,11 @@ class _Round(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.to(E4M3).to(x.dtype)
+        if x.dtype != torch.float64:
+            return x.to(E4M3).to(x.dtype)
+        # PyTorch's conversion of float64 goes through float32, which rounds twice.
+        step = torch.ldexp(torch.ones_like(x), (x.frexp().exponent - 1).clamp_min(SMALLEST_EXPONENT) - MANTISSA)
+        return (x / step).round() * step
 
     @staticmethod
     @once_differentiable

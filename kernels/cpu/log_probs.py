@@ -3,7 +3,7 @@ processor multiplies bfloat16 (src/logits.inl), since PyTorch's bfloat16 product
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -51,14 +51,14 @@ def _fits(hidden: Tensor, weight: Tensor, targets: Tensor) -> bool:
 class _Softmaxes(NamedTuple):
     """Of each of n rows, float32: the largest logit, and the logarithm of the sum of exponentials beyond it."""
 
-    log_probs: Tensor
     tops: Tensor
     log_sums: Tensor
     entropies: Tensor | None
+    log_probs: Tensor | None = None
 
     @classmethod
     def empty(cls, n: int, entropy: bool) -> _Softmaxes:
-        return cls(empty(n), empty(n), empty(n), empty(n) if entropy else None)
+        return cls(empty(n), empty(n), empty(n) if entropy else None, empty(n))
 
     def part(self, rows: slice | Tensor) -> _Softmaxes:
         """Those of some rows."""
@@ -66,8 +66,12 @@ class _Softmaxes(NamedTuple):
 
     def each(self, change: Callable[[Tensor], Tensor]) -> _Softmaxes:
         """With all tensors changed."""
-        entropies = None if self.entropies is None else change(self.entropies)
-        return _Softmaxes(change(self.log_probs), change(self.tops), change(self.log_sums), entropies)
+        entropies, log_probs = (None if value is None else change(value) for value in self[2:])
+        return _Softmaxes(change(self.tops), change(self.log_sums), entropies, log_probs)
+
+    def places(self) -> Iterator[int | None]:
+        """Where they are, in the order of the forward kernels."""
+        return map(_place, (self.log_probs, self.tops, self.log_sums, self.entropies))
 
 
 class _Head:
@@ -91,16 +95,16 @@ class _Head:
         """Of all rows."""
         found = _Softmaxes.empty(self.targets.numel(), entropy)
         if self.type == torch.bfloat16 and self.targets.numel():
-            _run("log_probs_product", *self._product(slice(None)), *map(_place, found))
+            _run("log_probs_product", *self._product(slice(None)), *found.places())
             return found
         for rows in self.chunks():
             logits = self._logits(rows)
-            _run("log_probs", *self._at(logits, rows), *map(_place, found.part(rows)))
+            _run("log_probs", *self._at(logits, rows), *found.part(rows).places())
         return found
 
     def gradients(self, rows: slice, found: _Softmaxes, dlog_probs: Tensor, dentropies: Tensor | None) -> Tensor:
         """(n, V) gradients of the rows' logits in the type of the products, valid until the next call."""
-        _, tops, log_sums, entropies = found.part(rows)
+        tops, log_sums, entropies, _ = found.part(rows)
         dentropies = None if dentropies is None else dentropies[rows]
         places = map(_place, (tops, log_sums, entropies, dlog_probs[rows], dentropies))
         if self.type == torch.float32:
@@ -142,7 +146,9 @@ class _LogProbs(torch.autograd.Function):
         found = _Head(h.detach(), weight, t, sharp, chunk_size).softmaxes(entropy)
         if rows is not None:
             found = found.each(lambda value: _spread(value, rows, targets.numel()))
-        ctx.save_for_backward(hidden, weight, targets, *found)
+        # No outputs: callers may change theirs in place.
+        entropies = None if found.entropies is None else found.entropies.clone()
+        ctx.save_for_backward(hidden, weight, targets, found.tops, found.log_sums, entropies)
         ctx.options = sharp, ignore_index, chunk_size
         ctx.set_materialize_grads(False)
         return found.log_probs, found.entropies

@@ -142,7 +142,7 @@ class DecodeProgram:
         Raises:
             IndexError: a token, slot or page that does not exist; nothing was changed.
             UnfitError: states that the program does not take; nothing was changed.
-            ValueError: wrong indices.
+            ValueError: wrong indices; nothing was changed.
             MemoryError: none for the results, or for the step's own use; nothing was changed.
         """
         n, p = tokens.shape[0], self._program
@@ -196,13 +196,14 @@ class DecodeProgram:
 
         Raises:
             IndexError, UnfitError, MemoryError: as `run`.
-            ValueError: not n of one of them.
+            ValueError: not n of one of them, slots or pages that do not fit, or no id below `limit`.
         """
         n, p, memory = len(tokens), self._program, self._memory
         if not may_run():
             raise UnfitError(TRACED)
         with self._lock:
             self._point_at(states)
+            self._check_choice(n, slots, pages, key_lengths, limit)
             if self._logits.shape[0] < n:
                 p.logits = 0
                 self._logits = _new(n, self.sizes.V)
@@ -237,6 +238,24 @@ class DecodeProgram:
             raise ValueError(f"page_table of shape {tuple(page_table.shape)} for {n} sequences")
         if not all(t.dtype == torch.int64 and t.is_contiguous() and t.device.type == "cpu" for t in indices):
             raise ValueError("indices must be int64, contiguous and on the CPU")
+        if self.sizes.H and len(set(slots.tolist())) != n:
+            raise ValueError(f"slots {slots.tolist()} for {n} sequences; each needs its own")
+
+    def _check_choice(
+        self, n: int, slots: Sequence[int], pages: Sequence[list[int]], key_lengths: Sequence[int], limit: int
+    ) -> None:
+        if not 0 < n <= MOST_SEQUENCES or len(pages) != n or len(key_lengths) != n:
+            given = f"{n} tokens, {len(pages)} rows of pages and {len(key_lengths)} key_lengths"
+            raise ValueError(f"{given} for 1 to {MOST_SEQUENCES} sequences")
+        if limit < 1:
+            raise ValueError(f"limit is {limit}: no id is left to choose")
+        if self.sizes.H and len(set(slots)) != n:
+            raise ValueError(f"slots {list(slots)} for {n} sequences; each needs its own")
+        size = self._program.page_size if self.sizes.kv_heads else 0
+        if size:
+            for row, length in zip(pages, key_lengths, strict=True):
+                if len(row) * size < length:
+                    raise ValueError(f"{len(row)} pages of {size} for a sequence of {length} tokens")
 
     def _grow_scratch(self, size: int) -> None:
         """In an order that leaves the program without a buffer, and knowing it, wherever this is cut off."""

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..common import accumulator, kept_rows
+from ..common import LEAST_LOG_PROB, accumulator, kept_rows
+from ..reference import loss as reference
 from .loss import LOGITS_BYTES, SMALLEST_CHUNK, SMALLEST_LOG_PROB
 
 
@@ -22,6 +23,8 @@ def log_probs(
     chunk_size: int | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """See nano3.kernels.log_probs."""
+    if torch._C._are_functorch_transforms_active():  # torch.func takes plain PyTorch alone
+        return reference.log_probs(hidden, weight, targets, temperature, entropy, ignore_index)
     found, entropies = _LogProbs.apply(hidden, weight, targets, 1 / temperature, entropy, ignore_index, chunk_size)
     return (found, entropies) if entropy else found
 
@@ -74,7 +77,7 @@ class _LogProbs(torch.autograd.Function):
             log_probs = head.log_softmax(hidden[rows])
             found[rows] = log_probs.gather(1, targets[rows].unsqueeze(1)).squeeze(1)
             if entropies is not None:
-                entropies[rows] = -(log_probs.exp() * log_probs).sum(1)
+                entropies[rows] = -(log_probs.exp() * log_probs.clamp_min_(LEAST_LOG_PROB)).sum(1)
         ctx.save_for_backward(hidden, weight, targets)
         ctx.options = sharp, ignore_index, chunk_size
         ctx.set_materialize_grads(False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..common import accumulator
+from ..common import LEAST_LOG_PROB, accumulator
 
 
 def linear_cross_entropy(
@@ -31,7 +31,7 @@ def log_probs(
     chosen = all_log_probs.gather(1, places).squeeze(1).masked_fill(ignored, 0.0)
     if not entropy:
         return chosen
-    entropies = -(all_log_probs.exp() * all_log_probs).sum(-1)
+    entropies = -(all_log_probs.exp() * all_log_probs.clamp_min(LEAST_LOG_PROB)).sum(-1)
     return chosen, entropies.masked_fill(ignored, 0.0)
 
 

@@ -56,3 +56,11 @@ def test_impossible_tokens_add_nothing():
     ids, totals = kernels.best_tokens(logits, 70)
     assert ids.tolist() == [3]
     torch.testing.assert_close(totals, logits.logsumexp(-1))
+
+
+@pytest.mark.parametrize("gap", [0.0, 1.2, 5.1])
+def test_totals_of_a_large_vocabulary(gap):
+    logits = torch.full((1, 131_072), -gap)
+    logits[0, 5] = 0.0
+    _, total = kernels.best_tokens(logits, 131_072)
+    assert float(total) == pytest.approx(float(logits.double().logsumexp(-1)), abs=2e-6)

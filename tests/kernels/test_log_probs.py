@@ -216,7 +216,7 @@ def test_a_temperature_that_cannot_be(backend, temperature):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_results_do_not_depend_on_the_number_of_threads(backend, dtype):
+def test_results_depend_on_the_number_of_threads_by_rounding_at_most(backend, dtype):
     inputs, targets = make(50, 8, 1300, dtype), make_targets(50, 1300)
     before, results = torch.get_num_threads(), []
     try:
@@ -242,3 +242,97 @@ def test_gradients_hold_no_subnormal_numbers(backend, outputs):
     (found.sum() + entropy.sum()).backward()
     grads = weight.grad[weight.grad != 0].abs()
     assert grads.min() > torch.finfo(torch.float32).tiny
+
+
+@pytest.mark.parametrize("op", [kernels.log_probs, kernels.linear_cross_entropy])
+@pytest.mark.parametrize(
+    ("hidden", "weight", "targets", "message"),
+    [
+        ((4, 6), (19, 6), 3, "targets .3,. for hidden of 4 rows"),
+        ((4, 6), (19, 6), 8, "targets .8,. for hidden of 4 rows"),
+        ((2, 2, 6), (19, 6), 4, "must be .S, D. and .V, D."),
+        ((4, 6), (19, 5), 4, "must be .S, D. and .V, D."),
+        ((4, 6), (0, 6), 4, "V at least 1"),
+    ],
+)
+def test_shapes_that_do_not_go_together_are_told_in_one_line(backend, op, hidden, weight, targets, message):
+    with pytest.raises(ValueError, match=message):
+        op(torch.zeros(hidden), torch.zeros(weight), torch.zeros(targets, dtype=torch.int64), backend=backend)
+
+
+@pytest.mark.parametrize("op", [kernels.log_probs, kernels.linear_cross_entropy])
+@pytest.mark.parametrize("size", [0, -4])
+def test_chunks_of_no_tokens_are_refused(backend, op, size):
+    with pytest.raises(ValueError, match="chunk_size is"):
+        op(**make(), targets=make_targets(), chunk_size=size, backend=backend)
+
+
+@pytest.mark.parametrize("temperature", [1e-40, 1e-300, float("inf")])
+def test_temperatures_whose_inverse_is_no_number_are_refused(backend, temperature):
+    with pytest.raises(ValueError, match="it must be at least 2"):
+        kernels.log_probs(**make(), targets=make_targets(), temperature=temperature, backend=backend)
+
+
+@pytest.mark.parametrize("gap", [0.0, 0.37, 1.2, 3.0, 5.1])
+def test_flat_rows_of_a_large_vocabulary(backend, gap):
+    """Where every token adds to the sum, rounding must not: against float64."""
+    V = 131072
+    x = torch.full((V, 1), -gap)
+    x[5] = 0
+    expected = x[:, 0].double().log_softmax(0)
+    found, entropy = kernels.log_probs(torch.ones(1, 1), x, torch.tensor([5]), entropy=True, backend=backend)
+    loss = kernels.linear_cross_entropy(torch.ones(1, 1), x, torch.tensor([5]), backend=backend)
+    in_cpp = backend is None and kernels.choose("log_probs", "cpu")[0] == "cpu"
+    within = 2e-6 if in_cpp else 2e-4  # PyTorch's own sums
+    assert float(found) == pytest.approx(float(expected[5]), abs=within)
+    assert float(loss) == pytest.approx(-float(expected[5]), abs=within)
+    assert float(entropy) == pytest.approx(-float((expected.exp() * expected).sum()), abs=10 * within)
+
+
+@pytest.mark.parametrize("name", ["default", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_entropy_is_finite_where_tokens_are_impossible(backend, name, dtype):
+    weight = torch.zeros(1200, 1).index_fill_(0, torch.arange(600), -torch.inf).index_fill_(0, torch.tensor([700]), 2)
+    found, entropy = kernels.log_probs(
+        torch.ones(1, 1, dtype=dtype),
+        weight.to(dtype),
+        torch.tensor([700]),
+        entropy=True,
+        backend=backend if name == "default" else name,
+    )
+    expected = weight[600:, 0].double().log_softmax(0)
+    assert float(found) == pytest.approx(float(expected[100]), abs=1e-5)
+    assert float(entropy) == pytest.approx(-float((expected.exp() * expected).sum()), abs=1e-4)
+
+
+def test_results_may_be_changed_in_place_before_the_backward_pass(backend):
+    inputs, targets, grads = make(), make_targets(), []
+    for in_place in (True, False):
+        leaves = {k: v.clone().requires_grad_() for k, v in inputs.items()}
+        found, entropy = kernels.log_probs(**leaves, targets=targets, entropy=True, backend=backend)
+        total = found.mul_(2.0) + entropy.mul_(3.0) if in_place else 2 * found + 3 * entropy
+        total.sum().backward()
+        grads.append([leaf.grad for leaf in leaves.values()])
+    for got, expected in zip(*grads, strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+def test_under_torch_func_gradients_are_those_of_autograd(backend):
+    inputs, targets = make(), make_targets()
+
+    def total(hidden):
+        found, entropy = kernels.log_probs(hidden, inputs["weight"], targets, entropy=True, backend=backend)
+        loss = kernels.linear_cross_entropy(hidden, inputs["weight"], targets, backend=backend)
+        return found.sum() + 2 * entropy.sum() + 3 * loss
+
+    leaf = inputs["hidden"].clone().requires_grad_()
+    total(leaf).backward()
+    torch.testing.assert_close(torch.func.grad(total)(inputs["hidden"]), leaf.grad)
+
+
+def test_a_second_derivative_is_refused(backend):
+    leaves = {k: v.requires_grad_() for k, v in make().items()}
+    found = kernels.log_probs(**leaves, targets=make_targets(), backend=backend)
+    (grad,) = torch.autograd.grad(found.square().sum(), leaves["hidden"], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()

@@ -49,6 +49,15 @@ def expert(w: Scaled, e: int) -> Scaled:
     return Scaled(w.data[e], w.scale[e] if w.scale.dim() else w.scale, w.input_scale)
 
 
+def test_float64_is_rounded_once():
+    table = torch.tensor(all_numbers(), dtype=torch.float64)
+    halves = (table[1:] + table[:-1]) / 2
+    x = torch.cat([table, halves, halves * (1 + 1e-12), halves * (1 - 1e-12), torch.tensor([1e-9, 449.0, torch.inf])])
+    x = torch.cat([x, -x])
+    assert torch.equal(kernels.quantize_e4m3(x, torch.tensor(1.0)), nearest(x))
+    assert kernels.quantize_e4m3(x.new_tensor([torch.nan]), torch.tensor(1.0)).isnan().all()
+
+
 @pytest.mark.parametrize("scale", [1.0, 0.0057, 3.0])
 def test_rounding_is_to_the_nearest_of_all_numbers(scale):
     table = torch.tensor(all_numbers(), dtype=torch.float64)

@@ -22,19 +22,23 @@ static i64 place_of(float value, const float* x, i64 n) {
 }
 
 // Sum of exp(x - top); nan where an entry is nan, or the largest is `top` and infinite.
-static float exp_total(const float* x, i64 n, float top) {
-    V total = V::zero(), shift(top);
-    i64 i = 0;
-    for (; i + V::N <= n; i += V::N) total = total + vexp(V::load(x + i) - shift);
-    float sum = total.sum();
-    for (; i < n; i++) sum += std::exp(x[i] - top);
+static double exp_total(const float* x, i64 n, float top) {
+    const V shift(top);
+    double sum = 0;
+    for (i64 start = 0; start < n; start += SUMMED) {
+        i64 i = start, stop = least(start + SUMMED, n);
+        V total = V::zero();
+        for (; i + V::N <= stop; i += V::N) total = total + vexp(V::load(x + i) - shift);
+        sum += total.sum();
+        for (; i < stop; i++) sum += std::exp(x[i] - top);
+    }
     return sum;
 }
 
-static float log_total(const float* x, i64 n, float top) { return top + std::log(exp_total(x, n, top)); }
+static double log_total(const float* x, i64 n, float top) { return double(top) + std::log(exp_total(x, n, top)); }
 
 static void best_token_row(const float* x, i64 n, i64 limit, i64* id, float* total) {
     float best = row_top(x, limit), top = limit < n ? most_of(row_top(x + limit, n - limit), best) : best;
     *id = place_of(best, x, limit);
-    *total = log_total(x, n, top);
+    *total = float(log_total(x, n, top));
 }

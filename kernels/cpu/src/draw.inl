@@ -40,6 +40,8 @@ static DrawScratch draw_scratch(i64 n, Arena& arena) {
     return s;
 }
 
+static const float FAINTEST = -87;  // weights of less are 0, as vexp gives no less
+
 // z, weights and ends of a row; returns the sum of all weights, nan where a logit is nan or the largest is infinite.
 // Weights of z below `floor` are 0.
 static double weigh(const float* x, i64 n, float top, float temperature, float floor, DrawScratch& s) {
@@ -67,16 +69,22 @@ static double weigh(const float* x, i64 n, float top, float temperature, float f
 // Where a place among weights that sum up to `total` must lie to be that of one of them.
 static double goal_of(double uniform, double total) { return least(uniform * total, std::nextafter(total, 0.0)); }
 
-// By the order of ids.
+// By the order of ids. Where the place lies within a block is counted in the block's own double sum, so that it is
+// always a token that adds to the sum.
 static i64 draw_whole(i64 n, double uniform, double total, const DrawScratch& s) {
-    double goal = goal_of(uniform, total);
+    const double goal = goal_of(uniform, total);
+    const i64 last = draw_blocks(n) - 1;
     i64 block = 0, found = 0;
-    while (!(s.ends[block] > goal)) block++;
-    double sum = block ? s.ends[block - 1] : 0;
-    for (i64 i = block * DRAW_BLOCK; i < least((block + 1) * DRAW_BLOCK, n); i++) {
-        if (!(sum + s.weights[i] > sum)) continue;
+    while (block < last && !(s.ends[block] > goal)) block++;
+    const i64 start = block * DRAW_BLOCK, stop = least(start + DRAW_BLOCK, n);
+    const double before = block ? s.ends[block - 1] : 0;
+    double all = 0, sum = 0;
+    for (i64 i = start; i < stop; i++) all += s.weights[i];
+    const double rest = goal_of((goal - before) / (s.ends[block] - before), all);
+    for (i64 i = start; i < stop; i++) {
+        if (!(s.weights[i] > 0)) continue;
         sum += s.weights[i], found = i;
-        if (sum > goal) break;
+        if (sum > rest) break;
     }
     return found;
 }
@@ -194,18 +202,18 @@ static void draw_row(const float* x, i64 n, i64 limit, const Draw& d, DrawScratc
     float best = row_top(x, limit), top = limit < n ? most_of(row_top(x + limit, n - limit), best) : best;
     if (d.temperature == 0) {
         *id = place_of(best, x, limit);
-        log_probs[0] = double(x[*id]) - double(log_total(x, n, top));
+        log_probs[0] = double(x[*id]) - log_total(x, n, top);
         log_probs[1] = log_probs[0] + double(x[*id] - x[*id]);
         return;
     }
-    const float floor = d.min_p > 0 ? float(std::log(d.min_p)) : -INFINITY;
+    const float floor = d.min_p > 0 ? least(float(std::log(d.min_p)), 0.0f) : -INFINITY;
     const bool cut = d.top_p < 1 || (d.top_k > 0 && d.top_k < limit);
-    const double all = weigh(x, limit, best, float(d.temperature), cut ? -INFINITY : floor, s);
+    const double all = weigh(x, limit, best, float(d.temperature), cut ? FAINTEST : most_of(floor, FAINTEST), s);
     double sum = all;
     *id = !(sum < INFINITY) ? 0 : cut ? draw_cut(limit, d, floor, s, &sum) : draw_whole(limit, d.uniform, sum, s);
     log_probs[1] = double(s.z[*id]) - std::log(sum);
     // At temperature 1 the sum of all weights is at hand, but for those of ids that are not to be chosen.
     const bool known = d.temperature == 1 && (cut || floor == -INFINITY) && top == best;
     if (known) log_probs[0] = double(s.z[*id]) - std::log(all + exp_total(x + limit, n - limit, best));
-    else log_probs[0] = double(x[*id]) - double(log_total(x, n, top));
+    else log_probs[0] = double(x[*id]) - log_total(x, n, top);
 }

@@ -3,27 +3,39 @@
 
 // Softmax of a part of a row: the largest logit, the sum of exp(z), the sum of z exp(z).
 struct Softmax {
-    float top, sum, moment;
+    double sum, moment;
+    float top;
 };
+
+static const float LEAST_Z = -100;  // exp of it and of less counts nothing; keeps z exp(z) finite where a logit is -inf
 
 template <bool MOMENT> static Softmax part_of(const float* x, i64 n, float sharp) {
     const float top = row_top(x, n);
-    const V scale(sharp), shift(top);
-    V sum[2] = {V::zero(), V::zero()}, moment[2] = {V::zero(), V::zero()};
-    i64 i = 0;
-    for (; i + 2 * V::N <= n; i += 2 * V::N)
-        for (int k = 0; k < 2; k++) {
-            V z = (V::load(x + i + k * V::N) - shift) * scale, e = vexp(z);
-            sum[k] = sum[k] + e;
-            if (MOMENT) moment[k] = V::fma(e, z, moment[k]);
+    Softmax all{0.0, 0.0, top};
+    if (top == -INFINITY) {  // nothing is possible here, or nothing is a number
+        for (i64 i = 0; i < n; i++)
+            if (x[i] != x[i]) all.sum = all.moment = NAN;
+        return all;
+    }
+    const V scale(sharp), shift(top), bottom(LEAST_Z);
+    for (i64 start = 0; start < n; start += SUMMED) {
+        i64 i = start, stop = least(start + SUMMED, n);
+        V sum[2] = {V::zero(), V::zero()}, moment[2] = {V::zero(), V::zero()};
+        for (; i + 2 * V::N <= stop; i += 2 * V::N)
+            for (int k = 0; k < 2; k++) {
+                V z = V::max(bottom, (V::load(x + i + k * V::N) - shift) * scale), e = vexp(z);  // nan stays nan
+                sum[k] = sum[k] + e;
+                if (MOMENT) moment[k] = V::fma(e, z, moment[k]);
+            }
+        all.sum += (sum[0] + sum[1]).sum();
+        if (MOMENT) all.moment += (moment[0] + moment[1]).sum();
+        for (; i < stop; i += V::N) {
+            float terms[V::N], places[V::N];
+            int left = int(least(i64(V::N), stop - i));
+            V z = V::max(bottom, (V::load(x + i, left) - shift) * scale), e = vexp(z);
+            e.store(terms), z.store(places);
+            for (int k = 0; k < left; k++) all.sum += terms[k], all.moment += MOMENT ? terms[k] * places[k] : 0.0f;
         }
-    Softmax all{top, (sum[0] + sum[1]).sum(), MOMENT ? (moment[0] + moment[1]).sum() : 0.0f};
-    for (; i < n; i += V::N) {
-        float terms[V::N], places[V::N];
-        int left = int(least(i64(V::N), n - i));
-        V z = (V::load(x + i, left) - shift) * scale, e = vexp(z);
-        e.store(terms), z.store(places);
-        for (int k = 0; k < left; k++) all.sum += terms[k], all.moment += MOMENT ? terms[k] * places[k] : 0.0f;
     }
     return all;
 }
@@ -38,10 +50,10 @@ struct RowSoftmaxes {
         return entropies ? part_of<true>(x, n, sharp) : part_of<false>(x, n, sharp);
     }
     void settle(i64 r, Softmax all, float own) const {
-        tops[r] = all.top;
-        log_sums[r] = std::log(all.sum);
-        log_probs[r] = (own - all.top) * sharp - log_sums[r];
-        if (entropies) entropies[r] = log_sums[r] - all.moment / all.sum;
+        const double log_sum = std::log(all.sum);
+        tops[r] = all.top, log_sums[r] = float(log_sum);
+        log_probs[r] = float(double((own - all.top) * sharp) - log_sum);
+        if (entropies) entropies[r] = float(log_sum - all.moment / all.sum);
     }
 };
 

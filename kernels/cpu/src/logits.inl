@@ -102,14 +102,15 @@ template <class Use> static int logits_of(const bf16* x, i64 M, const bf16* w, i
 }
 #endif
 
-static const Softmax NOTHING{-INFINITY, 0.0f, 0.0f};
+static const Softmax NOTHING{0.0, 0.0, -INFINITY};
 
 static Softmax joined(Softmax a, Softmax b, float sharp) {
     if (a.sum == 0) return b;
     if (b.sum == 0) return a;
-    const float top = most_of(a.top, b.top), za = (a.top - top) * sharp, zb = (b.top - top) * sharp;
-    const float ea = std::exp(za), eb = std::exp(zb);
-    return {top, ea * a.sum + eb * b.sum, ea * (a.moment + za * a.sum) + eb * (b.moment + zb * b.sum)};
+    const float top = most_of(a.top, b.top);
+    const double za = most_of((a.top - top) * sharp, LEAST_Z), zb = most_of((b.top - top) * sharp, LEAST_Z);
+    const double ea = std::exp(za), eb = std::exp(zb);
+    return {ea * a.sum + eb * b.sum, ea * (a.moment + za * a.sum) + eb * (b.moment + zb * b.sum), top};
 }
 
 static int log_probs_product(

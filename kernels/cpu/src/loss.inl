@@ -15,23 +15,27 @@ template <class T> static float row_top(const T* x, i64 O) {
 // Sum of exp(x - top); with WRITE the terms replace x, none below exp(SMALLEST_LOG_PROB).
 template <bool WRITE, class T> static float row_exp(T* x, i64 O, float top) {
     const V shift(top), floor(SMALLEST_LOG_PROB);
-    V sum[4] = {V::zero(), V::zero(), V::zero(), V::zero()};
-    i64 i = 0;
-    for (; i + 4 * V::N <= O; i += 4 * V::N)
-        for (int k = 0; k < 4; k++) {
-            V e = vexp(V::max(floor, V::load(x + i + k * V::N) - shift));  // nan stays nan
-            sum[k] = sum[k] + e;
-            if (WRITE) e.store(x + i + k * V::N);
+    double total = 0;
+    for (i64 start = 0; start < O; start += SUMMED) {
+        i64 i = start, stop = least(start + SUMMED, O);
+        V sum[4] = {V::zero(), V::zero(), V::zero(), V::zero()};
+        for (; i + 4 * V::N <= stop; i += 4 * V::N)
+            for (int k = 0; k < 4; k++) {
+                V e = vexp(V::max(floor, V::load(x + i + k * V::N) - shift));  // nan stays nan
+                sum[k] = sum[k] + e;
+                if (WRITE) e.store(x + i + k * V::N);
+            }
+        total += ((sum[0] + sum[1]) + (sum[2] + sum[3])).sum();
+        for (; i < stop; i += V::N) {
+            float rest[V::N];
+            int left = int(least(i64(V::N), stop - i));
+            V e = vexp(V::max(floor, V::load(x + i, left) - shift));
+            e.store(rest);
+            for (int k = 0; k < left; k++) total += rest[k];
+            if (WRITE) e.store(x + i, left);
         }
-    float total = ((sum[0] + sum[1]) + (sum[2] + sum[3])).sum(), rest[V::N];
-    for (; i < O; i += V::N) {
-        int left = int(least(i64(V::N), O - i));
-        V e = vexp(V::max(floor, V::load(x + i, left) - shift));
-        e.store(rest);
-        for (int k = 0; k < left; k++) total += rest[k];
-        if (WRITE) e.store(x + i, left);
     }
-    return total;
+    return float(total);
 }
 
 // log_probs[r] = log softmax(logits[r])[targets[r]]. With `inverse`, logits[r] becomes the gradient of -log_probs[r]

@@ -10,6 +10,9 @@ template <class T> static inline T most_of(T a, T b) { return a > b ? a : b; }
 // Work of a call, in about products, below which waking the other threads costs more than they save.
 static const i64 ALONE = 1 << 18, READING = 3;  // READING: products in the time of reading one number from afar
 
+// Entries of a long row whose sum may be kept in float; beyond it sums are of such sums, in double.
+static const i64 SUMMED = 512;
+
 template <class T> struct Buffer {
     T* data;
     i64 size;
