@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,11 +13,11 @@ from nano3.bench.workload import Case, Job
 from nano3.kernels.allocator import use_huge_pages
 
 MATMUL, COPIED_BYTES, WIDTH = 2048, 128 << 20, 1024
-READ_MIB = (4, 16, 64, 256)
+READ_KIB = (256, 512, 1024, 2048, 4 << 10, 16 << 10, 64 << 10, 256 << 10)
 """Sizes of weights that are read: small ones come from the processor's caches."""
 TRIES, PATIENCE = 10, 0.4
 """Runs of which the best counts; fewer where they have taken so many seconds together."""
-READS = {f"read_{size}_MiB": size << 20 for size in READ_MIB}
+READS = {f"read_{size >> 10}_MiB" if size >> 10 else f"read_{size}_KiB": size << 10 for size in READ_KIB}
 """Name and bytes of each, the smallest first."""
 UNITS = {"matmul_float32": "FLOP/s", "matmul_bfloat16": "FLOP/s", "copy": "B/s", **dict.fromkeys(READS, "B/s")}
 """Each ceiling and its unit; a copy counts bytes read and bytes written."""
@@ -30,13 +30,14 @@ TITLES = {
 """What people are shown for the names of UNITS."""
 
 
-def read_ceiling(size: float) -> str:
-    """Name of the rate at which weights of so many bytes can be read: the largest that is not larger than they are.
+def read_ceiling(size: float, rates: Mapping[str, float]) -> float:
+    """The rate at which weights of so many bytes can be read at the very best, from the measured `rates` of READS.
 
-    It is never too low, since smaller weights are read faster or as fast.
+    Small weights are not always read faster: a call's own cost, or the machine's other work, may make a smaller size
+    the slower one. So it is the largest of all rates up to the next size that is not smaller than the weights.
     """
-    smallest, *_ = READS
-    return max((name for name in READS if READS[name] <= size), key=READS.__getitem__, default=smallest)
+    enough = min((known for known in READS.values() if known >= size), default=max(READS.values()))
+    return max(rates[name] for name, known in READS.items() if known <= enough)
 
 
 class Ceilings:

@@ -94,7 +94,7 @@ def _use(cfg: ModelConfig, case: Case, seconds: float, ours: dict, ceilings: dic
         weights, activations = (getattr(torch, ours[name]) for name in ("weights", "activations"))
         step = seconds / case.output
         read = read_bytes(cfg, case, weights, activations)
-        best = ceilings[read_ceiling(read)]["max"]
+        best = read_ceiling(read, {name: ceilings[name]["max"] for name in READS})
         use |= {
             "seconds_per_step": step,
             "read_bytes_per_step": read,

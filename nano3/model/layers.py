@@ -36,7 +36,7 @@ class Linear(nn.Module):
         """Multiply by this weight (out, in) from now on.
 
         Raises:
-            ValueError: it has another shape.
+            ValueError: it has another shape, or a scale that is not finite and above 0.
         """
         hold_scaled(self, "weight", weight, "weight_scale", "input_scale")
 
@@ -53,10 +53,17 @@ def scaled(weight: Tensor, buffers: Mapping[str, Tensor | None], scale: str, inp
 
 
 def hold_scaled(module: nn.Module, name: str, weight: Scaled, scale: str, input_scale: str) -> None:
-    """Put a scaled weight in the place of a module's parameter `name`, its scales into buffers of these names."""
+    """Put a scaled weight in the place of a module's parameter `name`, its scales into buffers of these names.
+
+    Raises:
+        ValueError: it has another shape, or a scale that is not finite and above 0.
+    """
     shape = module.get_parameter(name).shape
     if weight.shape != shape:
         raise ValueError(f"a scaled weight of {tuple(weight.shape)} for {name} of {tuple(shape)}")
+    for what, value in (("scale", weight.scale), ("input_scale", weight.input_scale)):
+        if value is not None and not value.is_meta and not bool(((value > 0) & value.isfinite()).all()):
+            raise ValueError(f"a scaled weight for {name} has {what} {value.tolist()}; scales are finite and above 0")
     setattr(module, name, nn.Parameter(weight.data, requires_grad=False))
     for buffer, value in ((scale, weight.scale), (input_scale, weight.input_scale)):
         module._buffers.pop(buffer, None)
