@@ -25,7 +25,7 @@ TITLES = {
     "matmul_float32": "matrix product, float32",
     "matmul_bfloat16": "matrix product, bfloat16",
     "copy": "copy",
-    **{name: f"read of {size} MiB of weights" for name, size in zip(READS, READ_MIB, strict=True)},
+    **{name: f"read of {name.removeprefix('read_').replace('_', ' ')} of weights" for name in READS},
 }
 """What people are shown for the names of UNITS."""
 

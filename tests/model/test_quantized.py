@@ -23,7 +23,9 @@ from nano3.engine.protocol import run
 from nano3.engine.request import Request, Sampling
 from nano3.model import step
 from nano3.model.config import read_config
+from nano3.model.head import log_probs
 from nano3.model.hf import check_stored, fill, load, save, stored_dtype, weight_bytes
+from nano3.model.layers import Linear
 from nano3.model.lm import LM
 
 E4M3 = torch.float8_e4m3fn
@@ -175,6 +177,25 @@ def test_a_quantized_output_projection_counts_in_every_log_probability(small_mod
     save(small_model, tmp_path / "m", dtype=torch.bfloat16)
     assert stored_dtype(tmp_path / "m") == torch.bfloat16
     assert load(tmp_path / "m").lm_head.weight.dtype == E4M3
+
+
+def test_logits_of_a_quantized_output_projection_are_not_rounded_to_bfloat16():
+    head, hidden = Linear(64, 300), torch.randn(40, 64).bfloat16() * 6
+    weight = torch.randn(300, 64)
+    scale = weight.abs().amax() / 448
+    head.use_scaled(Scaled((weight / scale).to(E4M3), scale))
+    expected = (hidden.double() @ head.operand().dequantized(torch.float64).T).log_softmax(-1)
+    targets = torch.arange(40)
+    found = log_probs(head, hidden, targets)
+    torch.testing.assert_close(found.double(), expected.gather(1, targets[:, None])[:, 0], atol=2e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), 0.0, -1.0, float("inf")])
+def test_scales_that_are_none_are_refused(bad):
+    data, good = torch.ones(5, 4).to(E4M3), torch.tensor(0.5)
+    for weight in (Scaled(data, torch.tensor(bad)), Scaled(data, good, torch.tensor(bad))):
+        with pytest.raises(ValueError, match="finite and above 0"):
+            Linear(4, 5).use_scaled(weight)
 
 
 def test_a_quantized_model_decodes_op_by_op_and_says_why(small_config, tmp_path):
