@@ -129,26 +129,29 @@ def init_world(axes: Mapping[str, int] | None = None) -> World:
     Raises:
         UserError: the processes do not divide into these axes.
     """
-    device = _local_device()
-    if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    device, owns = _local_device(), not dist.is_initialized()
+    size = int(os.environ.get("WORLD_SIZE", "1")) if owns else dist.get_world_size()
+    _check_axes(size, axes or {})
+    if owns and size == 1:
         return World(device=device)
-    owns = not dist.is_initialized()
     if owns:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-    background, control = (dist.new_group(backend="gloo") if dist.get_world_size() > 1 else None for _ in range(2))
-    mesh, groups = _grouped(device, dist.get_world_size(), axes or {})
-    return World(dist.get_rank(), dist.get_world_size(), device, background, control, owns, mesh, groups)
+    background, control = (dist.new_group(backend="gloo") if size > 1 else None for _ in range(2))
+    mesh, groups = _grouped(device, size, axes or {})
+    return World(dist.get_rank(), size, device, background, control, owns, mesh, groups)
+
+
+def _check_axes(size: int, axes: Mapping[str, int]) -> None:
+    if size % math.prod(axes.values()):
+        listed = " x ".join(f"{name} {n}" for name, n in axes.items())
+        raise UserError(f"{size} processes do not divide into {listed}")
 
 
 def _grouped(device: torch.device, size: int, axes: Mapping[str, int]) -> tuple[DeviceMesh | None, dict[str, Group]]:
     """The mesh of `axes` with `data` before them, and this process's group along each."""
     if not axes:
         return None, {}
-    inner = math.prod(axes.values())
-    if size % inner:
-        listed = " x ".join(f"{name} {n}" for name, n in axes.items())
-        raise UserError(f"{size} processes do not divide into {listed}")
-    mesh = init_device_mesh(device.type, (size // inner, *axes.values()), mesh_dim_names=(DATA, *axes))
+    mesh = init_device_mesh(device.type, (size // math.prod(axes.values()), *axes.values()), mesh_dim_names=(DATA, *axes))
     if CONTEXT in axes:
         mesh[DATA, CONTEXT]._flatten(LOSS)
     names = [DATA, *axes, *([LOSS] if CONTEXT in axes else [])]
