@@ -156,7 +156,7 @@ LAST = 1 - 2.0**-53
 
 
 @pytest.mark.parametrize("uniform", [LAST, 1 - 2.0**-52, 1 - 3e-14, 1 - 1e-10, 1e-300, 2.0**-53, 0.5])
-@pytest.mark.parametrize("top_k", [0])
+@pytest.mark.parametrize("top_k", [0, 4095])
 def test_no_token_of_probability_0_is_drawn(uniform, top_k):
     """Not at the ends of the distribution, nor among tokens that are next to impossible."""
     if not HAVE:

@@ -156,25 +156,36 @@ struct Prefix {
     i64 last;  // the last of them that added to the mass
 };
 
-// Up to where `count` tokens or `mass` are reached, or the next token's z lies below `floor`; at least one.
+// Up to where `count` tokens or `mass` are reached, or the next token's z lies below `floor`; at least one. A bucket's
+// own tokens are summed apart, so that the smallest count beside the mass before them.
 static Prefix prefix_of(i64 n, i64 count, double mass, float floor, DrawScratch& s) {
     const i64 edge = floor == -INFINITY ? BUCKETS : bucket_of(floor, s.scale);
-    Prefix p = {0, 0, 0};
-    for (i64 b = 0; b < BUCKETS; b++) {
+    Prefix p = {0, 0, -1};
+    i64 passed = 0;  // the last bucket that was passed over
+    bool reached = false;
+    for (i64 b = 0; b < BUCKETS && !reached; b++) {
         const Pile pile = s.piles[b];
         if (!pile.count) continue;
         if (b < edge && p.count + pile.count < count && p.mass + pile.mass < mass) {
             p.count += pile.count, p.mass += pile.mass;
+            if (pile.mass > 0) passed = b, p.last = -1;
             continue;
         }
-        for (Bucket bucket(b, n, s); bucket.count;) {
+        const double before = p.mass;
+        double own = 0;
+        for (Bucket bucket(b, n, s); bucket.count && !reached;) {
             i64 id = bucket.take();
-            if (p.count && s.z[id] < floor) return p;
-            if (p.mass + s.weights[id] > p.mass) p.last = id;
-            p.mass += s.weights[id];
-            if (++p.count >= count || p.mass >= mass) return p;
+            if ((reached = p.count && s.z[id] < floor)) break;
+            if (s.weights[id] > 0) p.last = id;
+            p.mass = before + (own += s.weights[id]);
+            reached = ++p.count >= count || p.mass >= mass;
         }
     }
+    if (p.last < 0)
+        for (Bucket bucket(passed, n, s); bucket.count;) {
+            i64 id = bucket.take();
+            if (s.weights[id] > 0) p.last = id;
+        }
     return p;
 }
 
