@@ -151,7 +151,8 @@ def _grouped(device: torch.device, size: int, axes: Mapping[str, int]) -> tuple[
     """The mesh of `axes` with `data` before them, and this process's group along each."""
     if not axes:
         return None, {}
-    mesh = init_device_mesh(device.type, (size // math.prod(axes.values()), *axes.values()), mesh_dim_names=(DATA, *axes))
+    shape = (size // math.prod(axes.values()), *axes.values())
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=(DATA, *axes))
     if CONTEXT in axes:
         mesh[DATA, CONTEXT]._flatten(LOSS)
     names = [DATA, *axes, *([LOSS] if CONTEXT in axes else [])]
