@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..common import LEAST_LOG_PROB, accumulator, kept_rows
-from ..reference import loss as reference
 from .loss import LOGITS_BYTES, SMALLEST_CHUNK, SMALLEST_LOG_PROB
 
 
@@ -23,8 +22,6 @@ def log_probs(
     chunk_size: int | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """See nano3.kernels.log_probs."""
-    if torch._C._are_functorch_transforms_active():  # torch.func takes plain PyTorch alone
-        return reference.log_probs(hidden, weight, targets, temperature, entropy, ignore_index)
     found, entropies = _LogProbs.apply(hidden, weight, targets, 1 / temperature, entropy, ignore_index, chunk_size)
     return (found, entropies) if entropy else found
 

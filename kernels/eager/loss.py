@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..common import accumulator, matmul_dtype
-from ..reference import loss as reference
 
 LOGITS_BYTES = 64 * 1024 * 1024
 """Size of the reused logits buffer from which the default chunk follows."""
@@ -23,8 +22,6 @@ def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, targets: Tensor, *, ignore_index: int = -100, chunk_size: int | None = None
 ) -> Tensor:
     """See nano3.kernels.linear_cross_entropy."""
-    if torch._C._are_functorch_transforms_active():  # torch.func takes plain PyTorch alone
-        return reference.linear_cross_entropy(hidden, weight, targets, ignore_index=ignore_index)
     keep = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     return _LinearCrossEntropy.apply(hidden, weight, targets, ignore_index, chunk_size, keep)
 

@@ -235,3 +235,18 @@ def test_pages_that_do_not_exist(page, queries):
         with pytest.raises(IndexError):
             kernels.paged_attention(q, keys, values, table, queries, lengths, backend="cpu")
         assert kernels.paged_attention(q, keys, values, behind, queries, lengths, backend="cpu").isfinite().all()
+
+
+@pytest.mark.parametrize("op", sorted(set(OPS) - {"best_tokens", "mamba_step", "paged_attention"}))
+@pytest.mark.parametrize("backend", [None, "eager"])
+def test_gradients_under_torch_func(op, backend):
+    arguments = case(op)
+    place = next(i for i, a in enumerate(arguments) if isinstance(a, torch.Tensor) and a.is_floating_point())
+
+    def total(x, backend=backend):
+        out = kernels.choose(op, "cpu", backend)[1](*arguments[:place], x, *arguments[place + 1 :])
+        return sum(o.square().sum() for o in (out if isinstance(out, tuple) else (out,)) if o.is_floating_point())
+
+    leaf = arguments[place].clone().requires_grad_()
+    (expected,) = torch.autograd.grad(total(leaf, "reference"), leaf)
+    torch.testing.assert_close(torch.func.grad(total)(arguments[place]), expected, atol=1e-4, rtol=1e-4)
