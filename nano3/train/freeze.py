@@ -38,16 +38,19 @@ def frozen_names(model: LM, patterns: Sequence[str]) -> list[str]:
 
 
 def freeze(model: LM, patterns: Sequence[str]) -> None:
-    """Exclude the parameters that match `patterns` from training: no gradients, no moments, no decay.
+    """Exclude the parameters that match `patterns` from training: no gradients, no moments, no decay. What does not
+    require gradients already, such as quantized weights, stays so.
 
     Raises:
         UserError: as `frozen_names`, or nothing is left to train.
     """
     frozen = set(frozen_names(model, patterns))
-    if len(frozen) == sum(1 for _ in model.parameters()):
-        raise UserError("train.freeze matches every weight: nothing is left to train")
+    left = [name for name, parameter in model.named_parameters() if parameter.requires_grad and name not in frozen]
+    if not left:
+        raise UserError("train.freeze matches every weight that can be trained: nothing is left to train")
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name not in frozen)
+        if name in frozen:
+            parameter.requires_grad_(False)
 
 
 def _published(name: str, n_experts: int) -> list[str]:

@@ -145,7 +145,8 @@ def evaluate(
                 tick()
     model.train(was_training)
     release(model)
-    nll, targets, n_bytes = world.loss.sum(totals.to(world.device)).tolist()
+    # Over those that share the sequences out: along any other axis they are the same ones.
+    nll, targets, n_bytes = world.data.sum(totals.to(world.device)).tolist()
     return HeldoutScore(nll / max(targets, 1), nll / math.log(2) / max(n_bytes, 1), int(targets), int(n_bytes))
 
 

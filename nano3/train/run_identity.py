@@ -23,7 +23,7 @@ FREE = {
 }
 """Settings that may change between a checkpoint and its resume, beside those of FREE_SECTIONS.
 What data.generate decides, the texts, is compared itself: see nano3.stages.training.fingerprints."""
-FREE_SECTIONS = ("heldout", "checkpoint", "parallel", "log", "sample")
+FREE_SECTIONS = ("heldout", "checkpoint", "parallel", "log", "sample", "export")
 """Sections that decide nothing of what is computed; all others do, whatever the stage."""
 HORIZON = "schedule.horizon_"
 """Begin of the key of the horizon, which ends in its unit."""
@@ -69,7 +69,9 @@ def check_same_run(checkpoint: Path, saved: dict[str, Any], settings: dict[str, 
     `cfg`: the run's configuration, whose defaults stand for settings that the checkpoint does not know.
     """
     known = {key: value for key, value in default_settings(cfg).items() if key in settings}
-    saved = json.loads(json.dumps(known)) | saved
+    # Earlier versions saved settings that have become free since.
+    decided = {key: value for key, value in saved.items() if not _is_free(key)}
+    saved = json.loads(json.dumps(known)) | decided
     changed = differences(saved, settings)
     if not changed:
         return
@@ -84,6 +86,10 @@ def rounding_notes(saved: dict[str, Any], cfg: Any) -> list[str]:
     """A line for each setting that may change, but makes the resumed run differ from one that was not stopped."""
     changed = differences(saved, rounding_settings(cfg)) if saved else []
     return [f"{line}: not exactly the run it was ({ROUNDING[line.split(':')[0]]})" for line in changed]
+
+
+def _is_free(key: str) -> bool:
+    return key in FREE or key.partition(".")[0] in FREE_SECTIONS
 
 
 def _flat(cfg: Any) -> dict[str, Any]:

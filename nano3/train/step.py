@@ -152,8 +152,10 @@ def run_step(
     parameters = parameters_of(recipe.optimizer)
     norm = gradient_norm(parameters)
     loads = world.loss.sum(torch.stack([part.loads for part in parts]).sum(0))
+    finite = math.isfinite(objective) and math.isfinite(norm.item())
+    bad, stopping = world.everywhere(losses.new_tensor([float(not finite), stopping])).tolist()
     result = StepResult(metrics, recipe.loss.shown, norm.item(), loads, stopping > 0)
-    if not (math.isfinite(objective) and math.isfinite(result.grad_norm)):
+    if bad:
         recipe.optimizer.zero_grad(set_to_none=True)
         raise NonFiniteError(_explain(objective, result.grad_norm, losses, batches, world))
     clip_gradients(parameters, norm, recipe.clip_norm)

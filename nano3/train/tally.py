@@ -15,7 +15,7 @@ Metric = tuple[Tensor, Tensor | float | None]
 
 
 class Tally:
-    """Adds up metrics over ranks in one all-reduce a step, under names that all ranks have agreed on.
+    """Adds up metrics over the ranks of the loss in one all-reduce a step, under names that these have agreed on.
 
     A name that comes up for the first time, on one rank or on all, costs that step two more collectives.
     """
@@ -25,7 +25,7 @@ class Tally:
         self._names: list[str] = []
 
     def add_up(self, parts: Sequence[Mapping[str, Metric]], extra: Tensor) -> tuple[dict[str, float], list[float]]:
-        """Metrics of the step, and the sums of `extra`, over all ranks; every rank must call.
+        """Metrics of the step, and the sums of `extra`, over the ranks of the loss; each must call.
 
         Args:
             parts: this rank's metrics of each micro-batch.
@@ -45,7 +45,7 @@ class Tally:
         sums = self._sum(found, self._names, torch.cat([flag, extra]))
         head, known = sums[: 1 + len(extra)], sums[1 + len(extra) :]
         if head[0]:
-            theirs = [name for names in self._world.gather(unknown) for name in names]
+            theirs = [name for names in self._world.loss.gather(unknown) for name in names]
             self._names += [name for name in dict.fromkeys(theirs) if name not in self._names]
             known += self._sum(found, self._names[n_known:], extra.new_zeros(0))
         rows = {name: known[3 * i : 3 * i + 3] for i, name in enumerate(self._names)}

@@ -38,6 +38,14 @@ class Group:
             dist.all_reduce(values, group=self.handle)
         return values
 
+    def gather(self, value: Any) -> list[Any]:
+        """The `value` of every process of the group, on each of them."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self.handle)
+        return values
+
 
 @dataclass(frozen=True)
 class World:
@@ -63,6 +71,8 @@ class World:
     """The processes by axis, `data` first; None: all are along `data`."""
     groups: Mapping[str, Group] = field(default_factory=dict)
     """This process's group along each axis of `mesh`, and LOSS."""
+    joined: DeviceMesh | None = None
+    """The processes of LOSS as a mesh of one axis, where `mesh` has no axis of just these."""
 
     @property
     def is_main(self) -> bool:
@@ -83,7 +93,12 @@ class World:
         """The processes of `loss` as a mesh of one axis; every process must call."""
         if self.mesh is None:
             return init_device_mesh(self.device.type, (self.size,), mesh_dim_names=(DATA,))
-        return self.mesh[LOSS if CONTEXT in self.groups else DATA]
+        return self.joined or self.mesh[DATA]
+
+    def everywhere(self, values: Tensor) -> Tensor:
+        """`values`, the same on all processes of `loss`, summed over all processes, in place: for decisions that each
+        process has to take alike, whatever axis it lies on. A no-op where `loss` is all of them."""
+        return values if self.loss.size == self.size else Group(self.rank, self.size).sum(values)
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
@@ -137,8 +152,8 @@ def init_world(axes: Mapping[str, int] | None = None) -> World:
     if owns:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     background, control = (dist.new_group(backend="gloo") if size > 1 else None for _ in range(2))
-    mesh, groups = _grouped(device, size, axes or {})
-    return World(dist.get_rank(), size, device, background, control, owns, mesh, groups)
+    mesh, groups, joined = _grouped(device, size, axes or {})
+    return World(dist.get_rank(), size, device, background, control, owns, mesh, groups, joined)
 
 
 def _check_axes(size: int, axes: Mapping[str, int]) -> None:
@@ -147,16 +162,22 @@ def _check_axes(size: int, axes: Mapping[str, int]) -> None:
         raise UserError(f"{size} processes do not divide into {listed}")
 
 
-def _grouped(device: torch.device, size: int, axes: Mapping[str, int]) -> tuple[DeviceMesh | None, dict[str, Group]]:
-    """The mesh of `axes` with `data` before them, and this process's group along each."""
+def _grouped(
+    device: torch.device, size: int, axes: Mapping[str, int]
+) -> tuple[DeviceMesh | None, dict[str, Group], DeviceMesh | None]:
+    """The mesh of `axes` with `data` before them, this process's group along each, and the mesh of LOSS."""
     if not axes:
-        return None, {}
+        return None, {}, None
     shape = (size // math.prod(axes.values()), *axes.values())
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=(DATA, *axes))
-    if CONTEXT in axes:
-        mesh[DATA, CONTEXT]._flatten(LOSS)
-    names = [DATA, *axes, *([LOSS] if CONTEXT in axes else [])]
-    return mesh, {name: _group(mesh[name]) for name in names}
+    groups = {name: _group(mesh[name]) for name in (DATA, *axes)}
+    if CONTEXT not in axes:
+        return mesh, groups, None
+    # Data and context last, so that each row is a group of LOSS.
+    ranks = torch.arange(size).view(mesh.shape).movedim([0, [DATA, *axes].index(CONTEXT)], [-2, -1])
+    pairs = ranks.reshape(-1, mesh.size(0) * axes[CONTEXT])
+    joined = DeviceMesh(device.type, pairs, mesh_dim_names=("other", LOSS))[LOSS]
+    return mesh, groups | {LOSS: _group(joined)}, joined
 
 
 def _group(mesh: DeviceMesh) -> Group:

@@ -133,7 +133,11 @@ def test_a_model_exported_in_bfloat16_is_a_start_for_the_next_run(cfg, tmp_path,
         assert value.dtype == torch.float32
         assert torch.equal(stored[name], value if kept else value.bfloat16()), name
         assert stored[name].dtype == (torch.float32 if kept else torch.bfloat16), name
-    assert json.loads((tmp_path / "narrow" / "model" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    config = tmp_path / "narrow" / "model" / "config.json"
+    assert json.loads(config.read_text())["torch_dtype"] == "bfloat16"
+    assert _run(cfg, tmp_path / "narrow", resume=True).training.step == 2
+    assert json.loads(config.read_text())["torch_dtype"] == "float32"
+    assert _run(narrow, tmp_path / "narrow", resume=True).training.step == 2
     seen = _weights(monkeypatch)
     with pytest.raises(Died):
         _run(cfg, tmp_path / "next", from_path=tmp_path / "narrow")

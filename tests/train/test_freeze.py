@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from nano3.kernels import Scaled
 
 from nano3.config.errors import UserError
 from nano3.model.lm import LM
 from nano3.train.checkpoint import CheckpointError, load_tensors
 from nano3.train.freeze import frozen_names
+from nano3.train.progress import Silent
 from nano3.train.snapshot import named_trained
+from nano3.train.trainer import Trainer
 from nano3.train.world import World
 
 ROUTERS = ["blocks.1.mixer.gate.weight", "blocks.4.mixer.gate.weight"]
@@ -103,6 +106,21 @@ def test_a_pattern_that_matches_nothing_is_told_with_the_nearest_names(tiny, pat
     assert "\n" not in str(error.value)
 
 
+def test_what_the_caller_froze_stays_frozen_and_quantized_weights_train_beside(tiny, tmp_path):
+    cfg = tiny.config(train={"freeze": ["embeddings.*"]})
+    model = LM(cfg.model).init_weights(0)
+    model.lm_head.weight.requires_grad_(False)
+    linear = model.blocks[0].mixer.in_proj
+    scale = linear.weight.detach().abs().max() / 448
+    linear.use_scaled(Scaled((linear.weight.detach() / scale).to(torch.float8_e4m3fn), scale, None))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    Trainer(cfg, model, tiny.text(cfg), tmp_path, progress=Silent()).fit()
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert frozen == {"embeddings.weight", "lm_head.weight", "blocks.0.mixer.in_proj.weight"}
+    moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert moved == {name for name, _ in model.named_parameters()} - frozen
+
+
 def test_a_model_with_nothing_to_train_is_refused(tiny, tmp_path):
-    with pytest.raises(UserError, match="matches every weight"):
+    with pytest.raises(UserError, match="matches every weight that can be trained"):
         tiny.trainer(tmp_path, tiny.config(train={"freeze": ["*"]}))

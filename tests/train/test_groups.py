@@ -1,6 +1,7 @@
 """Processes along axes beside data: what is summed over whom."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -79,3 +80,61 @@ def test_ranks_that_share_their_data_count_once(tiny, complete, tmp_path, fsdp):
         empty = {f"model.{key}": torch.zeros_like(value) for key, value in names.items()}
         states.append(load_tensors(tmp_path / name / "checkpoints" / "step-6", empty, World()))
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+ALIKE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import tiny_run as tiny
+from pathlib import Path
+from nano3.train.loss import NextTokenLoss
+from nano3.train.step import NonFiniteError, run_step
+from nano3.train.tally import Tally
+
+class Poisoned(NextTokenLoss):
+    def __call__(self, model, batch, scale):
+        parts = super().__call__(model, batch, scale)
+        parts.total = parts.total * (float("nan") if world.rank == 1 else 1.0)
+        return parts
+
+world = init_world({"tensor": 2})
+part = {"kl": (torch.tensor(4.0), 2.0)} if world.rank == 1 else {}
+print(Tally(world).add_up([part], torch.zeros(1, dtype=torch.float64))[0])
+for loss in (NextTokenLoss(0.0), Poisoned(0.0)):
+    run = tiny.trainer(Path(sys.argv[2]), world=world, heldout=None, loss=loss)
+    batches = run.feed.source.step(0)
+    report(lambda: run_step(run.recipe, batches, lambda: world.rank == 0).stop)
+    run.feed.close()
+world.close()
+"""
+
+
+def test_ranks_that_share_their_data_take_every_decision_alike(processes, tmp_path):
+    started = processes("-c", BEGIN + ALIKE, str(Path(__file__).parent), str(tmp_path), ranks=2)
+    outputs = [process.communicate(timeout=120) for process in started]
+    assert [process.returncode for process in started] == [0, 0], outputs
+    lines = [out.splitlines() for out, _ in outputs]
+    assert [rank[0] for rank in lines] == ["{}", "{'kl': 2.0}"]
+    assert [rank[1] for rank in lines] == ["True", "True"]
+    assert all(rank[2].startswith("NonFiniteError loss ") and "doc-" in rank[2] for rank in lines)
+
+
+HELDOUT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import tiny_run as tiny
+from nano3.model.lm import LM
+from nano3.train.heldout import evaluate
+world = init_world({"context": 2})
+print(world.loss.size, world.loss_mesh().size(), world.loss_mesh().mesh_dim_names)
+print(evaluate(LM(tiny.MODEL).init_weights(0), tiny.TinySource(8), 5, 2, world).targets)
+world.close()
+"""
+
+
+def test_ranks_that_share_each_sequence_score_it_once_and_mesh_without_warnings(tiny, processes):
+    started = processes("-W", "error::UserWarning", "-c", BEGIN + HELDOUT, str(Path(__file__).parent), ranks=2)
+    outputs = [process.communicate(timeout=120) for process in started]
+    assert [process.returncode for process in started] == [0, 0], outputs
+    targets = tiny.TinySource(8).batch(0, 5).n_targets
+    assert [out.splitlines() for out, _ in outputs] == [["2 2 ('loss',)", str(targets)]] * 2
