@@ -32,7 +32,9 @@ class StepSource(Protocol):
 
     def state(self) -> dict[str, Any]:
         """What the source needs to go on after the step that was trained last, beside the number of the next one:
-        JSON values and tensors by name. A checkpoint holds it, each rank's where they differ."""
+        JSON values and tensors by name. A checkpoint holds it, each rank's where they differ, and is then resumed with
+        as many ranks. A source whose state is the same on every rank, however many there are, says so by an attribute
+        `shared_state` that is True."""
         ...
 
     def restore(self, state: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ class Scale:
     targets: int
     """Valid targets in the whole global batch: all ranks, all micro-batches; counted before the first forward."""
     micro_batches: int
-    """Micro-batches in the whole global batch."""
+    """Micro-batches in the whole global batch that are not padding alone: those have no balance loss."""
 
 
 @dataclass

@@ -17,7 +17,7 @@ from nano3.train.loss import LossFunction, LossParts, Scale
 from nano3.train.optimizer import clip_gradients, gradient_norm, parameters_of
 from nano3.train.parallel import sync_gradients
 from nano3.train.tally import Tally
-from nano3.train.world import Group, World
+from nano3.train.world import Group, World, attempt
 
 SHOWN_DOCUMENTS = 8
 """Documents named in an error."""
@@ -55,7 +55,7 @@ class Totals:
     targets: int
     """Valid targets."""
     micro_batches: int
-    """Micro-batches."""
+    """Micro-batches that are not padding alone."""
     tokens: int
     """Tokens that are no padding."""
     flops: float
@@ -99,18 +99,19 @@ def count(
         batches: this rank's micro-batches.
         world: the ranks.
         flops_per_token: operations of training on a token, by sequence length.
-        error: why this rank has no batches: raised here, and as a UserError on the other ranks.
+        error: why this rank has no batches: raised here, as is what the batches raise, and as a UserError on the
+            other ranks.
 
     Raises:
         UserError: ranks have different numbers of micro-batches, or there is no token.
     """
-    cost = flops_per_token or (lambda length: 0.0)
-    n, tokens = len(batches), [int(batch.n_tokens) for batch in batches]
-    flops = sum(n * cost(batch.tokens.shape[-1]) for n, batch in zip(tokens, batches, strict=True))
-    targets = sum(int(batch.n_targets) for batch in batches)
-    micro_batches, squares, failed, *sums = _sums(
-        world, [n, n * n, float(error is not None)], [targets, sum(tokens), flops]
-    )
+    mine = [0.0] * 4
+
+    def measure() -> None:
+        mine[:] = _size(batches, flops_per_token or (lambda length: 0.0))
+
+    error, n = error or attempt(measure), len(batches)
+    micro_batches, squares, failed, *sums = _sums(world, [n, n * n, float(error is not None)], mine)
     if failed:
         world.agree(error)
     # The sum of squares is as small as that only where all are equal.
@@ -121,7 +122,14 @@ def count(
         )
     if not sums[1]:
         raise UserError("a step has no tokens: a source gives at least one micro-batch with text in it")
-    return Totals(int(sums[0]), n * world.loss.size, int(sums[1]), sums[2])
+    return Totals(int(sums[0]), int(sums[3]), int(sums[1]), sums[2])
+
+
+def _size(batches: Sequence[Any], cost: Callable[[int], float]) -> list[float]:
+    """Targets, tokens, operations and micro-batches with any token, of this rank."""
+    tokens = [int(batch.n_tokens) for batch in batches]
+    flops = sum(n * cost(batch.tokens.shape[-1]) for n, batch in zip(tokens, batches, strict=True))
+    return [sum(int(batch.n_targets) for batch in batches), sum(tokens), flops, sum(n > 0 for n in tokens)]
 
 
 def _sums(world: World, of_all: list[float], of_loss: list[float]) -> list[float]:
@@ -138,13 +146,17 @@ def run_step(
 ) -> StepResult:
     """Train on this rank's micro-batches `batches`; `stop()` is asked, late, whether this rank was told to stop.
 
-    `totals`: their `count`, made here if it is not given.
+    A step in which no rank has a target changes nothing, and has no metrics. `totals`: the `count` of the step, made
+    here if it is not given.
 
     Raises:
         NonFiniteError: the loss or the gradient norm is not finite; weights, moments and biases are as before.
     """
     world = recipe.world
-    parts = _accumulate(recipe, batches, (totals or count(batches, world)).scale)
+    totals = totals or count(batches, world)
+    if not totals.targets:
+        return _without_targets(recipe, stop)
+    parts = _accumulate(recipe, batches, totals.scale)
     losses = torch.stack([part.total.detach().double() for part in parts])
     extra = torch.stack([losses.sum(), losses.new_tensor(float(stop()))])
     metrics, (objective, stopping) = recipe.tally.add_up([part.metrics for part in parts], extra)
@@ -165,6 +177,23 @@ def run_step(
     return result
 
 
+def _without_targets(recipe: Recipe, stop: Callable[[], bool]) -> StepResult:
+    """The result of a step that trains nothing."""
+    biases, world = recipe.model.expert_biases(), recipe.world
+    loads = torch.zeros(len(biases), len(biases[0]) if biases else 0, dtype=torch.int64, device=world.device)
+    stopping = Group(world.rank, world.size).sum(torch.tensor(float(stop()), device=world.device)).item()
+    return StepResult({}, recipe.loss.shown, 0.0, loads, stopping > 0)
+
+
+def names_of(batches: Sequence[Any], world: World) -> str:
+    """The first documents of all ranks' `batches`, to be named in a message; every rank must call."""
+    unique = list(
+        dict.fromkeys(name for part in world.gather([n for b in batches for n in b.documents]) for name in part)
+    )
+    more = f" and {len(unique) - SHOWN_DOCUMENTS} more" if len(unique) > SHOWN_DOCUMENTS else ""
+    return f"{', '.join(unique[:SHOWN_DOCUMENTS])}{more}"
+
+
 def _accumulate(recipe: Recipe, batches: Sequence[Any], scale: Scale) -> list[LossParts]:
     """Adds up the gradients of this rank's micro-batches; returns what the loss gave for each."""
     found = []
@@ -178,11 +207,5 @@ def _accumulate(recipe: Recipe, batches: Sequence[Any], scale: Scale) -> list[Lo
 def _explain(loss: float, grad_norm: float, losses: Tensor, batches: Sequence[Any], world: World) -> str:
     """What became non-finite, and the documents of the micro-batches where it happened (all, if only the gradient)."""
     bad = [batch for batch, loss in zip(batches, losses.tolist(), strict=True) if not abs(loss) < float("inf")]
-    here = [name for batch in bad for name in batch.documents]
-    names = [name for part in world.gather(here) for name in part]
-    if not names:
-        names = [n for part in world.gather([n for batch in batches for n in batch.documents]) for n in part]
-    unique = list(dict.fromkeys(names))
-    more = f" and {len(unique) - SHOWN_DOCUMENTS} more" if len(unique) > SHOWN_DOCUMENTS else ""
-    what = f"loss {loss}, gradient norm {grad_norm}"
-    return f"{what} in a batch of the documents {', '.join(unique[:SHOWN_DOCUMENTS])}{more}"
+    names = names_of(bad, world) or names_of(batches, world)
+    return f"loss {loss}, gradient norm {grad_norm} in a batch of the documents {names}"

@@ -32,8 +32,8 @@ from nano3.train.schedule import build_schedule
 from nano3.train.settings import TrainerConfig
 from nano3.train.signals import StopRequest
 from nano3.train.snapshot import optimizer_steps, rng_tensors, set_optimizer_steps, set_rng, state_tensors
-from nano3.train.source_state import restore_source, source_tensors, source_values, stored_source
-from nano3.train.step import NonFiniteError, Recipe, StepResult, Totals, count, run_step
+from nano3.train.source_state import SourceState, restore_source, stored_source
+from nano3.train.step import NonFiniteError, Recipe, StepResult, Totals, count, names_of, run_step
 from nano3.train.tally import Tally
 from nano3.train.throughput import Meter, peak_flops
 from nano3.train.world import World, attempt, init_world
@@ -199,6 +199,8 @@ class Trainer:
         lr = self._lr(totals.tokens)
         set_lr(self.optimizer, lr)
         try:
+            if not totals.targets:
+                self._say_skipped(batches)
             result = run_step(self.recipe, batches, lambda: stop.requested, totals)
         except NonFiniteError as error:
             raise NonFiniteError(self._locate(error)) from None
@@ -210,6 +212,12 @@ class Trainer:
         self._report(result, lr, max(batch.tokens.shape[-1] for batch in batches), clock)
         self.checkpoints.poll()
         return result
+
+    def _say_skipped(self, batches: Sequence[Any]) -> None:
+        names = names_of(batches, self.world)
+        self.progress.say(
+            f"step {self.position.step + 1} has no targets: it leaves the weights as they are (documents {names})"
+        )
 
     def _read(self, step: int) -> tuple[Sequence[Any], Totals]:
         """This rank's micro-batches of a step, and the step's size; what fails on one rank fails on all."""
@@ -292,18 +300,16 @@ class Trainer:
     def _save(self) -> None:
         if self.position.step == self._saved_step:
             return
-        self.record.sync()
-        source = self.feed.source.state()
-        sources = source_values(source, self.world)
+        source = SourceState(self.feed.source, self.world, self.record.sync)
         state = {
             "position": asdict(self.position),
             "optimizer_steps": optimizer_steps(self.optimizer),
             "world_size": self.world.size,
             "settings": self._settings(),
             "rounding": rounding_settings(self.cfg),
-            "source": sources,
+            **source.values,
         }
-        tensors = self._tensors() | source_tensors(source, self.world)
+        tensors = self._tensors() | source.tensors
         self.checkpoints.save(self.position.step, tensors, state)
         self._saved_step = self.position.step
 

@@ -138,3 +138,71 @@ def test_ranks_that_share_each_sequence_score_it_once_and_mesh_without_warnings(
     assert [process.returncode for process in started] == [0, 0], outputs
     targets = tiny.TinySource(8).batch(0, 5).n_targets
     assert [out.splitlines() for out, _ in outputs] == [["2 2 ('loss',)", str(targets)]] * 2
+
+
+SOURCES = """
+import json
+import sys
+sys.path.insert(0, sys.argv[1])
+import tiny_run as tiny
+from pathlib import Path
+
+world, folder = init_world(), Path(sys.argv[2])
+
+class Source:
+    ahead = False
+
+    def __init__(self, state):
+        self.inner, self.now = tiny.text(tiny.config(), world), state
+
+    def step(self, n):
+        return self.inner.step(n)
+
+    def state(self):
+        return self.now()
+
+    def restore(self, state):
+        print(json.dumps(state))
+
+    def close(self):
+        pass
+
+def run(name, state, resume=False, shared=False):
+    cfg = tiny.config(train={"tokens": 64}, schedule={"horizon_tokens": 384})
+    source = Source(state)
+    source.shared_state = shared
+    run = tiny.trainer(folder / name, cfg, source, world=world, heldout=None)
+    try:
+        run.resume() if resume else run.fit()
+    except (UserError, ZeroDivisionError) as error:
+        print(type(error).__name__, error)
+    run.feed.close()
+"""
+ALONE = """
+run("own", lambda: {"drawn": 3})
+run("shared", lambda: {"drawn": 3}, shared=True)
+run("none", dict)
+"""
+TWO = """
+run("own", dict, resume=True)
+run("shared", dict, resume=True)
+run("none", dict, resume=True)
+run("set", lambda: {"x": {1} if world.rank else 1})
+run("dead", lambda: {"x": 1 / (1 - world.rank)})
+world.close()
+"""
+
+
+def test_a_sources_state_is_handed_to_the_ranks_whose_it_is_and_fails_on_all(processes, tmp_path):
+    lines = []
+    for code, ranks in ((ALONE, 1), (TWO, 2)):
+        started = processes("-c", BEGIN + SOURCES + code, str(Path(__file__).parent), str(tmp_path), ranks=ranks)
+        outputs = [process.communicate(timeout=300) for process in started]
+        assert [process.returncode for process in started] == [0] * ranks, outputs
+        lines = [out.splitlines() for out, _ in outputs]
+    for rank in lines:
+        assert rank[0].startswith("CheckpointError")
+        assert "state of 1 rank, and this run has 2: resume it with 1" in rank[0]
+        assert rank[1:3] == ['{"drawn": 3}', "{}"]
+        assert "UserError the training data's state 'x' is neither a tensor nor JSON" in rank[3]
+    assert [rank[4] for rank in lines] == ["UserError division by zero", "ZeroDivisionError division by zero"]

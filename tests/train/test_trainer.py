@@ -1,4 +1,5 @@
 import json
+import math
 import shutil
 from dataclasses import replace
 
@@ -375,3 +376,52 @@ def test_a_checkpoint_from_before_a_setting_was_there_has_its_default(tiny, tmp_
     with pytest.raises(CheckpointError, match=r"train\.freeze: \[\] -> \['\*\.gate\.weight'\]"):
         frozen.resume()
     assert tiny.trainer(tmp_path, tiny.config(schedule=horizon)).resume().name == "step-3"
+
+
+class Batches:
+    """A step source of given batches."""
+
+    ahead = False
+
+    def __init__(self, *steps):
+        self.steps = steps
+
+    def step(self, n):
+        return self.steps[n]
+
+    def state(self):
+        return {}
+
+    def restore(self, state):
+        pass
+
+    def close(self):
+        pass
+
+
+def test_a_step_without_targets_leaves_everything_as_it_is_and_says_so(tiny, tmp_path):
+    batches = [tiny.TinySource().batch(4 * n, 4) for n in range(2)]
+    empty = replace(batches[1], targets=torch.full_like(batches[1].targets, -100))
+    cfg, messages = tiny.config(train={"steps": 2}, schedule={"horizon_tokens": 384}), Messages()
+    run = tiny.trainer(tmp_path / "two", cfg, Batches([batches[0]], [empty]), heldout=None, progress=messages)
+    result = run.fit()
+    assert (result.step, result.tokens) == (2, 128)
+    assert math.isnan(result.loss)
+    assert ["step 2 has no targets" in said and "doc-4" in said for said in messages.said].count(True) == 1
+    assert "loss" not in [line for line in _lines(tmp_path / "two") if line["kind"] == "train"][-1]
+    cfg = tiny.config(train={"steps": 1}, schedule={"horizon_tokens": 384})
+    alone = tiny.trainer(tmp_path / "one", cfg, Batches([batches[0]]), heldout=None)
+    alone.fit()
+    _same(_state(run), _state(alone))
+
+
+def test_micro_batches_of_padding_alone_do_not_dilute_the_balance_loss(tiny, tmp_path):
+    text = tiny.TinySource().batch(0, 2)
+    padding = replace(text, valid=torch.zeros_like(text.tokens, dtype=torch.bool), targets=text.targets * 0 - 100)
+    lines = []
+    for name, batches in (("with", [text, padding]), ("without", [text])):
+        cfg = tiny.config(train={"tokens": 32}, balance={"loss_coef": 0.5})
+        tiny.trainer(tmp_path / name, cfg, Batches(batches), heldout=None).fit()
+        lines.append(next(line for line in _lines(tmp_path / name) if line["kind"] == "train"))
+    assert lines[0]["balance_loss"] == lines[1]["balance_loss"] > 1
+    assert lines[0]["grad_norm"] == pytest.approx(lines[1]["grad_norm"], rel=1e-5)
