@@ -420,7 +420,7 @@ def test_micro_batches_of_padding_alone_do_not_dilute_the_balance_loss(tiny, tmp
     padding = replace(text, valid=torch.zeros_like(text.tokens, dtype=torch.bool), targets=text.targets * 0 - 100)
     lines = []
     for name, batches in (("with", [text, padding]), ("without", [text])):
-        cfg = tiny.config(train={"tokens": 32}, balance={"loss_coef": 0.5})
+        cfg = tiny.config(train={"tokens": 32}, schedule={"warmup_tokens": 0}, balance={"loss_coef": 0.5})
         tiny.trainer(tmp_path / name, cfg, Batches(batches), heldout=None).fit()
         lines.append(next(line for line in _lines(tmp_path / name) if line["kind"] == "train"))
     assert lines[0]["balance_loss"] == lines[1]["balance_loss"] > 1
