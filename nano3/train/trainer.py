@@ -74,8 +74,7 @@ class Trainer:
         self.cfg, self.heldout, self.run_dir, self.inputs = cfg, heldout, Path(run_dir), inputs or {}
         self.world = world or init_world()
         self.length = RunLength(cfg.train.tokens, cfg.train.steps)
-        schedule = cfg.schedule
-        self._move_to(Position(schedule_start=schedule.start_tokens, schedule_start_step=schedule.start_steps))
+        self._move_to(Position(schedule_start=cfg.schedule.start_tokens, schedule_start_step=cfg.schedule.start_steps))
         self.progress = progress or make_progress(self.world.is_main)
         self.model = self._place(model)
         self.optimizer = build_optimizer(model, cfg.optimizer)
@@ -200,7 +199,10 @@ class Trainer:
         set_lr(self.optimizer, lr)
         try:
             if not totals.targets:
-                self._say_skipped(batches)
+                names = names_of(batches, self.world)
+                self.progress.say(
+                    f"step {position.step + 1} has no targets: weights stay as they are (documents {names})"
+                )
             result = run_step(self.recipe, batches, lambda: stop.requested, totals)
         except NonFiniteError as error:
             raise NonFiniteError(self._locate(error)) from None
@@ -212,12 +214,6 @@ class Trainer:
         self._report(result, lr, max(batch.tokens.shape[-1] for batch in batches), clock)
         self.checkpoints.poll()
         return result
-
-    def _say_skipped(self, batches: Sequence[Any]) -> None:
-        names = names_of(batches, self.world)
-        self.progress.say(
-            f"step {self.position.step + 1} has no targets: it leaves the weights as they are (documents {names})"
-        )
 
     def _read(self, step: int) -> tuple[Sequence[Any], Totals]:
         """This rank's micro-batches of a step, and the step's size; what fails on one rank fails on all."""
