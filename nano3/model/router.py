@@ -61,7 +61,8 @@ class RouterStats:
     @property
     def balance_loss(self) -> Tensor:
         """Scalar: E * sum_e f_e P_e over all tokens together, with f_e the share of choices and P_e the mean share of
-        scores; 1 when routing is even, 0 without tokens."""
+        scores; 1 when routing is even, 0 without tokens. The choices are those really made, with the selection bias
+        (as in Switch Transformer, arXiv 2101.03961); Megatron counts those that the scores alone would make."""
         fraction, probability = _shares(self.load, self.probability, self.top_k)
         return len(self.load) * torch.dot(fraction, probability)
 
