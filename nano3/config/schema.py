@@ -176,8 +176,9 @@ class BalanceConfig:
     loss_coef: float = 1e-4
     """Coefficient of the standard load-balancing loss; 0 switches it off."""
     loss_type: Literal["aux_loss", "seq_aux_loss"] = "aux_loss"
-    """aux_loss: over the tokens of a micro-batch together; seq_aux_loss: of each packed row alone, then the mean over
-    rows (report section 3.1.6). Megatron's names. Padding is in neither."""
+    """aux_loss: over the tokens of a micro-batch together, with the choices really made; seq_aux_loss: of each packed
+    row alone, then the mean over rows, with the choices that the scores would make without the selection bias (report
+    section 3.1.6). Megatron's names. Padding is in neither."""
 
     def __post_init__(self) -> None:
         check("balance", self, ">=", 0, "bias_rate", "loss_coef")

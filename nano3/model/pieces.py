@@ -146,11 +146,11 @@ class Mixture(EachAlone):
             y[:, piece], stats = self._routed(rows.x[:, piece], rows.part(piece))
             probability = stats.probability
             self._probability = probability if self._probability is None else self._probability + probability
-            parts.append([stats.row_loads, stats.row_probability])
+            parts.append([stats.row_loads, stats.row_probability, stats.row_choices])
             if self.around.keep_expert_ids:
                 parts[-1].append(stats.expert_ids)
-        sums = [torch.stack(column).sum(0) for column in list(zip(*parts, strict=True))[:2]]
-        self._rows.append([*sums, *([torch.cat([p[2] for p in parts], 1)] if self.around.keep_expert_ids else [])])
+        sums = [torch.stack(column).sum(0) for column in list(zip(*parts, strict=True))[:3]]
+        self._rows.append([*sums, *([torch.cat([p[3] for p in parts], 1)] if self.around.keep_expert_ids else [])])
         return []
 
     def extra(self) -> list[Tensor]:
@@ -173,9 +173,9 @@ class Mixture(EachAlone):
             dx[:, piece] = gradients.of(outputs, above, [x])[0]
 
     def finish(self, extra: Sequence[Tensor]) -> RouterStats | None:
-        probability, row_loads, row_probability, *expert_ids = extra
-        top_k = self.block.mixer.gate.top_k
-        return MergedStats(row_loads, probability, row_probability, expert_ids[0] if expert_ids else None, top_k)
+        probability, row_loads, row_probability, row_choices, *expert_ids = extra
+        kept, top_k = expert_ids[0] if expert_ids else None, self.block.mixer.gate.top_k
+        return MergedStats(row_loads, row_choices, probability, row_probability, kept, top_k)
 
     def _routed(self, x: Tensor, around: Pass) -> tuple[Tensor, RouterStats]:
         y, stats = self.block.mixer(self.block.norm(x), around, None)

@@ -36,12 +36,12 @@ class RouterStats:
     @cached_property
     def row_loads(self) -> Tensor:
         """(B, E) int64: tokens of each row routed to each expert."""
-        (B, T), E, places = self._shape, self._scores.shape[1], self._around.places
-        if places is None:
-            places = torch.arange(B * T, device=self._scores.device)
-        chosen = ((places // max(T, 1)).unsqueeze(1) * E + self._expert_ids).flatten()
-        loads = torch.zeros(B * E, dtype=torch.int64, device=chosen.device)
-        return loads.scatter_add_(0, chosen, torch.ones_like(chosen)).view(B, E)
+        return self._count_by_row(self._expert_ids)
+
+    @cached_property
+    def row_choices(self) -> Tensor:
+        """(B, E) int64: as `row_loads`, if the scores alone chose, without the selection bias."""
+        return self._count_by_row(self._scores.detach().topk(self.top_k, dim=-1).indices)
 
     @cached_property
     def expert_ids(self) -> Tensor:
@@ -68,11 +68,21 @@ class RouterStats:
 
     @property
     def sequence_balance_loss(self) -> Tensor:
-        """Scalar: `balance_loss` of each row alone, averaged over the rows that have tokens (report section 3.1.6;
-        Megatron's seq_aux_loss, whose sequence is the packed row too)."""
-        fraction, probability = _shares(self.row_loads, self.row_probability, self.top_k)
-        rows = (self.row_loads.sum(1) > 0).sum().clamp_min(1)
-        return self.row_loads.shape[1] * (fraction * probability).sum() / rows
+        """Scalar: E * sum_e f_e P_e of each row alone, averaged over the rows that have tokens (report section 3.1.6;
+        Megatron's seq_aux_loss, whose sequence is the packed row too). As there, f_e is the share of the choices that
+        the scores alone would make: once the selection bias has evened the loads, those really made say nothing."""
+        fraction, probability = _shares(self.row_choices, self.row_probability, self.top_k)
+        rows = (self.row_choices.sum(1) > 0).sum().clamp_min(1)
+        return self.row_choices.shape[1] * (fraction * probability).sum() / rows
+
+    def _count_by_row(self, chosen: Tensor) -> Tensor:
+        """(B, E) int64: how often each row's tokens have each expert among `chosen` (S, K)."""
+        (B, T), E, places = self._shape, self._scores.shape[1], self._around.places
+        if places is None:
+            places = torch.arange(B * T, device=self._scores.device)
+        cells = ((places // max(T, 1)).unsqueeze(1) * E + chosen).flatten()
+        counts = torch.zeros(B * E, dtype=torch.int64, device=cells.device)
+        return counts.scatter_add_(0, cells, torch.ones_like(cells)).view(B, E)
 
     @property
     def _probabilities(self) -> Tensor:
@@ -84,10 +94,16 @@ class MergedStats(RouterStats):
     """Statistics of several parts of a pass together."""
 
     def __init__(
-        self, row_loads: Tensor, probability: Tensor, row_probability: Tensor, expert_ids: Tensor | None, top_k: int
+        self,
+        row_loads: Tensor,
+        row_choices: Tensor,
+        probability: Tensor,
+        row_probability: Tensor,
+        expert_ids: Tensor | None,
+        top_k: int,
     ) -> None:
         """From the sums over all parts; see RouterStats. `expert_ids` only where they are kept."""
-        self.load, self.row_loads, self.top_k = row_loads.sum(0), row_loads, top_k
+        self.load, self.row_loads, self.row_choices, self.top_k = row_loads.sum(0), row_loads, row_choices, top_k
         self._sums = probability, row_probability
         if expert_ids is not None:
             self.expert_ids = expert_ids

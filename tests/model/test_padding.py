@@ -80,7 +80,8 @@ def test_padded_rows_train_as_the_same_rows_one_after_the_other(model, way):
 def test_the_sequence_balance_loss_is_the_mean_of_the_rows_own(model, way):
     batch = padded([*LENGTHS, 0])
     result = train_once(model, batch, "sequence_balance_loss", *PASSES[way])
-    rows = [train_once(model, row_alone(batch, row, n)) for row, n in enumerate(LENGTHS)]
+    alone = [row_alone(batch, row, n) for row, n in enumerate(LENGTHS)]
+    rows = [train_once(model, row, "sequence_balance_loss") for row in alone]
     assert result[0]["balance"] == pytest.approx(sum(row[0]["balance"] for row in rows) / 3, rel=1e-9)
     assert abs(result[0]["balance"] - train_once(model, batch)[0]["balance"]) > 1e-3
     assert torch.equal(result[1][0], torch.stack([row[1][0] for row in rows]).sum(0))

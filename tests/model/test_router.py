@@ -32,3 +32,22 @@ def test_routing_needs_no_values_from_the_device(small_config):
     stats = RouterStats(routing.scores, routing.expert_ids, (1, 17))
     (stats.balance_loss + stats.sequence_balance_loss).backward()
     assert stats.load.shape == (small_config.n_experts,)
+
+
+def test_the_sequence_balance_loss_is_megatrons_whatever_the_bias(small_config):
+    """Its choices are those of the normalised scores alone (compute_routing_scores_for_aux_loss)."""
+    router, (B, T), E, K = make_router(small_config), (3, 11), small_config.n_experts, small_config.top_k
+    x = torch.randn(B * T, small_config.d_model)
+    losses = []
+    for bias in (torch.zeros(E), torch.linspace(-3, 3, E)):
+        router.e_score_correction_bias.copy_(bias)
+        routing = router(x)
+        losses.append(RouterStats(routing.scores, routing.expert_ids, (B, T)).sequence_balance_loss)
+    scores = torch.sigmoid(x @ router.weight.T)
+    scores = (scores / scores.sum(-1, keepdim=True)).view(B, T, E)
+    expected = 0.0
+    for row in scores:
+        chosen = torch.zeros(T, E).scatter(1, row.topk(K, dim=-1).indices, 1.0)
+        expected += (row.sum(0) * chosen.sum(0)).sum() * E / (K * T * T) / B
+    torch.testing.assert_close(losses[0], expected)
+    torch.testing.assert_close(losses[1], expected)
