@@ -12,12 +12,15 @@ template <class T> static float row_top(const T* x, i64 O) {
     return most;
 }
 
+// Numbers that a row adds up in float before they join a double.
+static const i64 ROW_SUMMED = 8192;
+
 // Sum of exp(x - top); with WRITE the terms replace x, none below exp(SMALLEST_LOG_PROB).
 template <bool WRITE, class T> static float row_exp(T* x, i64 O, float top) {
     const V shift(top), floor(SMALLEST_LOG_PROB);
     double total = 0;
-    for (i64 start = 0; start < O; start += SUMMED) {
-        i64 i = start, stop = least(start + SUMMED, O);
+    for (i64 start = 0; start < O; start += ROW_SUMMED) {
+        i64 i = start, stop = least(start + ROW_SUMMED, O);
         V sum[4] = {V::zero(), V::zero(), V::zero(), V::zero()};
         for (; i + 4 * V::N <= stop; i += 4 * V::N)
             for (int k = 0; k < 4; k++) {
@@ -25,15 +28,15 @@ template <bool WRITE, class T> static float row_exp(T* x, i64 O, float top) {
                 sum[k] = sum[k] + e;
                 if (WRITE) e.store(x + i + k * V::N);
             }
-        total += ((sum[0] + sum[1]) + (sum[2] + sum[3])).sum();
+        float part = ((sum[0] + sum[1]) + (sum[2] + sum[3])).sum(), rest[V::N];
         for (; i < stop; i += V::N) {
-            float rest[V::N];
             int left = int(least(i64(V::N), stop - i));
             V e = vexp(V::max(floor, V::load(x + i, left) - shift));
             e.store(rest);
-            for (int k = 0; k < left; k++) total += rest[k];
+            for (int k = 0; k < left; k++) part += rest[k];
             if (WRITE) e.store(x + i, left);
         }
+        total += part;
     }
     return float(total);
 }
