@@ -76,7 +76,7 @@ def save(
         OSError: the disk is full or not writable.
     """
     folder = Path(folder)
-    _check_known(model)
+    _on_writer(lambda: _check_known(model))
     files = _plan_files(model, dtype, max_shard_bytes)
     gather = _Gatherer(model)
     with ExitStack() as stack:
@@ -91,7 +91,8 @@ def save(
 def _check_known(model: LM) -> None:
     with torch.device("meta"):
         known = set(LM(model.cfg).state_dict())
-    foreign = [name for name in model.state_dict() if name not in known and not name.endswith(SCALES)]
+    names = [name for name, _ in [*model.named_parameters(), *model.named_buffers()]]
+    foreign = [name for name in names if name not in known and not name.endswith(SCALES)]
     if foreign:
         raise UserError(f"the model has {foreign[0]}, which a nemotron_h folder has no place for: merge adapters first")
 
