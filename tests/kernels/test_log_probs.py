@@ -285,7 +285,8 @@ def test_flat_rows_of_a_large_vocabulary(backend, gap):
     in_cpp = backend is None and kernels.choose("log_probs", "cpu")[0] == "cpu"
     within = 2e-6 if in_cpp else 2e-4  # PyTorch's own sums
     assert float(found) == pytest.approx(float(expected[5]), abs=within)
-    assert float(loss) == pytest.approx(-float(expected[5]), abs=within)
+    # The loss adds up 8,192 numbers in float before they join a double.
+    assert float(loss) == pytest.approx(-float(expected[5]), abs=5 * within)
     assert float(entropy) == pytest.approx(-float((expected.exp() * expected).sum()), abs=10 * within)
 
 
