@@ -305,7 +305,7 @@ def test_a_server_that_answers_nothing_leaves_nothing(run):
                    "--retries", 0)  # fmt: skip
         assert done.code == 3
         assert "nothing was answered; give the same command again" in done.err
-        wrong = run("eval", "ruler", "--url", url, "--model", "foo")
+        wrong = run("eval", "ruler", "--url", url, "--model", "foo", "--ctx", "2k", "--tasks", "niah_single_1")
         assert wrong.err == f"error: --model foo: {url} has no such model; it has oracle\n"
     assert not list(Path().iterdir())
 

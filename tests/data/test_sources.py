@@ -70,7 +70,7 @@ def test_the_blend_file_wins_over_sources_and_its_paths_start_at_its_folder(writ
         ("sources = 3", "sources is not a table"),
         ("[sources]\nweb = 3", r"sources\.web is not a path or a list of paths"),
         ("[source]\nweb = []", "unknown key 'source'"),
-        ("[sources", "is not valid TOML"),
+        ("[sources", "not valid TOML"),
     ],
 )
 def test_bad_blend_files(write_texts, text, message):

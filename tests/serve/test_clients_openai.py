@@ -254,7 +254,7 @@ def test_what_is_not_offered_is_not_found(client, server):
     with pytest.raises(openai.NotFoundError):
         client.embeddings.create(model=server.model, input="text")
     with pytest.raises(openai.NotFoundError):
-        client.responses.create(model=server.model, input="text")
+        client.responses.retrieve("resp_1")
     with pytest.raises(openai.NotFoundError, match="other"):
         client.chat.completions.create(model="other", messages=[{"role": "user", "content": "x"}])
 

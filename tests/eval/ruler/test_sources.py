@@ -100,5 +100,5 @@ def test_unusable_essays_are_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has 2 words of text in \.txt, .*: --essays needs 100"):
         _ = Sources(essays=tmp_path).essays
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9 " * 200)
-    with pytest.raises(UserError, match=r"latin\.txt is not UTF-8 text \(--essays\)"):
+    with pytest.raises(UserError, match=r"--essays: .*latin\.txt: not UTF-8 text"):
         _ = Sources(essays=tmp_path).essays
