@@ -50,7 +50,7 @@ def test_step_n_is_asked_for_after_the_update_of_the_step_before(rl, tiny, tmp_p
 def test_steps_of_any_shape_count_their_own_tokens_and_metrics_have_the_names_of_the_loss(rl, tiny, tmp_path):
     run = rl.trainer(tmp_path, tiny.MODEL)
     result = run.fit()
-    lines = _lines(tmp_path)
+    lines = [line for line in _lines(tmp_path) if line["kind"] == "train"]
     counts = [(2 + n % 2) * (3 + n + 4 + n) for n in range(4)]
     assert [line["tokens"] for line in lines] == [sum(counts[: n + 1]) for n in range(4)]
     assert [line["seq_len"] for line in lines] == [4, 5, 6, 7]
