@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
 
 import anthropic
 import httpx
 import pytest
 from anthropic.types import Message, RawMessageStreamEvent
 from pydantic import TypeAdapter
+
+from nano3.engine.engine import Engine
 
 GREEDY = {"temperature": 0}  # no parameter of newer clients
 EVENTS = TypeAdapter(RawMessageStreamEvent)
@@ -326,8 +329,16 @@ def test_both_headers_carry_the_key(make_engine, start):
     assert httpx.get(f"{locked.url}/v1/models", headers={"x-api-key": ""}).status_code == 401
 
 
+class Steady(Engine):
+    """Takes at least 20 ms a step, so that no machine ends an answer within a short time."""
+
+    def step(self):
+        time.sleep(0.02)
+        return super().step()
+
+
 def test_a_stream_that_fails_ends_with_an_error_event(make_engine, start):
-    hurried = start(make_engine(), request_timeout=0.05)
+    hurried = start(make_engine(Steady), request_timeout=0.05)
     body = {"max_tokens": 3000, "messages": [USER], "stream": True, "thinking": {"type": "adaptive"}}
     answer = httpx.post(f"{hurried.url}/v1/messages", json=body, timeout=60)
     name, data = answer.text.strip().split("\n\n")[-1].split("\n")
