@@ -10,9 +10,9 @@ from nano3.cli.generate import grammar_of
 from nano3.cli.prompts import read_prompts
 from nano3.config.errors import UserError
 from nano3.config.presets import load_pretrain
-from nano3.data.shards import read_manifest
-from nano3.data.sources import read_blend_file
-from nano3.data.tokenizer import Tokenizer
+from nano3.data.texts.sources import read_blend_file
+from nano3.data.tokens.shards import read_manifest
+from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.eval.ruler.questions import read_squad
 from nano3.model.config import read_stage
 from nano3.model.hf import read_config

@@ -14,7 +14,7 @@ import torch
 from nano3.bench.workload import Case, Job, prompts
 from nano3.config.errors import UserError
 from nano3.config.presets import load_model as load_model_config
-from nano3.data.tokenizer import Tokenizer
+from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.engine.engine import Engine
 from nano3.engine.launch import small_tokenizer
 from nano3.engine.request import Request, Sampling

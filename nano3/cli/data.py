@@ -13,7 +13,7 @@ import typer
 from nano3.cli import data_generate
 
 if TYPE_CHECKING:
-    from nano3.data.inspection import Inspection
+    from nano3.data.tokens.inspection import Inspection
 
 app = typer.Typer(no_args_is_help=True, help="Prepare text for training and look into prepared data.")
 ANY_SIZE = 1 << 31
@@ -42,8 +42,8 @@ def prepare_command(
 ) -> None:
     """Read texts, train or load a tokenizer, and write token shards; a killed run goes on where it stopped."""
     from nano3.config.presets import load_pretrain
-    from nano3.data.prepare import prepare, prepare_out
     from nano3.data.progress import progress_bar
+    from nano3.data.tokens.prepare import prepare, prepare_out
 
     cfg = load_pretrain(preset, overrides or [])
     data = replace(cfg.data, tokenizer=tokenizer or cfg.data.tokenizer)
@@ -69,7 +69,7 @@ def inspect_command(
 ) -> None:
     """Verify a prepared folder; show its size, bytes per token, held-out share, and some packed text."""
     from nano3.cli.output import print_json
-    from nano3.data.inspection import inspect
+    from nano3.data.tokens.inspection import inspect
 
     found = inspect(path, samples=samples)
     if as_json:
@@ -85,7 +85,7 @@ def inspect_command(
 
 def _report_prepared(folders: dict[str, list[Path]], as_json: bool) -> None:
     from nano3.cli.output import plain_table, print_json, results
-    from nano3.data.shards import read_manifest
+    from nano3.data.tokens.shards import read_manifest
 
     rows: list[dict[str, Any]] = []
     for name, listed in folders.items():
@@ -107,7 +107,7 @@ def _report_prepared(folders: dict[str, list[Path]], as_json: bool) -> None:
 
 def _print_facts(found: Inspection) -> None:
     from nano3.cli.output import plain_table, results
-    from nano3.data.readers import Skipped
+    from nano3.data.texts.readers import Skipped
 
     table = plain_table(found.path, "", "")
     table.show_header = False

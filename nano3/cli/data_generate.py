@@ -16,11 +16,11 @@ import typer
 from nano3.cli.options import Json, whole_number
 
 if TYPE_CHECKING:
-    from nano3.data.generated import GeneratedTexts
-    from nano3.data.questions import GeneratedText
+    from nano3.data.generated.inputs import GeneratedTexts
+    from nano3.data.generated.questions import GeneratedText
 
 SHORTEST = 255
-"""As in nano3.data.document_texts and nano3.data.retrieval, which are slow to import."""
+"""As in nano3.data.generated.document_texts and nano3.data.generated.retrieval, which are slow to import."""
 OPTIONS = {"in data.generate.": "with data.generate."} | {
     f"data.generate.{key}": option for key, option in {"sources": "--from", "url": "--url", "model": "--model"}.items()
 }
@@ -89,7 +89,7 @@ def generate(
 def _check_category(category: str) -> None:
     from nano3.config.errors import UserError
     from nano3.config.typed import nearest
-    from nano3.data.generated import CATEGORIES
+    from nano3.data.generated.inputs import CATEGORIES
 
     if category not in CATEGORIES:
         close = nearest(category, CATEGORIES)
@@ -106,7 +106,7 @@ def _told_by_options() -> Iterator[None]:
     """
     from nano3.cli.eval_options import EXIT_SERVER_GONE
     from nano3.config.errors import UserError
-    from nano3.data.question_writer import ServerSilentError
+    from nano3.data.generated.question_writer import ServerSilentError
 
     try:
         yield
@@ -134,12 +134,12 @@ def _source(
 ) -> GeneratedTexts:
     from nano3.config.generate import GenerateConfig
     from nano3.config.schema import DataConfig
-    from nano3.data.blend import Blend
     from nano3.data.files import cache_root
-    from nano3.data.prepare import train_tokenizer
     from nano3.data.progress import progress_bar
-    from nano3.data.sources import find_inputs
-    from nano3.data.tokenizer import Tokenizer
+    from nano3.data.texts.sources import find_inputs
+    from nano3.data.tokens.blend import Blend
+    from nano3.data.tokens.prepare import train_tokenizer
+    from nano3.data.tokens.tokenizer import Tokenizer
 
     longest = max(int(text) for text in shares)
     made = GenerateConfig(
@@ -166,7 +166,7 @@ def _source(
 
 def _write(source: GeneratedTexts, out: Path) -> dict[str, Any]:
     """Write all texts to a temporary file that takes the name `out` when it is whole; what was made, in numbers."""
-    from nano3.data.readers import Skipped
+    from nano3.data.texts.readers import Skipped
 
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")

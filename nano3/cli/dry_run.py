@@ -22,8 +22,8 @@ def show_dry_run(cfg: PretrainConfig, preset: str, as_json: bool) -> None:
     Raises:
         UserError: a path that the settings name is not there.
     """
-    from nano3.data.readings import reading_warning
-    from nano3.data.sources import check_paths
+    from nano3.data.texts.readings import reading_warning
+    from nano3.data.texts.sources import check_paths
 
     check_paths(cfg.data)
     facts = dry_run_facts(cfg)
@@ -37,7 +37,7 @@ def show_dry_run(cfg: PretrainConfig, preset: str, as_json: bool) -> None:
 
 def dry_run_facts(cfg: PretrainConfig) -> dict[str, Any]:
     """Everything that a dry run tells; sizes in parameters, bytes, tokens and floating-point operations."""
-    from nano3.data.readings import estimated_readings
+    from nano3.data.texts.readings import estimated_readings
 
     hardware = detect()
     dtype = hardware.compute_dtype if cfg.train.dtype == "auto" else cfg.train.dtype
@@ -108,7 +108,7 @@ def _difference_table(facts: dict[str, Any]) -> Any:
 
 
 def _size_table(cfg: PretrainConfig, facts: dict[str, Any]) -> Any:
-    from nano3.data.readings import times_text
+    from nano3.data.texts.readings import times_text
 
     table = plain_table("Run", "", "", "")
     table.add_row("parameters", f"{facts['total_parameters']:,}", count_text(facts["total_parameters"]))

@@ -16,7 +16,7 @@ from nano3.cli.options import Json
 from nano3.config.errors import UserError
 
 if TYPE_CHECKING:
-    from nano3.data.tokenizer import Tokenizer
+    from nano3.data.tokens.tokenizer import Tokenizer
     from nano3.eval.experts import Prompts, Use
     from nano3.eval.store import Result
     from nano3.model.lm import LM

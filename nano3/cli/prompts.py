@@ -12,7 +12,7 @@ from nano3.config.errors import UserError
 from nano3.reading import decode, parse_json
 
 if TYPE_CHECKING:
-    from nano3.data.tokenizer import Tokenizer
+    from nano3.data.tokens.tokenizer import Tokenizer
 
 END_OF_TURN = "<|im_end|>"
 
@@ -129,7 +129,7 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], thi
     Raises:
         UserError: messages out of form.
     """
-    from nano3.data.chat import ChatEncoder
+    from nano3.data.chat.encoder import ChatEncoder
 
     prompt = ChatEncoder(tokenizer).encode(messages, enable_thinking=thinking)
     end = tokenizer.token_id(END_OF_TURN)

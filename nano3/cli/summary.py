@@ -35,7 +35,7 @@ def _score_table(summary: dict[str, Any]) -> Any:
 
 
 def _run_table(verb: str, summary: dict[str, Any]) -> Any:
-    from nano3.data.readings import times_text
+    from nano3.data.texts.readings import times_text
 
     table = plain_table("Stopped early" if summary["interrupted"] else "Run", "", "")
     rate = summary["tokens_per_second"]

@@ -84,7 +84,7 @@ def run_verb(
 
 def _check(cfg: Any) -> None:
     """Refuse settings and texts that cannot be: nothing here imports torch, for which a wrong input need not wait."""
-    from nano3.data.sources import check_paths
+    from nano3.data.texts.sources import check_paths
     from nano3.stages.settings import check_settings
 
     check_settings(cfg, ranks=int(os.environ.get("WORLD_SIZE", "1")))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Protocol
 
-from nano3.data.tokenizer import Tokenizer
+from nano3.data.tokens.tokenizer import Tokenizer
 
 WINDOW = 8
 """Tokens decoded again with each new one, for decoders whose text depends on the tokens before."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nano3.config.errors import UserError
 from nano3.config.model import MOE
-from nano3.data.tokenizer import Tokenizer
+from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.engine.detokenize import TextStream
 from nano3.engine.grammar import GrammarCompiler, GrammarMatcher
 from nano3.engine.passes import Passed, Passes, rows_of

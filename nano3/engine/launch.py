@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nano3.config.errors import UserError
-from nano3.data.tokenizer import SMALLEST_VOCABULARY, Tokenizer
+from nano3.data.tokens.tokenizer import SMALLEST_VOCABULARY, Tokenizer
 from nano3.engine.protocol import GenerationEngine
 from nano3.model.find import local_model, model_folder, model_name
 

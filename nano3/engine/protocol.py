@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from nano3.data.tokenizer import CHAT_TOKENS, Tokenizer
+from nano3.data.tokens.tokenizer import CHAT_TOKENS, Tokenizer
 from nano3.engine.output import Output
 from nano3.engine.request import Request, Update
 

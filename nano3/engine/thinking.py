@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from nano3.data.tokenizer import Tokenizer
+from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.engine.request import Sampling, ThinkingBudget
 
 OPEN, CLOSE = "<think>", "</think>"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from nano3.config.errors import UserError
-from nano3.data.tokenizer import Tokenizer
+from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.engine.detokenize import TextStream
 from nano3.engine.grammar import GrammarCompiler, one_line
 from nano3.engine.protocol import Stats, ends_of_text, require_idle

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from nano3.data.tokenizer import Tokenizer
+from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.engine.grammar import GrammarCompiler
 from nano3.engine.protocol import ends_of_text
 from nano3.engine.request import Grammar, Sampling, ThinkingBudget

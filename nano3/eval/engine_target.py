@@ -15,8 +15,8 @@ from nano3.eval.pieces import PieceTokenizer
 from nano3.eval.prompt import Answer, Key, Prompt, Tick
 
 if TYPE_CHECKING:
-    from nano3.data.chat import ChatEncoder
-    from nano3.data.tokenizer import Tokenizer
+    from nano3.data.chat.encoder import ChatEncoder
+    from nano3.data.tokens.tokenizer import Tokenizer
     from nano3.engine.output import Output
     from nano3.engine.protocol import GenerationEngine
 
@@ -81,7 +81,7 @@ class EngineTarget:
     @cached_property
     def chat(self) -> ChatEncoder:
         """The model's chat template."""
-        from nano3.data.chat import ChatEncoder
+        from nano3.data.chat.encoder import ChatEncoder
 
         return ChatEncoder(self.tokenizer)
 
@@ -220,7 +220,7 @@ def prompt_ids(tokenizer: Tokenizer, prompt: Prompt, chat: ChatEncoder | None = 
     if prompt.ids is not None:
         return (*prompt.ids, *tokenizer.encode(prompt.prefix)) if prompt.prefix else prompt.ids
     if prompt.messages is not None:
-        from nano3.data.chat import ChatEncoder
+        from nano3.data.chat.encoder import ChatEncoder
 
         encoder = chat or ChatEncoder(tokenizer)
         encoded = encoder.encode(prompt.messages, enable_thinking=prompt.thinking)

@@ -13,7 +13,7 @@ from torch import Tensor
 from nano3.config.errors import UserError
 
 if TYPE_CHECKING:
-    from nano3.data.tokenizer import Tokenizer
+    from nano3.data.tokens.tokenizer import Tokenizer
     from nano3.model.lm import LM
 
 ROW_TOKENS = 4096
@@ -178,10 +178,10 @@ def default_prompts(tokenizer: Tokenizer) -> Prompts:
     """Held-out passages of the embedded corpus, which pretraining with the default settings never sees, and questions
     of many kinds as conversations."""
     from nano3.config.schema import DataConfig
-    from nano3.data.build import content_hash
-    from nano3.data.corpus import is_heldout
-    from nano3.data.readers import Skipped
-    from nano3.data.stdlib_corpus import StandardLibrary
+    from nano3.data.texts.corpus import is_heldout
+    from nano3.data.texts.readers import Skipped
+    from nano3.data.texts.stdlib_corpus import StandardLibrary
+    from nano3.data.tokens.build import content_hash
 
     settings = DataConfig()
     texts = [document.text for document in StandardLibrary().documents(Skipped()) if document is not None]
@@ -201,7 +201,7 @@ def encode_prompts(tokenizer: Tokenizer, rows: Sequence[Mapping[str, Any]]) -> l
     Raises:
         UserError: messages out of form.
     """
-    from nano3.data.chat import ChatEncoder
+    from nano3.data.chat.encoder import ChatEncoder
 
     chat = ChatEncoder(tokenizer)
     ids: list[tuple[int, ...]] = []

@@ -22,7 +22,7 @@ from lm_eval.models.utils import has_bos_prefix, postprocess_generated_text
 from tqdm import tqdm
 
 from nano3.config.errors import UserError
-from nano3.data.chat import ChatTemplate, template_for
+from nano3.data.chat.encoder import ChatTemplate, template_for
 from nano3.engine.launch import open_engine
 from nano3.eval.lm_generation import MAX_GEN_TOKS, prompt_room, read_generation, repeats
 from nano3.eval.lm_scoring import Passage, Score, run_all, score_passages

@@ -16,7 +16,7 @@ from nano3.engine.request import MAX_STOP, Sampling
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
-    from nano3.data.tokenizer import Tokenizer
+    from nano3.data.tokens.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 MAX_GEN_TOKS = 256

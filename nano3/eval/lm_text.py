@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 if TYPE_CHECKING:
-    from nano3.data.tokenizer import Tokenizer
+    from nano3.data.tokens.tokenizer import Tokenizer
 
 PREFIXES = ("auto", "bos", "eos")
 CUT = "prompts were cut from the left"

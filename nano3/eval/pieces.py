@@ -10,7 +10,7 @@ from itertools import chain
 from threading import Lock
 from typing import Any
 
-from nano3.data.tokenizer import Tokenizer
+from nano3.data.tokens.tokenizer import Tokenizer
 
 CUT = re.compile(r"(?<=[A-Za-z0-9.,:;!?])(?= [A-Za-z0-9])|(?<=[A-Za-z0-9.,:;!?]\n)(?=[A-Za-z])")
 """Between words: before a blank and a letter or digit, and between a line break and a letter."""

@@ -36,7 +36,7 @@ class LocalTokens:
 
     def __init__(self, path: str) -> None:
         """Load it. Raises UserError where there is none."""
-        from nano3.data.tokenizer import Tokenizer
+        from nano3.data.tokens.tokenizer import Tokenizer
 
         folder = next((f for f in (Path(path) / "model", Path(path)) if (f / "tokenizer.json").is_file()), Path(path))
         try:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nano3.config.errors import UserError
-from nano3.data import chat_template
-from nano3.data.chat import ChatPrompt, TooLongError
+from nano3.data.chat import template as chat_template
+from nano3.data.chat.encoder import ChatPrompt, TooLongError
 from nano3.engine.request import Grammar, Request, Sampling, ThinkingBudget
 from nano3.serve.errors import ApiError
 from nano3.serve.json_schema import check_schema

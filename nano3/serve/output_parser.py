@@ -105,7 +105,7 @@ class OutputParser:
         Args:
             tools: function definitions in OpenAI form; a call of a function that is not among them is a call all the
                 same, its values typed by their looks.
-            thinking_open: the prompt ends inside a thinking part (`nano3.data.chat.thinking_open`).
+            thinking_open: the prompt ends inside a thinking part (`nano3.data.chat.encoder.thinking_open`).
             parse_tools: read tool calls; else they are text.
             parse_thinking: separate reasoning; else all text is content, tags included.
             new_id: gives each call its id.

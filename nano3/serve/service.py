@@ -10,8 +10,8 @@ from typing import TypeVar, cast
 
 from fastapi import Request as HttpRequest
 
-from nano3.data.chat import ChatEncoder, template_for
-from nano3.data.tokenizer import Tokenizer
+from nano3.data.chat.encoder import ChatEncoder, template_for
+from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.engine.protocol import GenerationEngine
 from nano3.engine.request import Request, Update
 from nano3.serve.engine_thread import (

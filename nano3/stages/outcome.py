@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from nano3.config.schema import SampleConfig
-from nano3.data.prepare import Prepared
-from nano3.data.tokenizer import Tokenizer
+from nano3.data.tokens.prepare import Prepared
+from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.engine.engine import Engine
 from nano3.engine.protocol import run
 from nano3.engine.request import Request, Sampling

@@ -16,13 +16,13 @@ import torch
 from nano3.config.errors import UserError
 from nano3.config.presets import to_toml
 from nano3.config.schema import ExportConfig, PretrainConfig
-from nano3.data.prepare import Prepared, prepare
 from nano3.data.progress import progress_bar
-from nano3.data.readings import reading_lines, readings, tokens_of_run
-from nano3.data.shards import finished_shards
-from nano3.data.source import TokenSource
-from nano3.data.steps import TextSteps, make_plans
-from nano3.data.tokenizer import Tokenizer
+from nano3.data.texts.readings import reading_lines, readings, tokens_of_run
+from nano3.data.tokens.prepare import Prepared, prepare
+from nano3.data.tokens.shards import finished_shards
+from nano3.data.tokens.source import TokenSource
+from nano3.data.tokens.steps import TextSteps, make_plans
+from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.files import atomic_folder, exclusive, write_atomic
 from nano3.installation import which_nano3
 from nano3.model.config import PRETRAINED, read_stage

@@ -14,7 +14,7 @@ import pytest
 import nano3
 from nano3.cli.app import main
 from nano3.config.model import ModelConfig
-from nano3.data.tokenizer import Tokenizer
+from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.model.lm import LM
 
 TEXT = "def main(argv):\n    return 0\n\nThe quick brown fox jumps over the lazy dog, and counts to 1234567890.\n"

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from nano3.config.schema import DataConfig
-from nano3.data.build import content_hash
-from nano3.data.corpus import is_heldout
-from nano3.data.prepare import prepare
+from nano3.data.texts.corpus import is_heldout
+from nano3.data.tokens.build import content_hash
+from nano3.data.tokens.prepare import prepare
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_a_file_that_exists_is_replaced_only_on_request(run, texts, tmp_path):
 
 
 def test_a_server_that_gives_no_answer_ends_with_the_exit_code_of_the_evaluations(run, texts, tmp_path, monkeypatch):
-    monkeypatch.setattr("nano3.data.question_writer.ATTEMPTS", 1)
+    monkeypatch.setattr("nano3.data.generated.question_writer.ATTEMPTS", 1)
     out = tmp_path / "made.jsonl"
     done = run("data", "generate", "document-qa", "--from", texts, "--url", "127.0.0.1:9", "--out", out)
     assert done.code == 3

@@ -13,7 +13,7 @@ import torch
 
 import nano3
 from nano3.cli.app import main
-from nano3.data.tokenizer import Tokenizer
+from nano3.data.tokens.tokenizer import Tokenizer
 
 from ..plain_decoding import generate
 

@@ -14,7 +14,7 @@ from nano3.cli.runs import choose_run_dir
 from nano3.cli.summary import show_summary
 from nano3.config.errors import UserError
 from nano3.config.presets import load_extend_context, load_pretrain, to_toml
-from nano3.data.sources import resolve
+from nano3.data.texts.sources import resolve
 
 
 def run(*args):

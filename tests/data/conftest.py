@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nano3.data.build import build
-from nano3.data.corpus import Corpus
-from nano3.data.readers import Document, Skipped
-from nano3.data.shards import EncodedDocument, Manifest, ShardFolder, write_manifest, write_shard
-from nano3.data.sources import find_inputs
-from nano3.data.tokenizer import Tokenizer
-from nano3.data.words import ADJECTIVES, NOUNS
+from nano3.data.generated.words import ADJECTIVES, NOUNS
+from nano3.data.texts.corpus import Corpus
+from nano3.data.texts.readers import Document, Skipped
+from nano3.data.texts.sources import find_inputs
+from nano3.data.tokens.build import build
+from nano3.data.tokens.shards import EncodedDocument, Manifest, ShardFolder, write_manifest, write_shard
+from nano3.data.tokens.tokenizer import Tokenizer
 
 CODE = "def add(a, b):\n    return a + b\n\n\nclass Point:\n    def __init__(self, x, y):\n        self.x = x\n"
 PROSE = "The quick brown fox jumps over the lazy dog. Seven wizards cast 42 spells, twice. "

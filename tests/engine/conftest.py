@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from nano3.config.model import ModelConfig
-from nano3.data.tokenizer import Tokenizer
+from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.model.lm import LM
 
 TEXT = "the quick brown fox jumps over the lazy dog; pack my box with five dozen jugs of ale, 0123456789.\n"

@@ -9,7 +9,7 @@ import torch
 from tokenizers import AddedToken
 
 from nano3.config.errors import UserError
-from nano3.data.tokenizer import Tokenizer
+from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.engine.grammar import COMPACT, GrammarCompiler, spaced
 from nano3.engine.request import Grammar, Sampling
 from nano3.engine.sampler import sample

@@ -1,7 +1,7 @@
 import pytest
 from tokenizers import AddedToken
 
-from nano3.data.tokenizer import Tokenizer
+from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.engine.request import Grammar, Sampling, ThinkingBudget
 from nano3.engine.thinking import ThinkingTracker, thinking_tracker
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nano3.config.errors import UserError
-from nano3.data.tokenizer import Tokenizer
+from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.engine.grammar import GrammarCompiler
 from nano3.engine.protocol import run
 from nano3.engine.request import Grammar, Request, Sampling, ThinkingBudget

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nano3.config.model import ModelConfig
-from nano3.data.tokenizer import Tokenizer
+from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.engine.engine import Engine
 from nano3.engine.launch import small_tokenizer
 from nano3.eval.target import EngineTarget

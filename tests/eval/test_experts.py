@@ -8,7 +8,7 @@ import torch
 
 from nano3.config.errors import UserError
 from nano3.config.model import ModelConfig
-from nano3.data.corpus import is_heldout
+from nano3.data.texts.corpus import is_heldout
 from nano3.engine.launch import small_tokenizer
 from nano3.eval.experts import (
     QUESTIONS,
@@ -85,9 +85,9 @@ def test_a_model_without_experts_is_refused(small_config):
 
 def test_default_prompts_are_heldout_texts_and_questions():
     from nano3.config.schema import DataConfig
-    from nano3.data.build import content_hash
-    from nano3.data.readers import Skipped
-    from nano3.data.stdlib_corpus import StandardLibrary
+    from nano3.data.texts.readers import Skipped
+    from nano3.data.texts.stdlib_corpus import StandardLibrary
+    from nano3.data.tokens.build import content_hash
 
     tokenizer = small_tokenizer(4096)
     found = default_prompts(tokenizer)

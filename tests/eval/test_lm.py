@@ -24,7 +24,7 @@ from lm_eval.tasks import TaskManager
 import nano3
 from nano3.config.errors import UserError
 from nano3.config.model import ModelConfig
-from nano3.data.tokenizer import Tokenizer
+from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.eval import lm_harness, lm_tasks
 from nano3.eval.lm import Nano3LM
 from nano3.eval.lm_tasks import make

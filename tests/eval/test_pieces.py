@@ -6,8 +6,8 @@ import pytest
 import tokenizers
 from tokenizers import Regex, models, normalizers, pre_tokenizers
 
-from nano3.data.chat import ChatEncoder
-from nano3.data.tokenizer import Tokenizer
+from nano3.data.chat.encoder import ChatEncoder
+from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.eval.pieces import PieceTokenizer, can_be_cut
 from nano3.eval.ruler import TASKS, Sources, make_sample
 from nano3.eval.ruler.words import built_in

@@ -11,7 +11,7 @@ import torch
 
 from nano3.config.presets import load_model
 from nano3.config.schema import OptimizerConfig
-from nano3.data.batch import Batch
+from nano3.data.tokens.batch import Batch
 from nano3.model.lm import LM
 from nano3.train.loss import NextTokenLoss
 from nano3.train.numerics import tune_process

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from nano3.config.errors import UserError
-from nano3.data.batch import Batch
-from nano3.data.tokenizer import Tokenizer
+from nano3.data.tokens.batch import Batch
+from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.engine.engine import Engine
 from nano3.engine.protocol import run
 from nano3.engine.request import Request, Sampling

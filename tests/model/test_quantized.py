@@ -17,7 +17,7 @@ from nano3.bench.native import open_model
 from nano3.cli.app import app
 from nano3.config.errors import UserError
 from nano3.config.model import Quantization
-from nano3.data.tokenizer import Tokenizer
+from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.engine.engine import Engine
 from nano3.engine.protocol import run
 from nano3.engine.request import Request, Sampling

@@ -11,7 +11,7 @@ import torch
 from nano3.config.errors import UserError
 from nano3.config.model import ModelConfig
 from nano3.config.schema import ParallelConfig
-from nano3.data.tokenizer import Tokenizer
+from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.engine.engine import Engine
 from nano3.model.lm import LM
 from nano3.rl.sync import WeightSync

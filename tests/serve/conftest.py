@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from nano3.config.model import ModelConfig
-from nano3.data.tokenizer import Tokenizer
+from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.engine.engine import Engine
 from nano3.engine.launch import small_tokenizer
 from nano3.model.lm import LM

@@ -13,7 +13,7 @@ from dataclasses import asdict
 import torch
 
 from nano3.config.model import ModelConfig
-from nano3.data.tokenizer import Tokenizer
+from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.engine.engine import Engine
 from nano3.model.lm import LM
 from nano3.serve.app import create_app

@@ -6,7 +6,7 @@ import time
 import httpx
 import pytest
 
-from nano3.data.chat_template import ChatTemplate
+from nano3.data.chat.template import ChatTemplate
 from nano3.engine.engine import Engine
 
 HELLO = [{"role": "user", "content": "Hello there"}]

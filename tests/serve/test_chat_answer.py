@@ -4,8 +4,8 @@ import types
 
 import pytest
 
-from nano3.data.chat import ChatPrompt
-from nano3.data.tokenizer import Tokenizer
+from nano3.data.chat.encoder import ChatPrompt
+from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.engine.request import Request, Token, Update
 from nano3.serve.chat_answer import ChatAnswer
 from nano3.serve.chat_prompt import ChatPlan

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nano3.data.chat import ChatTemplate
+from nano3.data.chat.encoder import ChatTemplate
 from nano3.serve.output_parser import Delta, OutputParser, ParsedOutput, ToolCallDelta, parse_output
 
 SCHEMA = {

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from nano3.config.errors import UserError
 from nano3.config.presets import load_pretrain, to_toml
-from nano3.data.prepare import prepare
+from nano3.data.tokens.prepare import prepare
 from nano3.model.config import read_stage
 from nano3.model.hf import load
 from nano3.stages.finished import RESULT

@@ -13,7 +13,7 @@ import torch
 
 from nano3.config.model import ModelConfig
 from nano3.config.schema import PretrainConfig
-from nano3.data.steps import TextSteps, make_plans
+from nano3.data.tokens.steps import TextSteps, make_plans
 from nano3.model.lm import LM
 from nano3.train.heldout import Heldout
 from nano3.train.progress import Silent

@@ -14,11 +14,11 @@ from nano3.eval.ruler.reference import digest, is_reference
 from nano3.reading import read_json
 
 if TYPE_CHECKING:
-    from nano3.data.passages import PassageIndex
+    from nano3.data.texts.passages import PassageIndex
 
 ONE_PASSAGE = ("cloze", "enclosing")
 TWO_PASSAGES = ("shared", "next-document")
-"""Kinds of nano3.data.document_questions whose answer is short and takes one passage, or two."""
+"""Kinds of nano3.data.generated.document_questions whose answer is short and takes one passage, or two."""
 PASSAGE_CHARACTERS = 400
 
 
@@ -58,7 +58,7 @@ class FileQuestions:
 
 @dataclass(frozen=True)
 class CorpusQuestions:
-    """Questions made from Python's own documentation and sources (nano3.data.document_qa), without a model."""
+    """Questions made from Python's own documentation and sources (data/generated/document_qa.py), without a model."""
 
     kinds: tuple[str, ...]
     is_reference = False
@@ -66,7 +66,7 @@ class CorpusQuestions:
     @property
     def label(self) -> str:
         """Says that neither SQuAD nor HotpotQA was used."""
-        from nano3.data.stdlib_corpus import NAME
+        from nano3.data.texts.stdlib_corpus import NAME
 
         return f"nano3 document QA on {NAME} {platform.python_version()} ({', '.join(self.kinds)})"
 
@@ -82,7 +82,7 @@ class CorpusQuestions:
 
     def ask(self, index: int, seed: int, n: int) -> tuple[list[str], str, Sequence[str]]:
         """`n` passages, a question about them and its answers; passages bear their titles where questions name them."""
-        from nano3.data.document_qa import make_example
+        from nano3.data.generated.document_qa import make_example
 
         example = make_example(index, seed, _corpus(), n, kinds=self.kinds)
         if self.kinds == ONE_PASSAGE:
@@ -93,9 +93,9 @@ class CorpusQuestions:
 
 @lru_cache(maxsize=1)
 def _corpus() -> PassageIndex:
-    from nano3.data.passages import PassageIndex
-    from nano3.data.readers import Skipped
-    from nano3.data.stdlib_corpus import StandardLibrary
+    from nano3.data.texts.passages import PassageIndex
+    from nano3.data.texts.readers import Skipped
+    from nano3.data.texts.stdlib_corpus import StandardLibrary
 
     documents = [document for document in StandardLibrary().documents(Skipped()) if document is not None]
     return PassageIndex(documents, PASSAGE_CHARACTERS)

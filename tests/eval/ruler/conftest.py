@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nano3.data.tokenizer import Tokenizer
+from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.eval.ruler import CountTokens, Sources
 from nano3.eval.ruler.words import built_in
 

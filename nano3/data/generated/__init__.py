@@ -1,0 +1,1 @@
+"""Long texts made for training: document question answering and retrieval (report section 2.5)."""
