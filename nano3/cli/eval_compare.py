@@ -67,7 +67,7 @@ def _tell_apart(stages: list[Stage]) -> None:
 
 def _show(stages: list[Stage], rows: list[Row]) -> None:
     from nano3.cli.output import plain_table, print_table, results
-    from nano3.eval.ruler_run import length_text
+    from nano3.eval.ruler.run import length_text
 
     labels = tuple(stage.label for stage in stages)
     with_length = any(row.key.length is not None for row in rows)

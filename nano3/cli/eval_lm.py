@@ -18,8 +18,8 @@ from nano3.config.errors import UserError
 from nano3.installation import install_command
 
 if TYPE_CHECKING:
-    from nano3.eval.lm_find import Found
-    from nano3.eval.lm_run import Options
+    from nano3.eval.lm.find import Found
+    from nano3.eval.lm.run import Options
     from nano3.eval.store import Result, Score
     from nano3.eval.target import Target
 
@@ -129,8 +129,8 @@ def lm(
     _check(ctx.params)
     options = shared.with_model(ctx.params)
     os.environ.setdefault("TQDM_DISABLE", "1")  # the harness's bars, beside which this command has its own
-    from nano3.eval.lm_find import find_tasks
-    from nano3.eval.lm_run import Options
+    from nano3.eval.lm.find import find_tasks
+    from nano3.eval.lm.run import Options
 
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     if not names:
@@ -173,7 +173,7 @@ def _open_target(options: dict[str, Any]) -> Target:
     never read."""
     if options["url"] is not None:
         return shared.open_target(options)
-    from nano3.eval.lm import max_positions
+    from nano3.eval.lm.model import max_positions
 
     wanted = options["max_context"] or max_positions(options["from_"])
     _check_context(options, wanted)
@@ -206,7 +206,7 @@ def _open_lm(options: dict[str, Any], target: Target) -> Any:
     """The model for the harness: an `lm_eval.api.model.LM`, with the tokens of its context and what is to be noted."""
     thinking = options["thinking"]
     if options["url"] is not None:
-        from nano3.eval.lm_server import ChatCompletions, Completions
+        from nano3.eval.lm.server import ChatCompletions, Completions
         from nano3.eval.target import ServerTarget
 
         assert isinstance(target, ServerTarget), "--url opens no other"
@@ -217,8 +217,8 @@ def _open_lm(options: dict[str, Any], target: Target) -> Any:
         if options["chat"]:
             return ChatCompletions(target, thinking=thinking, **common)  # pyright: ignore[reportAbstractUsage]
         return Completions(target, prefix=options["prefix"], folder=options["tokenizer"], **common)
-    from nano3.eval.lm import Nano3LM
-    from nano3.eval.lm_text import choose_prefix, stage_of
+    from nano3.eval.lm.model import Nano3LM
+    from nano3.eval.lm.text import choose_prefix, stage_of
     from nano3.eval.target import EngineTarget
 
     assert isinstance(target, EngineTarget), "--from opens no other"
@@ -234,7 +234,7 @@ def _open_lm(options: dict[str, Any], target: Target) -> Any:
 def _settings(options: dict[str, Any], target: Target, found: list[Found], context: int) -> dict[str, Any]:
     from importlib.metadata import version
 
-    from nano3.eval.lm_find import fingerprints
+    from nano3.eval.lm.find import fingerprints
 
     served = options["url"] is not None
     names = ("num_fewshot", "chat", "thinking", "system", "prefix", "max_gen_toks", "seed", "limit")
@@ -257,8 +257,8 @@ def _settings(options: dict[str, Any], target: Target, found: list[Found], conte
 
 
 def _run(options: dict[str, Any], target: Target, found: list[Found], how: Options) -> Result:
-    from nano3.eval.lm_run import check_room, run_tasks
-    from nano3.eval.lm_text import CUT
+    from nano3.eval.lm.run import check_room, run_tasks
+    from nano3.eval.lm.text import CUT
     from nano3.eval.progress import Progress
     from nano3.eval.store import Result, open_store
 

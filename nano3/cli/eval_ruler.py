@@ -16,7 +16,7 @@ from nano3.config.errors import UserError
 from nano3.report import clock, count
 
 if TYPE_CHECKING:
-    from nano3.eval.ruler_run import Plan
+    from nano3.eval.ruler.run import Plan
     from nano3.eval.store import Result, SampleKey
     from nano3.eval.target import Target
 
@@ -111,7 +111,7 @@ def ruler(
     shared.check_target(options)
     options = shared.with_model(options)
     from nano3.eval.ruler import Sources
-    from nano3.eval.ruler_run import Plan
+    from nano3.eval.ruler.run import Plan
 
     amount = _amount(lengths, tasks, samples, options["from_"])
     plan = Plan(*amount, seed, _chat(chat, options["from_"]), Sources(essays, squad, hotpotqa))
@@ -122,8 +122,8 @@ def _amount(
     lengths: str | None, tasks: str | None, samples: int | None, model: str | None
 ) -> tuple[tuple[str, ...], tuple[int, ...], int]:
     """Tasks, lengths and samples: a first look where neither tasks nor lengths are asked for."""
-    from nano3.eval.ruler_first import SAMPLES, TASK, first_lengths
-    from nano3.eval.ruler_run import length_text, parse_lengths, parse_tasks
+    from nano3.eval.ruler.first import SAMPLES, TASK, first_lengths
+    from nano3.eval.ruler.run import length_text, parse_lengths, parse_tasks
 
     if tasks is not None or lengths is not None:
         wanted = parse_tasks("all" if tasks is None else tasks), parse_lengths("4k" if lengths is None else lengths)
@@ -146,8 +146,8 @@ def _chat(wanted: bool | None, model: str | None) -> bool:
 def _run(options: Mapping[str, Any], plan: Plan) -> None:
     """Evaluate, with the result written however it ends."""
     from nano3.eval.progress import Progress
-    from nano3.eval.ruler_report import draw
-    from nano3.eval.ruler_run import GROWING, check_samples, evaluate, lasting_notes, summarize
+    from nano3.eval.ruler.report import draw
+    from nano3.eval.ruler.run import GROWING, check_samples, evaluate, lasting_notes, summarize
     from nano3.eval.store import open_store
 
     longest = plan.lengths[-1]
@@ -211,7 +211,7 @@ LONG = 120.0
 
 
 def _say_time(target: Target, left: list[SampleKey], model: str) -> None:
-    from nano3.eval.ruler_first import estimate_seconds
+    from nano3.eval.ruler.first import estimate_seconds
 
     seconds = estimate_seconds(target, left)
     cheap = f"; a first look takes less: nano3 eval ruler --from {model}" if seconds > LONG else ""
@@ -228,7 +228,7 @@ BETWEEN, EDGES = 3, 2
 
 def _show(result: Result, drawn: list[Path], folder: Path, as_json: bool) -> None:
     from nano3.cli.output import plain_table, print_json, print_table, results
-    from nano3.eval.ruler_run import AVERAGE, length_text
+    from nano3.eval.ruler.run import AVERAGE, length_text
 
     for path in drawn:
         print(f"wrote {path}", file=sys.stderr)

@@ -18,7 +18,7 @@ from nano3.eval.intervals import (
     told_interval,
 )
 from nano3.eval.ruler.catalogue import SOURCES
-from nano3.eval.ruler_run import AVERAGE_METRIC, GROWING
+from nano3.eval.ruler.run import AVERAGE_METRIC, GROWING
 from nano3.eval.store import RESULT, RESULT_REMEDY, SAMPLES, SHARES, read_object, read_samples
 from nano3.report import read_lines
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nano3.eval.compare import Cell, Row, Stage
-from nano3.eval.ruler_run import AVERAGE_METRIC, length_text
+from nano3.eval.ruler.run import AVERAGE_METRIC, length_text
 from nano3.report import BLUE, GREEN, GRID, INK, MUTED, ORANGE
 
 COLORS = (BLUE, ORANGE, GREEN, "#7c3aed", "#be185d", "#0891b2", "#854d0e")

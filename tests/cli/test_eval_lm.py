@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from nano3.eval.lm_answers import Remembering
+from nano3.eval.lm.answers import Remembering
 from nano3.eval.progress import Progress
 from nano3.installation import install_command
 

@@ -18,8 +18,8 @@ import pytest
 
 from nano3.cli import eval_ruler, output
 from nano3.eval.ruler import Sources
+from nano3.eval.ruler.run import Plan, summarize
 from nano3.eval.ruler.words import WordList
-from nano3.eval.ruler_run import Plan, summarize
 from nano3.eval.store import Result, Score
 
 from ..eval.servers import answering

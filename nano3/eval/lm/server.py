@@ -12,10 +12,10 @@ from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompleti
 from lm_eval.models.utils import postprocess_generated_text
 
 from nano3.config.errors import UserError
-from nano3.eval import lm_find
-from nano3.eval.lm_generation import MEANINGLESS, plain_settings, prompt_room, repeats
-from nano3.eval.lm_requests import AnyType, ask_all
-from nano3.eval.lm_text import CUT_NOTE, Start, choose_prefix, stage_of, start_of
+from nano3.eval.lm import find as lm_find
+from nano3.eval.lm.generation import MEANINGLESS, plain_settings, prompt_room, repeats
+from nano3.eval.lm.requests import AnyType, ask_all
+from nano3.eval.lm.text import CUT_NOTE, Start, choose_prefix, stage_of, start_of
 from nano3.eval.prompt import Prompt
 from nano3.eval.server_tokens import LocalTokens
 

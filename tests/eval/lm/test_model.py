@@ -25,9 +25,10 @@ import nano3
 from nano3.config.errors import UserError
 from nano3.config.model import ModelConfig
 from nano3.data.tokens.tokenizer import Tokenizer
-from nano3.eval import lm_harness, lm_tasks
-from nano3.eval.lm import Nano3LM
-from nano3.eval.lm_tasks import make
+from nano3.eval.lm import harness as lm_harness
+from nano3.eval.lm import tasks as lm_tasks
+from nano3.eval.lm.model import Nano3LM
+from nano3.eval.lm.tasks import make
 from nano3.model.lm import LM
 
 MEMORY = 1 << 28
@@ -327,4 +328,4 @@ def test_wrong_model_arguments(folder):
 
 def test_task_files_are_what_the_script_makes():
     for name, text in make.files().items():
-        assert (lm_tasks.FOLDER / name).read_text("utf-8") == text, f"run python -m nano3.eval.lm_tasks.make: {name}"
+        assert (lm_tasks.FOLDER / name).read_text("utf-8") == text, f"run python -m nano3.eval.lm.tasks.make: {name}"

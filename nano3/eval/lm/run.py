@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nano3.config.errors import UserError
-from nano3.eval.lm_answers import Remembering
-from nano3.eval.lm_find import quiet
-from nano3.eval.lm_generation import MAX_GEN_TOKS, prompt_room
+from nano3.eval.lm.answers import Remembering
+from nano3.eval.lm.find import quiet
+from nano3.eval.lm.generation import MAX_GEN_TOKS, prompt_room
 from nano3.eval.store import SHARES, Score
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
     from lm_eval.api.task import Task
 
-    from nano3.eval.lm_answers import Watch
-    from nano3.eval.lm_find import Found
+    from nano3.eval.lm.answers import Watch
+    from nano3.eval.lm.find import Found
     from nano3.eval.store import Store
 
 BOOTSTRAP = 1000

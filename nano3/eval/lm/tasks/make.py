@@ -1,4 +1,4 @@
-"""Make the JSONL files beside this one: `python -m nano3.eval.lm_tasks.make`. The same files each time."""
+"""Make the JSONL files beside this one: `python -m nano3.eval.lm.tasks.make`. The same files each time."""
 
 from __future__ import annotations
 

@@ -8,8 +8,8 @@ from nano3.cli.eval_ruler import _amount
 from nano3.config.errors import UserError
 from nano3.eval.prompt import Answer, Target
 from nano3.eval.ruler import TASKS
-from nano3.eval.ruler_first import estimate_seconds, first_lengths
-from nano3.eval.ruler_run import lasting_notes
+from nano3.eval.ruler.first import estimate_seconds, first_lengths
+from nano3.eval.ruler.run import lasting_notes
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lm_eval.api.model import LM, hash_args
 
 from nano3.config.errors import UserError
-from nano3.eval.lm_generation import plain_settings
+from nano3.eval.lm.generation import plain_settings
 from nano3.eval.store import ANSWERS
 from nano3.reading import parse_json
 

@@ -1,4 +1,4 @@
-"""`python -m nano3.eval.lm_harness ...`: the harness's own command line, with `--model nano3` known to it.
+"""`python -m nano3.eval.lm.harness ...`: the harness's own command line, with `--model nano3` known to it.
 
 lm-eval up to 0.4.13 looks for models in its own package alone. The entry point `lm_eval.models` in pyproject.toml is
 for what its developers have merged since (pull request 4013); no released version could be tried with it.
@@ -13,7 +13,7 @@ def main() -> None:
     """Run `lm_eval` with the arguments of this process."""
     from lm_eval.__main__ import cli_evaluate
 
-    import nano3.eval.lm  # noqa: F401 - registers the model
+    import nano3.eval.lm.model  # noqa: F401 - registers the model
 
     sys.argv[0] = "lm_eval"
     cli_evaluate()

@@ -36,7 +36,7 @@ def trained_length(model: str) -> int:
     Raises:
         UserError: no such model, or its configuration cannot be read.
     """
-    from nano3.eval.lm import max_positions
+    from nano3.eval.lm.model import max_positions
 
     try:
         run = tomllib.loads((Path(model) / "config.toml").read_text("utf-8"))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nano3.eval.charts import Grid, heat_maps
-from nano3.eval.ruler_run import AVERAGE, Plan, length_text
+from nano3.eval.ruler.run import AVERAGE, Plan, length_text
 
 if TYPE_CHECKING:
     from nano3.eval.store import Result, Store

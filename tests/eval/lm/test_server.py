@@ -12,10 +12,10 @@ from lm_eval.api.instance import Instance
 
 import nano3
 from nano3.config.errors import UserError
-from nano3.eval.lm import Nano3LM
-from nano3.eval.lm_find import find_tasks
-from nano3.eval.lm_run import Options, run_tasks
-from nano3.eval.lm_server import ChatCompletions, Completions
+from nano3.eval.lm.find import find_tasks
+from nano3.eval.lm.model import Nano3LM
+from nano3.eval.lm.run import Options, run_tasks
+from nano3.eval.lm.server import ChatCompletions, Completions
 from nano3.eval.progress import Progress
 from nano3.eval.store import open_store
 from nano3.eval.target import ServerGone, ServerTarget

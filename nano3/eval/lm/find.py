@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nano3.config.errors import UserError
-from nano3.eval.lm_tasks import FOLDER
+from nano3.eval.lm.tasks import FOLDER
 from nano3.reading import read_text
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 UNSAFE = (
     "task {task} runs code that the model writes, outside any sandbox: leave it out of --tasks; where that is wanted, "
-    "use python -m nano3.eval.lm_harness with --confirm_run_unsafe_code"
+    "use python -m nano3.eval.lm.harness with --confirm_run_unsafe_code"
 )
 NEAREST = 4
 GROUP = re.compile(r"^group:", re.MULTILINE)

@@ -24,9 +24,9 @@ from tqdm import tqdm
 from nano3.config.errors import UserError
 from nano3.data.chat.encoder import ChatTemplate, template_for
 from nano3.engine.launch import open_engine
-from nano3.eval.lm_generation import MAX_GEN_TOKS, prompt_room, read_generation, repeats
-from nano3.eval.lm_scoring import Passage, Score, run_all, score_passages
-from nano3.eval.lm_text import CUT_NOTE, PREFIXES, choose_prefix, stage_of, start_of
+from nano3.eval.lm.generation import MAX_GEN_TOKS, prompt_room, read_generation, repeats
+from nano3.eval.lm.scoring import Passage, Score, run_all, score_passages
+from nano3.eval.lm.text import CUT_NOTE, PREFIXES, choose_prefix, stage_of, start_of
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
