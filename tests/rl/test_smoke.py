@@ -1,5 +1,6 @@
 """Reinforcement learning in small: rollouts, rewards, group advantages, updates, and weights back to the engine."""
 
+import json
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,14 +18,17 @@ from nano3.config.schema import (
 from nano3.engine.engine import Engine
 from nano3.engine.protocol import run
 from nano3.engine.request import Request, Sampling
-from nano3.model.head import log_probs
+from nano3.rl.advantage import group_advantages
+from nano3.rl.batch import TrainingSample, pack_samples
+from nano3.rl.grpo import GRPOLoss, Objective
 from nano3.rl.sync import WeightSync
-from nano3.train.loss import LossParts
 from nano3.train.progress import Silent
 from nano3.train.trainer import Trainer
 
 STEPS, PROMPTS, GROUP, LENGTH = 12, 4, 8, 12
 TEMPERATURE = 0.9
+PACKED = 256
+"""Places of a row: four samples."""
 SHARED = tuple(range(20, 60))
 """Five pages with which all prompts begin."""
 
@@ -42,28 +46,6 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=lambda: CheckpointConfig(every_tokens=0))
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     log: LogConfig = field(default_factory=LogConfig)
-
-
-@dataclass(frozen=True)
-class Rollouts:
-    """One group a prompt, all of one length."""
-
-    tokens: torch.Tensor
-    targets: torch.Tensor
-    """-100 in the prompt."""
-    sampled: torch.Tensor
-    """Log-probabilities that the engine reported for the targets."""
-    advantages: torch.Tensor
-    """(B, 1)."""
-    documents: tuple[str, ...] = ()
-
-    @property
-    def n_tokens(self):
-        return self.tokens.numel()
-
-    @property
-    def n_targets(self):
-        return int((self.targets >= 0).sum())
 
 
 class OnPolicy:
@@ -88,16 +70,16 @@ class OnPolicy:
         ids = torch.from_numpy(np.stack([o.token_ids for o in self.outputs])).long()
         rewards = (ids < self.wanted).float().mean(1).view(PROMPTS, GROUP)
         self.rewards.append(float(rewards.mean()))
-        others = (rewards.sum(1, keepdim=True) - rewards) / (GROUP - 1)
-        return [self._batch(prompts, ids, (rewards - others).flatten())]
+        return pack_samples(self._samples(prompts, group_advantages(rewards).flatten()), PACKED, 4)
 
-    def _batch(self, prompts, ids, advantages):
-        rows = torch.cat([torch.tensor(prompts).repeat_interleave(GROUP, 0), ids], dim=1)
-        targets = rows[:, 1:].clone()
-        targets[:, : len(prompts[0]) - 1] = -100
-        sampled = torch.zeros(targets.shape)
-        sampled[:, len(prompts[0]) - 1 :] = torch.from_numpy(np.stack([o.sampled_log_probs for o in self.outputs]))
-        return Rollouts(rows[:, :-1], targets, sampled, advantages.unsqueeze(1))
+    def _samples(self, prompts, advantages):
+        samples = []
+        for i, (output, advantage) in enumerate(zip(self.outputs, advantages.tolist(), strict=True)):
+            prompt = prompts[i // GROUP]
+            drawn = np.arange(len(prompt) + LENGTH) >= len(prompt)
+            log_probs = np.append(np.zeros(len(prompt)), output.sampled_log_probs).astype(np.float32)
+            samples.append(TrainingSample(np.append(prompt, output.token_ids), drawn, log_probs, advantage))
+        return samples
 
     def state(self):
         return {}
@@ -109,39 +91,33 @@ class OnPolicy:
         self.engine.close()
 
 
-class PolicyGradient:
-    """Importance weights between 0.5 and 2, others masked; the token-level mean of weight x advantage."""
-
-    shown = "policy_loss"
+class Noting(GRPOLoss):
+    """Keeps the largest mismatch of each micro-batch."""
 
     def __init__(self):
-        self.mismatches = []
+        super().__init__(Objective(temperature=TEMPERATURE))
+        self.largest = []
 
     def __call__(self, model, batch, scale):
-        hidden = model.hidden(batch.tokens)
-        found = log_probs(model.lm_head, hidden.x, batch.targets, TEMPERATURE)
-        trained = batch.targets >= 0
-        difference = (found.detach() - batch.sampled)[trained].abs()
-        self.mismatches.append((float(difference.mean()), float(difference.max())))
-        ratio = (found - batch.sampled).exp()
-        kept = trained & (ratio > 0.5) & (ratio < 2)
-        loss = -(ratio * batch.advantages)[kept].sum() / scale.targets
-        metrics = {
-            "policy_loss": (loss.detach() * scale.targets, trained.sum()),
-            "mismatch": (difference.sum(), trained.sum()),
-        }
-        return LossParts(loss, metrics, hidden.loads)
+        parts = super().__call__(model, batch, scale)
+        self.largest.append(self.take_largest_mismatch())
+        return parts
 
 
 def test_the_reward_of_a_trivial_task_rises_on_rollouts_of_the_present_weights(model, tokenizer, tmp_path):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    source, loss = OnPolicy(model, tokenizer), PolicyGradient()
+    source, loss = OnPolicy(model, tokenizer), Noting()
     Trainer(Config(), model, source, tmp_path, loss=loss, progress=Silent()).fit()
     assert len(source.rewards) == STEPS
     assert sum(source.rewards[-4:]) / 4 > sum(source.rewards[:4]) / 4 + 0.1
-    for mean, largest in loss.mismatches:
-        assert mean < 1e-5
-        assert largest < 1e-4
+    assert 0 < max(loss.largest) < 1e-4
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "policy_loss" in line]
+    assert len(steps) == STEPS
+    for line in steps:
+        assert line["mismatch"] < 1e-5
+        assert line["masked_tokens"] == line["clipped_tokens"] == 0
+        assert line["entropy"] > 0
     assert [report.version for report in source.reports] == list(range(1, STEPS + 1))
     assert {output.weights_version for output in source.outputs} == {STEPS}
     assert all(output.cached_tokens == len(SHARED) for output in source.outputs if output.index > 0)

@@ -1,0 +1,230 @@
+"""Which tasks each batch draws: pass rates from a Gaussian whose mean falls over training (report section 3.2).
+
+Unpublished in the report, so settings here: the Gaussian's width, its means at the start and the end, and the number
+of bins of pass rates.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from nano3.config.errors import UserError
+
+
+def target_counts(
+    bin_centers: Sequence[float], mean: float, sigma: float, batch: int, capacities: Sequence[int] | None = None
+) -> list[int]:
+    """How many tasks of a batch each bin of pass rates gives: a Gaussian's shares in whole numbers.
+
+    Shares are rounded down and what is left goes to the largest remainders, the first bin where they are equal. What a
+    bin cannot give goes, one task after the other, to the bin that has most tasks left.
+
+    Args:
+        bin_centers: pass rate that each bin stands for.
+        mean, sigma: of the Gaussian.
+        batch: tasks to draw.
+        capacities: tasks that each bin has; None: any number.
+
+    Returns:
+        Numbers of tasks, as `bin_centers`; together `batch`, or all tasks where there are fewer.
+
+    Raises:
+        ValueError: a sigma that is not above 0, a batch below 0, no bins, or as many capacities as no bins have.
+    """
+    if not bin_centers or not sigma > 0 or batch < 0:
+        raise ValueError(f"sigma is {sigma} and batch {batch}: sigma must be above 0, batch 0 or more, with bins")
+    counts = largest_remainder(_gaussian(bin_centers, mean, sigma), batch)
+    if capacities is None:
+        return counts
+    if len(capacities) != len(counts) or min(capacities) < 0:
+        raise ValueError(f"capacities are {list(capacities)}; give one of 0 or more for each of {len(counts)} bins")
+    counts = [min(count, room) for count, room in zip(counts, capacities, strict=True)]
+    for _ in range(min(batch, sum(capacities)) - sum(counts)):
+        left = [room - count for count, room in zip(counts, capacities, strict=True)]
+        counts[left.index(max(left))] += 1
+    return counts
+
+
+def largest_remainder(shares: Sequence[float], total: int) -> list[int]:
+    """`total` in whole numbers in proportion to `shares`, which are not negative and not all 0."""
+    whole = math.fsum(shares)
+    exact = [total * share / whole for share in shares]
+    counts = [math.floor(number) for number in exact]
+    # Rounded, so that shares which differ by their last digit alone count as equal.
+    order = sorted(range(len(exact)), key=lambda i: (-round(exact[i] - counts[i], 9), i))
+    for i in order[: total - sum(counts)]:
+        counts[i] += 1
+    return counts
+
+
+def linear_mean(start: float, end: float, batches: int, number: int) -> float:
+    """The Gaussian's mean for batch `number` of `batches`: `start` for the first (0), `end` for the last and after."""
+    if batches < 2:
+        return start
+    return start + (end - start) * min(number, batches - 1) / (batches - 1)
+
+
+@dataclass(frozen=True)
+class CurriculumSettings:
+    """How tasks are drawn."""
+
+    batches: int
+    """Over which the mean falls."""
+    batch: int
+    """Tasks of a batch."""
+    start_mean: float = 0.75
+    end_mean: float = 0.25
+    sigma: float = 0.15
+    bins: int = 10
+    """Of pass rates from 0 to below 1, of equal width."""
+    stall_batches: int = 50
+    """Batches without a rise of the reward after which the pass rates are measured anew; 0: never."""
+    stall_rise: float = 0.01
+    """Least rise of the mean reward from one such stretch to the next that counts as one."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.batches, self.batch, self.bins) < 1 or not self.sigma > 0 or self.stall_batches < 0:
+            raise UserError("curriculum: batches, batch, bins and sigma must be above 0, stall_batches 0 or more")
+        if not (0 <= self.end_mean <= 1 and 0 <= self.start_mean <= 1):
+            raise UserError("curriculum: start_mean and end_mean are pass rates, from 0 to 1")
+
+
+class Curriculum:
+    """Draws the tasks of each batch, by domain in fixed proportions; what was drawn before decides what comes next.
+
+    A task that always passes teaches nothing and is dropped. Within an epoch of a domain no task is drawn twice; when
+    it has fewer tasks left than a batch takes, the rest of them are drawn and its next epoch begins.
+    """
+
+    def __init__(
+        self,
+        settings: CurriculumSettings,
+        rates: Mapping[str, Mapping[str, float]],
+        shares: Mapping[str, float] | None = None,
+    ) -> None:
+        """Begin before the first batch.
+
+        Args:
+            settings: how tasks are drawn.
+            rates: measured pass rate by task id, by domain.
+            shares: of each domain in a batch; None: all the same.
+
+        Raises:
+            UserError: a rate outside [0, 1], a domain without a task below 1, or a share that is none.
+        """
+        self.settings = settings
+        self.shares = dict.fromkeys(rates, 1.0) if shares is None else dict(shares)
+        if self.shares.keys() != rates.keys() or not all(0 < s < math.inf for s in self.shares.values()):
+            raise UserError(
+                f"curriculum: shares of {', '.join(self.shares)} for tasks of {', '.join(rates)}; give each domain one "
+                "above 0"
+            )
+        self.number = 0
+        """Of the batch that comes next."""
+        self._rewards: list[float] = []
+        self._used: dict[str, list[str]] = {domain: [] for domain in rates}
+        self._epochs: dict[str, int] = dict.fromkeys(rates, 0)
+        self.rates: dict[str, dict[str, float]] = {}
+        self.profile(rates)
+
+    def profile(self, rates: Mapping[str, Mapping[str, float]]) -> None:
+        """Go on with pass rates that were measured anew; the batch's number and what was drawn stay.
+
+        Raises:
+            UserError: as on creation.
+        """
+        for domain, of_tasks in rates.items():
+            for task, rate in of_tasks.items():
+                if not 0 <= rate <= 1:
+                    raise UserError(f"curriculum: pass rate of {domain} task {task} is {rate}; it must be from 0 to 1")
+            if all(rate == 1 for rate in of_tasks.values()):
+                raise UserError(
+                    f"curriculum: {domain} has no task that fails at least once, all are too easy: leave the domain "
+                    "out, or give it harder tasks"
+                )
+        self.rates = {domain: dict(rates[domain]) for domain in self.shares}
+        self._rewards.clear()
+
+    @property
+    def mean(self) -> float:
+        """Of the Gaussian of the next batch."""
+        own = self.settings
+        return linear_mean(own.start_mean, own.end_mean, own.batches, self.number)
+
+    def draw(self) -> list[tuple[str, str]]:
+        """(domain, task id) of each task of the next batch, domains mixed."""
+        rng = random.Random(f"{self.settings.seed}/{self.number}")
+        domains = list(self.shares)
+        sizes = largest_remainder([self.shares[domain] for domain in domains], self.settings.batch)
+        drawn = [(d, task) for d, size in zip(domains, sizes, strict=True) for task in self._draw(d, size, rng)]
+        rng.shuffle(drawn)
+        self.number += 1
+        return drawn
+
+    def note_reward(self, reward: float) -> None:
+        """Tell the mean reward of the batch that was drawn last."""
+        self._rewards.append(float(reward))
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the reward has not risen over two stretches of `stall_batches`: time to measure pass rates anew."""
+        n = self.settings.stall_batches
+        if not n or len(self._rewards) < 2 * n:
+            return False
+        before, now = self._rewards[-2 * n : -n], self._rewards[-n:]
+        return sum(now) / n - sum(before) / n < self.settings.stall_rise
+
+    def state(self) -> dict[str, Any]:
+        """JSON values with which `restore` goes on."""
+        return {
+            "settings": asdict(self.settings), "shares": self.shares, "rates": self.rates, "number": self.number,
+            "rewards": self._rewards, "used": self._used, "epochs": self._epochs,
+        }  # fmt: skip
+
+    @classmethod
+    def restore(cls, state: Mapping[str, Any]) -> Curriculum:
+        """The curriculum of a saved `state()`."""
+        made = cls(CurriculumSettings(**state["settings"]), state["rates"], state["shares"])
+        made.number, made._rewards = state["number"], list(state["rewards"])
+        made._used = {domain: list(tasks) for domain, tasks in state["used"].items()}
+        made._epochs = dict(state["epochs"])
+        return made
+
+    def _draw(self, domain: str, size: int, rng: random.Random) -> list[str]:
+        drawn: list[str] = []
+        while len(drawn) < size:
+            drawn += self._draw_in_epoch(domain, size - len(drawn), rng)
+        return drawn
+
+    def _draw_in_epoch(self, domain: str, size: int, rng: random.Random) -> list[str]:
+        """At most `size` tasks of the domain's epoch; where none is left, those of the next."""
+        bins = self._bins(domain)
+        if not any(bins):
+            self._used[domain], self._epochs[domain] = [], self._epochs[domain] + 1
+            bins = self._bins(domain)
+        n = self.settings.bins
+        centers = [(i + 0.5) / n for i in range(n)]
+        counts = target_counts(centers, self.mean, self.settings.sigma, size, [len(tasks) for tasks in bins])
+        drawn = [task for tasks, count in zip(bins, counts, strict=True) for task in rng.sample(tasks, count)]
+        self._used[domain] += drawn
+        return drawn
+
+    def _bins(self, domain: str) -> list[list[str]]:
+        """Tasks of the domain that its epoch has not drawn yet and that can fail, by pass rate."""
+        used, n = set(self._used[domain]), self.settings.bins
+        bins: list[list[str]] = [[] for _ in range(n)]
+        for task, rate in self.rates[domain].items():
+            if rate < 1 and task not in used:
+                bins[min(n - 1, int(rate * n))].append(task)
+        return bins
+
+
+def _gaussian(centers: Sequence[float], mean: float, sigma: float) -> list[float]:
+    """Densities at the centers, the largest 1: far from the mean all would underflow to 0."""
+    exponents = [-0.5 * ((center - mean) / sigma) ** 2 for center in centers]
+    return [math.exp(exponent - max(exponents)) for exponent in exponents]

@@ -1,0 +1,107 @@
+"""GRPO as the trainer's loss: token-level, asymmetric clip, masked importance sampling (report section 3.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nano3.data.batch import IGNORE
+from nano3.model.head import log_probs
+from nano3.rl.batch import PolicyBatch
+from nano3.rl.objective import clipped_surrogate, k3_divergence, masked_importance_weights, masked_sequences
+from nano3.train.loss import LossParts, Scale
+from nano3.train.tally import Metric
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Settings of the policy's loss; the defaults are those of the report and of its public recipe."""
+
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    importance_low: float = 0.5
+    """Tokens whose importance weight lies below it, or above `importance_high`, are not trained on."""
+    importance_high: float = 5.0
+    sequence_threshold: float = 2.0
+    """Largest mean of exp(|trainer - sampler|) of a sample that is trained on; 0 for any."""
+    kl_coef: float = 0.0
+    """Of the divergence from a reference model."""
+    temperature: float = 1.0
+    """That of the rollouts; the trainer divides its logits by it too."""
+
+
+class GRPOLoss:
+    """Mean over all trained tokens of the step of: importance weight x clipped surrogate, + KL where asked for.
+
+    Masked tokens stay in the mean's denominator. Metrics, all means over trained tokens: `policy_loss`, `entropy`,
+    `mismatch` (|log-probability in the trainer - in the sampler|), `mismatch_kl` (k3 of sampler and trainer),
+    `masked_tokens` (share that importance bounds or the sequence threshold take out), `clipped_tokens` (share on which
+    the clip acts), and `kl` where there is a reference.
+    """
+
+    shown = "policy_loss"
+
+    def __init__(self, objective: Objective | None = None) -> None:
+        self.objective = objective or Objective()
+        self._largest = 0.0
+
+    def __call__(self, model: Any, batch: PolicyBatch, scale: Scale) -> LossParts:
+        hidden = model.hidden(batch.tokens, batch.document_ids, valid=batch.valid, routing=batch.routing)
+        found, entropy = log_probs(model.lm_head, hidden.x, batch.targets, self.objective.temperature, entropy=True)
+        kept = batch.targets != IGNORE
+        before = found.detach() if batch.before is None else batch.before
+        difference = before - batch.sampled
+        weights = self._weights(difference, kept, batch.document_ids)
+        ratio, advantages = (found - before).exp(), batch.advantages
+        surrogate = clipped_surrogate(ratio, advantages, self.objective.clip_low, self.objective.clip_high)
+        total = (weights * surrogate)[kept].sum()
+        metrics = self._metrics(total, entropy, difference, weights, surrogate > -ratio * advantages, kept)
+        if self.objective.kl_coef:
+            total = total + self._penalty(found, batch, kept, metrics)
+        self._note(difference[kept])
+        return LossParts(total / max(scale.targets, 1), metrics, hidden.loads)
+
+    def take_largest_mismatch(self) -> float:
+        """Largest |log-probability in the trainer - in the sampler| of a trained token on this rank since the last
+        call; NaN where one was none."""
+        largest, self._largest = self._largest, 0.0
+        return largest
+
+    def _weights(self, difference: Tensor, kept: Tensor, sequence_ids: Tensor) -> Tensor:
+        own = self.objective
+        weights = masked_importance_weights(difference.exp(), own.importance_low, own.importance_high)
+        if not own.sequence_threshold:
+            return weights
+        masked = masked_sequences(difference, kept, sequence_ids, own.sequence_threshold)
+        return torch.where(masked, 0.0, weights)
+
+    def _penalty(self, found: Tensor, batch: PolicyBatch, kept: Tensor, metrics: dict[str, Metric]) -> Tensor:
+        if batch.reference is None:
+            raise ValueError("the objective has a KL term: give batches the log-probabilities of the reference model")
+        divergence = k3_divergence(found, batch.reference)[kept].sum()
+        metrics["kl"] = (divergence.detach(), kept.sum())
+        return self.objective.kl_coef * divergence
+
+    @staticmethod
+    def _metrics(
+        total: Tensor, entropy: Tensor, difference: Tensor, weights: Tensor, clipped: Tensor, kept: Tensor
+    ) -> dict[str, Metric]:
+        sums = {
+            "policy_loss": total.detach(),
+            "entropy": entropy.detach()[kept].sum(),
+            "mismatch": difference[kept].abs().sum(),
+            "mismatch_kl": k3_divergence(torch.zeros_like(difference), difference)[kept].sum(),
+            "masked_tokens": (weights == 0)[kept].sum(),
+            "clipped_tokens": clipped[kept].sum(),
+        }
+        return {name: (value, kept.sum()) for name, value in sums.items()}
+
+    def _note(self, differences: Tensor) -> None:
+        if not differences.numel():
+            return
+        largest = float(differences.abs().max())
+        # A comparison with NaN is False, so what is NaN stays.
+        self._largest = self._largest if largest <= self._largest or self._largest != self._largest else largest
