@@ -1,0 +1,85 @@
+"""Small talk: greetings, what the assistant is, and remembering what the user said before."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nano3.data.tasks.lexicon import NAMES, WORDS
+from nano3.data.tasks.task import Draft, Generator, Message, answer, final_text, user
+
+LONGEST = 25
+"""Words of an answer above which it is not one."""
+FIXED = (
+    (("Hello", "Hello!", "Hi", "Hi!", "Hi there", "Hey", "Good morning"), "Hello! How can I help?", ["hello"]),
+    (("How are you?", "How do you do?"), "I am fine, thank you. How can I help?", ["fine"]),
+    (
+        ("What can you do?", "What can I ask you?", "Help"),
+        "I can spell words, count letters, sort and add numbers, write JSON and use tools.",
+        ["spell", "count"],
+    ),
+    (("Who are you?", "What are you?", "What is your name?"), "I am a small language model.", ["language", "model"]),
+    (("Thanks", "Thank you!", "Thanks a lot"), "You are welcome!", ["welcome"]),
+    (("Bye", "Goodbye", "See you"), "Goodbye!", ["goodbye"]),
+)
+SHARE_FIXED = 0.3
+"""Share of the first level's tasks that are one of the above."""
+INTRODUCTIONS = ("Hi, I am {name}.", "Hello, my name is {name}.", "I am {name}.")
+
+
+def _make(rng: random.Random, level: int) -> Draft:
+    if level == 1:
+        return _fixed(rng) if rng.random() < SHARE_FIXED else _greeting(rng)
+    return _memory(rng, level)
+
+
+def _fixed(rng: random.Random) -> Draft:
+    questions, reply, needed = rng.choice(FIXED)
+    return Draft("", [user(rng.choice(questions))], needed, [answer("A short reply.", reply)])
+
+
+def _greeting(rng: random.Random) -> Draft:
+    name, thing = rng.choice(NAMES), rng.choice(WORDS)
+    words = rng.choice(INTRODUCTIONS).format(name=name)
+    prompt = [user(f"{words} I like {thing}.")]
+    reply = f"Hello {name}! I like {thing} too."
+    return Draft(f"talk {name} {thing}", prompt, [name, thing], [answer(f"The user is {name}.", reply)])
+
+
+def _memory(rng: random.Random, level: int) -> Draft:
+    """The user says one thing a turn, and asks for one of them in the last turn."""
+    kinds, things = rng.sample(list(_TELL), level - 1), rng.sample(WORDS, level - 1)
+    facts = [(kind, rng.choice(NAMES) if kind == "name" else thing) for kind, thing in zip(kinds, things, strict=True)]
+    messages: list[Message] = []
+    for kind, value in facts:
+        said, reply = _TELL[kind]
+        messages += [user(said.format(value)), {"role": "assistant", "content": reply.format(value)}]
+    kind, value = rng.choice(facts)
+    question, reply = _ASK[kind]
+    content = "talk " + " ".join(f"{each} {what}" for each, what in facts) + f" {kind}"
+    solution = [answer(f"The user said {value}.", reply.format(value))]
+    return Draft(content, [*messages, user(question)], [value], solution)
+
+
+_TELL = {
+    "name": ("Hi, I am {}.", "Hello {}!"),
+    "like": ("I like {}.", "Good to know."),
+    "have": ("I have a {}.", "How nice."),
+    "want": ("I want a {}.", "I see."),
+}
+_ASK = {
+    "name": ("What is my name?", "Your name is {}."),
+    "like": ("What do I like?", "You like {}."),
+    "have": ("What do I have?", "You have a {}."),
+    "want": ("What do I want?", "You want a {}."),
+}
+
+
+def _check(truth: Any, replies: Sequence[Mapping[str, Any]]) -> float:
+    """1 where the answer is short and has all words that it should have."""
+    words = "".join(c if c.isalnum() else " " for c in (final_text(replies) or "").lower()).split()
+    return float(0 < len(words) <= LONGEST and all(word.lower() in words for word in truth))
+
+
+TALK = Generator("talk", "greetings, and remembering what was said", "turns of the user", (1, 2, 3), 5, _make, _check)
