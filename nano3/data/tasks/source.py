@@ -18,7 +18,7 @@ VERSION = 1
 CHECKED = "Let me check."
 """Stands between the reasoning of a long trace and its repetition."""
 TRIES = 1000
-DRAWS_PER_TASK = 50
+DRAWS_PER_TASK = 20
 """Draws for each of the tasks that have to differ, before a generator counts as exhausted."""
 
 Split = Literal["train", "heldout"]

@@ -106,7 +106,7 @@ def test_levels_are_those_asked_for():
 
 def test_asking_for_more_tasks_than_there_are_says_so():
     with pytest.raises(UserError, match="different heldout tasks"):
-        find_tasks("add?levels=1", split="heldout").distinct(160)
+        find_tasks("add?levels=1", split="heldout").distinct(60)
 
 
 def test_sources_of_texts_are_none_of_tasks():
