@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from nano3.chat.prompts import read_prompts
 from nano3.cli.generate import grammar_of
-from nano3.cli.prompts import read_prompts
 from nano3.config.errors import UserError
 from nano3.config.presets import load_pretrain
 from nano3.data.texts.sources import read_blend_file

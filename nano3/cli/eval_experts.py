@@ -109,7 +109,7 @@ def _prompts(options: dict[str, Any], model: LM, tokenizer: Tokenizer) -> Prompt
     if options["prompts"] == DEFAULT:
         found = default_prompts(tokenizer)
     else:
-        from nano3.cli.prompts import read_prompts
+        from nano3.chat.prompts import read_prompts
 
         rows = [{"prompt": p.text if p.ids is None else p.ids, "messages": p.messages} for p in
                 read_prompts(options["prompts"])]  # fmt: skip

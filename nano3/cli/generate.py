@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nano3.chat.answer import CHAT_TOKENS, PLAIN_TOKENS
 from nano3.cli import engine_options as engines
 from nano3.cli import sampling_options as choices
 from nano3.cli.model_choice import choose_model
 from nano3.cli.options import HELP
-from nano3.cli.sampling_options import CHAT_TOKENS, PLAIN_TOKENS
 from nano3.config.errors import UserError
 from nano3.reading import parse_json, read_text
 
 if TYPE_CHECKING:
-    from nano3.cli.prompts import Prompt
+    from nano3.chat.prompts import Prompt
     from nano3.engine.request import Grammar, Sampling
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", context_settings=HELP)
@@ -124,7 +124,7 @@ def generate(
 def _run(options: dict[str, Any]) -> bool:
     """Run a checked command line; whether a prompt of several could not be run."""
     _check(options)
-    from nano3.cli.generation import Job, run_json, run_lines, run_text
+    from nano3.chat.generation import Job, run_json, run_lines, run_text
 
     sampling, prompts = _sampling(options), _prompts(options)
     options = {**options, "model": choose_model(options["model"], "--model")}
@@ -187,7 +187,7 @@ def _sampling(options: dict[str, Any]) -> Sampling:
 
 
 def _prompts(options: dict[str, Any]) -> list[Prompt]:
-    from nano3.cli.prompts import as_chat, one_prompt, read_prompts
+    from nano3.chat.prompts import as_chat, one_prompt, read_prompts
 
     if options["prompts_file"] is None:
         prompts = [one_prompt(options["prompt"], options["prompt_file"])]

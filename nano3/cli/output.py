@@ -47,17 +47,6 @@ def print_table(console: Console, table: Table) -> None:
     console.print(table)
 
 
-def no_answer(thought: bool, cut_off: bool, tokens: int | None) -> str:
-    """Why there is nothing to read: the thinking took all tokens, or the model ended at once."""
-    what = "no answer after the thinking" if thought else "empty answer"
-    return f"{what} ({cut_off_text(tokens)})" if cut_off else what
-
-
-def cut_off_text(tokens: int | None) -> str:
-    """That an answer reached the most tokens it may have."""
-    return f"cut off at {tokens:,} tokens" if tokens else "cut off: it may be no longer"
-
-
 def bytes_text(n: float) -> str:
     """`n` bytes in the largest fitting unit of 1024: 588.2 GiB."""
     unit = 0

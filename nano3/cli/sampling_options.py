@@ -9,8 +9,6 @@ import typer
 
 from nano3.config.errors import UserError
 
-PLAIN_TOKENS, CHAT_TOKENS = 512, 8192
-"""Most new tokens of a continued text and of an answer, where none are asked for."""
 Temperature = Annotated[float, typer.Option(help="0 takes the most probable token.", min=0, metavar="X")]
 TopP = Annotated[
     float,

@@ -10,10 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from nano3.cli.output import no_answer
-from nano3.cli.prefill import PrefillProgress
-from nano3.cli.prompts import Encoded, Prompt, encode_chat, encode_plain
-from nano3.cli.sampling_options import CHAT_TOKENS, PLAIN_TOKENS
+from nano3.chat.answer import CHAT_TOKENS, PLAIN_TOKENS, no_answer
+from nano3.chat.prefill import PrefillProgress
+from nano3.chat.prompts import Encoded, Prompt, encode_chat, encode_plain
 from nano3.config.errors import UserError
 from nano3.engine.output import Output
 from nano3.engine.request import Request, Sampling, ThinkingBudget, Token, Update

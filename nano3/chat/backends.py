@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from nano3.cli.sampling_options import CHAT_TOKENS
+from nano3.chat.answer import CHAT_TOKENS
 from nano3.client.replies import error_message, error_text, seconds_of
 from nano3.config.errors import UserError
 from nano3.reading import parse_json
@@ -111,7 +111,7 @@ class LocalBackend:
         self._engine.close()
 
     def _request(self, messages: Sequence[Message], settings: ChatSettings) -> tuple[Request, bool]:
-        from nano3.cli.prompts import encode_chat
+        from nano3.chat.prompts import encode_chat
         from nano3.engine.request import Request, Sampling, ThinkingBudget
 
         thinking = self.thinks if settings.thinking is None else settings.thinking
@@ -131,7 +131,7 @@ class LocalBackend:
         )
 
     def _updates(self, request: Request) -> Iterator[Any]:
-        from nano3.cli.prefill import PrefillProgress
+        from nano3.chat.prefill import PrefillProgress
 
         self._engine.add(request)
         try:

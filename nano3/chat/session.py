@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from nano3.cli.chat_backends import Backend, ChatSettings, Message
-from nano3.cli.output import cut_off_text, no_answer
+from nano3.chat.answer import cut_off_text, no_answer
+from nano3.chat.backends import Backend, ChatSettings, Message
 from nano3.config.errors import UserError
 
 HELP = """\
