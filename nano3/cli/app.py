@@ -16,17 +16,17 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 VERBS = {
-    "pretrain": "nano3.cli.pretrain",
-    "extend-context": "nano3.cli.extend_context",
+    "pretrain": "nano3.cli.training.pretrain",
+    "extend-context": "nano3.cli.training.extend_context",
     "serve": "nano3.cli.serve",
     "generate": "nano3.cli.generate",
     "chat": "nano3.cli.chat",
-    "data": "nano3.cli.data",
+    "data": "nano3.cli.data.app",
     "info": "nano3.cli.info",
-    "runs": "nano3.cli.runs_table",
+    "runs": "nano3.cli.training.runs",
     "config": "nano3.cli.config",
-    "eval": "nano3.cli.eval",
-    "bench": "nano3.cli.bench",
+    "eval": "nano3.cli.eval.app",
+    "bench": "nano3.cli.bench.app",
 }
 _ROOT_OPTIONS = ("install_completion", "show_completion")
 USER_ERRORS = (ValueError, FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nano3.cli import engine_options as engines
-from nano3.cli import sampling_options as choices
-from nano3.cli.model_choice import choose_model
-from nano3.cli.options import HELP, complete_model
+from nano3.cli.options import engine as engines
+from nano3.cli.options import sampling as choices
+from nano3.cli.options.common import HELP, complete_model
+from nano3.cli.options.model_choice import choose_model
 
 if TYPE_CHECKING:
     from nano3.chat.backends import Backend

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nano3.cli.options import HELP, Json, complete_context_setting
+from nano3.cli.options.common import HELP, Json, complete_context_setting
 from nano3.config.errors import UserError
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", context_settings=HELP)

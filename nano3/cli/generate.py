@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nano3.chat.answer import CHAT_TOKENS, PLAIN_TOKENS
-from nano3.cli import engine_options as engines
-from nano3.cli import sampling_options as choices
-from nano3.cli.model_choice import choose_model
-from nano3.cli.options import HELP
+from nano3.cli.options import engine as engines
+from nano3.cli.options import sampling as choices
+from nano3.cli.options.common import HELP
+from nano3.cli.options.model_choice import choose_model
 from nano3.config.errors import UserError
 from nano3.reading import parse_json, read_text
 

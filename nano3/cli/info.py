@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from nano3.cli.hardware import Hardware, detect
-from nano3.cli.options import complete_model
+from nano3.cli.options.common import complete_model
 from nano3.cli.output import bytes_text, count_text, plain_table, print_json, print_table, results, value_text
 from nano3.config.document import field_docs
 from nano3.config.errors import UserError

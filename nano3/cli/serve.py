@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nano3.cli.engine_options import Device, Dtype, EngineName, MaxContext, MaxSequences, Memory, Model, parse_bytes
-from nano3.cli.model_choice import choose_model
-from nano3.cli.options import HELP
-from nano3.cli.vllm_flags import (
+from nano3.cli.options.common import HELP
+from nano3.cli.options.engine import Device, Dtype, EngineName, MaxContext, MaxSequences, Memory, Model, parse_bytes
+from nano3.cli.options.model_choice import choose_model
+from nano3.cli.options.vllm_flags import (
     EnableAutoToolChoice,
     MaxModelLen,
     MaxNumSeqs,

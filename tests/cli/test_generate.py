@@ -297,7 +297,7 @@ def test_ctrl_c_ends_with_code_130_and_keeps_what_was_written(nano3_generate, mo
 
 
 def test_sizes_are_read_with_their_units():
-    from nano3.cli.engine_options import parse_bytes
+    from nano3.cli.options.engine import parse_bytes
 
     sizes = {"6GiB": 6 << 30, "1.5g": 3 << 29, "512 MB": 512 << 20, "4096": 4096}
     assert {text: parse_bytes(text) for text in sizes} == sizes

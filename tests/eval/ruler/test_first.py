@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nano3.cli.eval_ruler import _amount
+from nano3.cli.eval.ruler import _amount
 from nano3.config.errors import UserError
 from nano3.eval.prompt import Answer, Target
 from nano3.eval.ruler import TASKS

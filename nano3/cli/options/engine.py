@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nano3.cli.options import complete_model
+from nano3.cli.options.common import complete_model
 from nano3.config.errors import UserError
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nano3.cli.options import Json, complete_model
+from nano3.cli.options.common import Json, complete_model
 
 if TYPE_CHECKING:
     from nano3.bench.compute import Plan

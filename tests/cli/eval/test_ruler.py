@@ -16,13 +16,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from nano3.cli import eval_ruler, output
+from nano3.cli import output
+from nano3.cli.eval import ruler as eval_ruler
 from nano3.eval.ruler import Sources
 from nano3.eval.ruler.run import Plan, summarize
 from nano3.eval.ruler.words import WordList
 from nano3.eval.store import Result, Score
 
-from ..eval.servers import answering
+from ...eval.servers import answering
 
 SMALL = ("--ctx", "512", "--tasks", "niah_single_1,niah_multikey_2", "--seed", 5)
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nano3.cli import engine_options as engines
-from nano3.cli import eval_options as shared
-from nano3.cli.model_choice import choose_model
-from nano3.cli.options import Json
+from nano3.cli.eval import options as shared
+from nano3.cli.options import engine as engines
+from nano3.cli.options.common import Json
+from nano3.cli.options.model_choice import choose_model
 from nano3.config.errors import UserError
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nano3.cli.engine_options import MODEL_HELP, parse_bytes
-from nano3.cli.model_choice import choose_model
-from nano3.cli.options import complete_model
+from nano3.cli.options.common import complete_model
+from nano3.cli.options.engine import MODEL_HELP, parse_bytes
+from nano3.cli.options.model_choice import choose_model
 from nano3.config.errors import UserError
 
 if TYPE_CHECKING:

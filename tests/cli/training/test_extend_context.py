@@ -25,7 +25,7 @@ def test_the_dry_run_of_the_reports_preset_gives_its_steps_and_what_a_device_wou
 
 
 def test_the_dry_run_tells_the_longest_sequence_that_fits(monkeypatch):
-    monkeypatch.setattr("nano3.cli.dry_run._free_memory", lambda: 10**9)
+    monkeypatch.setattr("nano3.cli.training.dry_run._free_memory", lambda: 10**9)
     long = ["--set", "context.lengths={1048576=1}", "--set", "train.micro_batch_size=1"]
     long += ["--set", "train.dtype=float32"]
     facts = json.loads(invoke("--dry-run", "--json", *long).stdout)

@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from nano3.cli.app import app, main
-from nano3.cli.runs import choose_run_dir
-from nano3.cli.summary import show_summary
+from nano3.cli.training.run_folder import choose_run_dir
+from nano3.cli.training.summary import show_summary
 from nano3.config.errors import UserError
 from nano3.config.presets import load_extend_context, load_pretrain, to_toml
 from nano3.data.texts.sources import resolve

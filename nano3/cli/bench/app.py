@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nano3.cli import bench_compute
-from nano3.cli.options import HELP, Json
+from nano3.cli.bench import compute as bench_compute
+from nano3.cli.options.common import HELP, Json
 
 if TYPE_CHECKING:
     from nano3.bench.serving import Progress

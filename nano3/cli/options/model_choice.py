@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from nano3.cli.runs import RUNS, is_main_rank
+from nano3.cli.training.run_folder import RUNS, is_main_rank
 from nano3.config.errors import UserError
 from nano3.model.find import local_model
 

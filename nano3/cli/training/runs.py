@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from nano3.cli.options import HELP, Json
-from nano3.cli.runs import RUNS
+from nano3.cli.options.common import HELP, Json
+from nano3.cli.training.run_folder import RUNS
 from nano3.config.errors import UserError
 
 if TYPE_CHECKING:

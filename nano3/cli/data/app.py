@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nano3.cli import data_generate
+from nano3.cli.data import generate as data_generate
 
 if TYPE_CHECKING:
     from nano3.data.tokens.inspection import Inspection

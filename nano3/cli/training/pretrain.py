@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from nano3.cli.options import HELP, Data, DryRun, FromPath, Json, Resume, Settings, out_option, preset_option
-from nano3.cli.training import Request, run_verb
+from nano3.cli.options.common import HELP, Data, DryRun, FromPath, Json, Resume, Settings, out_option, preset_option
+from nano3.cli.training.verb import Request, run_verb
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", context_settings=HELP)
 DEFAULT_PRESET = "tiny"

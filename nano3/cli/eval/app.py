@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import typer
 
-from nano3.cli import eval_compare, eval_experts, eval_lm, eval_ruler
-from nano3.cli.options import HELP
+from nano3.cli.eval import compare as eval_compare
+from nano3.cli.eval import experts as eval_experts
+from nano3.cli.eval import lm as eval_lm
+from nano3.cli.eval import ruler as eval_ruler
+from nano3.cli.options.common import HELP
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", context_settings=HELP, help="Evaluate models.")
 

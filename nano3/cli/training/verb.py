@@ -12,8 +12,8 @@ from typing import Any
 
 import typer
 
-from nano3.cli.runs import CONFIG, choose_run_dir, is_main_rank
-from nano3.cli.summary import show_summary
+from nano3.cli.training.run_folder import CONFIG, choose_run_dir, is_main_rank
+from nano3.cli.training.summary import show_summary
 from nano3.reading import read_toml
 
 INTERRUPTED = 130
@@ -66,7 +66,7 @@ def run_verb(
         raise UserError("--set model.* and --from contradict each other: the model's sizes come with its weights")
     source = _source(request, needs_model and not request.resume and not request.dry_run)
     if request.dry_run:
-        from nano3.cli.dry_run import show_dry_run
+        from nano3.cli.training.dry_run import show_dry_run
 
         return show_dry_run(cfg if source is None else _adopt(cfg, source), name, request.as_json)
     _check(cfg)
@@ -102,7 +102,7 @@ def _load(load: Callable[[str, list[str]], Any], name: str, request: Request) ->
 
 def _source(request: Request, needed: bool) -> Path | None:
     """The folder to start from: the one named, or where weights are needed the one that cli.model_choice finds."""
-    from nano3.cli.model_choice import choose_model
+    from nano3.cli.options.model_choice import choose_model
     from nano3.model.config import read_config
     from nano3.model.find import model_folder
 

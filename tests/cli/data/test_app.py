@@ -7,7 +7,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from nano3.cli.data import app
+from nano3.cli.data.app import app
 
 PROSE = "The quick brown fox jumps over the lazy dog. "
 
@@ -60,13 +60,13 @@ def test_without_out_the_cache_is_filled(texts, tmp_path):
 
 
 def test_help_needs_no_torch():
-    code = "import sys; from nano3.cli.data import app; assert not {'torch', 'numpy', 'tokenizers'} & set(sys.modules)"
+    code = "import sys; import nano3.cli.data.app; assert not {'torch', 'numpy', 'tokenizers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_preparing_needs_no_torch(texts, tmp_path):
     code = (
-        "import sys; from nano3.cli.data import app\n"
+        "import sys; from nano3.cli.data.app import app\n"
         "app(sys.argv[1:], standalone_mode=False)\n"
         "assert 'torch' not in sys.modules"
     )

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from nano3.cli.eval_experts import default_threshold
+from nano3.cli.eval.experts import default_threshold
 from nano3.eval.progress import Progress
 
 

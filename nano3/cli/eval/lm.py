@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nano3.cli import engine_options as engines
-from nano3.cli import eval_options as shared
-from nano3.cli.options import Json
+from nano3.cli.eval import options as shared
+from nano3.cli.options import engine as engines
+from nano3.cli.options.common import Json
 from nano3.config.errors import UserError
 from nano3.installation import install_command
 

@@ -243,7 +243,7 @@ def test_wrong_input_is_one_line(run, model_folder, options, words):
 
 
 def test_without_the_harness_it_is_said_what_to_install(run, model_folder, monkeypatch):
-    monkeypatch.setattr("nano3.cli.eval_lm.find_spec", lambda name: None)
+    monkeypatch.setattr("nano3.cli.eval.lm.find_spec", lambda name: None)
     done = run("eval", "lm", "--from", model_folder)
     assert done.code == 2
     assert f"needs lm-evaluation-harness: {install_command('eval')}" in done.err

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nano3.cli.options import Json
+from nano3.cli.options.common import Json
 from nano3.config.errors import UserError
 
 if TYPE_CHECKING:

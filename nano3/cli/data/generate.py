@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nano3.cli.options import Json, whole_number
+from nano3.cli.options.common import Json, whole_number
 
 if TYPE_CHECKING:
     from nano3.data.generated.inputs import GeneratedTexts
@@ -104,7 +104,7 @@ def _told_by_options() -> Iterator[None]:
     Raises:
         typer.Exit: with code 3, the question server gives no answer.
     """
-    from nano3.cli.eval_options import EXIT_SERVER_GONE
+    from nano3.cli.eval.options import EXIT_SERVER_GONE
     from nano3.config.errors import UserError
     from nano3.data.generated.question_writer import ServerSilentError
 

@@ -1,0 +1,1 @@
+"""Options that verbs share: names, help, shell completion, and the checks of what was typed."""
