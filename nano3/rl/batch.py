@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nano3.config.errors import UserError
-from nano3.data.batch import IGNORE
+from nano3.data.tokens.batch import IGNORE
 
 
 @dataclass(frozen=True)

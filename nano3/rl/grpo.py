@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nano3.data.batch import IGNORE
+from nano3.data.tokens.batch import IGNORE
 from nano3.model.head import log_probs
 from nano3.rl.batch import PolicyBatch
 from nano3.rl.objective import clipped_surrogate, k3_divergence, masked_importance_weights, masked_sequences
