@@ -65,6 +65,6 @@ def save(model: LM, path: str | Path) -> None:
     Raises:
         nano3.config.errors.UserError: `path` is a file, or a folder that holds anything but a model.
     """
-    from nano3.model.hf import save as save_folder
+    from nano3.model.hf.folder import save as save_folder
 
     save_folder(model, path)

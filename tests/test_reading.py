@@ -14,8 +14,8 @@ from nano3.data.texts.sources import read_blend_file
 from nano3.data.tokens.shards import read_manifest
 from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.eval.ruler.questions import read_squad
-from nano3.model.config import read_stage
-from nano3.model.hf import read_config
+from nano3.model.hf.config import read_stage
+from nano3.model.hf.folder import read_config
 from nano3.reading import parse_json, parse_toml, read_json, read_text, read_toml
 from nano3.report import read_lines
 from nano3.serve.keys import collect_keys

@@ -183,7 +183,7 @@ def _peer_jobs(plan: Plan, temporary: Path) -> Iterator[tuple[str, str, str, str
 
     model = open_model(plan.model, plan.pattern)
     if "transformers" in plan.against:
-        from nano3.model.hf import save
+        from nano3.model.hf.folder import save
 
         save(model, temporary / "model")
         for dtype in plan.peer_dtypes:

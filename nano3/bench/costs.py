@@ -7,7 +7,7 @@ import torch
 from nano3.bench.workload import Case
 from nano3.config.model import ATTENTION, MOE, ModelConfig
 from nano3.model.count import count_parameters, flops_per_token
-from nano3.model.pool import page_bytes, slot_bytes
+from nano3.model.state.pool import page_bytes, slot_bytes
 
 
 def flops(cfg: ModelConfig, case: Case) -> float:

@@ -22,7 +22,7 @@ from nano3.kernels import explain
 from nano3.model import step
 from nano3.model.dtype import compute_dtype, inference_dtypes
 from nano3.model.head import nll_sum
-from nano3.model.hf_quant import quantization_keys
+from nano3.model.hf.module_quantization import quantization_keys
 from nano3.model.lm import LM
 from nano3.model.load import load_model
 

@@ -78,7 +78,7 @@ def find_model(name: str) -> ModelConfig:
     path = Path(local_model(name, weights=False))
     for folder in (path, path / "model"):
         if (folder / "config.json").is_file():
-            from nano3.model.config import read_config
+            from nano3.model.hf.config import read_config
 
             return read_config(folder)
     if path.is_dir():

@@ -25,7 +25,7 @@ from nano3.engine.sizing import Sizes, fit, free_memory
 from nano3.engine.thinking import thinking_tracker
 from nano3.model.head import log_probs, logits
 from nano3.model.lm import LM
-from nano3.model.pool import StatePool
+from nano3.model.state.pool import StatePool
 from nano3.openmp import watch_cores
 
 if TYPE_CHECKING:

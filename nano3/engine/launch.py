@@ -111,7 +111,7 @@ def is_base_model(model: str) -> bool:
     training behind it, and a folder from elsewhere does not say."""
     if not Path(model).exists():
         return False
-    from nano3.model.config import PRETRAINED, read_stage
+    from nano3.model.hf.config import PRETRAINED, read_stage
 
     return read_stage(model_folder(model)) == PRETRAINED
 
@@ -152,7 +152,7 @@ def _load(model: str, dtype: str, device: torch.device) -> LM:
     from nano3.engine.sizing import check_room
     from nano3.model.count import count_parameters
     from nano3.model.dtype import inference_dtypes
-    from nano3.model.hf import stored_dtype, weight_bytes
+    from nano3.model.hf.folder import stored_dtype, weight_bytes
     from nano3.model.load import load_model
 
     folder = model_folder(model) if Path(model).exists() else None

@@ -15,8 +15,8 @@ from nano3.engine.scheduler import Work
 from nano3.engine.sequence_sampler import SequenceSampler
 from nano3.model.head import logits
 from nano3.model.lm import LM
-from nano3.model.plan import MOST_STEPS, Plan, Span
-from nano3.model.pool import StatePool
+from nano3.model.state.plan import MOST_STEPS, Plan, Span
+from nano3.model.state.pool import StatePool
 from nano3.model.step import Ahead, choosing_step, step, why_not
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from nano3.engine.memory import FreeList, Pages
 from nano3.engine.prefix_cache import Entry, Key, PrefixCache
 from nano3.engine.sequence import Sequence
-from nano3.model.pool import StatePool
+from nano3.model.state.pool import StatePool
 
 DENSE = 64
 """States of a prompt kept at full density; from there on the spacing doubles with the length."""

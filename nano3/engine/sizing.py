@@ -9,7 +9,7 @@ import torch
 from nano3.config.errors import UserError
 from nano3.config.model import ModelConfig
 from nano3.memory import main_memory_free
-from nano3.model.pool import page_bytes, slot_bytes
+from nano3.model.state.pool import page_bytes, slot_bytes
 
 SHARE_OF_FREE = {"cpu": 0.25, "cuda": 0.85}
 """Part of the free memory that `auto` takes, after the weights."""

@@ -71,8 +71,8 @@ def find_room(model: str, length: int, *, dtype: str, device: str, memory: int |
     from nano3.model.count import count_parameters
     from nano3.model.dtype import inference_dtypes
     from nano3.model.find import model_folder
-    from nano3.model.hf import read_config, stored_dtype, weight_bytes
-    from nano3.model.pool import page_bytes, slot_bytes
+    from nano3.model.hf.folder import read_config, stored_dtype, weight_bytes
+    from nano3.model.state.pool import page_bytes, slot_bytes
 
     where = find_device(device)
     folder = model_folder(model) if Path(model).exists() else None

@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 from nano3.config.model import ModelConfig
 from nano3.kernels import attention, paged_attention
-from nano3.model.block_state import AttentionPages, AttentionState, BlockState
 from nano3.model.forward_pass import WHOLE, Keys, Pass
 from nano3.model.layers import Linear
+from nano3.model.state.block import AttentionPages, AttentionState, BlockState
 
 
 class Attention(nn.Module):

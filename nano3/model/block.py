@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from nano3.config.model import ATTENTION, MAMBA, MLP, MOE, ModelConfig
 from nano3.model.attention import Attention
-from nano3.model.block_state import BlockState
-from nano3.model.chunked import run_in_pieces
+from nano3.model.chunked.block import run_in_pieces
 from nano3.model.forward_pass import WHOLE, Pass
 from nano3.model.layers import RMSNorm
 from nano3.model.mamba2 import Mamba2
 from nano3.model.mlp import MLP as DenseMLP
 from nano3.model.moe import MoE
 from nano3.model.router import RouterStats
+from nano3.model.state.block import BlockState
 
 MIXERS: dict[str, Callable[[ModelConfig], nn.Module]] = {
     MAMBA: Mamba2,
@@ -44,7 +44,7 @@ class Block(nn.Module):
         """x (B, T, D) -> (B, T, D), and routing statistics from a mixture block.
 
         With `most_tokens` in pieces of no more than these, which the backward pass computes again; see
-        nano3.model.chunked.
+        nano3.model.chunked.block.
         """
         if most_tokens:
             return run_in_pieces(self, x, around, most_tokens)

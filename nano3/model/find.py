@@ -69,7 +69,7 @@ def local_model(name: str | Path, *, weights: bool = True) -> str:
 
 
 def _download(name: str, repo: str, revision: str | None, weights: bool) -> Path:
-    from nano3.model.config import read_config
+    from nano3.model.hf.config import read_config
 
     folder = _snapshot(name, repo, revision, SMALL_FILES)
     read_config(folder)

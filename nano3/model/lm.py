@@ -17,7 +17,7 @@ from nano3.model.init import init_weights
 from nano3.model.layers import Linear, RMSNorm
 from nano3.model.moe import MoE
 from nano3.model.router import RouterStats
-from nano3.model.state import HybridState
+from nano3.model.state.hybrid import HybridState
 from nano3.model.step import step
 from nano3.openmp import watch_cores
 

@@ -10,8 +10,8 @@ from nano3.config.errors import UserError
 from nano3.config.presets import load_model as load_model_config
 from nano3.config.presets import preset_names
 from nano3.model.find import local_model, model_folder
-from nano3.model.hf import load
-from nano3.model.hf_read import allocate
+from nano3.model.hf.folder import load
+from nano3.model.hf.read import allocate
 from nano3.model.lm import LM
 
 

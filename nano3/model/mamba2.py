@@ -8,10 +8,10 @@ from torch.nn.functional import softplus
 
 from nano3.config.model import ModelConfig
 from nano3.kernels import causal_conv1d, causal_conv1d_step, gated_rms_norm, mamba_step, ssd_scan, ssd_step
-from nano3.model.block_state import BlockState, MambaSlots, MambaState
 from nano3.model.forward_pass import WHOLE, Edge, Pass, where_rows
 from nano3.model.layers import Linear
-from nano3.model.plan import Padded
+from nano3.model.state.block import BlockState, MambaSlots, MambaState
+from nano3.model.state.plan import Padded
 
 
 class CausalConv1d(nn.Module):

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from nano3.kernels import squared_relu_mlp
-from nano3.model.block_state import BlockState
 from nano3.model.forward_pass import WHOLE, Pass
 from nano3.model.layers import Linear, bare_weight
+from nano3.model.state.block import BlockState
 
 
 class MLP(nn.Module):

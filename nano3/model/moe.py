@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from nano3.config.model import ModelConfig
 from nano3.kernels import Scaled, Weight, grouped_mlp
-from nano3.model.block_state import BlockState
 from nano3.model.forward_pass import WHOLE, Pass
 from nano3.model.layers import hold_scaled, scaled
 from nano3.model.mlp import MLP
 from nano3.model.router import Router, RouterStats
+from nano3.model.state.block import BlockState
 
 
 class Experts(nn.Module):

@@ -27,15 +27,15 @@ from nano3.kernels.cpu.program_memory import Chosen
 from nano3.kernels.scaled import FLOATS
 from nano3.model.attention import Attention
 from nano3.model.block import Block
-from nano3.model.block_state import AttentionPages, MambaSlots
 from nano3.model.layers import Linear, RMSNorm
 from nano3.model.mamba2 import CausalConv1d, GatedRMSNorm, Mamba2
 from nano3.model.mlp import MLP
 from nano3.model.moe import Experts, MoE
-from nano3.model.plan import MOST_STEPS, Plan
-from nano3.model.pool import StatePool
 from nano3.model.router import Router
-from nano3.model.state import HybridState
+from nano3.model.state.block import AttentionPages, MambaSlots
+from nano3.model.state.hybrid import HybridState
+from nano3.model.state.plan import MOST_STEPS, Plan
+from nano3.model.state.pool import StatePool
 
 if TYPE_CHECKING:
     from nano3.model.lm import LM

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from nano3.config.errors import UserError
 from nano3.engine.protocol import GenerationEngine
 from nano3.engine.request import Sampling
-from nano3.model.hf import save, stored_dtype
+from nano3.model.hf.folder import save, stored_dtype
 from nano3.rl.probe import Measured, Probe, ProbeRollouts, make_prompts
 from nano3.train.world import World, attempt
 

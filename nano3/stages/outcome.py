@@ -15,7 +15,7 @@ from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.engine.engine import Engine
 from nano3.engine.protocol import run
 from nano3.engine.request import Request, Sampling
-from nano3.model.hf import load
+from nano3.model.hf.folder import load
 from nano3.train.position import Result
 
 

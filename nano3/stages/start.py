@@ -9,7 +9,7 @@ import torch
 from nano3.config.errors import UserError
 from nano3.config.schema import DataConfig, PretrainConfig
 from nano3.model.find import model_folder
-from nano3.model.hf import check_stored
+from nano3.model.hf.folder import check_stored
 from nano3.model.lm import LM
 from nano3.reading import read_toml
 

@@ -25,9 +25,9 @@ from nano3.data.tokens.steps import TextSteps, make_plans
 from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.files import atomic_folder, exclusive, write_atomic
 from nano3.installation import which_nano3
-from nano3.model.config import PRETRAINED, read_stage
 from nano3.model.find import model_folder
-from nano3.model.hf import fill, read_config, save
+from nano3.model.hf.config import PRETRAINED, read_stage
+from nano3.model.hf.folder import fill, read_config, save
 from nano3.model.lm import LM
 from nano3.reading import read_json
 from nano3.stages.finished import finished_result, keep_result

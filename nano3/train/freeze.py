@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from nano3.config.errors import UserError
-from nano3.model.hf_names import is_stacked, published_name
+from nano3.model.hf.names import is_stacked, published_name
 from nano3.model.lm import LM
 
 SUGGESTED = 3

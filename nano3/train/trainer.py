@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from nano3.config.errors import UserError
-from nano3.model.config import MOE
 from nano3.model.count import flops_per_token
 from nano3.model.dtype import compute_dtype
+from nano3.model.hf.config import MOE
 from nano3.train.balance import load_stats
 from nano3.train.checkpoint import Checkpointer, CheckpointError, Saved, load_tensors, step_folders
 from nano3.train.display import make_progress

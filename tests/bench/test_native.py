@@ -6,7 +6,7 @@ import torch
 from nano3.bench.native import Native, full_tokenizer, open_model
 from nano3.bench.workload import Case, Job
 from nano3.config.errors import UserError
-from nano3.model.hf import save
+from nano3.model.hf.folder import save
 
 SMALL = """
 pattern = "M*E"

@@ -6,7 +6,7 @@ from nano3.config.errors import UserError
 from nano3.engine.launch import find_device, is_base_model, open_engine, small_tokenizer
 from nano3.engine.protocol import run
 from nano3.engine.request import Request, Sampling
-from nano3.model.hf import load, save
+from nano3.model.hf.folder import load, save
 from nano3.model.lm import LM
 
 

@@ -10,7 +10,7 @@ from nano3.engine.output import Output
 from nano3.engine.protocol import run
 from nano3.engine.request import Request, Sampling
 from nano3.engine.scheduler import _worth_keeping
-from nano3.model.pool import page_bytes, slot_bytes
+from nano3.model.state.pool import page_bytes, slot_bytes
 
 PAGE, EVERY = 8, 32
 

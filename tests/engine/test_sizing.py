@@ -9,7 +9,7 @@ from nano3.config.errors import UserError
 from nano3.config.presets import load_model
 from nano3.engine.sizing import fit
 from nano3.memory import container_free
-from nano3.model.pool import StatePool, page_bytes, slot_bytes
+from nano3.model.state.pool import StatePool, page_bytes, slot_bytes
 
 CFG = load_model("tiny")
 REPORT = load_model("nano3-30b-a3b")

@@ -16,7 +16,7 @@ from nano3.engine.protocol import run
 from nano3.engine.request import Request, Sampling
 from nano3.model import step
 from nano3.model.head import log_probs
-from nano3.model.hf import save
+from nano3.model.hf.folder import save
 from nano3.model.layers import Linear
 from nano3.model.lm import LM
 from nano3.model.moe import Experts

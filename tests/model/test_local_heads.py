@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nano3.model.attention import Attention
-from nano3.model.chunked import run_in_pieces
+from nano3.model.chunked.block import run_in_pieces
 from nano3.model.forward_pass import Pass
 from nano3.model.init import init_weights
 from nano3.model.lm import LM

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from nano3.model.lm import LM
-from nano3.model.plan import Plan, Span
-from nano3.model.pool import StatePool
+from nano3.model.state.plan import Plan, Span
+from nano3.model.state.pool import StatePool
 
 PASSES = {"whole": (0, False), "recomputed": (0, True), "in pieces": (16, True), "rows together": (90, True)}
 

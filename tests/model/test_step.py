@@ -13,8 +13,8 @@ from nano3.model import step as step_module
 from nano3.model.attention import Attention
 from nano3.model.lm import LM
 from nano3.model.mlp import MLP
-from nano3.model.plan import Plan, Span
-from nano3.model.pool import StatePool
+from nano3.model.state.plan import Plan, Span
+from nano3.model.state.pool import StatePool
 
 PAGE = 4
 SIZES = {"vocab_size": 64, "d_model": 32, "n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "mamba_n_heads": 4}

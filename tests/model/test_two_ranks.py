@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nano3.model.hf import save
+from nano3.model.hf.folder import save
 from nano3.model.lm import LM
 
 SCRIPT = Path(__file__).with_name("two_ranks.py")

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from nano3.config.model import ModelConfig
 from nano3.config.schema import ParallelConfig
-from nano3.model.hf import fill, save
+from nano3.model.hf.folder import fill, save
 from nano3.model.lm import LM
 from nano3.train.parallel import parallelize
 from nano3.train.world import init_world

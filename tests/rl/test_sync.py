@@ -12,7 +12,7 @@ from nano3.config.errors import UserError
 from nano3.engine.engine import Engine
 from nano3.engine.protocol import run
 from nano3.engine.request import Request, Sampling
-from nano3.model.hf import load
+from nano3.model.hf.folder import load
 from nano3.rl.probe import Probe
 from nano3.rl.sync import Bound, MismatchError, WeightSync, copy_weights
 

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from nano3.model.hf import save
+from nano3.model.hf.folder import save
 
 from .load_clients import COMPLETIONS, Load, pool, streamed, whole
 from .load_server import parts

@@ -6,8 +6,8 @@ import torch
 
 from nano3.config.errors import UserError
 from nano3.config.presets import load_extend_context, load_pretrain
-from nano3.model.config import read_stage
-from nano3.model.hf import load
+from nano3.model.hf.config import read_stage
+from nano3.model.hf.folder import load
 from nano3.stages import extend_context, pretrain
 from nano3.stages.start import heldout_warning
 from nano3.train.metrics import read_metrics, without_clock

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from nano3.config.errors import UserError
 from nano3.config.presets import load_pretrain, to_toml
 from nano3.data.tokens.prepare import prepare
-from nano3.model.config import read_stage
-from nano3.model.hf import load
+from nano3.model.hf.config import read_stage
+from nano3.model.hf.folder import load
 from nano3.stages.finished import RESULT
 from nano3.stages.outcome import compressors
 from nano3.stages.pretrain import main

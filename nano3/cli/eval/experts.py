@@ -87,7 +87,7 @@ def _load(path: str, dtype: str, device: str) -> tuple[LM, Tokenizer, str]:
     from nano3.engine.launch import DTYPES, find_device, find_tokenizer, small_tokenizer
     from nano3.model.dtype import inference_dtypes
     from nano3.model.find import model_folder, model_name
-    from nano3.model.hf import stored_dtype
+    from nano3.model.hf.folder import stored_dtype
     from nano3.model.load import load_model
 
     if dtype not in DTYPES:

@@ -103,8 +103,8 @@ def _load(load: Callable[[str, list[str]], Any], name: str, request: Request) ->
 def _source(request: Request, needed: bool) -> Path | None:
     """The folder to start from: the one named, or where weights are needed the one that cli.model_choice finds."""
     from nano3.cli.options.model_choice import choose_model
-    from nano3.model.config import read_config
     from nano3.model.find import model_folder
+    from nano3.model.hf.config import read_config
 
     if request.from_path is None and not needed:
         return None

@@ -317,7 +317,7 @@ def max_positions(model: str) -> int:
     """The context that a model was made for. Raises UserError where there is no model."""
     from nano3.config.presets import load_model, preset_names
     from nano3.model.find import model_folder
-    from nano3.model.hf import read_config
+    from nano3.model.hf.folder import read_config
 
     if not Path(model).exists() and model in preset_names("models"):
         return load_model(model).max_position_embeddings

@@ -62,7 +62,7 @@ def choose_prefix(wanted: str, stage: str) -> str:
 def stage_of(model: str) -> str:
     """The stage of nano3's training that a folder's model comes from; empty for a preset, and for a folder from
     elsewhere."""
-    from nano3.model.config import read_stage
+    from nano3.model.hf.config import read_stage
 
     folders = (Path(model) / "model", Path(model))
     return next((read_stage(folder) for folder in folders if (folder / "config.json").is_file()), "")

@@ -11,9 +11,9 @@ import torch
 from nano3.config.model import ATTENTION, MAMBA, ModelConfig
 from nano3.kernels.allocator import use_huge_pages
 from nano3.kernels.scaled import FLOATS
-from nano3.model.block_state import AttentionPages, MambaSlots
-from nano3.model.plan import Plan
-from nano3.model.state import HybridState
+from nano3.model.state.block import AttentionPages, MambaSlots
+from nano3.model.state.hybrid import HybridState
+from nano3.model.state.plan import Plan
 
 
 class StatePool:

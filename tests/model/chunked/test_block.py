@@ -112,7 +112,7 @@ def test_pieces_see_what_came_before_and_documents_do_not():
 
 @pytest.mark.slow
 def test_a_sequence_of_64k_tokens_of_the_tiny_preset_fits_in_4_gb():
-    command = [str(Path(__file__).with_name("long_sequence.py")), "65536", "--checkpoint", "--sequence-chunk", "4096"]
+    command = [str(Path(__file__).parents[1] / "long_sequence.py"), "65536", "--checkpoint", "--sequence-chunk", "4096"]
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=True, env=os.environ)
     facts = json.loads(done.stdout)
     assert facts["loss"] > 0

@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nano3.model.attention import Attention
-from nano3.model.chunked_attention import AttentionPieces
-from nano3.model.chunked_mamba import MambaPieces
+from nano3.model.chunked.attention import AttentionPieces
+from nano3.model.chunked.mamba2 import MambaPieces
+from nano3.model.chunked.pieces import EachAlone, Gradients, Mixture, PreNorm, cut
 from nano3.model.forward_pass import Pass
 from nano3.model.mamba2 import Mamba2
 from nano3.model.moe import MoE
-from nano3.model.pieces import EachAlone, Gradients, Mixture, PreNorm, cut
 from nano3.model.router import RouterStats
 
 _PIECES: dict[type, type[EachAlone]] = {Mamba2: MambaPieces, Attention: AttentionPieces, MoE: Mixture}

@@ -10,7 +10,7 @@ from typing import Any
 from nano3.config.errors import UserError
 from nano3.config.model import ATTENTION, MAMBA, MLP, MOE, ModelConfig
 from nano3.config.typed import field_types
-from nano3.model.quantization import read_quantization
+from nano3.model.hf.quantization import read_quantization
 from nano3.reading import read_json
 
 LAYER_TYPES = {MAMBA: "linear_attention", MOE: "moe", ATTENTION: "full_attention", MLP: "mlp"}

@@ -1,4 +1,4 @@
-"""A pass in pieces through a Mamba-2 block; see nano3.model.chunked."""
+"""A pass in pieces through a Mamba-2 block; see nano3.model.chunked.block."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from nano3.model.chunked.pieces import EachAlone, Gradients, PreNorm, Rows, leaf
 from nano3.model.forward_pass import Edge, Pass, where_rows
 from nano3.model.mamba2 import MambaSlice
-from nano3.model.pieces import EachAlone, Gradients, PreNorm, Rows, leaf
 
 
 class MambaPieces(EachAlone):

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 import nano3
 from nano3.config.errors import UserError
-from nano3.model.config import FIXED, KEYS, ONLY_IN, OPTIONAL, from_hf, read_config, to_hf
-from nano3.model.hf import load, named_tensors, save
+from nano3.model.hf.config import FIXED, KEYS, ONLY_IN, OPTIONAL, from_hf, read_config, to_hf
+from nano3.model.hf.folder import load, named_tensors, save
 
 
 def assert_same(first, second) -> None:
@@ -244,7 +244,7 @@ def test_pattern_alone_and_block_types_alone_mean_the_same(small_model, tmp_path
 def test_a_failed_save_leaves_the_old_folder(small_model, tmp_path, monkeypatch):
     save(small_model, tmp_path / "m")
     before = (tmp_path / "m" / "model.safetensors").read_bytes()
-    monkeypatch.setattr("nano3.model.hf_write._generation_config", lambda cfg: object())
+    monkeypatch.setattr("nano3.model.hf.write._generation_config", lambda cfg: object())
     with pytest.raises(TypeError):
         save(small_model.to_dtype(torch.bfloat16), tmp_path / "m")
     assert (tmp_path / "m" / "model.safetensors").read_bytes() == before
@@ -267,7 +267,7 @@ def test_loading_needs_little_more_memory_than_the_model(tmp_path):
 import resource, sys, torch, dataclasses
 from nano3.config.model import ModelConfig
 from nano3.model.lm import LM
-from nano3.model.hf import load, save
+from nano3.model.hf.folder import load, save
 rss = lambda: int(next(l for l in open('/proc/self/status') if l.startswith('RssAnon')).split()[1]) * 1024
 cfg = ModelConfig(pattern='E', vocab_size=200000, d_model=256, bos_id=1)
 if sys.argv[1] == 'save':

@@ -23,12 +23,12 @@ from nano3.config.errors import UserError
 from nano3.config.model import ModelConfig
 from nano3.files import atomic_folder
 from nano3.kernels.scaled import FLOATS
-from nano3.model.config import STAGE_KEY, to_hf
 from nano3.model.find import INDEX, SINGLE
-from nano3.model.hf_names import is_stacked, named_tensors, published_name
-from nano3.model.hf_quant import quantization_keys
+from nano3.model.hf.config import STAGE_KEY, to_hf
+from nano3.model.hf.module_quantization import quantization_keys
+from nano3.model.hf.names import is_stacked, named_tensors, published_name
+from nano3.model.hf.quantization import FILE as QUANTIZATION
 from nano3.model.lm import FLOAT32_SUFFIXES, LM
-from nano3.model.quantization import FILE as QUANTIZATION
 from nano3.model.shards import is_sharded, local_part
 
 SCALES = ("_scale",)

@@ -22,9 +22,9 @@ from nano3.engine.engine import Engine
 from nano3.engine.protocol import run
 from nano3.engine.request import Request, Sampling
 from nano3.model import step
-from nano3.model.config import read_config
 from nano3.model.head import log_probs
-from nano3.model.hf import check_stored, fill, load, save, stored_dtype, weight_bytes
+from nano3.model.hf.config import read_config
+from nano3.model.hf.folder import check_stored, fill, load, save, stored_dtype, weight_bytes
 from nano3.model.layers import Linear
 from nano3.model.lm import LM
 

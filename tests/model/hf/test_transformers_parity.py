@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from transformers import NemotronHConfig, NemotronHForCausalLM
 
 from nano3.config.model import ModelConfig
-from nano3.model.config import to_hf
-from nano3.model.hf import load, save
+from nano3.model.hf.config import to_hf
+from nano3.model.hf.folder import load, save
 from nano3.model.lm import LM
 
 

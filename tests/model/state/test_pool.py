@@ -7,8 +7,8 @@ import torch
 
 from nano3.config.model import ModelConfig
 from nano3.model.lm import LM
-from nano3.model.plan import Plan, Span
-from nano3.model.pool import StatePool
+from nano3.model.state.plan import Plan, Span
+from nano3.model.state.pool import StatePool
 
 PAGE = 4
 

@@ -1,5 +1,5 @@
-"""What the passes in pieces of all mixers share (see nano3.model.chunked), and the pieces of mixers that act on each
-token alone."""
+"""What the passes in pieces of all mixers share (see nano3.model.chunked.block), and the pieces of mixers that act on
+each token alone."""
 
 from __future__ import annotations
 

@@ -19,9 +19,9 @@ from nano3.config.errors import UserError
 from nano3.kernels import Scaled
 from nano3.kernels.scaled import E4M3, FLOATS
 from nano3.model.attention import Attention
-from nano3.model.config import read_config, read_stage
-from nano3.model.hf_files import locate, open_weights
-from nano3.model.hf_names import is_stacked, named_tensors, published_name
+from nano3.model.hf.config import read_config, read_stage
+from nano3.model.hf.files import locate, open_weights
+from nano3.model.hf.names import is_stacked, named_tensors, published_name
 from nano3.model.layers import Linear
 from nano3.model.lm import FLOAT32_SUFFIXES, LM
 from nano3.model.moe import Experts

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from nano3.model.config import read_config
-from nano3.model.hf_names import named_tensors, published_name
-from nano3.model.hf_read import check_stored, fill, load, stored_dtype, weight_bytes
-from nano3.model.hf_write import save
+from nano3.model.hf.config import read_config
+from nano3.model.hf.names import named_tensors, published_name
+from nano3.model.hf.read import check_stored, fill, load, stored_dtype, weight_bytes
+from nano3.model.hf.write import save
 
 __all__ = [
     "check_stored",

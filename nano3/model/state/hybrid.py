@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from nano3.config.model import ATTENTION, MAMBA, ModelConfig
-from nano3.model.block_state import AttentionState, BlockState, MambaState
+from nano3.model.state.block import AttentionState, BlockState, MambaState
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""A pass in pieces through an attention block; see nano3.model.chunked."""
+"""A pass in pieces through an attention block; see nano3.model.chunked.block."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from nano3.kernels import attention
+from nano3.model.chunked.pieces import EachAlone, Gradients, PreNorm, Rows, leaf
 from nano3.model.forward_pass import Keys, Pass
-from nano3.model.pieces import EachAlone, Gradients, PreNorm, Rows, leaf
 
 
 class Span(NamedTuple):

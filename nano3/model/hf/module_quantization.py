@@ -8,12 +8,12 @@ from torch import nn
 
 from nano3.kernels import Scaled
 from nano3.model.attention import Attention
-from nano3.model.hf_names import published_name
+from nano3.model.hf.names import published_name
+from nano3.model.hf.quantization import EIGHT_BIT_FLOAT, FP8, METHOD
 from nano3.model.layers import Linear
 from nano3.model.lm import LM
 from nano3.model.mamba2 import CausalConv1d
 from nano3.model.moe import Experts
-from nano3.model.quantization import EIGHT_BIT_FLOAT, FP8, METHOD
 from nano3.model.router import Router
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from nano3.model.plan import Plan, Round
+from nano3.model.state.plan import Plan, Round
 
 
 @dataclass

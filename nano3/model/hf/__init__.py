@@ -1,0 +1,1 @@
+"""Hugging Face folders: config.json, tensors by their published names, quantization; read and written."""
