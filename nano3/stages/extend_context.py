@@ -8,7 +8,7 @@ from nano3.config.errors import UserError
 from nano3.config.extend_context import ExtendContextConfig
 from nano3.stages.outcome import TrainingResult
 from nano3.stages.training import train_on_text
-from nano3.train.progress import Progress
+from nano3.train.tracking.progress import Progress
 
 
 def main(

@@ -7,7 +7,7 @@ from pathlib import Path
 from nano3.config.schema import PretrainConfig
 from nano3.stages.outcome import TrainingResult
 from nano3.stages.training import train_on_text
-from nano3.train.progress import Progress
+from nano3.train.tracking.progress import Progress
 
 
 def main(

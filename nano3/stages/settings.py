@@ -9,7 +9,7 @@ from nano3.config.errors import UserError
 from nano3.config.schema import PretrainConfig
 from nano3.data.tokens.steps import make_plans
 from nano3.train.schedule import build_schedule
-from nano3.train.trackers import check_trackers
+from nano3.train.tracking.trackers import check_trackers
 
 Config = TypeVar("Config", bound=PretrainConfig)
 

@@ -35,12 +35,12 @@ from nano3.stages.outcome import TrainingResult, compressors, write_samples
 from nano3.stages.room import check_room
 from nano3.stages.settings import check_settings, fit_micro_batch
 from nano3.stages.start import check_start, heldout_warning
-from nano3.train.checkpoint import step_folders
+from nano3.train.checkpoint.checkpointer import step_folders
 from nano3.train.freeze import frozen_names
 from nano3.train.heldout import Heldout
 from nano3.train.numerics import tuned_process
 from nano3.train.position import Result
-from nano3.train.progress import Progress
+from nano3.train.tracking.progress import Progress
 from nano3.train.trainer import Trainer
 from nano3.train.world import World, attempt, init_world
 

@@ -33,7 +33,7 @@ class TrainSection(Protocol):
 
 class TrainerConfig(Protocol):
     """A frozen dataclass of sections, these among them. Whatever other sections it has decide a run's identity too:
-    see nano3.train.run_identity."""
+    see nano3.train.checkpoint.run_identity."""
 
     @property
     def train(self) -> TrainSection: ...

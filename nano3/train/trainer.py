@@ -15,27 +15,33 @@ from nano3.model.count import flops_per_token
 from nano3.model.dtype import compute_dtype
 from nano3.model.hf.config import MOE
 from nano3.train.balance import load_stats
-from nano3.train.checkpoint import Checkpointer, CheckpointError, Saved, load_tensors, step_folders
-from nano3.train.display import make_progress
+from nano3.train.checkpoint.checkpointer import Checkpointer, CheckpointError, Saved, load_tensors, step_folders
+from nano3.train.checkpoint.run_identity import (
+    HORIZON,
+    check_same_run,
+    deciding_settings,
+    rounding_notes,
+    rounding_settings,
+)
+from nano3.train.checkpoint.snapshot import optimizer_steps, rng_tensors, set_optimizer_steps, set_rng, state_tensors
+from nano3.train.checkpoint.source_state import SourceState, restore_source, stored_source
 from nano3.train.feed import Feed, StepSource
 from nano3.train.freeze import freeze
 from nano3.train.heldout import Heldout, HeldoutScore, evaluate
 from nano3.train.loss import LossFunction, NextTokenLoss
-from nano3.train.metrics import FINAL
 from nano3.train.optimizer import build_optimizer, set_lr
 from nano3.train.parallel import parallelize
 from nano3.train.position import Position, Result, RunLength
-from nano3.train.progress import Progress, Status
-from nano3.train.record import Record
-from nano3.train.run_identity import HORIZON, check_same_run, deciding_settings, rounding_notes, rounding_settings
 from nano3.train.schedule import build_schedule
 from nano3.train.settings import TrainerConfig
 from nano3.train.signals import StopRequest
-from nano3.train.snapshot import optimizer_steps, rng_tensors, set_optimizer_steps, set_rng, state_tensors
-from nano3.train.source_state import SourceState, restore_source, stored_source
 from nano3.train.step import NonFiniteError, Recipe, StepResult, Totals, count, names_of, run_step
 from nano3.train.tally import Tally
-from nano3.train.throughput import Meter, peak_flops
+from nano3.train.tracking.display import make_progress
+from nano3.train.tracking.metrics import FINAL
+from nano3.train.tracking.progress import Progress, Status
+from nano3.train.tracking.record import Record
+from nano3.train.tracking.throughput import Meter, peak_flops
 from nano3.train.world import World, attempt, init_world
 
 

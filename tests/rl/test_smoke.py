@@ -22,7 +22,7 @@ from nano3.rl.advantage import group_advantages
 from nano3.rl.batch import TrainingSample, pack_samples
 from nano3.rl.grpo import GRPOLoss, Objective
 from nano3.rl.sync import WeightSync
-from nano3.train.progress import Silent
+from nano3.train.tracking.progress import Silent
 from nano3.train.trainer import Trainer
 
 STEPS, PROMPTS, GROUP, LENGTH = 12, 4, 8, 12

@@ -10,8 +10,8 @@ from nano3.model.hf.config import read_stage
 from nano3.model.hf.folder import load
 from nano3.stages import extend_context, pretrain
 from nano3.stages.start import heldout_warning
-from nano3.train.metrics import read_metrics, without_clock
-from nano3.train.progress import Silent
+from nano3.train.tracking.metrics import read_metrics, without_clock
+from nano3.train.tracking.progress import Silent
 from nano3.train.world import World
 
 LENGTHS = "context.lengths={256=1,64=1}"
@@ -19,7 +19,7 @@ LENGTHS = "context.lengths={256=1,64=1}"
 
 @pytest.fixture(autouse=True)
 def _no_charts(monkeypatch):
-    monkeypatch.setattr("nano3.train.record.charts.draw", lambda *args: [])
+    monkeypatch.setattr("nano3.train.tracking.record.charts.draw", lambda *args: [])
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from nano3.model.hf.folder import load
 from nano3.stages.finished import RESULT
 from nano3.stages.outcome import compressors
 from nano3.stages.pretrain import main
-from nano3.train.progress import Silent
+from nano3.train.tracking.progress import Silent
 from nano3.train.trainer import Trainer
 
 
@@ -42,7 +42,7 @@ def cfg(tmp_path, notes):
 
 @pytest.fixture(autouse=True)
 def _no_charts(monkeypatch):
-    monkeypatch.setattr("nano3.train.record.charts.draw", lambda *args: [])
+    monkeypatch.setattr("nano3.train.tracking.record.charts.draw", lambda *args: [])
 
 
 def _run(cfg, run_dir, **options):

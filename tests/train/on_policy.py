@@ -23,7 +23,7 @@ from nano3.config.schema import (
 )
 from nano3.model.lm import LM
 from nano3.train.loss import LossParts
-from nano3.train.progress import Silent
+from nano3.train.tracking.progress import Silent
 from nano3.train.trainer import Trainer
 from nano3.train.world import World, init_world
 

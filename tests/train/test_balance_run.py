@@ -20,7 +20,7 @@ from nano3.data.tokens.batch import Batch
 from nano3.data.tokens.steps import TextSteps, make_plans
 from nano3.model.lm import LM
 from nano3.train.loss import NextTokenLoss
-from nano3.train.progress import Silent
+from nano3.train.tracking.progress import Silent
 from nano3.train.trainer import Trainer
 
 STEPS, ROWS, SEQ_LEN = 240, 16, 64

@@ -6,10 +6,10 @@ from nano3.kernels import Scaled
 
 from nano3.config.errors import UserError
 from nano3.model.lm import LM
-from nano3.train.checkpoint import CheckpointError, load_tensors
+from nano3.train.checkpoint.checkpointer import CheckpointError, load_tensors
+from nano3.train.checkpoint.snapshot import named_trained
 from nano3.train.freeze import frozen_names
-from nano3.train.progress import Silent
-from nano3.train.snapshot import named_trained
+from nano3.train.tracking.progress import Silent
 from nano3.train.trainer import Trainer
 from nano3.train.world import World
 
@@ -25,7 +25,7 @@ WAYS = [
 
 @pytest.fixture(autouse=True)
 def _no_charts(monkeypatch):
-    monkeypatch.setattr("nano3.train.record.charts.draw", lambda *args: [])
+    monkeypatch.setattr("nano3.train.tracking.record.charts.draw", lambda *args: [])
 
 
 def _settings(tiny, **train):

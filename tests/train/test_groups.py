@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from nano3.train.checkpoint import load_tensors
-from nano3.train.metrics import read_metrics, without_clock
+from nano3.train.checkpoint.checkpointer import load_tensors
+from nano3.train.tracking.metrics import read_metrics, without_clock
 from nano3.train.world import World
 
 BEGIN = """

@@ -5,7 +5,7 @@ import signal
 import pytest
 import torch
 
-from nano3.train.metrics import read_metrics, without_clock
+from nano3.train.tracking.metrics import read_metrics, without_clock
 
 SLOW = {"train": {"tokens": 20 * 64}, "heldout": {"every_tokens": 256}}
 

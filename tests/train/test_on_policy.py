@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from nano3.config.errors import UserError
-from nano3.train.checkpoint import CheckpointError
-from nano3.train.metrics import read_metrics, without_clock
+from nano3.train.checkpoint.checkpointer import CheckpointError
+from nano3.train.tracking.metrics import read_metrics, without_clock
 
 SCRIPT = Path(__file__).with_name("on_policy.py")
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from nano3.train.checkpoint import load_tensors
-from nano3.train.metrics import read_metrics
+from nano3.train.checkpoint.checkpointer import load_tensors
+from nano3.train.tracking.metrics import read_metrics
 from nano3.train.world import World
 
 REPRODUCED = ("loss", "balance_loss", "grad_norm", "lr")

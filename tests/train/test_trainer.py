@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from nano3.config.errors import UserError
-from nano3.train.checkpoint import CheckpointError, damage, step_folders
-from nano3.train.checkpoint_files import crc32
+from nano3.train.checkpoint.checkpointer import CheckpointError, damage, step_folders
+from nano3.train.checkpoint.files import crc32
 from nano3.train.loss import NextTokenLoss
-from nano3.train.metrics import read_metrics, without_clock
-from nano3.train.progress import Silent
 from nano3.train.step import NonFiniteError, run_step
+from nano3.train.tracking.metrics import read_metrics, without_clock
+from nano3.train.tracking.progress import Silent
 
 
 class Messages(Silent):
@@ -27,7 +27,7 @@ class Messages(Silent):
 def _no_charts(request, monkeypatch):
     """Charts take longer than these runs; only tests that ask for `draws_charts` draw them."""
     if "draws_charts" not in request.fixturenames:
-        monkeypatch.setattr("nano3.train.record.charts.draw", lambda *args: [])
+        monkeypatch.setattr("nano3.train.tracking.record.charts.draw", lambda *args: [])
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ BEGIN = """
 import sys
 from pathlib import Path
 import torch
-from nano3.train.checkpoint import Checkpointer
+from nano3.train.checkpoint.checkpointer import Checkpointer
 from nano3.train.world import init_world
 
 world, folder = init_world(), Path(sys.argv[1])

@@ -16,7 +16,7 @@ from nano3.config.schema import PretrainConfig
 from nano3.data.tokens.steps import TextSteps, make_plans
 from nano3.model.lm import LM
 from nano3.train.heldout import Heldout
-from nano3.train.progress import Silent
+from nano3.train.tracking.progress import Silent
 from nano3.train.trainer import Trainer
 from nano3.train.world import World, init_world
 

@@ -14,8 +14,8 @@ from nano3.cli.training.run_folder import RUNS
 from nano3.config.errors import UserError
 
 if TYPE_CHECKING:
-    from nano3.train.run_comparison import Curves
-    from nano3.train.runs import Run
+    from nano3.train.tracking.run_comparison import Curves
+    from nano3.train.tracking.runs import Run
 
 HELPS = ("-h", "--help")
 STYLES = {"finished": "green", "running": "cyan", "interrupted": "yellow", "damaged": "red"}
@@ -57,7 +57,7 @@ def list_(
     as_json: Json = False,
 ) -> None:
     """List the runs of a folder (the default: `nano3 runs [FOLDER]`)."""
-    from nano3.train.runs import find_runs
+    from nano3.train.tracking.runs import find_runs
 
     found = find_runs(folder)
     if as_json:
@@ -88,7 +88,7 @@ def compare(
         raise UserError(f"--out {out}: give the name of a PNG file")
     if len(paths) < 2:
         raise UserError("give two runs or more to compare")
-    from nano3.train.run_comparison import draw, read_curves
+    from nano3.train.tracking.run_comparison import draw, read_curves
 
     found = read_curves(paths)
     if out is not None:

@@ -8,7 +8,7 @@ from matplotlib.image import imread
 
 from nano3.config.presets import load_extend_context, load_pretrain, to_toml
 from nano3.files import exclusive
-from nano3.train.metrics import MetricsWriter
+from nano3.train.tracking.metrics import MetricsWriter
 
 
 def make_run(folder, *, steps=4, cfg=None, rate=1.0, final=True):
@@ -154,7 +154,7 @@ def test_runs_beside_each_other_with_their_curves(here, run):
 
 
 def test_the_chart_of_a_comparison_has_a_line_a_run_and_keeps_samples_apart_from_the_last_score(here, monkeypatch):
-    from nano3.train import run_comparison
+    from nano3.train.tracking import run_comparison
 
     figures = []
     monkeypatch.setattr(run_comparison, "save", lambda drawn, path: figures.append(drawn) or path)

@@ -9,14 +9,14 @@ from typing import Any
 
 from nano3.config.errors import UserError
 from nano3.config.schema import LogConfig
-from nano3.train import charts
 from nano3.train.balance import load_stats
-from nano3.train.metrics import MetricsWriter, cut_metrics
 from nano3.train.position import Position
-from nano3.train.progress import Progress
-from nano3.train.redraw import Redraw
 from nano3.train.step import StepResult
-from nano3.train.trackers import open_trackers
+from nano3.train.tracking import charts
+from nano3.train.tracking.metrics import MetricsWriter, cut_metrics
+from nano3.train.tracking.progress import Progress
+from nano3.train.tracking.redraw import Redraw
+from nano3.train.tracking.trackers import open_trackers
 
 OWN = ("kind", "step", "tokens", "clock", "seq_len", "lr", "grad_norm", "load_max_over_mean", "load_variation")
 """Keys of a line about a step that the trainer writes itself: no metric of a loss may have such a name."""

@@ -24,7 +24,7 @@ class Redraw:
 
     def __init__(self, metrics: Path, folder: Path, shown: str, seconds: float = SECONDS) -> None:
         code = "import os; hasattr(os, 'nice') and os.nice(10); from runpy import run_module as run; "
-        code += "run('nano3.train.charts', run_name='__main__')"
+        code += "run('nano3.train.tracking.charts', run_name='__main__')"
         self._command = [sys.executable, "-c", code, str(metrics), str(folder), shown]
         self._seconds, self._last = seconds, time.monotonic()
         self._folder = folder

@@ -6,8 +6,8 @@ import pytest
 
 from nano3.config.errors import UserError
 from nano3.config.schema import LogConfig
-from nano3.train.metrics import MetricsWriter, cut_metrics, read_metrics, without_clock
-from nano3.train.trackers import check_trackers, open_trackers
+from nano3.train.tracking.metrics import MetricsWriter, cut_metrics, read_metrics, without_clock
+from nano3.train.tracking.trackers import check_trackers, open_trackers
 
 
 def _write(path, steps):

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from nano3.report import clock, count
-from nano3.train.progress import Lines, Status, describe
+from nano3.train.tracking.progress import Lines, Status, describe
 
 STATUS = Status(
     step=5,

@@ -8,7 +8,7 @@ from rich.progress import Progress as Bar
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
-from nano3.train.progress import Part, Progress, Status, fitting, parts
+from nano3.train.tracking.progress import Part, Progress, Status, fitting, parts
 
 NAME, WIDE = "train", 100
 BAR_WIDTH, NARROW_BAR_WIDTH = 24, 8

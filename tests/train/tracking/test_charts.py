@@ -1,10 +1,10 @@
 import pytest
 from matplotlib.image import imread
 
-from nano3.train.chart_style import smooth
-from nano3.train.charts import draw
-from nano3.train.metrics import MetricsWriter
-from nano3.train.redraw import Redraw
+from nano3.train.tracking.chart_style import smooth
+from nano3.train.tracking.charts import draw
+from nano3.train.tracking.metrics import MetricsWriter
+from nano3.train.tracking.redraw import Redraw
 
 
 def _metrics(path, *, experts=True, heldout=True):
@@ -64,7 +64,7 @@ def test_the_last_scores_of_several_lengths_are_not_written_over_each_other(tmp_
             writer.write("heldout", step, step * 4096, {"seq_len": seq_len, "loss": 7.0, "bits_per_byte": bits})
     writer.close()
     figures = []
-    monkeypatch.setattr("nano3.train.charts.save", lambda figure, path: figures.append(figure) or path)
+    monkeypatch.setattr("nano3.train.tracking.charts.save", lambda figure, path: figures.append(figure) or path)
     draw(tmp_path / "metrics.jsonl", tmp_path / "charts")
     bits = figures[0].axes[1]
     figures[0].canvas.draw()
@@ -82,7 +82,9 @@ def test_a_loss_of_another_name_is_drawn_under_it_and_its_other_metrics_beside_i
         writer.write("train", step, step * 4096, {**values, "load_max_over_mean": []})
     writer.close()
     figures = {}
-    monkeypatch.setattr("nano3.train.charts.save", lambda figure, path: figures.setdefault(path.name, figure) and path)
+    monkeypatch.setattr(
+        "nano3.train.tracking.charts.save", lambda figure, path: figures.setdefault(path.name, figure) and path
+    )
     draw(tmp_path / "metrics.jsonl", tmp_path / "charts", "policy_loss")
     assert list(figures) == ["loss.png", "learning_rate.png", "metrics.png"]
     assert figures["loss.png"].axes[0].get_ylabel() == "policy loss"
@@ -99,7 +101,9 @@ def _figures(tmp_path, monkeypatch, lines):
         writer.write(kind, step, step * 4096, {**common, **values} if kind == "train" else values)
     writer.close()
     found = {}
-    monkeypatch.setattr("nano3.train.charts.save", lambda figure, path: found.setdefault(path.name, figure) and path)
+    monkeypatch.setattr(
+        "nano3.train.tracking.charts.save", lambda figure, path: found.setdefault(path.name, figure) and path
+    )
     draw(tmp_path / "metrics.jsonl", tmp_path / "charts")
     return {name: figure.axes for name, figure in found.items()}
 

@@ -8,7 +8,7 @@ from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
-from nano3.train.checkpoint import CheckpointError
+from nano3.train.checkpoint.checkpointer import CheckpointError
 
 FREE = {
     "data.cache_dir",

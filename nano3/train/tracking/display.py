@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from nano3.train.progress import Lines, Progress, Silent
+from nano3.train.tracking.progress import Lines, Progress, Silent
 
 
 def make_progress(is_main: bool) -> Progress:
@@ -13,6 +13,6 @@ def make_progress(is_main: bool) -> Progress:
         return Silent()
     if not sys.stderr.isatty():
         return Lines()
-    from nano3.train.live import Live
+    from nano3.train.tracking.live import Live
 
     return Live()

@@ -4,8 +4,8 @@ BEGIN = """
 import sys
 from pathlib import Path
 import torch
-from nano3.train import checkpoint_files
-from nano3.train.checkpoint import Checkpointer, load_tensors
+from nano3.train.checkpoint import files as checkpoint_files
+from nano3.train.checkpoint.checkpointer import Checkpointer, load_tensors
 from nano3.train.world import init_world
 
 world, folder = init_world(), Path(sys.argv[1])

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from nano3.train.live import Live
-from nano3.train.progress import Status
+from nano3.train.tracking.live import Live
+from nano3.train.tracking.progress import Status
 
 STATUS = Status(
     step=5, steps=500, tokens=16_384, loss=5.735, lr=5e-4, tokens_per_second=3610, mfu=0.32, seconds_left=3599,

@@ -14,7 +14,7 @@ from typing import Any
 from nano3.config.errors import UserError
 from nano3.config.presets import preset_names
 from nano3.files import in_use
-from nano3.train.metrics import CLOCK, FINAL, numbers, read_metrics
+from nano3.train.tracking.metrics import CLOCK, FINAL, numbers, read_metrics
 
 CONFIG, METRICS, CHECKPOINTS, MODEL = "config.toml", "metrics.jsonl", "checkpoints", "model"
 FINISHED, RUNNING, INTERRUPTED, DAMAGED = "finished", "running", "interrupted", "damaged"

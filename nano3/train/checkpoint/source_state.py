@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from nano3.config.errors import UserError
-from nano3.train.checkpoint import CheckpointError, Saved, stored_tensors
+from nano3.train.checkpoint.checkpointer import CheckpointError, Saved, stored_tensors
 from nano3.train.feed import StepSource
 from nano3.train.world import World, attempt
 

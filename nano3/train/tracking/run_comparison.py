@@ -10,9 +10,9 @@ from typing import Any
 
 from nano3.config.errors import UserError
 from nano3.report import BLUE, GREEN, ORANGE
-from nano3.train.chart_style import dress, figure, log_scale, save, smooth, unit, widen
-from nano3.train.metrics import CLOCK, FINAL, numbers, read_metrics
-from nano3.train.runs import METRICS, Run, read_run
+from nano3.train.tracking.chart_style import dress, figure, log_scale, save, smooth, unit, widen
+from nano3.train.tracking.metrics import CLOCK, FINAL, numbers, read_metrics
+from nano3.train.tracking.runs import METRICS, Run, read_run
 
 COLORS = (BLUE, ORANGE, GREEN, "#7c3aed", "#be185d", "#0891b2", "#854d0e")
 

@@ -1,4 +1,4 @@
-"""PNG charts of a run, drawn from metrics.jsonl: `python -m nano3.train.charts METRICS FOLDER [SHOWN]`."""
+"""PNG charts of a run, drawn from metrics.jsonl: `python -m nano3.train.tracking.charts METRICS FOLDER [SHOWN]`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from nano3.report import BLUE, GREEN, INK, MUTED, ORANGE, PALE
-from nano3.train.chart_style import dress, figure, log_scale, save, smooth, unit, widen
-from nano3.train.metrics import FINAL, numbers, read_metrics
+from nano3.train.tracking.chart_style import dress, figure, log_scale, save, smooth, unit, widen
+from nano3.train.tracking.metrics import FINAL, numbers, read_metrics
 
 Lines = list[dict[str, Any]]
 DRAWN = ("step", "tokens", "seq_len", "loss", "balance_loss", "lr", "grad_norm")

@@ -5,7 +5,7 @@ import resource
 import pytest
 import torch
 
-from nano3.train.checkpoint import Checkpointer, CheckpointError, damage, load_tensors, step_folders
+from nano3.train.checkpoint.checkpointer import Checkpointer, CheckpointError, damage, load_tensors, step_folders
 from nano3.train.world import World
 
 
@@ -178,7 +178,7 @@ def test_another_models_checkpoint_is_refused_by_name_and_shape(make):
 
 
 def test_large_states_are_split_into_files(make, monkeypatch):
-    monkeypatch.setattr("nano3.train.checkpoint_files.FILE_BYTES", 4000)
+    monkeypatch.setattr("nano3.train.checkpoint.files.FILE_BYTES", 4000)
     checkpoints = make()
     checkpoints.save(1, _tensors(1), {})
     checkpoints.wait()

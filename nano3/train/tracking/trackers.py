@@ -10,7 +10,7 @@ from typing import Any
 
 from nano3.config.errors import UserError
 from nano3.config.schema import LogConfig
-from nano3.train.metrics import CLOCK
+from nano3.train.tracking.metrics import CLOCK
 
 Log = Callable[[dict[str, float], int], None]
 Opened = tuple[Log, Callable[[], None]]

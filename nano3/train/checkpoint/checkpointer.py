@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save, save
 from nano3.config.errors import UserError
 from nano3.files import fsync
 from nano3.reading import read_json
-from nano3.train.checkpoint_files import (
+from nano3.train.checkpoint.files import (
     MANIFEST,
     STATE,
     Reader,
@@ -40,7 +40,7 @@ from nano3.train.checkpoint_files import (
     manifest_of,
     read_headers,
 )
-from nano3.train.snapshot import RNG
+from nano3.train.checkpoint.snapshot import RNG
 from nano3.train.world import World, attempt
 
 # Saving from one process is what a world of one means to do.

@@ -1,0 +1,1 @@
+"""The full training state on disk: sharded, checked, atomic; and whether a run may go on from it."""
