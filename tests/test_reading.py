@@ -18,7 +18,7 @@ from nano3.model.hf.config import read_stage
 from nano3.model.hf.folder import read_config
 from nano3.reading import parse_json, parse_toml, read_json, read_text, read_toml
 from nano3.report import read_lines
-from nano3.serve.keys import collect_keys
+from nano3.serve.transport.keys import collect_keys
 from nano3.train.checkpoint.files import damage
 
 BOM = b"\xef\xbb\xbf"

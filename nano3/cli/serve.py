@@ -125,7 +125,7 @@ def _run(options: dict[str, Any]) -> None:
     """Listen, load, serve; what is wrong with the options is said before a model is loaded."""
     settings, memory = _settings(options), parse_bytes(options["memory"])
     options = {**options, "model": choose_model(options["model"], "--model")}
-    from nano3.serve.server import bind
+    from nano3.serve.transport.server import bind
 
     listener = bind(options["host"], options["port"])
     if options["host"] not in LOOPBACK and not settings.api_keys:
@@ -133,7 +133,7 @@ def _run(options: dict[str, Any]) -> None:
     _say(f"loading {options['model']} …")
     from nano3.engine.launch import BASE_NOTE, find_device, is_base_model, open_engine
     from nano3.serve.app import create_app
-    from nano3.serve.server import run
+    from nano3.serve.transport.server import run
     from nano3.train.numerics import tuned_process
 
     with tuned_process(find_device(options["device"])):
@@ -158,8 +158,8 @@ def _run(options: dict[str, Any]) -> None:
 
 def _settings(options: dict[str, Any]) -> Settings:
     from nano3.config.errors import UserError
-    from nano3.serve.keys import collect_keys
     from nano3.serve.settings import MIB, Settings
+    from nano3.serve.transport.keys import collect_keys
 
     if options["log_level"] not in LOG_LEVELS:
         raise UserError(f"--log-level {options['log_level']}: not known; use one of {', '.join(LOG_LEVELS)}")

@@ -13,15 +13,16 @@ from starlette.middleware.cors import CORSMiddleware
 
 from nano3 import __version__
 from nano3.engine.protocol import GenerationEngine
-from nano3.serve import chat, completions, status, tokenize
+from nano3.serve import completions, status, tokenize
 from nano3.serve.anthropic import routes as messages
+from nano3.serve.chat import routes as chat
 from nano3.serve.docs_page import add_docs
-from nano3.serve.errors import add_error_handlers
-from nano3.serve.middleware import ApiKeys, BodyLimit, CountAnswers, HeadAsGet
 from nano3.serve.page_routes import add_page
 from nano3.serve.responses import routes as responses
 from nano3.serve.service import Service
 from nano3.serve.settings import Settings
+from nano3.serve.transport.errors import add_error_handlers
+from nano3.serve.transport.middleware import ApiKeys, BodyLimit, CountAnswers, HeadAsGet
 
 UNUSED_SCHEMAS = ("HTTPValidationError", "ValidationError")
 

@@ -11,14 +11,14 @@ from starlette.responses import Response
 
 from nano3.engine.request import Request, Update
 from nano3.serve.documents import COMPLETION_RESPONSES
-from nano3.serve.errors import ApiError
-from nano3.serve.output_parser import GrowingText
-from nano3.serve.routing import StrictJsonRoute
+from nano3.serve.parsing.output_parser import GrowingText
 from nano3.serve.sampling import grammar_of, sampling_of
 from nano3.serve.schemas import CompletionRequest
 from nano3.serve.service import Generation, Service, new_id, service_of
-from nano3.serve.streaming import EventStream, JsonAnswer, while_connected
 from nano3.serve.tokens import CompletionLogprobs
+from nano3.serve.transport.errors import ApiError
+from nano3.serve.transport.routing import StrictJsonRoute
+from nano3.serve.transport.streaming import EventStream, JsonAnswer, while_connected
 from nano3.serve.usage import Usage
 
 router = APIRouter(tags=["completions"], route_class=StrictJsonRoute)

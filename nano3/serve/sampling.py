@@ -7,9 +7,9 @@ from typing import Any
 
 from nano3.engine.grammar import COMPACT, spaced
 from nano3.engine.request import Grammar, Sampling, ThinkingBudget
-from nano3.serve.errors import ApiError
-from nano3.serve.json_schema import check_schema
 from nano3.serve.schemas import GenerationRequest
+from nano3.serve.structured.json_schema import check_schema
+from nano3.serve.transport.errors import ApiError
 
 _FORMS_OF_OTHERS = {
     "text": ("schema", "json_schema", "regex", "pattern", "grammar"),

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
 from nano3.engine.request import MAX_TOP
-from nano3.serve.errors import wrong_field
+from nano3.serve.transport.errors import wrong_field
 
 INT64 = 1 << 63
 MOST_STOPS, MOST_CHOICES, MOST_TOP_CHAT, MOST_BIASES, MOST_MESSAGES, MOST_TOOLS = 64, 128, 20, 4096, 10_000, 1024

@@ -22,10 +22,10 @@ from nano3.serve.engine_thread import (
     QueueFullError,
     Stream,
 )
-from nano3.serve.errors import ApiError
 from nano3.serve.metrics import Metrics
 from nano3.serve.settings import Settings
 from nano3.serve.tokens import TokenTexts
+from nano3.serve.transport.errors import ApiError
 
 TURN_END = "<|im_end|>"
 LARGE_BODY = 256 << 10

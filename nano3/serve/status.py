@@ -12,8 +12,8 @@ from starlette.responses import Response
 
 from nano3 import __version__
 from nano3.serve.documents import errors
-from nano3.serve.errors import ApiError
 from nano3.serve.service import Service, service_of
+from nano3.serve.transport.errors import ApiError
 
 router = APIRouter(tags=["status"])
 TheService = Annotated[Service, Depends(service_of)]

@@ -8,13 +8,13 @@ from fastapi import APIRouter, Depends
 from fastapi import Request as HttpRequest
 from pydantic import BaseModel
 
-from nano3.serve.chat_prompt import make_prompt, plain
+from nano3.serve.chat.prompt import make_prompt, plain
 from nano3.serve.documents import errors
-from nano3.serve.errors import ApiError
-from nano3.serve.routing import StrictJsonRoute
 from nano3.serve.schemas import DetokenizeRequest, TokenizeRequest
 from nano3.serve.service import Service, service_of
-from nano3.serve.streaming import while_connected
+from nano3.serve.transport.errors import ApiError
+from nano3.serve.transport.routing import StrictJsonRoute
+from nano3.serve.transport.streaming import while_connected
 
 router = APIRouter(tags=["tokens"], route_class=StrictJsonRoute)
 MOST_CHARACTERS = 1 << 20

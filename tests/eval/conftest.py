@@ -16,8 +16,8 @@ from nano3.engine.launch import small_tokenizer
 from nano3.eval.target import EngineTarget
 from nano3.model.lm import LM
 from nano3.serve.app import create_app
-from nano3.serve.server import bind, make_server
 from nano3.serve.settings import Settings
+from nano3.serve.transport.server import bind, make_server
 
 from .servers import Answerer, answering
 

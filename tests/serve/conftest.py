@@ -19,9 +19,9 @@ from nano3.engine.engine import Engine
 from nano3.engine.launch import small_tokenizer
 from nano3.model.lm import LM
 from nano3.serve.app import create_app
-from nano3.serve.server import bind, make_server, url_of
 from nano3.serve.service import Service
 from nano3.serve.settings import Settings
+from nano3.serve.transport.server import bind, make_server, url_of
 
 NAME = "small"
 

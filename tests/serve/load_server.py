@@ -17,8 +17,8 @@ from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.engine.engine import Engine
 from nano3.model.lm import LM
 from nano3.serve.app import create_app
-from nano3.serve.server import bind, run
 from nano3.serve.settings import Settings
+from nano3.serve.transport.server import bind, run
 
 TEXT = ["the lamp in the old attic was on, and then it rained for days over the town. " * 3, '{"room": "kitchen"}']
 CONFIG = ModelConfig(

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from nano3.engine.engine import Engine
-from nano3.serve.errors import ApiError
+from nano3.serve.transport.errors import ApiError
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
 LONG = CHAT | {"max_tokens": 3000, "ignore_eos": True}
@@ -213,8 +213,8 @@ def test_large_bodies_are_planned_one_after_the_other_and_small_ones_beside_them
 
 
 def test_large_bodies_in_work_are_bounded_and_small_ones_are_taken(start, monkeypatch):
-    monkeypatch.setattr("nano3.serve.middleware.LARGE", 1000)
-    monkeypatch.setattr("nano3.serve.middleware.LARGE_AT_ONCE", 1)
+    monkeypatch.setattr("nano3.serve.transport.middleware.LARGE", 1000)
+    monkeypatch.setattr("nano3.serve.transport.middleware.LARGE_AT_ONCE", 1)
     server = start(max_body_bytes=4000)
     with server.client() as client, server.client() as other:
         held = LONG | {"stream": True, "pad": "x" * 2500}

@@ -7,11 +7,11 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from nano3.serve.errors import ANTHROPIC_PATH, ApiError, body_of
-from nano3.serve.segments import Segment, Step
+from nano3.serve.chat.segments import Segment, Step
+from nano3.serve.chat.single_answer import SingleAnswer
 from nano3.serve.service import new_id
-from nano3.serve.single_answer import SingleAnswer
-from nano3.serve.streaming import NamedEvents
+from nano3.serve.transport.errors import ANTHROPIC_PATH, ApiError, body_of
+from nano3.serve.transport.streaming import NamedEvents
 
 SIGNATURE = "nano3"
 """Thinking blocks must have one; what comes back is read whatever its signature."""

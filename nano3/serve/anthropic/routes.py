@@ -11,14 +11,14 @@ from starlette.responses import Response
 from nano3.serve.anthropic.answer import MessageAnswer, MessageEvents
 from nano3.serve.anthropic.schemas import CountRequest, ErrorBody, MessagesRequest, TokenCount
 from nano3.serve.anthropic.translate import NAMES, to_chat
-from nano3.serve.chat_prompt import ChatPlan, make_prompt, plain, plan_chat
+from nano3.serve.chat.prompt import ChatPlan, make_prompt, plain, plan_chat
+from nano3.serve.chat.single_answer import SingleAnswer, renamed
 from nano3.serve.documents import RUN_ERRORS, errors
-from nano3.serve.errors import ApiError
-from nano3.serve.routing import StrictJsonRoute
 from nano3.serve.service import Service, service_of
-from nano3.serve.single_answer import SingleAnswer, renamed
-from nano3.serve.streaming import EventStream, JsonAnswer, while_connected
 from nano3.serve.tokenize import MOST_CHARACTERS
+from nano3.serve.transport.errors import ApiError
+from nano3.serve.transport.routing import StrictJsonRoute
+from nano3.serve.transport.streaming import EventStream, JsonAnswer, while_connected
 
 router = APIRouter(tags=["messages"], route_class=StrictJsonRoute)
 TheService = Annotated[Service, Depends(service_of)]

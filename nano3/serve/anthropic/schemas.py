@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
-from nano3.serve.errors import wrong_field
 from nano3.serve.schemas import MOST_MESSAGES, MOST_STOPS, MOST_TOOLS, Finite, JsonObject, Loose, Many, Text, Whole
+from nano3.serve.transport.errors import wrong_field
 
 _NEEDED = {
     "text": "text",

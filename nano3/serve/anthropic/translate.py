@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from nano3.serve.anthropic.schemas import Block, CountRequest, Message, MessagesRequest, Tool, plain
+from nano3.serve.chat.single_answer import chat_request
 from nano3.serve.schemas import ChatRequest
-from nano3.serve.single_answer import chat_request
 
 NAMES = {
     r"function\.parameters": "input_schema",

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-from nano3.serve.errors import ApiError
+from nano3.serve.chat.segments import Segment, Step
+from nano3.serve.chat.single_answer import SingleAnswer
 from nano3.serve.responses.schemas import ResponsesRequest
 from nano3.serve.responses.translate import functions
-from nano3.serve.segments import Segment, Step
-from nano3.serve.single_answer import SingleAnswer
+from nano3.serve.transport.errors import ApiError
 
 _PREFIXES = {"reasoning": "rs", "content": "msg", "call": "fc"}
 

@@ -8,16 +8,16 @@ from fastapi import APIRouter, Depends
 from fastapi import Request as HttpRequest
 from starlette.responses import Response
 
-from nano3.serve.chat_prompt import ChatPlan, plan_chat
+from nano3.serve.chat.prompt import ChatPlan, plan_chat
+from nano3.serve.chat.single_answer import SingleAnswer, renamed
 from nano3.serve.documents import RUN_ERRORS, errors
-from nano3.serve.errors import ApiError
 from nano3.serve.responses.answer import ResponseAnswer
 from nano3.serve.responses.schemas import ResponsesRequest
 from nano3.serve.responses.translate import NAMES, to_chat
-from nano3.serve.routing import StrictJsonRoute
 from nano3.serve.service import Service, service_of
-from nano3.serve.single_answer import SingleAnswer, renamed
-from nano3.serve.streaming import EventStream, JsonAnswer, NamedEvents, while_connected
+from nano3.serve.transport.errors import ApiError
+from nano3.serve.transport.routing import StrictJsonRoute
+from nano3.serve.transport.streaming import EventStream, JsonAnswer, NamedEvents, while_connected
 
 router = APIRouter(tags=["responses"], route_class=StrictJsonRoute)
 _RESPONSE: dict[str, Any] = {

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from nano3.serve.errors import wrong_field
 from nano3.serve.schemas import INT64, MOST_MESSAGES, MOST_TOOLS, Finite, JsonObject, Loose, Many, Text, Whole
+from nano3.serve.transport.errors import wrong_field
 
 UNSUPPORTED = {
     "previous_response_id": "no response is stored; send the whole conversation as input",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from nano3.serve.chat.single_answer import chat_request
 from nano3.serve.responses.schemas import Item, Parts, ResponsesRequest, TextFormat, Tool
 from nano3.serve.schemas import ChatRequest
-from nano3.serve.single_answer import chat_request
 
 NAMES = {
     r"tools\[(\d+)\]\.function": r"tools[\1]",

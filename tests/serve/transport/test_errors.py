@@ -4,9 +4,9 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from nano3.serve.errors import add_error_handlers
-from nano3.serve.routing import StrictJsonRoute
 from nano3.serve.schemas import ChatRequest, CompletionRequest, TokenizeRequest
+from nano3.serve.transport.errors import add_error_handlers
+from nano3.serve.transport.routing import StrictJsonRoute
 
 HELLO = {"messages": [{"role": "user", "content": "Hi"}]}
 CLOCK = {"type": "function", "function": {"name": "now"}}

@@ -6,7 +6,7 @@ import pytest
 
 from nano3.serve.service import Generation, Service
 from nano3.serve.settings import Settings
-from nano3.serve.streaming import EventStream
+from nano3.serve.transport.streaming import EventStream
 
 
 class Client:

@@ -9,13 +9,13 @@ from fastapi import APIRouter, Depends
 from fastapi import Request as HttpRequest
 from starlette.responses import Response
 
-from nano3.serve.chat_answer import ChatAnswer
-from nano3.serve.chat_prompt import ChatPlan, plan_chat
+from nano3.serve.chat.answer import ChatAnswer
+from nano3.serve.chat.prompt import ChatPlan, plan_chat
 from nano3.serve.documents import CHAT_RESPONSES
-from nano3.serve.routing import StrictJsonRoute
 from nano3.serve.schemas import ChatRequest
 from nano3.serve.service import Generation, Service, service_of
-from nano3.serve.streaming import EventStream, JsonAnswer, while_connected
+from nano3.serve.transport.routing import StrictJsonRoute
+from nano3.serve.transport.streaming import EventStream, JsonAnswer, while_connected
 from nano3.serve.usage import Usage
 
 router = APIRouter(tags=["chat"], route_class=StrictJsonRoute)

@@ -11,8 +11,8 @@ from collections.abc import Collection, Sequence
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from nano3.serve.errors import ApiError, error_response
 from nano3.serve.metrics import Metrics
+from nano3.serve.transport.errors import ApiError, error_response
 
 PROTECTED = ("/v1/", "/tokenize", "/detokenize")
 MOST_DISCARDED, DISCARD_SECONDS = 128 << 20, 10.0

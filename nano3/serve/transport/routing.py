@@ -10,7 +10,7 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from pydantic_core import from_json
 
-from nano3.serve.errors import ApiError
+from nano3.serve.transport.errors import ApiError
 
 
 class StrictRequest(Request):

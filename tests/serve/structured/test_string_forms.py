@@ -10,8 +10,8 @@ import llguidance
 import pytest
 
 from nano3.config.errors import UserError
-from nano3.serve.output_parser import parse_output
-from nano3.serve.tool_grammar import call_grammar
+from nano3.serve.parsing.output_parser import parse_output
+from nano3.serve.structured.tool_grammar import call_grammar
 
 TOKENIZER = llguidance.LLTokenizer("byte")
 

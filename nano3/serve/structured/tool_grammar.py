@@ -9,8 +9,8 @@ from typing import Any
 from nano3.config.errors import UserError
 from nano3.engine.grammar import spaced
 from nano3.engine.request import Grammar
-from nano3.serve.json_schema import plain_types
-from nano3.serve.string_forms import LENGTHS, NotEnforcedError, expressions, intersection, is_formed
+from nano3.serve.structured.json_schema import plain_types
+from nano3.serve.structured.string_forms import LENGTHS, NotEnforcedError, expressions, intersection, is_formed
 
 BOOLEANS = ("true", "false", "True", "False")
 """JSON's words, and those that the chat template writes for earlier calls."""

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from .conftest import new_engine, running
+from ..conftest import new_engine, running
 
 SIZE = 4 << 20
 

@@ -6,8 +6,8 @@ import llguidance
 import pytest
 
 from nano3.engine.request import Grammar
-from nano3.serve.output_parser import parse_output
-from nano3.serve.tool_grammar import call_grammar
+from nano3.serve.parsing.output_parser import parse_output
+from nano3.serve.structured.tool_grammar import call_grammar
 
 SEARCH = {
     "type": "function",

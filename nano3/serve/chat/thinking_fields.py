@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from nano3.serve.errors import ApiError
+from nano3.serve.transport.errors import ApiError
 
 BUDGETS = ("reasoning_budget", "thinking_budget", "thinking_token_budget")
 """nano3's name, Qwen's and vLLM's; one meaning."""

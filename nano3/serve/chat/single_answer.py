@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator, Mapping
 from pydantic import ValidationError
 
 from nano3.engine.request import Update
-from nano3.serve.chat_answer import ChatAnswer
-from nano3.serve.chat_prompt import ChatPlan
-from nano3.serve.errors import ApiError
+from nano3.serve.chat.answer import ChatAnswer
+from nano3.serve.chat.prompt import ChatPlan
+from nano3.serve.chat.segments import Segment, Segments, Step
 from nano3.serve.schemas import ChatRequest
-from nano3.serve.segments import Segment, Segments, Step
 from nano3.serve.service import Generation, Service
+from nano3.serve.transport.errors import ApiError
 from nano3.serve.usage import Usage
 
 

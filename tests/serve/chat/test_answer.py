@@ -7,8 +7,8 @@ import pytest
 from nano3.data.chat.encoder import ChatPrompt
 from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.engine.request import Request, Token, Update
-from nano3.serve.chat_answer import ChatAnswer
-from nano3.serve.chat_prompt import ChatPlan
+from nano3.serve.chat.answer import ChatAnswer
+from nano3.serve.chat.prompt import ChatPlan
 from nano3.serve.tokens import TokenTexts
 
 TOOLS = [{"type": "function", "function": {"name": "now"}}]

@@ -3,7 +3,7 @@
 import pytest
 
 from nano3.config.errors import UserError
-from nano3.serve.keys import collect_keys
+from nano3.serve.transport.keys import collect_keys
 
 
 def test_keys_of_all_sources_count_once_each(tmp_path):

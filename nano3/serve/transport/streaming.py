@@ -12,7 +12,7 @@ from fastapi import Request as HttpRequest
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from nano3.serve.errors import ApiError, body_of
+from nano3.serve.transport.errors import ApiError, body_of
 
 log = logging.getLogger(__name__)
 CLIENT_GONE = 499

@@ -1,0 +1,1 @@
+"""What clients' schemas allow a model to write: checked, and made into grammars."""
