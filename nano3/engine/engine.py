@@ -12,7 +12,7 @@ from nano3.config.errors import UserError
 from nano3.config.model import MOE
 from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.engine.detokenize import TextStream
-from nano3.engine.grammar import GrammarCompiler, GrammarMatcher
+from nano3.engine.grammar.masks import GrammarCompiler, GrammarMatcher
 from nano3.engine.passes import Passed, Passes, rows_of
 from nano3.engine.prefix_cache import PrefixCache
 from nano3.engine.protocol import Stats, ends_of_text, require_idle

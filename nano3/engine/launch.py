@@ -165,7 +165,7 @@ def _load(model: str, dtype: str, device: torch.device) -> LM:
 
 
 def _open_vllm(model: str, dtype: str, memory: int | None, options: dict[str, Any]) -> GenerationEngine:
-    from nano3.engine.vllm import VllmEngine
+    from nano3.engine.vllm.engine import VllmEngine
 
     return VllmEngine(model, dtype=dtype, memory=memory, **options)
 

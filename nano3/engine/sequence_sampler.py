@@ -12,7 +12,7 @@ from nano3.engine.request import Sampling
 from nano3.kernels.cpu.draw import Draw
 
 if TYPE_CHECKING:
-    from nano3.engine.grammar import GrammarMatcher
+    from nano3.engine.grammar.masks import GrammarMatcher
     from nano3.engine.thinking import ThinkingTracker
 
 COLDEST, HOTTEST = 1e-6, 1e6

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from nano3.engine.grammar import COMPACT, spaced
+from nano3.engine.grammar.masks import COMPACT, spaced
 from nano3.engine.request import Grammar, Sampling, ThinkingBudget
 from nano3.serve.schemas import GenerationRequest
 from nano3.serve.structured.json_schema import check_schema

@@ -12,7 +12,7 @@ import numpy as np
 
 from nano3.config.errors import UserError
 from nano3.data.tokens.tokenizer import Tokenizer
-from nano3.engine.grammar_costs import check_costs
+from nano3.engine.grammar.costs import check_costs
 from nano3.engine.request import Grammar
 from nano3.reading import parse_json
 

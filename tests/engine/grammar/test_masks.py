@@ -10,7 +10,7 @@ from tokenizers import AddedToken
 
 from nano3.config.errors import UserError
 from nano3.data.tokens.tokenizer import Tokenizer
-from nano3.engine.grammar import COMPACT, GrammarCompiler, spaced
+from nano3.engine.grammar.masks import COMPACT, GrammarCompiler, spaced
 from nano3.engine.request import Grammar, Sampling
 from nano3.engine.sampler import sample
 from nano3.engine.sequence_sampler import SequenceSampler

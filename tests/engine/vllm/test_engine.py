@@ -9,11 +9,11 @@ import torch
 
 from nano3.config.errors import UserError
 from nano3.data.tokens.tokenizer import Tokenizer
-from nano3.engine.grammar import GrammarCompiler
+from nano3.engine.grammar.masks import GrammarCompiler
 from nano3.engine.protocol import run
 from nano3.engine.request import Grammar, Request, Sampling, ThinkingBudget
-from nano3.engine.vllm import VllmEngine, VllmOutput, engine_arguments, sampling_options
-from nano3.engine.vllm_control import CONTROL, control_row, controlled_row
+from nano3.engine.vllm.control import CONTROL, control_row, controlled_row
+from nano3.engine.vllm.engine import VllmEngine, VllmOutput, engine_arguments, sampling_options
 
 TOKENIZER = Tokenizer.train(["plain"], 263)
 EOS = frozenset([TOKENIZER.eos_id])

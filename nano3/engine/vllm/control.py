@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from nano3.data.tokens.tokenizer import Tokenizer
-from nano3.engine.grammar import GrammarCompiler
+from nano3.engine.grammar.masks import GrammarCompiler
 from nano3.engine.protocol import ends_of_text
 from nano3.engine.request import Grammar, Sampling, ThinkingBudget
 from nano3.engine.sequence_sampler import SequenceSampler

@@ -14,12 +14,12 @@ from typing import Any
 from nano3.config.errors import UserError
 from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.engine.detokenize import TextStream
-from nano3.engine.grammar import GrammarCompiler, one_line
+from nano3.engine.grammar.masks import GrammarCompiler, one_line
 from nano3.engine.protocol import Stats, ends_of_text, require_idle
 from nano3.engine.request import MAX_TOP, FinishReason, Grammar, Request, Sampling, Token, Update
 from nano3.engine.sequence_sampler import derive_seed, has_penalties
 from nano3.engine.thinking import ThinkingTracker, thinking_tracker
-from nano3.engine.vllm_control import CONTROL, logits_control
+from nano3.engine.vllm.control import CONTROL, logits_control
 from nano3.installation import install_command
 
 NEVER = 1 << 40
