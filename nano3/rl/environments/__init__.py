@@ -1,0 +1,1 @@
+"""What rollouts are rewarded by: each environment a small file behind the contract of `base`."""

@@ -1,0 +1,95 @@
+"""Multiple choice with 8 options or more: with fewer, guessing is rewarded too often."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from nano3.config.errors import UserError
+from nano3.rl.environments.base import Reward, Rollout, Task, all_or_nothing, check_ids, user
+from nano3.rl.environments.rows import Row, column, id_of, read_rows
+
+LEAST = 8
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_BOX = re.compile(r"\\boxed\{\s*(?:\\text\{)?\s*\(?([A-Z])\)?\s*\}?\s*\}")
+_ANSWER = re.compile(r"(?i:answer)(?:\s+(?i:is))?\s*:?\s*\**\s*\(?([A-Z])\b\)?")
+_ALONE = re.compile(r"\(?([A-Z])[).]?")
+
+
+class MultipleChoice:
+    """The letter of the right option: in \\boxed{}, after "Answer:", or as the whole answer; the last one counts.
+
+    Columns: `question` (or `prompt`) as text, `options` (or `choices`), and `answer`: a letter, an option's text, or an
+    option's number from 0.
+    """
+
+    name = "mcq"
+
+    def __init__(self, rows: str | Path | Iterable[Row] | None = None, n: int = 200, seed: int = 0) -> None:
+        """
+        Args:
+            rows: a jsonl file or its rows; None: questions on facts that stand in the prompt, made here.
+            n, seed: of those.
+
+        Raises:
+            UserError: a row without question or answer, or with less than 8 options.
+        """
+        found = _made(n, seed) if rows is None else read_rows(rows)
+        self._tasks = check_ids([_task(row, f"environment mcq, row {i + 1}") for i, row in enumerate(found)], self.name)
+
+    def tasks(self) -> Sequence[Task]:
+        """All."""
+        return self._tasks
+
+    def verify(self, task: Task, rollout: Rollout) -> Reward:
+        """1 for the right letter, else 0."""
+        chosen = chosen_letter(rollout.answer)
+        return all_or_nothing(chosen == task.truth, chosen=chosen)
+
+
+def chosen_letter(text: str) -> str:
+    """The letter that an answer chooses at its end; "" where it chooses none."""
+    found = [match for pattern in (_BOX, _ANSWER) for match in pattern.finditer(text)]
+    if found:
+        return max(found, key=lambda match: match.end())[1]
+    alone = _ALONE.fullmatch(text.strip())
+    return alone[1] if alone else ""
+
+
+def _task(row: Row, where: str) -> Task:
+    options = [str(option) for option in column(row, "options", "choices", where=where)]
+    if not LEAST <= len(options) <= len(LETTERS):
+        raise UserError(f"{where}: {len(options)} options; give from {LEAST} to {len(LETTERS)}, since guessing is paid")
+    lines = [f"{LETTERS[i]}) {option}" for i, option in enumerate(options)]
+    question = str(column(row, "question", "prompt", where=where))
+    ask = "Answer with the letter of the right option, as in: Answer: A"
+    prompt = "\n".join([question, *lines, ask])
+    return Task(id_of(row), user(prompt), _letter(column(row, "answer", where=where), options, where))
+
+
+def _letter(answer: Any, options: Sequence[str], where: str) -> str:
+    if isinstance(answer, int) and 0 <= answer < len(options):
+        return LETTERS[answer]
+    if str(answer) in options:
+        return LETTERS[options.index(str(answer))]
+    if str(answer).strip().upper() in LETTERS[: len(options)] and str(answer).strip():
+        return str(answer).strip().upper()
+    raise UserError(f"{where}: answer {answer!r} is none of its options, their letters or numbers")
+
+
+def _made(n: int, seed: int) -> list[Row]:
+    rng = random.Random(seed)
+    people = ["Ann", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Hal", "Ida", "Jon", "Kim", "Leo"]
+    things = ["box", "cup", "hat", "pen", "bag", "key", "map", "coin", "ball", "book", "lamp", "ring"]
+    rows = []
+    for i in range(n):
+        owners, owned = rng.sample(people, LEAST), rng.sample(things, LEAST)
+        facts = " ".join(f"{person} has the {thing}." for person, thing in zip(owners, owned, strict=True))
+        at = rng.randrange(LEAST)
+        question = f"{facts} Who has the {owned[at]}?"
+        options = sorted(owners)
+        rows.append({"id": f"made-{seed}-{i}", "question": question, "options": options, "answer": owners[at]})
+    return rows
