@@ -18,10 +18,12 @@ SNAPSHOT = re.compile(r"models--.+--(?P<name>.+)")
 SMALL_FILES = ("*.json", "*.jinja")
 """All but the weights: a model that nano3 cannot run is refused before these are downloaded."""
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER_CONFIG = "adapter_config.json"
+"""What makes a folder one of a LoRA adapter, as PEFT writes it."""
 
 
 def model_folder(path: str | Path) -> Path:
-    """The Hugging Face folder behind a run folder (its `model/`) or the folder itself.
+    """The Hugging Face folder behind a run folder (its `model/`), the folder itself, or that of an adapter's model.
 
     Raises:
         UserError: neither is there.
@@ -29,10 +31,43 @@ def model_folder(path: str | Path) -> Path:
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path}: no such folder; give a run folder or a Hugging Face folder")
+    if is_adapter_folder(path):
+        return model_folder(adapter_base(path))
     for folder in (path / "model", path):
         if (folder / "config.json").is_file():
             return folder
     raise UserError(f"{path}: no config.json here or in model/; give a run folder or a Hugging Face folder")
+
+
+def is_adapter_folder(path: str | Path) -> bool:
+    """Whether a folder is one of a LoRA adapter, which is read together with its model's."""
+    return (Path(path) / ADAPTER_CONFIG).is_file() and not (Path(path) / "config.json").is_file()
+
+
+def adapter_base(folder: str | Path) -> str:
+    """The folder of the model that an adapter belongs to, as it says; from the hub where it names one there.
+
+    Raises:
+        UserError: it names none, or one that cannot be had.
+    """
+    named = read_json(Path(folder) / ADAPTER_CONFIG)
+    base = named.get("base_model_name_or_path") if isinstance(named, dict) else None
+    if not isinstance(base, str) or not base:
+        raise UserError(f"{folder}: {ADAPTER_CONFIG} does not say which model it belongs to; give it with --base")
+    local = local_model(base)
+    if not Path(local).exists():
+        raise UserError(f"{folder}: belongs to {base}, which is not here; say where it is with `nano3 merge --base`")
+    return local
+
+
+def refuse_adapter(path: str | Path) -> None:
+    """For what reads a model's own folder only.
+
+    Raises:
+        UserError: it is one of an adapter.
+    """
+    if is_adapter_folder(path):
+        raise UserError(f"{path}: is a LoRA adapter; merge it first: nano3 merge {path} --out FOLDER")
 
 
 def model_name(model: str | Path) -> str:

@@ -1,4 +1,4 @@
-"""One way in for every verb: a run folder, a Hugging Face folder or hub id, or a model preset."""
+"""One way in for every verb: a run folder, a Hugging Face folder or hub id, an adapter's, or a model preset."""
 
 from __future__ import annotations
 
@@ -9,17 +9,21 @@ import torch
 from nano3.config.errors import UserError
 from nano3.config.presets import load_model as load_model_config
 from nano3.config.presets import preset_names
-from nano3.model.find import local_model, model_folder
+from nano3.model.find import is_adapter_folder, local_model, model_folder
 from nano3.model.hf.folder import load
 from nano3.model.hf.read import allocate
 from nano3.model.lm import LM
+from nano3.model.lora.folder import load_adapter
 
 
 def load_model(path_or_preset: str | Path, dtype: torch.dtype | None = None, device: str = "cpu") -> LM:
     """As `nano3.load`."""
     name = local_model(path_or_preset)
     if Path(name).exists():
-        return load(model_folder(name), dtype, device)
+        model = load(model_folder(name), dtype, device)
+        if is_adapter_folder(name):
+            load_adapter(model, name)
+        return model
     presets = preset_names("models")
     if name not in presets:
         raise UserError(f"{name}: no such folder, and no model preset of that name (presets: {', '.join(presets)})")

@@ -18,6 +18,8 @@ from nano3.config.errors import UserError
 from nano3.engine.protocol import GenerationEngine
 from nano3.engine.request import Sampling
 from nano3.model.hf.folder import save, stored_dtype
+from nano3.model.hf.names import is_adapter
+from nano3.model.lora.merge import merged, unmerged
 from nano3.rl.probe import Measured, Probe, ProbeRollouts, make_prompts
 from nano3.train.world import World, attempt
 
@@ -80,8 +82,9 @@ class WeightSync:
 
     How they get there follows from the engine: nothing is copied where it runs the very model; they are copied in
     place into another LM of its own (of the rollouts' type; addresses stay, so its decoding program holds); they are
-    saved to the folder of an engine that reads one. Under FSDP the model's shards are gathered, every rank must call
-    `sync` and has an engine on an LM of its own.
+    saved to the folder of an engine that reads one. Of a model with LoRA adapters the merged weights are sent, so that
+    an engine on a copy decodes at full speed; one that runs the very model computes them unmerged. Under FSDP the
+    model's shards are gathered, every rank must call `sync` and has an engine on an LM of its own.
     """
 
     def __init__(
@@ -195,12 +198,15 @@ class WeightSync:
 def copy_weights(source: nn.Module, target: nn.Module) -> None:
     """Copy parameters and buffers into those of another model, which keep their types and places in memory.
 
-    Shards (DTensor) are gathered one tensor at a time; every rank must call then.
+    Shards (DTensor) are gathered one tensor at a time; every rank must call then. Of a model with adapters the weights
+    that hold their products go to a target without (nano3.model.lora.merge.merged).
 
     Raises:
         UserError: the models have not the same tensors.
     """
     given, places = source.state_dict(), target.state_dict()
+    if not unmerged(source):
+        given = {name: tensor for name, tensor in given.items() if name in places or not is_adapter(name)}
     odd = sorted(given.keys() ^ places.keys()) + sorted(
         name for name in given.keys() & places.keys() if given[name].shape != places[name].shape
     )
@@ -231,7 +237,8 @@ def _way(model: Any, engine: Any, replaced_folder: Path | None) -> Callable[[], 
         return engine.weights_changed
 
     def copy() -> int:
-        copy_weights(model, target)
+        with merged(model):
+            copy_weights(model, target)
         return engine.weights_changed()
 
     return copy
@@ -246,7 +253,8 @@ def _through_folder(model: Any, engine: Any) -> int:
         for file in others:
             shutil.copy(file, new / file.name)
 
-    save(model, folder, dtype=stored_dtype(folder), extra=keep)
+    with merged(model):
+        save(model, folder, dtype=stored_dtype(folder), extra=keep)
     return engine.reload_weights()
 
 

@@ -8,7 +8,7 @@ import torch
 
 from nano3.config.errors import UserError
 from nano3.config.schema import DataConfig, PretrainConfig
-from nano3.model.find import model_folder
+from nano3.model.find import model_folder, refuse_adapter
 from nano3.model.hf.folder import check_stored
 from nano3.model.lm import LM
 from nano3.reading import read_toml
@@ -29,6 +29,7 @@ def check_start(cfg: PretrainConfig, source: Path | None) -> None:
         return
     if source is None:
         return
+    refuse_adapter(source)
     with torch.device("meta"):
         model = LM(cfg.model)
     check_stored(model, model_folder(source))

@@ -54,8 +54,9 @@ class VllmEngine:
             UserError: vLLM is not installed, or there is no model in the folder.
         """
         vllm = _import_vllm()
-        from nano3.model.find import model_folder
+        from nano3.model.find import model_folder, refuse_adapter
 
+        refuse_adapter(model)
         self.folder = model_folder(model)
         folder = str(self.folder)
         self.tokenizer = Tokenizer.load(folder)

@@ -8,11 +8,19 @@ from torch import Tensor
 
 from nano3.model.lm import LM
 
+A, B = "lora_A", "lora_B"
+"""What the names of an adapter's two matrices end with (nano3.model.lora)."""
+
 
 def named_tensors(model: LM) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers that a checkpoint holds, by nano3's names."""
-    yield from model.named_parameters()
+    """Parameters and buffers that a model's folder holds, by nano3's names: all but those of adapters."""
+    yield from ((name, parameter) for name, parameter in model.named_parameters() if not is_adapter(name))
     yield from model.named_buffers()
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter is one of an adapter's two matrices."""
+    return name.endswith((A, B))
 
 
 def published_name(name: str, expert: int | None = None) -> str:

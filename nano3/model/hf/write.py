@@ -29,6 +29,7 @@ from nano3.model.hf.module_quantization import quantization_keys
 from nano3.model.hf.names import is_stacked, named_tensors, published_name
 from nano3.model.hf.quantization import FILE as QUANTIZATION
 from nano3.model.lm import FLOAT32_SUFFIXES, LM
+from nano3.model.lora.merge import unmerged
 from nano3.model.shards import is_sharded, local_part
 
 SCALES = ("_scale",)
@@ -91,8 +92,8 @@ def save(
 def _check_known(model: LM) -> None:
     with torch.device("meta"):
         known = set(LM(model.cfg).state_dict())
-    names = [name for name, _ in [*model.named_parameters(), *model.named_buffers()]]
-    foreign = [name for name in names if name not in known and not name.endswith(SCALES)]
+    foreign = [name for name, _ in named_tensors(model) if name not in known and not name.endswith(SCALES)]
+    foreign += unmerged(model)
     if foreign:
         raise UserError(f"the model has {foreign[0]}, which a nemotron_h folder has no place for: merge adapters first")
 
