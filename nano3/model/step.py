@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.autograd import profiler
 from torch.profiler import record_function
 
-from nano3.kernels.cpu import program
 from nano3.kernels.cpu.draw import Draw
-from nano3.kernels.cpu.program_check import problem as library_problem
-from nano3.kernels.cpu.program_memory import Chosen
+from nano3.kernels.cpu.program import decode as program
+from nano3.kernels.cpu.program.check import problem as library_problem
+from nano3.kernels.cpu.program.memory import Chosen
 from nano3.kernels.scaled import FLOATS
 from nano3.model.attention import Attention
 from nano3.model.block import Block

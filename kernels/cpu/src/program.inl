@@ -1,5 +1,5 @@
 // A model's decoding step as data: its blocks, and what one step is given. Letters as in ops.py; n sequences.
-// Laid out as in program.py: every field has 8 bytes.
+// Laid out as in program/memory.py: every field has 8 bytes.
 
 enum BlockKind { MAMBA_BLOCK = 0, ATTENTION_BLOCK = 1, EXPERTS_BLOCK = 2, MLP_BLOCK = 3 };
 

@@ -8,8 +8,8 @@ import torch
 from nano3.kernels.cpu.best import best_tokens
 from nano3.kernels.cpu.draw import Draw, draw_tokens
 from nano3.kernels.cpu.native import native
-from nano3.kernels.cpu.program import BlockState, ProgramSizes, UnfitError
-from nano3.kernels.cpu.program_check import SIZES, Case, problem
+from nano3.kernels.cpu.program.check import SIZES, Case, problem
+from nano3.kernels.cpu.program.decode import BlockState, ProgramSizes, UnfitError
 
 TOLERANCE = 3e-5
 WIDE = ProgramSizes(

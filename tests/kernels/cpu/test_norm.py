@@ -5,7 +5,7 @@ import torch
 
 from nano3 import kernels
 
-from .conftest import assert_same, outputs_and_grads
+from ..conftest import assert_same, outputs_and_grads
 
 
 def same(call, inputs, tolerance=2e-5):

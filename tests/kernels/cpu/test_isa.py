@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from nano3.kernels import reference
-from nano3.kernels.cpu import call, check, dense, log_probs, native, ops, program, program_check
+from nano3.kernels.cpu import call, check, dense, log_probs, native, ops
 from nano3.kernels.cpu.native import TYPES, Native, _best
+from nano3.kernels.cpu.program import check as program_check
+from nano3.kernels.cpu.program import decode as program
 
 from tests.kernels.conftest import assert_same, outputs_and_grads
 

@@ -5,7 +5,7 @@ import torch
 
 from nano3 import kernels
 
-from .conftest import assert_same, outputs_and_grads
+from ..conftest import assert_same, outputs_and_grads
 
 
 def make(B=2, T=37, C=35, W=4, dtype=torch.float32, state=True):

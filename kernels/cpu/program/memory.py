@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .draw import Drawn, DrawTable
+from ..draw import Drawn, DrawTable
 
 MOST_SEQUENCES = 64
 """More sequences go op by op, where products are large enough to fill the machine."""

@@ -8,12 +8,12 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ..reference import FUNCTIONS as REFERENCE
-from .call import integers, normal
-from .check import failure
-from .draw import Draw, Drawn
-from .native import native
-from .program import (
+from ...reference import FUNCTIONS as REFERENCE
+from ..call import integers, normal
+from ..check import failure
+from ..draw import Draw, Drawn
+from ..native import native
+from .decode import (
     AttentionWeights,
     BlockState,
     BlockWeights,

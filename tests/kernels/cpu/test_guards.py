@@ -5,8 +5,9 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from nano3.kernels.cpu import check, ops, program_check
+from nano3.kernels.cpu import check, ops
 from nano3.kernels.cpu.native import native
+from nano3.kernels.cpu.program import check as program_check
 from nano3.kernels.reference import FUNCTIONS as REFERENCE
 from torch._subclasses.fake_tensor import FakeTensorMode
 

@@ -12,13 +12,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..allocator import use_huge_pages
-from .call import declare, run
-from .draw import NOTHING, Draw, Drawn
-from .guard import may_run
-from .native import TYPES, native
-from .program_memory import MOST_SEQUENCES, Block, Chosen, Program, StepMemory
-from .program_weights import (
+from ...allocator import use_huge_pages
+from ..call import declare, run
+from ..draw import NOTHING, Draw, Drawn
+from ..guard import may_run
+from ..native import TYPES, native
+from .memory import MOST_SEQUENCES, Block, Chosen, Program, StepMemory
+from .weights import (
     AttentionWeights,
     BlockWeights,
     ExpertWeights,

@@ -1,0 +1,1 @@
+"""A model's whole decoding step as one C++ call: its weights, its memory, and its check against the reference."""
