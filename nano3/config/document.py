@@ -42,10 +42,10 @@ def with_table(page: str) -> str:
 
 
 def field_docs(schema: type) -> dict[str, str]:
-    """Field name to the string literal that follows it in the source of a dataclass."""
+    """Field name to the string literal that follows it in the source of a dataclass or of those it extends."""
+    docs = field_docs(schema.__base__) if schema.__base__ not in (None, object) else {}
     (tree,) = ast.parse(textwrap.dedent(inspect.getsource(schema))).body
     assert isinstance(tree, ast.ClassDef)
-    docs = {}
     for statement, following in zip(tree.body, tree.body[1:], strict=False):
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
             value = following.value if isinstance(following, ast.Expr) else None

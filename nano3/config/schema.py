@@ -56,8 +56,8 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """Size of the run and numerics."""
+class LengthConfig:
+    """Size of the run and numerics, whatever the stage."""
 
     tokens: int = 4_000_000
     """Tokens to train on in this run, unless `steps` is set."""
@@ -77,10 +77,6 @@ class TrainConfig:
     freeze: list[str] = field(default_factory=list)
     """Weights that stay as they are: patterns such as `*.gate.weight` (every router), matched against nano3's names
     of parameters and the published ones. Expert biases, which no gradient moves, go on moving."""
-    seed: int = 0
-    """Seed of the initial weights."""
-    continue_state: bool = False
-    """With --from a run folder: take optimizer moments and the token counter too (phase 2 after phase 1)."""
 
     def __post_init__(self) -> None:
         check("train", self, ">=", 1, "tokens", "batch_size", "micro_batch_size")
@@ -89,6 +85,16 @@ class TrainConfig:
             raise ValueError(
                 f'train.sequence_chunk is {self.sequence_chunk}: it needs train.checkpoint_activations = "block"'
             )
+
+
+@dataclass(frozen=True)
+class TrainConfig(LengthConfig):
+    """Size of the run and numerics."""
+
+    seed: int = 0
+    """Seed of the initial weights."""
+    continue_state: bool = False
+    """With --from a run folder: take optimizer moments and the token counter too (phase 2 after phase 1)."""
 
 
 @dataclass(frozen=True)
@@ -185,8 +191,8 @@ class BalanceConfig:
 
 
 @dataclass(frozen=True)
-class HeldoutConfig:
-    """Held-out loss during training."""
+class ScoringConfig:
+    """When held-out text is scored, and how much of it, whatever the stage."""
 
     every_tokens: int = 500_000
     """Tokens between two evaluations; 0: tokens call for none. There is one at the end in any case."""
@@ -197,11 +203,21 @@ class HeldoutConfig:
     final_tokens."""
     final_tokens: int = 0
     """Held-out tokens scored at the end of the run, from the start of the text; 0 means all of them."""
+
+    def __post_init__(self) -> None:
+        check("heldout", self, ">=", 0, "every_tokens", "every_steps", "tokens", "final_tokens")
+
+
+@dataclass(frozen=True)
+class HeldoutConfig(ScoringConfig):
+    """Held-out loss during training."""
+
     seq_len: int = 0
     """Sequence length of the held-out evaluation; 0 means data.seq_len."""
 
     def __post_init__(self) -> None:
-        check("heldout", self, ">=", 0, "every_tokens", "every_steps", "tokens", "final_tokens", "seq_len")
+        super().__post_init__()
+        check("heldout", self, ">=", 0, "seq_len")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 from nano3.config.model import ATTENTION, MAMBA, MLP, MOE, ModelConfig
-from nano3.config.schema import PretrainConfig
+from nano3.config.run import RunConfig
 
 MASTER_BYTES = 4
 ADAMW_BYTES = 8
@@ -77,7 +77,7 @@ def count_parameters(cfg: ModelConfig) -> Counts:
     return Counts(total, total - idle_experts, total - idle_experts - embedding)
 
 
-def memory(cfg: PretrainConfig, dtype: str = "", seq_len: int = 0) -> Memory:
+def memory(cfg: RunConfig, dtype: str = "", seq_len: int = 0) -> Memory:
     """Estimate of the bytes that a run holds while it trains.
 
     Args:
@@ -99,7 +99,7 @@ def memory(cfg: PretrainConfig, dtype: str = "", seq_len: int = 0) -> Memory:
     )
 
 
-def rank_bytes(cfg: PretrainConfig, dtype: str = "", seq_len: int = 0, ranks: int = 1) -> int:
+def rank_bytes(cfg: RunConfig, dtype: str = "", seq_len: int = 0, ranks: int = 1) -> int:
     """Estimate of the bytes that one of `ranks` processes holds; arguments as `memory`'s.
 
     Under FSDP a rank has its share, and at a time one block and both embeddings whole, with their gradients.
@@ -113,7 +113,7 @@ def rank_bytes(cfg: PretrainConfig, dtype: str = "", seq_len: int = 0, ranks: in
     return held.shared // ranks + gathered + own
 
 
-def largest_seq_len(cfg: PretrainConfig, limit: int, dtype: str = "", ranks: int = 1) -> int:
+def largest_seq_len(cfg: RunConfig, limit: int, dtype: str = "", ranks: int = 1) -> int:
     """The longest of cfg.data.seq_len, its half, its quarter and so on with which a rank takes `limit` bytes at most;
     0 if there is none."""
     length = cfg.data.seq_len
@@ -122,7 +122,7 @@ def largest_seq_len(cfg: PretrainConfig, limit: int, dtype: str = "", ranks: int
     return length
 
 
-def most_ranks(cfg: PretrainConfig) -> int:
+def most_ranks(cfg: RunConfig) -> int:
     """Most processes among which the batch can be divided: data parallelism is the only one. Micro-batches shrink to
     what each has."""
     train = cfg.train
@@ -130,7 +130,7 @@ def most_ranks(cfg: PretrainConfig) -> int:
     return math.gcd(train.batch_size, *steps)
 
 
-def _activation_bytes(cfg: PretrainConfig, element: int, tokens: int) -> int:
+def _activation_bytes(cfg: RunConfig, element: int, tokens: int) -> int:
     """Bytes that one micro-batch keeps for its backward pass, at `element` bytes an activation.
 
     Without activation checkpointing every block keeps its input, the normed input and what its mixer keeps
@@ -145,7 +145,7 @@ def _activation_bytes(cfg: PretrainConfig, element: int, tokens: int) -> int:
     return inputs + tokens * (max(mixers) if cfg.train.checkpoint_activations == "block" else sum(mixers))
 
 
-def _working_bytes(cfg: PretrainConfig, element: int, tokens: int) -> int:
+def _working_bytes(cfg: RunConfig, element: int, tokens: int) -> int:
     """The greater of what the loss takes and what a block's backward pass takes, beside what is kept.
 
     Gradients in a block are as large as what it keeps. In pieces these are a piece's, kept and gradients; attention
@@ -161,7 +161,7 @@ def _working_bytes(cfg: PretrainConfig, element: int, tokens: int) -> int:
     return max(LOSS_STREAMS * stream + logits, block)
 
 
-def _mixer_bytes(cfg: PretrainConfig, element: int) -> list[int]:
+def _mixer_bytes(cfg: RunConfig, element: int) -> list[int]:
     """Bytes a token that each block keeps beside its input."""
     stream = cfg.model.d_model * element
     return [_MIXER_ACTIVATIONS[symbol](cfg.model, element) + stream for symbol in cfg.model.pattern]

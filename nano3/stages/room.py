@@ -6,7 +6,8 @@ import os
 
 from nano3.config.errors import UserError
 from nano3.config.extend_context import ExtendContextConfig
-from nano3.config.schema import PretrainConfig
+from nano3.config.run import RunConfig
+from nano3.config.sft import SftConfig
 from nano3.engine.sizing import available_memory
 from nano3.model.count import largest_seq_len, rank_bytes
 from nano3.model.dtype import compute_dtype
@@ -14,11 +15,13 @@ from nano3.train.world import World
 
 CERTAIN = 0.75
 """Part of the estimate that a run surely takes."""
+_SETTING: dict[type, str] = {ExtendContextConfig: "context.lengths", SftConfig: "data.pack_length"}
+"""What says the length of a sequence, where it is not data.seq_len."""
 SHORT_PIECE = 4096
 """Tokens of a piece beside which nothing much is won by shorter ones."""
 
 
-def check_room(cfg: PretrainConfig, world: World) -> None:
+def check_room(cfg: RunConfig, world: World) -> None:
     """Refuse a run whose estimated memory is surely more than what is free for this rank.
 
     Raises:
@@ -34,14 +37,14 @@ def check_room(cfg: PretrainConfig, world: World) -> None:
     largest = largest_seq_len(cfg, free, dtype, world.size)
     fits = f"the longest that fits is {largest}" if largest else "half of that and so on does not fit either"
     where = f"on {world.device}" if world.device.type == "cuda" else "in main memory"
-    setting = "context.lengths" if isinstance(cfg, ExtendContextConfig) else "data.seq_len"
+    setting = _SETTING.get(type(cfg), "data.seq_len")
     raise UserError(
         f"{setting}: training on {cfg.train.micro_batch_size} x {cfg.data.seq_len} tokens takes about {_gb(need)}"
         f"{' a rank' if world.size > 1 else ''} and {_gb(free)} are free {where}: {fits}; {_advice(cfg)}"
     )
 
 
-def _advice(cfg: PretrainConfig) -> str:
+def _advice(cfg: RunConfig) -> str:
     """What else lowers the memory."""
     train, ways = cfg.train, []
     if train.checkpoint_activations == "none":

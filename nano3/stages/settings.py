@@ -6,15 +6,15 @@ import dataclasses
 from typing import TypeVar
 
 from nano3.config.errors import UserError
-from nano3.config.schema import PretrainConfig
+from nano3.config.run import RunConfig
 from nano3.data.tokens.steps import make_plans
 from nano3.train.schedule import build_schedule
 from nano3.train.tracking.trackers import check_trackers
 
-Config = TypeVar("Config", bound=PretrainConfig)
+Config = TypeVar("Config", bound=RunConfig)
 
 
-def check_settings(cfg: PretrainConfig, ranks: int) -> None:
+def check_settings(cfg: RunConfig, ranks: int) -> None:
     """Refuse settings that contradict each other, or ask for a package that is not installed.
 
     Args:

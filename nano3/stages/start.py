@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from nano3.config.errors import UserError
+from nano3.config.model import ModelConfig
 from nano3.config.schema import DataConfig, PretrainConfig
 from nano3.model.find import model_folder, refuse_adapter
 from nano3.model.hf.folder import check_stored
@@ -27,11 +28,15 @@ def check_start(cfg: PretrainConfig, source: Path | None) -> None:
         if source is None or not (source / "checkpoints").is_dir():
             raise UserError("train.continue_state needs --from with a run folder that has checkpoints")
         return
-    if source is None:
-        return
+    if source is not None:
+        check_weights(cfg.model, source)
+
+
+def check_weights(cfg: ModelConfig, source: Path) -> None:
+    """Raise UserError where the weights in `source` cannot be those of `cfg`, from the headers of their files."""
     refuse_adapter(source)
     with torch.device("meta"):
-        model = LM(cfg.model)
+        model = LM(cfg)
     check_stored(model, model_folder(source))
 
 

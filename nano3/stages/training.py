@@ -5,17 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TypeVar
 
-import torch
-
 from nano3.config.errors import UserError
 from nano3.config.presets import to_toml
-from nano3.config.schema import ExportConfig, PretrainConfig
+from nano3.config.schema import PretrainConfig
 from nano3.data.progress import progress_bar
 from nano3.data.texts.readings import reading_lines, readings, tokens_of_run
 from nano3.data.tokens.prepare import Prepared, prepare
@@ -23,30 +19,35 @@ from nano3.data.tokens.shards import finished_shards
 from nano3.data.tokens.source import TokenSource
 from nano3.data.tokens.steps import TextSteps, make_plans
 from nano3.data.tokens.tokenizer import Tokenizer
-from nano3.files import atomic_folder, exclusive, write_atomic
+from nano3.files import exclusive, write_atomic
 from nano3.installation import which_nano3
 from nano3.model.find import model_folder
 from nano3.model.hf.config import PRETRAINED, read_stage
-from nano3.model.hf.folder import fill, read_config, save
-from nano3.model.lm import LM
-from nano3.reading import read_json
+from nano3.model.hf.folder import fill, read_config
 from nano3.stages.finished import finished_result, keep_result
 from nano3.stages.outcome import TrainingResult, compressors, write_samples
 from nano3.stages.room import check_room
-from nano3.stages.settings import check_settings, fit_micro_batch
+from nano3.stages.run_folder import (
+    TOKENIZER,
+    empty_model,
+    export,
+    fit,
+    keep_start,
+    processes,
+    say,
+    start,
+    with_token_ids,
+)
+from nano3.stages.settings import check_settings
 from nano3.stages.start import check_start, heldout_warning
-from nano3.train.checkpoint.checkpointer import step_folders
 from nano3.train.freeze import frozen_names
 from nano3.train.heldout import Heldout
-from nano3.train.numerics import tuned_process
 from nano3.train.position import Result
 from nano3.train.tracking.progress import Progress
 from nano3.train.trainer import Trainer
-from nano3.train.world import World, attempt, init_world
+from nano3.train.world import World, attempt
 
 Config = TypeVar("Config", bound=PretrainConfig)
-TOKENIZER, START = "tokenizer", "start.json"
-"""In the run folder: the tokenizer, and where the weights came from. A resume relies on both."""
 
 
 def train_on_text(
@@ -71,14 +72,14 @@ def train_on_text(
         NonFiniteError: the loss became NaN or infinite.
     """
     run_dir = Path(run_dir)
-    source, fresh = _start(run_dir, from_path, resume)
+    source, fresh = start(run_dir, from_path, resume)
     if source is not None and (fresh or from_path is not None):
         cfg = adopt(cfg, source)
-    with _processes() as world:
-        cfg = _fit(cfg, world)
+    with processes() as world:
+        cfg = fit(cfg, world)
         if resume and (before := finished_result(cfg, run_dir)):
             if world.is_main:
-                _say(f"{run_dir} is already finished; to train it for longer, raise train.tokens or train.steps")
+                say(f"{run_dir} is already finished; to train it for longer, raise train.tokens or train.steps")
             return before
         _check(cfg, source if fresh else None, fresh, world)
         prepared = _prepare(_keep_tokenizer(cfg, run_dir) if resume else cfg, world)
@@ -95,30 +96,8 @@ def train_on_text(
             training = trainer.fit()
             if training.interrupted:
                 return TrainingResult(run_dir, training, readings=readings(rows, cfg.lengths, training.tokens))
-            _export(trainer.model, prepared.tokenizer, run_dir / "model", cfg.export, world)
+            export(trainer.model, run_dir / "model", cfg.export, world, prepared.tokenizer.save)
             return _result(cfg, prepared, rows, run_dir, training, world)
-
-
-@contextmanager
-def _processes() -> Iterator[World]:
-    """The processes of the run, set up for numerical work."""
-    world = init_world()
-    try:
-        with tuned_process(world.device):
-            yield world
-    finally:
-        world.close()
-
-
-def _start(run_dir: Path, from_path: str | Path | None, resume: bool) -> tuple[Path | None, bool]:
-    """Where the weights come from, and whether the run begins: it does not where a resume finds a checkpoint.
-
-    Raises:
-        UserError: the folder holds a run that is not resumed, or a resume names other weights than it began with.
-    """
-    if not resume and (run_dir / "checkpoints").exists():
-        raise UserError(f"{run_dir} already holds a run: resume it, or choose another run folder")
-    return _source(run_dir, from_path, resume), not (resume and step_folders(run_dir / "checkpoints"))
 
 
 def _check(cfg: PretrainConfig, source: Path | None, fresh: bool, world: World) -> None:
@@ -126,26 +105,15 @@ def _check(cfg: PretrainConfig, source: Path | None, fresh: bool, world: World) 
     if fresh:
         check_start(cfg, source)
     check_settings(cfg, world.data.size)
-    frozen_names(_empty_model(cfg), cfg.train.freeze)
+    frozen_names(empty_model(cfg.model), cfg.train.freeze)
     world.agree(attempt(lambda: check_room(cfg, world)))
     if source is not None and world.is_main and (warning := heldout_warning(cfg, source)):
-        _say(warning)
+        say(warning)
 
 
 def _say_readings(cfg: PretrainConfig, rows: dict[int, TokenSource]) -> None:
     for line in reading_lines(readings(rows, cfg.lengths, tokens_of_run(cfg))):
-        _say(line)
-
-
-def _fit(cfg: Config, world: World) -> Config:
-    """`cfg` with micro-batches that these processes can share the batch in; a smaller one than asked for is told."""
-    fitted = fit_micro_batch(cfg, world.data.size)
-    if world.is_main and fitted is not cfg:
-        _say(
-            f"train.micro_batch_size {cfg.train.micro_batch_size} becomes {fitted.train.micro_batch_size}: "
-            f"{world.data.size} processes share the {cfg.train.batch_size} sequences of a step"
-        )
-    return fitted
+        say(line)
 
 
 def _trainer(
@@ -158,18 +126,13 @@ def _trainer(
     world: World,
 ) -> Trainer:
     """The training loop with a model without weights, the rows of each step, and the held-out text."""
-    model = _empty_model(cfg)
+    model = empty_model(cfg.model)
     model.stage = _stage_after(source)
     steps = TextSteps(rows, make_plans(cfg, world.data.rank, world.data.size))
     texts = {length: prepared.heldout.with_seq_len(length) for length in cfg.heldout_lengths}
     heldout = Heldout(cfg.heldout, texts, cfg.train.micro_batch_size * cfg.data.seq_len)
     inputs = fingerprints(prepared)
     return Trainer(cfg, model, steps, run_dir, heldout, progress=progress, world=world, inputs=inputs)
-
-
-def _empty_model(cfg: PretrainConfig) -> LM:
-    with torch.device("meta"):
-        return LM(cfg.model)
 
 
 def _result(
@@ -200,12 +163,6 @@ def adopt(cfg: Config, source: Path) -> Config:
     return dataclasses.replace(cfg, model=model, data=data)
 
 
-def with_token_ids(cfg: PretrainConfig, tokenizer: Tokenizer) -> PretrainConfig:
-    """`cfg` with the special tokens of the text that the model is trained on."""
-    ids = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
-    return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, **ids))
-
-
 def fingerprints(prepared: Prepared) -> dict[str, str]:
     """What a resume must find again: hashes of the tokenizer and of each category's tokens."""
     found = {"tokenizer": prepared.tokenizer.fingerprint()[:16]}
@@ -220,31 +177,16 @@ def _prepare(cfg: PretrainConfig, world: World) -> Prepared:
     if not world.is_main:
         world.barrier()
         return prepare(cfg.prepared_data, cfg.model.vocab_size)
-    _say(which_nano3())
-    _say(f"preparing data: {', '.join(cfg.data.blend)}")
+    say(which_nano3())
+    say(f"preparing data: {', '.join(cfg.data.blend)}")
     with progress_bar() as show:
         prepared = prepare(cfg.prepared_data, cfg.model.vocab_size, show)
     world.barrier()
     for note in prepared.notes:
-        _say(note)
+        say(note)
     train, heldout = prepared.n_train_tokens, prepared.heldout
-    _say(f"{train:,} training tokens, {heldout.n_tokens:,} held out ({heldout.n_bytes:,} bytes)")
+    say(f"{train:,} training tokens, {heldout.n_tokens:,} held out ({heldout.n_bytes:,} bytes)")
     return prepared
-
-
-def _source(run_dir: Path, from_path: str | Path | None, resume: bool) -> Path | None:
-    """Where the weights of the run come from; a resume looks it up in the run folder."""
-    given = Path(from_path).resolve() if from_path is not None else None
-    file = run_dir / START
-    if not resume or not file.is_file():
-        return given
-    try:
-        recorded = read_json(file)["from"]
-    except (LookupError, TypeError) as error:
-        raise UserError(f"{file}: is damaged, it does not say where the run began") from error
-    if given is not None and str(given) != recorded:
-        raise UserError(f"{run_dir} started from {recorded or 'new weights'}, not {given}: resume it without --from")
-    return Path(recorded) if recorded else None
 
 
 def _stage_after(source: Path | None) -> str:
@@ -275,17 +217,4 @@ def _begin(
     else:
         trainer.model.init_weights(cfg.train.seed)
     if world.is_main:
-        with atomic_folder(run_dir / TOKENIZER) as folder:
-            tokenizer.save(folder)
-        write_atomic(run_dir / START, json.dumps({"from": str(source) if source else None}) + "\n")
-
-
-def _export(model: LM, tokenizer: Tokenizer, folder: Path, cfg: ExportConfig, world: World) -> None:
-    """The model with its tokenizer, appearing together."""
-    model.eval()
-    save(model, folder, getattr(torch, cfg.dtype), extra=tokenizer.save)
-    world.barrier()
-
-
-def _say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+        keep_start(run_dir, source, tokenizer)

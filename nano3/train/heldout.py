@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from nano3.config.schema import HeldoutConfig
+from nano3.config.schema import ScoringConfig
 from nano3.model.head import nll_sum
 from nano3.train.feed import to_device
 from nano3.train.parallel import release
@@ -86,7 +86,7 @@ class HeldoutScore:
 class Heldout:
     """Held-out text of a run, and when it is scored."""
 
-    cfg: HeldoutConfig
+    cfg: ScoringConfig
     """Intervals, and tokens scored each time."""
     sources: Mapping[int, HeldoutSource]
     """The text in sequences of each length; the first gives the score of the run."""

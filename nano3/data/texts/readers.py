@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import codecs
-import gzip
 import itertools
 import os
 import re
-import shutil
 import stat
-import tempfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
-from nano3.data.texts import parts
-from nano3.data.texts.compressed import COMPRESSED, open_bytes
+from nano3.data.texts import containers, parts
+from nano3.data.texts.compressed import open_bytes
+from nano3.data.texts.containers import bare_suffix, json_lines, open_parquet, told_of
 from nano3.reading import decode, is_lfs_pointer, parse_json
 
 _TEXT_SUFFIXES = """
@@ -40,10 +36,6 @@ OF_FILES = frozenset({UNKNOWN, NO_TEXT, UNREADABLE, NO_FILE, LINKED})
 """Reasons that concern files, found while folders are searched; the others concern documents."""
 SNIFFED = 1 << 16
 """Bytes that tell whether a file without a suffix is text."""
-LONGEST_RECORD = 1 << 28
-"""Bytes of a line of JSON above which it is counted as left out: reading it would take many times as much memory."""
-BLANK = b" \t\r\n\xef\xbb\xbf"
-"""Bytes of a line without a record: white space, and the byte-order mark at the start of a file."""
 VERSION = 2
 """Raised with every change of the texts that files give, so that prepared data are made anew."""
 PROBED_RECORDS = 1000
@@ -129,25 +121,8 @@ class InputFile:
         Raises:
             ValueError: the compression or the Parquet file is damaged, or no record has the text field.
         """
-        try:
+        with told_of(self.path):
             yield from _reader(self.path)(self, skipped)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise self._damaged(error) from error
-        except OSError as error:
-            # pyarrow reports damaged pages so, without a number of the operating system's.
-            if error.errno is None:
-                raise self._damaged(error) from error
-            raise ValueError(f"{self.path} cannot be read ({error.strerror})") from error
-        except Exception as error:
-            if type(error).__module__.split(".")[0] in ("zstandard", "zstd", "pyarrow"):
-                raise self._damaged(error) from error
-            raise
-
-    def _damaged(self, error: Exception) -> ValueError:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, NotImplementedError):
-            return ValueError(f"{self.path} is of a form that cannot be read here ({reason}): write it otherwise")
-        return ValueError(f"{self.path} is damaged or cut short ({reason}): restore it or leave it out")
 
 
 def find_files(spec: str, skipped: Skipped) -> list[InputFile]:
@@ -205,7 +180,7 @@ def _left_out(path: Path) -> str:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             return NO_FILE
-        suffix = _bare_suffix(path)
+        suffix = bare_suffix(path)
         if suffix in TEXT_SUFFIXES or suffix in READERS:
             return ""
         if _SUFFIX.fullmatch(suffix):
@@ -233,14 +208,6 @@ def _is_text(path: Path) -> bool:
 def _input_file(path: Path, name: str, text_field: str) -> InputFile:
     found = path.stat()
     return InputFile(path, name, text_field, found.st_size, found.st_mtime_ns)
-
-
-def _bare_suffix(path: Path) -> str:
-    """The suffix below .gz or .zst, in lower case."""
-    name = path.name.lower()
-    for ending in COMPRESSED:
-        name = name.removesuffix(ending)
-    return Path(name).suffix
 
 
 def usable_text(data: bytes | str, skipped: Skipped) -> str | None:
@@ -286,33 +253,21 @@ def _read_text(file: InputFile, skipped: Skipped) -> Iterator[Document | None]:
             yield from _documents(f"{file.name} part {number}", part, skipped)
 
 
-def _lines(stream: IO[bytes], skipped: Skipped) -> Iterator[bytes | None]:
-    """Lines of a stream, None in place of each that is too long, which is counted."""
-    while line := stream.readline(LONGEST_RECORD):
-        if len(line) < LONGEST_RECORD or line.endswith(b"\n"):
-            yield line
-            continue
-        while line and not line.endswith(b"\n"):
-            line = stream.readline(1 << 20)
-        skipped.add(f"records longer than {LONGEST_RECORD >> 20} MiB")
-        yield None
-
-
 def _read_jsonl(file: InputFile, skipped: Skipped) -> Iterator[Document | None]:
     seen = found = 0
-    with open_bytes(file.path) as stream:
-        for number, line in enumerate(_lines(stream, skipped), start=1):
-            if line is not None and not line.strip(BLANK):
-                continue
-            record = None if line is None else _json_record(line, skipped)
-            if record is not None:
-                seen += 1
-                found += isinstance(record.get(file.text_field), str)
-                if not found and seen == PROBED_RECORDS:
-                    raise _no_field(file, record)
-                yield from _value_documents(f"{file.name}:{number}", record.get(file.text_field), file, skipped)
-            else:
-                yield None
+    record = None
+    for number, line in json_lines(file.path):
+        if line is None:
+            skipped.add(f"records longer than {containers.LONGEST_RECORD >> 20} MiB")
+        record = None if line is None else _json_record(line, skipped)
+        if record is not None:
+            seen += 1
+            found += isinstance(record.get(file.text_field), str)
+            if not found and seen == PROBED_RECORDS:
+                raise _no_field(file, record)
+            yield from _value_documents(f"{file.name}:{number}", record.get(file.text_field), file, skipped)
+        else:
+            yield None
     if seen and not found:
         raise _no_field(file, record or {})
 
@@ -347,15 +302,7 @@ def _no_field(file: InputFile, record: dict[str, Any]) -> ValueError:
 
 
 def _read_parquet(file: InputFile, skipped: Skipped) -> Iterator[Document | None]:
-    import pyarrow.parquet as pq
-
-    with open_bytes(file.path) as stream, ExitStack() as stack:
-        if file.path.suffix.lower() in COMPRESSED:
-            unpacked = stack.enter_context(tempfile.TemporaryFile())
-            shutil.copyfileobj(stream, unpacked, 1 << 20)
-            unpacked.seek(0)
-            stream = unpacked
-        table = pq.ParquetFile(stream)
+    with open_parquet(file.path) as table:
         if file.text_field not in table.schema_arrow.names:
             raise _no_field(file, dict.fromkeys(table.schema_arrow.names))
         number = found = 0
@@ -391,4 +338,4 @@ READERS: dict[str, Reader] = {
 
 
 def _reader(path: Path) -> Reader:
-    return READERS.get(_bare_suffix(path), _read_text)
+    return READERS.get(bare_suffix(path), _read_text)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from nano3.config.schema import PretrainConfig
+from nano3.config.run import RunConfig
 from nano3.data.tokens.blend import Blend
 
 
@@ -66,7 +66,7 @@ class Plans:
         return [source.batch(start, plan.micro_batch_size) for start in plan.starts(earlier)]
 
 
-def make_plans(cfg: PretrainConfig, rank: int, size: int) -> Plans:
+def make_plans(cfg: RunConfig, rank: int, size: int) -> Plans:
     """The plans of one rank. train.batch_size and train.micro_batch_size count sequences of data.seq_len, the longest.
 
     Raises:

@@ -278,7 +278,7 @@ def test_texts_without_a_good_place_are_cut_between_characters(text):
 
 
 def test_a_line_that_is_too_long_is_counted_and_the_next_is_read(write_texts, monkeypatch):
-    monkeypatch.setattr("nano3.data.texts.readers.LONGEST_RECORD", 1 << 20)
+    monkeypatch.setattr("nano3.data.texts.containers.LONGEST_RECORD", 1 << 20)
     long = json.dumps({"text": "x" * (3 << 20)})
     file = write_texts({"a.jsonl": f'{{"text": "a"}}\n{long}\n{{"text": "b"}}\n{long}'}) / "a.jsonl"
     found, counts = read(file)

@@ -1,0 +1,110 @@
+"""The folder of a training run: where it starts, the processes that share it, the model that it leaves."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from nano3.config.errors import UserError
+from nano3.config.model import ModelConfig
+from nano3.config.run import RunConfig
+from nano3.config.schema import ExportConfig
+from nano3.data.tokens.tokenizer import Tokenizer
+from nano3.files import atomic_folder, write_atomic
+from nano3.model.hf.folder import save
+from nano3.model.lm import LM
+from nano3.reading import read_json
+from nano3.stages.settings import fit_micro_batch
+from nano3.train.checkpoint.checkpointer import step_folders
+from nano3.train.numerics import tuned_process
+from nano3.train.world import World, init_world
+
+Config = TypeVar("Config", bound=RunConfig)
+TOKENIZER, START = "tokenizer", "start.json"
+"""In the run folder: the tokenizer, and where the weights came from. A resume relies on both."""
+
+
+@contextmanager
+def processes() -> Iterator[World]:
+    """The processes of the run, set up for numerical work."""
+    world = init_world()
+    try:
+        with tuned_process(world.device):
+            yield world
+    finally:
+        world.close()
+
+
+def start(run_dir: Path, from_path: str | Path | None, resume: bool) -> tuple[Path | None, bool]:
+    """Where the weights come from, and whether the run begins: it does not where a resume finds a checkpoint.
+
+    Raises:
+        UserError: the folder holds a run that is not resumed, or a resume names other weights than it began with.
+    """
+    if not resume and (run_dir / "checkpoints").exists():
+        raise UserError(f"{run_dir} already holds a run: resume it, or choose another run folder")
+    return _source(run_dir, from_path, resume), not (resume and step_folders(run_dir / "checkpoints"))
+
+
+def fit(cfg: Config, world: World) -> Config:
+    """`cfg` with micro-batches that these processes can share the batch in; a smaller one than asked for is told."""
+    fitted = fit_micro_batch(cfg, world.data.size)
+    if world.is_main and fitted is not cfg:
+        say(
+            f"train.micro_batch_size {cfg.train.micro_batch_size} becomes {fitted.train.micro_batch_size}: "
+            f"{world.data.size} processes share the {cfg.train.batch_size} sequences of a step"
+        )
+    return fitted
+
+
+def empty_model(cfg: ModelConfig) -> LM:
+    """The model without weights."""
+    with torch.device("meta"):
+        return LM(cfg)
+
+
+def with_token_ids(cfg: Config, tokenizer: Tokenizer) -> Config:
+    """`cfg` with the special tokens of the text that the model is trained on."""
+    ids = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
+    return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, **ids))
+
+
+def keep_start(run_dir: Path, source: Path | None, tokenizer: Tokenizer) -> None:
+    """Write down what a resume needs to know; `source`: where the weights came from."""
+    with atomic_folder(run_dir / TOKENIZER) as folder:
+        tokenizer.save(folder)
+    write_atomic(run_dir / START, json.dumps({"from": str(source) if source else None}) + "\n")
+
+
+def export(model: LM, folder: Path, cfg: ExportConfig, world: World, extra: Callable[[Path], None]) -> None:
+    """The model as a Hugging Face folder, and what `extra` writes into it, appearing together."""
+    model.eval()
+    save(model, folder, getattr(torch, cfg.dtype), extra=extra)
+    world.barrier()
+
+
+def say(message: str) -> None:
+    """A line to the user, on stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def _source(run_dir: Path, from_path: str | Path | None, resume: bool) -> Path | None:
+    """Where the weights of the run come from; a resume looks it up in the run folder."""
+    given = Path(from_path).resolve() if from_path is not None else None
+    file = run_dir / START
+    if not resume or not file.is_file():
+        return given
+    try:
+        recorded = read_json(file)["from"]
+    except (LookupError, TypeError) as error:
+        raise UserError(f"{file}: is damaged, it does not say where the run began") from error
+    if given is not None and str(given) != recorded:
+        raise UserError(f"{run_dir} started from {recorded or 'new weights'}, not {given}: resume it without --from")
+    return Path(recorded) if recorded else None
