@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import os
 import re
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from nano3.config.errors import UserError
+from nano3.locks import try_lock
 
 LOCK, LOOKS, LOOK_SECONDS = ".lock", 5, 0.05
+IN_USE_LOOKS, IN_USE_SECONDS = 3, 0.01
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
 def fsync(path: Path) -> None:
-    """Flush one file or folder to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Flush one file or folder to disk; Windows flushes files only, and those that are open for writing."""
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -89,8 +92,9 @@ def _replace_folder(new: Path, path: Path) -> None:
 
 def _exchange(first: Path, second: Path) -> bool:
     """Swap two names in one step; False where the system or the file system cannot."""
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if rename is None:
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, TypeError):  # not Linux; Windows has no library of the process itself
         return False
     if rename(AT_FDCWD, os.fsencode(first), AT_FDCWD, os.fsencode(second), RENAME_EXCHANGE) == 0:
         return True
@@ -119,24 +123,26 @@ def _tidy(path: Path) -> None:
 def _in_use(folder: Path) -> Iterator[bool]:
     """Try to hold the lock that marks a folder as some living process's, and say whether that went well.
 
-    The system frees the lock of a killed process, also one on another machine or in another container. Where a file
-    system has no locks the answer is no, and nothing is ever taken for abandoned.
+    The system frees the lock of a killed process, also one on another machine or in another container. Where folders
+    have no locks (some network file systems, Windows) the answer is no, and nothing is ever taken for abandoned.
     """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        held = True
-    except OSError:
-        held = False
-    try:
+    with ExitStack() as stack:
+        try:
+            descriptor = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            held = try_lock(descriptor)
+        except FileNotFoundError:
+            raise
+        except OSError:
+            held = False
         yield held
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
     """Hold `folder` for this process alone; the system lets go of it when the process ends, however it ends.
+
+    Where the file system has no locks, nothing is held and nothing refused.
 
     Raises:
         UserError: another process holds it.
@@ -144,7 +150,7 @@ def exclusive(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("w") as file:
         # Whoever only looks (`in_use`) holds it for a moment.
-        if not any(_lock(file, fcntl.LOCK_EX) or time.sleep(LOOK_SECONDS) for _ in range(LOOKS)):
+        if not _is_free(file.fileno(), LOOKS, LOOK_SECONDS):
             raise UserError(f"{folder} is in use by another process: wait for it, or choose another folder")
         yield
 
@@ -152,16 +158,24 @@ def exclusive(folder: Path) -> Iterator[None]:
 def in_use(folder: Path) -> bool:
     """Whether a living process holds `folder` with `exclusive`; no where that cannot be told."""
     try:
-        with (folder / LOCK).open("r") as file:
-            return not _lock(file, fcntl.LOCK_SH)
+        # Some network file systems lock only what is open for writing, which a reader may not be allowed.
+        with _open_first(folder / LOCK, "r+", "r") as file:
+            return not _is_free(file.fileno(), IN_USE_LOOKS, IN_USE_SECONDS)
     except OSError:
         return False
 
 
-def _lock(file: IO[str], kind: int) -> bool:
-    """Whether the lock was free; it is held until the file is closed."""
+def _open_first(path: Path, *modes: str) -> IO[str]:
+    """The file in the first of the modes that is allowed."""
+    for mode in modes[:-1]:
+        with suppress(PermissionError):
+            return path.open(mode)
+    return path.open(modes[-1])
+
+
+def _is_free(descriptor: int, looks: int, seconds: float) -> bool:
+    """Whether the lock was or came free within some looks, or there is none; it is held until the file is closed."""
     try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        return any(try_lock(descriptor) or time.sleep(seconds) for _ in range(looks))
+    except OSError:
+        return True

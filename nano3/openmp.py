@@ -23,6 +23,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from nano3.cores import usable_cores
+
 SPINS = "10000"
 OURS = "NANO3_GOMP_SPINCOUNT"
 """Set beside GOMP_SPINCOUNT where nano3 and not the user chose it; a process that this one starts reads it."""
@@ -101,7 +103,7 @@ class _Sleepers:
         """None where there is nothing to do: another OpenMP library, or a single thread, which waits for nobody."""
         torch = sys.modules.get("torch")
         threads = torch.get_num_threads() if torch else 1
-        size = max(2, len(os.sched_getaffinity(0)) - threads + 2)
+        size = max(2, usable_cores() - threads + 2)
         libraries = _loaded_libraries()
         if (
             threads < 2

@@ -26,6 +26,7 @@ NEEDS = {
 BASES = {"amx": "avx512", "avx512bf16": "avx512"}
 """Where a level takes the kernels from that it has not got itself: it has only those that multiply by weights, with
 bfloat16 products. Float32 activations go through the kernels of the level below: they are never rounded."""
+LIBRARY = "_native.so"
 ABI = 6
 """Of the sources this file belongs to; see src/abi.cpp."""
 TYPES = {torch.float32: 0, torch.bfloat16: 1}
@@ -106,7 +107,9 @@ def _file() -> Path | None:
     folders = [Path(__file__).parent]
     with suppress(PackageNotFoundError):
         folders.append(Path(str(distribution("nano3").locate_file("nano3/kernels/cpu"))))
-    return next((file for folder in folders for file in sorted(folder.glob("_native*.so"))), None)
+    # What earlier versions built had Python's version in its name.
+    found = (sorted(folder.glob("_native*.so"), key=lambda file: file.name != LIBRARY) for folder in folders)
+    return next((file for files in found for file in files), None)
 
 
 def _best(library: ctypes.CDLL, levels: list[str]) -> Native:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -15,6 +14,7 @@ from nano3.bench.processes import SideError, Worker
 from nano3.bench.workload import Case, Job, Kind
 from nano3.config.errors import UserError
 from nano3.config.presets import load_model
+from nano3.cores import usable_cores
 
 OURS, SINGLE, CEILINGS = "nano3", "nano3, 1 thread", "ceilings"
 DTYPES = ("float32", "bfloat16")
@@ -53,7 +53,7 @@ class Plan:
         for option, value in (("--repeat", self.repeat), ("--threads", self.threads or 1)):
             if value < 1:
                 raise UserError(f"{option} is {value}; it must be at least 1")
-        if self.threads > (cores := _cores()):
+        if self.threads > (cores := usable_cores()):
             raise UserError(f"--threads is {self.threads}, but nano3 may use {cores} cores of this machine")
         if not self.peer_timeout > 0:
             raise UserError(f"--peer-timeout is {self.peer_timeout:g}; it must be above 0")
@@ -199,10 +199,6 @@ def _peer_jobs(plan: Plan, temporary: Path) -> Iterator[tuple[str, str, str, str
         path = temporary / f"{dtype}.gguf"
         write_gguf(model, path, getattr(torch, dtype))
         yield f"llama.cpp {dtype}", "llama.cpp", str(path), dtype
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _default_threads() -> int:

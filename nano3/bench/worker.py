@@ -64,10 +64,20 @@ def peak_memory() -> int:
         with open("/proc/self/status") as status:
             return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmHWM:"))
     except (OSError, StopIteration):
-        import resource
+        return _peak_elsewhere()
 
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak << 10
+
+def _peak_elsewhere() -> int:
+    """The same where there is no /proc: macOS counts bytes, other Unix systems KiB, and Windows has its own count."""
+    try:
+        import resource
+    except ImportError:
+        import psutil
+
+        used = psutil.Process().memory_info()
+        return getattr(used, "peak_wset", used.rss)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak << 10
 
 
 def answer(side: Any, command: dict[str, Any]) -> dict[str, Any]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 from dataclasses import dataclass
 from pathlib import Path
+
+from nano3.cores import usable_cores
 
 ISA_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16", "sve", "bf16")
 _BF16_UNITS = {"amx_bf16", "avx512_bf16"}
@@ -39,11 +40,11 @@ def detect() -> Hardware:
     """The hardware of this machine; what cannot be read is left empty."""
     import psutil
 
-    info = _CPUINFO.read_text(errors="replace") if _CPUINFO.exists() else ""
+    info = _text(_CPUINFO)
     memory = psutil.virtual_memory()
     return Hardware(
         cpu=_field(info, "model name") or platform.processor() or platform.machine(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=usable_cores(),
         isa=_isa(info),
         memory=memory.total,
         memory_available=memory.available,
@@ -62,5 +63,12 @@ def _field(info: str, name: str) -> str:
 
 
 def _gpu_names() -> list[str]:
-    texts = [path.read_text(errors="replace") for path in sorted(_GPUS.glob("*/information"))] if _GPUS.exists() else []
-    return [_field(text, "Model") or "NVIDIA device" for text in texts]
+    return [_field(_text(path), "Model") or "NVIDIA device" for path in sorted(_GPUS.glob("*/information"))]
+
+
+def _text(path: Path) -> str:
+    """A file of the system; empty where there is none or it is not for this user."""
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from nano3.locks import wait_for_lock
 
 
 @contextmanager
@@ -14,7 +15,8 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold a folder for one writing process; others wait. The system frees the lock of a killed process."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        with suppress(OSError):  # a file system without locks: writes are atomic all the same
+            wait_for_lock(file.fileno())
         yield
 
 

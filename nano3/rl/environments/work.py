@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import resource
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 Work = Callable[[Any], Any]
@@ -16,7 +16,10 @@ def main() -> None:
     name, memory = sys.argv[-2:]
     answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
     work = WORK[name]()
-    resource.setrlimit(resource.RLIMIT_AS, (int(memory), int(memory)))
+    with suppress(ImportError):  # Windows has no such limit
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (int(memory), int(memory)))
     for line in sys.stdin:
         question = json.loads(line)
         answer = None if question is None else _answered(work, question)

@@ -22,7 +22,7 @@ FLUSH_SECONDS = 5
 """Time for the last bytes of answers to leave after the engine is done."""
 BACKLOG = 2048
 KEEP_ALIVE_SECONDS = 75
-"""Idle connections are kept longer than common clients keep theirs (httpx and with it openai: 5 s), so that the client
+"""Idle connections are kept longer than common clients keep theirs (httpx, httpx2, openai: 5 s), so that the client
 closes first: a request that meets a closing connection is lost."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -44,7 +44,8 @@ def bind(host: str, port: int) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if os.name != "nt":  # there it would let two servers share a port
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
     except (OSError, OverflowError) as error:
@@ -89,13 +90,21 @@ async def _run(app: FastAPI, listener: socket.socket, log_level: str, on_ready: 
     stop = _Stop(app.state.service, server)
     loop = asyncio.get_running_loop()
     for number in STOP_SIGNALS:
-        loop.add_signal_handler(number, stop.signal, number)
+        _on_signal(loop, number, stop.signal)
     serving = asyncio.ensure_future(server.serve(sockets=[listener]))
     while not (server.started or serving.done()):
         await asyncio.sleep(0.01)
     if server.started and on_ready is not None:
         on_ready(url_of(listener))
     await serving
+
+
+def _on_signal(loop: asyncio.AbstractEventLoop, number: int, handle: Callable[[int], None]) -> None:
+    """Call `handle` in the loop when a signal comes; Windows' loop has no way of its own for that."""
+    try:
+        loop.add_signal_handler(number, handle, number)
+    except NotImplementedError:
+        signal.signal(number, lambda *_: loop.call_soon_threadsafe(handle, number))
 
 
 class _Stop:

@@ -1,0 +1,99 @@
+"""What is built for users: one wheel a platform for every Python, with all files, and sources that can be built."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from nano3.kernels.cpu.native import _file
+
+ROOT = Path(__file__).parents[1]
+SOURCES = ("pyproject.toml", "README.md", "LICENSE", "nano3", "kernels", "presets")
+SETUP = [sys.executable, "-c", "from setuptools import setup; setup()", "-q"]
+ON_LINUX_X86 = sys.platform == "linux" and os.uname().machine == "x86_64"
+
+
+@pytest.fixture
+def checkout(tmp_path) -> Path:
+    """A copy of what is built, without what is compiled."""
+    folder = tmp_path / "checkout"
+    folder.mkdir()
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+        else:
+            shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def build(checkout: Path, *words: str, **settings: str) -> Path:
+    """What a command of setuptools leaves in dist/."""
+    environment = os.environ | settings
+    done = subprocess.run([*SETUP, *words], cwd=checkout, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (result,) = (checkout / "dist").iterdir()
+    return result
+
+
+def installed(path: Path) -> str:
+    """Where a file of the checkout goes."""
+    return str(path if path.parts[0] == "nano3" else Path("nano3") / path)
+
+
+def test_without_the_library_a_wheel_is_for_any_platform_and_has_every_file(checkout):
+    wheel = build(checkout, "bdist_wheel", NANO3_PURE_WHEEL="1")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    files = [
+        path.relative_to(checkout) for top in ("nano3", "kernels", "presets") for path in (checkout / top).rglob("*")
+    ]
+    compiled = Path("kernels", "cpu", "src")
+    wanted = {installed(f) for f in files if (checkout / f).is_file() and compiled not in f.parents}
+    assert wanted - names == set()
+    assert not any(name.endswith(".so") or "/src/" in name for name in names)
+
+
+@pytest.mark.skipif(not ON_LINUX_X86 or _file() is None, reason="no C++ kernels on this machine")
+def test_with_the_library_a_wheel_is_for_this_platform_and_every_python(checkout):
+    # setuptools compiles only what is older than its sources.
+    at = f"build/lib.linux-x86_64-cpython-{sys.version_info.major}{sys.version_info.minor}/nano3/kernels/cpu/_native.so"
+    (checkout / at).parent.mkdir(parents=True)
+    shutil.copyfile(_file(), checkout / at)
+    wheel = build(checkout, "bdist_wheel")
+    assert wheel.name.endswith("-py3-none-linux_x86_64.whl")
+    libraries = [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".so")]
+    assert libraries == ["nano3/kernels/cpu/_native.so"]
+
+
+def test_the_source_distribution_has_all_that_is_compiled(checkout):
+    sdist = build(checkout, "sdist")
+    with tarfile.open(sdist) as archive:
+        names = {Path(*Path(name).parts[1:]) for name in archive.getnames()}
+    sources = {
+        path.relative_to(checkout) for path in (checkout / "kernels" / "cpu" / "src").rglob("*") if path.is_file()
+    }
+    assert len(sources) > 40
+    assert sources - names == set()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not ON_LINUX_X86 or shutil.which("g++") is None, reason="needs g++ on Linux on x86-64")
+def test_the_source_distribution_compiles_to_a_library_that_loads_in_any_python(checkout, tmp_path):
+    sdist = build(checkout, "sdist")
+    command = [sys.executable, "-m", "pip", "wheel", str(sdist), "--no-deps", "--wheel-dir", str(tmp_path / "wheels")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = (tmp_path / "wheels").iterdir()
+    assert wheel.name.endswith("-py3-none-linux_x86_64.whl")
+    zipfile.ZipFile(wheel).extract("nano3/kernels/cpu/_native.so", tmp_path)
+    code = f"import ctypes; print(ctypes.CDLL({str(tmp_path / 'nano3/kernels/cpu/_native.so')!r}).nano3_abi())"
+    pythons = [sys.executable, *(found for v in range(11, 16) if (found := shutil.which(f"python3.{v}")))]
+    for python in pythons:
+        done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
