@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import httpx
+import httpx2
 
 from nano3.bench.serving_client import Prompt, Sample, Target, find_model, send, settle_options
 from nano3.bench.serving_prompts import Lengths, random_prompts, read_prompts
@@ -99,7 +99,7 @@ async def _measure(target: Target, workload: Workload, progress: Progress) -> Me
 class _Load:
     """The prompts on their way to the server, and what has come of them."""
 
-    client: httpx.AsyncClient
+    client: httpx2.AsyncClient
     target: Target
     workload: Workload
     prompts: list[Prompt]

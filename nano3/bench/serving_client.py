@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
-import httpx
+import httpx2
 
 from nano3.client.replies import error_text
 from nano3.client.server import Server, http_options
@@ -60,10 +60,10 @@ class Target:
         body = {"model": self.model, **asked, "max_tokens": prompt.output_tokens, "stream": True}
         return body | {name: extras[name] for name in self.options}
 
-    def client(self) -> httpx.AsyncClient:
+    def client(self) -> httpx2.AsyncClient:
         """A client with as many connections as are asked for; a proxy of the environment is not used."""
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-        return httpx.AsyncClient(**http_options(self.url, self.api_key), timeout=self.timeout, limits=limits)
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
+        return httpx2.AsyncClient(**http_options(self.url, self.api_key), timeout=self.timeout, limits=limits)
 
 
 @dataclass
@@ -102,22 +102,22 @@ class Sample:
         return len(self.chunks) if self.output_tokens is None else self.output_tokens
 
 
-async def send(client: httpx.AsyncClient, target: Target, prompt: Prompt) -> Sample:
+async def send(client: httpx2.AsyncClient, target: Target, prompt: Prompt) -> Sample:
     """Send one request and read its stream to the end; a failure is in the sample, never raised."""
     sample = Sample(start=time.perf_counter())
     try:
         path, body = PATHS[target.endpoint], target.body(prompt)
         async with asyncio.timeout(target.timeout), client.stream("POST", path, json=body) as response:
-            if response.status_code == httpx.codes.OK:
+            if response.status_code == httpx2.codes.OK:
                 await _read(response, sample)
             else:
                 sample.error = f"HTTP {response.status_code}"
                 sample.detail = error_text(await response.aread())
-    except (httpx.TimeoutException, TimeoutError):
+    except (httpx2.TimeoutException, TimeoutError):
         sample.error = "timed out"
-    except httpx.ConnectError as error:
+    except httpx2.ConnectError as error:
         sample.error, sample.detail = "cannot connect", str(error)
-    except httpx.HTTPError as error:
+    except httpx2.HTTPError as error:
         sample.error, sample.detail = "connection broke", str(error)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         sample.error, sample.detail = "not an OpenAI stream", f"{type(error).__name__}: {error}"
@@ -125,7 +125,7 @@ async def send(client: httpx.AsyncClient, target: Target, prompt: Prompt) -> Sam
     return sample
 
 
-async def _read(response: httpx.Response, sample: Sample) -> None:
+async def _read(response: httpx2.Response, sample: Sample) -> None:
     """Take the events of a stream into the sample."""
     first_event: float | None = None
     async for event in _events(response):
@@ -150,7 +150,7 @@ async def _read(response: httpx.Response, sample: Sample) -> None:
         sample.chunks.append(first_event)
 
 
-async def _events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
+async def _events(response: httpx2.Response) -> AsyncIterator[dict[str, Any]]:
     async for line in response.aiter_lines():
         if not line.startswith("data:"):
             continue

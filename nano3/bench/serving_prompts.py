@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 
 from nano3.bench.serving_client import Prompt, Target
 from nano3.config.errors import UserError
@@ -58,7 +58,7 @@ class Lengths:
 class Counter:
     """Counts tokens by the server's /tokenize; by an estimate where it has none."""
 
-    def __init__(self, target: Target, client: httpx.AsyncClient) -> None:
+    def __init__(self, target: Target, client: httpx2.AsyncClient) -> None:
         self.exact = True
         self._target, self._client = target, client
         self._turn = asyncio.Semaphore(PARALLEL)
@@ -79,7 +79,7 @@ class Counter:
             response = await self._client.post("/tokenize", json=body)
             answer = response.raise_for_status().json()
             return int(answer["count"]) if "count" in answer else len(answer["tokens"])
-        except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        except (httpx2.HTTPError, ValueError, KeyError, TypeError):
             return None
 
 

@@ -16,7 +16,7 @@ from nano3.config.errors import UserError
 from nano3.reading import parse_json
 
 if TYPE_CHECKING:
-    import httpx
+    import httpx2
 
     from nano3.engine.protocol import GenerationEngine
     from nano3.engine.request import Request
@@ -217,18 +217,18 @@ class ServerBackend:
 
     @contextlib.contextmanager
     def _reach(self) -> Iterator[None]:
-        import httpx
+        import httpx2
 
         try:
             yield
-        except httpx.TransportError as error:
+        except httpx2.TransportError as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"{self._url}: cannot reach the server ({reason})") from error
 
 
-def _pieces(response: httpx.Response) -> Iterator[Piece]:
+def _pieces(response: httpx2.Response) -> Iterator[Piece]:
     """The stream of an answer; raises UserError where it ends too early."""
-    import httpx
+    import httpx2
 
     ended = False
     try:
@@ -240,7 +240,7 @@ def _pieces(response: httpx.Response) -> Iterator[Piece]:
                 piece, last = _piece(data)
                 ended |= last
                 yield piece
-    except httpx.TransportError:
+    except httpx2.TransportError:
         ended = False
     if not ended:
         raise UserError("the connection ended before the answer did; /retry asks again")
@@ -269,7 +269,7 @@ def _call_text(call: dict[str, Any]) -> str:
     return (f"\n[tool call] {name} " if name else "") + (function.get("arguments") or "")
 
 
-def _refusal(response: httpx.Response) -> str:
+def _refusal(response: httpx2.Response) -> str:
     message = error_text(response.content) or response.reason_phrase
     if response.status_code in (401, 403):
         return f"the server refuses the API key ({message}); give --api-key or set NANO3_API_KEY"

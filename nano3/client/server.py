@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
+import httpx2
 
 from nano3.client.replies import LONGEST_WAIT, error_text, is_passing, listed_models, pause, seconds_of
 from nano3.config.errors import UserError
@@ -80,7 +80,7 @@ def base_address(url: str, name: str = "--url") -> str:
 
 
 def http_options(url: str, api_key: str = "", key_names: str = KEY_NAMES, proxies: bool = False) -> dict[str, Any]:
-    """Arguments for httpx.Client and httpx.AsyncClient: address, key, and certificates only where they are used, since
+    """Arguments for httpx2.Client and httpx2.AsyncClient: address, key, and certificates only where they are used:
     loading them takes longer than many an answer.
 
     Args:
@@ -136,10 +136,10 @@ class Server:
             UserError: no address, or a key that cannot stand in a header.
         """
         options = http_options(url, api_key, key_names, proxies)
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=keep)
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=keep)
         try:
-            self.http = httpx.Client(**options, timeout=_timeout(timeout), limits=limits)
-        except (httpx.InvalidURL, httpx.UnsupportedProtocol, ValueError) as error:
+            self.http = httpx2.Client(**options, timeout=_timeout(timeout), limits=limits)
+        except (httpx2.InvalidURL, httpx2.UnsupportedProtocol, ValueError) as error:
             raise UserError(f"{url_name} {url}: no address of a server: {error}") from error
         self.url, self._key, self._timeout, self._tries = url, api_key, timeout, tries
         self._key_names, self._url_name, self._wait, self._tell = key_names, url_name, wait, tell
@@ -166,7 +166,7 @@ class Server:
                 if not is_passing(reply.status):
                     return self._whole(reply)
                 reason, asked = self._refusal(reply), reply.asked
-            except (httpx.HTTPError, ValueError) as error:
+            except (httpx2.HTTPError, ValueError) as error:
                 reason, asked = self.clean(_reason(error)), 0.0
         raise NoAnswerError(reason, tries.n, f"in {tries.n} attempts")
 
@@ -178,7 +178,7 @@ class Server:
         """
         try:
             reply = self._try("GET", MODELS, None, time.monotonic() + MODELS_SECONDS)
-        except httpx.HTTPError as error:
+        except httpx2.HTTPError as error:
             why = self.clean(_reason(error))
             raise UserError(f"{self.url}: no answer ({why}); is a server running there? see {self._url_name}") from None
         self.check_way(reply, MODELS)
@@ -223,7 +223,7 @@ class Server:
             for part in reply.iter_bytes():
                 parts.append(part)
                 if time.monotonic() > end:
-                    raise httpx.ReadTimeout("the reply did not end in time")
+                    raise httpx2.ReadTimeout("the reply did not end in time")
             return Reply(reply.status_code, b"".join(parts), seconds_of(reply.headers.get("Retry-After")))
 
     def _whole(self, reply: Reply) -> Reply:
@@ -236,12 +236,12 @@ class Server:
         return f"HTTP {reply.status}" + (f": {text}" if text not in ("", "{}") else "") + wait
 
 
-def _timeout(seconds: float | None) -> httpx.Timeout:
-    return httpx.Timeout(seconds, connect=CONNECT_SECONDS if seconds is None else min(seconds, CONNECT_SECONDS))
+def _timeout(seconds: float | None) -> httpx2.Timeout:
+    return httpx2.Timeout(seconds, connect=CONNECT_SECONDS if seconds is None else min(seconds, CONNECT_SECONDS))
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, httpx.TimeoutException):
+    if isinstance(error, httpx2.TimeoutException):
         return "no answer in time"
     if isinstance(error, ValueError):
         return f"the answer is no JSON: {error}"

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 
-import httpx
+import httpx2
 import pytest
 from typer.testing import CliRunner
 
@@ -47,7 +47,7 @@ def launch():
 
 def ask(url, results, **body):
     headers = {"Authorization": "Bearer key"}
-    answer = httpx.post(f"{url}/v1/chat/completions", json=CHAT | body, headers=headers, timeout=300, trust_env=False)
+    answer = httpx2.post(f"{url}/v1/chat/completions", json=CHAT | body, headers=headers, timeout=300, trust_env=False)
     results.append(answer)
 
 
@@ -107,7 +107,7 @@ def test_the_end_comes_after_drain_seconds_or_with_the_second_signal(launch):
 
 
 def quietly(url):
-    with pytest.raises(httpx.TransportError):
+    with pytest.raises(httpx2.TransportError):
         ask(url, [], max_tokens=8000)
 
 
@@ -115,7 +115,7 @@ def wait_until_running(url, count):
     import time
 
     end = time.monotonic() + 30
-    while f"nano3_running {count}.0" not in httpx.get(f"{url}/metrics", trust_env=False).text:
+    while f"nano3_running {count}.0" not in httpx2.get(f"{url}/metrics", trust_env=False).text:
         assert time.monotonic() < end
         time.sleep(0.02)
 
@@ -153,8 +153,8 @@ def test_a_wrong_host_is_not_blamed_on_the_port():
 
 def test_a_base_model_is_served_without_thinking_unless_asked_for(launch, base_folder):
     process, ready = launch("--log-level", "info", "--model", str(base_folder))  # the last --model counts
-    assert httpx.get(f"{ready['url']}/v1/models", trust_env=False).json()["data"][0]["thinking_default"] is False
-    unknown = httpx.get(f"{ready['url']}/v1/nothing", trust_env=False).json()["error"]["message"]
+    assert httpx2.get(f"{ready['url']}/v1/models", trust_env=False).json()["data"][0]["thinking_default"] is False
+    unknown = httpx2.get(f"{ready['url']}/v1/nothing", trust_env=False).json()["error"]["message"]
     assert unknown == "there is no /v1/nothing; /docs lists what there is"
     results = []
     for more in ({}, {"enable_thinking": True}, {"chat_template_kwargs": {"enable_thinking": True}}):

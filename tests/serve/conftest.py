@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 import torch
 
@@ -37,9 +37,9 @@ class RunningServer:
     """The name to send."""
     service: Service
 
-    def client(self, **options: Any) -> httpx.Client:
+    def client(self, **options: Any) -> httpx2.Client:
         """A client of this server."""
-        return httpx.Client(base_url=self.url, timeout=300, trust_env=False, **options)
+        return httpx2.Client(base_url=self.url, timeout=300, trust_env=False, **options)
 
     def stats(self) -> Any:
         """The engine's counters as of its last step."""
@@ -127,7 +127,7 @@ def make_engine(tokenizer: Tokenizer) -> Callable[..., Engine]:
 
 
 @pytest.fixture
-def client(server: RunningServer) -> Iterator[httpx.Client]:
+def client(server: RunningServer) -> Iterator[httpx2.Client]:
     """A client of the shared server."""
     with server.client() as found:
         yield found

@@ -9,7 +9,7 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-import httpx
+import httpx2
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 SCHEMA = {
@@ -51,7 +51,7 @@ def pool(seed: int, size: int) -> list[tuple[str, dict]]:
 
 
 def malformed(rng: random.Random) -> tuple[str, str, dict]:
-    """(method, path, arguments of httpx) of a request that must be answered 4xx."""
+    """(method, path, arguments of httpx2) of a request that must be answered 4xx."""
     chat = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 4}
     wrong = [
         {"content": b"{"}, {"content": b""}, {"content": b"\xff\xfe\x00"}, {"content": b"[" * 10_000}, {"json": []},
@@ -105,12 +105,12 @@ class Answer:
 class RefusedError(Exception):
     """The server said 429 or 503."""
 
-    def __init__(self, response: httpx.Response) -> None:
+    def __init__(self, response: httpx2.Response) -> None:
         super().__init__(response.status_code)
         self.response = response
 
 
-async def whole(client: httpx.AsyncClient, path: str, body: dict) -> list[Answer]:
+async def whole(client: httpx2.AsyncClient, path: str, body: dict) -> list[Answer]:
     """The outputs of a request, in one piece."""
     response = await client.post(path, json=body)
     _check(response)
@@ -120,7 +120,7 @@ async def whole(client: httpx.AsyncClient, path: str, body: dict) -> list[Answer
     return answers
 
 
-async def streamed(client: httpx.AsyncClient, path: str, body: dict, leave_after: int | None = None) -> list[Answer]:
+async def streamed(client: httpx2.AsyncClient, path: str, body: dict, leave_after: int | None = None) -> list[Answer]:
     """The same from a stream; with `leave_after` the client hangs up after so many events."""
     answers = [Answer() for _ in range(body.get("n", 1))]
     events = 0
@@ -142,7 +142,7 @@ async def streamed(client: httpx.AsyncClient, path: str, body: dict, leave_after
     raise AssertionError("the stream ended without [DONE]")
 
 
-def _check(response: httpx.Response) -> None:
+def _check(response: httpx2.Response) -> None:
     if response.status_code in (429, 503):
         raise RefusedError(response)
     assert response.status_code == 200, response.text
@@ -161,8 +161,8 @@ class Load:
     async def run(self, jobs: int, clients: int) -> None:
         """Do `jobs` jobs with so many clients at once."""
         left = iter(range(jobs))
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=clients)
-        async with httpx.AsyncClient(base_url=self.url, timeout=180, limits=limits, trust_env=False) as client:
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=clients)
+        async with httpx2.AsyncClient(base_url=self.url, timeout=180, limits=limits, trust_env=False) as client:
 
             async def user() -> None:
                 for _ in left:
@@ -170,7 +170,7 @@ class Load:
 
             await asyncio.gather(*(user() for _ in range(clients)))
 
-    async def _job(self, client: httpx.AsyncClient) -> None:
+    async def _job(self, client: httpx2.AsyncClient) -> None:
         kind = self._rng.choices(("whole", "streamed", "hang up", "cut off", "malformed"), (35, 30, 15, 8, 12))[0]
         number = self._rng.randrange(len(self.requests))
         self.counts[kind] += 1
@@ -185,7 +185,7 @@ class Load:
         except Exception as error:
             self.wrong.append(f"request {number} ({kind}): {error!r}")
 
-    async def _until_taken(self, client: httpx.AsyncClient, kind: str, number: int) -> None:
+    async def _until_taken(self, client: httpx2.AsyncClient, kind: str, number: int) -> None:
         path, body = self.requests[number]
         leave_after = self._rng.randrange(6) if kind == "hang up" else None
         while True:
@@ -204,12 +204,12 @@ class Load:
             if kind != "hang up" and answer.differs(alone):
                 self.wrong.append(f"request {number} ({kind}): {answer} is not {alone}")
 
-    async def _malformed(self, client: httpx.AsyncClient, request: tuple[str, str, dict]) -> None:
+    async def _malformed(self, client: httpx2.AsyncClient, request: tuple[str, str, dict]) -> None:
         method, path, arguments = request
         headers = {"content-type": "application/json"} if "content" in arguments else {}
         try:
             response = await client.request(method, path, headers=headers, **arguments)
-        except httpx.HTTPError as error:
+        except httpx2.HTTPError as error:
             self.wrong.append(f"{method} {path} {str(arguments)[:80]}: {error!r}")
             return
         self.statuses[response.status_code] += 1

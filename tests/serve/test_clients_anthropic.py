@@ -6,7 +6,7 @@ import json
 import time
 
 import anthropic
-import httpx
+import httpx2
 import pytest
 from anthropic.types import Message, RawMessageStreamEvent
 from pydantic import TypeAdapter
@@ -76,7 +76,7 @@ def stream(server):
 
     def events(**body):
         body = {"max_tokens": 12, "temperature": 0, "messages": [{"role": "user", "content": "Say something."}]} | body
-        answer = httpx.post(f"{server.url}/v1/messages", json=body | {"stream": True}, timeout=60)
+        answer = httpx2.post(f"{server.url}/v1/messages", json=body | {"stream": True}, timeout=60)
         assert answer.status_code == 200, answer.text
         found = []
         for block in answer.text.strip().split("\n\n"):
@@ -136,7 +136,7 @@ def test_it_is_the_answer_of_the_chat_endpoint(ask, server):
         "temperature": 0,
         "enable_thinking": False,
     }
-    chat = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60).json()
+    chat = httpx2.post(f"{server.url}/v1/chat/completions", json=body, timeout=60).json()
     for system in ("Be brief.", [{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}]):
         answer = ask(system=system)
         assert answer.content[0].text == chat["choices"][0]["message"]["content"]
@@ -221,7 +221,7 @@ def test_results_of_tools_are_read_as_the_chat_endpoint_reads_them(ask, server):
          | {"parameters": tool["input_schema"]}} for tool in TOOLS
     ]  # fmt: skip
     body = {"messages": messages, "tools": functions, "enable_thinking": False}
-    wanted = httpx.post(f"{server.url}/tokenize", json=body).json()["count"]
+    wanted = httpx2.post(f"{server.url}/tokenize", json=body).json()["count"]
     answer = ask(messages=RESULT, tools=TOOLS, max_tokens=4)
     assert answer.usage.input_tokens + answer.usage.cache_read_input_tokens == wanted
 
@@ -267,11 +267,11 @@ def test_an_answer_of_a_schema(ask):
 def test_more_tokens_than_fit_may_be_asked_for(make_engine, start):
     small = start(make_engine(max_context=64))
     body = {"max_tokens": 32000, "messages": [{"role": "user", "content": "x"}], "temperature": 0}
-    answer = httpx.post(f"{small.url}/v1/messages", json=body, timeout=60).json()
+    answer = httpx2.post(f"{small.url}/v1/messages", json=body, timeout=60).json()
     assert answer["stop_reason"] in ("model_context_window_exceeded", "end_turn")
     assert answer["usage"]["input_tokens"] + answer["usage"]["output_tokens"] <= 64
     long = {"messages": [{"role": "user", "content": "word " * 100}], "max_tokens": 1}
-    refused = httpx.post(f"{small.url}/v1/messages", json=long, timeout=60)
+    refused = httpx2.post(f"{small.url}/v1/messages", json=long, timeout=60)
     assert refused.status_code == 400
     assert refused.json()["error"]["type"] == "invalid_request_error"
 
@@ -298,7 +298,7 @@ USER = {"role": "user", "content": "x"}
 )
 def test_wrong_requests_are_refused_in_its_form(client, server, wrong, words):
     body = {"max_tokens": 4, "messages": [USER]} | wrong
-    answer = httpx.post(f"{server.url}/v1/messages", json={k: v for k, v in body.items() if v is not None}, timeout=60)
+    answer = httpx2.post(f"{server.url}/v1/messages", json={k: v for k, v in body.items() if v is not None}, timeout=60)
     assert answer.status_code == 400
     error = answer.json()
     assert error["type"] == "error"
@@ -325,8 +325,8 @@ def test_both_headers_carry_the_key(make_engine, start):
     with stranger as client, pytest.raises(anthropic.AuthenticationError) as caught:
         client.messages.count_tokens(**options)
     assert caught.value.type == "authentication_error"
-    assert httpx.get(f"{locked.url}/v1/models", headers={"x-api-key": "first"}).status_code == 200
-    assert httpx.get(f"{locked.url}/v1/models", headers={"x-api-key": ""}).status_code == 401
+    assert httpx2.get(f"{locked.url}/v1/models", headers={"x-api-key": "first"}).status_code == 200
+    assert httpx2.get(f"{locked.url}/v1/models", headers={"x-api-key": ""}).status_code == 401
 
 
 class Steady(Engine):
@@ -340,7 +340,7 @@ class Steady(Engine):
 def test_a_stream_that_fails_ends_with_an_error_event(make_engine, start):
     hurried = start(make_engine(Steady), request_timeout=0.05)
     body = {"max_tokens": 3000, "messages": [USER], "stream": True, "thinking": {"type": "adaptive"}}
-    answer = httpx.post(f"{hurried.url}/v1/messages", json=body, timeout=60)
+    answer = httpx2.post(f"{hurried.url}/v1/messages", json=body, timeout=60)
     name, data = answer.text.strip().split("\n\n")[-1].split("\n")
     assert name == "event: error"
     assert json.loads(data.removeprefix("data: "))["error"]["type"] == "timeout_error"

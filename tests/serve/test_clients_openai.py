@@ -7,7 +7,7 @@ import time
 from enum import Enum
 from typing import Literal
 
-import httpx
+import httpx2
 import openai
 import pytest
 import torch
@@ -283,7 +283,7 @@ def test_a_closed_stream_stops_the_computation(server, ask):
     next(iter(stream))
     stream.close()
     for _ in range(100):
-        running = [line for line in httpx.get(f"{server.url}/metrics").text.splitlines()
+        running = [line for line in httpx2.get(f"{server.url}/metrics").text.splitlines()
                    if line.startswith("nano3_running ")]  # fmt: skip
         if running == ["nano3_running 0.0"]:
             break

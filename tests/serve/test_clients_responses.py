@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Literal
 
-import httpx
+import httpx2
 import openai
 import pytest
 from openai.types.responses import Response, ResponseStreamEvent
@@ -71,7 +71,7 @@ def stream(server):
     def events(url=server.url, **body):
         body = {"input": "Say something.", "max_output_tokens": 12, "temperature": 0} | PLAIN | body
         body |= body.pop("extra_body", {})
-        answer = httpx.post(f"{url}/v1/responses", json=body | {"stream": True}, timeout=60)
+        answer = httpx2.post(f"{url}/v1/responses", json=body | {"stream": True}, timeout=60)
         assert answer.status_code == 200, answer.text
         found = []
         for block in answer.text.strip().split("\n\n"):
@@ -134,7 +134,7 @@ def test_items_are_read_as_the_chat_endpoint_reads_messages(ask, server):
         for tool in TOOLS
     ]
     body = {"messages": messages, "tools": functions, "enable_thinking": False}
-    wanted = httpx.post(f"{server.url}/tokenize", json=body).json()["count"]
+    wanted = httpx2.post(f"{server.url}/tokenize", json=body).json()["count"]
     assert ask(ITEMS, tools=TOOLS).usage.input_tokens == wanted
 
 
@@ -145,9 +145,9 @@ def test_two_turns_of_the_assistant_stay_two(ask, server):
     one, two = ({"role": "assistant", "content": text} for text in ("a", "b"))
     reasoning = {"type": "reasoning", "id": "rs", "summary": [{"type": "summary_text", "text": "c"}]}
     body = {"enable_thinking": False, "messages": [{"role": "user", "content": "x"}, one, two]}
-    assert turns([one, two]) == httpx.post(f"{server.url}/tokenize", json=body).json()["count"]
+    assert turns([one, two]) == httpx2.post(f"{server.url}/tokenize", json=body).json()["count"]
     body["messages"][2] = {"role": "assistant", "reasoning": "c", "content": "b"}
-    assert turns([one, reasoning, two]) == httpx.post(f"{server.url}/tokenize", json=body).json()["count"]
+    assert turns([one, reasoning, two]) == httpx2.post(f"{server.url}/tokenize", json=body).json()["count"]
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_any_json_object(ask):
 )
 def test_wrong_requests_name_the_field(server, wrong, field):
     body = {key: value for key, value in ({"input": "x"} | wrong).items() if value is not None}
-    answer = httpx.post(f"{server.url}/v1/responses", json=body, timeout=60)
+    answer = httpx2.post(f"{server.url}/v1/responses", json=body, timeout=60)
     assert answer.status_code == 400, answer.text
     error = answer.json()["error"]
     assert error["param"] == field

@@ -7,7 +7,7 @@ import re
 import shlex
 from html.parser import HTMLParser
 
-import httpx
+import httpx2
 import pytest
 
 from nano3.serve.docs_page import docs_page
@@ -41,7 +41,7 @@ class Found(HTMLParser):
 
 @pytest.fixture(scope="module")
 def page(server):
-    answer = httpx.get(f"{server.url}/docs")
+    answer = httpx2.get(f"{server.url}/docs")
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/html")
     found = Found()
@@ -51,7 +51,7 @@ def page(server):
 
 
 def test_it_shows_every_endpoint_and_field(server, page):
-    document = httpx.get(f"{server.url}/openapi.json").json()
+    document = httpx2.get(f"{server.url}/openapi.json").json()
     commands = "\n".join(page.commands)
     for path in document["paths"]:
         assert f"curl {server.url}{path.replace('{name}', server.model)}" in commands
@@ -67,7 +67,7 @@ def test_it_loads_nothing_from_elsewhere(server, page):
             assert link[1:] in page.anchors
         else:
             assert not re.match(r"[a-z]+:|//", link)
-            assert httpx.get(f"{server.url}/{link}").status_code == 200
+            assert httpx2.get(f"{server.url}/{link}").status_code == 200
     assert len(set(page.anchors)) == len(page.anchors)
 
 
@@ -75,11 +75,11 @@ def test_its_commands_work_as_printed(server, page):
     for command in page.commands:
         _, url, *rest = shlex.split(command.replace("\\\n", ""))
         if not rest:
-            assert httpx.get(url).status_code == 200
+            assert httpx2.get(url).status_code == 200
             continue
         flag, header, data, body = rest
         assert (flag, data) == ("-H", "-d")
-        answer = httpx.post(url, content=json.dumps(json.loads(body)), headers=[header.split(": ")], timeout=60)
+        answer = httpx2.post(url, content=json.dumps(json.loads(body)), headers=[header.split(": ")], timeout=60)
         assert answer.status_code == 200, (command, answer.text)
 
 
@@ -90,6 +90,6 @@ def test_a_model_name_is_only_text():
 
 def test_it_is_open_with_keys_and_answers_head(make_engine, start):
     locked = start(make_engine(), api_keys=("key",))
-    assert httpx.get(f"{locked.url}/docs").status_code == 200
-    answer = httpx.head(f"{locked.url}/docs")
+    assert httpx2.get(f"{locked.url}/docs").status_code == 200
+    answer = httpx2.head(f"{locked.url}/docs")
     assert (answer.status_code, answer.content) == (200, b"")

@@ -3,7 +3,7 @@
 import threading
 import time
 
-import httpx
+import httpx2
 import pytest
 
 from nano3.engine.engine import Engine
@@ -156,7 +156,7 @@ def test_a_body_that_is_not_sent_as_json_is_told_so(client, content_type):
 
 def test_draining_ends_accepted_requests_and_refuses_new_ones(start):
     server = start()
-    with server.client() as client, httpx.Client(base_url=server.url, timeout=60, trust_env=False) as other:
+    with server.client() as client, httpx2.Client(base_url=server.url, timeout=60, trust_env=False) as other:
         thread, results = in_background(lambda: other.post("/v1/chat/completions", json=LONG | {"max_tokens": 100}))
         wait_until(lambda: server.stats().running == 1)
         server.service.thread.draining = True

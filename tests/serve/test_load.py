@@ -12,7 +12,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
+import httpx2
 import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -48,7 +48,7 @@ def serving(arguments, log):
 def metrics(url):
     """Samples of /metrics by name; those with labels added up."""
     found = {}
-    for family in text_string_to_metric_families(httpx.get(f"{url}/metrics").text):
+    for family in text_string_to_metric_families(httpx2.get(f"{url}/metrics").text):
         for sample in family.samples:
             found[sample.name] = found.get(sample.name, 0) + sample.value
     return found
@@ -56,14 +56,14 @@ def metrics(url):
 
 def answered(url, status):
     """How many requests were answered so."""
-    families = text_string_to_metric_families(httpx.get(f"{url}/metrics").text)
+    families = text_string_to_metric_families(httpx2.get(f"{url}/metrics").text)
     samples = [sample for family in families if family.name == "nano3_http_requests" for sample in family.samples]
     return sum(sample.value for sample in samples if sample.labels.get("status") == str(status))
 
 
 async def answers_alone(url, requests):
     """What each request is answered when nothing runs beside it."""
-    async with httpx.AsyncClient(base_url=url, timeout=60, trust_env=False) as client:
+    async with httpx2.AsyncClient(base_url=url, timeout=60, trust_env=False) as client:
         return [await whole(client, path, body) for path, body in requests]
 
 
@@ -135,8 +135,8 @@ STREAMS, LONG_TOKENS, DRAIN_SECONDS = 64, 150, 120
 async def stop_under_load(process, url):
     """Long answers, half of them streamed, all accepted before SIGTERM comes; what they and latecomers get."""
     body = {"prompt": "the lamp", "max_tokens": LONG_TOKENS, "ignore_eos": True, "temperature": 1, "logprobs": 0}
-    limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=url, timeout=DRAIN_SECONDS, limits=limits, trust_env=False) as client:
+    limits = httpx2.Limits(max_connections=None)
+    async with httpx2.AsyncClient(base_url=url, timeout=DRAIN_SECONDS, limits=limits, trust_env=False) as client:
         read = (streamed, whole)
         tasks = [asyncio.create_task(read[i % 2](client, COMPLETIONS, body | {"seed": i})) for i in range(STREAMS)]
         while (found := await asyncio.to_thread(metrics, url))["nano3_running"] + found["nano3_queued"] < STREAMS:
@@ -152,10 +152,10 @@ async def stop_under_load(process, url):
 
 async def latecomer(url, body):
     """The status of a request on a connection of its own; `refused` where nobody listens any more."""
-    async with httpx.AsyncClient(base_url=url, timeout=30, trust_env=False) as client:
+    async with httpx2.AsyncClient(base_url=url, timeout=30, trust_env=False) as client:
         try:
             return (await client.post(COMPLETIONS, json=body)).status_code
-        except httpx.ConnectError:
+        except httpx2.ConnectError:
             return "refused"
 
 
@@ -178,7 +178,7 @@ def test_sigterm_under_load(tmp_path):
 
 
 def test_idle_connections_outlive_those_of_common_clients(server):
-    with httpx.Client(limits=httpx.Limits(keepalive_expiry=60)) as client:
+    with httpx2.Client(limits=httpx2.Limits(keepalive_expiry=60)) as client:
         opened = []
         for wait in (0, 7):
             time.sleep(wait)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-import httpx
+import httpx2
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -59,7 +59,7 @@ def shorten(body):
 def test_generated_requests_are_answered_as_documented(server, mode, examples):
     for operation in operations(server).values():
         check_operation(server, operation, mode, examples)
-    assert httpx.get(f"{server.url}/health/ready").status_code == 200
+    assert httpx2.get(f"{server.url}/health/ready").status_code == 200
 
 
 def check_operation(server, operation, mode, examples):
@@ -113,7 +113,7 @@ def test_streams_are_answered_as_documented(server, path):
     ],
 )
 def test_bodies_that_are_no_requests(server, path, body):
-    answer = httpx.post(f"{server.url}{path}", content=body, headers={"content-type": "application/json"})
+    answer = httpx2.post(f"{server.url}{path}", content=body, headers={"content-type": "application/json"})
     assert 400 <= answer.status_code < 500
     error = answer.json()["error"]
     assert error["message"]
@@ -122,7 +122,7 @@ def test_bodies_that_are_no_requests(server, path, body):
 
 def metrics(server):
     """Every sample of /metrics, by name and labels, as Prometheus reads them."""
-    answer = httpx.get(f"{server.url}/metrics")
+    answer = httpx2.get(f"{server.url}/metrics")
     assert answer.headers["content-type"].startswith("text/plain")
     families = list(text_string_to_metric_families(answer.text))
     assert all(family.documentation and family.type != "unknown" for family in families)
@@ -136,8 +136,8 @@ def metrics(server):
 def test_metrics_count_what_happened(server):
     before = metrics(server)
     body = {"prompt": [5, 6, 7], "max_tokens": 4, "n": 2, "ignore_eos": True, "temperature": 1}
-    assert httpx.post(f"{server.url}/v1/completions", content=json.dumps(body)).status_code in (200, 400)
-    answer = httpx.post(f"{server.url}/v1/completions", json=body)
+    assert httpx2.post(f"{server.url}/v1/completions", content=json.dumps(body)).status_code in (200, 400)
+    answer = httpx2.post(f"{server.url}/v1/completions", json=body)
     assert answer.status_code == 200
     after = metrics(server)
 

@@ -6,7 +6,7 @@ import gc
 import json
 import time
 
-import httpx
+import httpx2
 import pytest
 from lm_eval.api.instance import Instance
 
@@ -26,9 +26,9 @@ def url(served):
     """The server's address, once it listens."""
     for _ in range(200):
         try:
-            httpx.get(served + "/health", timeout=5)
+            httpx2.get(served + "/health", timeout=5)
             break
-        except httpx.TransportError:
+        except httpx2.TransportError:
             time.sleep(0.05)
     return served
 
@@ -110,7 +110,7 @@ def test_repeats_of_a_sampled_request_differ(url):
 
 def test_a_context_that_a_server_does_not_tell_is_noted(url, serve_answers):
     def answer(path, body):
-        own = httpx.get(url + path) if not body else httpx.post(url + path, json=body, timeout=60)
+        own = httpx2.get(url + path) if not body else httpx2.post(url + path, json=body, timeout=60)
         reply = own.json()
         if path == "/v1/models":
             del reply["data"][0]["max_model_len"]
@@ -197,7 +197,7 @@ def test_a_server_that_goes_away_leaves_what_it_answered(url, serve_answers, tmp
             if len(answered) == 4:
                 return 503, {"error": {"message": "gone"}}
             answered.append(body)
-        own = httpx.get(url + path) if not body else httpx.post(url + path, json=body, timeout=60)
+        own = httpx2.get(url + path) if not body else httpx2.post(url + path, json=body, timeout=60)
         return own.status_code, own.json()
 
     with serve_answers(answer) as between:

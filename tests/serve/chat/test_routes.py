@@ -3,7 +3,7 @@
 import json
 import time
 
-import httpx
+import httpx2
 import pytest
 
 from nano3.data.chat.template import ChatTemplate
@@ -376,7 +376,7 @@ def test_a_client_that_hangs_up_frees_what_it_held(start, make_engine):
             assert server.service.thread.unfinished == 1
         wait_until(lambda: server.service.thread.unfinished == 0 and server.stats().running == 0)
         assert server.stats().output_tokens < 3000
-        with pytest.raises(httpx.ReadTimeout):
+        with pytest.raises(httpx2.ReadTimeout):
             client.post("/v1/chat/completions", json=body | {"stream": False}, timeout=0.3)
         wait_until(lambda: server.service.thread.unfinished == 0 and server.stats().running == 0)
     assert server.stats().output_tokens < 6000
