@@ -13,26 +13,46 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 def install_command(extra: str) -> str:
-    """The pip command that adds an extra to this nano3, from where it came: a checkout, a repository or the registry.
+    """The command that adds an extra to this nano3: from where it came (a checkout, a repository or the registry), by
+    what installed it (pip, uv or pipx).
 
     A checkout is written `.` where it is the current folder.
     """
     record = _direct_url()
     url, editable = str(record.get("url", "")), bool(record.get("dir_info", {}).get("editable"))
+    install = _installer()
     if "vcs_info" in record:
-        return f"pip install 'nano3[{extra}] @ {record['vcs_info'].get('vcs', 'git')}+{url}'"
+        return f"{install} 'nano3[{extra}] @ {record['vcs_info'].get('vcs', 'git')}+{url}'"
     folder = Path(unquote(urlparse(url).path)) if url.startswith("file:") else CHECKOUT
     if not (folder / "pyproject.toml").is_file():
-        return f"pip install 'nano3[{extra}]'"
+        return f"{install} 'nano3[{extra}]'"
     path = "." if folder.resolve() == Path.cwd() else str(folder)
-    return f"pip install {'-e ' if editable else ''}{_quoted(f'{path}[{extra}]')}"
+    return f"{install} {'-e ' if editable else ''}{_quoted(f'{path}[{extra}]')}"
+
+
+def _installer() -> str:
+    """What installs packages beside this nano3: environments of pipx and of `uv tool` have no pip of their own."""
+    parts = Path(sys.prefix).parts[-3:]
+    if parts[:2] == ("pipx", "venvs"):
+        return f"pipx runpip {parts[-1]} install"
+    if parts[:2] == ("uv", "tools"):
+        return f"uv pip install --python {_quoted(sys.prefix)}"
+    return "uv pip install" if _record("INSTALLER").strip() == "uv" else "pip install"
+
+
+def _record(name: str) -> str:
+    """A file of the installed package's metadata; empty where there is none."""
+    try:
+        return distribution("nano3").read_text(name) or ""
+    except PackageNotFoundError:
+        return ""
 
 
 def _direct_url() -> dict[str, Any]:
     """What pip wrote down of an installation that is from no registry (PEP 610)."""
     try:
-        record = json.loads(distribution("nano3").read_text("direct_url.json") or "{}")
-    except (PackageNotFoundError, ValueError):
+        record = json.loads(_record("direct_url.json") or "{}")
+    except ValueError:
         return {}
     return record if isinstance(record, dict) else {}
 

