@@ -10,15 +10,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from nano3.config.errors import UserError
+from nano3.config.model import MOE
 from nano3.model.count import flops_per_token
 from nano3.model.dtype import compute_dtype
-from nano3.model.hf.config import MOE
 from nano3.train.balance import load_stats
 from nano3.train.checkpoint.checkpointer import Checkpointer, CheckpointError, Saved, load_tensors, step_folders
 from nano3.train.checkpoint.run_identity import (
     HORIZON,
     check_same_run,
+    check_start,
     deciding_settings,
     rounding_notes,
     rounding_settings,
@@ -142,7 +142,7 @@ class Trainer:
             schedule_start=before.schedule_start + before.tokens,
             schedule_start_step=before.schedule_start_step + before.step,
         )
-        self._check_start(saved, start, before.tokens // max(1, before.step))
+        check_start(self.cfg.schedule, saved.path, start, before.tokens // max(1, before.step))
         self._load(saved, {})
         self._move_to(start)
 
@@ -375,21 +375,6 @@ class Trainer:
     def _check_fresh(self) -> None:
         if not self._resumed and step_folders(self.run_dir / "checkpoints"):
             raise ValueError(f"{self.run_dir} already holds a run: resume it, or choose another run folder")
-
-    def _check_start(self, saved: Saved, start: Position, step_tokens: int) -> None:
-        """Refuse a stated start of the schedule that is not where the other run ended, to within a step's tokens."""
-        schedule = self.cfg.schedule
-        ends = {
-            "start_tokens": (schedule.start_tokens, start.schedule_start, step_tokens),
-            "start_steps": (schedule.start_steps, start.schedule_start_step, 0),
-        }
-        for key, (stated, end, near) in ends.items():
-            if stated and abs(end - stated) > near:
-                unit = key.removeprefix("start_").rstrip("s")
-                raise UserError(
-                    f"schedule.{key} is {stated}, but {saved.path} is at {unit} {end}: finish that run, or say "
-                    f"--set schedule.{key}={end}"
-                )
 
     def _open(self) -> None:
         # Of all processes, whatever they do: their peaks add up.

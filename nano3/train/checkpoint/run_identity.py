@@ -8,7 +8,10 @@ from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
+from nano3.config.errors import UserError
+from nano3.config.schema import ScheduleConfig
 from nano3.train.checkpoint.checkpointer import CheckpointError
+from nano3.train.position import Position
 
 FREE = {
     "data.cache_dir",
@@ -99,3 +102,28 @@ def _flat(cfg: Any) -> dict[str, Any]:
 
 def _deciding_sections(cfg: Any) -> list[dataclasses.Field]:
     return [field for field in dataclasses.fields(cfg) if field.name not in FREE_SECTIONS]
+
+
+def check_start(schedule: ScheduleConfig, path: Path, start: Position, step_tokens: int) -> None:
+    """Refuse a stated start of the schedule that is not where another run's checkpoint ends, to within a step's tokens.
+
+    Args:
+        schedule: settings of the run that goes on.
+        path: that checkpoint.
+        start: the schedule position that it leads to.
+        step_tokens: tokens of one of its steps.
+
+    Raises:
+        UserError: another start is stated.
+    """
+    ends = {
+        "start_tokens": (schedule.start_tokens, start.schedule_start, step_tokens),
+        "start_steps": (schedule.start_steps, start.schedule_start_step, 0),
+    }
+    for key, (stated, end, near) in ends.items():
+        if stated and abs(end - stated) > near:
+            unit = key.removeprefix("start_").rstrip("s")
+            raise UserError(
+                f"schedule.{key} is {stated}, but {path} is at {unit} {end}: finish that run, or say "
+                f"--set schedule.{key}={end}"
+            )
