@@ -10,11 +10,14 @@ SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
 def folders(top, package):
+    """Packages with code; what only builds the wheel needs no place in it."""
+    builders = {command.rpartition(".")[0] for command in SETUPTOOLS["cmdclass"].values()}
     found = {package}
     for path in top.rglob("*.py"):
         parts = path.parent.relative_to(top).parts
-        if "__pycache__" not in parts:
-            found.add(".".join([package, *parts]))
+        folder = ".".join([package, *parts])
+        if "__pycache__" not in parts and f"{folder}.{path.stem}" not in builders:
+            found.add(folder)
     return found
 
 
