@@ -50,6 +50,8 @@ def adapter_base(folder: str | Path) -> str:
     Raises:
         UserError: it names none, or one that cannot be had.
     """
+    if not (Path(folder) / ADAPTER_CONFIG).is_file():
+        raise UserError(f"{folder}: no {ADAPTER_CONFIG} there; give the folder of a LoRA adapter")
     named = read_json(Path(folder) / ADAPTER_CONFIG)
     base = named.get("base_model_name_or_path") if isinstance(named, dict) else None
     if not isinstance(base, str) or not base:

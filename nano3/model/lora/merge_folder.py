@@ -1,0 +1,53 @@
+"""An adapter's folder and its model's to one model's folder."""
+
+from __future__ import annotations
+
+import shutil
+from fnmatch import fnmatch
+from pathlib import Path
+
+from nano3.model.find import model_folder
+from nano3.model.hf.folder import load, save
+from nano3.model.hf.write import EXPECTED_NAMES
+from nano3.model.lora.apply import LoraReport
+from nano3.model.lora.folder import load_adapter
+from nano3.model.lora.merge import merge
+
+REWRITTEN = ("config.json", "*.safetensors", "*.safetensors.index.json", "hf_quant_config.json")
+OF_THE_MODEL = ("README.md", "LICENSE*")
+"""Files that are about the model or the adapter alone."""
+TOKENIZER = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+
+
+def merge_folder(adapter: Path, base: str | Path, out: Path) -> LoraReport:
+    """Write the model in `base` with the adapter added to its weights: W + alpha/r * B A, computed in float32 and
+    rounded once to the type of W. Tokenizer, chat template and generation settings come along; an adapter's own
+    tokenizer wins.
+
+    Args:
+        adapter: PEFT's folder.
+        base: run folder or Hugging Face folder.
+        out: appears whole or not at all; a model there is replaced.
+
+    Raises:
+        UserError: the two do not belong together, the weights are quantized, or `out` holds anything but a model.
+    """
+    folder = model_folder(base)
+    model = load(folder)
+    report = load_adapter(model, adapter)
+    merge(model)
+
+    def copy_rest(new: Path) -> None:
+        for file in folder.iterdir():
+            if _matches(file, EXPECTED_NAMES) and not _matches(file, REWRITTEN + OF_THE_MODEL):
+                shutil.copy(file, new / file.name)
+        for file in adapter.iterdir():
+            if _matches(file, TOKENIZER):
+                shutil.copy(file, new / file.name)
+
+    save(model, out, extra=copy_rest)
+    return report
+
+
+def _matches(file: Path, patterns: tuple[str, ...]) -> bool:
+    return file.is_file() and any(fnmatch(file.name, pattern) for pattern in patterns)

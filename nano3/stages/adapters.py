@@ -1,0 +1,84 @@
+"""LoRA in a training stage: adapters into its model, their first values, and the folders that the run leaves.
+
+In a stage's order: `settle` the settings, `add` to the empty model before the trainer takes it, `begin` when the base
+weights are there (not in a resume, whose checkpoint has the adapters too), `export` around the writing of model/.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from nano3.config.lora import LoraConfig
+from nano3.model.find import model_folder
+from nano3.model.hf.folder import stored_dtype
+from nano3.model.lm import LM
+from nano3.model.lora.apply import apply_lora, has_adapters, init_lora
+from nano3.model.lora.folder import save_adapter
+from nano3.model.lora.merge import merged
+
+ADAPTER = "adapter"
+"""In the run folder: PEFT's folder of the adapters."""
+Config = TypeVar("Config", bound=Any)
+
+
+def settle(cfg: Config) -> Config:
+    """`cfg`, where it has adapters with expert biases that stand still: they are no part of an adapter's folder."""
+    if not cfg.lora.rank or not cfg.balance.bias_rate:
+        return cfg
+    return dataclasses.replace(cfg, balance=dataclasses.replace(cfg.balance, bias_rate=0.0))
+
+
+def add(model: LM, cfg: LoraConfig, source: Path | None, say: Callable[[str], None] | None = None) -> None:
+    """Put adapters into a model on the meta device, where lora.rank asks for them, and say which.
+
+    Args:
+        model: without weights.
+        cfg: lora.*.
+        source: run or Hugging Face folder that its weights will come from, whose type they keep with base_dtype = auto.
+        say: takes the lines.
+
+    Raises:
+        UserError: a pattern of lora.targets matches nothing.
+    """
+    if not cfg.rank:
+        return
+    if cfg.base_dtype == "auto" and source is not None:
+        dtype = str(stored_dtype(model_folder(source))).removeprefix("torch.")
+        cfg = dataclasses.replace(cfg, base_dtype="bfloat16" if dtype == "bfloat16" else "float32")
+    report = apply_lora(model, cfg)
+    if say is not None:
+        for line in report.lines():
+            say(line)
+
+
+def begin(model: LM, seed: int, rank: int = 0) -> None:
+    """Give the adapters, where there are any, the values with which they change nothing.
+
+    Args:
+        model: with the weights of its base.
+        seed: of the values, and of what this process drops in training.
+        rank: of this process, which drops others than the other ranks.
+    """
+    if has_adapters(model):
+        init_lora(model, seed)
+        torch.manual_seed(seed * 0x9E3779B1 + rank)
+
+
+@contextmanager
+def export(model: LM, cfg: LoraConfig, run_dir: Path, base: Path | None) -> Iterator[None]:
+    """Write RUN/adapter; while this lasts the weights hold the adapters' products, so that model/ can be written.
+
+    Every rank must enter. Without adapters nothing is done.
+    """
+    if not cfg.rank:
+        yield
+        return
+    save_adapter(model, run_dir / ADAPTER, str(base.resolve()) if base is not None else "")
+    with merged(model):
+        yield
