@@ -12,6 +12,15 @@ from typing import Any, Literal
 from nano3.config.errors import UserError
 from nano3.reading import parse_toml
 
+MAIN = "train."
+"""Section of what a run is: the first that a key without a section may mean."""
+OTHERS = 3
+"""Other keys of the same name that a suggestion mentions."""
+CLOSE = 0.75
+"""Likeness from which a name is taken for a misspelt one."""
+OTHER_NAMES = {"learning_rate": "schedule.peak_lr", "max_steps": "train.steps", "sequence_length": "data.seq_len"}
+"""What other trainers call a setting."""
+
 
 @dataclass(frozen=True)
 class ShellValue:
@@ -112,19 +121,38 @@ def construct(schema: type, table: dict[str, Any]) -> Any:
     )
 
 
-def nearest(name: str, valid: Iterable[str]) -> str | None:
-    """The valid name most like `name`, or None when none is like it."""
-    matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
+def nearest(name: str, valid: Iterable[str], cutoff: float = 0.5) -> str | None:
+    """The valid name most like `name`, or None when none is like it (1: equal, 0: nothing in common)."""
+    matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=cutoff)
     return matches[0] if matches else None
 
 
 def _nearest_key(key: str, prefix: str, types: dict[str, Any], root: type) -> str:
-    siblings = [prefix + name for name in types]
-    everywhere = keys(root)
-    leaf = key.rpartition(".")[2]
-    same_leaf = [k for k in everywhere if k.rpartition(".")[2] == leaf]
-    found = (same_leaf or [nearest(key, siblings) or nearest(key, everywhere)])[0]
-    return f"did you mean '{found}'?" if found else f"valid keys: {_listed(types)}"
+    found = _suggestions(key, prefix, types, root)
+    if not found:
+        return f"valid keys: {_listed(types)}"
+    others = f" (also {', '.join(found[1 : 1 + OTHERS])})" if found[1:] else ""
+    return f"did you mean '{found[0]}'?{others}"
+
+
+def _suggestions(key: str, prefix: str, types: dict[str, Any], root: type) -> list[str]:
+    """Keys that an unknown one may mean, the likeliest first: those of the same last part, else the nearest in its
+    section, else those of the nearest last part, else those with its words in theirs."""
+    everywhere = sorted(keys(root), key=lambda full: (full.count("."), not full.startswith((prefix or MAIN, MAIN))))
+    leaf, siblings = _leaf(OTHER_NAMES.get(key, key)), [prefix + name for name in types]
+    near = nearest(key, siblings, CLOSE) or nearest(leaf, map(_leaf, everywhere), CLOSE)
+    words = set(leaf.split("_"))
+    ways = (
+        [full for full in everywhere if _leaf(full) == leaf],
+        [near] if near in siblings else [full for full in everywhere if _leaf(full) == near],
+        [full for full in everywhere if words <= set(_leaf(full).split("_"))],
+        [near for near in [nearest(key, siblings if prefix else everywhere)] if near],
+    )
+    return next((found for found in ways if found), [])
+
+
+def _leaf(key: str) -> str:
+    return key.rpartition(".")[2]
 
 
 def _convert_choice(value: Any, choices: tuple, key: str, where: str) -> Any:
