@@ -28,6 +28,8 @@ class Grammar:
     Lark's notation (lark), nothing (json_object)."""
     after_thinking: bool = False
     """The thinking part is free: the grammar begins where the output says </think>."""
+    opener: str = ""
+    """A text that ends the thinking part too, and begins the grammar with itself: <tool_call>."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ def thinking_tracker(sampling: Sampling, tokenizer: Tokenizer) -> ThinkingTracke
     after_thinking = sampling.grammar is not None and sampling.grammar.after_thinking
     if sampling.thinking is None and not after_thinking:
         return None
-    return ThinkingTracker(sampling.thinking, tokenizer)
+    opener = sampling.grammar.opener if sampling.grammar is not None else ""
+    return ThinkingTracker(sampling.thinking, tokenizer, opener)
 
 
 class ThinkingTracker:
@@ -26,19 +27,21 @@ class ThinkingTracker:
     thinking opens again.
     """
 
-    def __init__(self, budget: ThinkingBudget | None, tokenizer: Tokenizer) -> None:
-        """Without a budget it only watches; thinking is then open from the start."""
+    def __init__(self, budget: ThinkingBudget | None, tokenizer: Tokenizer, opener: str = "") -> None:
+        """Without a budget it only watches; thinking is then open from the start. `opener` ends thinking too."""
         self.thinking_closed = False
-        """Whether the output has said `</think>`, itself or by force."""
+        """Whether the output has said `</think>`, itself or by force, or the opener."""
         self.rest = ""
-        """Text that came after `</think>` in the token that ended it (a tokenizer may join `>` to what follows)."""
+        """Text after thinking in the token that ended it (a tokenizer may join `>` to what follows), behind the opener
+        where it was that."""
         self._budget = budget
         self._tokenizer = tokenizer
         self._open = budget is None or budget.open
         self._n_thinking = 0
         self._tail = ""
         self._forced: deque[int] = deque()
-        self._ids = {tag: tokenizer.token_id(tag) for tag in (OPEN, CLOSE)}
+        self._ends = (CLOSE, opener) if opener else (CLOSE,)
+        self._ids = {tag: tokenizer.token_id(tag) for tag in (OPEN, *self._ends)}
         self._check_limit()
 
     @property
@@ -56,11 +59,13 @@ class ThinkingTracker:
             return
         text = self._tokenizer.decode([token_id])
         if not self._open:
-            self._open = self._saw(OPEN, token_id, text)
+            opened, self._tail = self._saw((OPEN,), token_id, text)
+            self._open = bool(opened)
             return
         self._n_thinking += 1
-        if self._saw(CLOSE, token_id, text):
-            self.thinking_closed = True
+        ended, rest = self._saw(self._ends, token_id, text)
+        if ended:
+            self.thinking_closed, self.rest = True, ended.removeprefix(CLOSE) + rest
         elif self._budget is not None and self._n_thinking >= self._budget.tokens and "\n" in text:
             self._force("")
         else:
@@ -78,16 +83,15 @@ class ThinkingTracker:
         else:
             self._forced.extend([*self._tokenizer.encode(before), close])
 
-    def _saw(self, tag: str, token_id: int, text: str) -> bool:
-        """Whether the tag is complete with this token, be it one token of its own or spread over several."""
-        if token_id == self._ids[tag]:
-            self._tail = ""
-            return True
-        self._tail += text
-        _, found, rest = self._tail.partition(tag)
-        self._tail = "" if found else self._tail[-len(tag) :]
-        if found and tag == CLOSE:
-            self.rest = rest
-        elif found:
-            self._tail = rest
-        return bool(found)
+    def _saw(self, tags: tuple[str, ...], token_id: int, text: str) -> tuple[str, str]:
+        """The first of the tags that is complete with this token, be it one token of its own or spread over several,
+        and the text after it in the token; without a tag, the text that may be the beginning of one is kept."""
+        if (tag := next((tag for tag in tags if token_id == self._ids[tag]), "")):
+            return tag, ""
+        seen = self._tail + text
+        found = min(((seen.find(tag), tag) for tag in tags if tag in seen), default=None)
+        if found is None:
+            self._tail = seen[-max(map(len, tags)) :]
+            return "", self._tail
+        at, tag = found
+        return tag, seen[at + len(tag) :]

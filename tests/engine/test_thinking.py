@@ -87,3 +87,17 @@ def test_a_tracker_is_made_where_a_request_needs_one():
     assert write(watching, ONE_TOKEN, "a\n" * 90)[1] == 0
     limited = thinking_tracker(Sampling(grammar=grammar, thinking=ThinkingBudget(0, 0)), ONE_TOKEN)
     assert limited.forced is not None
+
+
+@both
+def test_an_opener_ends_thinking_too_and_begins_the_grammar_with_itself(tokenizer):
+    grammar = Grammar("lark", "start: /.*/", after_thinking=True, opener="<tool_call>")
+    for text, rest in (("so <tool_call>", "<tool_call>"), ("so </think>", "")):
+        tracker = thinking_tracker(Sampling(grammar=grammar), tokenizer)
+        *before, last = tokenizer.encode(text)
+        for token in before:
+            tracker.accept(token)
+        assert not tracker.thinking_closed
+        tracker.accept(last)
+        assert tracker.thinking_closed
+        assert tracker.rest == rest

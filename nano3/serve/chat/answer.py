@@ -19,7 +19,14 @@ class ChatAnswer:
     def __init__(self, service: Service, plan: ChatPlan, with_logprobs: bool, with_ids: bool) -> None:
         self._service, self._one_call = service, plan.one_call
         self._with_logprobs, self._with_ids = with_logprobs, with_ids
-        self._parser = OutputParser(plan.tools, thinking_open=plan.prompt.thinking_open, parse_tools=bool(plan.tools))
+        grammar = plan.request.sampling.grammar
+        self._parser = OutputParser(
+            plan.tools,
+            thinking_open=plan.prompt.thinking_open,
+            parse_tools=bool(plan.tools),
+            # A grammar that is still to begin has no hold on those.
+            bare_calls_in_thinking=grammar is None or not grammar.opener,
+        )
         self._end_think = service.tokenizer.token_id(END_THINK)
         self._thinking = plan.prompt.thinking_open
         self._message = ParsedOutput()

@@ -15,7 +15,7 @@ from nano3.serve.sampling import grammar_of, sampling_of
 from nano3.serve.schemas import ChatRequest, NamedTool, TokenizeRequest
 from nano3.serve.service import Service, new_id
 from nano3.serve.structured.json_schema import check_schema
-from nano3.serve.structured.tool_grammar import call_grammar
+from nano3.serve.structured.tool_grammar import call_grammar, watched_grammar
 from nano3.serve.transport.errors import ApiError
 
 SWITCHES = ("enable_thinking", "truncate_history_thinking")
@@ -133,7 +133,7 @@ def _sampling(
 
 def _grammar(body: ChatRequest, after_thinking: bool, tools: list[dict[str, Any]]) -> Grammar | None:
     answer = grammar_of(body, after_thinking)
-    if not tools or (body.tool_choice in (None, "auto") and answer is None):
+    if not tools:
         return answer
     if isinstance(body.tool_choice, NamedTool):
         wanted = body.tool_choice.function.name
@@ -143,6 +143,8 @@ def _grammar(body: ChatRequest, after_thinking: bool, tools: list[dict[str, Any]
                        code="invalid_value")  # fmt: skip
     several = body.parallel_tool_calls is not False
     try:
+        if body.tool_choice in (None, "auto") and answer is None:
+            return watched_grammar(tools, after_thinking=after_thinking)
         return call_grammar(tools, several=several, after_thinking=after_thinking, answer=answer)
     except UserError as error:
         raise ApiError(400, f"tools: {error}", param="tools", code="invalid_value") from error

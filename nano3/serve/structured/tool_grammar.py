@@ -1,8 +1,10 @@
-"""Grammars that leave a model no choice but to call tools, in the chat template's format, by the tools' schemas."""
+"""Grammars of tool calls in the chat template's format, by the tools' schemas: the model has no choice but to call, or
+calls as it likes."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,6 +17,7 @@ from nano3.serve.structured.string_forms import LENGTHS, NotEnforcedError, expre
 BOOLEANS = ("true", "false", "True", "False")
 """JSON's words, and those that the chat template writes for earlier calls."""
 FORM_KEYS = (*LENGTHS, "pattern", "format")
+OPENER = "<tool_call>"
 _FREE_TEXT = r"free_text[lazy]: /(.|\n)*\n<\/parameter>\n/"
 
 
@@ -38,7 +41,32 @@ def call_grammar(
     rules = [start, rf'calls: "\n"? call{rest} "\n"?', f"call: {names}", *_answer_rules(answer)]
     for i, tool in enumerate(tools):
         rules += _tool_rules(f"tool_{i}", tool["function"])
-    return Grammar("lark", "\n".join([*rules, _FREE_TEXT]) + "\n", after_thinking)
+    return Grammar("lark", "\n".join([*rules, _FREE_TEXT]) + "\n", after_thinking, OPENER)
+
+
+def watched_grammar(tools: Sequence[dict[str, Any]], *, after_thinking: bool) -> Grammar | None:
+    """The output is free text, but in each call of a strict tool the parameters are of its schema; None where no tool
+    is strict.
+
+    The model decides whether to call. Its `<function=NAME>` is where a call begins, with <tool_call> before it or not.
+
+    Args:
+        tools: in OpenAI's form.
+        after_thinking: as `call_grammar`.
+
+    Raises:
+        UserError: as `call_grammar`.
+    """
+    strict = [tool["function"] for tool in tools if tool["function"].get("strict")]
+    if not strict:
+        return None
+    heads = [rf"<function={_regex(function['name'])}[ \t]*>" for function in strict]
+    names = " | ".join(f"tool_{i}" for i in range(len(strict)))
+    rules = ["start: turn", f"turn: TEXT? | ({names}) turn"]
+    for i, (function, head) in enumerate(zip(strict, heads, strict=True)):
+        rules += [*_tool_rules(f"tool_{i}", function, head=f'head_{i} "\\n"'), rf"head_{i}[lazy]: /(.|\n)*{head}/"]
+    rules.append(rf"TEXT: /(.|\n)+/ & ~/(.|\n)*({'|'.join(heads)})(.|\n)*/")
+    return Grammar("lark", "\n".join([*rules, _FREE_TEXT]) + "\n", after_thinking, OPENER)
 
 
 def _answer_rules(answer: Grammar | None) -> list[str]:
@@ -56,15 +84,18 @@ def _answer_rules(answer: Grammar | None) -> list[str]:
     return [f"answer: /{llguidance.regex_to_lark(answer.value)}/"]
 
 
-def _tool_rules(rule: str, function: dict[str, Any]) -> Iterator[str]:
-    """Rules of one tool: its required parameters always, the others at will, in the order of the schema."""
+def _tool_rules(rule: str, function: dict[str, Any], head: str = "") -> Iterator[str]:
+    """Rules of one tool: its required parameters always, the others at will, in the order of the schema.
+
+    `head`: Lark expression of the call's beginning; by default its tags in the template's form.
+    """
     schema = plain_types(function.get("parameters") or {})
     properties = dict(schema.get("properties") or {})
     required = set(schema.get("required") or ())
     for name in schema.get("required") or ():
         properties.setdefault(name, {})
     parameters = [f"{rule}_{i}{'' if name in required else '?'}" for i, name in enumerate(properties)]
-    head = _quote(f"<tool_call>\n<function={function['name']}>\n")
+    head = head or _quote(f"{OPENER}\n<function={function['name']}>\n")
     tail = _quote("</function>\n</tool_call>")
     yield f"{rule}: {' '.join([head, *parameters, tail])}"
     definitions = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
@@ -165,6 +196,11 @@ def _resolved(schema: Any, definitions: dict[str, Any]) -> dict[str, Any]:
 
 def _json(schema: Any) -> str:
     return f"%json {json.dumps(spaced(schema), ensure_ascii=False)}"
+
+
+def _regex(text: str) -> str:
+    """Regular expression of a text, for Lark."""
+    return re.escape(text).replace("/", r"\/")
 
 
 def _quote(text: str) -> str:

@@ -408,3 +408,16 @@ def test_a_message_of_very_many_deltas() -> None:
     assert (output.content, output.reasoning) == ("ab" * 100_000, "c" * 100_000)
     assert output.tool_calls[0].arguments == "d" * 100_000
     assert output != ParsedOutput()
+
+
+def test_a_bare_call_in_an_open_thinking_part_can_be_left_to_it():
+    bare = "so\n<function=f>\n<parameter=a>\nx\n</parameter>\n</function>\n</tool_call>"
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+    read = parse_output(bare, tools, thinking_open=True)
+    assert (read.reasoning, len(read.tool_calls)) == ("so", 1)
+    kept = parse_output(bare, tools, thinking_open=True, bare_calls_in_thinking=False)
+    assert (kept.reasoning, kept.tool_calls) == (bare, [])
+    whole = parse_output(f"<tool_call>\n{bare[3:]}", tools, thinking_open=True, bare_calls_in_thinking=False)
+    assert len(whole.tool_calls) == 1
+    after = parse_output(f"so</think>{bare}", tools, thinking_open=True, bare_calls_in_thinking=False)
+    assert len(after.tool_calls) == 1

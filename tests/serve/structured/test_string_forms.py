@@ -10,7 +10,10 @@ import llguidance
 import pytest
 
 from nano3.config.errors import UserError
+from nano3.engine.grammar.masks import GrammarCompiler
+from nano3.serve.chat.prompt import plan_chat
 from nano3.serve.parsing.output_parser import parse_output
+from nano3.serve.schemas import ChatRequest
 from nano3.serve.structured.tool_grammar import call_grammar
 
 TOKENIZER = llguidance.LLTokenizer("byte")
@@ -137,7 +140,41 @@ def test_a_random_model_keeps_them(client: Any, seed: int) -> None:
 )
 def test_a_request_that_cannot_be_met_is_told(client: Any, schema: dict[str, Any]) -> None:
     body = {"messages": [{"role": "user", "content": "Hi"}], "tools": [tool({"type": "string"} | schema)],
-            "tool_choice": "required", "max_tokens": 5}  # fmt: skip
-    response = client.post("/v1/chat/completions", json=body)
-    assert response.status_code == 400, response.text
-    assert response.json()["error"]["param"] == "tools"
+            "max_tokens": 5}  # fmt: skip
+    for choice in ("required", "auto"):
+        response = client.post("/v1/chat/completions", json=body | {"tool_choice": choice})
+        assert response.status_code == 400, response.text
+        assert response.json()["error"]["param"] == "tools"
+
+
+@pytest.mark.parametrize("opening", ["", "Sure.\n<tool_call>\n<function=f>\n<parameter=k>\n"])
+def test_the_model_decides_whether_to_call_and_a_strict_call_is_held_to_its_schema(server: Any, opening: str) -> None:
+    """The next token of an output that has come as far as `opening`."""
+    body = ChatRequest.model_validate({
+        "messages": [{"role": "user", "content": "Hi"}], "enable_thinking": False,
+        "tools": [tool({"type": "string", "pattern": "^[a-c]{3}$"})],
+    })  # fmt: skip
+    grammar = plan_chat(server.service, body).request.sampling.grammar
+    tokenizer = server.tokenizer
+    matcher = GrammarCompiler(tokenizer, tokenizer.vocab_size, [tokenizer.eos_id]).compile(grammar)
+    for token in tokenizer.encode(opening):
+        matcher.accept(token)
+    assert not matcher.error
+    allowed = matcher.mask()
+    a, z = (tokenizer.encode(letter)[0] for letter in "az")
+    assert allowed[a]
+    assert allowed[[z, tokenizer.eos_id]].tolist() == [not opening] * 2
+
+
+def test_tools_that_are_not_strict_leave_an_output_alone(server: Any) -> None:
+    body = ChatRequest.model_validate({"messages": [{"role": "user", "content": "Hi"}], "tools": [tool({}, None)]})
+    assert plan_chat(server.service, body).request.sampling.grammar is None
+
+
+def test_a_random_model_beside_a_strict_tool_writes_text(client: Any) -> None:
+    body = {"messages": [{"role": "user", "content": "Hi"}], "tools": [tool({"maxLength": 2})], "max_tokens": 40,
+            "enable_thinking": False, "seed": 1}  # fmt: skip
+    with_tool = client.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]
+    free = body | {"tools": [tool({"maxLength": 2}, strict=False)]}
+    assert with_tool == client.post("/v1/chat/completions", json=free).json()["choices"][0]["message"]
+    assert with_tool["content"]

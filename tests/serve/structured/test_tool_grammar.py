@@ -7,7 +7,7 @@ import pytest
 
 from nano3.engine.request import Grammar
 from nano3.serve.parsing.output_parser import parse_output
-from nano3.serve.structured.tool_grammar import call_grammar
+from nano3.serve.structured.tool_grammar import call_grammar, watched_grammar
 
 SEARCH = {
     "type": "function",
@@ -125,3 +125,62 @@ def test_types_by_the_names_of_other_languages():
     assert json.loads(parse_output(call("f", a="451"), [tool], thinking_open=False).tool_calls[0].arguments) == {
         "a": "451"
     }
+
+
+CITY = {"type": "string", "pattern": "^[A-Z][a-z]+$", "maxLength": 6}
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get/weather.now",
+        "strict": True,
+        "parameters": {
+            "type": "object",
+            "properties": {"city": CITY, "days": {"type": "integer", "maximum": 9}},
+            "required": ["city"],
+        },
+    },
+}
+ROME = call("get/weather.now", city="Rome")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "Hello <b>&\n\n",
+        ROME,
+        f"Let me look.\n\n{ROME}\n{call('get/weather.now', city='Bonn', days=3)}",
+        f"{ROME}\nDone.",
+        f"{call('search', query='x', limit='many', unknown='y')} {ROME}",
+        f"I write <tool_call> and <function=other>, then {ROME}",
+        ROME.removeprefix("<tool_call>\n"),
+    ],
+)
+def test_a_strict_call_may_stand_anywhere_in_free_text(text):
+    watched = watched_grammar([WEATHER, SEARCH], after_thinking=False)
+    assert watched is not None
+    assert accepts(watched, text)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        call("get/weather.now", city="rome"),
+        call("get/weather.now", city="Kathmandu"),
+        call("get/weather.now", days=3),
+        call("get/weather.now", city="Rome", days=10),
+        call("get/weather.now", city="Rome", unknown=1),
+        call("get/weather.now", city="rome").removeprefix("<tool_call>\n"),
+        "<tool_call><function=get/weather.now><parameter=city>rome</parameter></function></tool_call>",
+        "<tool_call>\n<function=get/weather.now >\n</function>\n</tool_call>",
+    ],
+)
+@pytest.mark.parametrize("before", ["", "Let me look.\n", f"{ROME}\n"])
+def test_a_strict_call_against_its_schema_cannot_be_written(before, wrong):
+    watched = watched_grammar([SEARCH, WEATHER], after_thinking=False)
+    assert watched is not None
+    assert not accepts(watched, before + wrong)
+
+
+def test_without_a_strict_tool_nothing_is_watched():
+    assert watched_grammar([SEARCH, CLOCK], after_thinking=False) is None
