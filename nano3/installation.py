@@ -73,7 +73,23 @@ def module_command(module: str) -> list[str]:
 
 
 def which_nano3() -> str:
-    """Version and folder of the nano3 that runs, for the start of a run."""
+    """Version and folder of the nano3 that runs; and that it is not the one in the current folder, where that holds
+    another."""
     from nano3 import __version__
 
-    return f"nano3 {__version__} in {Path(__file__).resolve().parent}"
+    own = Path(__file__).resolve().parent
+    here = Path.cwd() / "nano3"
+    other = "; the nano3 in the current folder is another one" if _is_package(here) and here.resolve() != own else ""
+    return f"nano3 {__version__} in {own}{other}"
+
+
+def which_kernels() -> str:
+    """Which kernels this process computes with on the CPU; it loads torch."""
+    from nano3.kernels.cpu.native import native
+
+    found = native()
+    return f"C++ kernels ({found.isa})" if found.library is not None else f"no C++ kernels: {found.reason}"
+
+
+def _is_package(folder: Path) -> bool:
+    return (folder / "__init__.py").is_file()

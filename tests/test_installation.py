@@ -15,7 +15,7 @@ import nano3
 from nano3 import installation
 from nano3.bench.processes import SideError, Worker
 from nano3.bench.workload import Job
-from nano3.installation import install_command, module_command
+from nano3.installation import install_command, module_command, which_kernels, which_nano3
 
 
 @pytest.fixture
@@ -90,3 +90,12 @@ def test_every_extra_that_a_message_or_page_names_can_be_installed():
     named = {(file.name, next(filter(None, match))) for file in files for match in re.findall(words, file.read_text())}
     assert {"eval", "mistral", "sandbox", "rl", "vllm", "dev"} <= {name for _, name in named}
     assert [pair for pair in sorted(named) if pair[1] not in extras] == []
+
+
+def test_the_start_of_a_run_says_which_nano3_and_which_kernels_run(impostors, monkeypatch):
+    own = str(Path(nano3.__file__).resolve().parent)
+    assert own in which_nano3()
+    assert "the nano3 in the current folder is another one" in which_nano3()
+    monkeypatch.chdir(Path(own).parent)
+    assert which_nano3().endswith(own)
+    assert "C++ kernels" in which_kernels()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
 import textwrap
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -138,6 +141,7 @@ def main(args: Sequence[str] | None = None) -> None:
         if debug or not (usage or isinstance(error, USER_ERRORS)):
             raise
         line = _one_line(error)
+        _tell_torchrun(f"error: {line}")
         _let_main_rank_speak()
         _exit_with(f"error: {line}" if line else "", EXIT_USER_ERROR)
     sys.exit(code if isinstance(code, int) else 0)
@@ -148,6 +152,13 @@ def _let_main_rank_speak() -> None:
     one that is still there after that has an error of its own."""
     if os.environ.get("RANK", "0") != "0":
         time.sleep(OTHER_RANKS_WAIT_S)
+
+
+def _tell_torchrun(message: str) -> None:
+    """Leave the error where torchrun looks for it: its report, which comes after our line, then ends with it."""
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        with suppress(OSError):
+            Path(file).write_text(json.dumps({"message": message, "timestamp": int(time.time())}), encoding="utf-8")
 
 
 def _exit_without_reader() -> None:

@@ -99,4 +99,17 @@ def test_the_torchrun_command_of_the_readme_trains(torchrun, tmp_path):
 def test_an_error_under_torchrun_stands_once(torchrun):
     done = torchrun("--set", "train.tokens=0")
     assert done.returncode != 0
-    assert done.stderr.count("error: preset 'tiny'") == 1
+    first, last = (n for n, line in enumerate(lines := done.stderr.splitlines()) if "error: preset 'tiny'" in line)
+    assert lines[first].startswith("error: preset 'tiny'")
+    assert last >= len(lines) - 2, "torchrun's own report ends with the error"
+
+
+@pytest.mark.slow
+def test_torchrun_in_a_folder_with_another_nano3_runs_the_installed_one(torchrun, tmp_path):
+    for name in ("nano3", "kernels", "presets"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('the impostor')")
+    done = torchrun("--data", "notes.txt", "--set", "train.tokens=512", "--set", "sample.tokens=0")
+    assert done.returncode == 0, done.stderr
+    assert "impostor" not in done.stderr
+    assert "the nano3 in the current folder is another one" in done.stderr
