@@ -9,7 +9,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -47,6 +47,45 @@ def write_atomic(path: Path, data: str | bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     fsync(path.parent)
+
+
+def check_writable(path: Path, option: str = "") -> None:
+    """Refuse a folder, or a file's place, that could not be made or written into; nothing is left behind.
+
+    Args:
+        path: a folder that is there or to be made.
+        option: what the error calls it beside its path: `--out`.
+
+    Raises:
+        UserError: why not. Worth a look before hours of work, not a promise: the disk may be full by then.
+    """
+    there = path.absolute()
+    while not os.path.lexists(there):
+        there = there.parent
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        where = "" if there == path.absolute() else f", in {there}"
+        reason = (error.strerror or "cannot be used").lower()
+        raise UserError(f"{f'{option} ' if option else ''}{path}: cannot be written{where}: {reason}") from error
+
+
+def check_free(folder: Path, option: str = "--out", own: Collection[str] = ()) -> None:
+    """Refuse a folder that holds files among which, or over which, new ones must not be written.
+
+    Args:
+        folder: there or not.
+        option: what the error calls it beside its path.
+        own: names that may be there; hidden files may in any case.
+
+    Raises:
+        UserError: what it holds, and what to do.
+    """
+    names = os.listdir(folder) if folder.is_dir() else []
+    if others := sorted(name for name in names if not name.startswith(".") and name not in own):
+        shown = ", ".join(others[:3]) + (", ..." if others[3:] else "")
+        raise UserError(f"{option} {folder}: holds other files ({shown}): give a new or an empty folder")
 
 
 @contextmanager

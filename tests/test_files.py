@@ -6,11 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from nano3.config.errors import UserError
-from nano3.files import atomic_folder, exclusive, write_atomic
+from nano3.files import atomic_folder, check_free, check_writable, exclusive, write_atomic
 
 
 def save(path, text) -> None:
@@ -121,3 +122,30 @@ def test_a_folder_in_use_is_refused_and_free_again_afterwards(tmp_path):
         pass
     with exclusive(tmp_path / "run"):
         pass
+
+
+def test_a_folder_that_can_be_written_is_left_as_it_was(tmp_path):
+    check_writable(tmp_path / "a" / "b")
+    check_writable(tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("place", ["/proc/x/y", "{here}/file/x", "{here}/file"])
+def test_a_folder_that_cannot_be_written_is_named_with_its_option(tmp_path, place):
+    (tmp_path / "file").touch()
+    path = Path(place.format(here=tmp_path))
+    with pytest.raises(UserError, match=f"^--out {path}: cannot be written"):
+        check_writable(path, "--out")
+
+
+def test_a_folder_with_other_files_is_not_free(tmp_path):
+    (tmp_path / ".hidden").touch()
+    check_free(tmp_path)
+    check_free(tmp_path / "missing")
+    for name in "dcba":
+        (tmp_path / name).touch()
+    check_free(tmp_path, own="abcd")
+    with pytest.raises(UserError, match=rf"^--out {tmp_path}: holds other files \(a, c, d\): give a new or"):
+        check_free(tmp_path, own="b")
+    with pytest.raises(UserError, match=r"\(a, b, c, \.\.\.\)"):
+        check_free(tmp_path)

@@ -31,6 +31,11 @@ def preset_names(kind: str) -> list[str]:
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
+def stage_of(settings: Table) -> str:
+    """The stage whose settings these are, by their sections."""
+    return EXTEND_CONTEXT if "context" in settings else PRETRAIN
+
+
 def load_pretrain(name: str = "tiny", overrides: Sequence[str] = ()) -> PretrainConfig:
     """Settings of a pretraining run.
 

@@ -278,10 +278,10 @@ class LogConfig:
 class SampleConfig:
     """Text sampled from the model at the end of the run."""
 
-    prompts: list[str] = field(default_factory=lambda: ["def ", "import "])
-    """Beginnings to continue; an empty list samples nothing."""
+    prompts: list[str] = field(default_factory=list)
+    """Beginnings to continue; an empty list takes the first words of two held-out texts."""
     tokens: int = 96
-    """Tokens to sample for each prompt."""
+    """Tokens to sample for each prompt; 0 samples nothing."""
     temperature: float = 0.7
     """Softmax temperature; 0 is greedy."""
     top_p: float = 0.95

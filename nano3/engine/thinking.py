@@ -86,7 +86,7 @@ class ThinkingTracker:
     def _saw(self, tags: tuple[str, ...], token_id: int, text: str) -> tuple[str, str]:
         """The first of the tags that is complete with this token, be it one token of its own or spread over several,
         and the text after it in the token; without a tag, the text that may be the beginning of one is kept."""
-        if (tag := next((tag for tag in tags if token_id == self._ids[tag]), "")):
+        if tag := next((tag for tag in tags if token_id == self._ids[tag]), ""):
             return tag, ""
         seen = self._tail + text
         found = min(((seen.find(tag), tag) for tag in tags if tag in seen), default=None)

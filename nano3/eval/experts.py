@@ -179,7 +179,7 @@ def default_prompts(tokenizer: Tokenizer) -> Prompts:
     of many kinds as conversations."""
     from nano3.config.schema import DataConfig
     from nano3.data.texts.corpus import is_heldout
-    from nano3.data.texts.readers import Skipped
+    from nano3.data.texts.skipped import Skipped
     from nano3.data.texts.stdlib_corpus import StandardLibrary
     from nano3.data.tokens.build import content_hash
 

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nano3.config.errors import UserError
-from nano3.reading import read_json
+from nano3.config.presets import PRETRAIN, stage_of
+from nano3.files import in_use
+from nano3.reading import read_json, read_toml
 
 HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
 """ORG/NAME or ORG/NAME@REVISION: a branch, a tag or a commit."""
@@ -17,6 +19,8 @@ SNAPSHOT = re.compile(r"models--.+--(?P<name>.+)")
 """Folder of a model in the hub's cache; its versions are in snapshots/."""
 SMALL_FILES = ("*.json", "*.jinja")
 """All but the weights: a model that nano3 cannot run is refused before these are downloaded."""
+CONFIG, CHECKPOINTS = "config.toml", "checkpoints"
+"""What a run folder holds from its start, and as soon as it has saved its state."""
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"
 """What makes a folder one of a LoRA adapter, as PEFT writes it."""
@@ -36,6 +40,9 @@ def model_folder(path: str | Path) -> Path:
     for folder in (path / "model", path):
         if (folder / "config.json").is_file():
             return folder
+    for run in (path, path.parent, path.parent.parent):
+        if (run / CONFIG).is_file() or (run / CHECKPOINTS).is_dir():
+            raise UserError(_no_model_yet(path, run))
     raise UserError(f"{path}: no config.json here or in model/; give a run folder or a Hugging Face folder")
 
 
@@ -70,6 +77,32 @@ def refuse_adapter(path: str | Path) -> None:
     """
     if is_adapter_folder(path):
         raise UserError(f"{path}: is a LoRA adapter; merge it first: nano3 merge {path} --out FOLDER")
+
+
+def checkpoint_steps(run: Path) -> list[int]:
+    """Steps of the checkpoints in a run folder, whether they are whole or not, in order."""
+    names = (entry.name.removeprefix("step-") for entry in (run / CHECKPOINTS).glob("step-*"))
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def resume_command(run: Path) -> str:
+    """The command that goes on with the run in a folder."""
+    try:
+        verb = stage_of(read_toml(run / CONFIG))
+    except (OSError, ValueError):
+        verb = PRETRAIN
+    return f"nano3 {verb} --resume --out {run}"
+
+
+def _no_model_yet(path: Path, run: Path) -> str:
+    """What to do about a run, or a folder in one, that has no model."""
+    if path != run and (run / "model").is_dir():
+        return f"{path} is a part of a run, and no model: give the run folder, {run}"
+    steps = checkpoint_steps(run)
+    reached = f"its newest checkpoint, of step {steps[-1]}, is for going on with" if steps else "nor a checkpoint"
+    if in_use(run):
+        return f"{run} is a run that goes on: it has no model yet ({reached}); wait for its end"
+    return f"{run} is a run that has not finished: it has no model yet ({reached}): {resume_command(run)}"
 
 
 def model_name(model: str | Path) -> str:

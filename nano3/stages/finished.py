@@ -10,11 +10,11 @@ from pathlib import Path
 from nano3.config.presets import to_toml
 from nano3.config.schema import PretrainConfig
 from nano3.files import write_atomic
+from nano3.stages.new_run import RESULT
 from nano3.stages.outcome import Sample, TrainingResult
 from nano3.train.heldout import HeldoutScore
 from nano3.train.position import Result, RunLength
 
-RESULT = "training-result.json"
 IDS = ("bos_id", "eos_id", "pad_id")
 """Settings of the model that come from the run's tokenizer."""
 

@@ -11,12 +11,16 @@ from typing import Any
 
 from nano3.config.schema import SampleConfig
 from nano3.data.tokens.prepare import Prepared
-from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.engine.engine import Engine
 from nano3.engine.protocol import run
 from nano3.engine.request import Request, Sampling
 from nano3.model.hf.folder import load
 from nano3.train.position import Result
+
+LEAST_COMPARED = 10_000
+"""Bytes of held-out text from which compressors are compared with: they learn a text while they pack it."""
+SAMPLED, PROMPT_TOKENS = 2, 24
+"""Held-out documents whose beginnings are continued, and the most tokens of each that are given."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,8 @@ class TrainingResult:
     training: Result
     """Steps, tokens, losses and rates."""
     compressors: dict[str, float] = field(default_factory=dict)
-    """Bits per byte of the text that `training.heldout` scored under `gzip -9` and `xz -9`."""
+    """Bits per byte of the text that `training.heldout` scored under `gzip -9` and `xz -9`; empty below
+    LEAST_COMPARED bytes."""
     samples: list[Sample] = field(default_factory=list)
     """Text sampled from the model."""
     readings: dict[str, float] = field(default_factory=dict)
@@ -74,25 +79,42 @@ class TrainingResult:
 
 
 def compressors(prepared: Prepared, n_bytes: int) -> dict[str, float]:
-    """Bits per byte of `gzip -9` and `xz -9` on the first `n_bytes` of the held-out text, those the model scored."""
+    """Bits per byte of `gzip -9` and `xz -9` on the first `n_bytes` of the held-out text, those the model scored;
+    empty where these are too few for a comparison."""
     text, parts = b"", (part.encode() for part in prepared.heldout_texts())
     while len(text) < n_bytes and (part := next(parts, None)) is not None:
         text += part
     text = text[:n_bytes]
-    if not text:
+    if len(text) < LEAST_COMPARED:
         return {}
     packed = {"gzip -9": gzip.compress(text, 9), "xz -9": lzma.compress(text, preset=9)}
     return {name: 8 * len(data) / len(text) for name, data in packed.items()}
 
 
-def write_samples(folder: Path, tokenizer: Tokenizer, cfg: SampleConfig) -> list[Sample]:
+def write_samples(folder: Path, prepared: Prepared, cfg: SampleConfig) -> list[Sample]:
     """Continue each prompt with the model in `folder`, as it would be loaded by anybody else."""
-    if not cfg.prompts or not cfg.tokens:
+    if not cfg.tokens:
         return []
+    tokenizer, texts = prepared.tokenizer, cfg.prompts or heldout_beginnings(prepared)
     # A document begins after the end-of-document token, in training and here.
-    prompts = [(tokenizer.eos_id, *tokenizer.encode(prompt)) for prompt in cfg.prompts]
+    prompts = [(tokenizer.eos_id, *tokenizer.encode(text)) for text in texts]
     longest = max(len(prompt) for prompt in prompts) + cfg.tokens
     engine = Engine(load(folder), tokenizer, max_context=longest, max_sequences=len(prompts), prefix_cache=False)
     sampling = Sampling(temperature=cfg.temperature, top_p=cfg.top_p, max_tokens=cfg.tokens)
     requests = [Request(str(i), prompt, dataclasses.replace(sampling, seed=i)) for i, prompt in enumerate(prompts)]
-    return [Sample(prompt, output.text) for prompt, (output,) in zip(cfg.prompts, run(engine, requests), strict=True)]
+    return [Sample(text, output.text) for text, (output,) in zip(texts, run(engine, requests), strict=True)]
+
+
+def heldout_beginnings(prepared: Prepared) -> list[str]:
+    """The first words of SAMPLED held-out documents, at most half of each; where nothing is held out, an empty text,
+    after which a model begins a document of its own."""
+    corpus, decode = prepared.heldout.corpus, prepared.tokenizer.decode
+    found: list[str] = []
+    for document in range(len(corpus)):
+        ids = corpus.tokens(document, 0, min(PROMPT_TOKENS, int(corpus.lengths[document]) // 2))
+        text = decode(ids.tolist()).rstrip("\ufffd")  # a cut character
+        if text.strip() and text not in found:
+            found.append(text)
+        if len(found) == SAMPLED:
+            break
+    return found or [""]

@@ -21,14 +21,13 @@ from nano3.files import atomic_folder, write_atomic
 from nano3.model.hf.folder import save
 from nano3.model.lm import LM
 from nano3.reading import read_json
+from nano3.stages.new_run import START, TOKENIZER, check_new_run
 from nano3.stages.settings import fit_micro_batch
 from nano3.train.checkpoint.checkpointer import step_folders
 from nano3.train.numerics import tuned_process
 from nano3.train.world import World, init_world
 
 Config = TypeVar("Config", bound=RunConfig)
-TOKENIZER, START = "tokenizer", "start.json"
-"""In the run folder: the tokenizer, and where the weights came from. A resume relies on both."""
 
 
 @contextmanager
@@ -46,10 +45,11 @@ def start(run_dir: Path, from_path: str | Path | None, resume: bool) -> tuple[Pa
     """Where the weights come from, and whether the run begins: it does not where a resume finds a checkpoint.
 
     Raises:
-        UserError: the folder holds a run that is not resumed, or a resume names other weights than it began with.
+        UserError: the folder holds files or a run that is not resumed, or a resume names other weights than it began
+            with.
     """
-    if not resume and (run_dir / "checkpoints").exists():
-        raise UserError(f"{run_dir} already holds a run: resume it, or choose another run folder")
+    if not resume:
+        check_new_run(run_dir)
     return _source(run_dir, from_path, resume), not (resume and step_folders(run_dir / "checkpoints"))
 
 

@@ -20,15 +20,15 @@ from nano3.data.tokens.source import TokenSource
 from nano3.data.tokens.steps import TextSteps, make_plans
 from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.files import exclusive, write_atomic
-from nano3.installation import which_nano3
+from nano3.installation import which_kernels, which_nano3
 from nano3.model.find import model_folder
 from nano3.model.hf.config import PRETRAINED, read_stage
 from nano3.model.hf.folder import fill, read_config
 from nano3.stages.finished import finished_result, keep_result
+from nano3.stages.new_run import TOKENIZER
 from nano3.stages.outcome import TrainingResult, compressors, write_samples
 from nano3.stages.room import check_room
 from nano3.stages.run_folder import (
-    TOKENIZER,
     empty_model,
     export,
     fit,
@@ -146,7 +146,7 @@ def _result(
     """On the main rank with samples of the exported model, and compressors on the text that it scored."""
     if not world.is_main:
         return TrainingResult(run_dir, training)
-    samples = write_samples(run_dir / "model", prepared.tokenizer, cfg.sample)
+    samples = write_samples(run_dir / "model", prepared, cfg.sample)
     scored = training.heldout.bytes if training.heldout else 0
     read = readings(rows, cfg.lengths, training.tokens)
     return keep_result(TrainingResult(run_dir, training, compressors(prepared, scored), samples, read))
@@ -177,7 +177,7 @@ def _prepare(cfg: PretrainConfig, world: World) -> Prepared:
     if not world.is_main:
         world.barrier()
         return prepare(cfg.prepared_data, cfg.model.vocab_size)
-    say(which_nano3())
+    say(f"{which_nano3()}, {which_kernels() if world.device.type == 'cpu' else world.device}")
     say(f"preparing data: {', '.join(cfg.data.blend)}")
     with progress_bar() as show:
         prepared = prepare(cfg.prepared_data, cfg.model.vocab_size, show)

@@ -12,7 +12,8 @@ import pytest
 
 from nano3.data.generated.words import ADJECTIVES, NOUNS
 from nano3.data.texts.corpus import Corpus
-from nano3.data.texts.readers import Document, Skipped
+from nano3.data.texts.readers import Document
+from nano3.data.texts.skipped import Skipped
 from nano3.data.texts.sources import find_inputs
 from nano3.data.tokens.build import build
 from nano3.data.tokens.shards import EncodedDocument, Manifest, ShardFolder, write_manifest, write_shard
@@ -111,9 +112,9 @@ def corpus_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Corpus]
             EncodedDocument(f"d{i}", np.arange(starts[i], starts[i + 1]), 3 * n + i, hashes[i] if hashes else i)
             for i, n in enumerate(lengths)
         ]
-        write_shard(folder, 0, documents[:3], np.dtype(np.uint16), (0, 0), {})
+        write_shard(folder, 0, documents[:3], np.dtype(np.uint16), (0, 0), Skipped())
         if documents[3:]:
-            write_shard(folder, 1, documents[3:], np.dtype(np.uint16), (0, 0), {})
+            write_shard(folder, 1, documents[3:], np.dtype(np.uint16), (0, 0), Skipped())
         write_manifest(folder, Manifest("k", 1 + bool(documents[3:]), len(documents), 0, 0, "uint16", 100))
         return Corpus([ShardFolder(folder)])
 

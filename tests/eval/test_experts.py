@@ -85,7 +85,7 @@ def test_a_model_without_experts_is_refused(small_config):
 
 def test_default_prompts_are_heldout_texts_and_questions():
     from nano3.config.schema import DataConfig
-    from nano3.data.texts.readers import Skipped
+    from nano3.data.texts.skipped import Skipped
     from nano3.data.texts.stdlib_corpus import StandardLibrary
     from nano3.data.tokens.build import content_hash
 

@@ -13,7 +13,7 @@ from nano3.data.tokens.prepare import prepare
 from nano3.model.hf.config import read_stage
 from nano3.model.hf.folder import load
 from nano3.stages.finished import RESULT
-from nano3.stages.outcome import compressors
+from nano3.stages.outcome import LEAST_COMPARED, compressors
 from nano3.stages.pretrain import main
 from nano3.train.tracking.progress import Silent
 from nano3.train.trainer import Trainer
@@ -144,15 +144,39 @@ def test_a_model_exported_in_bfloat16_is_a_start_for_the_next_run(cfg, tmp_path,
     assert torch.equal(seen["lm_head.weight"], stored["lm_head.weight"].float())
 
 
-def test_compressors_pack_the_bytes_that_the_model_scored(cfg, tmp_path):
-    short = replace(cfg, heldout=replace(cfg.heldout, final_tokens=128, seq_len=64))
+def test_compressors_pack_the_bytes_that_the_model_scored(cfg, tmp_path, notes):
+    for i in range(40):
+        (notes / f"{i}.txt").write_text("".join(f"the square of {n} is {n * n}.\n" for n in range(i, i + 120)))
+    short = replace(cfg, heldout=replace(cfg.heldout, final_tokens=7168, seq_len=64))
     result = _run(short, tmp_path / "run")
     prepared = prepare(cfg.data, cfg.model.vocab_size)
     text = "".join(prepared.heldout_texts()).encode()
     scored = result.training.heldout.bytes
-    assert 0 < scored < len(text)
+    assert LEAST_COMPARED <= scored < len(text)
     assert result.compressors["gzip -9"] == 8 * len(gzip.compress(text[:scored], 9)) / scored
-    assert compressors(prepared, 0) == {}
+    assert compressors(prepared, LEAST_COMPARED - 1) == {}
+    assert compressors(prepared, LEAST_COMPARED).keys() == {"gzip -9", "xz -9"}
+
+
+def test_samples_go_on_from_held_out_texts_unless_prompts_are_given(cfg, tmp_path):
+    sampled = replace(cfg, sample=replace(cfg.sample, tokens=2))
+    result = _run(sampled, tmp_path / "run")
+    texts = list(prepare(cfg.data, cfg.model.vocab_size).heldout_texts())
+    assert result.compressors == {}
+    assert len(result.samples) == 2
+    for sample, text in zip(result.samples, texts, strict=False):
+        assert sample.prompt
+        assert text.startswith(sample.prompt)
+        assert len(sample.prompt) < len(text)
+    own = replace(sampled, sample=replace(sampled.sample, prompts=["a", "b", "c"]))
+    assert [sample.prompt for sample in _run(own, tmp_path / "own").samples] == ["a", "b", "c"]
+
+
+def test_where_nothing_is_held_out_a_sample_is_a_document_of_the_models_own(cfg, tmp_path):
+    settings = replace(cfg, data=replace(cfg.data, heldout_fraction=0.0), sample=replace(cfg.sample, tokens=2))
+    (sample,) = _run(settings, tmp_path / "run").samples
+    assert sample.prompt == ""
+    assert sample.text
 
 
 def test_phase_2_reads_in_another_order_and_holds_out_the_same_documents(cfg):
@@ -195,7 +219,7 @@ def test_a_finished_run_without_its_model_or_with_other_settings_is_resumed(cfg,
     _run(cfg, tmp_path / "run", resume=True)
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
     sampled = replace(cfg, sample=replace(cfg.sample, tokens=2))
-    assert len(_run(sampled, tmp_path / "run", resume=True).samples) == len(cfg.sample.prompts)
+    assert len(_run(sampled, tmp_path / "run", resume=True).samples) == 2
 
 
 def test_a_missing_tracker_is_refused_before_the_data_are_prepared(cfg, tmp_path, monkeypatch):

@@ -99,7 +99,8 @@ def test_the_torchrun_command_of_the_readme_trains(torchrun, tmp_path):
 def test_an_error_under_torchrun_stands_once(torchrun):
     done = torchrun("--set", "train.tokens=0")
     assert done.returncode != 0
-    first, last = (n for n, line in enumerate(lines := done.stderr.splitlines()) if "error: preset 'tiny'" in line)
+    lines = done.stderr.splitlines()
+    first, last = (number for number, line in enumerate(lines) if "error: preset 'tiny'" in line)
     assert lines[first].startswith("error: preset 'tiny'")
     assert last >= len(lines) - 2, "torchrun's own report ends with the error"
 

@@ -13,6 +13,7 @@ import typer
 
 from nano3.cli.bench import compute as bench_compute
 from nano3.cli.options.common import HELP, Json
+from nano3.files import check_free, check_writable
 
 if TYPE_CHECKING:
     from nano3.bench.serving import Progress
@@ -51,7 +52,9 @@ ApiKey = Annotated[
 Out = Annotated[
     Path | None,
     typer.Option(
-        help="Also write result.json, requests.jsonl and latency.png here.", metavar="DIR", file_okay=False,
+        help="Also write result.json, requests.jsonl and latency.png here: a new folder.",
+        metavar="DIR",
+        file_okay=False,
         show_default=False,
     ),
 ]  # fmt: skip
@@ -113,7 +116,8 @@ def serve(
     workload = Workload(requests, rate, users, lengths, dataset, warmup, seed)
     target = Target(base_address(url), endpoint, model, api_key, timeout)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
+        check_free(out)
+        check_writable(out, "--out")
     with _progress(requests) as progress:
         measured = measure(target, workload, progress)
     figures = summary(measured)

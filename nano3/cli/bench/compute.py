@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nano3.cli.options.common import Json, complete_model
+from nano3.files import check_free, check_writable
 
 if TYPE_CHECKING:
     from nano3.bench.compute import Plan
@@ -54,9 +55,12 @@ Profile = Annotated[bool, typer.Option("--profile", metavar="", help="Also show 
 Out = Annotated[
     Path | None,
     typer.Option(
-        help="Also write result.json and speed.png here.", metavar="DIR", file_okay=False, show_default=False
+        help="Also write result.json and speed.png here: a new folder.",
+        metavar="DIR",
+        file_okay=False,
+        show_default=False,
     ),
-]  # fmt: skip
+]
 
 
 def train(
@@ -161,7 +165,8 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _run(plan: Plan, out: Path | None, as_json: bool) -> None:
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
+        check_free(out)
+        check_writable(out, "--out")
     from nano3.bench.compute import measure
     from nano3.cli.hardware import detect
 

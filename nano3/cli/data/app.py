@@ -42,10 +42,16 @@ def prepare_command(
 ) -> None:
     """Read texts, train or load a tokenizer, and write token shards; a killed run goes on where it stopped."""
     from nano3.config.presets import load_pretrain
+    from nano3.data.files import cache_root
     from nano3.data.progress import progress_bar
     from nano3.data.tokens.prepare import prepare, prepare_out
+    from nano3.data.tokens.shards import check_out
+    from nano3.files import check_writable
 
     cfg = load_pretrain(preset, overrides or [])
+    if out is not None:
+        check_out(out)
+    check_writable(out or cache_root(cfg.data.cache_dir), "--out" if out else "data.cache_dir")
     data = replace(cfg.data, tokenizer=tokenizer or cfg.data.tokenizer)
     if paths:
         data = replace(data, blend={"text": 100.0}, sources={"text": list(paths)}, sources_file="", whole_documents=[])
@@ -107,7 +113,7 @@ def _report_prepared(folders: dict[str, list[Path]], as_json: bool) -> None:
 
 def _print_facts(found: Inspection) -> None:
     from nano3.cli.output import plain_table, results
-    from nano3.data.texts.readers import Skipped
+    from nano3.data.texts.skipped import Skipped
 
     table = plain_table(found.path, "", "")
     table.show_header = False

@@ -62,6 +62,7 @@ def generate(
     Each line: {"text", "questions": [{"question", "answers", "depth"}], "tokens"}. `nano3 data prepare FILE` reads it.
     """
     from nano3.config.errors import UserError
+    from nano3.files import check_writable
 
     _check_category(category)
     shares = {text.strip(): 1.0 for text in lengths.split(",")}
@@ -73,6 +74,7 @@ def generate(
         raise UserError(f"--out {out} is a folder: name a file")
     if out.exists() and not force:
         raise UserError(f"--out {out} exists already: give another name, or --force to replace it")
+    check_writable(out.parent, "--out")
     if not 0 <= heldout < 1:
         raise UserError(f"--heldout {heldout:g}: a share of the documents, at least 0 and below 1")
     with _told_by_options():
@@ -166,7 +168,7 @@ def _source(
 
 def _write(source: GeneratedTexts, out: Path) -> dict[str, Any]:
     """Write all texts to a temporary file that takes the name `out` when it is whole; what was made, in numbers."""
-    from nano3.data.texts.readers import Skipped
+    from nano3.data.texts.skipped import Skipped
 
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")

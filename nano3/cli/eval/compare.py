@@ -10,6 +10,7 @@ import typer
 
 from nano3.cli.options.common import Json
 from nano3.config.errors import UserError
+from nano3.files import check_writable
 
 if TYPE_CHECKING:
     from nano3.eval.compare import Cell, Row, Stage
@@ -38,6 +39,8 @@ def compare(runs: Runs, out: Out = None, seed: Seed = 0, as_json: Json = False) 
     """
     if out is not None and out.suffix.lower() != ".png":
         raise UserError(f"--out {out}: give the name of a PNG file")
+    if out is not None:
+        check_writable(out.parent, "--out")
     from nano3.eval import compare as comparing
 
     stages = [comparing.load_stage(run) for run in runs]

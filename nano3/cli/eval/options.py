@@ -14,6 +14,7 @@ import typer
 from nano3.cli.options.common import complete_model
 from nano3.cli.options.engine import MODEL_HELP, parse_bytes
 from nano3.cli.options.model_choice import choose_model
+from nano3.cli.training.run_folder import RUNS
 from nano3.config.errors import UserError
 
 if TYPE_CHECKING:
@@ -184,11 +185,13 @@ def open_target(options: Mapping[str, Any], *, max_context: int | None = None, p
 
 
 def check_out(out: Path | None) -> None:
-    """Raise UserError for a result folder that holds something else, before anything is loaded."""
+    """Raise UserError for a result folder that holds something else or cannot be written, before anything is loaded."""
     from nano3.eval.store import check_folder
+    from nano3.files import check_writable
 
     if out is not None:
         check_folder(out)
+    check_writable(out or RUNS, "--out" if out else "")
 
 
 def result_folder(out: Path | None, name: str, settings: Mapping[str, Any], growing: tuple[str, ...] = ()) -> Path:

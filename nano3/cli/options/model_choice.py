@@ -8,7 +8,9 @@ from pathlib import Path
 
 from nano3.cli.training.run_folder import RUNS, is_main_rank
 from nano3.config.errors import UserError
-from nano3.model.find import local_model
+from nano3.model.find import checkpoint_steps, local_model, resume_command
+from nano3.reading import read_json
+from nano3.stages.new_run import RESULT
 
 VARIABLE = "NANO3_MODEL"
 
@@ -24,10 +26,11 @@ def choose_model(given: str | Path | None, option: str, server: bool = False) ->
     Raises:
         UserError: none is named and there is no finished run, or a hub id that cannot be had.
     """
-    if given:
-        return local_model(given)
-    if named := os.environ.get(VARIABLE):
-        _say(f"model: {named} ({VARIABLE})")
+    named = given or os.environ.get(VARIABLE)
+    if named:
+        if not given:
+            _say(f"model: {named} ({VARIABLE})")
+        _tell_earlier_end(Path(named))
         return local_model(named)
     run = newest_finished_run(RUNS)
     if run is None:
@@ -37,7 +40,20 @@ def choose_model(given: str | Path | None, option: str, server: bool = False) ->
             "`nano3 pretrain`"
         )
     _say(f"model: {run} (the newest finished run; {option} names another)")
+    _tell_earlier_end(run)
     return str(run)
+
+
+def _tell_earlier_end(run: Path) -> None:
+    """Say of a run that went on after its end, and has no new end yet, which model it has."""
+    steps = checkpoint_steps(run)
+    try:
+        ended = int(read_json(run / RESULT)["training"]["step"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return
+    if steps and steps[-1] > ended:
+        _say(f"note: {run} has gone on to step {steps[-1]} and not finished: its model is that of step {ended}; "
+             f"to finish it: {resume_command(run)}")  # fmt: skip
 
 
 def newest_finished_run(folder: Path) -> Path | None:

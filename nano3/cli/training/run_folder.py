@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from nano3.config.errors import UserError
+from nano3.stages.new_run import check_new_run
 
 RUNS = Path("runs")
 CONFIG = "config.toml"
@@ -16,17 +17,16 @@ def choose_run_dir(out: Path | None, name: str, resume: bool) -> Path:
     """The folder of a run: `out`, or the first free runs/NAME, runs/NAME-2, ...; with `resume`, the newest of them.
 
     Raises:
-        UserError: there is nothing to resume, `out` already holds a run, or ranks could not agree on a name.
+        UserError: there is nothing to resume, `out` already holds something, or ranks could not agree on a name.
     """
     if out is None and _world_size() > 1:
         raise UserError("under torchrun the ranks must share one run folder: give --out DIR")
     if resume:
         return _existing(out, name)
-    if out is None:
-        return next(path for path in _candidates(name) if not path.exists())
-    if is_main_rank() and (out / CONFIG).exists():
-        raise UserError(f"{out} already holds a run: add --resume to continue it, or give another --out")
-    return out
+    run_dir = out or next(path for path in _candidates(name) if not path.exists())
+    if is_main_rank():
+        check_new_run(run_dir)
+    return run_dir
 
 
 def is_main_rank() -> bool:

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from nano3.cli.options.common import HELP, Json
 from nano3.cli.training.run_folder import RUNS
 from nano3.config.errors import UserError
+from nano3.files import check_writable
 
 if TYPE_CHECKING:
     from nano3.train.tracking.run_comparison import Curves
@@ -86,6 +87,8 @@ def compare(
     """Show the final figures of runs side by side, and draw their curves over each other."""
     if out is not None and out.suffix.lower() != ".png":
         raise UserError(f"--out {out}: give the name of a PNG file")
+    if out is not None:
+        check_writable(out.parent, "--out")
     if len(paths) < 2:
         raise UserError("give two runs or more to compare")
     from nano3.train.tracking.run_comparison import draw, read_curves

@@ -20,6 +20,9 @@ def show_summary(verb: str, summary: dict[str, Any], as_json: bool) -> None:
     console.print()
     if summary["heldout_bits_per_byte"] is not None:
         print_table(console, _score_table(summary))
+        if not summary["compressors_bits_per_byte"]:
+            n_bytes = summary["heldout_bytes"] or 0
+            console.print(f"Not compared with gzip and xz: {n_bytes:,} bytes are too few.\n", style="dim")
     print_table(console, _run_table(verb, summary))
 
 

@@ -14,6 +14,7 @@ import typer
 
 from nano3.cli.training.run_folder import CONFIG, choose_run_dir, is_main_rank
 from nano3.cli.training.summary import show_summary
+from nano3.config.presets import stage_of
 from nano3.reading import read_toml
 
 INTERRUPTED = 130
@@ -69,7 +70,7 @@ def run_verb(
         from nano3.cli.training.dry_run import show_dry_run
 
         return show_dry_run(cfg if source is None else _adopt(cfg, source), name, request.as_json)
-    _check(cfg)
+    _check(cfg, run_dir)
     try:
         result = import_module(stage).main(cfg, run_dir, source, request.resume).summary()
     except KeyboardInterrupt:
@@ -82,11 +83,17 @@ def run_verb(
         raise typer.Exit(INTERRUPTED)
 
 
-def _check(cfg: Any) -> None:
-    """Refuse settings and texts that cannot be: nothing here imports torch, for which a wrong input need not wait."""
+def _check(cfg: Any, run_dir: Path) -> None:
+    """Refuse folders, settings and texts that cannot be: nothing here imports torch, for which a wrong input need not
+    wait."""
+    from nano3.data.files import cache_root
     from nano3.data.texts.sources import check_paths
+    from nano3.files import check_writable
     from nano3.stages.settings import check_settings
 
+    if is_main_rank():
+        check_writable(run_dir, "--out")
+        check_writable(cache_root(cfg.data.cache_dir), "data.cache_dir")
     check_settings(cfg, ranks=int(os.environ.get("WORLD_SIZE", "1")))
     check_paths(cfg.data)
 
@@ -126,7 +133,7 @@ def _check_verb(verb: str, run_dir: Path) -> None:
         settings = read_toml(run_dir / CONFIG)
     except (OSError, ValueError):
         return  # whoever loads it tells what is wrong
-    own = "extend-context" if "context" in settings else "pretrain"
+    own = stage_of(settings)
     if own != verb:
         article = "an" if own[0] in "aeiou" else "a"
         raise UserError(f"{run_dir} is {article} {own} run: {_resume_command(own, run_dir)}")

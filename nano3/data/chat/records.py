@@ -12,7 +12,9 @@ from nano3.config.errors import UserError
 from nano3.data.chat.messages import one_line
 from nano3.data.texts.compressed import open_bytes
 from nano3.data.texts.containers import LONGEST_RECORD, bare_suffix, json_lines, open_parquet, told_of
-from nano3.data.texts.readers import InputFile, Skipped, find_files, is_there
+from nano3.data.texts.find import find_files, is_there
+from nano3.data.texts.readers import InputFile
+from nano3.data.texts.skipped import Skipped
 from nano3.reading import decode, parse_json
 
 HUB = "hub:"

@@ -15,7 +15,8 @@ from nano3.data.generated.document_texts import DocumentTexts
 from nano3.data.generated.questions import GeneratedText
 from nano3.data.generated.retrieval import RetrievalTexts
 from nano3.data.texts.passages import PassageIndex
-from nano3.data.texts.readers import Document, Input, Skipped
+from nano3.data.texts.readers import Document, Input
+from nano3.data.texts.skipped import Skipped
 from nano3.data.tokens.lengths import TokenCounter, plan_lengths
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nano3.config.errors import UserError
 from nano3.data.texts.compressed import COMPRESSED, open_bytes
 
 if TYPE_CHECKING:
@@ -20,6 +21,19 @@ LONGEST_RECORD = 1 << 28
 """Bytes of a line of JSON above which it is left out: reading it would take many times as much memory."""
 BLANK = b" \t\r\n\xef\xbb\xbf"
 """Bytes of a line without a record: white space, and the byte-order mark at the start of a file."""
+
+
+class UnusableError(UserError):
+    """A file that cannot be read, or not to its end.
+
+    Attributes:
+        reason: what it is counted under where it is left out.
+        whole: nothing of it was read; it counts as one, in place of its records.
+    """
+
+    def __init__(self, message: str, reason: str, whole: bool = False) -> None:
+        super().__init__(message)
+        self.reason, self.whole = reason, whole
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
@@ -56,7 +70,8 @@ def told_of(path: Path) -> Iterator[None]:
     """Makes one line, with the file's path, of the errors that its compression and its format raise.
 
     Raises:
-        ValueError: the file is damaged, of an unknown form, or cannot be read.
+        UnusableError: the file is damaged or of an unknown form.
+        ValueError: it cannot be read.
     """
     try:
         yield
@@ -73,11 +88,13 @@ def told_of(path: Path) -> Iterator[None]:
         raise
 
 
-def _damaged(path: Path, error: Exception) -> ValueError:
+def _damaged(path: Path, error: Exception) -> UnusableError:
     reason = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, NotImplementedError):
-        return ValueError(f"{path} is of a form that cannot be read here ({reason}): write it otherwise")
-    return ValueError(f"{path} is damaged or cut short ({reason}): restore it or leave it out")
+        what = f"is of a form that cannot be read here ({reason}): write it otherwise"
+        return UnusableError(f"{path} {what}", "files of a form that cannot be read here")
+    what = f"is damaged or cut short ({reason}): restore it or leave it out"
+    return UnusableError(f"{path} {what}", "files damaged or cut short, read as far as they go")
 
 
 def bare_suffix(path: Path) -> str:

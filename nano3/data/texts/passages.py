@@ -12,7 +12,8 @@ import numpy as np
 
 from nano3.config.errors import UserError
 from nano3.data.texts.corpus import is_heldout, mix
-from nano3.data.texts.readers import Document, Input, Skipped
+from nano3.data.texts.readers import Document, Input
+from nano3.data.texts.skipped import Skipped
 from nano3.data.tokens.build import content_hash
 
 if TYPE_CHECKING:

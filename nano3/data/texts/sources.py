@@ -17,7 +17,9 @@ from nano3.config.schema import DataConfig
 from nano3.data.generated.inputs import CATEGORIES, GeneratedTexts, category_of
 from nano3.data.texts import stdlib_corpus
 from nano3.data.texts.corpus import is_heldout
-from nano3.data.texts.readers import Input, Skipped, find_files, is_there
+from nano3.data.texts.find import find_files, is_there
+from nano3.data.texts.readers import Input
+from nano3.data.texts.skipped import Skipped
 from nano3.data.tokens.build import content_hash
 from nano3.data.tokens.shards import ShardFolder, is_prepared
 from nano3.data.tokens.tokenizer import Tokenizer

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
-from nano3.data.texts.readers import Document, Skipped, usable_text
+from nano3.data.texts.readers import Document, usable_text
+from nano3.data.texts.skipped import Skipped
 
 NAME = "python-stdlib"
 SUFFIXES = (".py", ".txt", ".rst")

@@ -7,8 +7,7 @@ import itertools
 import json
 import queue
 import threading
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +16,10 @@ import numpy as np
 from nano3.config.errors import UserError
 from nano3.data.files import locked
 from nano3.data.progress import Progress, silent
-from nano3.data.texts.readers import Document, Input, Skipped
+from nano3.data.texts.readers import Document, Input
+from nano3.data.texts.skipped import Skipped
 from nano3.data.tokens.shards import (
+    PLAN,
     SHARD_TOKENS,
     EncodedDocument,
     Manifest,
@@ -34,7 +35,6 @@ from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.files import write_atomic
 from nano3.reading import read_json
 
-PLAN = "plan.json"
 BATCH_CHARACTERS = 1 << 22
 PIECE_CHARACTERS = 1 << 20
 """Longer documents are encoded in pieces: on all cores, in bounded memory."""
@@ -47,7 +47,7 @@ class _Item:
     document: Document | None
     input_number: int
     next_item: int
-    skipped: dict[str, int]
+    skipped: Skipped
     bytes_done: int
 
 
@@ -97,10 +97,11 @@ def build(
         _write_plan(folder, key, shard_tokens)
         tokenizer.save(folder / "tokenizer")
         metas, skipped = _write_shards(folder, inputs, tokenizer, finished_shards(folder), progress, shard_tokens)
+        all_skipped = skipped + left_out if left_out else skipped
         if not metas:
-            line = _with_files(skipped, left_out).line() or "none"
+            line = all_skipped.line() or "none"
             raise UserError(f"no usable document in {', '.join(sources) or 'the inputs'} (skipped: {line})")
-        manifest = _manifest(key, metas, tokenizer, _with_files(skipped, left_out), sources)
+        manifest = _manifest(key, metas, tokenizer, all_skipped, sources)
         write_manifest(folder, manifest)
         return manifest
 
@@ -112,12 +113,6 @@ def _complete(folder: Path, key: str) -> Manifest | None:
     manifest = read_manifest(folder)
     _check_same(folder, manifest.key, key)
     return manifest if len(finished_shards(folder)) >= manifest.shards else None
-
-
-def _with_files(documents: Mapping[str, int], files: Skipped | None) -> Skipped:
-    """Documents and files that are left out, together."""
-    counts = Counter(documents)
-    return Skipped(counts + files.counts, files.names) if files else Skipped(counts)
 
 
 def _manifest(
@@ -162,12 +157,12 @@ def _write_shards(
     metas: list[ShardMeta],
     progress: Progress,
     shard_tokens: int,
-) -> tuple[list[ShardMeta], dict[str, int]]:
-    """Write all shards after the finished ones; returns every meta and the final counts of skipped documents."""
+) -> tuple[list[ShardMeta], Skipped]:
+    """Write all shards after the finished ones; returns every meta and what was left out in all."""
     dtype = token_dtype(tokenizer.vocab_size)
     total = sum(source.size for source in inputs)
     last = metas[-1] if metas else None
-    reached, skipped = ((last.next_input, last.next_item), last.skipped) if last else ((0, 0), {})
+    reached, skipped = ((last.next_input, last.next_item), last.left_out()) if last else ((0, 0), Skipped())
     pending: list[EncodedDocument] = []
     n_pending = 0
     for item, encoded in _encode(_items(inputs, reached, skipped), tokenizer):
@@ -184,11 +179,9 @@ def _write_shards(
     return metas, skipped
 
 
-def _items(inputs: Sequence[Input], start: tuple[int, int], skipped_before: dict[str, int]) -> Iterator[_Item]:
-    """Items of all inputs from position `start` on."""
-    skipped = Skipped()
-    skipped.counts.update(skipped_before)
-    counts = dict(skipped.counts)
+def _items(inputs: Sequence[Input], start: tuple[int, int], before: Skipped) -> Iterator[_Item]:
+    """Items of all inputs from position `start` on; `before`: what was left out until there."""
+    skipped, now = before.copy(), before
     done = sum(source.size for source in inputs[: start[0]])
     for number in range(start[0], len(inputs)):
         passed = start[1] if number == start[0] else 0
@@ -196,15 +189,14 @@ def _items(inputs: Sequence[Input], start: tuple[int, int], skipped_before: dict
         for _ in itertools.islice(documents, passed):
             pass
         if passed:
-            skipped.counts.clear()
-            skipped.counts.update(skipped_before)
+            skipped.reset(before)
         read = 0
         for position, document in enumerate(documents, start=passed + 1):
             if document is None:
-                counts = dict(skipped.counts)
+                now = skipped.copy()
             else:
                 read += len(document.text)
-            yield _Item(document, number, position, counts, done + min(read, inputs[number].size))
+            yield _Item(document, number, position, now, done + min(read, inputs[number].size))
         done += inputs[number].size
 
 

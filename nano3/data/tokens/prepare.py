@@ -18,7 +18,8 @@ from nano3.data.files import cache_root, locked
 from nano3.data.progress import Progress, silent
 from nano3.data.texts.corpus import Corpus, is_heldout, shuffled, split
 from nano3.data.texts.parts import short_pieces
-from nano3.data.texts.readers import OF_FILES, Input, Skipped
+from nano3.data.texts.readers import Input
+from nano3.data.texts.skipped import OF_FILES, Skipped
 from nano3.data.texts.sources import CategorySources, resolve
 from nano3.data.tokens.blend import Blend
 from nano3.data.tokens.build import build, build_key, content_hash

@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from nano3.config.errors import UserError
-from nano3.data.texts.readers import Skipped
-from nano3.files import write_atomic
+from nano3.data.texts.skipped import Skipped
+from nano3.files import check_free, write_atomic
 from nano3.reading import parse_json, read_json
 
-MANIFEST = "manifest.json"
+MANIFEST, PLAN = "manifest.json", "plan.json"
+"""What a prepared folder holds, and what it is going to hold."""
 FORMAT = "nano3-shards-1"
 INDEX_COLUMNS = 4
 SHARD_TOKENS = 1 << 24
@@ -56,6 +57,12 @@ class ShardMeta:
     """...and the number of items of that input read so far."""
     skipped: dict[str, int]
     """Documents left out, from the first input up to here."""
+    named: dict[str, list[str]] = field(default_factory=dict)
+    """Names of some of them, by reason."""
+
+    def left_out(self) -> Skipped:
+        """What was left out up to here, by reason."""
+        return Skipped(Counter(self.skipped), dict(self.named))
 
 
 @dataclass(frozen=True)
@@ -98,7 +105,7 @@ def write_shard(
     documents: list[EncodedDocument],
     dtype: np.dtype,
     reached: tuple[int, int],
-    skipped: dict[str, int],
+    skipped: Skipped,
 ) -> ShardMeta:
     """Store documents as shard `number`; `reached` is the position (input, item) where the next shard goes on."""
     ids = np.concatenate([document.ids for document in documents]).astype(dtype)
@@ -122,7 +129,8 @@ def write_shard(
         idx_crc32=zlib.crc32(index_bytes),
         next_input=reached[0],
         next_item=reached[1],
-        skipped=skipped,
+        skipped=dict(skipped.counts),
+        named=skipped.names,
     )
     write_atomic(shard_path(folder, number, "bin"), binary)
     write_atomic(shard_path(folder, number, "idx"), index_bytes)
@@ -161,6 +169,12 @@ def finished_shards(folder: Path) -> list[ShardMeta]:
         metas.append(meta)
 
 
+def check_out(folder: Path) -> None:
+    """Raise UserError for a folder that holds something other than prepared data, finished or not."""
+    if not any((place / PLAN).is_file() for place in (folder, *folder.glob("*/"))):
+        check_free(folder)
+
+
 def is_prepared(folder: Path) -> bool:
     """Whether a folder says it is a complete prepared folder."""
     return (folder / MANIFEST).is_file()
@@ -174,9 +188,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise UserError(
-            f"{folder} is not a prepared folder (no {MANIFEST}): run `nano3 data prepare PATHS --out {folder}` first"
-        )
+        raise UserError(_not_prepared(folder))
     try:
         table = parse_json(path.read_bytes())
     except ValueError as error:
@@ -189,6 +201,19 @@ def read_manifest(folder: Path) -> Manifest:
         return Manifest(**table)
     except (TypeError, AttributeError) as error:
         raise damaged(path, "it is not what was written") from error
+
+
+def _not_prepared(folder: Path) -> str:
+    """What a folder is instead of a prepared one, and what to do."""
+    if not folder.exists():
+        return f"{folder}: no such folder; `nano3 data prepare PATHS --out {folder}` would make it"
+    if not folder.is_dir():
+        return f"{folder} is a file: `nano3 data prepare {folder} --out DIR` makes a prepared folder of a text"
+    if (folder / PLAN).is_file():
+        return f"{folder} is not prepared to its end: give the command that began it again"
+    if inner := [str(place.parent) for place in sorted(folder.glob(f"*/{MANIFEST}"))]:
+        return f"{folder} holds several prepared folders: name one of {', '.join(inner)}"
+    return f"{folder} holds no prepared data: `nano3 data prepare {folder} --out DIR` makes it of texts"
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -103,7 +103,7 @@ def _read(file: Path) -> str:
 
 @lru_cache(maxsize=1)
 def _documentation() -> Essays:
-    from nano3.data.texts.readers import Skipped
+    from nano3.data.texts.skipped import Skipped
     from nano3.data.texts.stdlib_corpus import NAME, StandardLibrary
 
     paragraphs: dict[str, None] = {}

@@ -94,7 +94,7 @@ class CorpusQuestions:
 @lru_cache(maxsize=1)
 def _corpus() -> PassageIndex:
     from nano3.data.texts.passages import PassageIndex
-    from nano3.data.texts.readers import Skipped
+    from nano3.data.texts.skipped import Skipped
     from nano3.data.texts.stdlib_corpus import StandardLibrary
 
     documents = [document for document in StandardLibrary().documents(Skipped()) if document is not None]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nano3.config.errors import UserError
-from nano3.config.presets import preset_names
+from nano3.config.presets import preset_names, stage_of
 from nano3.files import in_use
 from nano3.train.tracking.metrics import CLOCK, FINAL, numbers, read_metrics
 
@@ -88,7 +88,7 @@ def read_run(path: Path) -> Run:
     last = train[-1] if train else {}
     trouble = trouble or _damage(path)
     step, tokens = last.get("step", 0), last.get("tokens", 0)
-    verb = "extend-context" if "context" in settings else "pretrain"
+    verb = stage_of(settings)
     return Run(
         path=path,
         verb=verb,

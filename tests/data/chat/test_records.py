@@ -8,7 +8,7 @@ import zstandard
 
 from nano3.config.errors import UserError
 from nano3.data.chat.records import read_records
-from nano3.data.texts.readers import Skipped
+from nano3.data.texts.skipped import Skipped
 
 ROWS = [{"messages": [{"role": "user", "content": f"é {i}"}, {"role": "assistant", "content": "x"}]} for i in range(3)]
 

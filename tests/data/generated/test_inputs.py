@@ -10,7 +10,7 @@ from nano3.config.schema import DataConfig
 from nano3.data.generated.inputs import GeneratedTexts
 from nano3.data.texts import passages
 from nano3.data.texts.corpus import is_heldout
-from nano3.data.texts.readers import Skipped
+from nano3.data.texts.skipped import Skipped
 from nano3.data.texts.sources import resolve
 from nano3.data.tokens.batch import IGNORE
 from nano3.data.tokens.build import content_hash

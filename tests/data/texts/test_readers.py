@@ -13,7 +13,9 @@ import pytest
 import zstandard
 
 from nano3.data.texts import parts
-from nano3.data.texts.readers import PROBED_RECORDS, Skipped, find_files
+from nano3.data.texts.find import find_files
+from nano3.data.texts.readers import PROBED_RECORDS
+from nano3.data.texts.skipped import Skipped
 from nano3.data.tokens.tokenizer import Tokenizer
 
 TEXTS = ["first\ntext", "zweiter Text: äöü", "三"]
@@ -70,14 +72,47 @@ def test_another_text_field(write_texts):
 def test_a_field_that_no_record_has_names_those_there(write_texts):
     folder = write_texts({"a.jsonl": jsonl("body", TEXTS), "b.parquet": parquet("body", TEXTS)})
     for name in ("a.jsonl", "b.parquet"):
-        with pytest.raises(ValueError, match=rf"{name}: no record has a text in 'text'; fields there: body, id"):
+        with pytest.raises(ValueError, match=rf"{name}: no record has a field 'text'; other fields: body, id \("):
             read(folder / name)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"), [(5, "a number"), (None, "null"), (["a"], "a list"), ({}, "an object"), (True, "true or false")]
+)
+def test_a_field_that_is_no_text_is_told_as_what_it_is(write_texts, value, kind):
+    rows = [{"text": value, "id": 1}, {"text": value}]
+    file = write_texts({"a.jsonl": "".join(json.dumps(row) + "\n" for row in rows)}) / "a.jsonl"
+    with pytest.raises(ValueError, match=rf"^{file}: no record has a text in 'text', it is {kind}$"):
+        read(file)
 
 
 def test_a_wrong_field_is_noticed_before_a_long_file_is_read(write_texts):
     folder = write_texts({"a.jsonl": jsonl("body", ["x"] * PROBED_RECORDS) + jsonl("text", ["late"])})
-    with pytest.raises(ValueError, match="no record has a text"):
-        read(folder)
+    with pytest.raises(ValueError, match="no record has a field 'text'"):
+        read(folder / "a.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("rows.jsonl", jsonl("messages", TEXTS), "files without a text in 'text'"),
+        ("rows.jsonl", jsonl("messages", ["x"] * (PROBED_RECORDS + 5)), "files without a text in 'text'"),
+        ("numbers.jsonl", b'{"text": 5}\n{"text": 6}\n', "files without a text in 'text'"),
+        ("rows.parquet", parquet("body", TEXTS), "files without a text in 'text'"),
+        ("rows.parquet", b"PAR1 is not enough", "files damaged or cut short, read as far as they go"),
+        ("notes.txt.gz", gzip.compress(b"notes")[:-6], "files damaged or cut short, read as far as they go"),
+    ],
+)
+def test_a_file_that_is_no_text_is_left_out_of_a_folder_and_an_error_by_its_name(write_texts, name, content, reason):
+    folder = write_texts({"a.txt": "first", name: content, "z.txt": "last"})
+    skipped = Skipped()
+    found = [
+        document.text for file in find_files(str(folder), skipped) for document in file.documents(skipped) if document
+    ]
+    assert [text for text in found if text != "notes"] == ["first", "last"]
+    assert skipped.line() == f"1 {reason} ({name})"
+    with pytest.raises(ValueError, match=name):
+        read(folder / name)
 
 
 def test_bad_and_empty_documents_are_skipped_and_counted(write_texts):
@@ -128,7 +163,7 @@ def test_a_damaged_file_is_an_error_that_names_it(write_texts, name):
     whole = {"gz": gzip.compress, "zst": COMPRESS[".zst"]}.get(name.rpartition(".")[2], bytes)(bytes(range(256)) * 99)
     folder = write_texts({name: whole[: len(whole) // 2]})
     with pytest.raises(ValueError, match=f"{name} is damaged or cut short"):
-        read(folder)
+        read(folder / name)
 
 
 def test_a_missing_path_is_an_error(tmp_path):
@@ -241,7 +276,8 @@ def test_an_error_of_the_disk_names_the_file(write_texts, monkeypatch, number):
 @pytest.mark.parametrize("values", [[None] * 3, [1, 2, 3]])
 def test_a_parquet_column_without_texts_is_an_error(write_texts, values):
     file = write_texts({"a.parquet": parquet("text", values)}) / "a.parquet"
-    with pytest.raises(ValueError, match=r"no record has a text in 'text'; fields there: id, text"):
+    kind = "null" if values[0] is None else "int64"
+    with pytest.raises(ValueError, match=rf"no record has a text in 'text', it is of type {kind}; other fields: id "):
         read(file)
 
 
@@ -295,7 +331,7 @@ def test_a_compressed_bomb_takes_bounded_memory(tmp_path):
             out.write(packer.compress(bytes(1 << 20)))
         out.write(packer.flush())
     code = (
-        "import sys; from nano3.data.texts.readers import Skipped, find_files\n"
+        "import sys; from nano3.data.texts.find import find_files; from nano3.data.texts.skipped import Skipped\n"
         "size = sum(len(d.text) for f in find_files(sys.argv[1], Skipped()) for d in f.documents(Skipped()) if d)\n"
         # Not ru_maxrss, which begins with what the process that started this one held.
         "print(size, next(int(line.split()[1]) >> 10 for line in open('/proc/self/status') if 'VmHWM' in line))"

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from nano3.data.texts.readers import Skipped
+from nano3.data.texts.skipped import Skipped
 from nano3.data.texts.stdlib_corpus import StandardLibrary
 
 

@@ -92,15 +92,16 @@ def test_a_folder_with_other_files_is_refused(texts, tokenizer):
 
 def test_inputs_without_a_usable_document_are_an_error_with_counts(write_texts, tokenizer, tmp_path):
     folder = write_texts({"a.txt": b"\xff", "b.txt": b"", "c.txt": b" "})
-    with pytest.raises(ValueError, match=r"no usable document in here \(skipped: 2 empty, 1 not UTF-8\)"):
+    with pytest.raises(ValueError, match=r"no usable document in here \(skipped: 2 empty \(.*\), 1 not UTF-8 \(.*\)\)"):
         build(tmp_path / "out", find_inputs([str(folder)]).inputs, tokenizer, sources=["here"])
     assert finished_shards(tmp_path / "out") == []
 
 
 def test_a_reader_error_reaches_the_caller(write_texts, tokenizer, tmp_path):
     folder = write_texts({"a.txt": "fine", "b.txt.gz": b"\x1f\x8b no gzip"})
+    named = [str(folder / "a.txt"), str(folder / "b.txt.gz")]
     with pytest.raises(ValueError, match=r"b\.txt\.gz is damaged"):
-        build(tmp_path / "out", find_inputs([str(folder)]).inputs, tokenizer)
+        build(tmp_path / "out", find_inputs(named).inputs, tokenizer)
 
 
 @pytest.mark.parametrize(

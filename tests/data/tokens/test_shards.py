@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from nano3.data.texts.skipped import Skipped
 from nano3.data.tokens.shards import (
     EncodedDocument,
     Manifest,
@@ -19,7 +20,7 @@ def make(folder, documents, stored=np.uint16, per_shard=3):
     folder.mkdir(exist_ok=True)
     parts = [documents[i : i + per_shard] for i in range(0, len(documents), per_shard)]
     for number, part in enumerate(parts):
-        write_shard(folder, number, part, dtype, (0, 0), {})
+        write_shard(folder, number, part, dtype, (0, 0), Skipped())
     total = sum(len(d.ids) for d in documents)
     write_manifest(folder, Manifest("key", len(parts), len(documents), total, 0, dtype.name, 100))
     return folder
@@ -83,7 +84,7 @@ def test_a_shard_without_its_json_file_is_not_finished(tmp_path, documents):
 
 
 def test_other_folders_are_told_from_prepared_ones(tmp_path):
-    with pytest.raises(ValueError, match="is not a prepared folder"):
+    with pytest.raises(ValueError, match="holds no prepared data"):
         ShardFolder(tmp_path)
     (tmp_path / "manifest.json").write_text('{"format": "other"}')
     with pytest.raises(ValueError, match="has format 'other'"):
