@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from nano3.engine.protocol import GenerationEngine
 
 
+DONE, CUT_SHORT, FAILED = 0, 1, 2
+"""Exit codes: an output was cut off before the form that was asked for was whole; a prompt could not be run."""
+
+
 @dataclass(frozen=True)
 class Job:
     """An open engine, and how all prompts are to be continued."""
@@ -89,23 +93,25 @@ class Timing:
         }
 
 
-def run_text(job: Job, prompt: Prompt) -> bool:
+def run_text(job: Job, prompt: Prompt) -> int:
     """Print the text of one prompt's outputs as it is made, thinking on stderr; several outputs come one after the
-    other, each under a line that numbers it (on stderr)."""
+    other, each under a line that numbers it (on stderr). Returns DONE or CUT_SHORT."""
     encoded = job.encode(prompt)
     request = job.request("generate", encoded)
     writers = [TextWriter(encoded.thinking_open, live=i == 0) for i in range(job.n)]
     shown = 0
     if job.n > 1:
         print(f"output 1 of {job.n}", file=sys.stderr)
+    outputs = [Output(i) for i in range(job.n)]
     for update in updates(job.engine, [request]):
+        outputs[update.index].add(update)
         writers[update.index].add(update)
         while shown < job.n and writers[shown].ended:
             shown += 1
             if shown < job.n:
                 print(f"output {shown + 1} of {job.n}", file=sys.stderr)
                 writers[shown].go_live()
-    return False
+    return _told(job, [is_cut_short(job, encoded, output) for output in outputs])
 
 
 class TextWriter:
@@ -182,8 +188,8 @@ class TextWriter:
         stream.flush()
 
 
-def run_json(job: Job, prompt: Prompt) -> bool:
-    """Print one JSON object with all outputs of one prompt."""
+def run_json(job: Job, prompt: Prompt) -> int:
+    """Print one JSON object with all outputs of one prompt. Returns DONE, CUT_SHORT or FAILED."""
     encoded = job.encode(prompt)
     timing = Timing()
     outputs = [Output(i) for i in range(job.n)]
@@ -195,15 +201,17 @@ def run_json(job: Job, prompt: Prompt) -> bool:
     tokens = facts["usage"]
     timings = timing.facts(job, tokens["prompt_tokens"] - tokens["cached_tokens"], tokens["completion_tokens"])
     print(json.dumps({"model": job.model, **facts, "timings": timings}, ensure_ascii=False))
-    return any(output.finish == "error" for output in outputs)
+    if any(output.finish == "error" for output in outputs):
+        return FAILED
+    return _told(job, [is_cut_short(job, encoded, output) for output in outputs])
 
 
-def run_lines(job: Job, prompts: Sequence[Prompt]) -> bool:
+def run_lines(job: Job, prompts: Sequence[Prompt]) -> int:
     """Print a JSON line for each prompt when its last output has ended; a prompt that cannot run gets a line with
-    its error. Whether there was one is returned."""
+    its error. Returns DONE, CUT_SHORT or FAILED."""
     encoded: dict[str, Encoded] = {}
     outputs: dict[str, list[Output]] = {}
-    failed = False
+    failed, cut_short = False, list[bool]()
     for i, prompt in enumerate(prompts):
         try:
             encoded[str(i)] = job.encode(prompt)
@@ -217,10 +225,37 @@ def run_lines(job: Job, prompts: Sequence[Prompt]) -> bool:
         mine[update.index].add(update)
         if all(output.finish is not None for output in mine):
             failed |= any(output.finish == "error" for output in mine)
+            cut_short += [is_cut_short(job, encoded[update.request_id], output) for output in mine]
             index = int(update.request_id)
             _print_line(index, prompts[index], result(job, encoded[update.request_id], mine))
             del outputs[update.request_id]
-    return failed
+    code = _told(job, cut_short)
+    return FAILED if failed else code
+
+
+def is_cut_short(job: Job, encoded: Encoded, output: Output) -> bool:
+    """Whether an output of a form reached its most tokens before the form was whole."""
+    grammar = job.sampling.grammar
+    if grammar is None or output.finish != "length":
+        return False
+    from nano3.engine.grammar.masks import is_whole
+
+    thinking = encoded.thinking_open
+    return not is_whole(grammar, output.text if thinking is None else _parts(output.text, thinking)["content"])
+
+
+def _told(job: Job, cut_short: Sequence[bool]) -> int:
+    """Say of outputs that were cut before their form was whole that they were; the exit code."""
+    count = sum(cut_short)
+    if not count:
+        return DONE
+    grammar = job.sampling.grammar
+    what = "a match of the pattern" if grammar is not None and grammar.kind == "regex" else "whole JSON"
+    which = "the output was" if len(cut_short) == 1 else f"{count} of {len(cut_short)} outputs were"
+    most = job.sampling.max_tokens
+    limit = f"--max-tokens {most}" if most is not None else "the most tokens"
+    print(f"{which} cut off at {limit}, before {what}: raise --max-tokens", file=sys.stderr, flush=True)
+    return CUT_SHORT
 
 
 def _print_line(index: int, prompt: Prompt, facts: dict[str, Any]) -> None:

@@ -117,12 +117,11 @@ def generate(
     [dim]Many prompts at once:[/]
       nano3 generate --model PATH --prompts-file in.jsonl > out.jsonl
     """
-    if _run(ctx.params):
-        raise typer.Exit(2)
+    raise typer.Exit(_run(ctx.params))
 
 
-def _run(options: dict[str, Any]) -> bool:
-    """Run a checked command line; whether a prompt of several could not be run."""
+def _run(options: dict[str, Any]) -> int:
+    """Run a checked command line; returns the exit code."""
     _check(options)
     from nano3.chat.generation import Job, run_json, run_lines, run_text
 

@@ -95,14 +95,12 @@ def too_long(
 ) -> str:
     """The line about a context that does not fit."""
     if server:
-        return f"--ctx {length}: the server takes at most {largest} tokens; lower --ctx"
+        return f"--ctx {length}: the server takes at most {largest} tokens; give --ctx {largest}"
     takes = "does not fit"
     if need is not None and memory is not None:
         takes = f"takes {_size(need)} beside the weights and {_size(memory)} may be used"
-    return (
-        f"--ctx {length}: a context of {length} tokens {takes}: the largest that fits is {largest} tokens; "
-        "lower --ctx or raise --memory"
-    )
+    lower = f"give --ctx {largest}, or raise --memory" if largest else "raise --memory"
+    return f"--ctx {length}: a context of {length} tokens {takes}: the largest that fits is {largest} tokens; {lower}"
 
 
 def _size(n: int) -> str:

@@ -230,6 +230,43 @@ def test_one_prompt_of_many_that_cannot_run_is_told_in_its_line(nano3_generate):
     assert by_index[1]["outputs"][0]["finish_reason"] == "length"
 
 
+LONG_JSON = '{"type": "array", "items": {"type": "integer"}, "minItems": 50}'
+
+
+@pytest.mark.parametrize(
+    ("form", "words"),
+    [
+        (
+            ["--json-schema", LONG_JSON],
+            "the output was cut off at --max-tokens 9, before whole JSON: raise --max-tokens",
+        ),
+        (["--regex", "[a-z]{99}"], "before a match of the pattern"),
+        (["--chat", "--no-thinking", "--json-schema", LONG_JSON], "before whole JSON"),
+        (["-n", "2", "--json-schema", LONG_JSON], "2 of 2 outputs were cut off"),
+    ],
+)
+def test_an_output_cut_before_its_form_is_whole_is_told_and_is_no_success(nano3_generate, form, words):
+    for more in ([], ["--json"]):
+        done = nano3_generate("--prompt", "x", "--max-tokens", 9, "--seed", 1, *form, *more)
+        assert done.code == 1
+        assert words in done.err
+        assert done.out
+
+
+@pytest.mark.parametrize("form", [[], ["--regex", "[a-z]+"], ["--regex", "[a-z]{3,}"]])
+def test_a_text_and_a_form_that_is_whole_may_end_at_the_most_tokens(nano3_generate, form):
+    done = nano3_generate("--prompt", "x", "--max-tokens", 9, "--seed", 1, *form)
+    assert (done.code, "cut off" in done.err) == (0, False)
+
+
+def test_lines_that_were_cut_are_counted(nano3_generate, tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n' * 3)
+    done = nano3_generate("--prompts-file", tmp_path / "in.jsonl", "--max-tokens", 5, "--json-schema", LONG_JSON)
+    assert done.code == 1
+    assert "3 of 3 outputs were cut off" in done.err
+    assert len(done.out.splitlines()) == 3
+
+
 @pytest.mark.parametrize(
     ("args", "stdin", "words"),
     [

@@ -28,6 +28,12 @@ def operations(server):
     return {f"{found.ok().method.upper()} {found.ok().path}": found.ok() for found in schema.get_all_operations()}
 
 
+def test_its_schemas_have_plain_names(client):
+    names = client.get("/openapi.json").json()["components"]["schemas"]
+    assert {"ErrorBody", "MessagesError"} <= names.keys()
+    assert [name for name in names if "__" in name] == []
+
+
 def test_the_document_lists_what_is_served(server):
     assert set(operations(server)) >= {
         "POST /v1/chat/completions", "POST /v1/completions", "POST /v1/responses", "POST /v1/messages",

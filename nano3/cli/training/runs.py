@@ -15,10 +15,16 @@ from nano3.config.errors import UserError
 from nano3.files import check_writable
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from nano3.train.tracking.run_comparison import Curves
     from nano3.train.tracking.runs import Run
 
 HELPS = ("-h", "--help")
+LEAST_TELLING = ("preset", "changed", "steps", "time", "loss", "verb")
+"""Columns of the list in the order in which they are left out where the terminal is narrow."""
+WIDEST = 10_000
+"""Characters of a line that holds any table."""
 STYLES = {"finished": "green", "running": "cyan", "interrupted": "yellow", "damaged": "red"}
 
 
@@ -104,24 +110,49 @@ def compare(
 
 
 def _show(folder: Path, found: list[Run]) -> None:
-    from nano3.cli.output import plain_table, print_table, results
+    from nano3.cli.output import print_table, results
 
-    right = ("steps", "tokens", "loss", "bits/byte", "time")
-    table = plain_table(
-        f"Runs in {folder}", "run", "verb", "preset", *right[:4], "state", "time", "changed", right=right
-    )
-    for run in found:
-        changed = f"{run.changed:%d %b %H:%M}" if run.changed else ""
-        table.add_row(
-            run.path.resolve().name, run.verb, run.preset or "", f"{run.step:,}", _tokens(run), _number(run.loss),
-            _bits(run), f"[{STYLES[run.state]}]{run.state}[/]", _time(run.seconds), changed,
-        )  # fmt: skip
-    print_table(results(), table)
+    console, rows = results(), [_row(run) for run in found]
+    # A column that is empty tells nothing; of the others the least telling go where the terminal is narrow.
+    columns = [name for name in rows[0] if any(row[name] for row in rows)]
+    title, left_out = f"Runs in {folder}", []
+    unbounded = console.options.update_width(WIDEST)
+    for name in LEAST_TELLING:
+        if name in columns and console.measure(_table(title, columns, rows), options=unbounded).maximum > console.width:
+            columns.remove(name)
+            left_out.append(name)
+    print_table(console, _table(title, columns, rows))
+    if left_out:
+        console.print(f"left out for want of width: {', '.join(left_out)}; --json has all", style="dim")
     if any(run.scores and not run.scores[0].final for run in found):
         results().print("~ scored on a sample, while the run went on", style="dim")
     for run in found:
         if run.trouble:
             print(f"{run.path}: {run.trouble}", file=sys.stderr)
+
+
+def _row(run: Run) -> dict[str, str]:
+    return {
+        "run": run.path.resolve().name,
+        "verb": run.verb,
+        "preset": run.preset or "",
+        "state": f"[{STYLES[run.state]}]{run.state}[/]",
+        "steps": f"{run.step:,}",
+        "tokens": _tokens(run),
+        "loss": _number(run.loss),
+        "bits/byte": _bits(run),
+        "time": _time(run.seconds),
+        "changed": f"{run.changed:%d %b %H:%M}" if run.changed else "",
+    }
+
+
+def _table(title: str, columns: list[str], rows: list[dict[str, str]]) -> Table:
+    from nano3.cli.output import plain_table
+
+    table = plain_table(title, *columns, right=("steps", "tokens", "loss", "bits/byte", "time"))
+    for row in rows:
+        table.add_row(*(row[name] for name in columns))
+    return table
 
 
 def _tokens(run: Run) -> str:

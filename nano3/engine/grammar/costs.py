@@ -96,11 +96,12 @@ def _pattern_matcher(pattern: str) -> Any:
     import llguidance
 
     grammar = llguidance.LLMatcher.grammar_from_json_schema({"type": "string", "pattern": pattern})
-    return llguidance.LLMatcher(_bytes_tokenizer(), grammar, log_level=0)
+    return llguidance.LLMatcher(bytes_tokenizer(), grammar, log_level=0)
 
 
 @functools.cache
-def _bytes_tokenizer() -> Any:
+def bytes_tokenizer() -> Any:
+    """A vocabulary of bytes, for texts that no model writes."""
     import llguidance
 
     return llguidance.LLTokenizer("byte")

@@ -12,7 +12,7 @@ import numpy as np
 
 from nano3.config.errors import UserError
 from nano3.data.tokens.tokenizer import Tokenizer
-from nano3.engine.grammar.costs import check_costs
+from nano3.engine.grammar.costs import bytes_tokenizer, check_costs
 from nano3.engine.request import Grammar
 from nano3.reading import parse_json
 
@@ -167,6 +167,15 @@ class GrammarMatcher:
         text = text.strip()
         if text:
             self._matcher.consume_tokens(self._compiler.vocabulary.tokenize_str(text))
+
+
+def is_whole(grammar: Grammar, text: str) -> bool:
+    """Whether a text has the form from its beginning to its end; white space around it is not looked at."""
+    import llguidance
+
+    matcher = llguidance.LLMatcher(bytes_tokenizer(), _SOURCES[grammar.kind](grammar.value), log_level=0)
+    data = text.strip().encode()
+    return matcher.try_consume_tokens(list(data)) == len(data) and matcher.is_accepting()
 
 
 def _json_source(value: str) -> str:

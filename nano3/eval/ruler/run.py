@@ -173,11 +173,21 @@ def check_samples(plan: Plan, target: Target) -> None:
         if any(writer.least(task, length, index) > length for index in range(tried)):
             needs[task] = _fitting_length(writer, task, length, min(plan.samples, TRIED))
     if needs:
-        names, one = ", ".join(needs), len(needs) == 1
-        raise UserError(
-            f"{names} {'does' if one else 'do'} not fit in {length} tokens: the least length is {max(needs.values())} "
-            f"with this tokenizer; raise --ctx, or leave {'it' if one else 'them'} out of --tasks"
-        )
+        raise UserError(_does_not_fit(plan, needs))
+
+
+def _does_not_fit(plan: Plan, needs: Mapping[str, int]) -> str:
+    """What of a plan does not fit in its shortest length, and the options to give instead; `needs`: least lengths."""
+    least = max(needs.values())
+    lengths = [length for length in plan.lengths if length >= least] or [least]
+    ways = [f"--ctx {','.join(map(length_text, lengths))}"]
+    if rest := [task for task in plan.tasks if task not in needs]:
+        ways.append(f"--tasks {','.join(rest)}")
+    verb = "does" if len(needs) == 1 else "do"
+    return (
+        f"{', '.join(needs)} {verb} not fit in {plan.lengths[0]} tokens: the least length is {least} with this "
+        f"tokenizer; give {', or '.join(ways)}"
+    )
 
 
 def _fitting_length(writer: _Writer, task: str, length: int, samples: int) -> int:

@@ -9,7 +9,7 @@ from fastapi import Request as HttpRequest
 from starlette.responses import Response
 
 from nano3.serve.anthropic.answer import MessageAnswer, MessageEvents
-from nano3.serve.anthropic.schemas import CountRequest, ErrorBody, MessagesRequest, TokenCount
+from nano3.serve.anthropic.schemas import CountRequest, MessagesError, MessagesRequest, TokenCount
 from nano3.serve.anthropic.translate import NAMES, to_chat
 from nano3.serve.chat.prompt import ChatPlan, make_prompt, plain, plan_chat
 from nano3.serve.chat.single_answer import SingleAnswer, renamed
@@ -36,7 +36,7 @@ _MESSAGE: dict[str, Any] = {
         "usage": {"type": "object", "required": ["input_tokens", "output_tokens"]},
     },
 }
-_RESPONSES: dict[int | str, dict[str, Any]] = errors(*RUN_ERRORS, model=ErrorBody) | {
+_RESPONSES: dict[int | str, dict[str, Any]] = errors(*RUN_ERRORS, model=MessagesError) | {
     200: {
         "description": "The message; with stream: true its events, from message_start to message_stop.",
         "content": {"application/json": {"schema": _MESSAGE}, "text/event-stream": {}},
@@ -60,7 +60,7 @@ async def messages(body: MessagesRequest, request: HttpRequest, service: TheServ
     )
 
 
-@router.post("/v1/messages/count_tokens", responses=errors(400, 401, 404, 413, 503, model=ErrorBody))
+@router.post("/v1/messages/count_tokens", responses=errors(400, 401, 404, 413, 503, model=MessagesError))
 async def count_tokens(body: CountRequest, request: HttpRequest, service: TheService) -> TokenCount:
     """Tokens of the prompt that /v1/messages would make of the same body."""
     service.check_model(body.model)

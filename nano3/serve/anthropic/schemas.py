@@ -164,18 +164,18 @@ class TokenCount(BaseModel):
     input_tokens: int
 
 
-class ErrorDetail(BaseModel):
+class MessagesErrorDetail(BaseModel):
     """What went wrong."""
 
     type: str
     message: str
 
 
-class ErrorBody(BaseModel):
+class MessagesError(BaseModel):
     """Body of every answer that is not a success."""
 
     type: Literal["error"]
-    error: ErrorDetail
+    error: MessagesErrorDetail
 
 
 def plain(block: Any) -> str:

@@ -248,12 +248,19 @@ def test_the_length_that_is_told_is_enough_for_all_samples(run, base_folder):
     command = ("eval", "ruler", "--from", base_folder, "--tasks", "vt,cwe", "--samples", 8)
     done = run(*command, "--ctx", 400)
     assert done.code == 2
-    assert "raise --ctx, or leave" in done.err
-    found = re.search(r"(\S+) do(?:es)? not fit in 400 tokens: the least length is (\d+)", done.err)
+    found = re.search(r"do(?:es)? not fit in 400 tokens: the least length is (\d+) .*; give (--ctx \1)", done.err)
     assert found is not None, done.err
-    fits = run(*command, "--ctx", found[2])
+    fits = run(*command, *found[2].split())
     assert fits.code == 0, fits.err
     assert len(rows("runs/eval-ruler-base-model")) == 16
+
+
+def test_lengths_and_tasks_that_fit_are_given_to_copy(run, base_folder):
+    command = ("eval", "ruler", "--from", base_folder, "--samples", 1)
+    done = run(*command, "--tasks", "niah_single_1,vt", "--ctx", "256,2k,4k")
+    assert done.code == 2
+    assert done.err.rstrip().endswith("; give --ctx 2k,4k, or --tasks niah_single_1")
+    assert run(*command, "--tasks", "niah_single_1", "--ctx", "256").code == 0
 
 
 def test_results_do_not_go_among_other_files(run, base_folder):

@@ -6,6 +6,7 @@ import shutil
 import pytest
 from matplotlib.image import imread
 
+from nano3.cli.app import main
 from nano3.config.presets import load_extend_context, load_pretrain, to_toml
 from nano3.files import exclusive
 from nano3.train.tracking.metrics import MetricsWriter
@@ -66,6 +67,22 @@ def test_the_runs_of_a_folder_with_what_they_are_and_how_they_went(here, run):
     assert mine["scores"] == [{"seq_len": 64, "loss": 3.0, "bits_per_byte": 2.25, "targets": 100, "final": True}]
     done = run("runs")
     assert all(word in done.out for word in ("pretrain-tiny-2", "extend-context", "2.250", "finished", "256", "8s"))
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_the_list_fits_the_terminal_and_has_no_empty_column(here, columns, monkeypatch, capsys):
+    for name, steps in (("mine", 4), ("stopped", 3), ("a-run-with-a-longer-name", 4)):
+        make_run(here / "runs" / name, steps=steps)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr("nano3.cli.output.PIPE_WIDTH", columns)
+    with pytest.raises(SystemExit):
+        main(["runs"])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= columns
+    assert "preset" not in lines[1]
+    assert ("changed" in lines[1]) == (columns == 120)
+    (stopped,) = [line for line in lines if line.lstrip().startswith("stopped")]
+    assert all(word in stopped for word in ("interrupted", "192 of 256", "~2.500"))
 
 
 def test_a_run_that_stopped_shows_how_far_it_came_and_that_its_score_is_of_a_sample(here, run):

@@ -174,7 +174,6 @@ def test_tools_that_are_not_strict_leave_an_output_alone(server: Any) -> None:
 def test_a_random_model_beside_a_strict_tool_writes_text(client: Any) -> None:
     body = {"messages": [{"role": "user", "content": "Hi"}], "tools": [tool({"maxLength": 2})], "max_tokens": 40,
             "enable_thinking": False, "seed": 1}  # fmt: skip
-    with_tool = client.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]
-    free = body | {"tools": [tool({"maxLength": 2}, strict=False)]}
-    assert with_tool == client.post("/v1/chat/completions", json=free).json()["choices"][0]["message"]
-    assert with_tool["content"]
+    choice = client.post("/v1/chat/completions", json=body).json()["choices"][0]
+    assert choice["message"]["content"]
+    assert "tool_calls" not in choice["message"]
