@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from nano3.config.errors import UserError
-from nano3.model.find import local_model, model_name
+from nano3.files import exclusive
+from nano3.model.find import local_model, model_folder, model_name
 
 from ..fake_hub import COMMIT, fake_hub
 
@@ -103,3 +104,42 @@ def test_a_folder_goes_before_a_hub_id(tmp_path, monkeypatch):
         local_model("org/small")
     (tmp_path / "org" / "small").mkdir(parents=True)
     assert local_model("org/small") == "org/small"
+
+
+def make_run(folder, *, steps=(), settings="[train]\ntokens = 5\n"):
+    folder.mkdir()
+    (folder / "config.toml").write_text(settings)
+    for step in steps:
+        (folder / "checkpoints" / f"step-{step}").mkdir(parents=True)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("steps", "settings", "words"),
+    [
+        (
+            (),
+            "[train]\n",
+            ["has not finished: it has no model yet (nor a checkpoint)", "nano3 pretrain --resume --out"],
+        ),
+        ((9, 120), "[context]\n", ["newest checkpoint, of step 120,", "nano3 extend-context --resume --out"]),
+    ],
+)
+def test_an_unfinished_run_says_what_it_has_and_how_to_finish_it(tmp_path, steps, settings, words):
+    run = make_run(tmp_path / "run", steps=steps, settings=settings)
+    with pytest.raises(UserError) as told:
+        model_folder(run)
+    assert all(word in str(told.value) for word in words)
+    with exclusive(run), pytest.raises(UserError, match="goes on: it has no model yet"):
+        model_folder(run)
+
+
+def test_a_checkpoint_given_as_a_model_leads_to_its_run(tmp_path):
+    run = make_run(tmp_path / "run", steps=[3])
+    with pytest.raises(UserError, match="has not finished"):
+        model_folder(run / "checkpoints" / "step-3")
+    (run / "model").mkdir()
+    (run / "model" / "config.json").write_text("{}")
+    assert model_folder(run) == run / "model"
+    with pytest.raises(UserError, match=f"step-3 is a part of a run, and no model: give the run folder, {run}$"):
+        model_folder(run / "checkpoints" / "step-3")

@@ -257,10 +257,10 @@ def test_the_length_that_is_told_is_enough_for_all_samples(run, base_folder):
 
 def test_lengths_and_tasks_that_fit_are_given_to_copy(run, base_folder):
     command = ("eval", "ruler", "--from", base_folder, "--samples", 1)
-    done = run(*command, "--tasks", "niah_single_1,vt", "--ctx", "256,2k,4k")
+    done = run(*command, "--tasks", "niah_single_1,vt", "--ctx", "512,2k,4k")
     assert done.code == 2
     assert done.err.rstrip().endswith("; give --ctx 2k,4k, or --tasks niah_single_1")
-    assert run(*command, "--tasks", "niah_single_1", "--ctx", "256").code == 0
+    assert run(*command, "--tasks", "niah_single_1", "--ctx", "512").code == 0
 
 
 def test_results_do_not_go_among_other_files(run, base_folder):

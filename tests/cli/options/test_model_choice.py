@@ -82,3 +82,25 @@ def test_a_hub_id_that_cannot_be_had_is_one_line_for_every_verb(run):
         assert done.code == 2
         assert "run `hf download org/none --revision v1`" in done.err
         assert done.err.count("\n") == 1
+
+
+def test_a_run_that_went_on_after_its_end_says_which_model_it_has(run, base_folder):
+    finish("mine", base_folder, 1000)
+    folder = Path("runs", "mine")
+    (folder / "training-result.json").write_text('{"training": {"step": 7}}')
+    (folder / "checkpoints" / "step-7").mkdir(parents=True)
+    assert "note:" not in run(*GENERATE, "--model", folder).err
+    (folder / "checkpoints" / "step-12").mkdir()
+    done = run(*GENERATE, "--model", folder)
+    assert done.code == 0
+    told = "runs/mine has gone on to step 12 and not finished: its model is that of step 7"
+    assert f"{told}; to finish it: nano3 pretrain --resume --out runs/mine" in done.err
+
+
+def test_an_unfinished_run_is_refused_with_the_command_that_finishes_it(run):
+    Path("runs", "mine", "checkpoints", "step-3").mkdir(parents=True)
+    for command in ((*GENERATE, "--model"), ("eval", "ruler", "--from"), ("pretrain", "--from")):
+        done = run(*command, "runs/mine")
+        assert done.code == 2
+        (line,) = done.err.splitlines()
+        assert line.endswith(": nano3 pretrain --resume --out runs/mine")

@@ -203,6 +203,27 @@ def test_ranks_share_one_named_folder(here, monkeypatch):
     assert choose_run_dir(folder, "x", resume=False) == folder
 
 
+@pytest.mark.parametrize("verb", ["pretrain", "extend-context"])
+def test_a_folder_of_the_users_own_is_not_taken_for_a_run(here, verb, capsys):
+    (here / "mine").mkdir()
+    (here / "mine" / "thesis.tex").write_text("years of work")
+    with pytest.raises(SystemExit) as end:
+        main([verb, "--out", "mine"])
+    assert end.value.code == 2
+    told = "error: --out mine: holds other files (thesis.tex): give a new or an empty folder\n"
+    assert capsys.readouterr().err == told
+    assert sorted(path.name for path in (here / "mine").iterdir()) == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("args", [["--out", "/proc/x"], ["--set", "data.cache_dir=/proc/x"]])
+def test_a_place_that_cannot_be_written_is_refused_at_once(here, args, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["pretrain", *args])
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {args[0].replace('--set', 'data.cache_dir')} /proc/x: cannot be written")
+
+
 SMALL = [
     "model.pattern=M*E", "model.d_model=32", "model.d_expert=32", "model.d_shared=32", "model.vocab_size=512",
     "data.seq_len=64", "train.tokens=256", "train.batch_size=2", "train.micro_batch_size=2",
@@ -247,6 +268,13 @@ def test_the_summary_compares_with_gzip_and_shows_samples_as_they_are(capsys):
     assert "def f(x): return x[0] [bold]" in text
     for words in ("Held-out text, bits per byte", "1.951", "2.100", "runs/x/model"):
         assert words in text
+
+
+def test_a_short_held_out_text_is_not_compared_with_compressors(capsys):
+    show_summary("pretrain", FINISHED | {"compressors_bits_per_byte": {}, "heldout_bytes": 812}, as_json=False)
+    text = capsys.readouterr().out
+    assert "1.951" in text
+    assert "Not compared with gzip and xz: 812 bytes are too few." in text
 
 
 def test_the_summary_of_a_stopped_run_says_how_to_go_on(capsys):
