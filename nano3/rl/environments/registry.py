@@ -23,6 +23,13 @@ OWN = {
     "math": "nano3.rl.environments.math:Math",
     "mcq": "nano3.rl.environments.mcq:MultipleChoice",
     "json_schema": "nano3.rl.environments.json_schema:JsonSchema",
+    "instruction_following": "nano3.rl.environments.instruction_following:InstructionFollowing",
+    "code": "nano3.rl.environments.code:Code",
+    "terminal": "nano3.rl.environments.terminal:Terminal",
+    "formal_proof": "nano3.rl.environments.formal_proof:FormalProof",
+    "long_context_qa": "nano3.rl.environments.long_context_qa:LongContextQA",
+    "workplace_assistant": "nano3.rl.environments.workplace.environment:WorkplaceAssistant",
+    "banking": "nano3.rl.environments.banking:Banking",
     "reasoning_gym": "nano3.rl.environments.reasoning_gym:ReasoningGym",
 }
 

@@ -1,0 +1,133 @@
+"""Long-context questions: by the same words, or by a judge behind a URL, which is asked once."""
+
+import json
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from nano3.client.server import Tries
+from nano3.config.errors import UserError
+from nano3.rl.environments.banking import Banking
+from nano3.rl.environments.base import EnvironmentFaultError, Rollout
+from nano3.rl.environments.judge import Judge
+from nano3.rl.environments.long_context_qa import LongContextQA
+
+ROWS = [{"question": "Where?", "answer": ["The city of Oslo", "Oslo"], "documents": [f"text {i}" for i in range(5)]}]
+
+
+@contextmanager
+def server(answer):
+    """An OpenAI-compatible server: `answer(messages)` is (status, text). Yields its URL and what it was asked."""
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.reply(200, {"data": [{"id": "judge"}]})
+
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            asked.append(body)
+            status, text = answer(body["messages"])
+            self.reply(status, {"choices": [{"message": {"content": text}}]} if status == 200 else {"error": text})
+
+        def reply(self, status, body):
+            data = json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *args):
+            pass
+
+    served = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=served.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{served.server_port}/v1", asked
+    finally:
+        served.shutdown()
+        served.server_close()
+
+
+def value(environment, answer):
+    return environment.verify(environment.tasks()[0], Rollout.of_text(answer)).value
+
+
+def test_the_same_words():
+    made = LongContextQA(ROWS)
+    assert "Document 5:\ntext 4" in made.tasks()[0].messages[0]["content"]
+    for right in ("Oslo", " oslo. ", "the city of Oslo!"):
+        assert value(made, right) == 1.0
+    for wrong in ("", "Oslo or Lima", "Lima", "x" * 50_000, ".", "the"):
+        assert value(made, wrong) == 0.0
+    found = LongContextQA(n=5, seed=2)
+    assert found.tasks() == LongContextQA(n=5, seed=2).tasks()
+    for task in found.tasks():
+        assert found.verify(task, Rollout.of_text(task.truth["answers"][0])).passed
+
+
+def test_a_judge_is_asked_once_and_remembered(tmp_path):
+    cache = tmp_path / "verdicts.jsonl"
+    with server(lambda messages: (200, "Yes." if "capital of Norway" in messages[0]["content"] else "no")) as (
+        url,
+        asked,
+    ):
+        made = LongContextQA(ROWS, judge_url=url, judge_cache=cache)
+        assert value(made, "Oslo") == 1.0
+        assert not asked
+        for _ in range(3):
+            assert value(made, "the capital of Norway") == 1.0
+            assert value(made, "Lima, yes") == 0.0
+        assert len(asked) == 2
+        assert asked[0]["model"] == "judge"
+        assert asked[0]["temperature"] == 0
+        with cache.open("a") as file:
+            file.write('{"key": "ha')  # a killed process
+        again = LongContextQA(ROWS, judge_url=url, judge_cache=cache)
+        assert value(again, "the capital of Norway") == 1.0
+        assert value(again, "Bergen") == 0.0
+        assert len(asked) == 3
+        assert len(Judge(url, cache=cache)._known) == 3
+
+
+def test_a_judge_that_does_not_answer_is_no_verdict():
+    with server(lambda messages: (500, "broken")) as (url, _):
+        judge = Judge(url, "judge", tries=Tries(n=2, first_wait=0.01))
+        with pytest.raises(EnvironmentFaultError, match="broken") as caught:
+            judge.ask("q")
+        assert caught.value.kind == "judge"
+    with server(lambda messages: (400, "too long")) as (url, asked):
+        with pytest.raises(EnvironmentFaultError, match="HTTP 400: too long"):
+            Judge(url, "judge").ask("q")
+        assert len(asked) == 1
+
+
+def test_a_customer_played_by_a_model():
+    def customer(messages):
+        return 200, "My PIN is 1." if messages[-1]["content"] == "What is your PIN?" else "DONE"
+
+    with server(customer) as (url, asked):
+        made = Banking(n=1, user_url=url)
+        [task] = made.tasks()
+        first = {"role": "assistant", "content": "What is your PIN?"}
+        [said] = made.step(task, Rollout((first,)))
+        assert said == {"role": "user", "content": "My PIN is 1."}
+        assert made.step(task, Rollout((first, said, {"role": "assistant", "content": "Done."}))) == []
+        assert [m["role"] for m in asked[-1]["messages"]] == ["system", "assistant", "user", "assistant", "user"]
+        assert task.truth["situation"] in asked[-1]["messages"][0]["content"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"documents": ["a"] * 4}, "4 documents"),
+        ({"answer": ""}, "no column|empty answer"),
+        ({"answer": "The."}, "empty"),
+    ],
+)
+def test_rows_out_of_form_are_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        LongContextQA([ROWS[0] | changes])

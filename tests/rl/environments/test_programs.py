@@ -1,0 +1,162 @@
+"""Environments that run what a model wrote: right ones are rewarded; hanging, lying and greedy ones are not."""
+
+import shutil
+
+import pytest
+
+from nano3.config.errors import UserError
+from nano3.rl.environments.base import Rollout
+from nano3.rl.environments.code import BUILT_IN, Code, last_program
+from nano3.rl.environments.formal_proof import _FORBIDDEN, FormalProof, _axioms, proof_of
+from nano3.rl.environments.terminal import Terminal
+
+needs_bwrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
+
+
+@pytest.fixture(scope="module")
+def code():
+    return Code(seconds_a_test=20.0, seconds=60.0)
+
+
+def value(environment, answer, name):
+    [task] = [task for task in environment.tasks() if task.id == name]
+    return environment.verify(task, Rollout.of_text(answer)).value
+
+
+def block(source):
+    return f"So:\n```python\n{source}\n```\n"
+
+
+RIGHT = {
+    "double": "print(2 * int(input()))",
+    "reverse-words": "print(*input().split()[::-1])",
+    "digits": "def digits(n):\n    return sum(map(int, str(n)))",
+}
+
+
+@needs_bwrap
+@pytest.mark.parametrize("name", RIGHT)
+def test_right_programs(code, name):
+    assert value(code, block(RIGHT[name]), name) == 1.0
+
+
+@needs_bwrap
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("double", block("print(int(input()) + 1)")),
+        ("double", RIGHT["double"]),
+        ("double", block(RIGHT["double"]) + block("pass")),
+        ("double", block("if int(input()) == 0: print(0)\nelse: raise SystemExit(1)")),
+        ("double", block("import os; os.kill(os.getppid(), 9)")),
+        ("double", block("print(open('tests').read())")),
+        ("digits", block("class Any:\n    def __eq__(self, other): return True\ndef digits(n): return Any()")),
+        ("digits", block("import os\nos._exit(0)")),
+        ("digits", block("print('0\\n7\\n10\\n21'); raise SystemExit(0)")),
+        ("digits", block("def digits(n): return True if n == 1 else float(sum(map(int, str(n))))")),
+        ("digits", ""),
+        ("digits", block("")),
+        ("digits", block("(" * 5000)),
+    ],
+)
+def test_wrong_and_lying_programs(code, name, answer):
+    assert value(code, answer, name) == 0.0
+
+
+@needs_bwrap
+@pytest.mark.parametrize("source", ["while True: pass", "while True: print('0' * 1000)"])
+def test_hanging_programs(source):
+    assert value(Code(seconds_a_test=1.0, seconds=30.0), block(source), "double") == 0.0
+
+
+@needs_bwrap
+def test_at_most_50_tests_and_columns_of_others():
+    tests = {"inputs": ["1\n"] * 60, "outputs": ["2"] * 50 + ["wrong"] * 10}
+    made = Code([{"prompt": "q", "unit_tests": tests}], seconds=60.0)
+    [task] = made.tasks()
+    assert len(task.truth) == 50
+    for wrong in ([], "[]", [{}], [{"call": "f()"}]):
+        with pytest.raises(UserError, match="row 1"):
+            Code([{"prompt": "q", "tests": wrong}])
+
+
+def test_the_last_block_is_the_program():
+    assert last_program("```\na\n``` then ```py\nb\n```") == "b"
+    assert last_program("```python\nunclosed") == ""
+    assert {row["id"] for row in BUILT_IN} == RIGHT.keys()
+
+
+@pytest.fixture(scope="module")
+def terminal():
+    return Terminal(seconds=30.0)
+
+
+def session(terminal, name, *commands):
+    """A rollout of these commands, with what the terminal answers; its reward."""
+    [task] = [task for task in terminal.tasks() if task.id == name]
+    messages = []
+    for i, command in enumerate(commands):
+        call = {"id": str(i), "type": "function", "function": {"name": "run", "arguments": {"command": command}}}
+        messages.append({"role": "assistant", "content": "", "tool_calls": [call]})
+        messages += terminal.step(task, Rollout(tuple(messages)))
+    messages.append({"role": "assistant", "content": "done"})
+    assert terminal.step(task, Rollout(tuple(messages))) == []
+    outputs = [message["content"] for message in messages if message["role"] == "tool"]
+    return terminal.verify(task, Rollout(tuple(messages))).value, outputs
+
+
+@needs_bwrap
+def test_a_terminal_session(terminal):
+    assert session(terminal, "rename", "ls", "mv notes.txt todo.txt", "cat nothing") == (
+        1.0,
+        ["notes.txt\n(exit status 0)", "(exit status 0)", "cat: nothing: No such file or directory\n(exit status 1)"],
+    )
+    assert session(terminal, "sort", "sort names.txt > sorted.txt")[0] == 1.0
+    assert session(terminal, "count", "grep -c error log.txt > count.txt")[0] == 1.0
+
+
+@needs_bwrap
+def test_wrong_and_adversarial_sessions(terminal):
+    assert session(terminal, "rename")[0] == 0.0
+    assert session(terminal, "rename", "cp notes.txt todo.txt")[0] == 0.0
+    assert session(terminal, "sort", "sort -o names.txt names.txt; cp names.txt sorted.txt")[0] == 0.0
+    assert session(terminal, "rename", "ln -s notes.txt todo.txt")[0] == 0.0
+    assert "wrote too much" in session(terminal, "rename", "yes")[1][0]
+    quick = Terminal(seconds=2.0)
+    reward, outputs = session(quick, "rename", "mv notes.txt todo.txt; sleep 60")
+    assert reward == 0.0
+    assert "took too long; the files are as before" in outputs[0]
+    assert session(terminal, "rename", "\0")[1] == ["Error: call run with a command"]
+    assert len(session(terminal, "rename", "seq 100000")[1][0]) < 5000
+
+
+@needs_bwrap
+def test_a_session_is_measured_the_same_by_another_terminal(terminal):
+    again = Terminal(seconds=30.0)
+    assert again.tasks() == terminal.tasks()
+    assert session(again, "rename", "mv notes.txt todo.txt")[0] == 1.0
+
+
+@needs_bwrap
+def test_a_task_that_is_solved_at_the_start_is_refused():
+    with pytest.raises(UserError, match="doing nothing"):
+        Terminal([{"prompt": "q", "files": {"a": "b"}, "expected": {"a": "b"}}])
+
+
+@pytest.mark.skipif(shutil.which("lean") is not None, reason="Lean is installed")
+def test_formal_proof_says_that_lean_is_missing():
+    with pytest.raises(UserError, match="lean is not installed, so no proof can be checked"):
+        FormalProof()
+
+
+def test_what_is_taken_as_a_proof():
+    statement = "theorem t (n : Nat) : n + 0 = n"
+    assert proof_of("```lean\ntheorem t (n : Nat) :\n  n + 0 = n := by simp\n```", statement) == "by simp"
+    assert proof_of("```lean\nby simp\n```", statement) == "by simp"
+    assert proof_of("by simp", statement) == ""
+    for cheat in ("by sorry", "by admit", "axiom a : False", "#exit", "by native_decide", "macro a", "# eval 1"):
+        assert _FORBIDDEN.search(cheat), cheat
+    assert not _FORBIDDEN.search("by simp [Nat.add_comm]")
+    assert _axioms("'t' does not depend on any axioms") == set()
+    assert _axioms("'t' depends on axioms: [propext, sorryAx]") == {"propext", "sorryAx"}
+    assert _axioms("") == {"?"}
