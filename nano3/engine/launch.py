@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from nano3.config.errors import UserError
 from nano3.data.tokens.tokenizer import SMALLEST_VOCABULARY, Tokenizer
 from nano3.engine.protocol import GenerationEngine
-from nano3.model.find import local_model, model_folder, model_name
+from nano3.model.find import is_adapter_folder, local_model, model_folder, model_name
 
 if TYPE_CHECKING:
     import torch
@@ -44,8 +44,8 @@ def open_engine(
     """Load a model and its tokenizer into an engine; what had to be lowered is said on stderr.
 
     Args:
-        model: a run folder, a Hugging Face folder or hub id, or a model preset (random weights and a small
-            tokenizer).
+        model: a run folder, a Hugging Face folder or hub id, a LoRA adapter's folder, or a model preset (random weights
+            and a small tokenizer).
         dtype: of the weights: auto (as stored, or what is fast), float32 or bfloat16; a CPU without bfloat16 products
             computes in float32 all the same.
         device: auto (CUDA where there is one), cpu, cuda or cuda:N.
@@ -161,7 +161,23 @@ def _load(model: str, dtype: str, device: torch.device) -> LM:
         check_room(model, weight_bytes(folder, weights), weights, device)
     elif model in preset_names("models"):
         check_room(model, count_parameters(load_preset(model)).total * weights.itemsize, weights, device)
-    return load_model(model, weights, str(device)).to_dtype(weights, activations)
+    lm = load_model(model, weights, str(device))
+    if is_adapter_folder(model):
+        _settle_adapters(lm, model)
+    return lm.to_dtype(weights, activations)
+
+
+def _settle_adapters(lm: LM, model: str) -> None:
+    """Merge adapters in memory, since unmerged ones take several times as long; quantized weights cannot hold them."""
+    from nano3.model.lora.merge import is_quantized, merge
+
+    if is_quantized(lm):
+        _say(
+            f"{model}: its base is quantized, so the adapter is computed beside it; that is slower than merged weights"
+        )
+        return
+    merge(lm)
+    _say(f"{model}: the adapter is merged into the weights in memory")
 
 
 def _open_vllm(model: str, dtype: str, memory: int | None, options: dict[str, Any]) -> GenerationEngine:

@@ -58,6 +58,12 @@ def merged(model: nn.Module) -> Iterator[None]:
             module.merged = False
 
 
+def is_quantized(model: nn.Module) -> bool:
+    """Whether weights that have an adapter are quantized, and so cannot hold its product."""
+    adapters = (adapter for _, module in adapted(model) for adapter in module.adapters())
+    return any(adapter.weight.dtype not in FLOATS for adapter in adapters)
+
+
 def unmerged(model: nn.Module) -> list[str]:
     """Names of the adapters whose product the weights do not hold."""
     modules = [(name, module) for name, module in adapted(model) if not module.merged]
