@@ -30,6 +30,7 @@ def shown_commands() -> list[str]:
 HARMLESS = {
     "pretrain": ["--dry-run"],
     "extend-context": ["--dry-run"],
+    "sft": ["--help"],
     "serve": ["--help"],
     "generate": ["--help"],
     "chat": ["--help"],

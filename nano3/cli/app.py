@@ -21,6 +21,7 @@ from typer.main import get_command
 VERBS = {
     "pretrain": "nano3.cli.training.pretrain",
     "extend-context": "nano3.cli.training.extend_context",
+    "sft": "nano3.cli.training.sft",
     "merge": "nano3.cli.merge",
     "serve": "nano3.cli.serve",
     "generate": "nano3.cli.generate",

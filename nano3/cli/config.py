@@ -31,7 +31,11 @@ def config(
         ),
     ] = None,
     preset: Annotated[
-        str, typer.Option(help="Pretraining preset, or a TOML file, whose values are shown.", metavar="NAME|FILE")
+        str,
+        typer.Option(
+            help="Pretraining preset, or a TOML file, whose values are shown; sft/tiny for the settings of sft.",
+            metavar="NAME|FILE",
+        ),
     ] = PRESET,
     as_json: Json = False,
 ) -> None:
@@ -61,12 +65,15 @@ def _rows(preset: str) -> list[dict[str, Any]]:
     import tomllib
 
     from nano3.config.document import settings, toml_value
-    from nano3.config.presets import load_pretrain, to_toml
+    from nano3.config.extend_context import ExtendContextConfig
+    from nano3.config.presets import load_pretrain, load_sft, to_toml
+    from nano3.config.sft import SftConfig
 
-    values = tomllib.loads(to_toml(load_pretrain(preset)))
+    of_sft = preset.startswith("sft/")
+    values = tomllib.loads(to_toml((load_sft if of_sft else load_pretrain)(preset)))
     return [
         {"key": key, "value": toml_value(value) if value is not None else None, "default": default, "text": text}
-        for key, default, text in settings()
+        for key, default, text in settings(SftConfig if of_sft else ExtendContextConfig)
         for value in [_at(values, key)]
     ]
 

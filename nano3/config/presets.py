@@ -16,11 +16,12 @@ from nano3.config.errors import UserError
 from nano3.config.extend_context import ContextConfig, ExtendContextConfig, wrong_seq_len
 from nano3.config.model import ModelConfig
 from nano3.config.schema import PretrainConfig
+from nano3.config.sft import SftConfig
 from nano3.config.typed import ShellValue, check_table, construct, convert, field_types, keys, nearest
 from nano3.reading import decode, parse_toml
 
-MODELS, PRETRAIN, EXTEND_CONTEXT = "models", "pretrain", "extend-context"
-_STAGES = (PRETRAIN, EXTEND_CONTEXT)
+MODELS, PRETRAIN, EXTEND_CONTEXT, SFT = "models", "pretrain", "extend-context", "sft"
+_STAGES = (PRETRAIN, EXTEND_CONTEXT, SFT)
 """Stages whose presets may serve as a base of another stage's, as `pretrain/phase2`."""
 Table = dict[str, Any]
 
@@ -33,7 +34,7 @@ def preset_names(kind: str) -> list[str]:
 
 def stage_of(settings: Table) -> str:
     """The stage whose settings these are, by their sections."""
-    return EXTEND_CONTEXT if "context" in settings else PRETRAIN
+    return SFT if "reasoning" in settings else EXTEND_CONTEXT if "context" in settings else PRETRAIN
 
 
 def load_pretrain(name: str = "tiny", overrides: Sequence[str] = ()) -> PretrainConfig:
@@ -52,6 +53,11 @@ def load_pretrain(name: str = "tiny", overrides: Sequence[str] = ()) -> Pretrain
 def load_extend_context(name: str = "tiny", overrides: Sequence[str] = ()) -> ExtendContextConfig:
     """Settings of a context extension, from a preset of `extend-context` or a TOML file; see `load_pretrain`."""
     return load(ExtendContextConfig, EXTEND_CONTEXT, name, overrides)
+
+
+def load_sft(name: str = "tiny", overrides: Sequence[str] = ()) -> SftConfig:
+    """Settings of supervised fine-tuning, from a preset of `sft` or a TOML file; see `load_pretrain`."""
+    return load(SftConfig, SFT, name, overrides)
 
 
 def load_model(name: str, overrides: Sequence[str] = ()) -> ModelConfig:

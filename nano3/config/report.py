@@ -1,7 +1,7 @@
 """What a configuration does differently from the report (arXiv 2512.20848).
 
-The report's numbers stand in the presets phase1, phase2, long-context and nano3-30b-a3b, each with its section as a
-comment; that comment is what tells a published number from one of ours.
+The report's numbers stand in the presets phase1, phase2, long-context, sft and nano3-30b-a3b, each with its
+section as a comment; that comment is what tells a published number from one of ours.
 """
 
 from __future__ import annotations
@@ -13,14 +13,20 @@ from importlib.resources import files
 from typing import Any
 
 from nano3.config.extend_context import ExtendContextConfig
-from nano3.config.presets import load_extend_context, load_pretrain
+from nano3.config.presets import load_extend_context, load_pretrain, load_sft
 from nano3.config.schema import PretrainConfig
+from nano3.config.sft import SftConfig
 
 _LINE = re.compile(r'^(?:\[(?P<section>[\w.]+)\]|"?(?P<key>[\w+-]+)"?\s*=.*?(?:#\s*(?P<comment>§.*))?$)')
 _BLEND, _LENGTHS = "data.blend.", "context.lengths."
 _PHASE1 = ("models/nano3-30b-a3b", "pretrain/phase1")
 _PHASE2 = (*_PHASE1, "pretrain/phase2")
-_REPORT_FILES = {"phase1": _PHASE1, "phase2": _PHASE2, "long-context": (*_PHASE2, "extend-context/long-context")}
+_REPORT_FILES = {
+    "phase1": _PHASE1,
+    "phase2": _PHASE2,
+    "long-context": (*_PHASE2, "extend-context/long-context"),
+    "sft": ("models/nano3-30b-a3b", "sft/sft"),
+}
 """The presets that make up a phase of the report, each laid over those before it."""
 _NO_PART = {"long-context": ("data.seq_len", "schedule.min_lr", "schedule.stable_fraction")}
 """Numbers of earlier phases that play no part: the length follows from the mixture, and the rate is constant."""
@@ -38,21 +44,23 @@ class Difference:
     section: str
 
 
-def report_phase(cfg: PretrainConfig) -> str:
+def report_phase(cfg: PretrainConfig | SftConfig) -> str:
     """The report's phase that a run stands for: of pretraining, `phase2` when it starts late on the horizon."""
+    if isinstance(cfg, SftConfig):
+        return "sft"
     if isinstance(cfg, ExtendContextConfig):
         return "long-context"
     return "phase2" if cfg.schedule.start_tokens > 0 else "phase1"
 
 
-def diff_from_report(cfg: PretrainConfig) -> list[Difference]:
+def diff_from_report(cfg: PretrainConfig | SftConfig) -> list[Difference]:
     """Settings whose value differs from the one that the report publishes; the blend's come last.
 
     The report gives the lengths of its mixture, not their shares: these are no difference. Of a context extension there
     is a row for parallelism, of which nano3 has one kind.
     """
     phase = report_phase(cfg)
-    report = load_extend_context(phase) if isinstance(cfg, ExtendContextConfig) else load_pretrain(phase)
+    report = _LOADERS.get(type(cfg), load_pretrain)(phase)
     here_flat, report_flat = _flat(asdict(cfg)), _flat(asdict(report))
     sections = {key: section for key, section in published_sections(phase).items() if key in report_flat}
     differing = [key for key in sections if here_flat.get(key) != report_flat[key]]
@@ -73,9 +81,12 @@ def diff_from_report(cfg: PretrainConfig) -> list[Difference]:
     return rows
 
 
+_LOADERS = {ExtendContextConfig: load_extend_context, SftConfig: load_sft}
+
+
 @cache
 def published_sections(phase: str) -> dict[str, str]:
-    """Dotted key to the section of the report that gives its number, for `phase1`, `phase2` or `long-context`."""
+    """Dotted key to the section of the report that gives its number, for a phase of `report_phase`."""
     sections: dict[str, str] = {}
     for name in _REPORT_FILES[phase]:
         prefix = "model." if name.startswith("models/") else ""

@@ -27,6 +27,13 @@ def complete_context_setting(incomplete: str) -> list[str]:
     return _settings(ExtendContextConfig, incomplete)
 
 
+def complete_sft_setting(incomplete: str) -> list[str]:
+    """As `complete_setting`, for sft."""
+    from nano3.config.sft import SftConfig
+
+    return _settings(SftConfig, incomplete)
+
+
 def _settings(schema: type, incomplete: str) -> list[str]:
     from nano3.config.typed import keys
 
@@ -58,11 +65,11 @@ def whole_number(text: str | int) -> int:
 HELP = {"help_option_names": ["-h", "--help"]}
 
 
-def settings_option(complete: Callable[[str], list[str]]) -> typer.models.OptionInfo:
-    """`--set` of a stage."""
+def settings_option(complete: Callable[[str], list[str]], options: str = "") -> typer.models.OptionInfo:
+    """`--set` of a stage; `options`: those with which `nano3 config` lists its settings."""
     return typer.Option(
         "--set",
-        help="Change one setting, for example --set train.tokens=1e6; nano3 config lists them. Repeatable.",
+        help=f"Change one setting, for example --set train.tokens=1e6; nano3 config{options} lists them. Repeatable.",
         metavar="KEY=VALUE",
         autocompletion=complete,
         show_default=False,
@@ -70,6 +77,7 @@ def settings_option(complete: Callable[[str], list[str]]) -> typer.models.Option
 
 
 Settings = Annotated[list[str] | None, settings_option(complete_setting)]
+SftSettings = Annotated[list[str] | None, settings_option(complete_sft_setting, " --preset sft/tiny")]
 ContextSettings = Annotated[list[str] | None, settings_option(complete_context_setting)]
 Data = Annotated[
     list[str] | None,

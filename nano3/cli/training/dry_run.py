@@ -12,20 +12,20 @@ from nano3.cli.output import bytes_text, count_text, plain_table, print_json, pr
 from nano3.config.presets import to_toml
 from nano3.config.report import diff_from_report, report_phase
 from nano3.config.schema import PretrainConfig
+from nano3.config.sft import SftConfig
 from nano3.memory import main_memory_free
 from nano3.model.count import count_parameters, flops_per_token, largest_seq_len, memory, most_ranks, rank_bytes
 
 
-def show_dry_run(cfg: PretrainConfig, preset: str, as_json: bool) -> None:
+def show_dry_run(cfg: PretrainConfig | SftConfig, preset: str, as_json: bool) -> None:
     """Print what the run would be, as tables or as one JSON object.
 
     Raises:
         UserError: a path that the settings name is not there.
     """
     from nano3.data.texts.readings import reading_warning
-    from nano3.data.texts.sources import check_paths
 
-    check_paths(cfg.data)
+    _check_data(cfg)
     facts = dry_run_facts(cfg)
     if warning := reading_warning(facts["readings"]):
         print(warning, file=sys.stderr)
@@ -35,10 +35,8 @@ def show_dry_run(cfg: PretrainConfig, preset: str, as_json: bool) -> None:
         _print_tables(cfg, preset, facts)
 
 
-def dry_run_facts(cfg: PretrainConfig) -> dict[str, Any]:
+def dry_run_facts(cfg: PretrainConfig | SftConfig) -> dict[str, Any]:
     """Everything that a dry run tells; sizes in parameters, bytes, tokens and floating-point operations."""
-    from nano3.data.texts.readings import estimated_readings
-
     hardware = detect()
     dtype = hardware.compute_dtype if cfg.train.dtype == "auto" else cfg.train.dtype
     counts, held, ranks = count_parameters(cfg.model), memory(cfg, dtype), most_ranks(cfg)
@@ -46,7 +44,7 @@ def dry_run_facts(cfg: PretrainConfig) -> dict[str, Any]:
     tokens_per_step = cfg.train.batch_size * cfg.data.seq_len
     steps = cfg.train.steps or math.ceil(cfg.train.tokens / tokens_per_step)
     tokens = steps * tokens_per_step if cfg.train.steps else cfg.train.tokens
-    readings = estimated_readings(cfg.data, steps * tokens_per_step)
+    readings = _readings(cfg, steps * tokens_per_step)
     shares = {length: weight / sum(cfg.lengths.values()) for length, weight in cfg.lengths.items()}
     return {
         "config": asdict(cfg),
@@ -74,6 +72,26 @@ def dry_run_facts(cfg: PretrainConfig) -> dict[str, Any]:
     }
 
 
+def _check_data(cfg: PretrainConfig | SftConfig) -> None:
+    """Raise UserError for a path that the settings name and that is not there."""
+    if isinstance(cfg, SftConfig):
+        from nano3.data.chat.sets import check_data
+
+        return check_data(cfg.data)
+    from nano3.data.texts.sources import check_paths
+
+    return check_paths(cfg.data)
+
+
+def _readings(cfg: PretrainConfig | SftConfig, tokens: int) -> dict[str, float]:
+    """How often each text is read, from the sizes of files; of conversations nobody knows before they are encoded."""
+    if isinstance(cfg, SftConfig):
+        return {}
+    from nano3.data.texts.readings import estimated_readings
+
+    return estimated_readings(cfg.data, tokens)
+
+
 def _free_memory() -> int:
     """Bytes that are free on the device that would train. PyTorch, slow to import, is asked where a GPU may be."""
     if not detect().gpus:
@@ -84,7 +102,7 @@ def _free_memory() -> int:
     return available_memory(find_device("auto"))
 
 
-def _print_tables(cfg: PretrainConfig, preset: str, facts: dict[str, Any]) -> None:
+def _print_tables(cfg: PretrainConfig | SftConfig, preset: str, facts: dict[str, Any]) -> None:
     from rich.syntax import Syntax
 
     console = results()
@@ -107,7 +125,7 @@ def _difference_table(facts: dict[str, Any]) -> Any:
     return table
 
 
-def _size_table(cfg: PretrainConfig, facts: dict[str, Any]) -> Any:
+def _size_table(cfg: PretrainConfig | SftConfig, facts: dict[str, Any]) -> Any:
     from nano3.data.texts.readings import times_text
 
     table = plain_table("Run", "", "", "")
@@ -131,7 +149,7 @@ def _size_table(cfg: PretrainConfig, facts: dict[str, Any]) -> Any:
     return table
 
 
-def _memory_table(cfg: PretrainConfig, facts: dict[str, Any]) -> Any:
+def _memory_table(cfg: PretrainConfig | SftConfig, facts: dict[str, Any]) -> Any:
     held = facts["memory_bytes"]
     table = plain_table("Memory while training, estimated", "", "", "")
     checkpointing = "recomputed" if cfg.train.checkpoint_activations == "block" else "kept"
@@ -159,7 +177,7 @@ def _memory_table(cfg: PretrainConfig, facts: dict[str, Any]) -> Any:
     return table
 
 
-def _room(cfg: PretrainConfig, facts: dict[str, Any]) -> str:
+def _room(cfg: PretrainConfig | SftConfig, facts: dict[str, Any]) -> str:
     """What one process here has room for."""
     largest = facts["largest_seq_len"]
     free = f"{bytes_text(facts['free_memory_bytes'])} free where it would train"

@@ -1,4 +1,4 @@
-"""What the verbs that train on text share: choose a folder, load settings, show or run, print the result."""
+"""What the verbs that train share: choose a folder, load settings, show or run, print the result."""
 
 from __future__ import annotations
 
@@ -34,6 +34,20 @@ class Request:
     data: list[str]
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What differs between verbs that train on text and those that train on conversations."""
+
+    own_data: Callable[[list[str], Any], list[str]]
+    """`--set` overrides that make the paths of --data the data of a run with these `data` settings."""
+    check_data: Callable[[Any], None]
+    """Raises UserError for data that are not there."""
+    adopt: Callable[[Any, Path], Any]
+    """Settings with the architecture of the model in a folder, for a dry run."""
+    show_summary: Callable[[str, dict[str, Any], bool], None]
+    """Prints a verb's result, as JSON or not."""
+
+
 def run_verb(
     verb: str,
     load: Callable[[str, list[str]], Any],
@@ -41,6 +55,7 @@ def run_verb(
     default: str,
     request: Request,
     needs_model: bool = False,
+    parts: Parts | None = None,
 ) -> None:
     """Run `main` of the module `stage`, or show what it would do.
 
@@ -51,26 +66,28 @@ def run_verb(
         default: preset to run when none is named.
         request: what the command line asks for.
         needs_model: the stage goes on from weights; where none are named, those of cli.model_choice.
+        parts: what differs from training on text.
 
     Raises:
         UserError: wrong settings, or settings and options that contradict each other.
     """
     from nano3.config.errors import UserError
 
+    parts = parts or TEXT
     preset = request.preset
     run_dir = choose_run_dir(request.out, f"{verb}-{Path(preset or default).stem}", request.resume)
     if request.resume:
         _check_verb(verb, run_dir)
     name = preset or (str(run_dir / CONFIG) if request.resume else default)
-    cfg = _load(load, name, request)
+    cfg = _load(load, name, request, parts)
     if request.from_path is not None and any(text.startswith("model.") for text in request.settings):
         raise UserError("--set model.* and --from contradict each other: the model's sizes come with its weights")
     source = _source(request, needs_model and not request.resume and not request.dry_run)
     if request.dry_run:
         from nano3.cli.training.dry_run import show_dry_run
 
-        return show_dry_run(cfg if source is None else _adopt(cfg, source), name, request.as_json)
-    _check(cfg, run_dir)
+        return show_dry_run(cfg if source is None else parts.adopt(cfg, source), name, request.as_json)
+    _check(cfg, run_dir, parts)
     try:
         result = import_module(stage).main(cfg, run_dir, source, request.resume).summary()
     except KeyboardInterrupt:
@@ -78,33 +95,44 @@ def run_verb(
             print(f"continue: {_resume_command(verb, run_dir)}", file=sys.stderr)
         raise
     if is_main_rank():
-        show_summary(verb, result, request.as_json)
+        parts.show_summary(verb, result, request.as_json)
     if result["interrupted"]:
         raise typer.Exit(INTERRUPTED)
 
 
-def _check(cfg: Any, run_dir: Path) -> None:
-    """Refuse folders, settings and texts that cannot be: nothing here imports torch, for which a wrong input need not
+def _check(cfg: Any, run_dir: Path, parts: Parts) -> None:
+    """Refuse folders, settings and data that cannot be: nothing here imports torch, for which a wrong input need not
     wait."""
-    from nano3.data.files import cache_root
-    from nano3.data.texts.sources import check_paths
     from nano3.files import check_writable
     from nano3.stages.settings import check_settings
 
     if is_main_rank():
         check_writable(run_dir, "--out")
-        check_writable(cache_root(cfg.data.cache_dir), "data.cache_dir")
     check_settings(cfg, ranks=int(os.environ.get("WORLD_SIZE", "1")))
-    check_paths(cfg.data)
+    parts.check_data(cfg)
 
 
-def _load(load: Callable[[str, list[str]], Any], name: str, request: Request) -> Any:
-    """Settings of the preset with the texts of --data, then with --set."""
+def _load(load: Callable[[str, list[str]], Any], name: str, request: Request, parts: Parts) -> Any:
+    """Settings of the preset with the data of --data, then with --set."""
     if not request.data:
         return load(name, request.settings)
+    return load(name, [*parts.own_data(request.data, load(name, []).data), *request.settings])
+
+
+def _own_texts(paths: list[str], data: Any) -> list[str]:
     from nano3.config.own_texts import own_texts
 
-    return load(name, [*own_texts(request.data, load(name, []).data), *request.settings])
+    return own_texts(paths, data)
+
+
+def _check_texts(cfg: Any) -> None:
+    from nano3.data.files import cache_root
+    from nano3.data.texts.sources import check_paths
+    from nano3.files import check_writable
+
+    if is_main_rank():
+        check_writable(cache_root(cfg.data.cache_dir), "data.cache_dir")
+    check_paths(cfg.data)
 
 
 def _source(request: Request, needed: bool) -> Path | None:
@@ -149,3 +177,6 @@ def _adopt(cfg: Any, source: Path) -> Any:
     if warning := heldout_warning(cfg, source):
         print(warning, file=sys.stderr)
     return cfg
+
+
+TEXT = Parts(_own_texts, _check_texts, _adopt, show_summary)

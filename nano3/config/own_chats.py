@@ -1,0 +1,37 @@
+"""Conversations named on the command line (`--data PATH`) as the settings of a blend and its sources."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from nano3.config.generate import PREFIX
+from nano3.config.own_texts import category_names
+
+HUB = "hub:"
+
+
+def own_chats(paths: Sequence[str]) -> list[str]:
+    """`--set` overrides that make these the data of a run, a data set each with equal shares.
+
+    Args:
+        paths: files, folders, `hub:ORG/NAME[:CONFIG][@REVISION][::SPLIT]` or `generate:NAME`.
+    """
+    names = category_names([_bare(path) for path in paths])
+    sources = {name: [path] for name, path in zip(names, paths, strict=True)}
+    return [f"data.blend={_table(dict.fromkeys(names, 1.0))}", f"data.sources={_table(sources)}"]
+
+
+def _bare(path: str) -> str:
+    """What a data set is named after."""
+    if path.startswith(PREFIX):
+        return path.removeprefix(PREFIX).partition("?")[0]
+    if path.startswith(HUB):
+        return path.removeprefix(HUB).partition("@")[0].partition(":")[0]
+    return path
+
+
+def _table(values: dict) -> str:
+    """A table as inline TOML; JSON strings, lists and numbers are TOML too."""
+    entries = (f"{json.dumps(name)} = {json.dumps(value, ensure_ascii=False)}" for name, value in values.items())
+    return "{" + ", ".join(entries) + "}"

@@ -1,0 +1,178 @@
+"""`nano3 sft`: a trained model learns from conversations to chat, to think and to call tools (report section 3.1)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from contextlib import nullcontext
+from pathlib import Path
+
+from nano3.config.errors import UserError
+from nano3.config.presets import to_toml
+from nano3.config.sft import SftConfig
+from nano3.data.chat.rows import Rows
+from nano3.data.chat.sets import REJECTS, SetReport, open_sets, set_sources, write_sets
+from nano3.data.chat.steps import ChatSteps, HeldoutRows, TrainingSet
+from nano3.data.tokens.steps import Plan
+from nano3.data.tokens.tokenizer import Tokenizer
+from nano3.data.tokens.vocabulary import CHAT_TOKENS
+from nano3.files import atomic_folder, exclusive, write_atomic
+from nano3.installation import which_nano3
+from nano3.model.find import model_folder
+from nano3.model.hf.folder import fill, read_config
+from nano3.reading import read_json
+from nano3.stages.answers import score_answers
+from nano3.stages.room import check_room
+from nano3.stages.run_folder import (
+    TOKENIZER,
+    empty_model,
+    export,
+    fit,
+    keep_start,
+    processes,
+    say,
+    start,
+    with_token_ids,
+)
+from nano3.stages.settings import check_settings
+from nano3.stages.sft_outcome import SftResult
+from nano3.stages.sft_tokenizer import find_tokenizer
+from nano3.stages.start import check_weights
+from nano3.train.freeze import frozen_names
+from nano3.train.heldout import Heldout
+from nano3.train.tracking.progress import Progress
+from nano3.train.trainer import Trainer
+from nano3.train.world import World, attempt
+
+STAGE = "sft"
+ROWS, REPORT = "rows", "data.json"
+"""In the run folder: the encoded rows, and what became of each data set."""
+
+
+def main(
+    cfg: SftConfig,
+    run_dir: str | Path,
+    from_path: str | Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> SftResult:
+    """Train the model at `from_path` on conversations and leave a run folder: config.toml, rows/, rejects.jsonl,
+    data.json, metrics.jsonl, checkpoints/, charts/, tokenizer/ and model/.
+
+    Args:
+        cfg: all settings.
+        run_dir: the run folder; with `resume`, one that holds this run.
+        from_path: run folder or Hugging Face folder to start from; its architecture replaces cfg's. A resume knows it
+            from the run folder.
+        resume: continue from the newest checkpoint of `run_dir`, or begin as it began if there is none yet.
+        progress: where training reports; the terminal by default.
+
+    Raises:
+        UserError: data, model or settings that cannot be used, or neither `from_path` nor `resume` is given.
+        NonFiniteError: the loss became NaN or infinite.
+    """
+    run_dir = Path(run_dir)
+    source, fresh = start(run_dir, from_path, resume)
+    if source is None:
+        raise UserError("sft goes on from a trained model: name a run or Hugging Face folder with --from")
+    if fresh or from_path is not None:
+        cfg = dataclasses.replace(cfg, model=read_config(model_folder(source)))
+    with processes() as world:
+        cfg = fit(cfg, world)
+        _check(cfg, source if fresh else None, world)
+        tokenizer = _tokenizer(cfg, source, run_dir / TOKENIZER if resume else None)
+        cfg = with_token_ids(cfg, tokenizer)
+        with exclusive(run_dir) if world.is_main else nullcontext():
+            reports, sets = _prepare(cfg, tokenizer, run_dir, fresh, world)
+            steps = _steps(cfg, sets, tokenizer, world)
+            trainer = _trainer(cfg, steps, sets, tokenizer, run_dir, progress, world)
+            if not resume or trainer.resume() is None:
+                fill(trainer.model, model_folder(source))
+                if world.is_main:
+                    keep_start(run_dir, source, tokenizer)
+            if world.is_main:
+                write_atomic(run_dir / "config.toml", to_toml(cfg))
+            training = trainer.fit()
+            epochs = steps.epochs(training.step)
+            if training.interrupted:
+                return SftResult(run_dir, training, reports, epochs)
+            export(trainer.model, run_dir / "model", cfg.export, world, lambda folder: _write_chat(tokenizer, folder))
+            answers = score_answers(cfg, run_dir / "model", tokenizer, sets) if world.is_main else {}
+            return SftResult(run_dir, training, reports, epochs, answers)
+
+
+def _check(cfg: SftConfig, begins_from: Path | None, world: World) -> None:
+    """Refuse what cannot be before any work; `begins_from`: where a run that begins takes its weights from."""
+    if begins_from is not None:
+        check_weights(cfg.model, begins_from)
+    check_settings(cfg, world.data.size)
+    frozen_names(empty_model(cfg.model), cfg.train.freeze)
+    set_sources(cfg.data)
+    world.agree(attempt(lambda: check_room(cfg, world)))
+
+
+def _tokenizer(cfg: SftConfig, source: Path, kept: Path | None) -> Tokenizer:
+    """That of the run to resume, else of the settings or the model."""
+    return Tokenizer.load(kept) if kept is not None and kept.is_dir() else find_tokenizer(cfg.data.tokenizer, source)
+
+
+def _prepare(
+    cfg: SftConfig, tokenizer: Tokenizer, run_dir: Path, fresh: bool, world: World
+) -> tuple[list[SetReport], dict[str, Rows]]:
+    """The rows of each data set: the main rank encodes them, the others read them."""
+    reports: list[SetReport] = []
+    # Before the first checkpoint the folder has nothing that is worth keeping where the data cannot be used.
+    empty = fresh and not (run_dir / "config.toml").exists()
+    try:
+        if world.is_main:
+            say(which_nano3())
+            say(f"preparing data: {', '.join(set_sources(cfg.data))}")
+        world.agree(attempt(lambda: reports.extend(_write(cfg, tokenizer, run_dir))) if world.is_main else None)
+    except BaseException:
+        if world.is_main and empty:
+            shutil.rmtree(run_dir, ignore_errors=True)
+        raise
+    return reports, open_sets(cfg.data, run_dir / ROWS)
+
+
+def _write(cfg: SftConfig, tokenizer: Tokenizer, run_dir: Path) -> list[SetReport]:
+    with atomic_folder(run_dir / ROWS) as folder, (run_dir / REJECTS).open("w", encoding="utf-8") as rejects:
+        reports = write_sets(cfg, tokenizer, folder, rejects, say)
+    write_atomic(run_dir / REPORT, json.dumps([report.values() for report in reports], indent=1) + "\n")
+    return reports
+
+
+def _steps(cfg: SftConfig, sets: dict[str, Rows], tokenizer: Tokenizer, world: World) -> ChatSteps:
+    plan = Plan(cfg.train.batch_size, cfg.train.micro_batch_size, world.data.rank, world.data.size)
+    blend = [TrainingSet(name, rows, cfg.data.blend[name]) for name, rows in sets.items()]
+    return ChatSteps(blend, plan, cfg.data.pack_length, tokenizer.pad_id, cfg.data.seed)
+
+
+def _trainer(
+    cfg: SftConfig,
+    steps: ChatSteps,
+    sets: dict[str, Rows],
+    tokenizer: Tokenizer,
+    run_dir: Path,
+    progress: Progress | None,
+    world: World,
+) -> Trainer:
+    """The training loop with a model without weights, and the held-out rows."""
+    model = empty_model(cfg.model)
+    model.stage = STAGE
+    length = cfg.data.pack_length
+    rows = HeldoutRows(list(sets.values()), length, tokenizer)
+    heldout = Heldout(cfg.heldout, {length: rows}, cfg.train.micro_batch_size * length)
+    inputs = {"tokenizer": tokenizer.fingerprint()[:16]}
+    inputs |= {f"rows of {name}": one.fingerprint for name, one in sets.items()}
+    return Trainer(cfg, model, steps, run_dir, heldout, progress=progress, world=world, inputs=inputs)
+
+
+def _write_chat(tokenizer: Tokenizer, folder: Path) -> None:
+    """The tokenizer with its chat template, and a generation_config.json that ends an answer at the turn's end."""
+    tokenizer.save(folder)
+    file, end = folder / "generation_config.json", tokenizer.token_id(CHAT_TOKENS[1])
+    if end is not None and end != tokenizer.eos_id:
+        settings = read_json(file) | {"eos_token_id": [tokenizer.eos_id, end]}
+        file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

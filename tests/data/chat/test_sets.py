@@ -1,0 +1,117 @@
+"""The data sets of a blend."""
+
+import io
+import json
+
+import pytest
+
+from nano3.config.errors import UserError
+from nano3.config.presets import load_sft
+from nano3.data.chat.sets import check_data, open_sets, report_line, set_sources, write_sets
+
+GOOD = {"prompt": "question {}", "completion": "<think>so</think>answer"}
+BAD = [{"messages": [{"role": "user", "content": "hi"}]}, {"prompt": "a", "completion": "<think>open"}, {"text": "x"}]
+
+
+@pytest.fixture
+def chats(tmp_path):
+    rows = [{**GOOD, "prompt": f"question {i}"} for i in range(60)]
+    path = tmp_path / "chats.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows[:5], *BAD, *rows[5:]]) + "{oops\n")
+    return path
+
+
+def config(chats, *settings):
+    made = ["data.blend={chats=1, count=1}", f'data.sources={{chats=["{chats}"]}}', "data.generated_rows=40"]
+    return load_sft("tiny", [*made, *settings])
+
+
+def write(cfg, tokenizer, folder):
+    rejects, lines = io.StringIO(), []
+    reports = write_sets(cfg, tokenizer, folder, rejects, lines.append)
+    return reports, [json.loads(line) for line in rejects.getvalue().splitlines()], lines
+
+
+def test_what_is_left_out_is_counted_told_and_written_with_its_reason(tokenizer, tmp_path, chats):
+    reports, rejects, lines = write(config(chats), tokenizer, tmp_path / "rows")
+    report = reports[0]
+    assert report.records == 64
+    assert report.rows + report.heldout == 60
+    assert [(line["data"], line["row"], line["reason"]) for line in rejects] == [
+        ("chats", "chats.jsonl:6", "roles out of order"),
+        ("chats", "chats.jsonl:7", "thinking tags"),
+        ("chats", "chats.jsonl:8", "no conversation"),
+        ("chats", "chats.jsonl:64", "no conversation"),
+    ]
+    assert lines[0] == report_line(report)
+    assert "4 left out: 2 no conversation, 1 roles out of order, 1 thinking tags" in lines[0]
+    assert sum(report.reasoning.values()) == report.rows
+
+
+def test_an_error_can_be_asked_for_in_place_of_a_count(tokenizer, tmp_path, chats):
+    with pytest.raises(UserError, match=r"chats.jsonl:6: the last message is not the assistant's.*\(roles out of"):
+        write(config(chats, "data.bad_rows=error"), tokenizer, tmp_path / "rows")
+
+
+def test_held_out_rows_share_no_task_with_the_others(tokenizer, tmp_path, chats):
+    cfg = config(chats, "data.heldout_fraction=0.2")
+    reports, _, _ = write(cfg, tokenizer, tmp_path / "rows")
+    sets = open_sets(cfg.data, tmp_path / "rows")
+    assert [len(sets[name]) for name in ("chats", "count")] == [60, 48]
+    for report in reports:
+        rows = sets[report.name]
+        held = set(rows.tasks[rows.heldout].tolist())
+        assert len(held) == report.heldout > 0
+        assert not held & set(rows.tasks[~rows.heldout].tolist())
+
+
+def test_a_task_on_both_sides_is_refused(tokenizer, tmp_path, chats):
+    cfg = config(chats, "data.heldout_fraction=0.2")
+    write(cfg, tokenizer, tmp_path / "rows")
+    index = tmp_path / "rows" / "chats" / "index.npz"
+    import numpy as np
+
+    with np.load(index) as old:
+        columns = dict(old)
+    columns["tasks"][:] = 7
+    np.savez(index, **columns)
+    with pytest.raises(UserError, match="1 tasks are both trained on and held out"):
+        open_sets(cfg.data, tmp_path / "rows")
+
+
+def test_the_rows_are_the_same_every_time(tokenizer, tmp_path, chats):
+    cfg = config(chats)
+    for name in ("a", "b"):
+        write(cfg, tokenizer, tmp_path / name)
+    first, second = (open_sets(cfg.data, tmp_path / name) for name in ("a", "b"))
+    assert [rows.fingerprint for rows in first.values()] == [rows.fingerprint for rows in second.values()]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["data.blend={}"], "give conversations with --data PATH"),
+        (["data.blend={mine=1}", "data.sources={}"], "data set 'mine' has no source"),
+        (["data.blend={mine=1}", 'data.sources={mine=["none.jsonl"]}'], "data.sources.mine: no file or folder at none"),
+        (["data.blend={count=1}", 'data.sources={mine=["x"]}'], "data.sources.mine is not read"),
+        (["data.blend={c=1}", 'data.sources={c=["generate:cuont"]}'], "did you mean generate:count"),
+        (["data.blend={c=1}", 'data.sources={c=["hub:@"]}'], "is not hub:ORG/NAME"),
+    ],
+)
+def test_data_that_are_not_there_are_named(settings, words):
+    with pytest.raises(UserError, match=words):
+        set_sources(load_sft("tiny", settings).data)
+
+
+def test_a_dry_run_looks_only_at_what_is_named():
+    check_data(load_sft("sft").data)
+    with pytest.raises(UserError, match="no file or folder at none"):
+        check_data(load_sft("sft", ['data.sources={chat=["none"]}']).data)
+
+
+def test_a_set_that_leaves_nothing_says_why(tokenizer, tmp_path):
+    path = tmp_path / "bad.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in BAD[:2]))
+    cfg = load_sft("tiny", ["data.blend={bad=1}", f'data.sources={{bad=["{path}"]}}'])
+    with pytest.raises(UserError, match=r"'bad' leaves nothing to train on \(1 roles out.*; the first: bad.jsonl:1: "):
+        write(cfg, tokenizer, tmp_path / "rows")
