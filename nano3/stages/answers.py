@@ -90,7 +90,7 @@ def check_tasks(tasks: Mapping[str, Sequence[Task]], sets: Mapping[str, Rows]) -
     """Raise UserError where a task that is asked was trained on."""
     trained = np.unique(np.concatenate([rows.tasks[~rows.heldout] for rows in sets.values()]))
     for name, listed in tasks.items():
-        asked = np.array([task_of(read_conversation(task.row(), task.id)) for task in listed], np.uint64)
+        asked = np.array([task_of(read_conversation(task.row(), task.id), whole=True) for task in listed], np.uint64)
         if len(both := np.flatnonzero(np.isin(asked, trained))):
             raise UserError(f"data set {name!r}: the held-out task {listed[both[0]].id} is trained on too")
 

@@ -169,7 +169,7 @@ def test_held_out_tasks_are_none_of_those_trained_on(finished):
     sets, tasks = open_sets(cfg.data, folder / "rows"), heldout_tasks(cfg)
     check_tasks(tasks, sets)
     one = tasks["count"][0]
-    sets["spell"].tasks[0] = task_of(read_conversation(one.row(), "x"))
+    sets["spell"].tasks[0] = task_of(read_conversation(one.row(), "x"), whole=True)
     with pytest.raises(UserError, match=f"the held-out task {one.id} is trained on too"):
         check_tasks(tasks, sets)
 

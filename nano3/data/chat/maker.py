@@ -61,8 +61,8 @@ class RowMaker:
         except RowError as error:
             refuse(record.name, error)
             return
-        task = task_of(conversation)
         heldout = record.heldout
+        task = task_of(conversation, whole=heldout is not None)
         if heldout is None:
             data = self.cfg.data
             heldout = bool(is_heldout(np.array([task], np.uint64), data.heldout_fraction, data.seed)[0])
@@ -106,8 +106,10 @@ class RowMaker:
         return encoded, cut
 
 
-def task_of(conversation: Conversation) -> int:
-    """64-bit hash of the tools and of all messages up to the first of the user."""
-    first = next(i for i, message in enumerate(conversation.messages) if message["role"] == "user")
-    what = json.dumps([conversation.tools, conversation.messages[: first + 1]], sort_keys=True, default=str)
+def task_of(conversation: Conversation, whole: bool) -> int:
+    """64-bit hash of the tools and of all messages up to the first of the user; of `whole` conversations, which are one
+    task each, up to the last."""
+    users = [i for i, message in enumerate(conversation.messages) if message["role"] == "user"]
+    asked = conversation.messages[: users[-1 if whole else 0] + 1]
+    what = json.dumps([conversation.tools, asked], sort_keys=True, default=str)
     return int.from_bytes(hashlib.blake2b(what.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")

@@ -65,6 +65,15 @@ def test_held_out_rows_share_no_task_with_the_others(tokenizer, tmp_path, chats)
         assert not held & set(rows.tasks[~rows.heldout].tolist())
 
 
+def test_every_generated_set_of_the_tiny_preset_can_be_split(tokenizer, tmp_path):
+    """Small talk of several turns begins alike on both sides: the task is what is asked last."""
+    cfg = load_sft(
+        "tiny", ["data.generated_rows=60", "data.heldout_fraction=0.5", "data.blend={talk=1, instructions=1}"]
+    )
+    write(cfg, tokenizer, tmp_path / "rows")
+    assert [int(rows.heldout.sum()) for rows in open_sets(cfg.data, tmp_path / "rows").values()] == [30, 30]
+
+
 def test_a_task_on_both_sides_is_refused(tokenizer, tmp_path, chats):
     cfg = config(chats, "data.heldout_fraction=0.2")
     write(cfg, tokenizer, tmp_path / "rows")
