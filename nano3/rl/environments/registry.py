@@ -23,7 +23,7 @@ OWN = {
     "math": "nano3.rl.environments.math:Math",
     "mcq": "nano3.rl.environments.mcq:MultipleChoice",
     "json_schema": "nano3.rl.environments.json_schema:JsonSchema",
-    "instruction_following": "nano3.rl.environments.instruction_following:InstructionFollowing",
+    "instruction_following": "nano3.rl.environments.instructions.environment:InstructionFollowing",
     "code": "nano3.rl.environments.code:Code",
     "terminal": "nano3.rl.environments.terminal:Terminal",
     "formal_proof": "nano3.rl.environments.formal_proof:FormalProof",

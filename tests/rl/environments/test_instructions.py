@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from nano3.config.errors import UserError
 from nano3.rl.environments.base import Rollout
-from nano3.rl.environments.instruction_following import InstructionFollowing
-from nano3.rl.environments.instruction_rules import RULES, follows, sentences, words
+from nano3.rl.environments.instructions.environment import InstructionFollowing
+from nano3.rl.environments.instructions.rules import RULES, follows, sentences, words
 
 CASES = [
     ("keywords:existence", {"keywords": ["cat", "New York"]}, "A Cat in new york.", "A category in New York."),

@@ -12,7 +12,7 @@ from typing import Any
 from nano3.config.errors import UserError
 from nano3.installation import install_command
 from nano3.rl.environments.base import NOTHING, Reward, Rollout, Task, check_ids
-from nano3.rl.environments.instruction_rules import RULES, follows
+from nano3.rl.environments.instructions.rules import RULES, follows
 from nano3.rl.environments.rows import Row, column, read_rows, task_of
 
 LANGUAGE = "language:response_language"
