@@ -1,33 +1,104 @@
-"""The README's first command, whole: the default preset learns real text and leaves a model that others load."""
+"""Every command of the README, as printed and in its order, in one folder: what a newcomer does."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+import sysconfig
+import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+INSTALL = "python3 -m venv"
+"""How lines begin that .ci/run and tests/test_wheel.py do: they install."""
+FORM = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 9}}, "required": ["name"]}
+
+
+def printed_commands() -> list[str]:
+    """Lines of shell on the page."""
+    lines = re.findall(r"^ {4}((?:nano3|torchrun|python3|source|bash) .*)$", README, re.M)
+    return [line for line in lines if not line.startswith(INSTALL)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Where the commands run, with the files of the user's that they name."""
+    made = tmp_path_factory.mktemp("newcomer")
+    (made / "texts").mkdir()
+    for module in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))[:80]:
+        (made / "texts" / f"{module.stem}.txt").write_bytes(module.read_bytes())
+    (made / "letter.txt").write_text("Dear reader, my name is Ada.")
+    (made / "person.json").write_text(json.dumps(FORM))
+    return made
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """A fresh user's: no cache, no settings of nano3; the commands of this environment come first."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("NANO3_")}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
+    return kept | {"XDG_CACHE_HOME": str(folder / "cache"), "PATH": path}
+
+
+def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=folder, env=environment(folder), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{command}\n{done.stderr}"
+    assert "Traceback" not in done.stderr, f"{command}\n{done.stderr}"
+    return done
+
+
+@pytest.fixture(scope="module")
+def served(folder) -> Iterator[None]:
+    """`nano3 serve` in the background until the last command is done."""
+    with (folder / "serve.log").open("w") as log:
+        process = subprocess.Popen(["nano3", "serve"], cwd=folder, env=environment(folder), stderr=log)
+        end = time.monotonic() + 120
+        while "serving" not in (folder / "serve.log").read_text():
+            assert process.poll() is None, (folder / "serve.log").read_text()
+            assert time.monotonic() < end
+            time.sleep(0.2)
+        yield
+        process.terminate()
+        assert process.wait(60) == 0
+
 
 @pytest.mark.slow
-def test_the_default_run_beats_the_compressors_and_its_model_loads_elsewhere(tmp_path):
-    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
-    command = [sys.executable, "-m", "nano3", "pretrain", "--out", "run", "--json"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
+@pytest.mark.parametrize("command", printed_commands())
+def test_a_command_of_the_readme_works_as_printed(command, folder, request):
+    words = command.split(" #")[0].split()
+    if words[0] == "bash":
+        # From the checkout, and on fewer tokens than the ten minutes that the page names.
+        command = f"bash {ROOT / words[1]} {words[2]} 30000"
+    if words == ["nano3", "serve"]:
+        return  # started for the command that needs it
+    if "http://127.0.0.1:8000" in command:
+        request.getfixturevalue("served")
+    run(command, folder)
+    if words == ["nano3", "pretrain"]:
+        check_first_run(folder / "runs" / "pretrain-tiny")
+
+
+def check_first_run(folder: Path) -> None:
+    """The default preset learns real text and leaves a model that others load."""
+    result = json.loads((folder / "training-result.json").read_text())
     assert result["heldout_bits_per_byte"] < result["compressors_bits_per_byte"]["xz -9"]
     assert result["heldout_bits_per_byte"] > 1.0  # better than that would mean that held-out text leaked
     assert all(sample["text"].strip() for sample in result["samples"])
     for chart in ("loss", "learning_rate", "expert_load"):
-        assert (tmp_path / "run" / "charts" / f"{chart}.png").stat().st_size > 5000
+        assert (folder / "charts" / f"{chart}.png").stat().st_size > 5000
 
-    folder = tmp_path / "run" / "model"
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    model = AutoModelForCausalLM.from_pretrained(folder / "model").eval()
     ids = torch.tensor([[tokenizer.eos_token_id, *tokenizer("import os\nimport sys\n\n\ndef main():\n")["input_ids"]]])
     with torch.no_grad():
         loss = model(ids, labels=ids).loss

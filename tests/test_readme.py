@@ -14,7 +14,7 @@ import nano3
 from nano3.data.tokens.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def shown_commands() -> list[str]:
@@ -65,10 +65,15 @@ def test_shown_command_is_accepted(shown, tmp_path, model):
     assert done.returncode == 0, done.stderr
 
 
-def test_the_first_screen_has_both_commands():
-    top = "\n".join((ROOT / "README.md").read_text().splitlines()[:16])
-    assert "pip install . && .venv/bin/nano3 pretrain" in top
-    assert "pip install -e '.[dev]' && .venv/bin/pytest" in top
+def test_the_first_screen_has_what_it_is_three_commands_and_two_pictures():
+    screen = "\n".join((ROOT / "README.md").read_text().splitlines()[:30])
+    assert "report on Nemotron 3 Nano (arXiv 2512.20848)" in screen
+    assert len(re.findall(r"^ {4}\S", screen, re.M)) == 3
+    assert len(re.findall(r"!\[", screen)) == 2
+
+
+def test_the_readme_says_how_to_run_the_tests():
+    assert "pip install -e '.[dev]' && .venv/bin/pytest" in (ROOT / "README.md").read_text()
 
 
 def test_every_file_that_the_readme_links_exists():

@@ -6,14 +6,9 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 mkdir -p "$1" && cd "$1"
 export OMP_NUM_THREADS=1  # so small a model gains nothing from a second thread; runs go side by side instead
 
-python "$here/needles.py" 3000000 60 470 1 > short.jsonl
+bash "$here/base.sh" .
 python "$here/needles.py" 4000000 60 7600 2 > long.jsonl
 blend=(--set 'data.blend={python-stdlib=60,needles=40}' --set 'data.whole_documents=["needles"]')
-
-nano3 pretrain --preset tiny --set model.preset=tiny --set model.init_std=0.08 --set data.seq_len=512 \
-  --set 'data.blend={python-stdlib=40,needles=60}' --set 'data.whole_documents=["needles"]' \
-  --set 'data.sources={needles=["short.jsonl"]}' --set train.tokens=4e6 --set schedule.peak_lr=2e-3 \
-  --set schedule.min_lr=2e-4 --set heldout.seq_len=512 --set heldout.every_tokens=500000 --out base
 
 extend() { # NAME LENGTHS SEQUENCES TOKENS RATE
   nano3 extend-context --from base --out "$1" --set "context.lengths=$2" "${blend[@]}" \
