@@ -129,11 +129,11 @@ def _prepare(
             say(which_nano3())
             say(f"preparing data: {', '.join(set_sources(cfg.data))}")
         world.agree(attempt(lambda: reports.extend(_write(cfg, tokenizer, run_dir))) if world.is_main else None)
+        return reports, open_sets(cfg.data, run_dir / ROWS)
     except BaseException:
         if world.is_main and empty:
             shutil.rmtree(run_dir, ignore_errors=True)
         raise
-    return reports, open_sets(cfg.data, run_dir / ROWS)
 
 
 def _write(cfg: SftConfig, tokenizer: Tokenizer, run_dir: Path) -> list[SetReport]:

@@ -32,7 +32,7 @@ class EncodedRow:
     trained: np.ndarray
     """(n,) bool: the model is trained to write this token."""
     task: int
-    """64-bit hash of what is asked, see nano3.data.chat.maker.task_of: all rows of a task are trained on or held out."""
+    """64-bit hash of what is asked (nano3.data.chat.maker.task_of): its rows are all trained on, or all held out."""
 
     @property
     def places(self) -> int:
