@@ -52,6 +52,6 @@ def _run_table(verb: str, summary: dict[str, Any]) -> Any:
         table.add_row("continue", f"nano3 {verb} --resume --out {summary['run']}")
     else:
         table.add_row("model", f"{summary['model']} (a Hugging Face folder)")
-        table.add_row("talk to it", f"nano3 serve {summary['run']}")
+        table.add_row("talk to it", f"nano3 serve --model {summary['run']}")
         table.add_row("charts", f"{summary['run']}/charts")
     return table

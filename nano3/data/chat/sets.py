@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from nano3.data.texts.readers import Skipped
 from nano3.data.tokens.tokenizer import Tokenizer
 
 REJECTS = "rejects.jsonl"
+TOLD_SECONDS = 20.0
+"""Time between two lines on a data set that takes long."""
 
 
 @dataclass
@@ -140,10 +143,21 @@ def write_sets(
     reports = []
     for name, specs in sources.items():
         report = SetReport(name)
-        _write_set(report, set_records(specs, cfg.data, report.skipped), maker, folder / name, rejects)
+        records = _told(set_records(specs, cfg.data, report.skipped), report, say)
+        _write_set(report, records, maker, folder / name, rejects)
         say(report_line(report))
         reports.append(report)
     return reports
+
+
+def _told(records: Iterator[Record], report: SetReport, say: Callable[[str], None]) -> Iterator[Record]:
+    """The records, with a line now and then on how many there were."""
+    told = time.monotonic()
+    for record in records:
+        yield record
+        if time.monotonic() - told > TOLD_SECONDS:
+            told = time.monotonic()
+            say(f"{report.name}: {report.records:,} records read, {report.rows:,} rows so far")
 
 
 def _write_set(report: SetReport, records: Iterator[Record], maker: RowMaker, folder: Path, rejects: IO[str]) -> None:
