@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 TURN, THINK, END_THINK = "<|im_start|>", "<think>", "</think>"
 _PROBE = ({"role": "user", "content": "a"},)
+_PROBED = "0b0"
+"""An answer to it."""
 
 
 class TooLongError(UserError):
@@ -86,6 +88,30 @@ class ChatEncoder:
         ids = self._ids(pieces(text))
         shared = self._shared(ids, text, kwargs) if add_generation_prompt else ()
         return ChatPrompt(ids, thinking_open(without_blocks(text)), shared)
+
+    def encode_following(
+        self, following: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None, **kwargs: Any
+    ) -> ChatPrompt:
+        """Token ids of what comes after an answer whose own ids are kept as they were sampled, its end of turn
+        included: further messages, and the opening of the next answer.
+
+        Args:
+            following: results of the answer's calls, or a user's message.
+            tools, kwargs: as for `ChatTemplate.render`.
+
+        Raises:
+            UserError: as `ChatTemplate.render`, or the template renders an answer otherwise when more follows.
+        """
+        answer: dict[str, Any] = {"role": "assistant", "content": _PROBED}
+        if following and following[0].get("role") == "tool":
+            answer["tool_calls"] = [{"type": "function", "function": {"name": "f", "arguments": {}}}]
+        before = [*_PROBE, answer]
+        begin = self.template.fill(self._values(before, tools, None, kwargs), False)
+        text = self.template.fill(self._values([*before, *following], tools, None, kwargs))
+        if not text.startswith(begin):
+            raise UserError("the chat template renders an answer otherwise when more messages follow it")
+        ends = list(self._protection.tokens.finditer(begin, begin.rindex(_PROBED)))
+        return ChatPrompt(self._ids(pieces(text[ends[-1].end() if ends else len(begin) :])), thinking_open(text))
 
     def encode_training(
         self,

@@ -45,12 +45,15 @@ class Protection:
 
     def __init__(self, tokens: Iterable[str]) -> None:
         """Protect `tokens` of two letters or more. (One letter alone cannot be cut.)"""
+        tokens = list(tokens)
         rests: dict[str, list[str]] = {}
         for token in tokens:
             if len(token) > 1:
                 rests.setdefault(token[0], []).append(re.escape(token[1:]))
         found = "|".join(f"{re.escape(first)}(?={'|'.join(rest)})" for first, rest in rests.items())
         self._first_letters = re.compile(found or "(?!)")
+        self.tokens = re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)")
+        """Finds them in a text that no mark cuts."""
 
     def mark(self, value: Any) -> Any:
         """The value with a mark inside each special token that its strings spell out."""

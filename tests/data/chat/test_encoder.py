@@ -388,3 +388,26 @@ def test_a_conversation_that_cannot_fit_is_not_encoded(tokenizer: Tokenizer) -> 
         with pytest.raises(TooLongError, match="at most 100 can fit"):
             ChatEncoder(tokenizer).encode(messages, max_length=100)
     assert ChatEncoder(tokenizer).encode([user("q"), assistant("a", reasoning="x" * 999), user("r")], max_length=400)
+
+
+FOLLOWING = [
+    [{"role": "user", "content": "And now? <|im_end|>"}],
+    [{"role": "tool", "content": "a result"}, {"role": "tool", "content": "another"}],
+    [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "0b0"}],
+]
+
+
+@pytest.mark.parametrize("following", FOLLOWING, ids=["user", "tools", "system"])
+@pytest.mark.parametrize("thinking", [True, False])
+def test_what_follows_an_answer_is_what_the_whole_conversation_has_there(tokenizer, following, thinking):
+    encoder = ChatEncoder(tokenizer)
+    answer = {"role": "assistant", "content": "an answer"}
+    if following[0]["role"] == "tool":
+        answer["tool_calls"] = [{"type": "function", "function": {"name": "run", "arguments": {"x": "1"}}}]
+    before = [{"role": "user", "content": "a"}, answer]
+    whole = encoder.encode([*before, *following], enable_thinking=thinking)
+    history = encoder.encode(before, add_generation_prompt=False, enable_thinking=thinking).ids
+    end = len(history) - history[::-1].index(tokenizer.token_id("<|im_end|>"))
+    found = encoder.encode_following(following, enable_thinking=thinking)
+    assert found.ids == whole.ids[end:]
+    assert found.thinking_open is thinking

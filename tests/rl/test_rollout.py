@@ -1,0 +1,242 @@
+"""Rollouts through the engine: token in, token out over several turns; seeds, forced tokens, experts, faults, files."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from nano3.config.errors import UserError
+from nano3.data.chat.encoder import ChatEncoder
+from nano3.engine.engine import Engine
+from nano3.engine.protocol import ends_of_text
+from nano3.model.head import log_probs
+from nano3.rl.advantage import group_advantages
+from nano3.rl.batch import pack_samples
+from nano3.rl.environments.base import EnvironmentFaultError, Reward, Rollout, Task, user
+from nano3.rl.environments.registry import Source
+from nano3.rl.grpo import GRPOLoss, Objective
+from nano3.rl.rollout import RolloutSettings, RolloutWorker, faults, pass_rates, seed_of
+from nano3.rl.rollout_files import read_rollouts, rescore, rollouts_path, save_rollouts
+from nano3.train.loss import Scale
+
+SETTINGS = RolloutSettings(group=3, max_tokens=24, workers=2, template={"enable_thinking": False})
+SOURCE = Source("echo", "tests", "1", "0" * 64)
+
+
+class Asking:
+    """Asks on, `turns` times; worth the share of even letters."""
+
+    name = "asking"
+
+    def __init__(self, turns=0, n=2):
+        self.turns, self.n = turns, n
+
+    def tasks(self):
+        return [Task(f"t{i}", user(f"Say {i} of the lazy dog.")) for i in range(self.n)]
+
+    def step(self, task, rollout):
+        asked = sum(message["role"] == "user" for message in rollout.messages)
+        return [{"role": "user", "content": f"And {asked}?"}] if asked < self.turns else []
+
+    def verify(self, task, rollout):
+        text = "".join(message["content"] for message in rollout.messages)
+        return Reward(sum(ord(letter) % 2 == 0 for letter in text) / max(1, len(text)), parts={"letters": len(text)})
+
+
+class Faulty(Asking):
+    """Fails on the second task."""
+
+    name = "faulty"
+
+    def verify(self, task, rollout):
+        if task.id == "t1":
+            raise EnvironmentFaultError("judge", "no answer")
+        if task.id == "t2":
+            return 1 / 0
+        return Reward(1.0)
+
+
+@pytest.fixture
+def engine(model, tokenizer):
+    """Answers are short: of these random weights every sixth token ends one."""
+    ends = frozenset(range(0, tokenizer.vocab_size, 6)) | ends_of_text(tokenizer)
+    made = Engine(model, tokenizer, memory=32 << 20, page_size=8, eos_ids=ends)
+    yield made
+    made.close()
+
+
+def pairs(environment):
+    return [(environment, task) for task in environment.tasks()]
+
+
+def samples_of(groups):
+    return [sample for group in groups for sample in group.samples]
+
+
+def test_turns_are_appended_to_what_was_drawn_and_the_trainer_agrees_with_it(model, engine, tokenizer):
+    groups = RolloutWorker(engine, SETTINGS).draw(pairs(Asking(turns=2)), 7, 0)
+    encoder = ChatEncoder(tokenizer)
+    several = 0
+    for sample in samples_of(groups):
+        given = [sample.task.messages, *([m] for m in sample.messages if m["role"] == "user")]
+        expected = [encoder.encode(given[0], enable_thinking=False).ids]
+        expected += [encoder.encode_following(messages, enable_thinking=False).ids for messages in given[1:]]
+        # Between the answers stand exactly the prompts; taken out, only what was drawn is left.
+        ends = np.flatnonzero(np.diff(np.append(sample.drawn, False).astype(int)))
+        parts = np.split(sample.ids, ends + 1)
+        assert tuple(np.concatenate(parts[:-1][::2])) == tuple(token for ids in expected for token in ids)
+        assert sample.turns == len(expected)
+        assert sample.drawn.sum() == sum(len(part) for part in parts[1::2])
+        several += sample.turns > 1
+        ids = torch.from_numpy(sample.ids).long()
+        with torch.no_grad():
+            trainer = log_probs(model.lm_head, model.hidden(ids[None, :-1]).x, ids[None, 1:])[0].numpy()
+        difference = np.abs(trainer - sample.log_probs[1:])[sample.drawn[1:]]
+        assert difference.mean() < 1e-5
+        assert difference.max() < 1e-4
+        assert not sample.log_probs[~sample.drawn].any()
+    assert several >= 2
+
+
+def test_what_is_drawn_depends_on_run_step_prompt_and_sample_alone(model, tokenizer, engine):
+    tasks = pairs(Asking(turns=1, n=3))
+    whole = RolloutWorker(engine, SETTINGS).draw(tasks, 7, 4)
+    engine.weights_changed()
+    fewer = RolloutWorker(engine, replace(SETTINGS, workers=1)).draw(tasks[:2], 7, 4)
+    for one, other in zip(samples_of(whole), samples_of(fewer), strict=False):
+        assert np.array_equal(one.ids, other.ids)
+        assert one.messages == other.messages
+    drawn = {tuple(sample.ids[sample.drawn]) for sample in samples_of(whole)}
+    assert len(drawn) > 6
+    for changed in ((8, 4), (7, 5)):
+        other = RolloutWorker(engine, SETTINGS).draw(tasks, *changed)
+        assert {tuple(sample.ids[sample.drawn]) for sample in samples_of(other)} != drawn
+    places = [(r, s, p, k, t) for r in range(2) for s in range(2) for p in range(3) for k in range(3) for t in range(2)]
+    assert len({seed_of(*place) for place in places}) == len(places)
+
+
+def test_one_answer_of_an_environment_without_turns(engine):
+    class Plain:
+        name = "plain"
+        tasks, verify = Asking.tasks, Asking.verify
+        n = 2
+
+    groups = RolloutWorker(engine, SETTINGS).draw(pairs(Plain()), 1, 0)
+    assert all(sample.turns == 1 for sample in samples_of(groups))
+    limited = RolloutWorker(engine, replace(SETTINGS, max_turns=2)).draw(pairs(Asking(turns=9)), 1, 0)
+    assert {sample.turns for sample in samples_of(limited)} <= {1, 2}
+
+
+def test_truncated_samples_are_in_the_baseline_but_not_trained_on(engine):
+    groups = RolloutWorker(engine, replace(SETTINGS, max_tokens=3)).draw(pairs(Asking(n=4)), 3, 0)
+    cut = [sample for sample in samples_of(groups) if sample.truncated]
+    whole = [sample for sample in samples_of(groups) if not sample.truncated]
+    assert cut
+    assert whole
+    assert all(len(group.rewards) == 3 for group in groups)
+    for sample in cut:
+        assert sample.drawn.sum() == 3
+        assert not sample.training_sample(1.0).trained.any()
+    for sample in whole:
+        assert np.array_equal(sample.training_sample(1.0).trained, sample.drawn)
+
+
+def test_forced_tokens_are_marked_and_not_drawn(engine, tokenizer):
+    settings = replace(SETTINGS, max_tokens=40, thinking_budget=2, template={"enable_thinking": True})
+    engine.eos_ids = frozenset()
+    found = samples_of(RolloutWorker(engine, settings).draw(pairs(Asking()), 5, 0))
+    assert any(sample.forced.any() for sample in found)
+    for sample in found:
+        assert not (sample.drawn & sample.forced).any()
+        assert not sample.log_probs[sample.forced].any()
+
+
+def test_experts_are_those_of_all_tokens_of_all_turns_and_can_be_replayed(model, engine):
+    settings = replace(SETTINGS, return_experts=True)
+    found = samples_of(RolloutWorker(engine, settings).draw(pairs(Asking(turns=1)), 7, 0))
+    for sample in found:
+        assert sample.experts is not None
+        assert sample.experts.shape == (1, len(sample.ids) - 1, 2)
+    advantages = group_advantages(torch.tensor([[s.reward.value for s in found[i : i + 3]] for i in (0, 3)])).flatten()
+    rows = [sample.training_sample(a) for sample, a in zip(found, advantages.tolist(), strict=True)]
+    batches = pack_samples(rows, 256, 2)
+    loss, n = GRPOLoss(Objective()), sum(batch.n_targets for batch in batches)
+    for batch in batches:
+        parts = loss(model, batch, Scale(n, len(batches)))
+        assert parts.loads.sum() == 2 * batch.n_tokens
+    assert 0 < loss.take_largest_mismatch() < 1e-4
+
+
+def test_a_fault_drops_its_group_and_is_counted_by_kind(engine):
+    groups = RolloutWorker(engine, SETTINGS).draw(pairs(Faulty(n=3)) + pairs(Asking(n=1)), 1, 0)
+    assert [group.fault for group in groups] == ["", "judge", "ZeroDivisionError", ""]
+    assert faults(groups) == {"faulty: judge": 1, "faulty: ZeroDivisionError": 1}
+    rates = pass_rates(groups)
+    assert rates["faulty"] == {"t0": 1.0}
+    assert set(rates["asking"]) == {"t0"}
+
+
+def test_a_prompt_that_fills_the_context_is_told(model, tokenizer):
+    engine = Engine(model, tokenizer, memory=32 << 20, page_size=8, max_context=64)
+    task = Task("long", user("the lazy dog " * 40))
+    with pytest.raises(UserError, match=r"task long has .* leaves no room"):
+        RolloutWorker(engine, SETTINGS).draw([(Asking(), task)], 1, 0)
+    small = RolloutWorker(engine, SETTINGS).draw([(Asking(turns=50), Task("a", user("Say.")))], 1, 0)
+    assert all(len(sample.ids) <= 64 for sample in samples_of(small))
+    engine.close()
+
+
+def test_saved_rollouts_read_the_same_and_are_measured_the_same(engine, tmp_path):
+    environment = Asking(turns=1)
+    groups = RolloutWorker(engine, SETTINGS).draw(pairs(environment), 7, 12)
+    path = save_rollouts(tmp_path, 12, groups, {"asking": SOURCE})
+    assert path == rollouts_path(tmp_path, 12)
+    saved = list(read_rollouts(path))
+    for one, sample in zip(saved, samples_of(groups), strict=True):
+        assert (one.step, one.task, one.index, one.seed) == (12, sample.task.id, sample.index, sample.seed)
+        assert one.source == SOURCE
+        assert one.rollout == sample.rollout
+        assert one.reward == sample.reward
+        for name in ("ids", "drawn", "forced", "log_probs"):
+            assert np.array_equal(getattr(one, name), getattr(sample, name))
+            assert getattr(one, name).dtype == getattr(sample, name).dtype
+    assert [reward for _, reward in rescore(path, environment)] == [sample.reward for sample in samples_of(groups)]
+    with pytest.raises(UserError, match="no task t1"):
+        list(rescore(path, Asking(n=1)))
+    path.write_text(path.read_text() + '{"step": 3}\n')
+    with pytest.raises(UserError, match="line 7: no saved rollout"):
+        list(read_rollouts(path))
+
+
+def test_calls_of_tools_come_from_the_drawn_text(engine, monkeypatch):
+    """The text stands in for a model that can write calls; ids and log-probabilities are what the engine drew."""
+    written = "<tool_call>\n<function=run>\n<parameter=command>\nls\n</parameter>\n</function>\n</tool_call>"
+    monkeypatch.setattr("nano3.engine.output.Output.text", property(lambda output: written))
+
+    class Shell(Asking):
+        name = "shell"
+
+        def tasks(self):
+            tool = {"name": "run", "parameters": {"type": "object", "properties": {"command": {"type": "string"}}}}
+            return [Task("t", user("Look."), tools=({"type": "function", "function": tool},))]
+
+        def step(self, task, rollout):
+            if any(message["role"] == "tool" for message in rollout.messages):
+                return []
+            return [{"role": "tool", "tool_call_id": "x", "content": "notes.txt"}]
+
+        def verify(self, task, rollout):
+            return Reward(float(rollout.calls == [("run", {"command": "ls"})] * 2))
+
+    [group] = RolloutWorker(engine, SETTINGS).draw(pairs(Shell()), 2, 0)
+    finished = [sample for sample in group.samples if sample.turns == 2]
+    assert finished
+    for sample in finished:
+        assert sample.reward == Reward(1.0)
+        assert [m["role"] for m in sample.messages] == ["assistant", "tool", "assistant"]
+        assert sample.messages[0]["tool_calls"][0]["id"] == "call_0_0"
+        assert "<tool_response>" in engine.tokenizer.decode(sample.ids.tolist())
+        json.dumps(sample.messages)
+    assert Rollout(tuple(finished[0].messages)).calls
