@@ -159,7 +159,8 @@ def _tell_torchrun(message: str) -> None:
     """Leave the error where torchrun looks for it: its report, which comes after our line, then ends with it."""
     if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         with suppress(OSError):
-            Path(file).write_text(json.dumps({"message": message, "timestamp": int(time.time())}), encoding="utf-8")
+            extra = {"py_callstack": message, "timestamp": str(int(time.time()))}
+            Path(file).write_text(json.dumps({"message": {"message": message, "extraInfo": extra}}), encoding="utf-8")
 
 
 def _exit_without_reader() -> None:

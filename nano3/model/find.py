@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nano3.config.errors import UserError
-from nano3.config.presets import PRETRAIN, stage_of
+from nano3.config.presets import MODELS, PRETRAIN, preset_names, stage_of
 from nano3.files import in_use
 from nano3.reading import read_json, read_toml
 
@@ -77,6 +77,13 @@ def refuse_adapter(path: str | Path) -> None:
     """
     if is_adapter_folder(path):
         raise UserError(f"{path}: is a LoRA adapter; merge it first: nano3 merge {path} --out FOLDER")
+
+
+def check_named(name: str | Path) -> None:
+    """Raise UserError for the name of a model that is neither a folder here nor a model preset."""
+    presets = preset_names(MODELS)
+    if not Path(name).exists() and str(name) not in presets:
+        raise UserError(f"{name}: no such folder, and no model preset of that name (presets: {', '.join(presets)})")
 
 
 def checkpoint_steps(run: Path) -> list[int]:

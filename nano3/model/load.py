@@ -6,10 +6,8 @@ from pathlib import Path
 
 import torch
 
-from nano3.config.errors import UserError
 from nano3.config.presets import load_model as load_model_config
-from nano3.config.presets import preset_names
-from nano3.model.find import is_adapter_folder, local_model, model_folder
+from nano3.model.find import check_named, is_adapter_folder, local_model, model_folder
 from nano3.model.hf.folder import load
 from nano3.model.hf.read import allocate
 from nano3.model.lm import LM
@@ -24,9 +22,7 @@ def load_model(path_or_preset: str | Path, dtype: torch.dtype | None = None, dev
         if is_adapter_folder(name):
             load_adapter(model, name)
         return model
-    presets = preset_names("models")
-    if name not in presets:
-        raise UserError(f"{name}: no such folder, and no model preset of that name (presets: {', '.join(presets)})")
+    check_named(name)
     with torch.device("meta"):
         model = LM(load_model_config(name))
     # Drawn one parameter at a time: all of them in float32 would take twice the memory of bfloat16 weights.

@@ -161,3 +161,16 @@ def test_an_error_on_a_terminal_breaks_at_spaces(monkeypatch, capsys):
     assert len(lines) > 2
     assert all(len(line) <= 80 and line.split()[-1] in "error: the shortest takes 4,804 tokens" for line in lines[:-1])
     assert lines[-1] == "x" * 90
+
+
+def test_an_error_is_left_for_torchrun_whose_report_ends_with_it(tmp_path, monkeypatch, capsys):
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+    file = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+    with pytest.raises(SystemExit):
+        main(["pretrain", "--preset", "phase3"])
+    line = capsys.readouterr().err.strip()
+    assert line.startswith("error: unknown pretrain preset 'phase3'")
+    report = str(ChildFailedError("nano3", {0: ProcessFailure(0, 1, 2, str(file))}))
+    assert f"traceback : {line}" in report.splitlines()[-2]

@@ -100,7 +100,7 @@ def test_an_error_under_torchrun_stands_once(torchrun):
     done = torchrun("--set", "train.tokens=0")
     assert done.returncode != 0
     lines = done.stderr.splitlines()
-    first, last = (number for number, line in enumerate(lines) if "error: preset 'tiny'" in line)
+    first, *_, last = (number for number, line in enumerate(lines) if "error: preset 'tiny'" in line)
     assert lines[first].startswith("error: preset 'tiny'")
     assert last >= len(lines) - 2, "torchrun's own report ends with the error"
 

@@ -16,6 +16,7 @@ from nano3.cli.options.engine import MODEL_HELP, parse_bytes
 from nano3.cli.options.model_choice import choose_model
 from nano3.cli.training.run_folder import RUNS
 from nano3.config.errors import UserError
+from nano3.model.find import check_named
 
 if TYPE_CHECKING:
     from nano3.eval.target import Target
@@ -109,11 +110,13 @@ def check_target(options: Mapping[str, Any]) -> None:
 
 
 def with_model(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Checked options, with the model of this machine where no server is named; raises UserError as choose_model."""
-    return {
-        **options,
-        "from_": choose_model(options["from_"], "--from", server=True) if options["url"] is None else None,
-    }
+    """Checked options, with the model of this machine where no server is named; raises UserError as choose_model, and
+    where there is no such model."""
+    if options["url"] is not None:
+        return {**options, "from_": None}
+    model = choose_model(options["from_"], "--from", server=True)
+    check_named(model)
+    return {**options, "from_": model}
 
 
 @dataclass(frozen=True)

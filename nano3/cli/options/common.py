@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
+
+from nano3.config.errors import UserError
+
+
+@contextmanager
+def named_as_typed(names: Mapping[str, str]) -> Iterator[None]:
+    """Errors name options as they were typed, in place of the settings that these stand for (`names`)."""
+    try:
+        yield
+    except UserError as error:
+        text = str(error)
+        for setting, option in names.items():
+            text = text.replace(setting, option)
+        if text == str(error):
+            raise
+        raise UserError(text) from error
 
 
 def complete_model(incomplete: str) -> list[str]:

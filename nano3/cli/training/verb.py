@@ -12,6 +12,7 @@ from typing import Any
 
 import typer
 
+from nano3.cli.options.common import named_as_typed
 from nano3.cli.training.run_folder import CONFIG, choose_run_dir, is_main_rank
 from nano3.cli.training.summary import show_summary
 from nano3.config.presets import stage_of
@@ -86,8 +87,10 @@ def run_verb(
     if request.dry_run:
         from nano3.cli.training.dry_run import show_dry_run
 
-        return show_dry_run(cfg if source is None else parts.adopt(cfg, source), name, request.as_json)
-    _check(cfg, run_dir, parts)
+        with named_as_typed(_data_as_typed(request)):
+            return show_dry_run(cfg if source is None else parts.adopt(cfg, source), name, request.as_json)
+    with named_as_typed(_data_as_typed(request)):
+        _check(cfg, run_dir, parts)
     try:
         result = import_module(stage).main(cfg, run_dir, source, request.resume).summary()
     except KeyboardInterrupt:
@@ -100,16 +103,28 @@ def run_verb(
         raise typer.Exit(INTERRUPTED)
 
 
+def _data_as_typed(request: Request) -> dict[str, str]:
+    """What the errors about data call them, and what the command line does."""
+    from nano3.config.own_texts import category_names
+
+    return {f"data.sources.{name}:": "--data:" for name in category_names(request.data)}
+
+
 def _check(cfg: Any, run_dir: Path, parts: Parts) -> None:
     """Refuse folders, settings and data that cannot be: nothing here imports torch, for which a wrong input need not
     wait."""
+    from nano3.data.tokens.tokenizer import TRAINED, tokenizer_file
     from nano3.files import check_writable
+    from nano3.stages.new_run import TOKENIZER
     from nano3.stages.settings import check_settings
 
     if is_main_rank():
         check_writable(run_dir, "--out")
     check_settings(cfg, ranks=int(os.environ.get("WORLD_SIZE", "1")))
     parts.check_data(cfg)
+    tokenizer = getattr(cfg.data, "tokenizer", TRAINED)  # conversations take the model's own
+    if tokenizer != TRAINED and not (run_dir / TOKENIZER).is_dir():  # which a resume goes on with
+        tokenizer_file(tokenizer)
 
 
 def _load(load: Callable[[str, list[str]], Any], name: str, request: Request, parts: Parts) -> Any:

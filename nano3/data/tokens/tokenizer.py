@@ -19,6 +19,8 @@ from nano3.reading import read_json, read_text
 if TYPE_CHECKING:
     import tokenizers
 
+TRAINED = "train"
+"""data.tokenizer that stands for a vocabulary trained on the text of the run."""
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 
 # A line break takes the punctuation before it and the indentation after it: 7 % more bytes a token on Python
@@ -28,6 +30,22 @@ SMALLEST_VOCABULARY = 3 + len(CHAT_TOKENS) + len(THINK_TOKENS) + 256
 EOS_NAMES = (EOS, "<|endoftext|>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[EOS]")
 BOS_NAMES = (BOS, "<|begin_of_text|>", "<bos>", "[BOS]")
 PAD_NAMES = (PAD, "[PAD]", "<unk>")
+
+
+def tokenizer_file(path_or_name: str | Path) -> Path:
+    """The tokenizer.json behind `mistral`, a file or a folder.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ValueError: mistral-common is not installed.
+    """
+    if str(path_or_name) == "mistral":
+        return mistral_file()
+    path = Path(path_or_name)
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(f"no tokenizer at {path}: give `mistral`, a tokenizer.json, or a folder that holds one")
+    return file
 
 
 @dataclass(frozen=True)
@@ -61,7 +79,7 @@ class Tokenizer:
         from tokenizers import AddedToken, pre_tokenizers, trainers
 
         if vocab_size < SMALLEST_VOCABULARY:
-            raise ValueError(
+            raise UserError(
                 f"vocabulary of {vocab_size} is too small: the least is {SMALLEST_VOCABULARY} (model.vocab_size)"
             )
         inner = _empty_bpe()
@@ -85,15 +103,7 @@ class Tokenizer:
             FileNotFoundError: nothing there.
             ValueError: not a tokenizer, no end-of-document token, or mistral-common is not installed.
         """
-        if str(path_or_name) == "mistral":
-            return cls._from_file(mistral_file())
-        path = Path(path_or_name)
-        file = path / "tokenizer.json" if path.is_dir() else path
-        if not file.is_file():
-            raise FileNotFoundError(
-                f"no tokenizer at {path}: give `mistral`, a tokenizer.json, or a folder that holds one"
-            )
-        return cls._from_file(file)
+        return cls._from_file(tokenizer_file(path_or_name))
 
     @classmethod
     def _from_file(cls, file: Path) -> Tokenizer:

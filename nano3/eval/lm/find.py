@@ -75,7 +75,8 @@ def find_tasks(names: Sequence[str], include: Sequence[Path], metadata: Mapping[
 
 @contextmanager
 def quiet(part: str = "lm_eval", least: int = logging.ERROR) -> Iterator[None]:
-    """No lines from the harness, or a part of it, but errors: what a user must know is told elsewhere."""
+    """No lines from the harness, a part of it or another library, but errors: what a user must know is told
+    elsewhere."""
     harness = logging.getLogger(part)
     before = harness.level
     harness.setLevel(least)
@@ -135,7 +136,7 @@ def _refuse_unsafe(manager: TaskManager, name: str) -> None:
 
 def _load_one(manager: TaskManager, name: str) -> Found:
     try:
-        with quiet():
+        with quiet(), quiet("huggingface_hub"), quiet("datasets"):
             loaded = manager.load([name])
     except ModuleNotFoundError as error:
         raise UserError(f"task {name} needs the package {error.name}: pip install it") from error

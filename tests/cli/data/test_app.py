@@ -130,3 +130,8 @@ def test_inspect_says_what_a_folder_is_instead_and_what_to_do(texts, tmp_path, n
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "plan.json").write_text("{}")
     assert message.format(path=tmp_path / name) in refused("inspect", tmp_path / name)
+
+
+def test_errors_name_the_options_as_typed(texts):
+    assert "(--vocab-size)" in refused("prepare", texts, "--vocab-size", 5)
+    assert "(model.vocab_size)" in refused("prepare", texts, "--set", "model.vocab_size=5")

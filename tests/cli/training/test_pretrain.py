@@ -224,6 +224,22 @@ def test_a_place_that_cannot_be_written_is_refused_at_once(here, args, capsys):
     assert line.startswith(f"error: {args[0].replace('--set', 'data.cache_dir')} /proc/x: cannot be written")
 
 
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["--data", "no where"], "--data: no file or folder at no where"),
+        (["--data", "no where", "--dry-run"], "--data: no file or folder at no where"),
+        (["--set", "data.sources.a=b", "--set", "data.blend={a=1}"], "data.sources.a: no file or folder at b"),
+        (["--set", "data.tokenizer=nope"], "no tokenizer at nope: give `mistral`, a tokenizer.json, or a folder that "
+         "holds one"),
+    ],
+)  # fmt: skip
+def test_a_missing_text_or_tokenizer_is_one_line_in_the_words_of_the_command(here, args, told, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["pretrain", *args])
+    assert (end.value.code, capsys.readouterr().err) == (2, f"error: {told}\n")
+
+
 SMALL = [
     "model.pattern=M*E", "model.d_model=32", "model.d_expert=32", "model.d_shared=32", "model.vocab_size=512",
     "data.seq_len=64", "train.tokens=256", "train.batch_size=2", "train.micro_batch_size=2",
