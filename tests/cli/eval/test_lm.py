@@ -230,6 +230,7 @@ def test_an_unknown_task_is_told_the_nearest(run, model_folder):
         (("--from", "{model}", "--tasks", " , "), "--tasks"),
         (("--from", "{model}", "--tasks", "none.yaml"), "none.yaml: no such file"),
         (("--from", "/nowhere/at/all", "--tasks", "nano3_prose"), "no such folder"),
+        (("--from", "nope", "--tasks", "hellaswag"), "error: nope: no such folder"),
         ((), "give --from with a folder"),
         (("--from", "{model}", "--max-context", "200", "--max-gen-toks", "200"), "nano3_arithmetic: 200 new tokens"),
         (("--url", "http://127.0.0.1:9", "--chat", "--tasks", "nano3_stdlib"), "leave out --chat"),
