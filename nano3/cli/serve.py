@@ -102,7 +102,7 @@ def serve(
     enable_auto_tool_choice: EnableAutoToolChoice = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Serve a model over HTTP: OpenAI's and Anthropic's APIs, and a chat page for the browser.
+    """Serve a model over HTTP: OpenAI's and Anthropic's APIs, and pages for the browser.
 
     [dim]A model you trained; then open http://127.0.0.1:8000:[/]
       nano3 serve --model runs/pretrain-tiny
@@ -131,9 +131,11 @@ def _run(options: dict[str, Any]) -> None:
     if options["host"] not in LOOPBACK and not settings.api_keys:
         _say(f"warning: whoever reaches {options['host']} can use this server; give --api-key, or leave --host out")
     _say(f"loading {options['model']} …")
+    from nano3.data.chat.encoder import has_template
     from nano3.engine.launch import BASE_NOTE, find_device, is_base_model, open_engine
     from nano3.serve.app import create_app
     from nano3.serve.transport.server import run
+    from nano3.stages.finished import find_opening
     from nano3.train.numerics import tuned_process
 
     with tuned_process(find_device(options["device"])):
@@ -145,9 +147,15 @@ def _run(options: dict[str, Any]) -> None:
             **{key: options[key] for key in ("dtype", "device", "max_sequences", "max_context")},
         )
         name = options["served_name"] or name
-        if is_base_model(options["model"]):
+        base = is_base_model(options["model"])
+        if base:
             _say(BASE_NOTE.format(name=name))
-            settings = dataclasses.replace(settings, thinking_default=False)
+        settings = dataclasses.replace(
+            settings,
+            base_model=base,
+            text_page=base or not has_template(engine.tokenizer),
+            opening=find_opening(options["model"]),
+        )
         run(
             create_app(engine, name=name, settings=settings),
             listener,

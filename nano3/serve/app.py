@@ -17,7 +17,7 @@ from nano3.serve import completions, status, tokenize
 from nano3.serve.anthropic import routes as messages
 from nano3.serve.chat import routes as chat
 from nano3.serve.docs_page import add_docs
-from nano3.serve.page_routes import add_page
+from nano3.serve.page_routes import CHAT, CONTINUE, add_page
 from nano3.serve.responses import routes as responses
 from nano3.serve.service import Service
 from nano3.serve.settings import Settings
@@ -42,7 +42,7 @@ def create_app(engine: GenerationEngine, *, name: str, settings: Settings | None
     routers = [room.router for room in (chat, responses, messages, completions, tokenize, status)]
     for router in routers:
         app.include_router(router)
-    add_page(app)
+    add_page(app, start=CONTINUE if settings.text_page else CHAT)
     add_docs(app, name)
     add_error_handlers(app)
     # The last one added is the outermost.

@@ -45,7 +45,7 @@ class Service:
         self.metrics.watch(self.thread)
         self.tokenizer: Tokenizer = engine.tokenizer
         template = template_for(engine.tokenizer)
-        if not settings.thinking_default:
+        if settings.base_model:
             template.variables["enable_thinking"] = False  # what a request says goes before this
         self.chat = ChatEncoder(engine.tokenizer, template)
         self.texts = TokenTexts(engine.tokenizer)

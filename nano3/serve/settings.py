@@ -27,8 +27,12 @@ class Settings:
     """A stream that says nothing for this long sends an SSE comment, so that proxies keep it open."""
     cors_origins: tuple[str, ...] = ()
     """Origins whose pages may call this server from a browser; `*` for all."""
-    thinking_default: bool = True
-    """Whether chat answers begin with thinking where a request does not say. False for base models, which have never
-    seen a conversation and would not end it."""
+    base_model: bool = False
+    """Whether the model has never seen a conversation: then chat answers begin without thinking where a request does
+    not say, since it would not end it."""
+    text_page: bool = False
+    """Whether the page at / is the one that continues a text, and not the one for conversations."""
+    opening: str = ""
+    """How a text of the model's kind begins, for the page that continues one; empty: not known."""
     retry_after: int = 1
     """Seconds that a 429 or 503 answer asks its client to wait."""

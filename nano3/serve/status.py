@@ -30,6 +30,10 @@ class Model(BaseModel):
     max_model_len: int
     thinking_default: bool
     """Whether answers begin with thinking where a request does not say; false for base models."""
+    base_model: bool
+    """Whether the model has never seen a conversation, and is for continuing text."""
+    opening: str
+    """How a text of the model's kind begins; empty where that is not known."""
 
 
 class Models(BaseModel):
@@ -103,8 +107,10 @@ async def version() -> Version:
 
 
 def _model(service: Service) -> Model:
+    settings = service.settings
     return Model(id=service.name, created=service.created, root=service.name, max_model_len=service.max_context,
-                 thinking_default=service.settings.thinking_default)  # fmt: skip
+                 thinking_default=not settings.base_model, base_model=settings.base_model,
+                 opening=settings.opening)  # fmt: skip
 
 
 def _health(status: int, health: Health) -> JSONResponse:

@@ -28,6 +28,7 @@ def keep_result(result: TrainingResult) -> TrainingResult:
         "compressors": result.compressors,
         "samples": [dataclasses.asdict(sample) for sample in result.samples],
         "readings": result.readings,
+        "opening": result.opening,
     }
     write_atomic(result.run_dir / RESULT, json.dumps(table, indent=1) + "\n")
     return result
@@ -47,8 +48,22 @@ def finished_result(cfg: PretrainConfig, run_dir: Path) -> TrainingResult | None
     return found if same and reached and whole else None
 
 
+def find_opening(model: str | Path) -> str:
+    """How a text of the kind that a run's model was trained on begins; empty where that is not known.
+
+    Args:
+        model: a run folder or its model/.
+    """
+    folder = Path(model)
+    run_dir = folder.parent if folder.name == "model" else folder
+    try:
+        return str(json.loads((run_dir / RESULT).read_text(encoding="utf-8"))["opening"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
+
+
 def _read(run_dir: Path, table: dict) -> TrainingResult:
     heldouts = {length: HeldoutScore(**score) for length, score in table["training"]["heldouts"]}
     training = Result(**{**table["training"], "heldouts": heldouts})
     samples = [Sample(**sample) for sample in table["samples"]]
-    return TrainingResult(run_dir, training, table["compressors"], samples, table["readings"])
+    return TrainingResult(run_dir, training, table["compressors"], samples, table["readings"], table.get("opening", ""))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import lzma
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ LEAST_COMPARED = 10_000
 """Bytes of held-out text from which compressors are compared with: they learn a text while they pack it."""
 SAMPLED, PROMPT_TOKENS = 2, 24
 """Held-out documents whose beginnings are continued, and the most tokens of each that are given."""
+OPENING = 60
+"""Most characters of a text's first words."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,8 @@ class TrainingResult:
     """Text sampled from the model."""
     readings: dict[str, float] = field(default_factory=dict)
     """Times that the run read the texts of each category."""
+    opening: str = ""
+    """First words of a held-out document: how a text of the kind that the model was trained on begins."""
 
     @property
     def model_dir(self) -> Path:
@@ -89,6 +95,15 @@ def compressors(prepared: Prepared, n_bytes: int) -> dict[str, float]:
         return {}
     packed = {"gzip -9": gzip.compress(text, 9), "xz -9": lzma.compress(text, preset=9)}
     return {name: 8 * len(data) / len(text) for name, data in packed.items()}
+
+
+def opening_of(texts: Iterable[str]) -> str:
+    """First words of the first text that has some, on at most OPENING characters; empty where none has."""
+    for text in texts:
+        whole_words = re.match(rf".{{1,{OPENING}}}(?=\s|\Z)", text.strip(), re.DOTALL)
+        if whole_words and any(map(str.isalpha, whole_words[0])):
+            return whole_words[0].rstrip()
+    return ""
 
 
 def write_samples(folder: Path, prepared: Prepared, cfg: SampleConfig) -> list[Sample]:

@@ -26,7 +26,7 @@ from nano3.model.hf.config import PRETRAINED, read_stage
 from nano3.model.hf.folder import fill, read_config
 from nano3.stages.finished import finished_result, keep_result
 from nano3.stages.new_run import TOKENIZER
-from nano3.stages.outcome import TrainingResult, compressors, write_samples
+from nano3.stages.outcome import TrainingResult, compressors, opening_of, write_samples
 from nano3.stages.room import check_room
 from nano3.stages.run_folder import (
     empty_model,
@@ -149,7 +149,8 @@ def _result(
     samples = write_samples(run_dir / "model", prepared, cfg.sample)
     scored = training.heldout.bytes if training.heldout else 0
     read = readings(rows, cfg.lengths, training.tokens)
-    return keep_result(TrainingResult(run_dir, training, compressors(prepared, scored), samples, read))
+    opening = opening_of(prepared.heldout_texts())
+    return keep_result(TrainingResult(run_dir, training, compressors(prepared, scored), samples, read, opening))
 
 
 def adopt(cfg: Config, source: Path) -> Config:

@@ -153,7 +153,9 @@ def test_a_wrong_host_is_not_blamed_on_the_port():
 
 def test_a_base_model_is_served_without_thinking_unless_asked_for(launch, base_folder):
     process, ready = launch("--log-level", "info", "--model", str(base_folder))  # the last --model counts
-    assert httpx2.get(f"{ready['url']}/v1/models", trust_env=False).json()["data"][0]["thinking_default"] is False
+    model = httpx2.get(f"{ready['url']}/v1/models", trust_env=False).json()["data"][0]
+    assert (model["thinking_default"], model["base_model"]) == (False, True)
+    assert "continue.js" in httpx2.get(ready["url"], trust_env=False).text
     unknown = httpx2.get(f"{ready['url']}/v1/nothing", trust_env=False).json()["error"]["message"]
     assert unknown == "there is no /v1/nothing; /docs lists what there is"
     results = []

@@ -41,6 +41,12 @@ def test_every_preset_is_package_data():
     assert installed == set((ROOT / "presets").rglob("*.toml"))
 
 
+def test_every_file_of_the_pages_is_package_data():
+    serve = ROOT / "nano3" / "serve"
+    installed = {path for pattern in SETUPTOOLS["package-data"]["nano3.serve"] for path in serve.glob(pattern)}
+    assert {path for path in (serve / "page").rglob("*") if path.is_file()} <= installed
+
+
 def test_python_started_in_a_checkout_finds_all_parts_without_an_editable_install():
     code = (
         "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f)];"

@@ -19,6 +19,7 @@ def test_the_models_list_has_the_one_model(client):
     (model,) = client.get("/v1/models").json()["data"]
     assert model["id"] == "small"
     assert model["max_model_len"] == 4096
+    assert (model["base_model"], model["opening"]) == (False, "")
     assert client.get("/v1/models/small").json() == model
     assert client.get("/v1/models/other/one").json()["error"]["code"] == "model_not_found"
 
@@ -102,9 +103,24 @@ def test_the_page_may_load_nothing_from_elsewhere(client):
     assert "default-src 'none'" in policy
     assert "script-src 'self'" in policy
     assert "unsafe" not in policy
-    assert client.get("/app.js").headers["content-type"].startswith("text/javascript")
-    assert client.get("/style.css").headers["content-type"].startswith("text/css")
-    assert client.get("/..%2fapp.py").status_code == 404
+    types = {
+        "chat.js": "text/javascript", "style.css": "text/css", "continue.html": "text/html",
+        "icon.svg": "image/svg+xml", "vendor/marked/LICENSE": "text/plain",
+        "vendor/katex/fonts/KaTeX_Main-Regular.woff2": "font/woff2",
+    }  # fmt: skip
+    for name, media_type in types.items():
+        answer = client.get(f"/{name}")
+        assert answer.headers["content-type"].startswith(media_type), name
+        assert answer.headers["content-security-policy"] == policy, name
+    for wrong in ("..%2fapp.py", "vendor/..%2f..%2fapp.py", "vendor", "vendor/katex/"):
+        assert client.get(f"/{wrong}").status_code == 404, wrong
+
+
+def test_a_file_that_the_browser_has_is_not_sent_again(client):
+    first = client.get("/vendor/katex/katex.min.js")
+    again = client.get("/vendor/katex/katex.min.js", headers={"If-None-Match": first.headers["etag"]})
+    assert (first.status_code, again.status_code, again.content) == (200, 304, b"")
+    assert client.get("/chat.js", headers={"If-None-Match": first.headers["etag"]}).status_code == 200
 
 
 def test_a_slash_at_the_end_is_no_other_address(client):

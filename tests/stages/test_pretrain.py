@@ -12,8 +12,8 @@ from nano3.config.presets import load_pretrain, to_toml
 from nano3.data.tokens.prepare import prepare
 from nano3.model.hf.config import read_stage
 from nano3.model.hf.folder import load
-from nano3.stages.finished import RESULT
-from nano3.stages.outcome import LEAST_COMPARED, compressors
+from nano3.stages.finished import RESULT, find_opening
+from nano3.stages.outcome import LEAST_COMPARED, compressors, opening_of
 from nano3.stages.pretrain import main
 from nano3.train.tracking.progress import Silent
 from nano3.train.trainer import Trainer
@@ -177,6 +177,26 @@ def test_where_nothing_is_held_out_a_sample_is_a_document_of_the_models_own(cfg,
     (sample,) = _run(settings, tmp_path / "run").samples
     assert sample.prompt == ""
     assert sample.text
+
+
+def test_a_run_keeps_how_a_text_of_its_kind_begins(cfg, tmp_path):
+    opening = _run(cfg, tmp_path / "run").opening
+    heldout = next(iter(prepare(cfg.data, cfg.model.vocab_size).heldout_texts()))
+    assert opening
+    assert heldout.lstrip().startswith(opening)
+    assert find_opening(tmp_path / "run") == find_opening(tmp_path / "run" / "model") == opening
+    assert _run(cfg, tmp_path / "run", resume=True).opening == opening
+    (tmp_path / "run" / RESULT).write_text("{}")
+    assert find_opening(tmp_path / "run") == find_opening("tiny") == ""
+
+
+def test_an_opening_ends_with_a_word_and_has_letters():
+    assert opening_of(["", "  \n", "12 34\n", "\n\n  One two.\n"]) == "One two."
+    long = "def f(argument):\n" + "    word" * 20
+    assert opening_of([long]) == "def f(argument):\n    word    word    word    word    word"
+    assert opening_of(["x" * 1000, "short"]) == "short"
+    assert opening_of(["x" * 60 + " y"]) == "x" * 60
+    assert opening_of([]) == ""
 
 
 def test_phase_2_reads_in_another_order_and_holds_out_the_same_documents(cfg):

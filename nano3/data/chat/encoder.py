@@ -220,9 +220,14 @@ def _check_length(length: int, most: int | None) -> None:
         raise TooLongError(f"the conversation has {length} characters or more; at most {most} can fit")
 
 
+def has_template(tokenizer: Tokenizer) -> bool:
+    """Whether a template came with the tokenizer; without one the model was hardly trained on conversations."""
+    return bool(_own_template(tokenizer))
+
+
 def template_for(tokenizer: Tokenizer) -> ChatTemplate:
     """The template that came with the tokenizer (as a file, or inside its configuration), else the project's own."""
-    text = tokenizer.chat_template or _configured(tokenizer.config.get("chat_template"))
+    text = _own_template(tokenizer)
     if not text:
         return ChatTemplate.default()
     return ChatTemplate(text, _token_variables(tokenizer))
@@ -235,6 +240,10 @@ def thinking_open(rendered: str) -> bool:
         return last.startswith("assistant") and last.rfind(THINK) > last.rfind(END_THINK)
     # In an unknown format only the very end tells: a user may have written the tag.
     return rendered.rstrip().endswith(THINK)
+
+
+def _own_template(tokenizer: Tokenizer) -> str:
+    return tokenizer.chat_template or _configured(tokenizer.config.get("chat_template"))
 
 
 def _configured(template: Any) -> str:

@@ -23,7 +23,7 @@ async function reach(path, options) {
   }
 }
 
-/** The models that the server offers: [{id, max_model_len?, thinking_default?}]. */
+/** The models that the server offers: [{id, max_model_len?, thinking_default?, base_model?, opening?}]. */
 export async function listModels(apiKey) {
   const response = await reach("v1/models", { headers: headers(apiKey) });
   if (!response.ok) throw await errorOf(response, apiKey);
@@ -53,12 +53,15 @@ async function errorOf(response, apiKey) {
   return new ApiError("server", message || `The server answered ${response.status} ${response.statusText}`.trim() + ".");
 }
 
+export const streamChat = (body, apiKey, signal) => stream("v1/chat/completions", body, apiKey, signal);
+export const streamText = (body, apiKey, signal) => stream("v1/completions", body, apiKey, signal);
+
 /**
- * Ask for one answer; yields chunk objects as they arrive.
+ * Ask for one output; yields chunk objects as they arrive.
  * Throws ApiError, or the AbortError of `signal`.
  */
-export async function* streamChat(body, apiKey, signal) {
-  const response = await reach("v1/chat/completions", {
+async function* stream(path, body, apiKey, signal) {
+  const response = await reach(path, {
     method: "POST",
     headers: headers(apiKey),
     body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),

@@ -1,187 +1,195 @@
-// Markdown to DOM nodes, as much of it as models write: code, headings, lists, quotes, tables, emphasis, links.
+// Markdown to DOM nodes: marked finds the structure, and each of its tokens becomes an element of a known kind.
 // Model text becomes text nodes only, so nothing in it can turn into markup.
 
 import { copyButton, el } from "./dom.js";
+import { formula, mathSyntax } from "./math.js";
+import { completed } from "./unfinished.js";
+import { Lexer, Marked } from "./vendor/marked/marked.esm.js";
 
-const FENCE = /^ {0,3}(`{3,}|~{3,})\s*([^`]*)$/;
-const HEADING = /^(#{1,6})\s+(.*?)\s*#*$/;
-const ITEM = /^(\s*)([-*+]|\d{1,9}[.)])(?:\s+(.*)|)$/;
-const RULE = /^ {0,3}([-*_])(?:\s*\1){2,}\s*$/;
-const TABLE_RULE = /^\s*\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)*\|?\s*$/;
+const LINK = /^(?:https?:\/\/|mailto:)/i;
+const ENTITY = /&(?:#\d{1,7}|#x[\da-f]{1,6}|[a-z][a-z\d]{1,31});/gi;
+/** Blocks at the end of a running text that its next letters may still turn into others. */
+const UNSETTLED = 2;
 
-/** Show `text` in `target`; blocks that did not change since the last call keep their nodes. */
-export function show(target, text) {
-  const blocks = split(text);
-  const shown = [...target.children];
-  blocks.forEach((block, i) => {
-    if (shown[i]?.source === block) return;
-    const node = render(block.split("\n"));
-    node.source = block;
-    if (shown[i]) shown[i].replaceWith(node);
-    else target.append(node);
-  });
-  shown.slice(blocks.length).forEach((node) => node.remove());
-}
+let running = false;
+const parser = new Marked(mathSyntax(() => running), {
+  // HTML is text like any other, but for the line breaks that models write into tables.
+  tokenizer: { html: () => undefined, tag: () => undefined, del: (text) => (text.startsWith("~~") ? false : undefined) },
+  extensions: [
+    {
+      name: "break",
+      level: "inline",
+      start: (text) => text.match(/<br/i)?.index,
+      tokenizer(text) {
+        const found = text.match(/^<br\s*\/?>\n?/i);
+        return found ? { type: "br", raw: found[0] } : undefined;
+      },
+    },
+  ],
+});
 
-/** Source texts of the blocks: parts between empty lines; a fence and a list hold theirs together. */
-function split(text) {
-  const blocks = [];
-  let lines = [];
-  let fence = null;
-  const flush = () => {
-    while (lines.length && !lines.at(-1).trim()) lines.pop();
-    if (lines.length) blocks.push(lines.join("\n"));
-    lines = [];
-  };
-  for (const line of text.split("\n")) {
-    const mark = line.match(FENCE)?.[1];
-    if (fence) {
-      lines.push(line);
-      if (mark?.startsWith(fence) && line.trim() === mark) {
-        fence = null;
-        flush();
-      }
-    } else if (mark) {
-      flush();
-      fence = mark;
-      lines.push(line);
-    } else if (startsBlock(line, lines)) {
-      flush();
-      if (line.trim()) lines.push(line);
-      if (HEADING.test(line) || isRule(line)) flush();
-    } else lines.push(line);
+const shown = new WeakMap(); // target -> what was shown in it last
+
+/** Show `text` in `target`. While `unfinished`, only its last blocks are read again, and their ends completed. */
+export function show(target, text, unfinished = false) {
+  const source = text.replace(/\r\n?/g, "\n");
+  let state = shown.get(target);
+  if (state?.source === source && state.unfinished === unfinished) return;
+  if (!state?.unfinished || !unfinished || !source.startsWith(state.source)) {
+    state = { settled: [], offset: 0, links: {} };
   }
-  flush();
-  return blocks;
+  state.source = source;
+  state.unfinished = unfinished;
+  shown.set(target, state);
+  let tokens = lex(state);
+  if (definesMore(tokens, state)) {
+    state.settled = [];
+    state.offset = 0;
+    target.replaceChildren(); // texts above may name the new address
+    tokens = lex(state);
+  }
+  const blocks = tokens.filter(isShown);
+  fill(target, [...state.settled, ...blocks]);
+  settle(state, tokens, blocks);
 }
 
-const isRule = (line) => RULE.test(line);
-
-function startsBlock(line, lines) {
-  if (!lines.length) return true;
-  const inList = ITEM.test(lines[0]) && !isRule(lines[0]);
-  if (HEADING.test(line) || isRule(line)) return true;
-  if (!line.trim()) return !inList;
-  const isItem = ITEM.test(line);
-  if (inList) return !lines.at(-1).trim() && !isItem && !/^\s{2,}/.test(line);
-  return isItem && !/^>/.test(lines[0]) && /^\s*([-*+]|1[.)])\s/.test(line);
+function lex({ source, offset, links, unfinished }) {
+  const lexer = new Lexer(parser.defaults);
+  Object.assign(lexer.tokens.links, links);
+  running = unfinished;
+  const tail = source.slice(offset);
+  return lexer.lex(unfinished ? completed(tail) : tail);
 }
 
-function render(lines) {
-  const first = lines[0];
-  const fence = first.match(FENCE);
-  if (fence) return code(lines, fence);
-  const heading = first.match(HEADING);
-  if (heading) return inlineInto(el(`h${Math.min(heading[1].length + 2, 6)}`), heading[2]);
-  if (isRule(first)) return el("hr");
-  if (ITEM.test(first)) return list(lines);
-  if (first.startsWith(">")) return quote(lines);
-  if (lines.length > 1 && first.includes("|") && TABLE_RULE.test(lines[1])) return table(lines);
-  return inlineInto(el("p"), lines.join("\n"));
+/** Whether there are addresses of reference links that were not known before. */
+function definesMore(tokens, { links }) {
+  const found = tokens.filter(({ type, tag }) => type === "def" && !Object.hasOwn(links, tag));
+  for (const { tag, href, title } of found) links[tag] = { href, title };
+  return found.length > 0;
 }
 
-function code(lines, [, mark, info]) {
-  const closed = lines.length > 1 && lines.at(-1).trim().startsWith(mark);
-  const indent = new RegExp(`^ {0,${lines[0].search(/\S/)}}`); // as deep as a list's item that the code stands in
-  const text = lines.slice(1, closed ? -1 : undefined).map((line) => line.replace(indent, "")).join("\n");
+/** Keep the blocks that no further letter can change. */
+function settle(state, tokens, blocks) {
+  if (!state.unfinished || blocks.length <= UNSETTLED) return;
+  const first = blocks.at(-UNSETTLED);
+  for (const token of tokens) {
+    if (token === first) break;
+    state.offset += token.raw.length;
+    if (isShown(token)) state.settled.push(token);
+  }
+}
+
+const isShown = ({ type }) => type !== "space" && type !== "def";
+
+/** Make the children of `parent` those of `tokens`. Nodes of unchanged tokens stay; blocks that grew grow in place. */
+function fill(parent, tokens) {
+  const nodes = [...parent.childNodes];
+  tokens.forEach((token, i) => {
+    const key = keyOf(token);
+    const node = nodes[i];
+    if (node?.key === key) return;
+    const next = (node?.kind === kindOf(token) && grown(node, token)) || block(token);
+    next.key = key;
+    next.kind = kindOf(token);
+    if (next === node) return;
+    if (node) node.replaceWith(next);
+    else parent.append(next);
+  });
+  nodes.slice(tokens.length).forEach((node) => node.remove());
+}
+
+const kindOf = ({ type, ordered, start, loose, lang }) => [type, ordered, start, loose, lang].join();
+const keyOf = (token) => `${kindOf(token)}:${token.pending ?? ""}:${token.raw}`;
+
+/** The node with its token's new content; null where it has to be built anew. */
+function grown(node, token) {
+  if (token.type === "code") {
+    node.querySelector("code").firstChild.data = token.text;
+    return node;
+  }
+  if (token.type === "list") fill(node, token.items);
+  else if (token.type === "list_item" || token.type === "blockquote") fill(node, token.tokens.filter(isShown));
+  else return null;
+  return node;
+}
+
+const BLOCKS = {
+  heading: ({ depth, tokens }) => inline(el(`h${Math.min(depth + 2, 6)}`), tokens),
+  paragraph: ({ tokens }) => inline(el("p"), tokens),
+  text: (token) => inline(el("span"), token.tokens ?? [token]),
+  code,
+  blockquote: (token) => grown(el("blockquote"), token),
+  list: (token) => grown(token.ordered ? el("ol", { start: token.start }) : el("ul"), token),
+  list_item: (token) => grown(el("li", { className: token.task ? "task" : "" }), token),
+  checkbox,
+  table,
+  hr: () => el("hr"),
+  math: formula,
+};
+
+/** Element of a block; a kind that is not known shows its source. */
+const block = (token) => (BLOCKS[token.type] ?? (({ raw }) => el("p", { textContent: raw })))(token);
+
+function checkbox({ checked }) {
+  return el("input", { type: "checkbox", checked, disabled: true, "aria-label": checked ? "done" : "open" });
+}
+
+function code({ lang, text }) {
+  const language = (lang ?? "").trim().split(/\s/)[0];
+  const content = el("code", {}, document.createTextNode(text));
+  const label = language ? `Code, ${language}` : "Code";
   return el(
     "div",
     { className: "code" },
-    el("div", { className: "code-head" }, el("span", { textContent: info.trim().split(/\s/)[0] }), copyButton(() => text)),
-    el("pre", { tabIndex: 0 }, el("code", { textContent: text })),
+    el("div", { className: "code-head" }, el("span", { textContent: language }), copyButton(() => content.textContent)),
+    el("pre", { tabIndex: 0, role: "region", "aria-label": label }, content),
   );
 }
 
-function quote(lines) {
-  const node = el("blockquote");
-  show(node, lines.map((line) => line.replace(/^>\s?/, "")).join("\n"));
+function table({ header, rows }) {
+  const row = (tag, cells) => el("tr", {}, ...cells.map((cell) => tableCell(tag, cell)));
+  const body = rows.length ? el("tbody", {}, ...rows.map((cells) => row("td", cells))) : null;
+  const node = el("table", {}, el("thead", {}, row("th", header)), body);
+  return el("div", { className: "table", tabIndex: 0, role: "region", "aria-label": "Table" }, node);
+}
+
+function tableCell(tag, { align, tokens }) {
+  const cell = inline(el(tag), tokens);
+  if (align) cell.style.textAlign = align;
+  return cell;
+}
+
+/** Append inline tokens to `node` and return it. */
+function inline(node, tokens) {
+  for (const token of tokens) node.append((INLINES[token.type] ?? plain)(token));
   return node;
 }
 
-/** A list; lines indented deeper than an item's mark belong to the item. */
-function list(lines) {
-  const [, indent, mark] = lines[0].match(ITEM);
-  const ordered = /\d/.test(mark);
-  const node = el(ordered ? "ol" : "ul");
-  if (ordered) node.start = Number.parseInt(mark, 10);
-  let item = [];
-  const flush = () => item.length && node.append(listItem(item));
-  for (const line of lines) {
-    const found = line.match(ITEM);
-    if (found && found[1].length <= indent.length + 1) {
-      flush();
-      item = [found[3] ?? ""];
-    } else item.push(line);
-  }
-  flush();
-  return node;
+const plain = ({ raw }) => raw;
+
+const INLINES = {
+  text: ({ text, tokens }) => (tokens ? inline(el("span"), tokens) : withoutEntities(text)),
+  escape: ({ text }) => text,
+  strong: ({ tokens }) => inline(el("strong"), tokens),
+  em: ({ tokens }) => inline(el("em"), tokens),
+  del: ({ tokens }) => inline(el("del"), tokens),
+  codespan: ({ text }) => el("code", { textContent: text }),
+  br: () => el("br"),
+  checkbox,
+  math: formula,
+  link: ({ raw, href, tokens }) => link(raw, href, (node) => inline(node, tokens)),
+  // Pictures are not loaded: their addresses could carry the conversation to somebody else.
+  image: ({ raw, href, text }) => link(raw, href, (node) => (node.append(text || href), node)),
+};
+
+/** A link to the outside; for other schemes (javascript: and the like) and relative addresses its source. */
+function link(raw, address, fillIn) {
+  const href = withoutEntities(address).trim();
+  if (!LINK.test(href)) return raw;
+  return fillIn(el("a", { href, target: "_blank", rel: "noopener noreferrer nofollow" }));
 }
 
-function listItem([first, ...rest]) {
-  const node = el("li");
-  const depth = Math.min(...rest.filter((line) => line.trim()).map((line) => line.match(/^\s*/)[0].length));
-  const body = rest.map((line) => line.slice(Number.isFinite(depth) ? Math.min(depth, 8) : 0));
-  inlineInto(node, first);
-  if (body.some((line) => line.trim())) {
-    const inner = el("div");
-    show(inner, body.join("\n"));
-    node.append(inner);
-  }
-  return node;
-}
-
-const cells = (line) =>
-  line.trim().replace(/^\||\|$/g, "").split(/(?<!\\)\|/).map((cell) => cell.trim().replaceAll("\\|", "|"));
-
-function table(lines) {
-  const row = (tag, line) => el("tr", {}, ...cells(line).map((cell) => inlineInto(el(tag), cell)));
-  const head = el("thead", {}, row("th", lines[0]));
-  const body = el("tbody", {}, ...lines.slice(2).map((line) => row("td", line)));
-  return el("div", { className: "table", tabIndex: 0 }, el("table", {}, head, body));
-}
-
-// Alternatives in order: code, strong, emphasis, strike-through, link, bare address, escaped mark, line break.
-const INLINE = new RegExp(
-  [
-    /(?<tick>`+)(?<code>[^`]|[^`][\s\S]*?[^`])\k<tick>(?!`)/,
-    /\*\*(?<strong>\S(?:[\s\S]*?\S)??)\*\*/,
-    /(?<![*\w])\*(?<star>[^\s*](?:[^*]*[^\s*])?)\*(?!\*)/,
-    /(?<!\w)_(?<low>[^\s_](?:[^_]*[^\s_])?)_(?!\w)/,
-    /~~(?<strike>[^~]+)~~/,
-    /\[(?<label>[^\]\n]+)\]\((?<href>[^()\s]*(?:\([^()\s]*\)[^()\s]*)*)\)/,
-    /(?<bare>https?:\/\/[^\s<>()]*[^\s<>().,;:!?'"])/,
-    /\\(?<escaped>[\\`*_{}[\]()#+\-.!|~>])/,
-    /(?<br> {2,}\n|<br\s*\/?>)/,
-  ].map((part) => part.source).join("|"),
-  "g",
-);
-
-/** Append inline Markdown to `node` and return it. */
-function inlineInto(node, text) {
-  let end = 0;
-  for (const match of text.matchAll(INLINE)) {
-    node.append(text.slice(end, match.index), inlineNode(match));
-    end = match.index + match[0].length;
-  }
-  node.append(text.slice(end));
-  return node;
-}
-
-function inlineNode({ 0: source, groups: g }) {
-  if (g.code !== undefined) return el("code", { textContent: g.code.replace(/^ (.*) $/s, "$1") });
-  if (g.strong !== undefined) return inlineInto(el("strong"), g.strong);
-  if (g.star !== undefined || g.low !== undefined) return inlineInto(el("em"), g.star ?? g.low);
-  if (g.strike !== undefined) return inlineInto(el("del"), g.strike);
-  if (g.escaped !== undefined) return g.escaped;
-  if (g.br !== undefined) return el("br");
-  return link(g.bare ?? g.href, g.label ?? g.bare) ?? source;
-}
-
-/** A link to the outside; null for other schemes (javascript: and the like) and relative addresses. */
-function link(href, label) {
-  if (!/^(https?:\/\/|mailto:)/i.test(href)) return null;
-  const node = el("a", { href, target: "_blank", rel: "noopener noreferrer nofollow" });
-  if (href !== label) return inlineInto(node, label);
-  node.textContent = label;
-  return node;
+/** Text with its character references (&amp; and the like) read. Each is parsed alone: no markup can come of it. */
+function withoutEntities(text) {
+  return text.replace(ENTITY, (entity) => new DOMParser().parseFromString(entity, "text/html").body.textContent);
 }

@@ -3,11 +3,15 @@
 const CHAT = "nano3.chat";
 const PREVIOUS = "nano3.chat.previous";
 const SETTINGS = "nano3.settings";
+const TEXT = "nano3.text";
+const TEXT_SETTINGS = "nano3.text.settings";
 const KEY = "nano3.key";
 /** `thinking`: true or false, or null while the reader has left it to the model. */
 const DEFAULTS = {
   model: "", system: "", thinking: null, budget: "", maxTokens: "", temperature: "", topP: "", seed: "", tools: "",
 };
+
+const TEXT_DEFAULTS = { model: "", length: "64", temperature: "0.7", topP: "", seed: "", stopAt: "" };
 
 function get(storage, name) {
   try {
@@ -67,13 +71,26 @@ export function takePrevious() {
   return turns;
 }
 
-export function loadSettings() {
-  return { ...DEFAULTS, ...getJson(SETTINGS, {}), apiKey: get(sessionStorage, KEY) ?? "" };
+/** The text to continue and the model's parts of it; null where none was kept. */
+export function loadText() {
+  const kept = getJson(TEXT, null);
+  return typeof kept?.text === "string" && Array.isArray(kept.parts) ? kept : null;
 }
 
-export function saveSettings({ apiKey, ...settings }) {
-  set(localStorage, SETTINGS, JSON.stringify(settings));
+export const saveText = (written) => set(localStorage, TEXT, JSON.stringify(written));
+
+function load(name, defaults) {
+  return { ...defaults, ...getJson(name, {}), apiKey: get(sessionStorage, KEY) ?? "" };
+}
+
+function save(name, { apiKey, ...settings }) {
+  set(localStorage, name, JSON.stringify(settings));
   set(sessionStorage, KEY, apiKey);
 }
 
 export const defaultSettings = () => ({ ...DEFAULTS, apiKey: "" });
+export const loadSettings = () => load(SETTINGS, DEFAULTS);
+export const saveSettings = (settings) => save(SETTINGS, settings);
+export const defaultTextSettings = () => ({ ...TEXT_DEFAULTS, apiKey: "" });
+export const loadTextSettings = () => load(TEXT_SETTINGS, TEXT_DEFAULTS);
+export const saveTextSettings = (settings) => save(TEXT_SETTINGS, settings);

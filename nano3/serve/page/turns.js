@@ -2,20 +2,13 @@
 
 import { copyButton, el } from "./dom.js";
 import { show } from "./markdown.js";
-
-const seconds = (ms) => (ms < 100 ? `${Math.round(ms)} ms` : ms < 9950 ? `${(ms / 1000).toFixed(1)} s` : `${Math.round(ms / 1000)} s`);
+import { button, errorCard, seconds, statsLine } from "./notes.js";
 
 /** A long prompt is read, or others come first: from then on the wait is shown in seconds. */
 const LONG_WAIT_MS = 2000;
 
 /** Enough for the lines that are shown of running thinking. */
 const PEEK_LETTERS = 400;
-
-/** What to do about each kind of error, beside the message. */
-const ADVICE = {
-  auth: "Enter the key in the settings, then try again.",
-  length: "Start a new chat, or shorten the message or the longest answer in the settings.",
-};
 
 /** Element of a question, with its edit button where `onEdit` is given. */
 export function userTurn(turn, onEdit) {
@@ -45,12 +38,6 @@ function editor(node, text, onEdit) {
   node.replaceChildren(el("div", { className: "editor" }, area, actions));
   area.rows = Math.min(12, text.split("\n").length + 1);
   area.focus();
-}
-
-function button(label, onClick, className = "small") {
-  const node = el("button", { type: "button", className, textContent: label });
-  node.addEventListener("click", onClick);
-  return node;
 }
 
 /** The element of an answer, kept up to date by `update`. */
@@ -83,7 +70,7 @@ export class AnswerView {
     this.waiting.hidden = !running || Boolean(turn.text || turn.reasoning || turn.calls.length);
     const waited = Date.now() - this.since;
     this.waited.textContent = waited > LONG_WAIT_MS ? `${Math.round(waited / 1000)} s` : "";
-    show(this.text, turn.text);
+    show(this.text, turn.text, running);
     this.updateCalls(running, last);
     this.node.setAttribute("aria-busy", String(running));
     this.foot.replaceChildren(...(running ? [] : this.footNodes(last)));
@@ -160,30 +147,4 @@ function pretty(text) {
   } catch {
     return text;
   }
-}
-
-function errorCard(error, actions) {
-  const node = el("div", { className: "error" }, el("p", { textContent: error.message }));
-  if (!actions) return node;
-  const advice = error.retryAfter ? `Try again in ${error.retryAfter} s.` : ADVICE[error.kind];
-  if (advice) node.append(el("p", { className: "advice", textContent: advice }));
-  node.setAttribute("role", "alert");
-  const row = el("div", { className: "row" }, button("Try again", actions.retry, "quiet"));
-  if (error.kind === "auth") row.append(button("Open settings", actions.settings, "quiet"));
-  if (error.kind === "length") row.append(button("New chat", actions.newChat, "quiet"));
-  node.append(row);
-  return node;
-}
-
-/** Time to first token, speed and counts, as far as they are known. */
-function statsLine({ tokens, firstMs, streamMs, promptTokens, cachedTokens }) {
-  const parts = [];
-  if (tokens > 1 && streamMs > 0) parts.push(`${(((tokens - 1) * 1000) / streamMs).toFixed(1)} tokens/s`);
-  if (firstMs !== undefined) parts.push(`first token ${seconds(firstMs)}`);
-  if (tokens !== undefined) parts.push(`${tokens.toLocaleString("en")} tokens`);
-  if (promptTokens !== undefined) {
-    const cached = cachedTokens ? `, ${cachedTokens.toLocaleString("en")} cached` : "";
-    parts.push(`prompt ${promptTokens.toLocaleString("en")}${cached}`);
-  }
-  return parts.join(" · ");
 }

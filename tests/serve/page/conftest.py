@@ -58,3 +58,12 @@ def chat(tab, script):
     tab.goto(script.url)
     expect(tab.locator("#model")).to_contain_text("scripted-model")
     return tab
+
+
+@pytest.fixture
+def paper(tab, script):
+    """The page that continues a text, of a base model whose texts begin with "def "."""
+    script.models[0] |= {"thinking_default": False, "base_model": True, "opening": "def "}
+    tab.goto(f"{script.url}continue.html")
+    expect(tab.locator("#model")).to_contain_text("scripted-model")
+    return tab

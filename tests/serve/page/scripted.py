@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from importlib.resources import files
-from pathlib import Path
 
 from playwright.sync_api import Page
 
-from nano3.serve.page_routes import HEADERS, INDEX, TYPES
+from nano3.serve.page_routes import CHAT, HEADERS, media_type
 
 USAGE = {"prompt_tokens": 21, "completion_tokens": 12, "prompt_tokens_details": {"cached_tokens": 16}}
 WAIT_S = 10
@@ -25,17 +25,27 @@ def text_answer(text, **more):
     return [*(delta(content=piece) for piece in pieces), delta(finish="stop", **more), {"choices": [], "usage": USAGE}]
 
 
+def written(text, finish="stop"):
+    """Chunks of /v1/completions."""
+    pieces = [text[i : i + 5] for i in range(0, len(text), 5)]
+    chunks = [{"choices": [{"index": 0, "text": piece, "finish_reason": None}]} for piece in pieces]
+    return [*chunks, {"choices": [{"index": 0, "text": "", "finish_reason": finish}]}, {"choices": [], "usage": USAGE}]
+
+
 class Script:
     """What the next requests are answered with, and what was asked."""
 
     def __init__(self):
         self.plays: list = []
         self.asked: list[dict] = []
+        self.loaded: list[str] = []
         self.keys: list[str | None] = []
         self.key: str | None = None
         self.models: list[dict] = [{"id": "scripted-model"}]
         self.go_on = threading.Event()
         self.left = threading.Event()
+        self.url = ""
+        self.close: Callable[[], object] = lambda: None
 
     def play(self, *chunks, done=True):
         """Answer with these chunks; a callable among them is called in its place."""
@@ -58,14 +68,15 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         if self.path == "/v1/models":
             return self.models()
-        name = self.path.removeprefix("/") or INDEX
-        body = (files("nano3.serve") / "page" / name).read_bytes()
-        self.answer(200, body, TYPES[Path(name).suffix], HEADERS)
+        name = self.path.removeprefix("/") or CHAT
+        self.script.loaded.append(name)
+        body = files("nano3.serve").joinpath("page", name).read_bytes()
+        self.answer(200, body, media_type(name), HEADERS)
 
     def models(self):
         if self.refused():
             return
-        self.answer(200, json.dumps({"object": "list", "data": self.script.models}).encode(), TYPES[".js"])
+        self.answer(200, json.dumps({"object": "list", "data": self.script.models}).encode(), "application/json")
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

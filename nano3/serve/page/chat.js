@@ -1,8 +1,8 @@
 // The chat page: ties conversation, settings and server together.
 
 import { newAnswer, Assembler, parseTools, requestBody } from "./answer.js";
-import { listModels, streamChat } from "./api.js";
-import { el } from "./dom.js";
+import { streamChat } from "./api.js";
+import { connect as findModel } from "./connection.js";
 import * as store from "./store.js";
 import { AnswerView, userTurn } from "./turns.js";
 
@@ -139,34 +139,22 @@ function showEndButton() {
   $("to-end").hidden = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < NEAR_END * 3;
 }
 
-/** Ask the server for its models; true when it wants an API key first. */
+/** Ask the server for its model; what the server says where it wants an API key first, else null. */
 async function connect() {
-  const select = $("model");
-  try {
-    const models = await listModels(state.settings.apiKey);
-    select.replaceChildren(...models.map(({ id }) => el("option", { value: id, textContent: id })));
-    select.disabled = models.length < 2;
-    if (!models.some(({ id }) => id === state.settings.model)) state.settings.model = models[0]?.id ?? "";
-    select.value = state.settings.model;
-    state.base = models.find(({ id }) => id === state.settings.model)?.thinking_default === false;
+  const { model, wantsKey } = await findModel($("model"), state.settings);
+  if (model) {
+    state.base = model.thinking_default === false;
     showThinking();
-    document.title = state.settings.model ? `${state.settings.model} · nano3` : "nano3 chat";
-  } catch (error) {
-    const label = { auth: "needs an API key", gone: "not connected" }[error.kind] ?? "not available";
-    select.replaceChildren(el("option", { textContent: label }));
-    select.disabled = true;
-    if (error.kind === "auth") {
-      $("key-note").textContent = error.message;
-      return true;
-    }
   }
-  return false;
+  return wantsKey;
 }
 
 /** Nothing works without a key, so it is asked for before anything is typed. */
 async function begin() {
-  if (!(await connect()) || $("settings").open) return;
+  const wantsKey = await connect();
+  if (!wantsKey || $("settings").open) return;
   openSettings();
+  $("key-note").textContent = wantsKey;
   $("key-note").hidden = false;
   $("settings").querySelector("[name=apiKey]").focus();
 }
