@@ -2,7 +2,8 @@
 
 A checkpoint is a folder `step-N` that holds safetensors files written by torch.distributed.checkpoint (so that it
 loads on any number of ranks; nothing in it is pickled), `state.json`, and `manifest.json` with the size and CRC-32 of
-every file. It is written under a temporary name and renamed when all of it is on disk. Each rank checksums what it
+every file. It is written under a temporary name and renamed when all of it is on disk; one of the same step that is in
+the way is `step-N.old` meanwhile, which counts as a checkpoint too. Each rank checksums what it
 wrote, and before a resume what it is about to read; what one rank finds counts for all.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
@@ -42,6 +44,9 @@ from nano3.train.checkpoint.files import (
 )
 from nano3.train.checkpoint.snapshot import RNG
 from nano3.train.world import World, attempt
+
+OLD = ".old"
+"""Ends the name of a checkpoint that another of the same step takes the place of."""
 
 # Saving from one process is what a world of one means to do.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
@@ -150,12 +155,15 @@ class Checkpointer:
             return
         for leftover in self.folder.glob(".step-*"):
             shutil.rmtree(leftover, ignore_errors=True)
-        later = [f for f in step_folders(self.folder) if used is not None and step_of(f) > step_of(used.path)]
-        for damaged in later:
+        folders = step_folders(self.folder)
+        for damaged in folders[: folders.index(used.path)] if used is not None else []:
             aside = damaged.with_name(f"{damaged.name}.damaged")
             shutil.rmtree(aside, ignore_errors=True)
             damaged.rename(aside)
             self.say(f"{damaged} is now {aside.name}: delete it when you need the space")
+        for replaced in self.folder.glob(f"step-*{OLD}"):
+            if replaced.with_suffix("").exists():
+                _remove(replaced)
 
     def _damage(self, folder: Path, tensors: Mapping[str, Tensor]) -> str | None:
         """The first thing that any rank finds wrong with a checkpoint, on every rank."""
@@ -255,13 +263,13 @@ def _headers_or_error(path: Path, world: World) -> Metadata:
 
 def step_folders(folder: Path) -> list[Path]:
     """Checkpoints in `folder`, newest first, whether damaged or not."""
-    found = [p for p in folder.glob("step-*") if p.is_dir() and p.name.removeprefix("step-").isdigit()]
-    return sorted(found, key=step_of, reverse=True)
+    found = [p for p in folder.glob("step-*") if p.is_dir() and re.fullmatch(rf"step-\d+({re.escape(OLD)})?", p.name)]
+    return sorted(found, key=lambda p: (step_of(p), p.suffix != OLD), reverse=True)
 
 
 def step_of(folder: Path) -> int:
     """Step of a checkpoint, from its name."""
-    return int(folder.name.removeprefix("step-"))
+    return int(folder.name.removeprefix("step-").removesuffix(OLD))
 
 
 def group_options(world: World) -> dict[str, Any]:
@@ -296,14 +304,14 @@ def _make_empty(folder: Path) -> None:
 
 
 def _rename_over(new: Path, final: Path) -> None:
-    """Put `new` at `final`; a damaged checkpoint of the same step that is in the way is moved aside first."""
-    aside = final.with_name(f".{final.name}.old")
+    """Put `new` at `final`; what is in the way stays a checkpoint until it is there."""
+    aside = final.with_name(f"{final.name}{OLD}")
     if final.exists():
-        shutil.rmtree(aside, ignore_errors=True)
+        _remove(aside)
         final.rename(aside)
     new.rename(final)
     fsync(final.parent)
-    shutil.rmtree(aside, ignore_errors=True)
+    _remove(aside)
 
 
 def _remove(folder: Path) -> None:

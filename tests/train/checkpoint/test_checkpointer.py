@@ -134,6 +134,66 @@ def test_a_damaged_checkpoint_of_the_same_step_is_replaced(make):
     assert [p.name for p in checkpoints.folder.iterdir()] == ["step-1"]
 
 
+KILLED = """
+import os, sys, torch
+from pathlib import Path
+from nano3.train.checkpoint.checkpointer import Checkpointer, load_tensors, step_folders
+from nano3.train.world import World
+
+CALLS = ("rename", "replace", "unlink", "rmdir", "remove")
+
+
+def dying(call, left):
+    def count(*args, **kwargs):
+        left[0] -= 1
+        if left[0] < 0:
+            os._exit(9)
+        return call(*args, **kwargs)
+    return count
+
+
+def save(folder, value):
+    checkpoints = Checkpointer(folder, 2, False, World(), print)
+    checkpoints.save(5, {"w": torch.full((40,), value)}, {"value": value})
+
+
+def found(folder):
+    checkpoints = Checkpointer(folder, 2, False, World(), lambda message: None)
+    saved = checkpoints.newest()
+    checkpoints.clean(saved)
+    tensors = load_tensors(checkpoints.newest().path, {"w": torch.zeros(40)}, World())
+    return saved.state["value"], set(tensors["w"].tolist())
+
+
+n, killed, values = 0, True, []
+while killed:
+    folder = Path(sys.argv[1]) / str(n)
+    save(folder, 1.0)
+    if not (pid := os.fork()):
+        left = [n]
+        for name in CALLS:
+            setattr(os, name, dying(getattr(os, name), left))
+        save(folder, 2.0)
+        os._exit(0)
+    killed = os.waitpid(pid, 0)[1] != 0
+    assert len(step_folders(folder)) >= 1, f"killed at call {n}: no checkpoint is left"
+    value, weights = found(folder)
+    assert weights == {value}
+    values.append(value)
+    save(folder, 3.0)
+    assert found(folder)[0] == 3.0
+    assert [path.name for path in folder.iterdir()] == ["step-5"]
+    n += 1
+assert values == sorted(values) and values[0] == 1.0 and values[-1] == 2.0 and len(values) > 4, values
+"""
+
+
+def test_a_process_killed_at_any_rename_leaves_the_step_that_it_saves_again(processes, tmp_path):
+    [process] = processes("-c", KILLED, str(tmp_path))
+    output = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+
+
 @pytest.mark.parametrize("asynchronous", [True, False])
 def test_a_full_disk_leaves_the_old_checkpoint_and_a_clear_error(make, asynchronous):
     checkpoints = make(keep=1, asynchronous=asynchronous)
