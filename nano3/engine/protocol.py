@@ -59,6 +59,11 @@ class GenerationEngine(Protocol):
     """Tokens a page of keys and values."""
 
     @property
+    def reports_experts(self) -> bool:
+        """Whether requests may ask for the experts of their tokens."""
+        ...
+
+    @property
     def has_work(self) -> bool:
         """Whether `step` has anything to do."""
         ...

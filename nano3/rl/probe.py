@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from nano3.config.errors import UserError
+from nano3.engine.output import Output
 from nano3.engine.protocol import GenerationEngine, run
 from nano3.engine.request import Request, Sampling
 from nano3.model.head import log_probs
+from nano3.rl.rounding import Rounding, Scored, measure
 from nano3.train.parallel import release
 
 PROMPTS = 4
@@ -56,6 +58,8 @@ class Measured:
     """Prompt tokens of the first request that came from the prefix cache: 0 where that was empty."""
     cached_later: int
     """Prompt tokens of the other requests that came from it."""
+    rounding: dict[str, Rounding] = field(default_factory=dict)
+    """What rounding explains of `generated` and of `prompt`, where it was asked for."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,9 @@ class ProbeRollouts:
     """(n, n_prompt - 1) of each prompt's tokens but the first, at temperature 1."""
     cached_at_first: int
     cached_later: int
+    experts: tuple[Tensor, Tensor] | None = None
+    """(MoE blocks, 1 + n, T - 1, K) of the rows, and (MoE blocks, n, n_prompt - 1, K) of the prompts as they were
+    scored; None where the engine does not tell."""
 
 
 @dataclass(frozen=True)
@@ -98,17 +105,24 @@ class Probe:
         """Tokens of a prompt and its output."""
         return len(self.prompts[0]) + self.generated
 
-    def rollouts(self, engine: GenerationEngine) -> ProbeRollouts:
+    def rollouts(self, engine: GenerationEngine, experts: bool = False) -> ProbeRollouts:
         """Run the batch on an engine without requests.
+
+        Args:
+            engine: of the rollouts.
+            experts: whether the experts that its tokens use are wanted.
 
         Raises:
             UserError: an output ended in an error.
         """
         # The first alone: what it takes from the prefix cache cannot come from this measurement.
-        [[first]] = run(engine, [self._rollout(0, 0)])
-        again = [self._rollout(1 + i, i) for i in range(len(self.prompts))]
+        [[first]] = run(engine, [self._rollout(0, 0, experts)])
+        again = [self._rollout(1 + i, i, experts) for i in range(len(self.prompts))]
         scoring = Sampling(max_tokens=0, prompt_log_probs=0)
-        score = [Request(f"probe-score-{i}", prompt, scoring) for i, prompt in enumerate(self.prompts)]
+        score = [
+            Request(f"probe-score-{i}", prompt, scoring, return_experts=experts)
+            for i, prompt in enumerate(self.prompts)
+        ]
         results = [output for [output] in run(engine, [*again, *score])]
         outputs, scored = [first, *results[: len(again)]], results[len(again) :]
         if problem := next((output.error for output in [*outputs, *scored] if output.error), ""):
@@ -120,31 +134,58 @@ class Probe:
             torch.tensor([[token.log_prob for token in (o.prompt or ())[1:]] for o in scored], dtype=torch.float64),
             first.cached_tokens,
             sum(output.cached_tokens for output in outputs[1:]),
+            (_experts(outputs), _experts(scored)[:, :, : len(self.prompts[0]) - 1]) if experts else None,
         )
 
-    def compare(self, rollouts: ProbeRollouts, model: Any, temperature: float) -> Measured:
+    def compare(
+        self, rollouts: ProbeRollouts, model: Any, temperature: float, narrow: torch.dtype | None = None
+    ) -> Measured:
         """Measure rollouts against the training forward pass.
 
         Args:
             rollouts: of this probe.
             model: with `hidden` and `lm_head`, maybe sharded; then every rank must call.
             temperature: by which the trainer divides logits.
+            narrow: type of the rollouts' activations, where it is to be said what its rounding explains.
         """
         n_prompt = len(self.prompts[0])
-        by_trainer = training_log_probs(model, rollouts.rows, n_prompt, temperature).cpu().double()
+        by_trainer = training_log_probs(model, rollouts.rows, n_prompt, temperature)[0]
         return Measured(
             Gap.of(by_trainer[:, n_prompt - 1 :] - rollouts.generated),
             Gap.of(by_trainer[1:, : n_prompt - 1] - rollouts.prompt),
             rollouts.cached_at_first,
             rollouts.cached_later,
+            {} if narrow is None else self._rounding(rollouts, model, temperature, narrow),
         )
 
-    def _rollout(self, number: int, prompt: int) -> Request:
+    def _rounding(
+        self, rollouts: ProbeRollouts, model: Any, temperature: float, narrow: torch.dtype
+    ) -> dict[str, Rounding]:
+        rows, n_prompt = rollouts.rows, len(self.prompts[0])
+        of_rows, of_prompts = rollouts.experts or (None, None)
+
+        def score(replayed: bool) -> dict[str, Scored]:
+            given = (of_rows, of_prompts) if replayed else (None, None)
+            whole, ids = training_log_probs(model, rows, n_prompt, temperature, given[0])
+            prompts, prompt_ids = training_log_probs(model, rows[1:, :n_prompt], n_prompt, temperature, given[1])
+            return {
+                "generated": Scored(whole[:, n_prompt - 1 :].flatten(), _flat(ids)),
+                "prompt": Scored(prompts.flatten(), _flat(prompt_ids)),
+            }
+
+        engine = {
+            "generated": Scored(rollouts.generated.flatten(), _flat(of_rows)),
+            "prompt": Scored(rollouts.prompt.flatten(), _flat(of_prompts)),
+        }
+        return measure(model, narrow, engine, score)
+
+    def _rollout(self, number: int, prompt: int, experts: bool) -> Request:
         endless = replace(
             self.sampling, seed=number, max_tokens=self.generated, min_tokens=0, ignore_eos=True, stop=(), stop_ids=(),
             log_probs=None, prompt_log_probs=None, grammar=None, thinking=None,
         )  # fmt: skip
-        return Request(f"probe-{number}", self.prompts[prompt], endless, cache_at=(self.shared,))
+        prompt_ids, cache_at = self.prompts[prompt], (self.shared,)
+        return Request(f"probe-{number}", prompt_ids, endless, cache_at=cache_at, return_experts=experts)
 
 
 def make_prompts(vocab_size: int, page_size: int, seed: int = 0) -> tuple[list[tuple[int, ...]], int]:
@@ -155,14 +196,38 @@ def make_prompts(vocab_size: int, page_size: int, seed: int = 0) -> tuple[list[t
 
 
 @torch.no_grad()
-def training_log_probs(model: Any, rows: Tensor, n_prompt: int, temperature: float) -> Tensor:
-    """(B, T - 1) log-probabilities of rows (B, T) by the training forward pass: prompt tokens at temperature 1, those
-    behind the first `n_prompt` at `temperature`."""
+def training_log_probs(
+    model: Any, rows: Tensor, n_prompt: int, temperature: float, routing: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Score rows (B, T) by the training forward pass: prompt tokens at temperature 1, those behind the first `n_prompt`
+    at `temperature`.
+
+    Args:
+        model: with `hidden` and `lm_head`.
+        rows: tokens.
+        n_prompt: of them prompt.
+        temperature: above 0.
+        routing: (MoE blocks, B, T - 1, K) experts to use; None: those that the router chooses.
+
+    Returns:
+        (B, T - 1) float64 log-probabilities, and the experts as `routing` has them; both on the CPU.
+    """
     rows = rows.to(model.device)
-    x = model.hidden(rows[:, :-1]).x
+    given = None if routing is None else routing.to(model.device)
+    hidden = model.hidden(rows[:, :-1], routing=given, keep_expert_ids=True, statistics=())
     parts = []
     for part, at in ((slice(0, n_prompt - 1), 1.0), (slice(n_prompt - 1, None), temperature)):
-        hidden, targets = x[:, part], rows[:, 1:][:, part]
-        parts.append(log_probs(model.lm_head, hidden, targets, at))
+        parts.append(log_probs(model.lm_head, hidden.x[:, part], rows[:, 1:][:, part], at))
     release(model)
-    return torch.cat(parts, dim=1)
+    ids = hidden.expert_ids
+    return torch.cat(parts, dim=1).cpu().double(), None if ids is None else ids.cpu()
+
+
+def _experts(outputs: Sequence[Output]) -> Tensor:
+    """(MoE blocks, outputs, tokens, K)."""
+    found = [output.experts for output in outputs]
+    return torch.stack([torch.from_numpy(ids).long() for ids in found if ids is not None], dim=1)
+
+
+def _flat(ids: Tensor | None) -> Tensor | None:
+    return None if ids is None else ids.flatten(0, -2).sort(-1).values

@@ -13,6 +13,7 @@ from nano3.engine.engine import Engine
 from nano3.engine.protocol import run
 from nano3.engine.request import Request, Sampling
 from nano3.model.hf.folder import load
+from nano3.model.lm import LM
 from nano3.rl.probe import Probe
 from nano3.rl.sync import Bound, MismatchError, WeightSync, copy_weights
 
@@ -83,6 +84,47 @@ def test_a_copy_in_bfloat16(model, tokenizer):
     assert torch.equal(twin.blocks[0].mixer.A_log, model.blocks[0].mixer.A_log)
 
 
+def narrow(model, tokenizer, kind=Engine):
+    """A bfloat16 copy that rolls out for the model."""
+    return engine_of(copy.deepcopy(model).to_dtype(torch.bfloat16), tokenizer, kind)
+
+
+@pytest.mark.parametrize("pattern", ["M*ME", "M*-M"])
+@pytest.mark.parametrize("std", [0.02, 0.3, 0.6])
+def test_bfloat16_rollouts_of_any_model_differ_by_what_rounding_explains(tokenizer, model, pattern, std):
+    model = LM(replace(model.cfg, pattern=pattern, init_std=std)).init_weights(seed=5)
+    sync = WeightSync(model, narrow(model, tokenizer), dtype=torch.bfloat16)
+    train(model, 0.2 * std)
+    metrics = sync.sync().metrics()
+    for part in ("generated", "prompt"):
+        assert 0 < metrics[f"rounding_{part}_engine"] <= 2 * metrics[f"rounding_{part}_own"]
+    assert model.compute_dtype == torch.float32
+
+
+STALE = ["embeddings.weight", "blocks.1.mixer.v_proj.weight", "blocks.3.mixer.experts.down_proj"]
+STALE += ["blocks.3.mixer.gate.weight", "blocks.3.mixer.gate.e_score_correction_bias"]
+
+
+def test_one_stale_weight_is_found_in_bfloat16(model, tokenizer):
+    engine = narrow(model, tokenizer)
+    old, changed = copy.deepcopy(engine.model.state_dict()), engine.weights_changed
+    train(model, 0.1)
+    for bias in model.expert_biases():
+        bias.copy_(torch.linspace(-0.3, 0.3, len(bias)))
+    sync = WeightSync(model, engine, dtype=torch.bfloat16)
+    for name in STALE:
+
+        def keeping_one(name=name):
+            engine.model.state_dict()[name].copy_(old[name])
+            return changed()
+
+        engine.weights_changed = keeping_one
+        with pytest.raises(MismatchError, match=r"where rounding makes .* Prompts differ already"):
+            sync.sync()
+    engine.weights_changed = changed
+    sync.sync()
+
+
 def test_single_tokens_beyond_the_bound_are_told_from_wrong_weights(model, tokenizer):
     twin = copy.deepcopy(model).to_dtype(torch.bfloat16)
     sync = WeightSync(model, engine_of(twin, tokenizer), dtype=torch.bfloat16, bound=Bound(0.1, 1e-3))
@@ -139,7 +181,8 @@ def test_refuses_stale_states_of_others_than_the_probe(model, tokenizer):
         sync.sync()
 
 
-def test_refuses_stale_pages_by_their_numbers_alone(model, tokenizer):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_refuses_stale_pages_by_their_numbers_alone(model, tokenizer, dtype):
     """Where the engine does not tell what came from its cache."""
 
     class Silent(Engine):
@@ -152,7 +195,8 @@ def test_refuses_stale_pages_by_their_numbers_alone(model, tokenizer):
         def stats(self):
             return replace(super().stats(), cached_prefixes=0)
 
-    sync = WeightSync(model, engine_of(model, tokenizer, Silent))
+    twin = copy.deepcopy(model).to_dtype(dtype)
+    sync = WeightSync(model, engine_of(twin, tokenizer, Silent), dtype=dtype)
     sync.sync()
     train(model)
     with pytest.raises(MismatchError, match=r"generated \|dlogp\| mean"):

@@ -76,6 +76,11 @@ class VllmEngine:
         self._counts = {"prompt": 0, "cached": 0, "output": 0}
 
     @property
+    def reports_experts(self) -> bool:
+        """vLLM does not tell."""
+        return False
+
+    @property
     def has_work(self) -> bool:
         """Whether `step` has anything to do."""
         return bool(self._outputs)
