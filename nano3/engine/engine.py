@@ -99,21 +99,13 @@ class Engine:
             UserError: memory for not even one sequence, a setting below 1, or exact with speculate.
         """
         _check_settings(max_sequences, page_size, snapshot_every, step_tokens, mixed_step_tokens)
-        if exact and speculate:
-            raise UserError("engine: exact and speculate exclude each other: guesses are computed several at a time")
+        _check_exact(exact, speculate)
         self.model, self.tokenizer = model, tokenizer
         self.device = model.device
         self.eos_ids = ends_of_text(tokenizer) if eos_ids is None else eos_ids
-        self.sizes: Sizes = fit(
-            model.cfg,
-            model.compute_dtype,
-            free_memory(self.device) if memory is None else memory,
-            max_sequences=max_sequences,
-            max_context=max_context or model.cfg.max_position_embeddings,
-            page_size=page_size,
-            snapshot_every=snapshot_every,
-            kv_dtype=kv_dtype,
-        )
+        room = free_memory(self.device) if memory is None else memory
+        wanted = max_sequences, max_context or model.cfg.max_position_embeddings, page_size, snapshot_every, kv_dtype
+        self.sizes: Sizes = fit(model.cfg, model.compute_dtype, room, *wanted)
         self.max_context, self.page_size = self.sizes.max_context, page_size
         sizes = self.sizes.max_sequences, self.max_context
         limits = Limits(*sizes, step_tokens, mixed_step_tokens, snapshot_every, prefix_cache, speculate, exact)
@@ -121,8 +113,7 @@ class Engine:
         self._ids_limit = min(tokenizer.vocab_size, model.cfg.vocab_size)
         self._passes = Passes(model, self._scheduler.pool, self._ids_limit, exact)
         self._sequences: dict[str, list[Sequence]] = {}
-        self._arrivals = 0
-        self._weights_version = 0
+        self._arrivals = self._weights_version = 0
         self._grammars = GrammarCompiler(tokenizer, self._ids_limit, self.eos_ids)
         self._prompt_tokens = self._outputs = self._drafted = self._accepted = 0
 
@@ -135,6 +126,11 @@ class Engine:
     def has_work(self) -> bool:
         """Whether `step` has anything to do."""
         return bool(self._scheduler.running or self._scheduler.waiting)
+
+    @property
+    def reports_experts(self) -> bool:
+        """Whether requests may ask for the experts of their tokens."""
+        return bool(self.model.cfg.blocks(MOE))
 
     @property
     def cache(self) -> PrefixCache:
@@ -236,7 +232,7 @@ class Engine:
             raise ValueError(
                 f"prompt of {length} tokens is too long: the context holds {self.max_context} with the output"
             )
-        if request.return_experts and not self.model.cfg.blocks(MOE):
+        if request.return_experts and not self.reports_experts:
             raise ValueError("return_experts: the model has no mixture of experts")
         wrong = next((i for i in request.prompt if not 0 <= i < self.model.cfg.vocab_size), None)
         if wrong is not None:
@@ -351,6 +347,11 @@ def _with_experts(updates: list[Update], works: list[Work]) -> list[Update]:
         return updates
     logs = [wanted.get((update.request_id, update.index)) for update in updates]
     return [u if log is None else u._replace(experts=log.take_new()) for u, log in zip(updates, logs, strict=True)]
+
+
+def _check_exact(exact: bool, speculate: int) -> None:
+    if exact and speculate:
+        raise UserError("engine: exact and speculate exclude each other: guesses are computed several at a time")
 
 
 def _check_settings(*values: int) -> None:

@@ -13,6 +13,7 @@ from nano3.engine.request import Token
 from nano3.engine.sampler import sample
 from nano3.engine.scheduler import Work
 from nano3.engine.sequence_sampler import SequenceSampler
+from nano3.engine.sizing import expert_type
 from nano3.model.head import logits
 from nano3.model.lm import LM
 from nano3.model.state.plan import MOST_STEPS, Plan, Span
@@ -117,7 +118,7 @@ class Passes:
     def _compact(self, expert_ids: Tensor | None) -> np.ndarray | None:
         if expert_ids is None:
             return None
-        return expert_ids.to(torch.uint8 if self.model.cfg.n_experts <= 256 else torch.int16).cpu().numpy()
+        return expert_ids.to(expert_type(self.model.cfg)).cpu().numpy()
 
     def _choosing_pass(self, works: list[Work], experts: bool) -> Passed | None:
         """The next token of each work, one call for all of them; None where that cannot be."""

@@ -18,7 +18,8 @@ class ExpertLog:
     """The experts of a sequence's tokens, each as it was first computed: log-probabilities are of those.
 
     It holds each token once. Kept states hold what this log does, and not copies of it: pieces end where states are
-    kept. So experts take (MoE blocks * K) bytes a token (two each beyond 256 experts) beside the pages that are in use.
+    kept. So experts take (MoE blocks * K) bytes a token (two each beyond 256 experts) beside the pages that are in use,
+    for which nano3.engine.sizing leaves room.
     """
 
     def __init__(self) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from nano3.config.errors import UserError
-from nano3.config.model import ModelConfig
+from nano3.config.model import MOE, ModelConfig
 from nano3.memory import main_memory_free
 from nano3.model.state.pool import page_bytes, slot_bytes
 
@@ -31,6 +31,7 @@ class Sizes:
     """State slots: one a running sequence, the rest for kept states."""
     n_pages: int
     total_bytes: int
+    """Of slots and pages, reserved at once, and of the experts beside these, taken as requests ask for them."""
     notes: tuple[str, ...] = ()
     """What had to be lowered, in words."""
 
@@ -75,7 +76,6 @@ def fit(
     cfg: ModelConfig,
     dtype: torch.dtype,
     memory: int,
-    *,
     max_sequences: int,
     max_context: int,
     page_size: int,
@@ -84,12 +84,13 @@ def fit(
 ) -> Sizes:
     """Divide `memory` bytes; too little lowers the context, then the number of sequences.
 
-    Conv states are of `dtype`, keys and values of `kv_dtype` (None: the same).
+    Conv states are of `dtype`, keys and values of `kv_dtype` (None: the same). Beside each page there is room for the
+    experts that its tokens used: any request may ask for them.
 
     Raises:
         UserError: not even one sequence of one page fits.
     """
-    slot, page = slot_bytes(cfg, dtype), page_bytes(cfg, page_size, kv_dtype or dtype)
+    slot, page = slot_bytes(cfg, dtype), page_bytes(cfg, page_size, kv_dtype or dtype) + page_size * expert_bytes(cfg)
     notes = []
     if memory < slot + page:
         raise UserError(
@@ -109,6 +110,16 @@ def fit(
     kept = _extra(left - (n_pages - pages_each) * page, slot, n_pages * page_size // snapshot_every + running)
     total = (running + kept) * slot + n_pages * page
     return Sizes(running, max_context, running + kept, n_pages, total, tuple(notes))
+
+
+def expert_type(cfg: ModelConfig) -> torch.dtype:
+    """Integers that hold the experts of a token."""
+    return torch.uint8 if cfg.n_experts <= 256 else torch.int16
+
+
+def expert_bytes(cfg: ModelConfig) -> int:
+    """Bytes of the experts that one token used in all blocks, as they are kept for router replay."""
+    return len(cfg.blocks(MOE)) * cfg.top_k * expert_type(cfg).itemsize
 
 
 def _size(n: int) -> str:

@@ -54,6 +54,16 @@ def test_never_more_than_the_budget_and_always_one_whole_context(memory, max_seq
     assert (got.max_sequences < max_sequences) == any("sequences at once" in note for note in got.notes)
 
 
+@pytest.mark.parametrize(("pattern", "n_experts"), [("M*EEEEE", 8), ("*E", 300), ("MEE", 8)])
+@pytest.mark.parametrize("memory", [1 << 20, 3 << 20, 64 << 20])
+def test_the_experts_of_all_tokens_fit_beside_the_pages(pattern, n_experts, memory):
+    cfg = dataclasses.replace(CFG, pattern=pattern, n_experts=n_experts)
+    got = sizes(memory, cfg, max_context=1 << 20)
+    pages = got.n_pages * page_bytes(cfg, 64, torch.float32)
+    experts = got.n_pages * 64 * pattern.count("E") * cfg.top_k * (2 if n_experts > 256 else 1)
+    assert got.n_slots * slot_bytes(cfg, torch.float32) + pages + experts == got.total_bytes <= memory
+
+
 def test_enough_memory_gives_what_was_asked_without_a_word():
     got = sizes(4 << 30)
     assert (got.max_sequences, got.max_context, got.notes) == (16, 4096, ())
