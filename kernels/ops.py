@@ -222,7 +222,9 @@ def log_probs(
     ignore_index: int = ...,
     chunk_size: int | None = ...,
     backend: str | None = ...,
-) -> Tensor: ...
+) -> Tensor:
+    """Log-probabilities alone."""
+    ...
 
 
 @overload
@@ -236,7 +238,9 @@ def log_probs(
     ignore_index: int = ...,
     chunk_size: int | None = ...,
     backend: str | None = ...,
-) -> tuple[Tensor, Tensor]: ...
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and entropies."""
+    ...
 
 
 def log_probs(

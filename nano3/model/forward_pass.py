@@ -7,14 +7,18 @@ blocks ask them in the same way in whole passes, passes in pieces and recomputat
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+Statistic = Literal["loads", "balance_loss", "sequence_balance_loss"]
+"""A property of nano3.model.lm.Hidden that is made of the routers' choices and scores."""
+STATISTICS: frozenset[Statistic] = frozenset({"loads", "balance_loss", "sequence_balance_loss"})
+INTEGERS = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 
 
 class Edge(NamedTuple):
@@ -74,14 +78,50 @@ class Context(Protocol):
         ...
 
 
+class Slices(Protocol):
+    """Everyone who holds a slice of these rows: a process group, one member a slice."""
+
+    def sum(self, values: Tensor) -> Tensor:
+        """`values`, integers of one shape on all members, added up over them, in place or not; each must call."""
+        ...
+
+
+class Places:
+    """Where the tokens that are no padding lie in rows (B, T); found once, for all blocks and all pieces of them."""
+
+    def __init__(self, flat: Tensor, shape: tuple[int, int]) -> None:
+        """`flat` (S,) int64, ascending, among the B * T positions of `shape`."""
+        self.flat, self.shape = flat, shape
+
+    @classmethod
+    def of(cls, valid: Tensor) -> Places:
+        """From a mask (B, T) bool, False at padding. On a GPU the CPU waits for it."""
+        return cls(valid.flatten().nonzero().flatten(), (valid.shape[0], valid.shape[1]))
+
+    def part(self, rows: slice, piece: slice) -> Places:
+        """Of whole rows, or of a piece of one row, among their own positions."""
+        (first, last, _), (start, stop, _) = rows.indices(self.shape[0]), piece.indices(self.shape[1])
+        assert last - first <= 1 or stop - start == self.shape[1], "pieces of several rows do not lie together"
+        begin, end = first * self.shape[1] + start, (last - 1) * self.shape[1] + stop
+        low, high = torch.searchsorted(self._on_host, torch.tensor([begin, max(begin, end)], device="cpu")).tolist()
+        part = Places(self.flat[low:high] - begin, (last - first, stop - start))
+        part._on_host = self._on_host[low:high] - begin
+        return part
+
+    @cached_property
+    def _on_host(self) -> Tensor:
+        """Only a number that the CPU knows can cut a tensor."""
+        return self.flat.cpu()
+
+
 @dataclass
 class Pass:
     """One pass over a batch, as one block sees it."""
 
     document_ids: Tensor | None = None
     """(B, T) int; a change from one position to the next starts a document. None: each row is one document."""
-    valid: Tensor | None = None
-    """(B, T) bool, False at padding, which is neither routed nor counted. None: no padding."""
+    places: Places | None = None
+    """Of the tokens that are no padding; that is neither routed nor counted. None: no padding."""
     routing: Tensor | None = None
     """(B, T, K) experts that this block has to use, whatever at padding. None: the router chooses."""
     keep_expert_ids: bool = False
@@ -90,6 +130,8 @@ class Pass:
     """None: nothing lies before the rows."""
     context: Context | None = None
     """None: keys and values are those of the rows themselves."""
+    statistics: frozenset[Statistic] = STATISTICS
+    """Those that are going to be read; of the others a pass in pieces keeps nothing."""
     block: int = 0
     """Number of the block, which boundary and context are told."""
 
@@ -97,15 +139,18 @@ class Pass:
         """The same pass as this block sees it, with the experts given for it (B, T, K)."""
         other = copy(self)
         other.block, other.routing = block, routing
-        other.places = self.places  # found once for all blocks
         return other
 
     def part(self, rows: slice, piece: slice) -> Pass:
-        """Some positions of some rows, by themselves."""
-        ids, valid, routing = (
-            m if m is None else m[rows, piece] for m in (self.document_ids, self.valid, self.routing)
-        )
-        return Pass(ids, valid, routing, self.keep_expert_ids)
+        """Whole rows, or a piece of one row, by themselves."""
+        ids, routing = (m if m is None else m[rows, piece] for m in (self.document_ids, self.routing))
+        places = None if self.places is None else self.places.part(rows, piece)
+        return Pass(ids, places, routing, self.keep_expert_ids, statistics=self.statistics)
+
+    @property
+    def asks(self) -> bool:
+        """Whether blocks ask others for what lies before the rows."""
+        return self.boundary is not None or self.context is not None
 
     @property
     def continues(self) -> Tensor | None:
@@ -121,25 +166,16 @@ class Pass:
             return None, None
         return where_rows(self.continues, edge.conv), where_rows(self.continues, edge.ssm)
 
-    @cached_property
-    def places(self) -> Tensor | None:
-        """(S,) int64: where the valid tokens lie among the B * T positions. None: all are valid."""
-        return None if self.valid is None else self.valid.flatten().nonzero().flatten()
-
     def pick(self, x: Tensor) -> Tensor:
         """x (B, T, ...) -> (S, ...), the valid tokens."""
         flat = x.flatten(0, 1)
-        return flat if self.places is None else flat.index_select(0, self.places)
+        return flat if self.places is None else flat.index_select(0, self.places.flat)
 
     def spread(self, x: Tensor, shape: tuple[int, int], padding: int = 0) -> Tensor:
         """x (S, ...) of the valid tokens -> (B, T, ...) of `shape` (B, T), with `padding` in the other places."""
         if self.places is not None:
-            x = x.new_full((shape[0] * shape[1], *x.shape[1:]), padding).index_copy(0, self.places, x)
+            x = x.new_full((shape[0] * shape[1], *x.shape[1:]), padding).index_copy(0, self.places.flat, x)
         return x.view(*shape, *x.shape[1:])
-
-    def apply(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """A function of each token alone on the valid tokens of x (B, T, D) -> (B, T, ...), 0 at padding."""
-        return function(x) if self.places is None else self.spread(function(self.pick(x)), (x.shape[0], x.shape[1]))
 
 
 def where_rows(rows: Tensor | None, state: Tensor) -> Tensor:
@@ -149,3 +185,33 @@ def where_rows(rows: Tensor | None, state: Tensor) -> Tensor:
 
 WHOLE = Pass()
 """A batch of rows of one document each, without padding."""
+
+
+def check_routing(routing: Tensor, valid: Tensor | None, n_experts: int) -> None:
+    """Refuse experts for router replay that no router can have chosen. One look for all blocks: on a GPU the CPU waits
+    once a pass.
+
+    Args:
+        routing: (number of MoE blocks, B, T, K).
+        valid: (B, T) bool, False where they are not read; None: all are.
+        n_experts: E.
+
+    Raises:
+        ValueError: a token that is no padding has an id outside 0 to E - 1, or one twice; with the first such place.
+    """
+    if routing.dtype not in INTEGERS:
+        kind = str(routing.dtype).removeprefix("torch.")
+        raise ValueError(f"routing is {kind}; expert ids are integers")
+    if routing.is_meta or torch.compiler.is_compiling():
+        return
+    ids = routing.long().sort(-1).values
+    wrong = (ids[..., 0] < 0) | (ids[..., -1] >= n_experts) | (ids[..., 1:] == ids[..., :-1]).any(-1)
+    wrong = wrong if valid is None else wrong & valid
+    if not wrong.any():
+        return
+    block, row, token = wrong.nonzero()[0].tolist()
+    given = routing[block, row, token].tolist()
+    raise ValueError(
+        f"routing: MoE block {block}, row {row}, token {token} has the experts {given}; "
+        f"a token that is no padding has different ones from 0 to {n_experts - 1}"
+    )

@@ -60,20 +60,31 @@ def nll_sum(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
     hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.flatten()
     if isinstance(weight := bare_weight(head), Tensor):
         return kernels.linear_cross_entropy(hidden, weight, targets)
-    kept = targets != IGNORED
-    return -torch.cat([found for found, _ in _called(head, hidden[kept], targets[kept], 1.0, False)]).sum()
+    return -_called_where_kept(head, hidden, targets, 1.0, False)[1].sum()
 
 
 @overload
 def log_probs(
     head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float = ..., entropy: Literal[False] = ...
-) -> Tensor: ...
+) -> Tensor:
+    """Log-probabilities alone."""
+    ...
 
 
 @overload
 def log_probs(
     head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float = ..., *, entropy: Literal[True]
-) -> tuple[Tensor, Tensor]: ...
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and entropies."""
+    ...
+
+
+@overload
+def log_probs(
+    head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float = ..., entropy: bool = ...
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Either, where only the call decides."""
+    ...
 
 
 def log_probs(
@@ -100,20 +111,20 @@ def log_probs(
             return kernels.log_probs(rows, weight, flat, temperature).view_as(targets)
         found, entropies = kernels.log_probs(rows, weight, flat, temperature, entropy=True)
     else:
-        found, entropies = _called_where_kept(head, rows, flat, temperature, entropy)
+        kept, *parts = _called_where_kept(head, rows, flat, temperature, entropy)
+        found, entropies = (part.new_zeros(flat.shape).index_copy(0, kept, part) for part in parts)
     return (found.view_as(targets), entropies.view_as(targets)) if entropy else found.view_as(targets)
 
 
 def _called_where_kept(
     head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float, entropy: bool
-) -> tuple[Tensor, Tensor]:
-    """Of (S, D) and (S,): log-probabilities and entropies; 0 where there is no target."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of (S, D) and (S,): which rows have a target, and their log-probabilities and entropies."""
     if not temperature > 0:
         raise ValueError(f"log_probs: temperature is {temperature}; it must be above 0")
     rows = (targets != IGNORED).nonzero().squeeze(1)
     found, entropies = zip(*_called(head, hidden[rows], targets[rows], temperature, entropy), strict=True)
-    empty = found[0].new_zeros(targets.shape)
-    return empty.index_copy(0, rows, torch.cat(found)), empty.index_copy(0, rows, torch.cat(entropies))
+    return rows, torch.cat(found), torch.cat(entropies)
 
 
 def _called(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Literal, TypedDict, Unpack, overload
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +13,16 @@ from torch.utils.checkpoint import checkpoint
 from nano3.config.model import MOE, ModelConfig
 from nano3.kernels.scaled import FLOATS
 from nano3.model.block import Block
-from nano3.model.forward_pass import Boundary, Context, Pass
+from nano3.model.forward_pass import (
+    STATISTICS,
+    Boundary,
+    Context,
+    Pass,
+    Places,
+    Slices,
+    Statistic,
+    check_routing,
+)
 from nano3.model.head import log_probs
 from nano3.model.init import init_weights
 from nano3.model.layers import Linear, RMSNorm
@@ -35,26 +46,54 @@ class Hidden:
     """Of each MoE block; empty after a decoding step in one C++ call."""
     expert_ids: Tensor | None = None
     """(number of MoE blocks, B, T, K) int64: the experts that each token used, -1 at padding; only where asked for."""
+    statistics: frozenset[Statistic] = STATISTICS
+    """Those of the three below that the pass was asked for."""
+    slices: Slices | None = None
+    """Those who hold the slices of the rows; None: the rows are whole."""
 
     @property
     def loads(self) -> Tensor:
-        """(number of MoE blocks, E) int64: tokens routed to each expert in this pass, padding not counted."""
+        """(number of MoE blocks, E) int64: tokens routed to each expert in this pass, padding and other slices of the
+        rows not counted."""
+        self._check("loads")
         if not self.routing:
             return torch.zeros(0, 0, dtype=torch.int64, device=self.x.device)
         return torch.stack([stats.load for stats in self.routing])
 
     @property
     def balance_loss(self) -> Tensor:
-        """Scalar: load-balancing loss summed over MoE blocks; each is 1 when routing is even."""
-        return self._sum([stats.balance_loss for stats in self.routing])
+        """Scalar: load-balancing loss summed over MoE blocks; each is 1 when routing is even. Of a slice of rows its
+        share: the shares add up to the loss of the whole rows, and all `slices` must read theirs."""
+        self._check("balance_loss")
+        counts = self._over_slices([stats.load for stats in self.routing])
+        return self._sum([stats.balance(load) for stats, load in zip(self.routing, counts, strict=True)])
 
     @property
     def sequence_balance_loss(self) -> Tensor:
         """Scalar: as `balance_loss`, each row's own and averaged over the rows that have tokens."""
-        return self._sum([stats.sequence_balance_loss for stats in self.routing])
+        self._check("sequence_balance_loss")
+        counts = self._over_slices([stats.row_choices for stats in self.routing])
+        return self._sum([stats.sequence_balance(rows) for stats, rows in zip(self.routing, counts, strict=True)])
+
+    def _over_slices(self, counts: list[Tensor]) -> Sequence[Tensor]:
+        """Those of each MoE block, of all slices together: one collective."""
+        return counts if self.slices is None or not counts else self.slices.sum(torch.stack(counts)).unbind()
 
     def _sum(self, losses: list[Tensor]) -> Tensor:
         return torch.stack(losses).sum() if losses else torch.zeros((), device=self.x.device)
+
+    def _check(self, name: Statistic) -> None:
+        if name not in self.statistics:
+            raise ValueError(f"{name}: the pass was not asked for it; give hidden() statistics with it")
+
+
+class PassOptions(TypedDict, total=False):
+    """Keywords of `LM.hidden` that whatever calls it hands on."""
+
+    valid: Tensor | None
+    routing: Tensor | None
+    boundary: Boundary | None
+    context: Context | None
 
 
 class LM(nn.Module):
@@ -102,6 +141,8 @@ class LM(nn.Module):
         keep_expert_ids: bool = False,
         boundary: Boundary | None = None,
         context: Context | None = None,
+        slices: Slices | None = None,
+        statistics: Collection[Statistic] = STATISTICS,
     ) -> Hidden:
         """As `forward`, without the output projection, and with the routing statistics; those are left out of a pass
         that is one token of each sequence of a StatePool and goes through the model in one call (nano3.model.step).
@@ -114,10 +155,13 @@ class LM(nn.Module):
                 load and balance loss. It has to lie behind its row's tokens or in documents of its own, since the
                 other blocks read it. None: no padding.
             routing: (number of MoE blocks, B, T, K) experts that each token has to use (router replay): another pass's
-                `Hidden.expert_ids`. Their weights are those of this pass's scores. What stands at padding is not read.
+                `Hidden.expert_ids`, integers of any type. Their weights are those of this pass's scores. What stands at
+                padding is not read.
             keep_expert_ids: whether `Hidden.expert_ids` is wanted.
             boundary: for tokens that are a slice of longer rows: what Mamba-2 blocks ask for what lies before it.
             context: the same for attention blocks. See nano3.model.forward_pass.
+            slices: those who hold the slices, whose counts the balance losses need.
+            statistics: those of `Hidden` that are going to be read; a pass in pieces keeps no sums for the others.
 
         Raises:
             ValueError: arguments that do not fit each other; the message says which.
@@ -135,7 +179,8 @@ class LM(nn.Module):
                 expert_ids = None if stepped.expert_ids is None else stepped.expert_ids.long().unsqueeze(1)
                 return Hidden(stepped.hidden.unsqueeze(0).to(self.compute_dtype), [], expert_ids)
         x = self.embeddings(tokens).to(self.compute_dtype)
-        around = Pass(document_ids, valid, None, keep_expert_ids, boundary, context)
+        wanted, places = frozenset(statistics), None if valid is None else Places.of(valid)
+        around = Pass(document_ids, places, None, keep_expert_ids, boundary, context, wanted)
         stats: list[RouterStats] = []
         for i, block in enumerate(self.blocks):
             given = routing[len(stats)] if routing is not None and isinstance(block.mixer, MoE) else None
@@ -143,16 +188,66 @@ class LM(nn.Module):
             if routed is not None:
                 stats.append(routed)
         chosen = torch.stack([routed.expert_ids for routed in stats]) if keep_expert_ids and stats else None
-        return Hidden(self.norm_f(x), stats, chosen)
+        return Hidden(self.norm_f(x), stats, chosen, wanted, slices)
+
+    @overload
+    def log_probs(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        document_ids: Tensor | None = ...,
+        temperature: float = ...,
+        entropy: Literal[False] = ...,
+        **options: Unpack[PassOptions],
+    ) -> Tensor:
+        """Log-probabilities alone."""
+        ...
+
+    @overload
+    def log_probs(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        document_ids: Tensor | None = ...,
+        temperature: float = ...,
+        *,
+        entropy: Literal[True],
+        **options: Unpack[PassOptions],
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and entropies."""
+        ...
 
     def log_probs(
-        self, tokens: Tensor, targets: Tensor, document_ids: Tensor | None = None, temperature: float = 1.0
-    ) -> Tensor:
-        """(B, T) float32 log-probabilities of `targets` at `temperature`, without ever holding all logits.
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        document_ids: Tensor | None = None,
+        temperature: float = 1.0,
+        entropy: bool = False,
+        **options: Unpack[PassOptions],
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """log softmax(logits / temperature)[target] of each token, differentiable, without ever holding all logits.
 
-        Differentiable. Targets of -100 get 0; neither they nor tokens with a gradient of 0 cost a projection.
+        What a policy gradient needs beside it (expert loads, balance losses) is in `hidden`: call that, and
+        `nano3.model.head.log_probs` on its result, which is all that this does.
+
+        Args:
+            tokens: (B, T) token ids.
+            targets: (B, T) int64; tokens with -100 get 0. Neither they nor tokens with a gradient of 0 cost a
+                projection.
+            document_ids: (B, T), see `forward`.
+            temperature: above 0.
+            entropy: also return the entropy of each token's distribution, differentiable too.
+            options: `valid`, `routing`, `boundary` and `context` of `hidden`.
+
+        Returns:
+            (B, T) float32; with `entropy` two of them.
+
+        Raises:
+            ValueError: as `hidden`; or the temperature is not above 0.
         """
-        return log_probs(self.lm_head, self.hidden(tokens, document_ids).x, targets, temperature)
+        hidden = self.hidden(tokens, document_ids, statistics=(), **options)
+        return log_probs(self.lm_head, hidden.x, targets, temperature, entropy)
 
     def new_state(self, batch_size: int, capacity: int = 256) -> HybridState:
         """Empty inference state for `batch_size` sequences, with room for `capacity` tokens before it grows."""
@@ -185,14 +280,19 @@ class LM(nn.Module):
         if valid is not None and (valid.shape != tokens.shape or valid.dtype != torch.bool):
             raise ValueError(f"valid is {valid.dtype} {tuple(valid.shape)}; it must be bool {tuple(tokens.shape)}")
         shape = (len(self.cfg.blocks(MOE)), *tokens.shape, self.cfg.top_k)
-        if routing is not None and routing.shape != shape:
+        if routing is None:
+            return
+        if routing.shape != shape:
             raise ValueError(
                 f"routing has shape {tuple(routing.shape)}; it must be (MoE blocks, B, T, top_k) = {tuple(shape)}"
             )
+        check_routing(routing, valid, self.cfg.n_experts)
 
     def _run(self, block: nn.Module, x: Tensor, around: Pass, state) -> tuple[Tensor, RouterStats | None]:
         if state is None and 0 < self.sequence_chunk < x.shape[0] * x.shape[1]:
             return block(x, around, None, self.sequence_chunk)
         if self.checkpoint_activations and self.training and torch.is_grad_enabled():
+            if around.asks:  # once, before the pass, whose second run is given the same answers
+                return block(x, around, None, x.shape[0] * x.shape[1])
             return checkpoint(block, x, around, state, use_reentrant=False)
         return block(x, around, state)

@@ -58,8 +58,9 @@ class MoE(nn.Module):
         """x (B, T, D) -> (B, T, D), 0 at padding, and the routing statistics; acts on each token alone."""
         B, T, _ = x.shape
         tokens = around.pick(x)  # (S, D)
-        routing = self.gate(tokens, None if around.routing is None else around.pick(around.routing))
-        y = around.spread(self.experts(tokens, routing.expert_ids, routing.weights), (B, T))
+        routed = tokens.view_as(tokens)  # a node of its own: gradients of gate and experts meet before the shared one's
+        routing = self.gate(routed, None if around.routing is None else around.pick(around.routing))
+        y = self.experts(routed, routing.expert_ids, routing.weights)
         if self.shared_experts is not None:
-            y = y + around.apply(self.shared_experts.apply_to, x)
-        return y, RouterStats(routing.scores, routing.expert_ids, (B, T), around)
+            y = y + self.shared_experts.apply_to(tokens)
+        return around.spread(y, (B, T)), RouterStats(routing.scores, routing.expert_ids, (B, T), around)

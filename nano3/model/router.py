@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from nano3.config.model import ModelConfig
 from nano3.kernels import route
-from nano3.model.forward_pass import WHOLE, Pass
+from nano3.model.forward_pass import WHOLE, Pass, Statistic
 
 TINY = 1e-20
 """Added to sums of scores, which may all underflow, before they divide."""
@@ -34,13 +35,9 @@ class RouterStats:
         return load.scatter_add_(0, chosen, torch.ones_like(chosen))
 
     @cached_property
-    def row_loads(self) -> Tensor:
-        """(B, E) int64: tokens of each row routed to each expert."""
-        return self._count_by_row(self._expert_ids)
-
-    @cached_property
     def row_choices(self) -> Tensor:
-        """(B, E) int64: as `row_loads`, if the scores alone chose, without the selection bias."""
+        """(B, E) int64: tokens of each row that would be routed to each expert if the scores alone chose, without the
+        selection bias."""
         return self._count_by_row(self._scores.detach().topk(self.top_k, dim=-1).indices)
 
     @cached_property
@@ -48,12 +45,12 @@ class RouterStats:
         """(B, T, K) int64: the chosen experts, -1 at padding."""
         return self._around.spread(self._expert_ids, self._shape, -1)
 
-    @property
+    @cached_property
     def probability(self) -> Tensor:
         """(E,): each token's scores over their sum, summed over tokens."""
         return self._probabilities.sum(0)
 
-    @property
+    @cached_property
     def row_probability(self) -> Tensor:
         """(B, E): as `probability`, of each row."""
         return self._around.spread(self._probabilities, self._shape).sum(1)
@@ -63,23 +60,31 @@ class RouterStats:
         """Scalar: E * sum_e f_e P_e over all tokens together, with f_e the share of choices and P_e the mean share of
         scores; 1 when routing is even, 0 without tokens. The choices are those really made, with the selection bias
         (as in Switch Transformer, arXiv 2101.03961); Megatron counts those that the scores alone would make."""
-        fraction, probability = _shares(self.load, self.probability, self.top_k)
-        return len(self.load) * torch.dot(fraction, probability)
+        return self.balance(self.load)
 
     @property
     def sequence_balance_loss(self) -> Tensor:
         """Scalar: E * sum_e f_e P_e of each row alone, averaged over the rows that have tokens (report section 3.1.6;
         Megatron's seq_aux_loss, whose sequence is the packed row too). As there, f_e is the share of the choices that
         the scores alone would make: once the selection bias has evened the loads, those really made say nothing."""
-        fraction, probability = _shares(self.row_choices, self.row_probability, self.top_k)
-        rows = (self.row_choices.sum(1) > 0).sum().clamp_min(1)
-        return self.row_choices.shape[1] * (fraction * probability).sum() / rows
+        return self.sequence_balance(self.row_choices)
+
+    def balance(self, load: Tensor) -> Tensor:
+        """`balance_loss` for loads (E,): the own ones. Or, where the tokens are a slice of longer rows, those of all
+        slices together: then the losses of all slices add up to that of the whole, their gradients too."""
+        fraction, probability = _shares(load, self.probability, self.top_k)
+        return len(load) * torch.dot(fraction, probability)
+
+    def sequence_balance(self, row_choices: Tensor) -> Tensor:
+        """`sequence_balance_loss` for choices (B, E), in the same way."""
+        fraction, probability = _shares(row_choices, self.row_probability, self.top_k)
+        rows = (row_choices.sum(1) > 0).sum().clamp_min(1)
+        return row_choices.shape[1] * (fraction * probability).sum() / rows
 
     def _count_by_row(self, chosen: Tensor) -> Tensor:
         """(B, E) int64: how often each row's tokens have each expert among `chosen` (S, K)."""
-        (B, T), E, places = self._shape, self._scores.shape[1], self._around.places
-        if places is None:
-            places = torch.arange(B * T, device=self._scores.device)
+        (B, T), E, own = self._shape, self._scores.shape[1], self._around.places
+        places = torch.arange(B * T, device=self._scores.device) if own is None else own.flat
         cells = ((places // max(T, 1)).unsqueeze(1) * E + chosen).flatten()
         counts = torch.zeros(B * E, dtype=torch.int64, device=cells.device)
         return counts.scatter_add_(0, cells, torch.ones_like(cells)).view(B, E)
@@ -90,33 +95,21 @@ class RouterStats:
         return self._scores / (self._scores.sum(-1, keepdim=True) + TINY)
 
 
+SUMS: dict[Statistic, tuple[str, ...]] = {
+    "loads": ("load",),
+    "balance_loss": ("load", "probability"),
+    "sequence_balance_loss": ("row_choices", "row_probability"),
+}
+"""What each statistic is made of: cached properties of RouterStats."""
+
+
 class MergedStats(RouterStats):
     """Statistics of several parts of a pass together."""
 
-    def __init__(
-        self,
-        row_loads: Tensor,
-        row_choices: Tensor,
-        probability: Tensor,
-        row_probability: Tensor,
-        expert_ids: Tensor | None,
-        top_k: int,
-    ) -> None:
-        """From the sums over all parts; see RouterStats. `expert_ids` only where they are kept."""
-        self.load, self.row_loads, self.row_choices, self.top_k = row_loads.sum(0), row_loads, row_choices, top_k
-        self._sums = probability, row_probability
-        if expert_ids is not None:
-            self.expert_ids = expert_ids
-
-    @property
-    def probability(self) -> Tensor:
-        """(E,)."""
-        return self._sums[0]
-
-    @property
-    def row_probability(self) -> Tensor:
-        """(B, E)."""
-        return self._sums[1]
+    def __init__(self, sums: Mapping[str, Tensor], top_k: int) -> None:
+        """From those that were kept of all parts, by the names of RouterStats' cached properties."""
+        self.top_k = top_k
+        vars(self).update(sums)
 
 
 def _shares(load: Tensor, probability: Tensor, top_k: int) -> tuple[Tensor, Tensor]:

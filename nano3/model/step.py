@@ -8,11 +8,11 @@ they multiply by bfloat16 weights.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -37,9 +37,6 @@ from nano3.model.state.hybrid import HybridState
 from nano3.model.state.plan import MOST_STEPS, Plan
 from nano3.model.state.pool import StatePool
 
-if TYPE_CHECKING:
-    from nano3.model.lm import LM
-
 ENVIRONMENT = "NANO3_BACKEND"
 QUANTIZED = "the model is quantized, and products of quantized weights are PyTorch's"
 """Why its decoding goes op by op."""
@@ -58,6 +55,20 @@ SCALARS: dict[type, tuple[str, ...]] = {
 """Attributes of modules that their computation hangs on, besides weights."""
 
 _DTYPE = attrgetter("dtype")
+
+
+class DecodingModel(Protocol):
+    """A language model as this module looks at it (nano3.model.lm.LM)."""
+
+    compute_dtype: torch.dtype
+    embeddings: nn.Embedding
+    blocks: nn.ModuleList
+    norm_f: RMSNorm
+    lm_head: Linear
+
+    def modules(self) -> Iterator[nn.Module]:
+        """All modules, itself among them."""
+        ...
 
 
 class Stepped(NamedTuple):
@@ -83,7 +94,13 @@ class Ahead(NamedTuple):
 
 
 def step(
-    model: LM, tokens: Tensor, state: HybridState, *, logits: bool = False, experts: bool = False, exact: bool = False
+    model: DecodingModel,
+    tokens: Tensor,
+    state: HybridState,
+    *,
+    logits: bool = False,
+    experts: bool = False,
+    exact: bool = False,
 ) -> Stepped | None:
     """Advance the sequences of the state's plan by one token each; None (and nothing done) where it has to go op by op.
 
@@ -105,7 +122,7 @@ def step(
 
 
 def choosing_step(
-    model: LM,
+    model: DecodingModel,
     ahead: Sequence[Ahead],
     pool: StatePool,
     limit: int,
@@ -135,20 +152,20 @@ def _goes_apart() -> bool:
     return torch.is_grad_enabled() or forced_elsewhere() or torch.compiler.is_compiling()
 
 
-def _steps(model: LM) -> _Steps | None:
+def _steps(model: DecodingModel) -> _Steps | None:
     """Of the model as it is now; None where it has to go op by op."""
     steps = _current(model)
     return steps if steps.program is not None else None
 
 
-def _current(model: LM) -> _Steps:
+def _current(model: DecodingModel) -> _Steps:
     steps = _STEPS.get(model)
     if steps is None or steps.compute != model.compute_dtype or not steps.holds():
         steps = _STEPS[model] = _Steps(model)
     return steps
 
 
-def why_not(model: LM | None = None) -> str | None:
+def why_not(model: DecodingModel | None = None) -> str | None:
     """Why decoding goes op by op, on this machine or with this model; None where it is one C++ call."""
     if forced_elsewhere():
         return f"{ENVIRONMENT} is {os.environ[ENVIRONMENT]}"
@@ -157,7 +174,7 @@ def why_not(model: LM | None = None) -> str | None:
     return _current(model).problem
 
 
-def explain(model: LM | None = None) -> tuple[str, str]:
+def explain(model: DecodingModel | None = None) -> tuple[str, str]:
     """Backend and reason of the decoding step, as `nano3.kernels.explain` gives them of each op."""
     problem = why_not(model)
     return ("cpu", "decoding step: one C++ call") if problem is None else ("op by op", problem)
@@ -166,7 +183,7 @@ def explain(model: LM | None = None) -> tuple[str, str]:
 class _Steps:
     """A model's program and what it was built from. No reference to the model itself: it is the key to this."""
 
-    def __init__(self, model: LM) -> None:
+    def __init__(self, model: DecodingModel) -> None:
         self.compute = model.compute_dtype
         modules = list(model.modules())
         self._contents = [d for m in modules for d in (m._parameters, m._buffers, m._modules) if d]
@@ -244,7 +261,7 @@ class _Steps:
             return None
 
 
-_STEPS: WeakKeyDictionary[LM, _Steps] = WeakKeyDictionary()
+_STEPS: WeakKeyDictionary[DecodingModel, _Steps] = WeakKeyDictionary()
 
 
 def forced_elsewhere() -> bool:
@@ -265,7 +282,7 @@ def _block_state(block) -> program.BlockState | None:
     return program.BlockState(block.keys, block.values) if isinstance(block, AttentionPages) else None
 
 
-def _strange(model: LM) -> str | None:
+def _strange(model: DecodingModel) -> str | None:
     """What in the model the program does not know."""
     for module in model.modules():
         if module is not model and type(module) not in PLAIN:
@@ -284,13 +301,13 @@ def _strange(model: LM) -> str | None:
     return None
 
 
-def _build(model: LM) -> program.DecodeProgram:
+def _build(model: DecodingModel) -> program.DecodeProgram:
     blocks = [_weights(block) for block in model.blocks]
     weights = model.embeddings.weight, blocks, model.norm_f.weight, model.lm_head.weight
     return program.DecodeProgram(_sizes(model), *weights, model.compute_dtype)
 
 
-def _sizes(model: LM) -> program.ProgramSizes:
+def _sizes(model: DecodingModel) -> program.ProgramSizes:
     """As the modules have them now, which need not be what the model's configuration says."""
     modules = list(model.modules())
     mambas, attentions, experts, routers = (

@@ -116,6 +116,27 @@ def test_log_probs_equal_log_softmax_of_the_logits(small_model):
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
 
 
+def test_log_probs_and_entropies_of_padded_rows_with_given_experts(small_model):
+    tokens, targets = draw((2, 19), 97), draw((2, 19), 97, seed=3)
+    valid = torch.arange(19).expand(2, 19) < torch.tensor([[19], [12]])
+    targets[~valid] = -100
+    documents = torch.where(valid, torch.arange(19) // 8, 9)
+    given = torch.stack([torch.rand(2, 19, 5).argsort(-1)[..., :2] for _ in range(2)])
+    given[:, ~valid] = -1
+    options = {"valid": valid, "routing": given}
+    found, entropies = small_model.log_probs(
+        tokens, targets, document_ids=documents, temperature=0.6, entropy=True, **options
+    )
+    scores = small_model.lm_head(small_model.hidden(tokens, documents, **options).x) / 0.6
+    expected = scores.log_softmax(-1)
+    torch.testing.assert_close(found[valid], expected.gather(-1, targets.clamp_min(0)[..., None])[..., 0][valid])
+    torch.testing.assert_close(entropies[valid], torch.distributions.Categorical(logits=scores).entropy()[valid])
+    assert not found[~valid].any()
+    assert not torch.allclose(small_model.log_probs(tokens, targets, documents, 0.6, valid=valid), found, atol=1e-4)
+    with pytest.raises(ValueError, match=r"row 1, token 12 has the experts \[-1, -1\]"):
+        small_model.log_probs(tokens, targets, documents, routing=given)
+
+
 @torch.no_grad()
 def test_initial_values_follow_the_report():
     cfg = ModelConfig(pattern="M*E-", vocab_size=2000, d_model=256, mamba_n_heads=64, n_groups=8)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from nano3.kernels import linear_cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from nano3.model.forward_pass import STATISTICS, Pass, Places
 from nano3.model.lm import LM
 from nano3.model.router import RouterStats
 from nano3.train.balance import update_biases
@@ -105,6 +109,63 @@ def test_a_batch_of_padding_alone_counts_nothing_and_gives_every_weight_a_gradie
     assert values == {"nll": 0.0, "balance": 0.0}
     assert not loads.any()
     assert all(not gradient.any() for gradient in gradients.values())
+
+
+class Ops(TorchDispatchMode):
+    """Names of the operations of a pass, with the sizes of their results."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.seen.append((function.overloadpacket.__name__, tuple(getattr(result, "shape", ()))))
+        return result
+
+    def count(self, name, *shape):
+        return sum(op == name and (not shape or size == shape) for op, size in self.seen)
+
+
+def test_the_tokens_of_a_row_are_packed_and_spread_out_once(model):
+    """Not once for the routed experts and again for the shared one."""
+    tokens, _, ids, valid = padded(LENGTHS)
+    block, x = model.blocks[1], model.embeddings(tokens)
+    with Ops() as ops:
+        block(x, Pass(ids, Places.of(valid)))
+    assert ops.count("index_select", sum(LENGTHS), x.shape[-1]) == 1
+    assert ops.count("index_copy", tokens.numel(), x.shape[-1]) == 1
+
+
+@pytest.mark.parametrize("chunk", [16, 90])
+def test_padding_is_looked_for_once_for_all_blocks_and_pieces(small_config, chunk):
+    """Each look makes the CPU wait for a GPU."""
+    model = LM(dataclasses.replace(small_config, pattern="EE")).init_weights(1)
+    tokens, _, ids, valid = padded(LENGTHS)
+    model.sequence_chunk = chunk
+    with Ops() as ops:
+        model.hidden(tokens, ids, valid=valid).x.sum().backward()
+    assert ops.count("nonzero") == 1
+
+
+def counted(model, wanted):
+    """Sums over the choices of a pass in pieces, some of which may be the experts' own; and its result."""
+    with Ops() as ops, torch.no_grad():
+        hidden = model.hidden(padded([60], 64)[0], statistics=wanted)
+    return ops.count("scatter_add_"), hidden
+
+
+@pytest.mark.parametrize(("wanted", "more"), [(("loads", "balance_loss"), 8), (STATISTICS, 16)])
+def test_a_pass_in_pieces_counts_what_is_going_to_be_read(small_config, wanted, more):
+    model = LM(dataclasses.replace(small_config, pattern="EE")).init_weights(1)
+    model.sequence_chunk = 16
+    (least, bare), (all_, hidden) = counted(model, ()), counted(model, wanted)
+    assert all_ - least == more
+    for name in STATISTICS:
+        if name in wanted:
+            getattr(hidden, name)
+        with pytest.raises(ValueError, match=f"{name}: the pass was not asked for it"):
+            getattr(bare, name)
 
 
 def test_moe_output_at_padding_is_zero(model):

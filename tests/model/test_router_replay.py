@@ -82,6 +82,28 @@ def test_experts_are_kept_only_where_asked_for_and_of_another_shape_refused(mode
         model.hidden(tokens, routing=given[:1])
 
 
+WRONG = {"outside": [2, 5], "twice": [3, 3], "padding at a token": [-1, -1], "one of them": [4, -1]}
+
+
+@pytest.mark.parametrize("experts", WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int8])
+def test_experts_that_no_router_chose_are_refused_by_place(model, experts, dtype):
+    tokens, given = draw()
+    given[1, 0, 33] = torch.tensor(experts)
+    valid = torch.ones(2, 40, dtype=torch.bool)
+    for mask in (None, valid):
+        with pytest.raises(ValueError, match=r"routing: MoE block 1, row 0, token 33 .* different ones from 0 to 4"):
+            model.hidden(tokens, valid=mask, routing=given.to(dtype))
+    valid[0, 33] = False
+    model.hidden(tokens, valid=valid, routing=given.to(dtype))
+
+
+def test_experts_are_integers(model):
+    tokens, given = draw()
+    with pytest.raises(ValueError, match="routing is float32; expert ids are integers"):
+        model.hidden(tokens, routing=given.float())
+
+
 def test_a_continued_sequence_keeps_and_takes_experts_too(model):
     model.eval()
     tokens, given = draw()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 from nano3.kernels import linear_cross_entropy
@@ -119,6 +121,39 @@ def test_a_later_slice_changes_with_its_own_document_alone(model, way):
     two = train_once(model, other, ids, [40, 50], way)[0]
     assert (one[0, 69] - two[0, 69]).abs().max() > 1e-9
     torch.testing.assert_close(one[0, 70:], two[0, 70:], rtol=0, atol=1e-12)
+
+
+class Counting(HandOver):
+    """Counts the questions and answers of each block."""
+
+    def __init__(self, before, previous_ids):
+        super().__init__(before, previous_ids)
+        self.calls = Counter()
+
+    def enter(self, block, own):
+        self.calls["enter", block] += 1
+        return super().enter(block, own)
+
+    def leave(self, block, end):
+        self.calls["leave", block] += 1
+        super().leave(block, end)
+
+    def gather(self, block, own):
+        self.calls["gather", block] += 1
+        return super().gather(block, own)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_each_block_asks_once_whatever_is_computed_again(model, way):
+    tokens, ids = draw("documents over the borders")
+    model.sequence_chunk, model.checkpoint_activations = WAYS[way]
+    before = Counting(None, None)
+    model.hidden(tokens[:, :40], ids[:, :40], boundary=before, context=before)
+    here = Counting(before, ids[:, 39])
+    model.hidden(tokens[:, 40:], ids[:, 40:], boundary=here, context=here).x.sum().backward()
+    asked = {"M": ["enter", "leave"], "*": ["gather"]}
+    expected = {(call, i): 1 for i, symbol in enumerate(model.cfg.pattern) for call in asked.get(symbol, ())}
+    assert here.calls == before.calls == expected
 
 
 def test_a_slice_too_short_for_the_convolution_says_so(model):

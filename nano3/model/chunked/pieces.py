@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 from nano3.model.forward_pass import Pass
-from nano3.model.router import MergedStats, RouterStats
+from nano3.model.router import SUMS, MergedStats, RouterStats
+
+OF_ROWS = {"row_choices", "row_probability", "expert_ids"}
+"""Statistics with a row for each of the batch; the others are of all rows together."""
 
 
 class PreNorm(Protocol):
@@ -133,50 +136,50 @@ class EachAlone:
 
 
 class Mixture(EachAlone):
-    """Loads are counted in the forward pass alone: the backward pass makes the same choices again."""
+    """Choices are counted in the forward pass alone: the backward pass makes the same ones again."""
 
     def __init__(self, block: PreNorm, around: Pass) -> None:
         super().__init__(block, around)
-        self._probability: Tensor | None = None
-        self._rows: list[list[Tensor]] = []
+        wanted = dict.fromkeys(name for kind in sorted(around.statistics) for name in SUMS[kind])
+        self._names = [*wanted, *(["expert_ids"] if around.keep_expert_ids else [])]
+        """What the block reports, in the order of `extra` and `above`."""
+        self._found: dict[str, list[Tensor]] = {name: [] for name in self._names}
 
     def forward(self, rows: Rows, y: Tensor) -> list[Tensor]:
-        parts = []
+        parts: dict[str, list[Tensor]] = {name: [] for name in self._names}
         for piece in rows.pieces:
             y[:, piece], stats = self._routed(rows.x[:, piece], rows.part(piece))
-            probability = stats.probability
-            self._probability = probability if self._probability is None else self._probability + probability
-            parts.append([stats.row_loads, stats.row_probability, stats.row_choices])
-            if self.around.keep_expert_ids:
-                parts[-1].append(stats.expert_ids)
-        sums = [torch.stack(column).sum(0) for column in list(zip(*parts, strict=True))[:3]]
-        self._rows.append([*sums, *([torch.cat([p[3] for p in parts], 1)] if self.around.keep_expert_ids else [])])
+            for name, values in parts.items():
+                values.append(getattr(stats, name))
+        for name, values in parts.items():
+            self._found[name] += _of_pieces(name, values)
         return []
 
     def extra(self) -> list[Tensor]:
-        assert self._probability is not None, "a batch has rows"
-        return [self._probability, *(torch.cat(column) for column in zip(*self._rows, strict=True))]
+        return [
+            torch.cat(found) if name in OF_ROWS else sum(found[1:], found[0]) for name, found in self._found.items()
+        ]
 
     def backward(self, rows: Rows, kept: Sequence[Tensor], dy: Tensor, dx: Tensor, gradients: Gradients) -> None:
-        dprobability, _, drow_probability = self.above[:3]
+        known = [(name, d) for name, d in zip(self._names, self.above, strict=True) if d is not None]
         for piece in reversed(rows.pieces):
             x = leaf(rows.x[:, piece])
             with torch.enable_grad():
                 y, stats = self._routed(x, rows.part(piece))
-                outputs, above = [y], [dy[:, piece]]
-                if dprobability is not None:
-                    outputs.append(stats.probability)
-                    above.append(dprobability)
-                if drow_probability is not None:
-                    outputs.append(stats.row_probability)
-                    above.append(drow_probability[rows.among])
+                outputs = [y, *(getattr(stats, name) for name, _ in known)]
+            above = [dy[:, piece], *(d[rows.among] if name in OF_ROWS else d for name, d in known)]
             dx[:, piece] = gradients.of(outputs, above, [x])[0]
 
     def finish(self, extra: Sequence[Tensor]) -> RouterStats | None:
-        probability, row_loads, row_probability, row_choices, *expert_ids = extra
-        kept, top_k = expert_ids[0] if expert_ids else None, self.block.mixer.gate.top_k
-        return MergedStats(row_loads, row_choices, probability, row_probability, kept, top_k)
+        return MergedStats(dict(zip(self._names, extra, strict=True)), self.block.mixer.gate.top_k)
 
     def _routed(self, x: Tensor, around: Pass) -> tuple[Tensor, RouterStats]:
         y, stats = self.block.mixer(self.block.norm(x), around, None)
         return x + y, stats
+
+
+def _of_pieces(name: str, values: list[Tensor]) -> list[Tensor]:
+    """A statistic of all pieces of some rows: one where it has a row for each, and as they are where not."""
+    if name == "expert_ids":
+        return [torch.cat(values, 1)]
+    return [torch.stack(values).sum(0)] if name in OF_ROWS else values
