@@ -153,6 +153,6 @@ def evaluate(
 def _score(model: Any, source: HeldoutSource, start: int, count: int, device: torch.device) -> torch.Tensor:
     """(sum of negative log-likelihood, targets, bytes) of some sequences, as float64."""
     batch = to_device(source.batch(start, count), device)
-    hidden = model.hidden(batch.tokens, batch.document_ids, valid=batch.valid)
+    hidden = model.hidden(batch.tokens, batch.document_ids, valid=batch.valid, statistics=())
     nll = nll_sum(model.lm_head, hidden.x, batch.targets).item()
     return torch.tensor([nll, batch.n_targets, source.bytes_of(start, count)], dtype=torch.float64)

@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
+from nano3.model.forward_pass import Slices, Statistic
 from nano3.model.head import nll_sum
 from nano3.train.tally import Metric
 
@@ -55,15 +56,32 @@ class NextTokenLoss:
 
     shown = "loss"
 
-    def __init__(self, balance_coef: float, balance_type: Literal["aux_loss", "seq_aux_loss"] = "aux_loss") -> None:
-        """`balance_type`: over the micro-batch, or of each row alone; see nano3.config.schema.BalanceConfig."""
-        self.balance_coef, self.balance_type = balance_coef, balance_type
+    def __init__(
+        self,
+        balance_coef: float,
+        balance_type: Literal["aux_loss", "seq_aux_loss"] = "aux_loss",
+        slices: Slices | None = None,
+    ) -> None:
+        """Choose the balance loss.
+
+        Args:
+            balance_coef: its coefficient.
+            balance_type: over the micro-batch, or of each row alone; see nano3.config.schema.BalanceConfig.
+            slices: the processes that share out each row (World.context); None: rows are whole.
+        """
+        self.balance_coef, self.slices = balance_coef, slices
+        self._balance: Statistic = "sequence_balance_loss" if balance_type == "seq_aux_loss" else "balance_loss"
 
     def __call__(self, model: Any, batch: Any, scale: Scale) -> LossParts:
-        hidden = model.hidden(batch.tokens, batch.document_ids, valid=batch.valid)
+        hidden = model.hidden(
+            batch.tokens,
+            batch.document_ids,
+            valid=batch.valid,
+            slices=self.slices,
+            statistics=("loads", self._balance),
+        )
         nll = nll_sum(model.lm_head, hidden.x, batch.targets) / max(scale.targets, 1)
-        by_row = self.balance_type == "seq_aux_loss"
-        balance = (hidden.sequence_balance_loss if by_row else hidden.balance_loss) / scale.micro_batches
+        balance = getattr(hidden, self._balance) / scale.micro_batches
         total = nll + self.balance_coef * balance if self.balance_coef else nll
         metrics: dict[str, Metric] = {"loss": (nll.detach(), None), "balance_loss": (balance.detach(), None)}
         return LossParts(total, metrics, hidden.loads)

@@ -84,7 +84,7 @@ class Trainer:
         self.progress = progress or make_progress(self.world.is_main)
         self.model = self._place(model)
         self.optimizer = build_optimizer(model, cfg.optimizer)
-        self.recipe = self._recipe(loss or NextTokenLoss(cfg.balance.loss_coef, cfg.balance.loss_type))
+        self.recipe = self._recipe(loss or self._next_token_loss())
         self.checkpoints = Checkpointer(
             self.run_dir / "checkpoints",
             cfg.checkpoint.keep,
@@ -367,6 +367,10 @@ class Trainer:
             # Not before: so no rank ever holds more than its shards.
             model.to_empty(device=self.world.device)
         return model
+
+    def _next_token_loss(self) -> NextTokenLoss:
+        slices = self.world.context if self.world.context.size > 1 else None
+        return NextTokenLoss(self.cfg.balance.loss_coef, self.cfg.balance.loss_type, slices)
 
     def _recipe(self, loss: LossFunction) -> Recipe:
         clip_norm, bias_rate = self.cfg.optimizer.clip_norm, self.cfg.balance.bias_rate

@@ -85,6 +85,11 @@ class World:
         return self.groups.get(DATA, Group(self.rank, self.size))
 
     @property
+    def context(self) -> Group:
+        """The processes that share out each sequence of this one; it alone where the world has no such axis."""
+        return self.groups.get(CONTEXT, Group())
+
+    @property
     def loss(self) -> Group:
         """The processes over which losses, counts and expert loads of a step are summed."""
         return self.groups.get(LOSS, self.data)

@@ -59,7 +59,7 @@ def test_sums_go_over_the_ranks_of_the_loss_and_norms_over_each_mesh(processes):
     assert [rank[0] for rank in lines] == ["0 2 4 4.0", "0 2 4 4.0", "1 2 4 4.0", "1 2 4 4.0"]
     for rank in lines:
         # Three times 1 + 4 + 9 + 16.
-        assert rank[1:4] == ["90.0", "1.0", "40 80 8 240.0"]
+        assert rank[1:4] == ["90.0", "1.0", "40 80 4 240.0"]
         assert rank[4].startswith("UserError ranks have different numbers of micro-batches in a step (1, 1, 1, 2)")
     assert [rank[5] for rank in lines] == [
         f"{kind} engine died" for kind in ("UserError", "RuntimeError", *["UserError"] * 2)
@@ -80,6 +80,24 @@ def test_ranks_that_share_their_data_count_once(tiny, complete, tmp_path, fsdp):
         empty = {f"model.{key}": torch.zeros_like(value) for key, value in names.items()}
         states.append(load_tensors(tmp_path / name / "checkpoints" / "step-6", empty, World()))
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+@pytest.mark.parametrize("kind", [pytest.param("aux_loss", marks=pytest.mark.slow), "seq_aux_loss"])
+def test_ranks_that_hold_slices_of_a_row_balance_it_as_a_whole(tiny, complete, tmp_path, kind):
+    """In a model whose blocks take each token alone, so that slices need nothing of each other."""
+    settings = {
+        "model": {"pattern": "E-EE"},
+        "balance": {"loss_coef": 0.5, "loss_type": kind, "bias_rate": 0.01},
+        "parallel": {"fsdp": False},
+    }
+    tiny.trainer(tmp_path / "one", tiny.config(**settings), tiny.RaggedSource()).fit()
+    complete(tmp_path / "two", "--source", "ragged", "--axes", '{"context": 2}', ranks=2, settings=settings)
+    one, two = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
+    assert len(one) == len(two) > 6
+    for alone, sliced in zip(one, two, strict=True):
+        numbers = alone.keys() & {"loss", "balance_loss", "grad_norm", "tokens", "bits_per_byte"}
+        assert {name: sliced[name] for name in numbers} == pytest.approx({n: alone[n] for n in numbers}, rel=1e-5)
+        assert sliced.get("shares") == alone.get("shares")
 
 
 ALIKE = """

@@ -18,7 +18,7 @@ from nano3.model.lm import LM
 from nano3.train.heldout import Heldout
 from nano3.train.tracking.progress import Silent
 from nano3.train.trainer import Trainer
-from nano3.train.world import World, init_world
+from nano3.train.world import Group, World, init_world
 
 SEQ_LEN, VOCAB = 16, 48
 MODEL = ModelConfig(
@@ -134,7 +134,24 @@ class PaddedSource(TinySource):
         return replace(batch, valid=valid, targets=batch.targets.masked_fill(~valid, -100))
 
 
-SOURCES = {"plain": TinySource, "slow": SlowSource, "padded": PaddedSource}
+class RaggedSource(TinySource):
+    """Rows of different lengths with padding behind them; of each the slice of one of the processes of a group."""
+
+    def __init__(self, context: Group | None = None) -> None:
+        super().__init__()
+        self.context = context or Group()
+
+    def batch(self, start: int, count: int) -> TinyBatch:
+        batch, size = super().batch(start, count), SEQ_LEN // self.context.size
+        lengths = torch.tensor([[3 + 5 * (i // 2 % 3)] for i in range(start, start + count)])
+        valid = torch.arange(SEQ_LEN) < lengths
+        targets, ids = batch.targets.masked_fill(~valid, -100), batch.document_ids.masked_fill(~valid, 2)
+        slices = (m.split(size, 1)[self.context.rank].contiguous() for m in (batch.tokens, targets, ids, valid))
+        tokens, targets, ids, valid = slices
+        return TinyBatch(tokens, targets, ids, batch.documents, valid)
+
+
+SOURCES = {"ragged": RaggedSource, "plain": TinySource, "slow": SlowSource, "padded": PaddedSource}
 
 
 class Printing(Silent):
@@ -157,7 +174,8 @@ def main() -> None:
     parser.add_argument("--axes", type=json.loads, default={}, help="processes along axes beside data")
     args = parser.parse_args()
     cfg, world = config(**args.settings), init_world(args.axes)
-    run = trainer(args.run_dir, cfg, SOURCES[args.source](), progress=Printing(), world=world)
+    rows = RaggedSource(world.context) if args.source == "ragged" else SOURCES[args.source]()
+    run = trainer(args.run_dir, cfg, rows, progress=Printing(), world=world)
     try:
         if args.resume:
             run.resume()
