@@ -8,6 +8,7 @@ import random
 import tracemalloc
 
 import pytest
+from scipy import stats
 
 from nano3.eval.intervals import (
     bootstrap_means,
@@ -16,6 +17,7 @@ from nano3.eval.intervals import (
     mean_of_means,
     middle95,
     standard_error,
+    student95,
     wilson,
 )
 
@@ -25,6 +27,18 @@ def test_wilson_of_known_counts():
     assert (low, high) == (pytest.approx(0.4902, abs=1e-4), pytest.approx(0.9433, abs=1e-4))
     assert wilson(1.0, 100)[0] == pytest.approx(0.9630, abs=1e-4)
     assert wilson(1.0, 100)[1] == 1.0
+
+
+@pytest.mark.parametrize("n", [1, 7, 50, 2000])
+def test_wilson_is_that_of_scipy(n):
+    for right in {0, 1, n // 3, n - 1, n}:
+        expected = stats.binomtest(right, n).proportion_ci(method="wilson")
+        assert wilson(right / n, n) == (pytest.approx(expected.low, abs=1e-9), pytest.approx(expected.high, abs=1e-9))
+
+
+def test_student_is_that_of_scipy():
+    for n in (1, 2, 5, 10, 29, 30, 31, 60, 1000):
+        assert student95(n) == pytest.approx(stats.t.ppf(0.975, n), abs=1.5e-3)
 
 
 def test_the_ends_of_none_and_of_all_are_exact():
