@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from nano3.config.errors import UserError
@@ -17,7 +17,7 @@ from nano3.data.chat.steps import ChatSteps, HeldoutRows, TrainingSet
 from nano3.data.tokens.steps import Plan
 from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.data.tokens.vocabulary import CHAT_TOKENS
-from nano3.files import atomic_folder, exclusive, write_atomic
+from nano3.files import LOCK, atomic_folder, exclusive, write_atomic
 from nano3.installation import which_nano3
 from nano3.model.find import model_folder
 from nano3.model.hf.folder import fill, read_config
@@ -132,8 +132,17 @@ def _prepare(
         return reports, open_sets(cfg.data, run_dir / ROWS)
     except BaseException:
         if world.is_main and empty:
-            shutil.rmtree(run_dir, ignore_errors=True)
+            _take_back(run_dir)
         raise
+
+
+def _take_back(run_dir: Path) -> None:
+    """Remove what a run wrote that could not begin, and the folder if nothing else is in it."""
+    shutil.rmtree(run_dir / ROWS, ignore_errors=True)
+    for name in (REJECTS, REPORT, LOCK):
+        (run_dir / name).unlink(missing_ok=True)
+    with suppress(OSError):
+        run_dir.rmdir()
 
 
 def _write(cfg: SftConfig, tokenizer: Tokenizer, run_dir: Path) -> list[SetReport]:

@@ -156,6 +156,12 @@ def test_data_that_cannot_be_used_leave_no_folder(base, tmp_path):
     with pytest.raises(UserError, match="leaves nothing to train on"):
         run(tmp_path / "run", base, "data.blend={bad=1}", f'data.sources={{bad=["{bad}"]}}')
     assert not (tmp_path / "run").exists()
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds other files"):
+        run(own, base, "data.blend={bad=1}", f'data.sources={{bad=["{bad}"]}}')
+    assert [path.name for path in own.iterdir()] == ["thesis.txt"]
 
 
 def test_without_weights_there_is_nothing_to_tune(tmp_path):
