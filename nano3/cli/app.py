@@ -71,9 +71,19 @@ class VerbGroup(TyperGroup):
 
 
 def _leave_ranges_out(command: Any) -> None:
-    """Keep `[0<=x<=1]` out of the help, where it takes the width that the words need; errors still tell it."""
+    """Keep `[0<=x<=1]`, and the type of --help, out of the help, where they take the width that the words need; errors
+    still tell a range."""
     for parameter in command.params:
         parameter._get_number_range_help_str = lambda: None
+    help_option = command.get_help_option
+
+    def without_type(ctx: Any) -> Any:
+        option = help_option(ctx)
+        if option is not None:
+            option.metavar = ""
+        return option
+
+    command.get_help_option = without_type
     for inner in getattr(command, "commands", {}).values():
         _leave_ranges_out(inner)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import textwrap
 import typing
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -14,20 +16,24 @@ from typing import Any
 import tomli_w
 
 from nano3.config.extend_context import ExtendContextConfig
+from nano3.config.presets import load_extend_context, load_pretrain
 from nano3.config.typed import field_types
 
+SHOWN = "tiny"
+"""The preset that a run takes which names none; keys that pretraining lacks are of extend-context's."""
 PAGE = Path("docs/configuration.md")
 START, END = "<!-- settings: python -m nano3.config.document -->\n", "<!-- end of settings -->\n"
 
 
 def settings_table(schema: type = ExtendContextConfig) -> str:
-    """Markdown: for every section its summary, and for every key its default and the text beside its field."""
-    parts = []
+    """Markdown: for every section its summary, and for every key its default, the value of the presets SHOWN where it
+    is another, and the text beside its field."""
+    parts, presets = [], [load_pretrain(SHOWN), load_extend_context(SHOWN)]
     for name, kind in field_types(schema).items():
         assert is_dataclass(kind), f"{name} is no section"
         summary = (inspect.getdoc(kind) or "").partition("\n")[0]
-        parts += [f"### {name}\n", summary + "\n", "| key | default | |\n|---|---|---|"]
-        parts += _rows(name, typing.cast(type, kind))
+        parts += [f"### {name}\n", summary + "\n", "| key | default | tiny | |\n|---|---|---|---|"]
+        parts += _rows(name, typing.cast(type, kind), presets)
         parts.append("")
     return "\n".join(parts)
 
@@ -72,20 +78,32 @@ def _documented(schema: type) -> list[tuple[Field, str]]:
     return [(field, docs[field.name]) for field in fields(schema) if field.name in field_types(schema)]
 
 
-def _rows(section: str, schema: type) -> list[str]:
+def _rows(section: str, schema: type, presets: list[Any]) -> list[str]:
     """A row for every key of a section and of the sections in it."""
     types = field_types(schema)
     rows = []
     for field, docs in _documented(schema):
         inner = types[field.name]
         name = f"{section}.{field.name}"
-        rows += _rows(name, inner) if isinstance(inner, type) and is_dataclass(inner) else [_row(section, field, docs)]
+        if isinstance(inner, type) and is_dataclass(inner):
+            rows += _rows(name, inner, presets)
+        else:
+            rows.append(_row(name, field, docs, _shown(name, presets)))
     return rows
 
 
-def _row(section: str, field: Field, docs: str) -> str:
+def _row(name: str, field: Field, docs: str, shown: Any) -> str:
     text = " ".join(docs.split()).replace("|", "\\|").replace("*", "\\*")
-    return f"| `{section}.{field.name}` | `{toml_value(_default(field))}` | {text} |"
+    default = _default(field)
+    return f"| `{name}` | `{toml_value(default)}` | {'' if shown == default else f'`{toml_value(shown)}`'} | {text} |"
+
+
+def _shown(name: str, presets: list[Any]) -> Any:
+    """The value of the first preset that has the setting."""
+    for preset in presets:
+        with suppress(AttributeError):
+            return functools.reduce(getattr, name.split("."), preset)
+    raise AssertionError(name)
 
 
 def _default(field: Field) -> Any:

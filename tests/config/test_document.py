@@ -33,3 +33,10 @@ def test_every_key_is_in_the_table():
 def test_the_page_is_fresh():
     page = PAGE.read_text(encoding="utf-8")
     assert page == with_table(page), "run: python -m nano3.config.document"
+
+
+def test_the_values_of_the_tiny_presets_stand_beside_the_defaults():
+    rows = {line.split("`")[1]: line for line in settings_table().splitlines() if line.startswith("| `")}
+    assert rows["train.tokens"].startswith("| `train.tokens` | `4000000` | `1400000` | ")
+    assert rows["train.seed"].startswith("| `train.seed` | `0` |  | ")
+    assert "context.lengths" in rows
