@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from nano3.config.model import ATTENTION, MAMBA, MLP, MOE, ModelConfig
 from nano3.config.run import RunConfig
+from nano3.model.lora.targets import adapter_parameters
 
 MASTER_BYTES = 4
 ADAMW_BYTES = 8
@@ -88,15 +90,30 @@ def memory(cfg: RunConfig, dtype: str = "", seq_len: int = 0) -> Memory:
     dtype = dtype or cfg.train.dtype
     element = COMPUTE_BYTES.get(dtype, COMPUTE_BYTES["bfloat16"])
     total = count_parameters(cfg.model).total
+    trained, held, copied = _parts(cfg, total, element)
     tokens = cfg.train.micro_batch_size * (seq_len or cfg.data.seq_len)
     return Memory(
-        weights=MASTER_BYTES * total,
-        compute_copy=element * total if element < MASTER_BYTES else 0,
-        gradients=MASTER_BYTES * total,
-        optimizer=ADAMW_BYTES * total,
+        weights=held,
+        compute_copy=copied,
+        gradients=MASTER_BYTES * trained,
+        optimizer=ADAMW_BYTES * trained,
         activations=_activation_bytes(cfg, element, tokens),
         working=_working_bytes(cfg, element, tokens),
     )
+
+
+def _parts(cfg: Any, total: int, element: int) -> tuple[int, int, int]:
+    """Parameters that train, bytes of all weights, and bytes of their copies in a compute type of `element` bytes.
+
+    With adapters (cfg.lora) the model's own weights may be held in the compute type, without a copy.
+    """
+    lora = getattr(cfg, "lora", None)
+    if lora is None or not lora.rank:
+        return total, MASTER_BYTES * total, element * total if element < MASTER_BYTES else 0
+    trained = adapter_parameters(cfg.model, lora)
+    stored = COMPUTE_BYTES.get(lora.base_dtype, MASTER_BYTES)
+    copied = element * total if element < stored else 0
+    return trained, stored * total + MASTER_BYTES * trained, copied
 
 
 def rank_bytes(cfg: RunConfig, dtype: str = "", seq_len: int = 0, ranks: int = 1) -> int:

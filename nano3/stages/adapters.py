@@ -27,30 +27,27 @@ ADAPTER = "adapter"
 Config = TypeVar("Config", bound=Any)
 
 
-def settle(cfg: Config) -> Config:
-    """`cfg`, where it has adapters with expert biases that stand still: they are no part of an adapter's folder."""
-    if not cfg.lora.rank or not cfg.balance.bias_rate:
+def settle(cfg: Config, source: Path | None) -> Config:
+    """`cfg` with what follows from its adapters, where it has any: expert biases stand still, since they are no part of
+    an adapter's folder, and lora.base_dtype is the type that the weights in `source` (a run or Hugging Face folder) are
+    stored in, where it is auto."""
+    if not cfg.lora.rank:
         return cfg
-    return dataclasses.replace(cfg, balance=dataclasses.replace(cfg.balance, bias_rate=0.0))
+    lora = cfg.lora
+    if lora.base_dtype == "auto":
+        narrow = source is not None and stored_dtype(model_folder(source)) == torch.bfloat16
+        lora = dataclasses.replace(lora, base_dtype="bfloat16" if narrow else "float32")
+    return dataclasses.replace(cfg, lora=lora, balance=dataclasses.replace(cfg.balance, bias_rate=0.0))
 
 
-def add(model: LM, cfg: LoraConfig, source: Path | None, say: Callable[[str], None] | None = None) -> None:
+def add(model: LM, cfg: LoraConfig, say: Callable[[str], None] | None = None) -> None:
     """Put adapters into a model on the meta device, where lora.rank asks for them, and say which.
-
-    Args:
-        model: without weights.
-        cfg: lora.*.
-        source: run or Hugging Face folder that its weights will come from, whose type they keep with base_dtype = auto.
-        say: takes the lines.
 
     Raises:
         UserError: a pattern of lora.targets matches nothing.
     """
     if not cfg.rank:
         return
-    if cfg.base_dtype == "auto" and source is not None:
-        dtype = str(stored_dtype(model_folder(source))).removeprefix("torch.")
-        cfg = dataclasses.replace(cfg, base_dtype="bfloat16" if dtype == "bfloat16" else "float32")
     report = apply_lora(model, cfg)
     if say is not None:
         for line in report.lines():

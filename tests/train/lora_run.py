@@ -34,7 +34,7 @@ def run(run_dir: Path, base: Path, lora: LoraConfig, resume: bool = False, **sec
     cfg = replace(cfg, balance=replace(cfg.balance, bias_rate=0.0))
     with torch.device("meta"):
         model = LM(cfg.model)
-    adapters.add(model, lora, base)
+    adapters.add(model, lora)
     heldout = Heldout(cfg.heldout, {tiny.SEQ_LEN: tiny.TinySource(8, offset=50_000)}, tiny.SEQ_LEN)
     trainer = Trainer(cfg, model, tiny.text(cfg, world), run_dir, heldout, progress=Silent(), world=world)
     if not resume or trainer.resume() is None:

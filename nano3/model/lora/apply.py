@@ -5,21 +5,18 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
 
 from nano3.config.errors import UserError
 from nano3.config.lora import LoraConfig
-from nano3.model.hf.names import published_name
 from nano3.model.layers import Linear
 from nano3.model.lm import LM
 from nano3.model.lora.modules import PROJECTIONS, LoraExperts, LoraLinear, init_adapter
+from nano3.model.lora.targets import HEAD, matches
 from nano3.model.moe import Experts
 
-HEAD = "lm_head"
-"""A Linear that gets no adapter unless it is named."""
 SUGGESTED = 3
 """Most names that an error about a pattern names."""
 
@@ -96,7 +93,7 @@ def matched(model: LM, patterns: Sequence[str]) -> list[str]:
         return [name for name in names if name != HEAD]
     found: set[str] = set()
     for pattern in patterns:
-        hits = [name for name in names if _matches(pattern, name)]
+        hits = [name for name in names if matches(pattern, name)]
         if not hits:
             raise UserError(
                 f"lora.targets: no projection matches {pattern!r}; the nearest names are {_nearest(pattern, names)}"
@@ -154,10 +151,6 @@ def _replace(model: LM, name: str, names: list[str], cfg: LoraConfig) -> None:
         assert isinstance(base, Linear)
         new = LoraLinear(base, cfg.rank, scale, cfg.dropout)
     model.set_submodule(name, new)
-
-
-def _matches(pattern: str, name: str) -> bool:
-    return any(fnmatchcase(n, p) for n in (name, published_name(name)) for p in (pattern, f"*.{pattern}"))
 
 
 def _nearest(pattern: str, names: Sequence[str]) -> str:

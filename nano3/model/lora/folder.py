@@ -24,8 +24,9 @@ from nano3.files import atomic_folder
 from nano3.model.find import ADAPTER_CONFIG
 from nano3.model.hf.names import A, B
 from nano3.model.lm import LM
-from nano3.model.lora.apply import HEAD, LoraReport, adapted, apply_lora, projections
+from nano3.model.lora.apply import LoraReport, adapted, apply_lora, projections
 from nano3.model.lora.modules import Adapter, LoraExperts
+from nano3.model.lora.targets import HEAD
 from nano3.model.shards import is_sharded, local_part
 from nano3.reading import read_json
 
