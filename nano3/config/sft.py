@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from nano3.config.checks import check
+from nano3.config.lora import LoraConfig
 from nano3.config.model import ModelConfig
 from nano3.config.schema import (
     BalanceConfig,
@@ -46,7 +47,7 @@ class ChatDataConfig:
     """Share of the tasks set aside for the held-out loss, chosen by a hash of what a conversation asks first: no task
     is both trained on and held out."""
     seed: int = 1234
-    """Seed of the generated rows, the split, the reasoning control and the order."""
+    """Seed of the generated rows, the split, the reasoning control, the order and the adapters' initial values."""
 
     def __post_init__(self) -> None:
         check("data", self, ">=", 2, "pack_length")
@@ -142,6 +143,7 @@ class SftConfig:
     filters: FilterConfig = field(default_factory=FilterConfig)
     reasoning: ReasoningConfig = field(default_factory=ReasoningConfig)
     train: LengthConfig = field(default_factory=LengthConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     balance: BalanceConfig = field(default_factory=BalanceConfig)

@@ -22,6 +22,7 @@ from nano3.installation import which_nano3
 from nano3.model.find import model_folder
 from nano3.model.hf.folder import fill, read_config
 from nano3.reading import read_json
+from nano3.stages import adapters
 from nano3.stages.answers import score_answers
 from nano3.stages.room import check_room
 from nano3.stages.run_folder import (
@@ -58,7 +59,7 @@ def main(
     progress: Progress | None = None,
 ) -> SftResult:
     """Train the model at `from_path` on conversations and leave a run folder: config.toml, rows/, rejects.jsonl,
-    data.json, metrics.jsonl, checkpoints/, charts/, tokenizer/ and model/.
+    data.json, metrics.jsonl, checkpoints/, charts/, tokenizer/ and model/; with lora.rank also adapter/.
 
     Args:
         cfg: all settings.
@@ -79,7 +80,7 @@ def main(
     if fresh or from_path is not None:
         cfg = dataclasses.replace(cfg, model=read_config(model_folder(source)))
     with processes() as world:
-        cfg = fit(cfg, world)
+        cfg = adapters.settle(fit(cfg, world), source)
         _check(cfg, source if fresh else None, world)
         tokenizer = _tokenizer(cfg, source, run_dir / TOKENIZER if resume else None)
         cfg = with_token_ids(cfg, tokenizer)
@@ -89,6 +90,7 @@ def main(
             trainer = _trainer(cfg, steps, sets, tokenizer, run_dir, progress, world)
             if not resume or trainer.resume() is None:
                 fill(trainer.model, model_folder(source))
+                adapters.begin(trainer.model, cfg.data.seed, world.rank)
                 if world.is_main:
                     keep_start(run_dir, source, tokenizer)
             if world.is_main:
@@ -97,7 +99,10 @@ def main(
             epochs = steps.epochs(training.step)
             if training.interrupted:
                 return SftResult(run_dir, training, reports, epochs)
-            export(trainer.model, run_dir / "model", cfg.export, world, lambda folder: _write_chat(tokenizer, folder))
+            with adapters.export(trainer.model, cfg.lora, run_dir, source):
+                export(
+                    trainer.model, run_dir / "model", cfg.export, world, lambda folder: _write_chat(tokenizer, folder)
+                )
             answers = score_answers(cfg, run_dir / "model", tokenizer, sets) if world.is_main else {}
             return SftResult(run_dir, training, reports, epochs, answers)
 
@@ -107,7 +112,9 @@ def _check(cfg: SftConfig, begins_from: Path | None, world: World) -> None:
     if begins_from is not None:
         check_weights(cfg.model, begins_from)
     check_settings(cfg, world.data.size)
-    frozen_names(empty_model(cfg.model), cfg.train.freeze)
+    model = empty_model(cfg.model)
+    adapters.add(model, cfg.lora)
+    frozen_names(model, cfg.train.freeze)
     set_sources(cfg.data)
     world.agree(attempt(lambda: check_room(cfg, world)))
 
@@ -170,6 +177,7 @@ def _trainer(
     """The training loop with a model without weights, and the held-out rows."""
     model = empty_model(cfg.model)
     model.stage = STAGE
+    adapters.add(model, cfg.lora, say if world.is_main else None)
     length = cfg.data.pack_length
     rows = HeldoutRows(list(sets.values()), length, tokenizer)
     heldout = Heldout(cfg.heldout, {length: rows}, cfg.train.micro_batch_size * length)

@@ -1,0 +1,77 @@
+"""`nano3 sft --set lora.rank=...`."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import nano3
+from nano3.config.errors import UserError
+from nano3.config.presets import load_sft
+from nano3.data.tokens.tokenizer import Tokenizer
+from nano3.model.hf.folder import load, save
+from nano3.model.lm import LM
+from nano3.stages.sft import main
+from nano3.train.tracking.progress import Silent
+
+SETTINGS = [
+    *("data.blend={count=3, spell=1}", "data.generated_rows=40", "data.pack_length=384", "train.steps=4"),
+    *("train.dtype=float32", "checkpoint.every_steps=2", "heldout.every_steps=0", "answers.tasks=0"),
+    *("lora.rank=3", "lora.dropout=0.1"),
+]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A small model with a chat tokenizer, as pretraining leaves it."""
+    tokenizer = Tokenizer.train(["the quick brown fox spells words and counts letters\n" * 3], 320)
+    ids = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
+    sizes = {"vocab_size": tokenizer.vocab_size, "d_model": 32, "d_expert": 32, "d_shared": 32, "pattern": "M*E"}
+    model = LM(dataclasses.replace(load_sft("tiny").model, **sizes, **ids)).init_weights(0)
+    folder = tmp_path_factory.mktemp("base") / "base"
+    save(model, folder, extra=tokenizer.save)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _no_charts(monkeypatch):
+    monkeypatch.setattr("nano3.train.tracking.record.charts.draw", lambda *args: [])
+
+
+def run(folder, base=None, *settings, **options):
+    return main(load_sft("tiny", [*SETTINGS, *settings]), folder, base, progress=Silent(), **options)
+
+
+def adapter(folder):
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+def test_adapters_train_the_base_stays_and_both_folders_agree(base, tmp_path, capsys):
+    run(tmp_path / "run", base)
+    assert "LoRA of rank 3, alpha 32, on 10 projections" in capsys.readouterr().err
+    before, after = load(base).state_dict(), load(tmp_path / "run" / "model").state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {
+        name for name in before if name.endswith(("_proj.weight", "experts.up_proj", "experts.down_proj"))
+    }
+    tokens = torch.arange(5, 45).unsqueeze(0)
+    merged, unmerged = (nano3.load(path)(tokens) for path in (tmp_path / "run", tmp_path / "run" / "adapter"))
+    torch.testing.assert_close(merged, unmerged, rtol=1e-4, atol=1e-4)
+
+
+def test_an_interrupted_run_goes_on_exactly(base, tmp_path):
+    run(tmp_path / "whole", base, "schedule.horizon_steps=4")
+    run(tmp_path / "cut", base, "train.steps=2", "schedule.horizon_steps=4")
+    run(tmp_path / "cut", base, "schedule.horizon_steps=4", resume=True)
+    whole, cut = adapter(tmp_path / "whole"), adapter(tmp_path / "cut")
+    assert whole.keys() == cut.keys()
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_a_pattern_that_matches_nothing_is_told_before_any_work(base, tmp_path):
+    with pytest.raises(UserError, match="no projection matches 'gate_proj'"):
+        run(tmp_path / "run", base, 'lora.targets=["q_proj", "gate_proj"]')
+    assert not (tmp_path / "run").exists()
