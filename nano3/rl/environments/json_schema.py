@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nano3.config.errors import UserError
+from nano3.installation import install_command
 from nano3.reading import parse_json
 from nano3.rl.environments.base import NOTHING, Reward, Rollout, Task, all_or_nothing, check_ids, user
 from nano3.rl.environments.rows import Row, column, id_of, read_rows, task_of
@@ -36,8 +38,10 @@ class JsonSchema:
             seconds: for one answer; one whose patterns take longer is wrong.
 
         Raises:
-            UserError: a row without a schema, or with one that is none.
+            UserError: a row without a schema, or with one that is none, or jsonschema is not installed.
         """
+        if importlib.util.find_spec("jsonschema") is None:
+            raise UserError(f"environment {self.name}: jsonschema is not installed: {install_command('rl')}")
         found = _made(n, seed) if rows is None else read_rows(rows)
         self._tasks = [_task(row, f"environment json_schema, row {i + 1}") for i, row in enumerate(found)]
         check_ids(self._tasks, self.name)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nano3.config.errors import UserError
 from nano3.rl.environments.base import Reward, Rollout, Task, all_or_nothing, check_ids, user
-from nano3.rl.environments.rows import Row, column, id_of, read_rows
+from nano3.rl.environments.rows import GYM, Row, column, id_of, read_rows, task_of
 
 LEAST = 8
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -22,8 +22,8 @@ _ALONE = re.compile(r"\(?([A-Z])[).]?")
 class MultipleChoice:
     """The letter of the right option: in \\boxed{}, after "Answer:", or as the whole answer; the last one counts.
 
-    Columns: `question` (or `prompt`) as text, `options` (or `choices`), and `answer`: a letter, an option's text, or an
-    option's number from 0.
+    Columns: `question` (or `prompt`) as text, `options` (or `choices`), and `answer` (or `expected_answer`): a letter,
+    an option's text, or an option's number from 0.
     """
 
     name = "mcq"
@@ -60,14 +60,22 @@ def chosen_letter(text: str) -> str:
 
 
 def _task(row: Row, where: str) -> Task:
-    options = [str(option) for option in column(row, "options", "choices", where=where)]
+    options = [_text(option) for option in column(row, "options", "choices", where=where)]
     if not LEAST <= len(options) <= len(LETTERS):
         raise UserError(f"{where}: {len(options)} options; give from {LEAST} to {len(LETTERS)}, since guessing is paid")
+    answer = _letter(column(row, "answer", "expected_answer", where=where), options, where)
+    if row.get(GYM):  # its prompt shows the options already
+        return task_of(row, answer, where)
     lines = [f"{LETTERS[i]}) {option}" for i, option in enumerate(options)]
     question = str(column(row, "question", "prompt", where=where))
     ask = "Answer with the letter of the right option, as in: Answer: A"
     prompt = "\n".join([question, *lines, ask])
-    return Task(id_of(row), user(prompt), _letter(column(row, "answer", where=where), options, where))
+    return Task(id_of(row), user(prompt), answer)
+
+
+def _text(option: Any) -> str:
+    """NeMo Gym's options are objects of one letter and its text."""
+    return str(next(iter(option.values()), "")) if isinstance(option, Mapping) else str(option)
 
 
 def _letter(answer: Any, options: Sequence[str], where: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import importlib
 import importlib.metadata
@@ -16,6 +17,7 @@ from typing import Any
 import nano3
 from nano3.config.errors import UserError
 from nano3.rl.environments.base import Environment
+from nano3.rl.environments.trl import RewardFunctionEnvironment, ToolClassEnvironment
 
 GROUP = "nano3.environments"
 """Entry-point group in which a package names its environments."""
@@ -52,7 +54,8 @@ def load_environment(spec: str, **options: Any) -> tuple[Environment, Source]:
 
     Args:
         spec: one of ours by name, one that an installed package names in the group `nano3.environments`, or
-            `module:object`. The object is called with the options.
+            `module:object`. The object is called with the options; a reward function or an environment class of TRL's
+            form is made an environment of `rows` (see nano3.rl.environments.trl).
         options: as it takes them.
 
     Raises:
@@ -60,7 +63,8 @@ def load_environment(spec: str, **options: Any) -> tuple[Environment, Source]:
             environment.
     """
     target, package = _find(spec)
-    factory = _imported(target, spec)
+    found = _imported(target, spec)
+    factory = _adapted(found)
     try:
         inspect.signature(factory).bind(**options)
     except TypeError as error:
@@ -68,7 +72,7 @@ def load_environment(spec: str, **options: Any) -> tuple[Environment, Source]:
     made = factory(**options)
     if not isinstance(made, Environment):
         raise UserError(f"environment {spec}: {target} makes no environment: it needs name, tasks() and verify()")
-    return made, _source(spec, package or target.partition(".")[0].partition(":")[0], factory)
+    return made, _source(spec, package or target.partition(".")[0].partition(":")[0], found)
 
 
 def names() -> list[str]:
@@ -100,6 +104,15 @@ def _imported(target: str, spec: str) -> Callable[..., Any]:
         raise UserError(f"environment {spec}: {target} cannot be imported: {error}") from error
     if not callable(found):
         raise UserError(f"environment {spec}: {target} cannot be called; give a class or a function that makes one")
+    return found
+
+
+def _adapted(found: Callable[..., Any]) -> Callable[..., Any]:
+    """What makes an environment of an object that is of TRL's form."""
+    if inspect.isclass(found) and hasattr(found, "reset") and not hasattr(found, "verify"):
+        return functools.partial(ToolClassEnvironment, found)
+    if inspect.isfunction(found) and "completions" in inspect.signature(found).parameters:
+        return functools.partial(RewardFunctionEnvironment, found)
     return found
 
 

@@ -1,5 +1,6 @@
 """Environments of one answer: right ones get the whole reward, wrong and adversarial ones nothing, hanging ones end."""
 
+import importlib.util
 import json
 import time
 
@@ -98,6 +99,14 @@ def test_multiple_choice():
         assert value(made, wrong) == 0.0, wrong
 
 
+def test_multiple_choice_in_nemo_gyms_columns():
+    options = [{LETTERS[i]: f"thing {i}"} for i in range(8)]
+    prompt = {"input": [{"role": "user", "content": "Which? A: ..."}]}
+    made = MultipleChoice([{"responses_create_params": prompt, "options": options, "expected_answer": "D"}])
+    assert made.tasks()[0].messages[0]["content"] == "Which? A: ..."
+    assert value(made, "\\boxed{D}") == 1.0
+
+
 @pytest.mark.parametrize("n", [2, 7, 27])
 def test_too_few_options_are_refused(n):
     with pytest.raises(UserError, match=f"{n} options"):
@@ -146,6 +155,16 @@ def test_a_pattern_that_hangs_ends_and_what_a_schema_refers_to_is_not_fetched(sc
     assert value(quick, json.dumps({"n": 3, "s": "a" * 60 + "!"})) == 0.0
     assert time.monotonic() - started < 20
     assert value(schema, "3", 1) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("package", "make"), [("math_verify", Math), ("jsonschema", JsonSchema), ("reasoning_gym", ReasoningGym)]
+)
+def test_a_missing_package_is_told_with_the_command_that_installs_it(monkeypatch, package, make):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == package else find(name, *rest))
+    with pytest.raises(UserError, match=r"is not installed: pip install .*\[rl\]"):
+        make()
 
 
 @pytest.mark.parametrize("wrong", ["{", "3", {"type": "nothing"}])

@@ -31,6 +31,20 @@ class Echo:
 
 def nothing():
     return object()
+
+
+def short(completions, limit):
+    return [float(len(text) <= n) for text, n in zip(completions, limit)]
+
+
+class Game:
+    def reset(self, **row):
+        self.reward = 0.0
+
+    def win(self) -> str:
+        'Win.'
+        self.reward = 1.0
+        return "won"
 """
 
 
@@ -72,6 +86,19 @@ def test_by_entry_point_and_by_module(package):
         [first, _] = made.tasks()
         assert made.verify(first, Rollout.of_text("b")) == Reward(1.0)
         assert made.verify(first, Rollout()).passed is False
+
+
+def test_what_was_written_for_trl_is_found_by_its_name(package):
+    made, source = load_environment("echo_environment:short", rows=[{"prompt": "q", "limit": 2}])
+    assert made.verify(made.tasks()[0], Rollout.of_text("ab")).passed
+    assert made.name == "short"
+    assert len(source.sha256) == 64
+    game, _ = load_environment("echo_environment:Game", rows=[{"prompt": "q"}])
+    call = {"id": "1", "type": "function", "function": {"name": "win", "arguments": "{}"}}
+    [result] = game.step(game.tasks()[0], Rollout(({"role": "assistant", "tool_calls": [call]},)))
+    assert result == {"role": "tool", "tool_call_id": "1", "content": "won"}
+    with pytest.raises(UserError, match=r"it takes .*rows"):
+        load_environment("echo_environment:Game")
 
 
 @pytest.mark.parametrize(
