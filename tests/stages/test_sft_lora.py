@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import nano3
+from nano3.cli.app import main as command_line
 from nano3.config.errors import UserError
 from nano3.config.presets import load_sft
 from nano3.data.tokens.tokenizer import Tokenizer
@@ -75,3 +76,20 @@ def test_a_pattern_that_matches_nothing_is_told_before_any_work(base, tmp_path):
     with pytest.raises(UserError, match="no projection matches 'gate_proj'"):
         run(tmp_path / "run", base, 'lora.targets=["q_proj", "gate_proj"]')
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("targets", ['["q_proj", "gate_proj"]', "out_proj"])
+def test_the_command_line_takes_the_models_tokenizer_and_names_wrong_targets(base, tmp_path, capsys, targets):
+    settings = [*SETTINGS, f"lora.targets={targets}"]
+    with pytest.raises(SystemExit) as end:
+        command_line(
+            ["sft", "--from", str(base), "--out", str(tmp_path / "run"), *(f"--set={text}" for text in settings)]
+        )
+    error = capsys.readouterr().err
+    if "gate_proj" in targets:
+        assert end.value.code == 2
+        assert error.splitlines()[-1].startswith("error: lora.targets: no projection matches 'gate_proj'")
+    else:
+        assert end.value.code == 0, error
+        assert "LoRA of rank 3, alpha 32, on 1 projections:" in error
+        assert (tmp_path / "run" / "adapter" / "adapter_config.json").is_file()

@@ -123,7 +123,7 @@ def _check(cfg: Any, run_dir: Path, parts: Parts) -> None:
     check_settings(cfg, ranks=int(os.environ.get("WORLD_SIZE", "1")))
     parts.check_data(cfg)
     tokenizer = getattr(cfg.data, "tokenizer", TRAINED)  # conversations take the model's own
-    if tokenizer != TRAINED and not (run_dir / TOKENIZER).is_dir():  # which a resume goes on with
+    if tokenizer not in ("", TRAINED) and not (run_dir / TOKENIZER).is_dir():  # which a resume goes on with
         tokenizer_file(tokenizer)
 
 
