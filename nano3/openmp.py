@@ -30,6 +30,9 @@ OURS = "NANO3_GOMP_SPINCOUNT"
 """Set beside GOMP_SPINCOUNT where nano3 and not the user chose it; a process that this one starts reads it."""
 INTERVAL = 0.5
 """Seconds between two looks at the cores."""
+HOLD = 10.0
+"""Seconds for which cores count as shared after a look that found them so: one thread may then be left alone where
+several would not be."""
 LEAST_WORK = 0.05
 """CPU seconds below which a look says nothing."""
 MANY, FEW = 50.0, 15.0
@@ -46,6 +49,12 @@ def let_idle_threads_sleep() -> None:
         os.environ["GOMP_SPINCOUNT"] = os.environ[OURS] = SPINS
 
 
+def cores_shared() -> bool:
+    """Whether other processes used the cores lately, as `watch_cores` found it: small work then goes faster on one
+    thread than on several, which wait for each other's turn."""
+    return _WATCH.shared
+
+
 def watch_cores() -> None:
     """Look, at most twice a second, whether other processes use the cores. Called at each step of any work."""
     _WATCH.look()
@@ -60,6 +69,12 @@ class CoreWatch:
         self._lock = threading.Lock()
         self._next, self._last = clock(), usage()
         self._sleepers: _Sleepers | None = None
+        self._shared_until = self._next
+
+    @property
+    def shared(self) -> bool:
+        """Whether the cores were shared at a look of the last `HOLD` seconds."""
+        return self._clock() < self._shared_until
 
     @property
     def sleeping_early(self) -> bool:
@@ -76,11 +91,13 @@ class CoreWatch:
             switches, seconds = (new - old for new, old in zip(self._usage(), self._last, strict=True))
             if seconds >= LEAST_WORK:
                 self._last = self._last[0] + int(switches), self._last[1] + seconds
-                self._decide(switches / seconds)
+                self._decide(switches / seconds, now)
         finally:
             self._lock.release()
 
-    def _decide(self, rate: float) -> None:
+    def _decide(self, rate: float, now: float) -> None:
+        if rate > MANY and not _user_decides():
+            self._shared_until = now + HOLD
         if self._sleepers is None and rate > MANY and not _user_decides():
             self._sleepers = _Sleepers.start()
         elif self._sleepers is not None and rate < FEW:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nano3.openmp import INTERVAL, OURS, SPINS, CoreWatch
+from nano3.openmp import HOLD, INTERVAL, OURS, SPINS, CoreWatch
 
 DECIDING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", OURS)
 MAPS = Path("/proc/self/maps")
@@ -147,6 +147,21 @@ print(threads() == before)
 )
 def test_threads_sleep_early_while_cores_are_shared(settings, expected):
     assert run("-c", WATCHED, **settings).stdout == expected
+
+
+def test_cores_count_as_shared_for_a_while_after_they_were_taken_away(monkeypatch):
+    for name in DECIDING:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
+    now, used = [0.0], [(0, 0.0), (1, 1.0), (201, 2.0), (202, 3.0)]
+    watch = CoreWatch(lambda: used.pop(0), lambda: now[0])
+    found = []
+    for _ in range(3):
+        now[0] += INTERVAL
+        watch.look()
+        found.append(watch.shared)
+    now[0] += HOLD
+    assert [*found, watch.shared] == [False, True, True, False]
 
 
 def test_a_single_thread_waits_for_nobody():

@@ -44,17 +44,18 @@ def _function(name: str, exact: bool) -> Callable:
     return function
 
 
-def run(name: str, *arguments: Any, exact: bool = False) -> bool:
-    """Call a kernel with all threads; False when it had no memory for its buffers and did nothing.
+def run(name: str, *arguments: Any, exact: bool = False, threads: int | None = None) -> bool:
+    """Call a kernel; False when it had no memory for its buffers and did nothing.
 
     Args:
+        threads: as many as PyTorch uses, where None.
         exact: products with bfloat16 weights are of float32 numbers; otherwise levels with bfloat16 products round the
             rows that they multiply.
 
     Raises:
         IndexError: an index out of range.
     """
-    outcome = _function(name, exact)(*arguments, torch.get_num_threads())
+    outcome = _function(name, exact)(*arguments, threads or torch.get_num_threads())
     if outcome == BAD_INDEX:
         raise IndexError(f"{name}: an index is out of range")
     return outcome == DONE

@@ -1,5 +1,9 @@
 """A pass of one token of each of some sequences in one C++ call equals the same pass op by op."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from nano3.kernels.cpu.native import native
@@ -20,6 +24,8 @@ from tests.model.steps import (
     run,
     spans,
 )
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -136,3 +142,42 @@ def test_logits_stay_after_the_next_step(model):
         copied = first.clone()
         step_module.step(model, torch.tensor([[4, 5, 6]]), pool.state(plan), logits=True)
     assert torch.equal(first, copied)
+
+
+THREADS = """
+import os, torch
+from nano3 import openmp
+from nano3.kernels.cpu.native import native
+from nano3.model.lm import LM
+from nano3.model.state.plan import Plan
+from nano3.model.step import step
+from nano3.config.model import ModelConfig
+from tests.model.steps import PAGE, SIZES, filled_pool, spans
+
+model = LM(ModelConfig(pattern="M*ME-", **SIZES)).init_weights(seed=3).eval()
+
+
+@torch.inference_mode()
+def decode(pool):
+    "Hidden states of a step, and how many threads there are more after it."
+    tokens, state = torch.arange(7).unsqueeze(0), pool.state(Plan(spans(7), PAGE))
+    before = len(os.listdir("/proc/self/task"))
+    found = step(model, tokens, state)
+    return None if found is None else found.hidden, len(os.listdir("/proc/self/task")) - before
+
+
+torch.set_num_threads(1)
+pools = [filled_pool(model) for _ in range(3)]
+decode(pools[0])  # with the self-check
+torch.set_num_threads(9)
+openmp._WATCH._shared_until = float("inf")
+alone, more = decode(pools[1])
+openmp._WATCH._shared_until = 0.0
+together, others = decode(pools[2])
+print(more, others > 0 or native().library is None, alone is together is None or torch.equal(alone, together))
+"""
+
+
+def test_a_small_model_takes_one_thread_while_cores_are_shared():
+    done = subprocess.run([sys.executable, "-c", THREADS], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.stdout == "0 True True\n", done.stderr

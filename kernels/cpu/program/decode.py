@@ -110,6 +110,7 @@ class DecodeProgram:
         self._memory = StepMemory()
         self._logits = _new(0)
         self._seen: tuple | None = None
+        self.weight_bytes = sum(size for _, size in self._places)
         use_huge_pages(self._places)
 
     def run(
@@ -123,6 +124,7 @@ class DecodeProgram:
         logits: bool,
         experts: bool = False,
         exact: bool = False,
+        threads: int | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Advance n sequences by one token each, their states in place.
 
@@ -135,6 +137,7 @@ class DecodeProgram:
             logits: whether they are wanted.
             experts: whether the experts that each token uses are.
             exact: as of `choose`.
+            threads: as of `choose`.
 
         Returns:
             (n, D) float32 after the final norm; (n, V) float32 logits; (blocks with experts, n, K) int16 expert ids.
@@ -161,7 +164,7 @@ class DecodeProgram:
             p.tokens, p.slots, p.table = tokens.data_ptr(), slots.data_ptr(), page_table.data_ptr()
             p.lengths, p.hidden, p.logits = key_lengths.data_ptr(), hidden.data_ptr(), _address(rows)
             p.chosen_experts = _address(chosen)
-            self._step(exact)
+            self._step(exact, threads)
         return hidden, rows, chosen
 
     def choose(
@@ -176,6 +179,7 @@ class DecodeProgram:
         *,
         experts: bool = False,
         exact: bool = False,
+        threads: int | None = None,
     ) -> Chosen:
         """Advance n sequences, 0 < n <= MOST_SEQUENCES, as `run` does, and choose the next token of each.
 
@@ -190,6 +194,7 @@ class DecodeProgram:
             experts: whether the experts that each token uses are wanted.
             exact: multiply float32 numbers whatever `compute` is, in an order that does not depend on n; the tiles of
                 AMX round otherwise for few sequences than for many.
+            threads: that share the step; None: as many as PyTorch uses. The results are the same for any number.
 
         Returns:
             What draw_tokens (draw.py) makes of the logits.
@@ -214,7 +219,7 @@ class DecodeProgram:
             memory.draws.fill(n, [draw or NOTHING for draw in draws])
             p.n, p.limit, p.hidden, p.logits = n, min(limit, self.sizes.V), 0, self._logits.data_ptr()
             p.chosen_experts = _address(chosen)
-            self._step(exact)
+            self._step(exact, threads)
             found: list[Drawn | None] = [*memory.draws.results(n)]
             for m in left:
                 found[m] = None
@@ -223,11 +228,11 @@ class DecodeProgram:
     def _expert_ids(self, n: int) -> Tensor:
         return _new(self._kinds.count(ExpertWeights), n, self.sizes.K, dtype=torch.int16)
 
-    def _step(self, exact: bool) -> None:
+    def _step(self, exact: bool, threads: int | None) -> None:
         p, exact = self._program, exact or self._exact
-        if not run("decode_step", ctypes.byref(p), exact=exact):
+        if not run("decode_step", ctypes.byref(p), exact=exact, threads=threads):
             self._grow_scratch(p.scratch_needed)
-            if not run("decode_step", ctypes.byref(p), exact=exact):
+            if not run("decode_step", ctypes.byref(p), exact=exact, threads=threads):
                 raise MemoryError(f"no scratch of {p.scratch_needed} bytes for a decoding step")
 
     def _check_indices(self, tokens: Tensor, slots: Tensor, page_table: Tensor, key_lengths: Tensor) -> None:
