@@ -88,6 +88,13 @@ def check_free(folder: Path, option: str = "--out", own: Collection[str] = ()) -
         raise UserError(f"{option} {folder}: holds other files ({shown}): give a new or an empty folder")
 
 
+def usual_mode(path: Path) -> None:
+    """Give a file the mode of any other new one; safetensors writes files that only their owner may read."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
+
+
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder that takes the place of `path` when the block ends without an error.

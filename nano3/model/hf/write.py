@@ -21,7 +21,7 @@ from torch import Tensor
 
 from nano3.config.errors import UserError
 from nano3.config.model import ModelConfig
-from nano3.files import atomic_folder
+from nano3.files import atomic_folder, usual_mode
 from nano3.kernels.scaled import FLOATS
 from nano3.model.find import INDEX, SINGLE
 from nano3.model.hf.config import STAGE_KEY, to_hf
@@ -84,7 +84,7 @@ def save(
         temporary = _on_writer(lambda: _begin(folder, stack))
         for file, items in files.items():
             tensors = {item.name: value for item in items if (value := gather(item)) is not None}
-            _on_writer(lambda f=file, t=tensors: save_file(t, temporary / f, metadata={"format": "pt"}))
+            _on_writer(lambda f=file, t=tensors: _write_tensors(temporary / f, t))
         _on_writer(lambda: _write_rest(temporary, files, model, dtype, extra))
         _on_writer(stack.close)
 
@@ -245,6 +245,11 @@ def _items(model: LM, dtype: torch.dtype | None) -> Iterable[_Item]:
             kept = dtype
         for expert in range(value.shape[0]) if is_stacked(name) else [None]:
             yield _Item(published_name(name, expert), name, value, expert, kept)
+
+
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    save_file(tensors, path, metadata={"format": "pt"})
+    usual_mode(path)
 
 
 def _write_rest(

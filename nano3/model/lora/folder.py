@@ -20,7 +20,7 @@ from torch import Tensor
 
 from nano3.config.errors import UserError
 from nano3.config.lora import LoraConfig
-from nano3.files import atomic_folder
+from nano3.files import atomic_folder, usual_mode
 from nano3.model.find import ADAPTER_CONFIG
 from nano3.model.hf.names import A, B
 from nano3.model.lm import LM
@@ -252,6 +252,7 @@ def _write(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any], ext
         raise UserError(f"{folder}: holds something else than an adapter; give another folder")
     with atomic_folder(folder) as temporary:
         save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
+        usual_mode(temporary / WEIGHTS)
         (temporary / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         if extra is not None:
             extra(temporary)

@@ -204,6 +204,11 @@ def test_a_base_that_is_not_here_is_named(adapter):
         nano3.load(adapter)
 
 
+def test_whoever_may_read_the_settings_may_read_the_weights(base, adapter):
+    for folder in (base, adapter):
+        assert len({file.stat().st_mode for file in folder.iterdir()}) == 1
+
+
 def test_only_adapters_are_replaced(small_model, base, adapter):
     save_adapter(small_model, adapter, str(base))
     with pytest.raises(UserError, match="something else than an adapter"):
