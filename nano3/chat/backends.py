@@ -89,7 +89,7 @@ class LocalBackend:
 
     def answer(self, messages: Sequence[Message], settings: ChatSettings) -> Iterator[Piece]:
         """As in `Backend`; Ctrl-C takes effect between two steps of the engine, so that it stays whole."""
-        from nano3.serve.parsing.output_parser import OutputParser
+        from nano3.data.chat.parsing.output_parser import OutputParser
 
         request, thinking_open = self._request(messages, settings)
         parser = OutputParser(None, thinking_open=thinking_open, parse_tools=False)

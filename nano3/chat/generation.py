@@ -118,7 +118,7 @@ class TextWriter:
     """Writes one output: the answer to stdout, thinking to stderr; holds both back until it may."""
 
     def __init__(self, thinking_open: bool | None, live: bool) -> None:
-        from nano3.serve.parsing.output_parser import OutputParser
+        from nano3.data.chat.parsing.output_parser import OutputParser
 
         plain = thinking_open is None
         self._parser = None if plain else OutputParser(None, thinking_open=bool(thinking_open), parse_tools=False)
@@ -311,7 +311,7 @@ def _output(job: Job, encoded: Encoded, output: Output) -> dict[str, Any]:
 
 
 def _parts(text: str, thinking_open: bool) -> dict[str, str]:
-    from nano3.serve.parsing.output_parser import OutputParser
+    from nano3.data.chat.parsing.output_parser import OutputParser
 
     parser = OutputParser(None, thinking_open=thinking_open, parse_tools=False)
     deltas = [*parser.push(text), *parser.finish()]

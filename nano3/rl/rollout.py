@@ -14,13 +14,13 @@ import numpy as np
 
 from nano3.config.errors import UserError
 from nano3.data.chat.encoder import ChatEncoder, ChatPrompt
+from nano3.data.chat.parsing.output_parser import parse_output
 from nano3.engine.output import Output
 from nano3.engine.protocol import GenerationEngine, run
 from nano3.engine.request import Request, Sampling, ThinkingBudget
 from nano3.engine.sequence_sampler import derive_seed
 from nano3.rl.batch import TrainingSample
 from nano3.rl.environments.base import Environment, EnvironmentFaultError, Message, MultiTurn, Reward, Rollout, Task
-from nano3.serve.parsing.output_parser import parse_output
 
 TOKENS_TO_ANSWER = 1
 """Room that a turn needs in the context."""

@@ -9,9 +9,9 @@ from fastapi import APIRouter, Depends
 from fastapi import Request as HttpRequest
 from starlette.responses import Response
 
+from nano3.data.chat.parsing.output_parser import GrowingText
 from nano3.engine.request import Request, Update
 from nano3.serve.documents import COMPLETION_RESPONSES
-from nano3.serve.parsing.output_parser import GrowingText
 from nano3.serve.sampling import grammar_of, sampling_of
 from nano3.serve.schemas import CompletionRequest
 from nano3.serve.service import Generation, Service, new_id, service_of

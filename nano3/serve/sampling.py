@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from nano3.data.chat.parsing.json_schema import check_schema
 from nano3.engine.grammar.masks import COMPACT, spaced
 from nano3.engine.request import Grammar, Sampling, ThinkingBudget
 from nano3.serve.schemas import GenerationRequest
-from nano3.serve.structured.json_schema import check_schema
 from nano3.serve.transport.errors import ApiError
 
 _FORMS_OF_OTHERS = {

@@ -15,6 +15,7 @@ from nano3.config.sft import SftConfig
 from nano3.data.chat.conversation import read_conversation
 from nano3.data.chat.encoder import ChatEncoder, ChatPrompt
 from nano3.data.chat.maker import task_of
+from nano3.data.chat.parsing.output_parser import parse_output
 from nano3.data.chat.rows import Rows
 from nano3.data.chat.sets import set_sources
 from nano3.data.tasks.catalogue import find_generator, find_tasks, is_tasks
@@ -24,7 +25,6 @@ from nano3.engine.engine import Engine
 from nano3.engine.protocol import run
 from nano3.engine.request import Request, Sampling
 from nano3.model.hf.folder import load
-from nano3.serve.parsing.output_parser import parse_output
 
 MOST_STEPS = 8
 """Answers of one task, each but the last with tool calls."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from nano3.data.chat.parsing.output_parser import Delta, OutputParser, ParsedOutput
 from nano3.engine.request import Token, Update
 from nano3.serve.chat.prompt import ChatPlan
-from nano3.serve.parsing.output_parser import Delta, OutputParser, ParsedOutput
 from nano3.serve.service import Service
 from nano3.serve.tokens import chat_logprobs
 

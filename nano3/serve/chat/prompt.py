@@ -9,12 +9,12 @@ from typing import Any
 from nano3.config.errors import UserError
 from nano3.data.chat import template as chat_template
 from nano3.data.chat.encoder import ChatPrompt, TooLongError
+from nano3.data.chat.parsing.json_schema import check_schema
 from nano3.engine.request import Grammar, Request, Sampling, ThinkingBudget
 from nano3.serve.chat.thinking_fields import thinking_of
 from nano3.serve.sampling import grammar_of, sampling_of
 from nano3.serve.schemas import ChatRequest, NamedTool, TokenizeRequest
 from nano3.serve.service import Service, new_id
-from nano3.serve.structured.json_schema import check_schema
 from nano3.serve.structured.tool_grammar import call_grammar, watched_grammar
 from nano3.serve.transport.errors import ApiError
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from nano3.serve.parsing.output_parser import Delta, GrowingText
+from nano3.data.chat.parsing.output_parser import Delta, GrowingText
 
 Kind = Literal["reasoning", "content", "call"]
 

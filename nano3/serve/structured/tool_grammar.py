@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from nano3.config.errors import UserError
+from nano3.data.chat.parsing.json_schema import plain_types
 from nano3.engine.grammar.masks import spaced
 from nano3.engine.request import Grammar
-from nano3.serve.structured.json_schema import plain_types
 from nano3.serve.structured.string_forms import LENGTHS, NotEnforcedError, expressions, intersection, is_formed
 
 BOOLEANS = ("true", "false", "True", "False")

@@ -10,9 +10,9 @@ import llguidance
 import pytest
 
 from nano3.config.errors import UserError
+from nano3.data.chat.parsing.output_parser import parse_output
 from nano3.engine.grammar.masks import GrammarCompiler
 from nano3.serve.chat.prompt import plan_chat
-from nano3.serve.parsing.output_parser import parse_output
 from nano3.serve.schemas import ChatRequest
 from nano3.serve.structured.tool_grammar import call_grammar
 

@@ -5,8 +5,8 @@ import json
 import llguidance
 import pytest
 
+from nano3.data.chat.parsing.output_parser import parse_output
 from nano3.engine.request import Grammar
-from nano3.serve.parsing.output_parser import parse_output
 from nano3.serve.structured.tool_grammar import call_grammar, watched_grammar
 
 SEARCH = {

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from nano3.serve.parsing.output_parser import OutputParser, ParsedOutput, ToolCall
+from nano3.data.chat.parsing.output_parser import OutputParser, ParsedOutput, ToolCall
 
 PROPERTIES = {"text": {"type": "string"}, "count": {"type": "integer"}}
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"properties": PROPERTIES}}}]

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from nano3.serve.structured.json_schema import json_types
+from nano3.data.chat.parsing.json_schema import json_types
 
 LITERALS = {"True": True, "true": True, "False": False, "false": False, "None": None, "null": None}
 JSON_TYPES = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Literal, NamedTuple
 
-from nano3.serve.parsing.call_tags import CallTags, length_before_call
-from nano3.serve.parsing.partial import GAP, begun
+from nano3.data.chat.parsing.call_tags import CallTags, length_before_call
+from nano3.data.chat.parsing.partial import GAP, begun
 
 Part = Literal["reasoning", "content"]
 

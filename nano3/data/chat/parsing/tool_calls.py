@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from nano3.serve.parsing.call_tags import (
+from nano3.data.chat.parsing.call_tags import (
     BLOCK_END,
     BLOCK_END_BEGUN,
     CLOSING_BEGUN,
@@ -34,8 +34,8 @@ from nano3.serve.parsing.call_tags import (
     call_tags,
     length_before_call,
 )
-from nano3.serve.parsing.partial import SPACES
-from nano3.serve.parsing.typed_values import dump, json_value, parameter_types, reads_as
+from nano3.data.chat.parsing.partial import SPACES
+from nano3.data.chat.parsing.typed_values import dump, json_value, parameter_types, reads_as
 
 CUT_HEAD = "<tool_"
 """Where an output that its limit cut off ends in as much of a call's head as this, the head is not shown."""

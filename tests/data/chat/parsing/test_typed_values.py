@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nano3.serve.parsing.typed_values import JSON_TYPES, json_value, parameter_types
+from nano3.data.chat.parsing.typed_values import JSON_TYPES, json_value, parameter_types
 
 
 def read(text: str, *types: str) -> Any:

@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nano3.data.chat.encoder import ChatTemplate
-from nano3.serve.parsing.output_parser import Delta, OutputParser, ParsedOutput, ToolCallDelta, parse_output
+from nano3.data.chat.parsing.output_parser import Delta, OutputParser, ParsedOutput, ToolCallDelta, parse_output
 
 SCHEMA = {
     "type": "object",

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from nano3.serve.parsing.call_tags import call_tags
-from nano3.serve.parsing.reasoning import Piece, ReasoningParser, StrayClosings
-from nano3.serve.parsing.tool_calls import ToolCallDelta, ToolCallParser, new_call_id, tags_of
+from nano3.data.chat.parsing.call_tags import call_tags
+from nano3.data.chat.parsing.reasoning import Piece, ReasoningParser, StrayClosings
+from nano3.data.chat.parsing.tool_calls import ToolCallDelta, ToolCallParser, new_call_id, tags_of
 
 
 @dataclass(frozen=True)

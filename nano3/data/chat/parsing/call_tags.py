@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
-from nano3.serve.parsing.partial import GAP, LONGEST_GAP, NAME, SPACES, begun, begun_name
+from nano3.data.chat.parsing.partial import GAP, LONGEST_GAP, NAME, SPACES, begun, begun_name
 
 _NAME_BEGUN = begun_name(begun(">"))
 _HEAD_BEGUN = begun("<tool_call>", GAP + begun("<function=", _NAME_BEGUN))

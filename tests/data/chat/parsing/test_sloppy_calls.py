@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nano3.serve.parsing.output_parser import OutputParser, ParsedOutput
+from nano3.data.chat.parsing.output_parser import OutputParser, ParsedOutput
 
 TYPES = {"a": "string", "n": "integer", "x": "number", "b": "boolean", "l": "array", "o": "object"}
 TOOLS = [

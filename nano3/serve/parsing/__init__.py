@@ -1,1 +1,0 @@
-"""A model's text as it arrives, taken apart: thinking, answer, tool calls and their values."""
