@@ -112,3 +112,10 @@ def test_its_settings_are_listed():
     assert rows["reasoning.strip_fraction"]["default"] == "0.1"
     assert "enable_thinking" in rows["reasoning.strip_fraction"]["text"]
     assert rows["reasoning.budgets"]["value"] == "[4, 8, 16, 32]"
+
+
+def test_a_run_takes_the_models_own_tokenizer(model_folder, tmp_path, monkeypatch):
+    began = []
+    monkeypatch.setattr("nano3.stages.sft.main", lambda cfg, *rest: began.append(cfg))
+    invoke("--from", model_folder, "--data", "generate:count", "--out", tmp_path / "run")
+    assert [cfg.data.tokenizer for cfg in began] == [""]
