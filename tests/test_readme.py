@@ -31,6 +31,7 @@ HARMLESS = {
     "pretrain": ["--dry-run"],
     "extend-context": ["--dry-run"],
     "sft": ["--help"],
+    "merge": ["--help"],
     "serve": ["--help"],
     "generate": ["--help"],
     "chat": ["--help"],
