@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 
+# `pytest -n 2` has a process for each core: two threads in each would wait for the other process's.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import nano3  # noqa: F401 (before torch, whose threads then wait less for each other)
 
 # No test reaches for a network: a missing file must fail at once, not after a time-out.
