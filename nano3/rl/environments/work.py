@@ -77,11 +77,11 @@ def reasoning_gym() -> Work:
     its configuration; without "answer": the entry's question."""
     import functools
 
-    import reasoning_gym as gym
+    from reasoning_gym.factory import create_dataset
 
     @functools.lru_cache(64)
     def dataset(task: str, config: str) -> Any:
-        return gym.create_dataset(task, **json.loads(config))
+        return create_dataset(task, **json.loads(config))
 
     def work(question: Any) -> Any:
         made = dataset(question["task"], json.dumps(question["config"], sort_keys=True))
