@@ -70,7 +70,7 @@ def test_a_folder_is_searched_and_what_holds_no_records_is_counted(tmp_path):
     ("name", "data", "words"),
     [
         ("a.txt", b"hello", "is no file of records"),
-        ("a.jsonl.gz", gzip.compress(lines(ROWS))[:-9], "is damaged or cut short"),
+        ("a.jsonl.gz", gzip.compress(lines(ROWS), mtime=0)[:-9], "is damaged or cut short"),
         ("a.parquet", b"PAR1 no", "is damaged or cut short"),
         ("a.json", b"[{]", "not valid JSON"),
     ],
