@@ -6,6 +6,7 @@ of bins of pass rates.
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from nano3.config.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 def target_counts(
@@ -81,6 +84,10 @@ class CurriculumSettings:
     sigma: float = 0.15
     bins: int = 10
     """Of pass rates from 0 to below 1, of equal width."""
+    most_draws: int = 0
+    """Draws after which a task rests until all tasks of its domain have as many; 0: any number. Few tasks near the mean
+    are drawn often; with a limit the drawn pass rates follow the mean less closely, at 1 they do not follow it at all
+    over a whole round of the tasks."""
     stall_batches: int = 50
     """Batches without a rise of the reward after which the pass rates are measured anew; 0: never."""
     stall_rise: float = 0.01
@@ -88,8 +95,10 @@ class CurriculumSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.batches, self.batch, self.bins) < 1 or not self.sigma > 0 or self.stall_batches < 0:
-            raise UserError("curriculum: batches, batch, bins and sigma must be above 0, stall_batches 0 or more")
+        if min(self.batches, self.batch, self.bins) < 1 or not self.sigma > 0:
+            raise UserError("curriculum: batches, batch, bins and sigma must be above 0")
+        if min(self.stall_batches, self.most_draws) < 0:
+            raise UserError("curriculum: stall_batches and most_draws must be 0 or more")
         if not (0 <= self.end_mean <= 1 and 0 <= self.start_mean <= 1):
             raise UserError("curriculum: start_mean and end_mean are pass rates, from 0 to 1")
 
@@ -97,8 +106,9 @@ class CurriculumSettings:
 class Curriculum:
     """Draws the tasks of each batch, by domain in fixed proportions; what was drawn before decides what comes next.
 
-    A task that always passes teaches nothing and is dropped. Within an epoch of a domain no task is drawn twice; when
-    it has fewer tasks left than a batch takes, the rest of them are drawn and its next epoch begins.
+    A task that always passes teaches nothing and is left out; a domain of such tasks alone rests. Of the tasks of a
+    bin those that were drawn least come first, in random order. No batch has a task twice, unless its domain has fewer
+    tasks left than the batch takes.
     """
 
     def __init__(
@@ -115,7 +125,7 @@ class Curriculum:
             shares: of each domain in a batch; None: all the same.
 
         Raises:
-            UserError: a rate outside [0, 1], a domain without a task below 1, or a share that is none.
+            UserError: a rate outside [0, 1], no task below 1, or a share that is none.
         """
         self.settings = settings
         self.shares = dict.fromkeys(rates, 1.0) if shares is None else dict(shares)
@@ -127,28 +137,40 @@ class Curriculum:
         self.number = 0
         """Of the batch that comes next."""
         self._rewards: list[float] = []
-        self._used: dict[str, list[str]] = {domain: [] for domain in rates}
-        self._epochs: dict[str, int] = dict.fromkeys(rates, 0)
-        self.rates: dict[str, dict[str, float]] = {}
-        self.profile(rates)
+        self._draws: dict[str, dict[str, int]] = {domain: {} for domain in rates}
+        self._owed = dict.fromkeys(rates, 0.0)
+        _check(rates)
+        self.rates = {domain: dict(rates[domain]) for domain in self.shares}
+        if len(self.resting) == len(self.rates):
+            raise UserError(
+                f"curriculum: {', '.join(self.rates)}: no task fails at least once, all are too easy; give harder tasks"
+            )
 
     def profile(self, rates: Mapping[str, Mapping[str, float]]) -> None:
         """Go on with pass rates that were measured anew; the batch's number and what was drawn stay.
 
+        A task that was not measured keeps its rate. A domain whose tasks all pass rests until a later profile, and the
+        others take its place in the batches; where that holds for every domain, all go on with the rates from before.
+
         Raises:
-            UserError: as on creation.
+            UserError: a rate outside [0, 1], or a domain that the curriculum does not have.
         """
-        for domain, of_tasks in rates.items():
-            for task, rate in of_tasks.items():
-                if not 0 <= rate <= 1:
-                    raise UserError(f"curriculum: pass rate of {domain} task {task} is {rate}; it must be from 0 to 1")
-            if all(rate == 1 for rate in of_tasks.values()):
-                raise UserError(
-                    f"curriculum: {domain} has no task that fails at least once, all are too easy: leave the domain "
-                    "out, or give it harder tasks"
-                )
-        self.rates = {domain: dict(rates[domain]) for domain in self.shares}
+        _check(rates)
+        if unknown := rates.keys() - self.shares.keys():
+            raise UserError(f"curriculum: {', '.join(sorted(unknown))} is none of its domains")
+        merged = {domain: {**old, **rates.get(domain, {})} for domain, old in self.rates.items()}
+        passed = _too_easy(merged)
+        if len(passed) < len(merged):
+            self.rates = merged
+        if passed:
+            effect = "the pass rates from before stay" if len(passed) == len(merged) else "it is not drawn"
+            log.warning("curriculum: every task of %s passes; %s", ", ".join(passed), effect)
         self._rewards.clear()
+
+    @property
+    def resting(self) -> list[str]:
+        """Domains that are not drawn: all their tasks pass."""
+        return _too_easy(self.rates)
 
     @property
     def mean(self) -> float:
@@ -159,9 +181,7 @@ class Curriculum:
     def draw(self) -> list[tuple[str, str]]:
         """(domain, task id) of each task of the next batch, domains mixed."""
         rng = random.Random(f"{self.settings.seed}/{self.number}")
-        domains = list(self.shares)
-        sizes = largest_remainder([self.shares[domain] for domain in domains], self.settings.batch)
-        drawn = [(d, task) for d, size in zip(domains, sizes, strict=True) for task in self._draw(d, size, rng)]
+        drawn = [(domain, task) for domain, size in self._sizes().items() for task in self._draw(domain, size, rng)]
         rng.shuffle(drawn)
         self.number += 1
         return drawn
@@ -183,7 +203,7 @@ class Curriculum:
         """JSON values with which `restore` goes on."""
         return {
             "settings": asdict(self.settings), "shares": self.shares, "rates": self.rates, "number": self.number,
-            "rewards": self._rewards, "used": self._used, "epochs": self._epochs,
+            "rewards": self._rewards, "draws": self._draws, "owed": self._owed,
         }  # fmt: skip
 
     @classmethod
@@ -191,37 +211,62 @@ class Curriculum:
         """The curriculum of a saved `state()`."""
         made = cls(CurriculumSettings(**state["settings"]), state["rates"], state["shares"])
         made.number, made._rewards = state["number"], list(state["rewards"])
-        made._used = {domain: list(tasks) for domain, tasks in state["used"].items()}
-        made._epochs = dict(state["epochs"])
+        made._draws = {domain: dict(draws) for domain, draws in state["draws"].items()}
+        made._owed = dict(state["owed"])
         return made
 
-    def _draw(self, domain: str, size: int, rng: random.Random) -> list[str]:
-        drawn: list[str] = []
-        while len(drawn) < size:
-            drawn += self._draw_in_epoch(domain, size - len(drawn), rng)
-        return drawn
+    def _sizes(self) -> dict[str, int]:
+        """Tasks that each domain gives to the next batch. The remainder of a domain's share is carried to the next
+        batch, so that a small domain has its turn too."""
+        resting = self.resting
+        domains = [domain for domain in self.shares if domain not in resting]
+        whole = math.fsum(self.shares[domain] for domain in domains)
+        for domain in domains:
+            self._owed[domain] += self.settings.batch * self.shares[domain] / whole
+        sizes = dict.fromkeys(domains, 0)
+        for _ in range(self.settings.batch):
+            # Rounded, so that domains which differ by their last digit alone count as equal.
+            most = max(domains, key=lambda domain: round(self._owed[domain], 9))
+            sizes[most] += 1
+            self._owed[most] -= 1
+        return sizes
 
-    def _draw_in_epoch(self, domain: str, size: int, rng: random.Random) -> list[str]:
-        """At most `size` tasks of the domain's epoch; where none is left, those of the next."""
-        bins = self._bins(domain)
-        if not any(bins):
-            self._used[domain], self._epochs[domain] = [], self._epochs[domain] + 1
-            bins = self._bins(domain)
-        n = self.settings.bins
+    def _draw(self, domain: str, size: int, rng: random.Random) -> list[str]:
+        n, draws, drawn = self.settings.bins, self._draws[domain], list[str]()
         centers = [(i + 0.5) / n for i in range(n)]
-        counts = target_counts(centers, self.mean, self.settings.sigma, size, [len(tasks) for tasks in bins])
-        drawn = [task for tasks, count in zip(bins, counts, strict=True) for task in rng.sample(tasks, count)]
-        self._used[domain] += drawn
+        while len(drawn) < size:
+            bins = self._bins(domain)
+            left = size - len(drawn)
+            counts = target_counts(centers, self.mean, self.settings.sigma, left, [len(tasks) for tasks in bins])
+            for tasks, count in zip(bins, counts, strict=True):
+                shuffled = rng.sample(tasks, len(tasks))
+                chosen = sorted(shuffled, key=lambda task: draws.get(task, 0))[:count]
+                draws.update((task, draws.get(task, 0) + 1) for task in chosen)
+                drawn += chosen
         return drawn
 
     def _bins(self, domain: str) -> list[list[str]]:
-        """Tasks of the domain that its epoch has not drawn yet and that can fail, by pass rate."""
-        used, n = set(self._used[domain]), self.settings.bins
+        """Tasks of the domain that can fail and may be drawn, by pass rate."""
+        n, draws, most = self.settings.bins, self._draws[domain], self.settings.most_draws
+        able = {task: rate for task, rate in self.rates[domain].items() if rate < 1}
+        if most and all(draws.get(task, 0) >= most for task in able):
+            draws.clear()
         bins: list[list[str]] = [[] for _ in range(n)]
-        for task, rate in self.rates[domain].items():
-            if rate < 1 and task not in used:
+        for task, rate in able.items():
+            if not most or draws.get(task, 0) < most:
                 bins[min(n - 1, int(rate * n))].append(task)
         return bins
+
+
+def _too_easy(rates: Mapping[str, Mapping[str, float]]) -> list[str]:
+    return [domain for domain, of_tasks in rates.items() if all(rate == 1 for rate in of_tasks.values())]
+
+
+def _check(rates: Mapping[str, Mapping[str, float]]) -> None:
+    for domain, of_tasks in rates.items():
+        for task, rate in of_tasks.items():
+            if not 0 <= rate <= 1:
+                raise UserError(f"curriculum: pass rate of {domain} task {task} is {rate}; it must be from 0 to 1")
 
 
 def _gaussian(centers: Sequence[float], mean: float, sigma: float) -> list[float]:

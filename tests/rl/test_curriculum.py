@@ -90,15 +90,53 @@ def test_the_mean_pass_rate_of_drawn_tasks_falls_with_the_target_in_each_domain(
         assert max(map(abs, found)) < 0.12
 
 
-def test_tasks_that_always_pass_are_never_drawn_and_none_twice_in_an_epoch():
+POOLS = {
+    "200 alike": [i % 16 / 16 for i in range(200)],
+    "690 alike": [i % 16 / 16 for i in range(690)],
+    "2000, most of them hard": [0.0] * 1000 + [0.25] * 500 + [i % 16 / 16 for i in range(500)],
+}
+
+
+@pytest.mark.parametrize("pool", POOLS.values(), ids=POOLS)
+def test_the_mean_pass_rate_follows_its_target_over_a_run_of_any_length(pool):
+    tasks = {f"t{i}": rate for i, rate in enumerate(pool)}
+    made = Curriculum(CurriculumSettings(batches=120, batch=32), {"a": tasks})
+    zero = 0
+    for _ in range(120):
+        target, drawn = made.mean, [task for _, task in made.draw()]
+        assert len(set(drawn)) == 32
+        assert sum(tasks[task] for task in drawn) / 32 == pytest.approx(target, abs=0.08)
+        zero += sum(tasks[task] == 0 for task in drawn)
+    assert zero / (120 * 32) < 0.05
+
+
+def test_tasks_of_a_bin_take_turns():
+    pool = {f"t{i}": 0.5 if i % 2 else 0.0 for i in range(40)}
+    made = Curriculum(CurriculumSettings(batches=8, batch=5, start_mean=0.55, end_mean=0.55, sigma=0.01), {"a": pool})
+    drawn = [task for _ in range(8) for _, task in made.draw()]
+    assert {drawn.count(task) for task, rate in pool.items() if rate} == {2}
+    assert drawn[:20] != sorted(drawn[:20], key=lambda task: int(task[1:]))
+
+
+def test_a_limit_of_draws_lets_a_task_rest_until_all_have_as_many():
+    pool = {f"t{i}": i / 10 for i in range(10)}
+    for most in (1, 3):
+        made = Curriculum(CurriculumSettings(batches=20, batch=5, most_draws=most), {"a": pool})
+        drawn = [task for _ in range(4 * most) for _, task in made.draw()]
+        assert {drawn.count(task) for task in pool} == {2 * most}
+        assert {drawn[: 10 * most].count(task) for task in pool} == {most}
+
+
+def test_tasks_that_always_pass_are_never_drawn():
     made, tasks = curriculum(batches=100), rates()
-    below_one = sum(rate < 1 for rate in tasks["math"].values())
-    batches = [made.draw() for _ in range(30)]
-    assert all(tasks[d][task] < 1 for batch in batches for d, task in batch)
-    of_math = [[task for d, task in batch if d == "math"] for batch in batches]
-    epoch = [task for batch in of_math[: below_one // 12] for task in batch]
-    assert len(set(epoch)) == len(epoch)
-    assert sum(map(len, of_math)) == 30 * 12 > below_one
+    assert all(tasks[d][task] < 1 for _ in range(30) for d, task in made.draw())
+
+
+def test_a_domain_of_a_small_share_is_drawn_as_often_as_its_share_says():
+    made = Curriculum(CurriculumSettings(batches=50, batch=16), rates(), {"math": 98.0, "code": 2.0})
+    of_code = [[domain for domain, _ in made.draw()].count("code") for _ in range(50)]
+    assert sum(of_code) == 16
+    assert set(of_code) == {0, 1}
 
 
 def test_more_than_all_tasks_are_drawn_over_again():
@@ -136,6 +174,32 @@ def test_a_reward_that_stops_rising_asks_for_new_pass_rates():
     made.profile({domain: dict.fromkeys(tasks, 0.5) for domain, tasks in rates().items()})
     assert not made.stalled
     assert not curriculum(stall_batches=0).stalled
+
+
+def test_a_new_profile_keeps_the_rates_of_what_it_did_not_measure():
+    made = curriculum()
+    made.profile({"math": {"m0": 0.5}})
+    assert made.rates["math"] == rates()["math"] | {"m0": 0.5}
+    assert made.rates["code"] == rates()["code"]
+    with pytest.raises(UserError, match="poetry"):
+        made.profile({"poetry": {"p": 0.5}})
+
+
+def test_a_domain_that_has_become_too_easy_rests_until_it_is_no_longer(caplog):
+    made = curriculum()
+    made.profile({"math": dict.fromkeys(rates()["math"], 1.0)})
+    assert "every task of math passes" in caplog.text
+    made = Curriculum.restore(json.loads(json.dumps(made.state())))
+    assert [domain for domain, _ in made.draw()] == ["code"] * 16
+    made.profile({"math": {"m7": 0.5}})
+    assert {task for domain, task in made.draw() if domain == "math"} == {"m7"}
+
+
+def test_where_all_domains_have_become_too_easy_their_rates_stay(caplog):
+    made, other = curriculum(), curriculum()
+    made.profile({domain: dict.fromkeys(tasks, 1.0) for domain, tasks in rates().items()})
+    assert "math, code" in caplog.text
+    assert made.draw() == other.draw()
 
 
 @pytest.mark.parametrize(
