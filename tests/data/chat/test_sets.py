@@ -124,3 +124,9 @@ def test_a_set_that_leaves_nothing_says_why(tokenizer, tmp_path):
     cfg = load_sft("tiny", ["data.blend={bad=1}", f'data.sources={{bad=["{path}"]}}'])
     with pytest.raises(UserError, match=r"'bad' leaves nothing to train on \(1 roles out.*; the first: bad.jsonl:1: "):
         write(cfg, tokenizer, tmp_path / "rows")
+
+
+def test_the_reports_recipe_scores_a_bounded_part_of_its_18_million_rows():
+    cfg = load_sft("sft")
+    assert 0 < cfg.data.heldout_fraction * 18e6 < 20_000
+    assert 0 < cfg.heldout.final_tokens <= 10 * cfg.heldout.tokens
