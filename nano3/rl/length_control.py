@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from nano3.rl.environments.base import DECIMALS
+
 
 class Breakdown(NamedTuple):
     """Rewards of a group, term by term; each list has one entry a response."""
@@ -15,7 +17,7 @@ class Breakdown(NamedTuple):
     threshold: float
     """Base reward from which on a response may have a bonus."""
     reward: list[float]
-    """Base reward, adjustment and bonuses."""
+    """Base reward, adjustment and bonuses, rounded as any reward: equal responses must have equal ones."""
     think_adjustment: list[float]
     answer_adjustment: list[float]
     think_bonus: list[float]
@@ -58,7 +60,7 @@ def control(
     for_think = _bonus(base, think, threshold, think_bonus)
     for_answer = _bonus(base, answer, threshold, answer_bonus)
     adjustment = [a + b for a, b in zip(by_think, by_answer, strict=True)]
-    reward = [sum(terms) for terms in zip(base, adjustment, for_think, for_answer, strict=True)]
+    reward = [round(sum(terms), DECIMALS) for terms in zip(base, adjustment, for_think, for_answer, strict=True)]
     return Breakdown(adjustment, threshold, reward, by_think, by_answer, for_think, for_answer)
 
 
