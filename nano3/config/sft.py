@@ -69,7 +69,8 @@ class FilterConfig:
     """Which conversations are refused by what their assistant wrote (report section 3.1.5)."""
 
     ngram: int = 16
-    """Words of an n-gram whose repetition is counted, in the reasoning and the words of each message."""
+    """Words of an n-gram whose repetition is counted, in the reasoning, the words and the calls' arguments of each
+    message; occurrences that overlap count once."""
     window: int = 1024
     """Words of the window that is slid over the text."""
     window_repeats: int = 4

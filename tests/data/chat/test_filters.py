@@ -29,8 +29,17 @@ def naive(words, n, window):
     for start in range(len(words)):
         part = words[start : start + window] if window else words
         grams = [tuple(part[i : i + n]) for i in range(len(part) - n + 1)]
-        best = max([best, *(grams.count(gram) for gram in set(grams))])
+        best = max([best, *(apart(grams, gram, n) for gram in set(grams))])
     return best
+
+
+def apart(grams, gram, n):
+    """Occurrences that do not overlap, the first ones first."""
+    count, free = 0, 0
+    for place, found in enumerate(grams):
+        if found == gram and place >= free:
+            count, free = count + 1, place + n
+    return count
 
 
 @pytest.mark.parametrize("window", [0, 7, 12])
@@ -56,6 +65,30 @@ def test_repetition_within_a_window_and_over_a_trace():
     assert reason(" ".join(far), **settings) == TRACE
     assert reason("done", " ".join(far), user=" ".join(near), **{**settings, "trace_repeats": 4}) is None
     assert reason("done", " ".join(near), **{**settings, "window_repeats": 0, "trace_repeats": 0}) is None
+
+
+def test_a_long_number_word_by_word_is_no_repetition():
+    """A row of 22 zeros holds one 16-gram, not seven."""
+    zeros = {"ngram": 16, "window": 64, "window_repeats": 1}
+    assert reason("0 " * 22, **zeros) is None
+    assert reason("0 " * 32, **zeros) == WINDOW
+    assert most_repeated("0" * 22, 16, 64) == (1, ("0",) * 16)
+
+
+def test_what_a_call_says_is_what_the_assistant_wrote():
+    def check(arguments, **settings):
+        call = {"type": "function", "function": {"name": "run", "arguments": arguments}}
+        said = conversation("")
+        said.messages[1]["tool_calls"] = [call]
+        with pytest.raises(RowError) as caught:
+            Filters(FilterConfig(**settings)).check(said)
+        return caught.value.reason
+
+    loop = "\n".join(["print the sum of both"] * 9)
+    assert check({"code": loop}, ngram=5, window_repeats=8) == WINDOW
+    assert check({"steps": [{"code": loop}]}, ngram=5, window_repeats=8) == WINDOW
+    assert check({"to": {"name": "Atlantis"}}, keywords=["atlantis"]) == KEYWORD
+    assert check({"code": "rm -rf /"}, patterns=["rm -rf"]) == PATTERN
 
 
 def test_keywords_are_whole_words_in_any_case_and_patterns_are_as_they_are():
