@@ -16,6 +16,8 @@ from nano3 import installation
 from nano3.bench.processes import SideError, Worker
 from nano3.bench.workload import Job
 from nano3.installation import install_command, module_command, which_kernels, which_nano3
+from nano3.train.tracking.metrics import MetricsWriter
+from nano3.train.tracking.redraw import Redraw
 
 
 @pytest.fixture
@@ -42,6 +44,18 @@ def test_a_command_for_a_module_finds_this_nano3(impostors):
     command = module_command("nano3.cli.app")
     done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
     assert done.stdout == f"nano3 {nano3.__version__}\n", done.stderr
+
+
+def test_charts_of_a_run_that_goes_on_are_drawn_by_this_nano3(impostors):
+    writer = MetricsWriter(impostors / "metrics.jsonl")
+    for step in (1, 2):
+        values = {"loss": 4.0, "lr": 1e-3, "grad_norm": 1.0, "load_max_over_mean": []}
+        writer.write("train", step, step * 4096, values)
+    writer.close()
+    redraw = Redraw(impostors / "metrics.jsonl", impostors / "charts", "loss", seconds=0)
+    redraw.poke()
+    redraw.wait()
+    assert (impostors / "charts" / "loss.png").is_file()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -200,5 +201,12 @@ def _bars(drawn: Any, axis: Any, load: dict[str, Any]) -> None:
         axis.set_xticks(range(len(values)))
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Draw what the command line names, with what other processes leave of the processors."""
+    if hasattr(os, "nice"):
+        os.nice(10)
     draw(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:4])
+
+
+if __name__ == "__main__":
+    main()

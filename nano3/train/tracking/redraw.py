@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
+
+from nano3.installation import module_command
 
 SECONDS = 60.0
 """Least time between two drawings."""
@@ -23,9 +24,7 @@ class Redraw:
     """
 
     def __init__(self, metrics: Path, folder: Path, shown: str, seconds: float = SECONDS) -> None:
-        code = "import os; hasattr(os, 'nice') and os.nice(10); from runpy import run_module as run; "
-        code += "run('nano3.train.tracking.charts', run_name='__main__')"
-        self._command = [sys.executable, "-c", code, str(metrics), str(folder), shown]
+        self._command = [*module_command("nano3.train.tracking.charts"), str(metrics), str(folder), shown]
         self._seconds, self._last = seconds, time.monotonic()
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
