@@ -45,12 +45,13 @@ class RouterStats:
         """(B, T, K) int64: the chosen experts, -1 at padding."""
         return self._around.spread(self._expert_ids, self._shape, -1)
 
-    @cached_property
+    # Not kept: a first look without gradients would take them from every later one.
+    @property
     def probability(self) -> Tensor:
         """(E,): each token's scores over their sum, summed over tokens."""
         return self._probabilities.sum(0)
 
-    @cached_property
+    @property
     def row_probability(self) -> Tensor:
         """(B, E): as `probability`, of each row."""
         return self._around.spread(self._probabilities, self._shape).sum(1)
@@ -100,16 +101,25 @@ SUMS: dict[Statistic, tuple[str, ...]] = {
     "balance_loss": ("load", "probability"),
     "sequence_balance_loss": ("row_choices", "row_probability"),
 }
-"""What each statistic is made of: cached properties of RouterStats."""
+"""What each statistic is made of: properties of RouterStats."""
 
 
 class MergedStats(RouterStats):
     """Statistics of several parts of a pass together."""
 
     def __init__(self, sums: Mapping[str, Tensor], top_k: int) -> None:
-        """From those that were kept of all parts, by the names of RouterStats' cached properties."""
-        self.top_k = top_k
-        vars(self).update(sums)
+        """From those that were kept of all parts, by the names of RouterStats' properties."""
+        self.top_k, self._sums = top_k, sums
+        counts = ("load", "row_choices", "expert_ids")
+        vars(self).update({name: sums[name] for name in counts if name in sums})
+
+    @property
+    def probability(self) -> Tensor:
+        return self._sums["probability"]
+
+    @property
+    def row_probability(self) -> Tensor:
+        return self._sums["row_probability"]
 
 
 def _shares(load: Tensor, probability: Tensor, top_k: int) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from nano3.model.router import Router, RouterStats
@@ -51,3 +52,17 @@ def test_the_sequence_balance_loss_is_megatrons_whatever_the_bias(small_config):
         expected += (row.sum(0) * chosen.sum(0)).sum() * E / (K * T * T) / B
     torch.testing.assert_close(losses[0], expected)
     torch.testing.assert_close(losses[1], expected)
+
+
+@pytest.mark.parametrize("name", ["balance_loss", "sequence_balance_loss"])
+def test_a_look_without_gradients_takes_none_from_the_loss(small_config, name):
+    """As a run that logs the balance before it goes backward."""
+    router = make_router(small_config)
+    routing = router(torch.randn(17, small_config.d_model))
+    stats = RouterStats(routing.scores, routing.expert_ids, (1, 17))
+    with torch.no_grad():
+        seen = float(getattr(stats, name))
+    loss = getattr(stats, name)
+    loss.backward()
+    assert loss.item() == seen
+    assert router.weight.grad.abs().max() > 0
