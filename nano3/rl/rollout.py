@@ -88,7 +88,7 @@ class Sample:
     @property
     def rollout(self) -> Rollout:
         """What the environment measures."""
-        return Rollout(tuple(self.messages), self.truncated)
+        return Rollout(tuple(self.messages), self.truncated, after_prompt(self.ids, self.drawn | self.forced))
 
     def training_sample(self, advantage: float) -> TrainingSample:
         """For the policy's loss. A truncated sample has no token that is trained on (overlong filtering)."""
@@ -240,6 +240,11 @@ class RolloutWorker:
         sample.weights_version, sample.experts = output.weights_version, output.experts
         sample.messages.append(_message(output.text, sample))
         sample.turns += 1
+
+
+def after_prompt(ids: np.ndarray, answered: np.ndarray) -> np.ndarray:
+    """The tokens from the first one of an answer on, of (T,) ids and (T,) bool."""
+    return ids[answered.argmax() :] if answered.any() else ids[:0]
 
 
 def pass_rates(groups: Sequence[Group]) -> dict[str, dict[str, float]]:

@@ -15,7 +15,7 @@ from nano3.files import write_atomic
 from nano3.reading import parse_json
 from nano3.rl.environments.base import Environment, Reward, Rollout
 from nano3.rl.environments.registry import Source
-from nano3.rl.rollout import Group, Sample
+from nano3.rl.rollout import Group, Sample, after_prompt
 
 FOLDER = "rollouts"
 
@@ -49,7 +49,7 @@ class SavedSample:
     @property
     def rollout(self) -> Rollout:
         """What its environment measures."""
-        return Rollout(self.messages, self.truncated)
+        return Rollout(self.messages, self.truncated, after_prompt(self.ids, self.drawn | self.forced))
 
 
 def rollouts_path(folder: Path, step: int) -> Path:

@@ -202,6 +202,9 @@ def test_saved_rollouts_read_the_same_and_are_measured_the_same(engine, tmp_path
         for name in ("ids", "drawn", "forced", "log_probs"):
             assert np.array_equal(getattr(one, name), getattr(sample, name))
             assert getattr(one, name).dtype == getattr(sample, name).dtype
+        prompt = ChatEncoder(engine.tokenizer).encode(sample.task.messages, enable_thinking=False).ids
+        assert [*prompt, *sample.rollout.token_ids] == sample.ids.tolist()
+        assert np.array_equal(one.rollout.token_ids, sample.rollout.token_ids)
     assert [reward for _, reward in rescore(path, environment)] == [sample.reward for sample in samples_of(groups)]
     with pytest.raises(UserError, match="no task t1"):
         list(rescore(path, Asking(n=1)))

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+
 from nano3.config.errors import UserError
 
 Message = Mapping[str, Any]
@@ -46,6 +48,8 @@ class Rollout:
     messages: tuple[Message, ...] = ()
     truncated: bool = False
     """The last message was cut off by its limit."""
+    token_ids: Sequence[int] | np.ndarray = field(default=(), compare=False, repr=False)
+    """All tokens after the prompt; empty where the messages came without."""
 
     @classmethod
     def of_text(cls, text: str) -> Rollout:

@@ -1,8 +1,10 @@
 """Environments with tools: the right calls are rewarded, others not; what TRL's users wrote works here."""
 
 import json
+import re
 from typing import Literal
 
+import numpy as np
 import pytest
 
 from nano3.config.errors import UserError
@@ -188,6 +190,68 @@ def test_reward_functions_of_trl():
         broken = RewardFunctionEnvironment(wrong, [{"prompt": "q"}], name="mine")
         with pytest.raises(EnvironmentFaultError, match="the reward function <lambda> fails"):
             broken.verify(broken.tasks()[0], Rollout.of_text(""))
+
+
+def think_format(completions, **kwargs):
+    contents = [completion[0]["content"] for completion in completions]
+    return [1.0 if re.match(r"^<think>(?!.*<think>)(.*?)</think>.*$", text, re.DOTALL) else 0.0 for text in contents]
+
+
+def too_long(completion_ids, log_metric=None, log_extra=None):
+    log_metric("length", len(completion_ids[0]))
+    log_extra("first", [ids[0] for ids in completion_ids])
+    return [-1.0 if len(ids) > 3 else 0.0 for ids in completion_ids]
+
+
+async def later(completions, **kwargs):
+    return [float(len(text)) for text in completions]
+
+
+def thought(content, **changes):
+    return Rollout(({"role": "assistant", "content": content, "reasoning_content": "Hm."},), **changes)
+
+
+def test_reward_functions_of_trl_see_what_its_trainer_shows_them():
+    chat = RewardFunctionEnvironment(think_format, [{"prompt": [{"role": "user", "content": "q"}]}])
+    [task] = chat.tasks()
+    assert chat.verify(task, thought("Yes.")).value == 1.0
+    assert chat.verify(task, thought("", truncated=True)).value == 0.0
+    assert chat.verify(task, Rollout.of_text("Yes.")).value == 0.0
+    by_ids = RewardFunctionEnvironment(too_long, [{"prompt": "q"}])
+    [task] = by_ids.tasks()
+    assert by_ids.verify(task, thought("a", token_ids=[5, 6, 7])).value == 0.0
+    found = by_ids.verify(task, thought("a", token_ids=np.array([5, 6, 7, 8], np.int32)))
+    assert found.value == -1.0
+    assert found.parts == {"length": 4.0, "first": "5", "too_long": -1.0}
+    text = RewardFunctionEnvironment(later, [{"prompt": "q"}])
+    assert text.verify(text.tasks()[0], thought("Yes.")).value == len("<think>\nHm.\n</think>\nYes.")
+    with pytest.raises(UserError, match="reward function <lambda> needs trainer_state"):
+        RewardFunctionEnvironment(lambda completions, trainer_state: [0.0], [{"prompt": "q"}])
+
+
+class Shelf:
+    """Its tool fails on what is not there."""
+
+    def reset(self, **kwargs):
+        self.things, self.taken = {"pen": 1}, 0
+
+    def take(self, name: str) -> str:
+        """Take a thing."""
+        self.taken += self.things.pop(name)
+        return "taken"
+
+
+def of_shelves(environments, completions, least, **kwargs):
+    return [float(shelf.taken >= n) for shelf, n in zip(environments, least, strict=True)]
+
+
+def test_errors_of_tools_are_shown_to_the_model_and_reward_functions_see_the_object():
+    made = ToolClassEnvironment(Shelf, [{"prompt": "Take the pen.", "least": 1}], of_shelves)
+    [task] = made.tasks()
+    rollout = played(made, task, calling(("take", {"name": "hat"})), calling(("take", {"name": "pen"})), SAY)
+    assert [m["content"] for m in rollout.messages if m["role"] == "tool"] == ["Error: KeyError: 'hat'", "taken"]
+    assert made.verify(task, rollout).value == 1.0
+    assert made.verify(task, Rollout()).value == 0.0
 
 
 class Counter:
