@@ -1,4 +1,4 @@
-"""The bubblewrap command: an empty world with the system's programs, read-only, and two small folders in memory."""
+"""The bubblewrap command: an empty world with the system's programs, read-only, and a few small folders in memory."""
 
 from __future__ import annotations
 
@@ -24,9 +24,12 @@ VARIABLES = {
     "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1",
 }  # fmt: skip
 IN_FD, OUT_FD = 3, 4
-"""In the sandbox: an archive of files to begin with; where READY is written, then an archive of those at the end."""
+"""In the sandbox: an archive of files to begin with; where READY is written, an archive of those at the end, DONE."""
 READY = b"."
-"""All is set up, the program starts. The program itself cannot write it: it has no OUT_FD."""
+"""All is set up, the program starts. Written before it: what the program writes to OUT_FD, which it can reach by
+way of the shell that waits for it, counts as part of the archive."""
+DONE = b"!"
+"""After the archive: all could be read. A program may take its own right to read a file away, which is then missing."""
 SHELL = "/bin/sh"
 _NEEDED = "--disable-userns"
 
@@ -107,8 +110,9 @@ def command(
     for path in SYSTEM_FILES:
         options += ["--ro-bind-try", path, path]
     options += ["--proc", "/proc", "--dev", "/dev"]
-    for place in ("/tmp", WORK):
+    for place in ("/dev/shm", "/tmp", WORK):
         options += ["--size", str(limits.folder_bytes), "--tmpfs", place]
+    options += ["--remount-ro", "/dev"]
     for path in readable:
         options += ["--ro-bind", str(path), str(path)]
     # Only now: so that what was bound can have its mount points made.
@@ -124,10 +128,10 @@ def _script(limits: Limits, keep_files: bool) -> str:
     """
     # dash and busybox: -p, bash: -u.
     bound = f"ulimit -p {limits.processes} 2>/dev/null || ulimit -u {limits.processes} || exit 126"
-    unpack = f"tar -xf - <&{IN_FD} || exit 126\nprintf {READY.decode()} >&{OUT_FD}"
+    unpack = f"tar -xpf - <&{IN_FD} || exit 126\nprintf {READY.decode()} >&{OUT_FD}"
     if not keep_files:
         return f'{bound}\n{unpack}\nexec "$@" {IN_FD}<&- {OUT_FD}>&-'
     return (
         f'{bound}\n{unpack}\n"$@" {IN_FD}<&- {OUT_FD}>&-\ncode=$?\n'
-        f"tar -cf - . >&{OUT_FD} 2>/dev/null </dev/null\nexit $code"
+        f"tar -cf - . >&{OUT_FD} 2>/dev/null </dev/null && printf {DONE.decode()} >&{OUT_FD}\nexit $code"
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from nano3.config.errors import UserError
+from nano3.rl.sandbox.archive import Entry, contents
 
 MIB = 1 << 20
 
@@ -30,7 +31,7 @@ class Limits:
     file_bytes: int = 16 * MIB
     """Of one file."""
     folder_bytes: int = 64 * MIB
-    """Of the working folder, and of /tmp."""
+    """Of the working folder, of /tmp and of /dev/shm, each."""
     output_bytes: int = MIB
     """Of standard output and error together; a program that writes more is killed."""
 
@@ -55,11 +56,15 @@ class Finished:
     stdout: bytes
     stderr: bytes
     seconds: float
-    files: Mapping[str, bytes] = field(default_factory=dict)
-    """Path to content of the working folder's files afterwards, where they were asked for and the program was not
-    killed."""
+    entries: Mapping[str, Entry] = field(default_factory=dict)
+    """Path to what the working folder holds afterwards, where it was asked for and the program was not killed."""
     files_error: str = ""
-    """Why they could not be read."""
+    """Why it could not be read."""
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """Path to content of the regular files among the entries."""
+        return contents(self.entries)
 
     @property
     def ok(self) -> bool:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from nano3.rl.sandbox import launch
-from nano3.rl.sandbox.archive import pack, unpack
-from nano3.rl.sandbox.bubblewrap import READY, command, find_bwrap, find_python
+from nano3.rl.sandbox.archive import Entry, pack, unpack
+from nano3.rl.sandbox.bubblewrap import DONE, READY, command, find_bwrap, find_python
 from nano3.rl.sandbox.cgroup import Groups, groups_for
 from nano3.rl.sandbox.limits import End, Finished, Limits, SandboxError
 from nano3.rl.sandbox.pipes import Pipes
@@ -61,7 +61,7 @@ class Sandbox:
         self,
         argv: Sequence[str],
         *,
-        files: Mapping[str, bytes] | None = None,
+        files: Mapping[str, bytes | Entry] | None = None,
         stdin: bytes = b"",
         keep_files: bool = False,
         limits: Limits | None = None,
@@ -70,9 +70,9 @@ class Sandbox:
 
         Args:
             argv: program and arguments, as it finds them inside; it starts in the working folder.
-            files: path to content, in that folder at the start.
+            files: path to content or to an entry, in that folder at the start.
             stdin: for it to read.
-            keep_files: return the folder's files.
+            keep_files: return what the folder holds at the end.
             limits: of this run; None: those of the sandbox.
 
         Raises:
@@ -82,13 +82,14 @@ class Sandbox:
         return _run(self.guard, argv, limits, self._readable, files or {}, stdin, keep_files)
 
     def run_python(self, source: str, **options: Any) -> Finished:
-        """Run a Python program in isolated mode (no user's packages); `options` are those of `run`."""
+        """Run a Python program without a user's packages and folders; `options` are those of `run`."""
         python = find_python(self.guard.own_uid)
         prefix = Path(python).parents[1]
         inside = prefix.is_relative_to("/usr")
         own = self if inside else Sandbox(self.limits, [*self._readable, prefix])
         files = {**(options.pop("files", None) or {}), ".program.py": source.encode(errors="replace")}
-        return own.run([python, "-I", ".program.py"], files=files, **options)
+        # Not -I: it would leave out PYTHONHASHSEED. The variable is -P, for Pythons that do not know that.
+        return own.run(["/usr/bin/env", "PYTHONSAFEPATH=1", python, "-s", ".program.py"], files=files, **options)
 
 
 @functools.cache
@@ -130,7 +131,7 @@ def _run(
     argv: Sequence[str],
     limits: Limits,
     readable: Sequence[Path],
-    files: Mapping[str, bytes],
+    files: Mapping[str, bytes | Entry],
     stdin: bytes,
     keep_files: bool,
 ) -> Finished:
@@ -148,7 +149,7 @@ def _run(
         seconds = time.monotonic() - started
     if code is None:
         end = "timeout"
-    return _finished(end, code, pipes, seconds, keep_files)
+    return _finished(end, code, pipes, seconds, limits if keep_files else None)
 
 
 find_bwrap_once = functools.cache(find_bwrap)
@@ -197,7 +198,8 @@ def _exit_status(process: subprocess.Popen, groups: Groups, end: float) -> int |
         return None
 
 
-def _finished(end: End, code: int | None, pipes: Pipes, seconds: float, keep_files: bool) -> Finished:
+def _finished(end: End, code: int | None, pipes: Pipes, seconds: float, kept: Limits | None) -> Finished:
+    """What became of it; `kept`: bounds of the files that are kept, None where none are."""
     stdout, stderr = bytes(pipes.stdout.data), bytes(pipes.stderr.data)
     if end != "exited" or code is None:
         return Finished(end, 124, stdout, stderr, seconds)
@@ -205,9 +207,12 @@ def _finished(end: End, code: int | None, pipes: Pipes, seconds: float, keep_fil
     if not pipes.files.data.startswith(READY):
         said = stderr.decode(errors="replace").strip().splitlines() or [f"exit status {code}"]
         raise SandboxError(f"sandbox: it could not be set up: {said[-1]}")
-    if not keep_files:
+    if kept is None:
         return Finished(end, code, stdout, stderr, seconds)
+    if not pipes.files.data.endswith(DONE):
+        return Finished(end, code, stdout, stderr, seconds, files_error="a file or folder cannot be read")
     try:
-        return Finished(end, code, stdout, stderr, seconds, unpack(bytes(pipes.files.data[len(READY) :])))
+        entries = unpack(bytes(pipes.files.data[len(READY) : -len(DONE)]), kept.folder_bytes, kept.file_bytes)
+        return Finished(end, code, stdout, stderr, seconds, entries)
     except ValueError as error:
         return Finished(end, code, stdout, stderr, seconds, files_error=str(error))

@@ -5,6 +5,7 @@ Started by test_sandbox.py as this user and as another; only the standard librar
 
 import json
 import os
+import resource
 import socket
 import sys
 import threading
@@ -45,7 +46,7 @@ except OSError as error:
 """
 WRITES = """
 import os
-for path in ("/usr/x", "/x", "/etc/x", "/work/x", "/tmp/x", "/bin/x"):
+for path in ("/usr/x", "/x", "/etc/x", "/work/x", "/tmp/x", "/bin/x", "/dev/x", "/dev/pts/x", "/dev/shm/x"):
     try:
         open(path, "w").write("x")
         print(path)
@@ -64,6 +65,22 @@ for path in (sys.argv[1], "/etc/passwd", "/etc/shadow", "/root", "/home", "/sys"
 print(sorted(name for name in os.listdir("/proc") if name.isdigit())[-1], len(os.environ))
 print([fd for fd in os.listdir("/proc/self/fd")])
 """
+MADE_UP = """
+import ctypes, os, stat, sys
+libc, parent, sent = ctypes.CDLL(None), os.getppid(), 0
+for fd in range(3, 64):
+    ways = [lambda: os.open(f"/proc/{parent}/fd/{fd}", os.O_WRONLY)]
+    ways.append(lambda: libc.syscall(438, os.pidfd_open(parent), fd, 0))  # pidfd_getfd
+    for way in ways:
+        try:
+            own = way()
+            if stat.S_ISFIFO(os.fstat(own).st_mode):
+                sent = os.write(own, bytes.fromhex(sys.argv[1]) + bytes(1024))
+                break
+        except OSError:
+            continue
+print("wrote it" if sent else "no way")
+"""
 LEFT = """
 import os, time
 if os.fork() == 0:
@@ -74,6 +91,16 @@ if os.fork() == 0:
     os._exit(0)
 print("left")
 """
+
+
+def sparse_header(size):
+    """A tar header of 512 bytes that declares a file of `size` zeros."""
+    header = bytearray(512)
+    header[0:1], header[156:157], header[257:265] = b"x", b"S", b"ustar  \0"
+    header[100:108], header[124:136], header[483:495] = b"0000644\0", b"0" * 11 + b"\0", b"%011o\0" % size
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
 
 
 def main(secret):
@@ -95,6 +122,9 @@ def main(secret):
             "folder": lambda: sandbox.run_python(
                 "for i in range(9):\n    open(str(i), 'wb').write(bytes(1 << 20))\nprint('wrote it')"
             ),
+            "shared memory": lambda: sandbox.run_python(
+                "for i in range(9):\n    open(f'/dev/shm/{i}', 'wb').write(bytes(1 << 20))\nprint('wrote it')"
+            ),
             "output": lambda: sandbox.run_python("while True: print('x' * 9999)"),
             "busy": lambda: sandbox.run_python("while True: pass", limits=Limits(seconds=30.0, cpu_seconds=1)),
             "asleep": lambda: sandbox.run(["/bin/sleep", "60"], limits=short),
@@ -111,10 +141,20 @@ def main(secret):
                 "error": done.stderr[-300:].decode(errors="replace"), "size": len(done.stdout),
                 "seconds": time.monotonic() - started,
             }  # fmt: skip
+    found["made up"] = made_up(sandbox)
     found["left behind"] = left_behind(sandbox)
     found["together"] = together(sandbox)
     found["guard"] = vars(sandbox.guard) | {"root": os.geteuid() == 0}
     print(json.dumps(found))
+
+
+def made_up(sandbox):
+    """A program writes the archive of its files itself, with one that is said to have 256 MiB."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    source = MADE_UP.replace("sys.argv[1]", repr(sparse_header(256 * MIB).hex()))
+    done = sandbox.run_python(source, keep_files=True)
+    grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    return {"out": done.stdout.decode(), "files": sorted(done.files), "error": done.files_error, "grown": grown}
 
 
 def left_behind(sandbox):

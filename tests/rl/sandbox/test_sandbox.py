@@ -5,15 +5,18 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from nano3.config.errors import UserError
-from nano3.rl.sandbox.archive import pack, unpack
+from nano3.rl.sandbox.archive import MOST_ENTRIES, Entry, contents, pack, unpack
 from nano3.rl.sandbox.bubblewrap import is_reachable
 from nano3.rl.sandbox.limits import Limits, SandboxError
 from nano3.rl.sandbox.sandbox import Sandbox
+from tests.rl.sandbox.abuses import sparse_header
 
 ROOT = Path(__file__).parents[3]
 SCRIPT = Path(__file__).with_name("abuses.py")
@@ -88,7 +91,7 @@ def test_processes_are_bounded_also_in_user_namespaces_of_its_own(found):
 
 def test_no_network_and_no_files_but_its_own(found):
     assert found["network"]["out"].startswith("refused")
-    assert found["writes"]["out"].split() == ["/work/x", "/tmp/x"]
+    assert found["writes"]["out"].split() == ["/work/x", "/tmp/x", "/dev/shm/x"]
     *read, pids, fds = found["reads"]["out"].splitlines()
     assert read == ["/proc/1/environ PATH=/usr/bin:/bin\x00"]  # bubblewrap's, without those of this process
     assert int(pids.split()[0]) < 40
@@ -99,7 +102,8 @@ def test_memory_files_and_folder_are_bounded(found):
     assert "MemoryError" in found["memory"]["error"] or found["memory"]["code"] == 137
     assert "File too large" in found["file"]["error"]
     assert "No space left" in found["folder"]["error"]
-    for name in ("memory", "file", "folder"):
+    assert "No space left" in found["shared memory"]["error"]
+    for name in ("memory", "file", "folder", "shared memory"):
         assert found[name]["code"] != 0
         assert not found[name]["out"]
 
@@ -116,6 +120,12 @@ def test_output_and_time_are_bounded_and_all_is_killed(found):
     assert found["left"]["out"] == "left\n"
     assert found["left"]["seconds"] < 20
     assert found["left behind"] == []
+
+
+def test_files_that_a_program_makes_up_take_no_memory_here(found):
+    assert found["made up"]["out"] in ("wrote it\n", "no way\n")
+    assert found["made up"]["grown"] < 100 << 20
+    assert not found["made up"]["files"] or "wrote" not in found["made up"]["out"]
 
 
 def test_a_program_cannot_pass_itself_off_as_a_broken_sandbox(found):
@@ -180,6 +190,21 @@ def test_files_go_in_and_come_back():
 
 
 @needs_bwrap
+def test_a_file_that_may_not_be_read_is_not_taken_for_one_that_is_gone():
+    done = Sandbox(Limits(seconds=20.0)).run(["/bin/chmod", "0", "a"], files={"a": b"text"}, keep_files=True)
+    assert done.ok
+    assert done.files == {}
+    assert "cannot be read" in done.files_error
+
+
+@needs_bwrap
+def test_the_order_of_a_set_is_the_same_in_all_runs():
+    sandbox = Sandbox(Limits(seconds=20.0))
+    [one] = {sandbox.run_python("print(hash('word'))").stdout for _ in range(3)}
+    assert one.strip()
+
+
+@needs_bwrap
 def test_a_program_that_is_missing_is_the_programs_fault():
     done = Sandbox(Limits(seconds=20.0)).run(["/bin/nothing"])
     assert (done.end, done.code) == ("exited", 127)
@@ -191,13 +216,66 @@ def test_files_outside_the_folder_are_refused(path):
         pack({path: b""})
 
 
+def read(data, folder_bytes=1 << 20, file_bytes=1 << 20):
+    return unpack(data, folder_bytes, file_bytes)
+
+
 def test_an_archive_that_is_damaged_is_told():
     whole = pack({"a": b"x" * 2000, "b/c": b""})
-    assert unpack(whole) == {"a": b"x" * 2000, "b/c": b""}
+    assert contents(read(whole)) == {"a": b"x" * 2000, "b/c": b""}
     with pytest.raises(ValueError, match="damaged"):
-        unpack(whole[:700])
+        read(whole[:700])
     with pytest.raises(ValueError, match="damaged"):
-        unpack(b"x" * 2000)
+        read(b"x" * 2000)
+    with pytest.raises(ValueError, match="larger than 1999 bytes"):
+        read(whole, folder_bytes=1999)
+    with pytest.raises(ValueError, match="one is larger than 1999"):
+        read(whole, file_bytes=1999)
+
+
+def test_entries_of_all_kinds_are_the_same_after_packing():
+    entries = {
+        "d": Entry("folder", mode=0o750, modified=5), "d/run": Entry("file", b"x", mode=0o755, modified=7),
+        "link": Entry("symlink", target="d/run", mode=0o777), "same": Entry("hardlink", target="d/run"),
+        "pipe": Entry("fifo"), "n" * 200: Entry("file", b"long"), "\udcff": Entry("file", b"no UTF-8"),
+    }  # fmt: skip
+    assert read(pack(entries)) == entries
+    assert contents(entries)["same"] == b"x"
+
+
+def forged(name="x", size=0, kind=tarfile.REGTYPE, pax=None):
+    """An archive of one header, and nothing after it."""
+    info = tarfile.TarInfo(name)
+    info.type, info.size, info.pax_headers, info.linkname = kind, size, pax or {}, "y"
+    return info.tobuf(tarfile.PAX_FORMAT if pax else tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (forged(size=1 << 40), "larger"),
+        (sparse_header(1 << 32), "larger"),
+        (sparse_header(1000), "larger"),
+        (forged(pax={"GNU.sparse.map": "0,0", "GNU.sparse.size": str(1 << 40)}), "larger"),
+        (forged(size=-512), "damaged|larger|empty"),
+        (forged("../x"), "damaged"),
+        (forged("/x"), "damaged"),
+        (forged("n" * 256), "damaged"),
+        (forged() * 2, "damaged"),
+        (forged("a") + forged("a/b"), "damaged"),
+        (forged(kind=tarfile.LNKTYPE), "link to nothing"),
+        (forged("n" * 200)[:1024] * 2000, "damaged"),
+        (b"".join(forged(str(n)) for n in range(MOST_ENTRIES + 1)), "more than"),
+    ],
+)
+def test_a_forged_archive_is_refused_before_it_takes_memory(data, message):
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=message):
+            read(data)
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_limits_are_above_zero():
