@@ -111,20 +111,22 @@ def is_base_model(model: str) -> bool:
     training behind it, and a folder from elsewhere does not say."""
     if not Path(model).exists():
         return False
-    from nano3.model.hf.config import PRETRAINED, read_stage
+    from nano3.model.hf.config import PRETRAINED
+    from nano3.model.stage import weights_stage
 
-    return read_stage(model_folder(model)) == PRETRAINED
+    return weights_stage(model) == PRETRAINED
 
 
 def find_tokenizer(model: str) -> Tokenizer | None:
-    """The tokenizer in a model's folder; None for a preset.
+    """The tokenizer in a model's folder, or in an adapter's where that has its own; None for a preset.
 
     Raises:
         UserError: a folder without one.
     """
     if not Path(model).exists():
         return None
-    folder = model_folder(model)
+    own = is_adapter_folder(model) and (Path(model) / "tokenizer.json").is_file()
+    folder = Path(model) if own else model_folder(model)
     if not (folder / "tokenizer.json").is_file():
         raise UserError(f"{folder}: no tokenizer.json; put the tokenizer of the model beside its weights")
     return Tokenizer.load(folder)

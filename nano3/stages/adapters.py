@@ -17,6 +17,7 @@ import torch
 from nano3.config.lora import LoraConfig
 from nano3.model.find import model_folder
 from nano3.model.hf.folder import stored_dtype
+from nano3.model.hf.write import write_generation_config
 from nano3.model.lm import LM
 from nano3.model.lora.apply import apply_lora, has_adapters, init_lora
 from nano3.model.lora.folder import save_adapter
@@ -68,14 +69,29 @@ def begin(model: LM, seed: int, rank: int = 0) -> None:
 
 
 @contextmanager
-def export(model: LM, cfg: LoraConfig, run_dir: Path, base: Path | None) -> Iterator[None]:
+def export(
+    model: LM, cfg: LoraConfig, run_dir: Path, base: Path | None, extra: Callable[[Path], None]
+) -> Iterator[None]:
     """Write RUN/adapter; while this lasts the weights hold the adapters' products, so that model/ can be written.
 
     Every rank must enter. Without adapters nothing is done.
+
+    Args:
+        model: after its training.
+        cfg: of the adapters.
+        run_dir: RUN.
+        base: the model that the run started from.
+        extra: writes what belongs beside the adapters as beside a whole model, such as the tokenizer; there is a
+            generation_config.json by then.
     """
     if not cfg.rank:
         yield
         return
-    save_adapter(model, run_dir / ADAPTER, str(base.resolve()) if base is not None else "")
+
+    def rest(folder: Path) -> None:
+        write_generation_config(folder, model.cfg)
+        extra(folder)
+
+    save_adapter(model, run_dir / ADAPTER, str(base.resolve()) if base is not None else "", rest)
     with merged(model):
         yield

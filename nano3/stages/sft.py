@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 
 from nano3.config.errors import UserError
@@ -99,10 +100,9 @@ def main(
             epochs = steps.epochs(training.step)
             if training.interrupted:
                 return SftResult(run_dir, training, reports, epochs)
-            with adapters.export(trainer.model, cfg.lora, run_dir, source):
-                export(
-                    trainer.model, run_dir / "model", cfg.export, world, lambda folder: _write_chat(tokenizer, folder)
-                )
+            write_chat = partial(_write_chat, tokenizer)
+            with adapters.export(trainer.model, cfg.lora, run_dir, source, write_chat):
+                export(trainer.model, run_dir / "model", cfg.export, world, write_chat)
             answers = score_answers(cfg, run_dir / "model", tokenizer, sets) if world.is_main else {}
             return SftResult(run_dir, training, reports, epochs, answers)
 

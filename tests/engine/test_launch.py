@@ -3,11 +3,15 @@
 import pytest
 
 from nano3.config.errors import UserError
+from nano3.config.lora import LoraConfig
 from nano3.engine.launch import find_device, is_base_model, open_engine, small_tokenizer
 from nano3.engine.protocol import run
 from nano3.engine.request import Request, Sampling
+from nano3.eval.lm.text import stage_of
 from nano3.model.hf.folder import load, save
 from nano3.model.lm import LM
+from nano3.model.lora.apply import apply_lora
+from nano3.model.lora.folder import save_adapter
 
 
 def greedy(engine, prompt):
@@ -89,3 +93,15 @@ def test_a_run_of_pretraining_is_a_base_model_and_stays_one_when_saved_again(tmp
     save(load(tmp_path / "run" / "model"), tmp_path / "again")
     assert [is_base_model(str(tmp_path / name)) for name in ("from-elsewhere", "run", "again")] == [False, True, True]
     assert not is_base_model("tiny")
+
+
+def test_an_adapter_that_does_not_say_what_trained_it_is_of_its_models_stage(tmp_path, small_config):
+    model = LM(small_config).init_weights(1)
+    model.stage = "pretrain"
+    save(model, tmp_path / "base")
+    apply_lora(model, LoraConfig(rank=2))
+    save_adapter(model, tmp_path / "adapter", str(tmp_path / "base"))
+    assert is_base_model(str(tmp_path / "adapter"))
+    (tmp_path / "adapter" / "nano3.json").unlink()
+    assert is_base_model(str(tmp_path / "adapter"))
+    assert stage_of(str(tmp_path / "adapter")) == "pretrain"

@@ -13,6 +13,7 @@ from nano3.cli.app import main as command_line
 from nano3.config.errors import UserError
 from nano3.config.presets import load_sft
 from nano3.data.tokens.tokenizer import Tokenizer
+from nano3.engine.launch import find_tokenizer, is_base_model
 from nano3.model.hf.folder import load, save
 from nano3.model.lm import LM
 from nano3.stages.sft import main
@@ -32,6 +33,7 @@ def base(tmp_path_factory):
     ids = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
     sizes = {"vocab_size": tokenizer.vocab_size, "d_model": 32, "d_expert": 32, "d_shared": 32, "pattern": "M*E"}
     model = LM(dataclasses.replace(load_sft("tiny").model, **sizes, **ids)).init_weights(0)
+    model.stage = "pretrain"
     folder = tmp_path_factory.mktemp("base") / "base"
     save(model, folder, extra=tokenizer.save)
     return folder
@@ -61,6 +63,34 @@ def test_adapters_train_the_base_stays_and_both_folders_agree(base, tmp_path, ca
     tokens = torch.arange(5, 45).unsqueeze(0)
     merged, unmerged = (nano3.load(path)(tokens) for path in (tmp_path / "run", tmp_path / "run" / "adapter"))
     torch.testing.assert_close(merged, unmerged, rtol=1e-4, atol=1e-4)
+
+
+def test_an_adapter_chats_with_the_tokenizer_of_its_run(base, tmp_path, capsys):
+    """That is another one than the base's here, with as many tokens."""
+    Tokenizer.train(["some other words 0123456789 for other merges\n" * 3], 320).save(tmp_path / "tokenizer")
+    run(tmp_path / "run", base, f"data.tokenizer={tmp_path / 'tokenizer'}")
+    assert command_line_end(["merge", str(tmp_path / "run" / "adapter"), "--out", str(tmp_path / "merged")]) == 0
+    own = fingerprint(tmp_path / "run")
+    assert own != fingerprint(base)
+    settings = (tmp_path / "run" / "model" / "generation_config.json").read_text()
+    for name in ("run/adapter", "merged"):
+        assert not is_base_model(str(tmp_path / name))
+        assert fingerprint(tmp_path / name) == own
+        assert (tmp_path / name / "generation_config.json").read_text() == settings
+    assert nano3.load(tmp_path / "run" / "adapter").stage == "sft"
+    assert is_base_model(str(base))
+
+
+def fingerprint(folder):
+    tokenizer = find_tokenizer(str(folder))
+    assert tokenizer is not None
+    return tokenizer.fingerprint()
+
+
+def command_line_end(words):
+    with pytest.raises(SystemExit) as end:
+        command_line(words)
+    return end.value.code
 
 
 def test_an_interrupted_run_goes_on_exactly(base, tmp_path):

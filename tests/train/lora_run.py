@@ -42,7 +42,7 @@ def run(run_dir: Path, base: Path, lora: LoraConfig, resume: bool = False, **sec
         adapters.begin(trainer.model, seed=1, rank=world.rank)
     trainer.fit()
     trainer.model.eval()
-    with adapters.export(trainer.model, lora, run_dir, base) if lora.rank else nullcontext():
+    with adapters.export(trainer.model, lora, run_dir, base, lambda _: None) if lora.rank else nullcontext():
         save(trainer.model, run_dir / "model")
     return trainer
 

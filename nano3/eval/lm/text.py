@@ -62,8 +62,13 @@ def choose_prefix(wanted: str, stage: str) -> str:
 def stage_of(model: str) -> str:
     """The stage of nano3's training that a folder's model comes from; empty for a preset, and for a folder from
     elsewhere."""
+    from nano3.model.find import is_adapter_folder
     from nano3.model.hf.config import read_stage
+    from nano3.model.stage import weights_stage
 
+    if is_adapter_folder(model):
+        return weights_stage(model)
+    # The folder may be one of a tokenizer alone.
     folders = (Path(model) / "model", Path(model))
     return next((read_stage(folder) for folder in folders if (folder / "config.json").is_file()), "")
 

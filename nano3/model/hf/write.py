@@ -270,13 +270,15 @@ def _write_rest(
         keys["quantization_config"] = quantized[0]
         _write_json(folder / QUANTIZATION, quantized[1])
     _write_json(folder / "config.json", keys)
-    _write_json(folder / "generation_config.json", _generation_config(model.cfg))
+    write_generation_config(folder, model.cfg)
     if extra is not None:
         extra(folder)
 
 
-def _generation_config(cfg: ModelConfig) -> dict[str, Any]:
-    return {"bos_token_id": cfg.bos_id, "eos_token_id": cfg.eos_id, "pad_token_id": cfg.pad_id, "do_sample": True}
+def write_generation_config(folder: Path, cfg: ModelConfig) -> None:
+    """Write generation_config.json, by which other programs end a text."""
+    values = {"bos_token_id": cfg.bos_id, "eos_token_id": cfg.eos_id, "pad_token_id": cfg.pad_id, "do_sample": True}
+    _write_json(folder / "generation_config.json", values)
 
 
 def _write_json(path: Path, value: Any) -> None:

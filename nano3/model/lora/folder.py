@@ -28,6 +28,7 @@ from nano3.model.lora.apply import LoraReport, adapted, apply_lora, projections
 from nano3.model.lora.modules import Adapter, LoraExperts
 from nano3.model.lora.targets import HEAD
 from nano3.model.shards import is_sharded, local_part
+from nano3.model.stage import adapter_stage, write_adapter_stage
 from nano3.reading import read_json
 
 WEIGHTS = "adapter_model.safetensors"
@@ -37,7 +38,8 @@ MAMBA_OUT = ".out_proj"
 
 
 def save_adapter(model: LM, folder: str | Path, base: str, extra: Callable[[Path], None] | None = None) -> None:
-    """Write the adapters of `model`; the folder appears whole or not at all, in the place of an older adapter.
+    """Write the adapters of `model` and what trained them (`model.stage`); the folder appears whole or not at all, in
+    the place of an older adapter.
 
     Under torch.distributed every rank must call; rank 0 writes, and a failure of it is raised on every rank.
 
@@ -61,11 +63,17 @@ def save_adapter(model: LM, folder: str | Path, base: str, extra: Callable[[Path
             a, b = _whole(adapter.A), _whole(adapter.B)
             tensors[f"{stem}.{A}.weight"] = a.flatten(0, -2).contiguous()
             tensors[f"{stem}.{B}.weight"] = (b.permute(1, 2, 0).flatten(1) if b.dim() == 3 else b).contiguous()
-    _on_main(lambda: _write(Path(folder), tensors, _config(model, base), extra))
+
+    def rest(temporary: Path) -> None:
+        write_adapter_stage(temporary, model.stage)
+        if extra is not None:
+            extra(temporary)
+
+    _on_main(lambda: _write(Path(folder), tensors, _config(model, base), rest))
 
 
 def load_adapter(model: LM, folder: str | Path) -> LoraReport:
-    """Put the adapters of a folder into `model`, which has none yet.
+    """Put the adapters of a folder into `model`, which has none yet and then is of their stage.
 
     Raises:
         UserError: the folder holds no LoRA adapter, one of another kind or of another model, or is damaged.
@@ -92,6 +100,7 @@ def load_adapter(model: LM, folder: str | Path) -> LoraReport:
         for adapter in module.adapters():
             own = name if adapter.name == "weight" else f"{name}.{adapter.name}"
             _fill(adapter, *_matrices(found[own], stored, adapter, folder))
+    model.stage = adapter_stage(folder) or model.stage
     return report
 
 
@@ -245,7 +254,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _write(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any], extra: Any) -> None:
+def _write(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any], rest: Callable[[Path], None]) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; give a folder to save the adapter in")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / ADAPTER_CONFIG).is_file():
@@ -254,8 +263,7 @@ def _write(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any], ext
         save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
         usual_mode(temporary / WEIGHTS)
         (temporary / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        if extra is not None:
-            extra(temporary)
+        rest(temporary)
 
 
 def _whole(tensor: Tensor) -> Tensor:

@@ -16,13 +16,15 @@ from nano3.model.lora.merge import merge
 REWRITTEN = ("config.json", "*.safetensors", "*.safetensors.index.json", "hf_quant_config.json")
 OF_THE_MODEL = ("README.md", "LICENSE*")
 """Files that are about the model or the adapter alone."""
-TOKENIZER = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+OF_THE_TEXT = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+OF_THE_TEXT += ("generation_config.json",)
+"""What an adapter was trained with."""
 
 
 def merge_folder(adapter: Path, base: str | Path, out: Path) -> LoraReport:
     """Write the model in `base` with the adapter added to its weights: W + alpha/r * B A, computed in float32 and
     rounded once to the type of W. Tokenizer, chat template and generation settings come along; an adapter's own
-    tokenizer wins.
+    win, and the model is of the adapter's stage.
 
     Args:
         adapter: PEFT's folder.
@@ -42,7 +44,7 @@ def merge_folder(adapter: Path, base: str | Path, out: Path) -> LoraReport:
             if _matches(file, EXPECTED_NAMES) and not _matches(file, REWRITTEN + OF_THE_MODEL):
                 shutil.copy(file, new / file.name)
         for file in adapter.iterdir():
-            if _matches(file, TOKENIZER):
+            if _matches(file, OF_THE_TEXT):
                 shutil.copy(file, new / file.name)
 
     save(model, out, extra=copy_rest)
