@@ -6,8 +6,8 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,14 @@ from nano3.engine.output import Output
 from nano3.engine.protocol import GenerationEngine, run
 from nano3.engine.request import Request, Sampling, ThinkingBudget
 from nano3.engine.sequence_sampler import derive_seed
+from nano3.rl.asking import ask_all
 from nano3.rl.batch import TrainingSample
-from nano3.rl.environments.base import Environment, EnvironmentFaultError, Message, MultiTurn, Reward, Rollout, Task
+from nano3.rl.environments.base import Environment, Message, MultiTurn, Reward, Rollout, Task
 
 TOKENS_TO_ANSWER = 1
 """Room that a turn needs in the context."""
+PROMPT, ENGINE = "prompt too long", "engine"
+"""Kinds of faults that are not the environment's."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ class RolloutSettings:
     """Variables of the chat template, as enable_thinking."""
     workers: int = 4
     """Threads in which environments answer and measure."""
+    environment_seconds: float = 600.0
+    """For one answer or reward of an environment; without it in time, the sample has a fault."""
 
 
 @dataclass
@@ -80,7 +85,7 @@ class Sample:
     """(MoE blocks, T - 1, K)."""
     reward: Reward | None = None
     fault: str = ""
-    """Kind of the environment's fault, where it has no reward."""
+    """Why it has no reward, in a word or two: the environment's fault, or the engine's."""
     fault_message: str = ""
     thinking_open: bool = False
     """The next answer begins inside a thinking part."""
@@ -152,44 +157,76 @@ class RolloutWorker:
     def draw(self, tasks: Sequence[tuple[Environment, Task]], run_seed: int, step: int) -> list[Group]:
         """A group for each task, with rewards.
 
-        Turns are taken together: all samples answer, then all environments do.
+        Turns are taken together: all samples answer, then all environments do. A prompt that leaves no room for an
+        answer and a request on which the engine fails are faults of their groups.
 
         Raises:
-            UserError: a prompt leaves no room for an answer, or the engine fails on a request.
+            UserError: that holds for all groups.
         """
         groups = self._first_turn(tasks, run_seed, step)
-        with ThreadPoolExecutor(self.settings.workers, thread_name_prefix="nano3-environment") as pool:
-            environments = [environment for environment, _ in tasks]
-            going = [(i, sample) for i, group in enumerate(groups) for sample in group.samples]
-            while going:
-                steps = list(pool.map(lambda entry: _following(environments[entry[0]], entry[1]), going))
-                answered = [(entry, found) for entry, found in zip(going, steps, strict=True) if found]
-                going = self._next_turn(answered, run_seed, step)
-            all_samples = [(environments[i], sample) for i, group in enumerate(groups) for sample in group.samples]
-            list(pool.map(lambda entry: _measure(*entry), all_samples))
+        environments = [environment for environment, _ in tasks]
+        going = [(i, sample) for i, group in enumerate(groups) for sample in group.samples]
+        while going:
+            going = self._next_turn(self._step(environments, going), run_seed, step)
+        if groups and all(group.fault in (PROMPT, ENGINE) for group in groups):
+            raise UserError(f"rollouts: {next(s.fault_message for s in groups[0].samples if s.fault)}")
+        self._measure([(environments[i], sample) for i, group in enumerate(groups) for sample in group.samples])
         return groups
+
+    def _step(
+        self, environments: Sequence[Environment], going: Sequence[tuple[int, Sample]]
+    ) -> list[tuple[tuple[int, Sample], Sequence[Message]]]:
+        """The samples that go on, with what their environments answered."""
+        asked = [
+            (i, sample, environment) for i, sample in going
+            if isinstance(environment := environments[i], MultiTurn) and not (sample.truncated or sample.fault)
+        ]  # fmt: skip
+        found = self._ask([(s, partial(environment.step, s.task, s.rollout)) for _, s, environment in asked])
+        answered = []
+        for (i, sample, _), messages in zip(asked, found, strict=True):
+            if messages and not _are_messages(messages):
+                sample.fault, sample.fault_message = "no messages", f"step gave {messages!r:.200}"
+            elif messages:
+                answered.append(((i, sample), messages))
+        return answered
+
+    def _measure(self, samples: Sequence[tuple[Environment, Sample]]) -> None:
+        asked = [(environment, sample) for environment, sample in samples if not sample.fault]
+        found = self._ask([(s, partial(environment.verify, s.task, s.rollout)) for environment, s in asked])
+        for (_, sample), reward in zip(asked, found, strict=True):
+            if isinstance(reward, Reward):
+                sample.reward = reward
+            elif not sample.fault:
+                sample.fault, sample.fault_message = "no reward", f"verify gave {reward!r:.200}"
+
+    def _ask(self, questions: Sequence[tuple[Sample, Callable[[], Any]]]) -> list[Any]:
+        """The environments' answers; None where there is a fault, which is noted in the sample."""
+        own = self.settings
+        answers = ask_all([question for _, question in questions], own.workers, own.environment_seconds)
+        for (sample, _), answer in zip(questions, answers, strict=True):
+            sample.fault, sample.fault_message = answer.fault, answer.message
+        return [answer.value for answer in answers]
 
     def _first_turn(self, tasks: Sequence[tuple[Environment, Task]], run_seed: int, step: int) -> list[Group]:
         prompts = [self.encoder.encode(task.messages, task.tools, **self.settings.template) for _, task in tasks]
-        requests = []
-        for i, (prompt, (_, task)) in enumerate(zip(prompts, tasks, strict=True)):
+        groups = [
+            Group(environment.name, task, [
+                _begun(task, k, seed_of(run_seed, step, i, k), prompt) for k in range(self.settings.group)
+            ])
+            for i, ((environment, task), prompt) in enumerate(zip(tasks, prompts, strict=True))
+        ]  # fmt: skip
+        asked, requests = [], []
+        for i, (prompt, group) in enumerate(zip(prompts, groups, strict=True)):
             room = self._room(len(prompt.ids))
             if room < TOKENS_TO_ANSWER:
-                raise UserError(
-                    f"rollouts: the prompt of task {task.id} has {len(prompt.ids)} tokens, which leaves no room for an "
-                    f"answer in a context of {self.engine.max_context}; leave the task out, or raise the context"
-                )
+                _refuse_prompt(group, len(prompt.ids), self.engine.max_context)
+                continue
             seed = seed_of(run_seed, step, i)
             requests.append(self._request(f"rollout-{step}-{i}", prompt.ids, prompt, seed, room, self.settings.group))
-        outputs = run(self.engine, requests)
-        groups = []
-        for i, ((environment, task), prompt) in enumerate(zip(tasks, prompts, strict=True)):
-            samples = []
-            for k, output in enumerate(outputs[i]):
-                sample = _begun(task, k, seed_of(run_seed, step, i, k), prompt)
+            asked.append(group)
+        for group, outputs in zip(asked, run(self.engine, requests), strict=True):
+            for sample, output in zip(group.samples, outputs, strict=True):
                 self._add(sample, output)
-                samples.append(sample)
-            groups.append(Group(environment.name, task, samples))
         return groups
 
     def _next_turn(
@@ -200,7 +237,11 @@ class RolloutWorker:
         for (i, sample), messages in answered:
             if sample.turns >= self.settings.max_turns:
                 continue
-            following = self.encoder.encode_following(messages, sample.task.tools, **self.settings.template)
+            try:
+                following = self.encoder.encode_following(messages, sample.task.tools, **self.settings.template)
+            except UserError as error:
+                sample.fault, sample.fault_message = "no messages", str(error)
+                continue
             room = self._room(len(sample.ids) + len(following.ids))
             if room < TOKENS_TO_ANSWER:
                 sample.truncated = True
@@ -229,7 +270,8 @@ class RolloutWorker:
     def _add(self, sample: Sample, output: Output) -> None:
         """The answer of one turn."""
         if output.finish == "error":
-            raise UserError(f"rollouts: the engine fails on task {sample.task.id}: {output.error}")
+            sample.fault, sample.fault_message = ENGINE, f"the engine fails on task {sample.task.id}: {output.error}"
+            return
         forced = output.forced
         sample.ids = np.concatenate([sample.ids, output.token_ids])
         sample.drawn = np.concatenate([sample.drawn, ~forced])
@@ -238,7 +280,7 @@ class RolloutWorker:
         sample.log_probs = np.concatenate([sample.log_probs, log_probs])
         sample.truncated = output.finish == "length"
         sample.weights_version, sample.experts = output.weights_version, output.experts
-        sample.messages.append(_message(output.text, sample))
+        sample.messages.append(_message(output.text, sample, sample.truncated))
         sample.turns += 1
 
 
@@ -257,7 +299,7 @@ def pass_rates(groups: Sequence[Group]) -> dict[str, dict[str, float]]:
 
 
 def faults(groups: Sequence[Group]) -> Counter[str]:
-    """How many groups were dropped, by environment and kind of fault."""
+    """How many groups were dropped, by environment and kind of fault, the engine's included."""
     return Counter(f"{group.environment}: {group.fault}" for group in groups if group.fault)
 
 
@@ -278,10 +320,12 @@ def _append_given(sample: Sample, following: ChatPrompt, messages: Sequence[Mess
     sample.thinking_open = following.thinking_open
 
 
-def _message(text: str, sample: Sample) -> Message:
+def _message(text: str, sample: Sample, cut_off: bool) -> Message:
     """An answer as an assistant message."""
     ids: Callable[[], str] = iter(f"call_{sample.turns}_{i}" for i in range(len(text) + 1)).__next__
-    parsed = parse_output(text, sample.task.tools, thinking_open=sample.thinking_open, new_id=ids)
+    parsed = parse_output(
+        text, sample.task.tools, cut_off=cut_off, thinking_open=sample.thinking_open, new_id=ids
+    )  # fmt: skip
     message: dict[str, Any] = {"role": "assistant", "content": parsed.content}
     if parsed.reasoning:
         message["reasoning_content"] = parsed.reasoning
@@ -293,24 +337,14 @@ def _message(text: str, sample: Sample) -> Message:
     return message
 
 
-def _following(environment: Environment, sample: Sample) -> Sequence[Message]:
-    """What the environment answers; nothing where the rollout is over."""
-    if sample.truncated or not isinstance(environment, MultiTurn):
-        return []
-    return _guarded(sample, lambda: environment.step(sample.task, sample.rollout)) or []
+def _are_messages(value: Any) -> bool:
+    return isinstance(value, Sequence) and all(isinstance(message, Mapping) for message in value)
 
 
-def _measure(environment: Environment, sample: Sample) -> None:
-    if not sample.fault:
-        sample.reward = _guarded(sample, lambda: environment.verify(sample.task, sample.rollout))
-
-
-def _guarded(sample: Sample, ask: Callable[[], Any]) -> Any:
-    """What an environment says; its faults are noted, those that it did not foresee by the name of their type."""
-    try:
-        return ask()
-    except EnvironmentFaultError as error:
-        sample.fault, sample.fault_message = error.kind, str(error)
-    except Exception as error:
-        sample.fault, sample.fault_message = type(error).__name__, str(error)
-    return None
+def _refuse_prompt(group: Group, tokens: int, context: int) -> None:
+    for sample in group.samples:
+        sample.fault = PROMPT
+        sample.fault_message = (
+            f"the prompt of task {group.task.id} has {tokens} tokens, which leaves no room for an answer in a context "
+            f"of {context}; leave the task out, or raise the context"
+        )

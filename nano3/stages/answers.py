@@ -106,7 +106,10 @@ def answer(engine: Engine, encoder: ChatEncoder, tasks: Sequence[Task], max_toke
         requests = [Request(f"{i}-{step}", prompt.ids, sampling) for i, prompt in prompts.items()]
         open_tasks = []
         for (i, prompt), (output,) in zip(prompts.items(), run(engine, requests), strict=True):
-            replies[i].append(_message(output.text, tasks[i], prompt))
+            cut_off = output.finish == "length"
+            replies[i].append(_message(output.text, tasks[i], prompt, cut_off))
+            if cut_off:
+                continue
             if results := find_generator(tasks[i].generator).respond(tasks[i].truth, replies[i]):
                 replies[i] += results
                 open_tasks.append(i)
@@ -115,9 +118,11 @@ def answer(engine: Engine, encoder: ChatEncoder, tasks: Sequence[Task], max_toke
     return replies
 
 
-def _message(text: str, task: Task, prompt: ChatPrompt) -> dict[str, Any]:
+def _message(text: str, task: Task, prompt: ChatPrompt, cut_off: bool) -> dict[str, Any]:
     """An output as the assistant's message."""
-    parsed = parse_output(text, task.tools, thinking_open=prompt.thinking_open, parse_tools=bool(task.tools))
+    parsed = parse_output(
+        text, task.tools, cut_off=cut_off, thinking_open=prompt.thinking_open, parse_tools=bool(task.tools)
+    )
     calls = [
         {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
         for call in parsed.tool_calls

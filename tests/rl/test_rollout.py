@@ -243,3 +243,20 @@ def test_calls_of_tools_come_from_the_drawn_text(engine, monkeypatch):
         assert "<tool_response>" in engine.tokenizer.decode(sample.ids.tolist())
         json.dumps(sample.messages)
     assert Rollout(tuple(finished[0].messages)).calls
+
+
+def test_a_call_that_its_limit_cut_off_is_not_made(engine, monkeypatch):
+    """The text stands in for a model that can write calls; which samples are cut off is the engine's word."""
+    written = "<tool_call>\n<function=run>\n<parameter=command>\nrm -r notes"
+    monkeypatch.setattr("nano3.engine.output.Output.text", property(lambda output: written))
+
+    class Shell(Asking):
+        name = "shell"
+
+        def verify(self, task, rollout):
+            return Reward(float(any(arguments is not None for _, arguments in rollout.calls)))
+
+    groups = RolloutWorker(engine, replace(SETTINGS, max_tokens=3)).draw(pairs(Shell(n=4)), 3, 0)
+    assert {sample.truncated for sample in samples_of(groups)} == {True, False}
+    for sample in samples_of(groups):
+        assert sample.reward == Reward(0.0 if sample.truncated else 1.0)

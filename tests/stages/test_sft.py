@@ -198,11 +198,17 @@ def test_tools_are_carried_out_between_the_answers(finished, monkeypatch):
     from nano3.data.tasks.catalogue import check
 
     assert check("tool", task.truth, replies) == 1.0
+    cut_off = _Output(_text(task.solution[0]).removesuffix("</function>\n</tool_call>\n"), "length")
+    monkeypatch.setattr("nano3.stages.answers.run", lambda engine, requests: [[cut_off]])
+    (replies,) = answer(engine, ChatEncoder(tokenizer), [task], 8)
+    assert [message["role"] for message in replies] == ["assistant"]
+    assert check("tool", task.truth, replies) == 0.0
 
 
 @dataclasses.dataclass
 class _Output:
     text: str
+    finish: str = "stop"
 
 
 def _text(message):

@@ -147,11 +147,20 @@ class OutputParser:
             yield replace(delta, content=self._strays.push(delta.content)) if self._strays and delta.content else delta
 
 
-def parse_output(text: str, tools: Sequence[Mapping[str, Any]] | None = None, **options: Any) -> ParsedOutput:
-    """A whole output at once; `options` are those of `OutputParser`."""
+def parse_output(
+    text: str, tools: Sequence[Mapping[str, Any]] | None = None, *, cut_off: bool = False, **options: Any
+) -> ParsedOutput:
+    """A whole output at once.
+
+    Args:
+        text: of the output.
+        tools: as `OutputParser`.
+        cut_off: the output ended at its limit: the arguments of a call that is open then are no whole JSON.
+        options: the others of `OutputParser`.
+    """
     parser = OutputParser(tools, **options)
     output = ParsedOutput()
-    for delta in parser.push(text) + parser.finish():
+    for delta in parser.push(text) + parser.finish(cut_off):
         output.add(delta)
     return output
 

@@ -421,3 +421,11 @@ def test_a_bare_call_in_an_open_thinking_part_can_be_left_to_it():
     assert len(whole.tool_calls) == 1
     after = parse_output(f"so</think>{bare}", tools, thinking_open=True, bare_calls_in_thinking=False)
     assert len(after.tool_calls) == 1
+
+
+def test_a_call_that_the_limit_cut_off_stays_open():
+    whole = parse_output(WHOLE, TOOLS, thinking_open=False, cut_off=True).tool_calls
+    assert all(json.loads(call.arguments) for call in whole)
+    [call] = parse_output(WHOLE[: WHOLE.index("</parameter>")], TOOLS, thinking_open=False, cut_off=True).tool_calls
+    with pytest.raises(ValueError, match=r"Expecting|Unterminated"):
+        json.loads(call.arguments)

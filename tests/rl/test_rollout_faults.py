@@ -1,0 +1,131 @@
+"""What one environment, one prompt or one request gets wrong costs its group, not the run."""
+
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+
+from nano3.config.errors import UserError
+from nano3.engine.engine import Engine
+from nano3.engine.protocol import ends_of_text
+from nano3.rl.asking import ask_all
+from nano3.rl.environments.base import EnvironmentFaultError, Reward, Task, user
+from nano3.rl.environments.registry import Source
+from nano3.rl.rollout import RolloutSettings, RolloutWorker, faults
+from nano3.rl.rollout_files import read_rollouts, save_rollouts
+
+SETTINGS = RolloutSettings(group=2, max_tokens=6, workers=2, template={"enable_thinking": False})
+
+
+class Fixed:
+    """Tasks of these prompts, each answer worth what is given."""
+
+    name = "fixed"
+
+    def __init__(self, prompts, worth=None):
+        self.prompts, self.worth = prompts, worth or {}
+
+    def tasks(self):
+        return [Task(f"t{i}", user(prompt)) for i, prompt in enumerate(self.prompts)]
+
+    def verify(self, task, rollout):
+        return self.worth.get(task.id, Reward(1.0))
+
+
+class Asking(Fixed):
+    """Answers the first turn as given."""
+
+    def step(self, task, rollout):
+        return self.worth.get(task.id, [])
+
+    def verify(self, task, rollout):
+        return Reward(1.0)
+
+
+@pytest.fixture
+def engine(model, tokenizer):
+    ends = frozenset(range(0, tokenizer.vocab_size, 3)) | ends_of_text(tokenizer)
+    made = Engine(model, tokenizer, memory=32 << 20, page_size=8, max_context=96, eos_ids=ends)
+    yield made
+    made.close()
+
+
+def draw(engine, environment, **changes):
+    tasks = [(environment, task) for task in environment.tasks()]
+    return RolloutWorker(engine, replace(SETTINGS, **changes)).draw(tasks, 1, 0)
+
+
+@pytest.mark.parametrize("worth", [1.0, None, (1.0, "right")])
+def test_what_is_no_reward_is_a_fault_of_its_group(engine, worth):
+    class Wrong(Fixed):
+        def verify(self, task, rollout):
+            return worth if task.id == "t1" else Reward(1.0)
+
+    groups = draw(engine, Wrong(["a", "b", "c"]))
+    assert [group.fault for group in groups] == ["", "no reward", ""]
+    assert faults(groups) == {"fixed: no reward": 1}
+
+
+@pytest.mark.parametrize(
+    "answer", ["more", [3], [{"role": "nobody", "content": "x"}], [{"role": "user", "content": 3}]]
+)
+def test_what_are_no_messages_is_a_fault_of_its_group(engine, answer):
+    groups = draw(engine, Asking(["a", "b"], {"t1": answer}), group=6)
+    assert [group.fault for group in groups] == ["", "no messages"]
+
+
+def test_a_prompt_that_fills_the_context_is_a_fault_of_its_group(engine, tmp_path):
+    groups = draw(engine, Fixed(["a", "the lazy dog " * 60, "c"]))
+    assert [group.fault for group in groups] == ["", "prompt too long", ""]
+    assert "task t1 has" in groups[1].samples[0].fault_message
+    assert groups[0].rewards == groups[2].rewards == [1.0, 1.0]
+    path = save_rollouts(tmp_path, 0, groups, {"fixed": Source("fixed", "tests", "1", "0" * 64)})
+    assert [saved.fault for saved in read_rollouts(path)][2:4] == ["prompt too long"] * 2
+
+
+def test_a_request_that_fails_is_a_fault_of_its_group(model, tokenizer, engine):
+    [broken] = set(tokenizer.encode("~")) - set(tokenizer.encode("abc"))
+    model.embeddings.weight.data[broken] = float("nan")
+    groups = draw(engine, Fixed(["a", "~", "c"]))
+    assert [group.fault for group in groups] == ["", "engine", ""]
+    with pytest.raises(UserError, match="the engine fails on task t0: the model gave no number"):
+        draw(engine, Fixed(["~"]))
+
+
+def test_an_environment_that_hangs_is_a_fault_of_its_group(engine):
+    released = threading.Event()
+
+    class Hanging(Fixed):
+        def verify(self, task, rollout):
+            if task.id == "t0":
+                released.wait(30)
+            return Reward(1.0)
+
+    groups = draw(engine, Hanging(["a", "b", "c"]), workers=1, environment_seconds=0.2)
+    released.set()
+    assert [group.fault for group in groups] == ["time", "", ""]
+    assert "0.2 seconds" in groups[0].samples[0].fault_message
+
+
+def test_questions_are_asked_by_so_many_threads_and_answered_in_order():
+    running, most, lock = 0, 0, threading.Lock()
+
+    def question(number):
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.01 * (number % 3))
+        with lock:
+            running -= 1
+        if number == 4:
+            raise EnvironmentFaultError("judge", "no answer")
+        return 1 // (number - 5)
+
+    answers = ask_all([lambda number=number: question(number) for number in range(9)], 3, 30.0)
+    assert [answer.value for answer in answers] == [1 // (n - 5) if n not in (4, 5) else None for n in range(9)]
+    assert answers[4][1:] == ("judge", "no answer")
+    assert answers[5].fault == "ZeroDivisionError"
+    assert most == 3
+    assert ask_all([], 3, 1.0) == []
