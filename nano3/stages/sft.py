@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -13,13 +12,12 @@ from nano3.config.errors import UserError
 from nano3.config.presets import to_toml
 from nano3.config.sft import SftConfig
 from nano3.data.chat.rows import Rows
-from nano3.data.chat.sets import REJECTS, SetReport, open_sets, set_sources, write_sets
+from nano3.data.chat.sets import set_sources
 from nano3.data.chat.steps import ChatSteps, HeldoutRows, TrainingSet
 from nano3.data.tokens.steps import Plan
 from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.data.tokens.vocabulary import CHAT_TOKENS
-from nano3.files import LOCK, atomic_folder, exclusive, write_atomic
-from nano3.installation import which_nano3
+from nano3.files import exclusive, write_atomic
 from nano3.model.find import model_folder
 from nano3.model.hf.folder import fill, read_config
 from nano3.reading import read_json
@@ -39,6 +37,7 @@ from nano3.stages.run_folder import (
 )
 from nano3.stages.settings import check_settings
 from nano3.stages.sft_outcome import SftResult
+from nano3.stages.sft_rows import prepare_rows
 from nano3.stages.sft_tokenizer import find_tokenizer
 from nano3.stages.start import check_weights
 from nano3.train.freeze import frozen_names
@@ -48,8 +47,6 @@ from nano3.train.trainer import Trainer
 from nano3.train.world import World, attempt
 
 STAGE = "sft"
-ROWS, REPORT = "rows", "data.json"
-"""In the run folder: the encoded rows, and what became of each data set."""
 
 
 def main(
@@ -86,7 +83,7 @@ def main(
         tokenizer = _tokenizer(cfg, source, run_dir / TOKENIZER if resume else None)
         cfg = with_token_ids(cfg, tokenizer)
         with exclusive(run_dir) if world.is_main else nullcontext():
-            reports, sets = _prepare(cfg, tokenizer, run_dir, fresh, world)
+            reports, sets = prepare_rows(cfg, tokenizer, run_dir, fresh, world)
             steps = _steps(cfg, sets, tokenizer, world)
             trainer = _trainer(cfg, steps, sets, tokenizer, run_dir, progress, world)
             if not resume or trainer.resume() is None:
@@ -122,41 +119,6 @@ def _check(cfg: SftConfig, begins_from: Path | None, world: World) -> None:
 def _tokenizer(cfg: SftConfig, source: Path, kept: Path | None) -> Tokenizer:
     """That of the run to resume, else of the settings or the model."""
     return Tokenizer.load(kept) if kept is not None and kept.is_dir() else find_tokenizer(cfg.data.tokenizer, source)
-
-
-def _prepare(
-    cfg: SftConfig, tokenizer: Tokenizer, run_dir: Path, fresh: bool, world: World
-) -> tuple[list[SetReport], dict[str, Rows]]:
-    """The rows of each data set: the main rank encodes them, the others read them."""
-    reports: list[SetReport] = []
-    # Before the first checkpoint the folder has nothing that is worth keeping where the data cannot be used.
-    empty = fresh and not (run_dir / "config.toml").exists()
-    try:
-        if world.is_main:
-            say(which_nano3())
-            say(f"preparing data: {', '.join(set_sources(cfg.data))}")
-        world.agree(attempt(lambda: reports.extend(_write(cfg, tokenizer, run_dir))) if world.is_main else None)
-        return reports, open_sets(cfg.data, run_dir / ROWS)
-    except BaseException:
-        if world.is_main and empty:
-            _take_back(run_dir)
-        raise
-
-
-def _take_back(run_dir: Path) -> None:
-    """Remove what a run wrote that could not begin, and the folder if nothing else is in it."""
-    shutil.rmtree(run_dir / ROWS, ignore_errors=True)
-    for name in (REJECTS, REPORT, LOCK):
-        (run_dir / name).unlink(missing_ok=True)
-    with suppress(OSError):
-        run_dir.rmdir()
-
-
-def _write(cfg: SftConfig, tokenizer: Tokenizer, run_dir: Path) -> list[SetReport]:
-    with atomic_folder(run_dir / ROWS) as folder, (run_dir / REJECTS).open("w", encoding="utf-8") as rejects:
-        reports = write_sets(cfg, tokenizer, folder, rejects, say)
-    write_atomic(run_dir / REPORT, json.dumps([report.values() for report in reports], indent=1) + "\n")
-    return reports
 
 
 def _steps(cfg: SftConfig, sets: dict[str, Rows], tokenizer: Tokenizer, world: World) -> ChatSteps:

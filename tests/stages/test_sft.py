@@ -132,8 +132,11 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(finished, base, tmp_path,
         patch.setattr(Trainer, "_step", die)
         with pytest.raises(Stopped):
             run(folder, base)
+    rows = (folder / "rows").stat().st_ino
     result = main(load_sft(str(folder)), folder, resume=True, progress=Silent())
     assert result.training.step == 4
+    assert (folder / "rows").stat().st_ino == rows  # not made again
+    assert [report.values() for report in result.sets] == read_json(folder / "data.json")
     assert steps_of(folder) == steps_of(whole)
     theirs = weights(whole)
     assert all(torch.equal(value, theirs[name]) for name, value in weights(folder).items())

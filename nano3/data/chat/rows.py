@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nano3.config.errors import UserError
 from nano3.files import write_atomic
 from nano3.reading import read_json
 
@@ -89,6 +90,7 @@ class Rows:
     """
 
     def __init__(self, folder: Path) -> None:
+        """Raises UserError for a folder whose tokens are cut short."""
         with np.load(folder / INDEX) as index:
             ends = index["ends"]
             self._labels, self._records, self._turns = index["labels"], index["records"], index["turns"]
@@ -101,6 +103,8 @@ class Rows:
         self.places: np.ndarray = np.diff(self._starts) - 1
         size = int(self._starts[-1])
         self._words = np.memmap(folder / TOKENS, np.uint32, "r") if size else np.zeros(0, np.uint32)
+        if len(self._words) != size:
+            raise UserError(f"{folder / TOKENS}: is damaged, it holds {len(self._words):,} of {size:,} tokens")
 
     def __len__(self) -> int:
         return len(self.places)

@@ -15,8 +15,7 @@ import numpy as np
 from nano3.config.errors import UserError
 from nano3.config.generate import PREFIX
 from nano3.config.sft import ChatDataConfig, SftConfig
-from nano3.data.chat.conversation import RowError
-from nano3.data.chat.maker import RowMaker
+from nano3.data.chat.encoding import Encoders, Outcome
 from nano3.data.chat.records import Record, check_spec, read_records
 from nano3.data.chat.rows import Rows, RowWriter
 from nano3.data.tasks.catalogue import find_tasks, is_tasks
@@ -69,6 +68,22 @@ class SetReport:
             "reasoning": dict(self.reasoning),
             "skipped_files": dict(self.skipped.counts),
         }
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> SetReport:
+        """What `values` gave. Raises KeyError or TypeError for anything else."""
+        return cls(
+            values["name"],
+            records=values["records"],
+            rows=values["rows"],
+            heldout=values["heldout_rows"],
+            tokens=values["tokens"],
+            trained=values["trained_tokens"],
+            cut=values["cut"],
+            rejected=Counter(values["rejected"]),
+            reasoning=Counter(values["reasoning"]),
+            skipped=Skipped(Counter(values["skipped_files"])),
+        )
 
 
 def check_data(cfg: ChatDataConfig) -> None:
@@ -129,51 +144,59 @@ def _made(spec: str, cfg: ChatDataConfig) -> Iterator[Record]:
 
 
 def write_sets(
-    cfg: SftConfig, tokenizer: Tokenizer, folder: Path, rejects: IO[str], say: Callable[[str], None]
+    cfg: SftConfig,
+    tokenizer: Tokenizer,
+    folder: Path,
+    rejects: IO[str],
+    say: Callable[[str], None],
+    processes: int = 0,
 ) -> list[SetReport]:
     """Encode all data sets of the blend, a folder each below `folder`; a line of JSON in `rejects` for each row that is
-    left out.
+    left out. The rows are the same, in the same order, whatever the number of processes.
+
+    Args:
+        processes: that encode; 0: as many as there are cores.
 
     Raises:
         UserError: a data set that cannot be read or that leaves no row to train on, and with data.bad_rows = "error"
             the first row that is refused.
         FileNotFoundError: a path that is not there.
     """
-    sources, maker = set_sources(cfg.data), RowMaker(cfg, tokenizer)
-    reports = []
-    for name, specs in sources.items():
-        report = SetReport(name)
-        records = _told(set_records(specs, cfg.data, report.skipped), report, say)
-        _write_set(report, records, maker, folder / name, rejects)
-        say(report_line(report))
-        reports.append(report)
+    sources, reports = set_sources(cfg.data), []
+    with Encoders(cfg, tokenizer, processes) as encoders:
+        for name, specs in sources.items():
+            report = SetReport(name)
+            outcomes = encoders.outcomes(set_records(specs, cfg.data, report.skipped))
+            _write_set(report, _told(outcomes, report, say), cfg.data, folder / name, rejects)
+            say(report_line(report))
+            reports.append(report)
     return reports
 
 
-def _told(records: Iterator[Record], report: SetReport, say: Callable[[str], None]) -> Iterator[Record]:
-    """The records, with a line now and then on how many there were."""
+def _told(outcomes: Iterator[Outcome], report: SetReport, say: Callable[[str], None]) -> Iterator[Outcome]:
+    """What became of the records, with a line now and then on how many there were."""
     told = time.monotonic()
-    for record in records:
-        yield record
+    for outcome in outcomes:
+        yield outcome
         if time.monotonic() - told > TOLD_SECONDS:
             told = time.monotonic()
             say(f"{report.name}: {report.records:,} records read, {report.rows:,} rows so far")
 
 
-def _write_set(report: SetReport, records: Iterator[Record], maker: RowMaker, folder: Path, rejects: IO[str]) -> None:
+def _write_set(
+    report: SetReport, outcomes: Iterator[Outcome], cfg: ChatDataConfig, folder: Path, rejects: IO[str]
+) -> None:
     writer = RowWriter(folder)
-
-    def refuse(name: str, error: RowError) -> None:
-        if maker.cfg.data.bad_rows == "error":
-            raise UserError(f'{name}: {error} ({error.reason}; data.bad_rows = "reject" leaves such rows out)')
-        report.rejected[error.reason] += 1
-        report.first_problem = report.first_problem or f"{name}: {error}"
-        line = {"data": report.name, "row": name, "reason": error.reason, "detail": str(error)}
-        rejects.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-    for record in records:
+    for outcome in outcomes:
         report.records += 1
-        for row in maker.rows(record, refuse):
+        for name, reason, detail in outcome.refused:
+            if cfg.bad_rows == "error":
+                raise UserError(f'{name}: {detail} ({reason}; data.bad_rows = "reject" leaves such rows out)')
+            report.rejected[reason] += 1
+            report.first_problem = report.first_problem or f"{name}: {detail}"
+            line = {"data": report.name, "row": name, "reason": reason, "detail": detail}
+            rejects.write(json.dumps(line, ensure_ascii=False) + "\n")
+        for row in outcome.kept:
             writer.add(row.encoded, row.heldout)
             if row.heldout:
                 report.heldout += 1
@@ -182,7 +205,7 @@ def _write_set(report: SetReport, records: Iterator[Record], maker: RowMaker, fo
             report.tokens += row.encoded.places
             report.trained += int(row.encoded.trained[1:].sum())
             report.cut += row.cut
-            report.reasoning.update([row.turn.reasoning] if row.turn.reasoning else [])
+            report.reasoning.update([row.reasoning] if row.reasoning else [])
     writer.close()
     if not report.rows:
         reasons = _counted(report.rejected) or "all are held out" if report.records else "no records"

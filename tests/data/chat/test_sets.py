@@ -1,13 +1,26 @@
 """The data sets of a blend."""
 
+import dataclasses
 import io
 import json
+import sys
 
 import pytest
 
 from nano3.config.errors import UserError
 from nano3.config.presets import load_sft
-from nano3.data.chat.sets import check_data, open_sets, report_line, set_sources, write_sets
+from nano3.data.chat.encoding import Encoders
+from nano3.data.chat.identity import rows_identity
+from nano3.data.chat.sets import (
+    SetReport,
+    check_data,
+    open_sets,
+    report_line,
+    set_records,
+    set_sources,
+    write_sets,
+)
+from nano3.data.texts.skipped import Skipped
 
 GOOD = {"prompt": "question {}", "completion": "<think>so</think>answer"}
 BAD = [{"messages": [{"role": "user", "content": "hi"}]}, {"prompt": "a", "completion": "<think>open"}, {"text": "x"}]
@@ -94,6 +107,48 @@ def test_the_rows_are_the_same_every_time(tokenizer, tmp_path, chats):
         write(cfg, tokenizer, tmp_path / name)
     first, second = (open_sets(cfg.data, tmp_path / name) for name in ("a", "b"))
     assert [rows.fingerprint for rows in first.values()] == [rows.fingerprint for rows in second.values()]
+
+
+def test_processes_write_the_rows_that_one_writes(tokenizer, tmp_path, chats, monkeypatch):
+    """Among them refused ones, and one whose reasoning is cut and spells out special tokens: in the records' order."""
+    monkeypatch.setattr("nano3.data.chat.encoding.ALONE", 3)
+    forged = {"prompt": "a<|im_end|>b", "completion": f"<think>{'<|im_end|>' * 30}</think></s>c"}
+    chats.write_text(chats.read_text() + json.dumps(forged) + "\n")
+    always = ["reasoning.strip_fraction=0", "reasoning.truncate_fraction=1", "reasoning.budgets=[20]"]
+    cfg, found = config(chats, "data.heldout_fraction=0.2", "filters.window_repeats=0", *always), []
+    for name, processes in (("one", 1), ("two", 2)):
+        rejects, lines = io.StringIO(), []
+        reports = write_sets(cfg, tokenizer, tmp_path / name, rejects, lines.append, processes)
+        parts = {path.name: path.read_bytes() for path in (tmp_path / name).rglob("*") if path.is_file()}
+        found.append(([report.values() for report in reports], rejects.getvalue(), lines, parts))
+    assert found[0] == found[1]
+    assert found[0][0][0]["rows"] + found[0][0][0]["heldout_rows"] == 61
+
+
+def test_an_encoding_process_that_dies_ends_the_work_with_one_line(tokenizer, chats, monkeypatch):
+    monkeypatch.setattr("nano3.data.chat.encoding.ALONE", 1)
+    monkeypatch.setattr("nano3.data.chat.encoding.module_command", lambda name: [sys.executable, "-c", "exit(3)"])
+    cfg = config(chats)
+    with Encoders(cfg, tokenizer, 2) as encoders:
+        outcomes = encoders.outcomes(set_records([str(chats)], cfg.data, Skipped()))
+        with pytest.raises(UserError, match=r"a process that encodes rows ended \(exit code 3\)"):
+            list(outcomes)
+
+
+def test_a_report_is_read_as_it_was_written(tokenizer, tmp_path, chats):
+    report = write(config(chats), tokenizer, tmp_path / "rows")[0][0]
+    assert SetReport.of(json.loads(json.dumps(report.values()))).values() == report.values()
+
+
+def test_what_rows_are_made_of_tells_other_rows(tokenizer, chats):
+    before = rows_identity(config(chats), tokenizer)
+    assert rows_identity(config(chats, "data.blend={count=3, chats=2}", "train.steps=9"), tokenizer) == before
+    for other in ("data.seed=5", "data.pack_length=77", "filters.keywords=['x']", "reasoning.strip_fraction=0.2",
+                  "data.generated_rows=41", "data.blend={chats=1, sort=1}"):  # fmt: skip
+        assert rows_identity(config(chats, other), tokenizer) != before
+    assert rows_identity(config(chats), dataclasses.replace(tokenizer, chat_template="{{ 1 }}")) != before
+    chats.write_text(chats.read_text() + "{}\n")
+    assert rows_identity(config(chats), tokenizer) != before
 
 
 @pytest.mark.parametrize(
