@@ -1,10 +1,11 @@
-"""Programs in Python against tests, in the sandbox; what is expected never enters it."""
+"""Programs in Python against tests, in the sandbox; what is expected never enters it, and only digests come out."""
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import re
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 from nano3.config.errors import UserError
 from nano3.reading import parse_json
+from nano3.rl.environments import code_driver
 from nano3.rl.environments.base import NOTHING, EnvironmentFaultError, Reward, Rollout, Task, check_ids
 from nano3.rl.environments.rows import Row, column, read_rows, task_of
 from nano3.rl.sandbox.limits import Limits, SandboxError
@@ -22,31 +24,9 @@ MOST_TESTS = 50
 LONGEST = 100_000
 """Characters of a program."""
 _BLOCK = re.compile(r"```(?:python|py|python3)?[ \t]*\n(.*?)```", re.DOTALL | re.IGNORECASE)
-DRIVER = """
-import json, subprocess, sys
-seconds, tests = json.load(sys.stdin)
-CALL = (
-    "import json, sys\\n"
-    "names = {'__name__': 'solution'}\\n"
-    "exec(compile(open('solution.py').read(), 'solution.py', 'exec'), names)\\n"
-    "print('\\\\n' + json.dumps(eval(sys.argv[1], names)))"
-)
-for test in tests:
-    own = [CALL, test["call"]] if "call" in test else None
-    command = [sys.executable, "-I", *(["-c", *own] if own else ["solution.py"])]
-    try:
-        done = subprocess.run(command, input=test.get("stdin", ""), capture_output=True, text=True, timeout=seconds)
-        result = [done.returncode, done.stdout[:200000], done.stderr[-500:]]
-    except subprocess.TimeoutExpired:
-        result = [124, "", "no end in time"]
-    except Exception as error:
-        result = [125, "", type(error).__name__]
-    print(json.dumps(result), flush=True)
-    if result[0]:
-        break
-"""
-"""Runs in the sandbox, a process a test, up to the first that fails by itself; prints what each put out, a line each.
-The program can reach it, but does not know what it would have to print."""
+DRIVER = Path(code_driver.__file__)
+WALL = 5
+"""Times its CPU time that a program may take by the clock, so that a busy machine does not make a right one wrong."""
 
 
 class Code:
@@ -69,18 +49,20 @@ class Code:
         """
         Args:
             rows: a jsonl file or its rows; None: a few small tasks.
-            seconds_a_test, seconds: for one test, and for all of an answer's.
-            limits: of the sandbox, its time apart.
+            seconds_a_test, seconds: CPU time for one test, and for all of an answer's.
+            limits: of the sandbox, its times apart.
 
         Raises:
-            UserError: a row without tests.
+            UserError: a row without tests, or with a longer output than a program may write.
             SandboxError: this machine cannot hold programs in.
         """
-        found = BUILT_IN if rows is None else read_rows(rows)
-        self._tasks = [_task(row, f"environment code, row {i + 1}") for i, row in enumerate(found)]
+        found, limits = BUILT_IN if rows is None else read_rows(rows), limits or Limits()
+        where = "environment code, row"
+        self._tasks = [_task(row, f"{where} {i + 1}", limits.file_bytes) for i, row in enumerate(found)]
         check_ids(self._tasks, self.name)
-        self._sandbox = Sandbox(replace(limits or Limits(), seconds=seconds))
-        self._seconds_a_test, self._lock = seconds_a_test, threading.Lock()
+        # The driver bounds the CPU time of the programs; its own is a part of this.
+        self._sandbox = Sandbox(replace(limits, seconds=WALL * seconds, cpu_seconds=math.ceil(seconds) + 1))
+        self._seconds = [seconds_a_test, seconds, WALL]
 
     def tasks(self) -> Sequence[Task]:
         """All."""
@@ -92,10 +74,10 @@ class Code:
         if not program or len(program) > LONGEST:
             return NOTHING
         questions = [{k: v for k, v in test.items() if k in ("stdin", "call")} for test in task.truth]
-        asked = json.dumps([self._seconds_a_test, questions]).encode()
+        asked = json.dumps([*self._seconds, questions]).encode()
         files = {"solution.py": program.encode(errors="replace")}
         try:
-            done = self._sandbox.run_python(DRIVER, files=files, stdin=asked)
+            done = self._sandbox.run_python(DRIVER.read_text(), files=files, stdin=asked)
         except SandboxError as error:
             raise EnvironmentFaultError("sandbox", str(error)) from error
         results = _results(done.stdout)
@@ -122,33 +104,35 @@ def _results(output: bytes) -> list[Any]:
 
 
 def _passes(test: Mapping[str, Any], result: Any) -> bool:
-    if not (isinstance(result, list) and len(result) == 3 and result[0] == 0 and isinstance(result[1], str)):
-        return False
     if "stdout" in test:
-        return _lines(result[1]) == _lines(test["stdout"])
+        wanted = code_driver.digest_of_lines(io.StringIO(test["stdout"], newline=None))
+    else:
+        wanted = _digest_of_result(test["result"], "environment code")
+    return result == [0, wanted]
+
+
+def _digest_of_result(result: Any, where: str) -> str:
     try:
-        return _same(parse_json(result[1].rstrip("\n").rpartition("\n")[2]), test["result"])
-    except ValueError:
-        return False
+        return code_driver.digest_of_value(json.dumps(result))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: the result of a call is no JSON value: {error}") from error
 
 
-def _same(found: Any, wanted: Any) -> bool:
-    """Equal JSON values; true is not 1."""
-    return found == wanted and json.dumps(found, sort_keys=True) == json.dumps(wanted, sort_keys=True)
-
-
-def _lines(text: str) -> list[str]:
-    return [line.rstrip() for line in text.rstrip().splitlines()]
-
-
-def _task(row: Row, where: str) -> Task:
+def _task(row: Row, where: str, most_bytes: int) -> Task:
     tests = column(row, "tests", "unit_tests", where=where)
     tests = parse_json(tests) if isinstance(tests, str) else tests
     if isinstance(tests, Mapping) and "inputs" in tests:  # APPS and NeMo Gym: columns instead of rows
         tests = [{"stdin": i, "stdout": o} for i, o in zip(tests["inputs"], tests["outputs"], strict=True)]
     if not isinstance(tests, Sequence) or isinstance(tests, str) or not tests:
         raise UserError(f"{where}: tests is no list of tests")
-    return task_of(row, [_test(test, where) for test in tests[:MOST_TESTS]], where)
+    found = [_test(test, where) for test in tests[:MOST_TESTS]]
+    longest = max(len(test.get("stdout", "").encode(errors="replace")) for test in found)
+    if longest > most_bytes:
+        raise UserError(
+            f"{where}: a test expects {longest:,} bytes of output, and a program may write {most_bytes:,}: raise "
+            "file_bytes of the limits, or leave the row out"
+        )
+    return task_of(row, found, where)
 
 
 def _test(test: Any, where: str) -> dict[str, Any]:
@@ -157,6 +141,7 @@ def _test(test: Any, where: str) -> dict[str, Any]:
         if isinstance(stdout, str):
             return {"stdin": stdin or "", "stdout": stdout}
         if isinstance(test.get("call"), str) and "result" in test:
+            _digest_of_result(test["result"], where)
             return {"call": test["call"], "result": test["result"]}
     raise UserError(f"{where}: a test has stdin and stdout, or call and result")
 

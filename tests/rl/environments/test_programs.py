@@ -9,6 +9,8 @@ from nano3.rl.environments.base import Rollout
 from nano3.rl.environments.code import BUILT_IN, Code, last_program
 from nano3.rl.environments.formal_proof import _FORBIDDEN, FormalProof, _axioms, proof_of
 from nano3.rl.environments.terminal import Terminal
+from nano3.rl.sandbox.limits import Limits
+from nano3.rl.sandbox.sandbox import Sandbox
 
 needs_bwrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 
@@ -70,12 +72,43 @@ def test_hanging_programs(source):
 
 
 @needs_bwrap
+def test_a_right_program_with_much_output():
+    text = "".join(f"{n:06}\r\n" for n in range(40_000)) + "\n \n"  # 320,000 characters
+    tests = [{"stdin": "", "stdout": text}] * 5 + [{"call": "list(range(60_000))", "result": list(range(60_000))}]
+    made = Code([{"id": "long", "prompt": "q", "tests": tests}], seconds_a_test=20.0)
+    assert value(made, block("for n in range(40_000): print(f'{n:06}')"), "long") == 1.0
+    assert value(made, block("for n in range(1, 40_001): print(f'{n:06}')"), "long") == 0.0
+    with pytest.raises(UserError, match="expects 320,003 bytes of output, and a program may write 1,000"):
+        Code([{"prompt": "q", "tests": tests}], limits=Limits(file_bytes=1000))
+
+
+@needs_bwrap
+def test_time_is_that_of_the_processor():
+    tests = [{"stdin": "", "stdout": "done"}]
+    made = Code([{"id": "a", "prompt": "q", "tests": tests}], seconds_a_test=1.0)
+    left = "import os, time\nif os.fork() == 0: time.sleep(60)\ntime.sleep(1.2); print('done')"
+    assert value(made, block(left), "a") == 1.0
+    busy = "while time.process_time() < {}: pass"
+    child = f"import os, time\nif os.fork() == 0:\n    {busy.format(1.1)}\n    os._exit(0)\nos.wait(); print('done')"
+    assert value(made, block(child), "a") == 0.0
+    twice = Code([{"id": "a", "prompt": "q", "tests": tests * 2}], seconds=0.5)
+    assert value(twice, block(f"import time\n{busy.format(0.3)}\nprint('done')"), "a") == 0.0
+
+
+@needs_bwrap
+def test_the_order_of_a_set_is_the_same_in_all_runs():
+    order = Sandbox(Limits(seconds=20.0)).run_python("print(hash('word'))").stdout.decode()
+    made = Code([{"id": "a", "prompt": "q", "tests": [{"stdin": "", "stdout": order}] * 2}], seconds_a_test=20.0)
+    assert value(made, block("print(hash('word'))"), "a") == 1.0
+
+
+@needs_bwrap
 def test_at_most_50_tests_and_columns_of_others():
     tests = {"inputs": ["1\n"] * 60, "outputs": ["2"] * 50 + ["wrong"] * 10}
     made = Code([{"prompt": "q", "unit_tests": tests}], seconds=60.0)
     [task] = made.tasks()
     assert len(task.truth) == 50
-    for wrong in ([], "[]", [{}], [{"call": "f()"}]):
+    for wrong in ([], "[]", [{}], [{"call": "f()"}], [{"call": "f()", "result": float("nan")}]):
         with pytest.raises(UserError, match="row 1"):
             Code([{"prompt": "q", "tests": wrong}])
 
