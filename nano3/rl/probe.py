@@ -162,16 +162,22 @@ class Probe:
         self, rollouts: ProbeRollouts, model: Any, temperature: float, narrow: torch.dtype
     ) -> dict[str, Rounding]:
         rows, n_prompt = rollouts.rows, len(self.prompts[0])
+        n, before = len(rows), n_prompt - 1
         of_rows, of_prompts = rollouts.experts or (None, None)
 
         def score(replayed: bool) -> dict[str, Scored]:
-            given = (of_rows, of_prompts) if replayed else (None, None)
-            whole, ids = training_log_probs(model, rows, n_prompt, temperature, given[0])
-            prompts, prompt_ids = training_log_probs(model, rows[1:, :n_prompt], n_prompt, temperature, given[1])
-            return {
-                "generated": Scored(whole[:, n_prompt - 1 :].flatten(), _flat(ids)),
-                "prompt": Scored(prompts.flatten(), _flat(prompt_ids)),
-            }
+            if not replayed:
+                whole, ids = training_log_probs(model, rows, n_prompt, temperature)
+                of = {"generated": ids, "prompt": None if ids is None else ids[:, 1:, :before]}
+                parts = {"generated": whole[:, before:], "prompt": whole[1:, :before]}
+                return {name: Scored(part.flatten(), _flat(of[name])) for name, part in parts.items()}
+            # One pass: the rows again with the experts that their prompts had when these were scored alone.
+            assert rollouts.experts is not None, "who replays was told"
+            used, used_alone = rollouts.experts
+            given = torch.cat((used, torch.cat((used_alone, used[:, 1:, before:]), 2)), 1)
+            whole, _ = training_log_probs(model, torch.cat((rows, rows[1:])), n_prompt, temperature, given)
+            parts = {"generated": whole[:n, before:], "prompt": whole[n:, :before]}
+            return {name: Scored(part.flatten(), None) for name, part in parts.items()}
 
         engine = {
             "generated": Scored(rollouts.generated.flatten(), _flat(of_rows)),

@@ -3,9 +3,11 @@
 How far two right computations lie apart depends on the model: logits of 30 are rounded 30 times as coarsely as logits
 of 1, and a router near a tie chooses another expert. So the model is its own yardstick. The trainer scores the engine's
 tokens in float32 and in the rollouts' type, with the experts that the engine used (router replay): the engine has to be
-about as near to the float32 result as the trainer's own narrow one is. The choices of experts are compared apart, since
-a replayed choice hides a stale selection bias: again with how often the narrow pass chooses otherwise than the float32
-one.
+about as near to the float32 result as the trainer's own narrow one is, typically and at its farthest tokens. The
+choices of experts are compared apart, since a replayed choice hides a stale selection bias: again with how often the
+narrow pass chooses otherwise than the float32 one.
+
+An engine that does not tell its experts cannot be held to its farthest tokens: there a single wrong one goes unseen.
 """
 
 from __future__ import annotations
@@ -20,11 +22,16 @@ from torch import Tensor
 
 from nano3.model.lm import FLOAT32_SUFFIXES
 
-TIMES = 2.0
-"""How much larger than the yardstick a difference may be."""
-FLIPS = 0.05
-"""Share of the choices that may differ beside `TIMES` the yardstick's: prompts of a probe begin alike, so a few tokens
-near a tie are some per cent."""
+TIMES = 1.5
+"""How much larger than the yardstick a typical difference may be. Measured over 48 syncs of right engines (models of 4
+and 7 blocks, weights of deviation 0.02 to 0.6): 1.05 at most for the mean, 1.14 for the median."""
+FAR_TIMES = 3.0
+"""The same of the farthest tokens; measured: 1.31 for the largest, 1.21 for the quantile."""
+FAR = 0.9
+"""The quantile that stands for the farthest tokens where the engine does not tell its experts."""
+FLIPS, FLIP_TIMES = 0.05, 2.0
+"""Share of the choices that may differ beside `FLIP_TIMES` the yardstick's: prompts of a probe begin alike, so a few
+tokens near a tie are some per cent."""
 
 
 class Scored(NamedTuple):
@@ -53,6 +60,10 @@ class Rounding:
     other experts then make up the mean."""
     own: float
     """The same of the trainer's narrow pass: the yardstick."""
+    far: float
+    """|dlogp| of the engine at its farthest token, where it tells its experts; their 90% quantile where not."""
+    own_far: float
+    """The same of the trainer's narrow pass."""
     flips: float
     """Share of the engine's choices, from 0 to 1."""
     own_flips: float
@@ -61,11 +72,17 @@ class Rounding:
     @property
     def explains(self) -> bool:
         """Whether an engine with the trainer's weights may differ so; NaN may not."""
-        return self.engine <= TIMES * self.own and self.flips <= TIMES * self.own_flips + FLIPS
+        return self.explains_most and self.far <= FAR_TIMES * self.own_far
+
+    @property
+    def explains_most(self) -> bool:
+        """The same but for single tokens."""
+        return self.engine <= TIMES * self.own and self.flips <= FLIP_TIMES * self.own_flips + FLIPS
 
     def __str__(self) -> str:
         return (
-            f"|dlogp| to the float32 pass {self.engine:.2g}, where rounding makes {self.own:.2g}; "
+            f"|dlogp| to the float32 pass {self.engine:.2g}, far tokens {self.far:.2g}, where rounding makes "
+            f"{self.own:.2g} and {self.own_far:.2g}; "
             f"other experts {self.flips:.1%}, where rounding makes {self.own_flips:.1%}"
         )
 
@@ -95,8 +112,11 @@ def _compare(engine: Scored, free: list[Scored], replayed: list[Tensor]) -> Roun
     exact, narrow = replayed
     known = engine.expert_ids is not None or free[0].expert_ids is None
     typical = torch.mean if known else torch.median
-    distances = (typical((other - exact).abs()).item() for other in (engine.log_probs, narrow))
-    return Rounding(*distances, *(_share_of_others(part.expert_ids, free[0].expert_ids) for part in (engine, free[1])))
+    distances = [(other - exact).abs() for other in (engine.log_probs, narrow)]
+    near = (typical(each).item() for each in distances)
+    far = (each.quantile(1.0 if known else FAR).item() for each in distances)
+    flips = (_share_of_others(part.expert_ids, free[0].expert_ids) for part in (engine, free[1]))
+    return Rounding(*near, *far, *flips)
 
 
 def _share_of_others(ids: Tensor | None, chosen: Tensor | None) -> float:

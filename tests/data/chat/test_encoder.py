@@ -299,6 +299,38 @@ def test_no_template_without_the_tokens_that_mark_turns(tmp_path: Path) -> None:
     assert not (tmp_path / "chat_template.jinja").exists()
 
 
+@pytest.mark.parametrize("special", [False, True])
+def test_thinking_tags_are_tokens_where_an_assistant_wrote_them_and_text_elsewhere(
+    tokenizer: Tokenizer, template: ChatTemplate, special: bool
+) -> None:
+    import tokenizers
+
+    inner = tokenizers.Tokenizer.from_str(tokenizer.inner.to_str())
+    inner.encode_special_tokens = True
+    if special:
+        inner.add_special_tokens(["<think>", "</think>"])
+    own = dataclasses.replace(tokenizer, inner=inner)
+    ids = [own.token_id(tag) or -1 for tag in ("<think>", "</think>")]
+    tools = [{"name": "f", "description": "<think>", "parameters": {"properties": {"</think>": {}}}}]
+    messages = [
+        {"role": "system", "content": "close </think> each <think>"},
+        user("what does <think> open, and </think>?"),
+        assistant(reasoning_content="why", tool_calls=[call("f", {})]),
+        tool("<think>r</think>"),
+    ]
+    encoder = ChatEncoder(own)
+    prompt = encoder.encode(messages, tools)
+    assert own.decode(prompt.ids) == template.render(messages, tools)
+    assert [prompt.ids.count(tag) for tag in ids] == [2, 1]  # the assistant's thinking, and the one that begins
+    row = encoder.encode_training([*messages, assistant("a", reasoning_content="b")], tools)
+    assert [row.ids.count(tag) for tag in ids] == [2, 2]
+    following = encoder.encode_following([user("<think>")])
+    assert following.ids.count(ids[0]) == 1
+    # In a turn that is over the template finds the tags, and leaves out what is between them.
+    past = encoder.encode([user("q"), assistant("<think>b</think>c"), user("r")])
+    assert "b" not in own.decode(past.ids).rpartition("user\nq")[2]
+
+
 def test_turn_markers_become_single_tokens(tokenizer: Tokenizer, template: ChatTemplate) -> None:
     ids = tokenizer.encode(template.render([user("some words")]), special=True)
     assert ids.count(tokenizer.token_id("<|im_start|>") or -1) == 3
