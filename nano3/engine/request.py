@@ -29,7 +29,7 @@ class Grammar:
     after_thinking: bool = False
     """The thinking part is free: the grammar begins where the output says </think>."""
     opener: str = ""
-    """A text that ends the thinking part too, and begins the grammar with itself: <tool_call>."""
+    """A text that ends the thinking part too, and begins the grammar with itself: the head of a call."""
 
 
 @dataclass(frozen=True)

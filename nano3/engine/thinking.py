@@ -32,8 +32,8 @@ class ThinkingTracker:
         self.thinking_closed = False
         """Whether the output has said `</think>`, itself or by force, or the opener."""
         self.rest = ""
-        """Text after thinking in the token that ended it (a tokenizer may join `>` to what follows), behind the opener
-        where it was that."""
+        """Text after thinking in the token that ended it (a tokenizer may join `>` to what follows): without white
+        space around it after </think>, behind the opener where it was that."""
         self._budget = budget
         self._tokenizer = tokenizer
         self._open = budget is None or budget.open
@@ -65,7 +65,7 @@ class ThinkingTracker:
         self._n_thinking += 1
         ended, rest = self._saw(self._ends, token_id, text)
         if ended:
-            self.thinking_closed, self.rest = True, ended.removeprefix(CLOSE) + rest
+            self.thinking_closed, self.rest = True, rest.strip() if ended == CLOSE else ended + rest
         elif self._budget is not None and self._n_thinking >= self._budget.tokens and "\n" in text:
             self._force("")
         else:

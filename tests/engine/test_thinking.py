@@ -79,6 +79,19 @@ def test_text_joined_to_the_end_of_thinking_is_reported():
     assert tracker.rest == "{"
 
 
+def test_white_space_joined_to_an_opener_is_the_grammars():
+    inner = Tokenizer.train(["some text\n"], 263).inner
+    inner.add_tokens([AddedToken(text, special=False, normalized=False) for text in ("=f>\n", "</think>\n")])
+    joined = Tokenizer(inner, 2, 1, 0)
+    grammar = Grammar("lark", "start: /.*/", after_thinking=True, opener="<function=")
+    for text, rest in (("so <function=f>\n", "<function=f>\n"), ("so </think>\n", "")):
+        tracker = thinking_tracker(Sampling(grammar=grammar), joined)
+        for token in joined.encode(text):
+            tracker.accept(token)
+        assert tracker.thinking_closed
+        assert tracker.rest == rest
+
+
 def test_a_tracker_is_made_where_a_request_needs_one():
     grammar = Grammar("json_object", after_thinking=True)
     assert thinking_tracker(Sampling(), ONE_TOKEN) is None
@@ -91,8 +104,9 @@ def test_a_tracker_is_made_where_a_request_needs_one():
 
 @both
 def test_an_opener_ends_thinking_too_and_begins_the_grammar_with_itself(tokenizer):
-    grammar = Grammar("lark", "start: /.*/", after_thinking=True, opener="<tool_call>")
-    for text, rest in (("so <tool_call>", "<tool_call>"), ("so </think>", "")):
+    grammar = Grammar("lark", "start: /.*/", after_thinking=True, opener="<tool_call>\n<function=")
+    head = "<tool_call>\n<function="
+    for text, rest in ((f"so <tool_call> {head}", head), ("so <tool_call> </think>", "")):
         tracker = thinking_tracker(Sampling(grammar=grammar), tokenizer)
         *before, last = tokenizer.encode(text)
         for token in before:

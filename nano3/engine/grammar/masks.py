@@ -163,8 +163,7 @@ class GrammarMatcher:
             self._matcher.consume_token(token_id)
 
     def accept_text(self, text: str) -> None:
-        """Advance by text that came in one token with the end of thinking; white space is not the grammar's."""
-        text = text.strip()
+        """Advance by text that came in one token with the end of thinking."""
         if text:
             self._matcher.consume_tokens(self._compiler.vocabulary.tokenize_str(text))
 

@@ -39,7 +39,7 @@ def controlled_row(
     budget, grammar = control["thinking"], control["grammar"]
     sampling = Sampling(
         thinking=ThinkingBudget(*budget) if budget else None,
-        grammar=Grammar(*grammar, after_thinking=True) if grammar else None,
+        grammar=Grammar(*grammar) if grammar else None,
     )
     return SequenceSampler(
         sampling,

@@ -261,7 +261,8 @@ def _control(s: Sampling) -> dict[str, Any] | None:
     if (s.thinking is None) if s.grammar is None else not s.grammar.after_thinking:
         return None
     budget = s.thinking and [min(s.thinking.tokens, NEVER), min(s.thinking.grace, NEVER), s.thinking.open]
-    grammar = [s.grammar.kind, s.grammar.value] if s.grammar is not None else None
+    g = s.grammar
+    grammar = [g.kind, g.value, g.after_thinking, g.opener] if g is not None else None
     return {CONTROL: {"thinking": budget, "grammar": grammar}}
 
 

@@ -25,7 +25,7 @@ class ChatAnswer:
             thinking_open=plan.prompt.thinking_open,
             parse_tools=bool(plan.tools),
             # A grammar that is still to begin has no hold on those.
-            bare_calls_in_thinking=grammar is None or not grammar.opener,
+            loose_calls_in_thinking=grammar is None or not grammar.opener,
         )
         self._end_think = service.tokenizer.token_id(END_THINK)
         self._thinking = plan.prompt.thinking_open

@@ -15,7 +15,7 @@ from nano3.serve.chat.thinking_fields import thinking_of
 from nano3.serve.sampling import grammar_of, sampling_of
 from nano3.serve.schemas import ChatRequest, NamedTool, TokenizeRequest
 from nano3.serve.service import Service, new_id
-from nano3.serve.structured.tool_grammar import call_grammar, watched_grammar
+from nano3.serve.structured.tool_grammar import call_grammar, tag_ids, watched_grammar
 from nano3.serve.transport.errors import ApiError
 
 SWITCHES = ("enable_thinking", "truncate_history_thinking")
@@ -126,12 +126,14 @@ def _sampling(
         max_tokens=max_tokens,
         end_ids=service.turn_end_ids,
         log_probs=(body.top_logprobs or 0) if body.logprobs else None,
-        grammar=_grammar(body, prompt.thinking_open, tools),
+        grammar=_grammar(body, prompt.thinking_open, tools, tag_ids(service.tokenizer)),
         thinking=None if budget is None else ThinkingBudget(budget, open=prompt.thinking_open),
     )
 
 
-def _grammar(body: ChatRequest, after_thinking: bool, tools: list[dict[str, Any]]) -> Grammar | None:
+def _grammar(
+    body: ChatRequest, after_thinking: bool, tools: list[dict[str, Any]], tags: dict[str, int]
+) -> Grammar | None:
     answer = grammar_of(body, after_thinking)
     if not tools:
         return answer
@@ -144,8 +146,8 @@ def _grammar(body: ChatRequest, after_thinking: bool, tools: list[dict[str, Any]
     several = body.parallel_tool_calls is not False
     try:
         if body.tool_choice in (None, "auto") and answer is None:
-            return watched_grammar(tools, after_thinking=after_thinking)
-        return call_grammar(tools, several=several, after_thinking=after_thinking, answer=answer)
+            return watched_grammar(tools, after_thinking=after_thinking, tags=tags)
+        return call_grammar(tools, several=several, after_thinking=after_thinking, answer=answer, tags=tags)
     except UserError as error:
         raise ApiError(400, f"tools: {error}", param="tools", code="invalid_value") from error
 

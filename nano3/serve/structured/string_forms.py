@@ -29,7 +29,9 @@ NOT_ENFORCED = frozenset({
     "relative-json-pointer", "uri", "uri-reference", "uri-template",
 })  # fmt: skip
 """Formats of JSON Schema that are not enforced; any other name is a mere note."""
-_NO_CLOSING = r"~/(.|\n)*<\/parameter>(.|\n)*/"
+CLOSING = r"<\/parameter>"
+NEXT_TAG = r"[ \t\r\n]*<(parameter=|\/function>|\/tool_call>|tool_call>)"
+"""What makes a closing tag before it the end of a value, for Lark."""
 _PARTS = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|.", re.DOTALL)
 
 
@@ -66,14 +68,14 @@ def expressions(schema: Mapping[str, Any]) -> list[str]:
 
 
 def intersection(forms: list[str]) -> str:
-    """Lark expression of the texts that match all of them and hold no closing tag.
+    """Lark expression of the texts that match all of them and hold no tag that ends a value.
 
     Raises:
         NotEnforcedError: an expression is not understood, or no text matches all.
     """
     import llguidance
 
-    lark = f"({' & '.join(f'/{llguidance.regex_to_lark(form)}/' for form in forms)} & {_NO_CLOSING})"
+    lark = f"({' & '.join(f'/{llguidance.regex_to_lark(form)}/' for form in forms)} & {without(CLOSING)})"
     grammar = llguidance.LLMatcher.grammar_from_lark(f"start: TEXT\nTEXT: {lark}")
     matcher = llguidance.LLMatcher(_bytes_tokenizer(), grammar, log_level=0)
     if not matcher.is_error() and not matcher.is_accepting():
@@ -83,6 +85,14 @@ def intersection(forms: list[str]) -> str:
             f"no text can have its form, or its pattern is not understood ({' and '.join(forms)[:200]})"
         )
     return lark
+
+
+def without(end: str) -> str:
+    """Lark expression of the texts in which a parser sees no end of the value, be it `end`, a line that opens a
+    parameter, or a call's end. What follows one would be read as a parameter or call without the schema's hold."""
+    call_end = r"<\/function>[ \t\r\n]*<\/tool_call>"
+    # As one expression llguidance would find too late, or never, that a text is past all hope.
+    return rf"~/(.|\n)*({end}|\n<parameter=|{call_end})(.|\n)*/ & ~/<parameter=(.|\n)*/"
 
 
 @functools.cache

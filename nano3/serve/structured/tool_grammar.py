@@ -5,24 +5,49 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from nano3.config.errors import UserError
 from nano3.data.chat.parsing.json_schema import plain_types
+from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.engine.grammar.masks import spaced
 from nano3.engine.request import Grammar
-from nano3.serve.structured.string_forms import LENGTHS, NotEnforcedError, expressions, intersection, is_formed
+from nano3.serve.structured.string_forms import (
+    CLOSING,
+    LENGTHS,
+    NEXT_TAG,
+    NotEnforcedError,
+    expressions,
+    intersection,
+    is_formed,
+    without,
+)
 
 BOOLEANS = ("true", "false", "True", "False")
 """JSON's words, and those that the chat template writes for earlier calls."""
 FORM_KEYS = (*LENGTHS, "pattern", "format")
-OPENER = "<tool_call>"
-_FREE_TEXT = r"free_text[lazy]: /(.|\n)*\n<\/parameter>\n/"
+OPENER = "<tool_call>\n<function="
+"""What ends an open thinking part: a model may think about <tool_call> alone."""
+TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
+NO_TAGS: Mapping[str, int] = MappingProxyType({})
+"""Of a tokenizer that writes all tags letter by letter."""
+_FREE_TEXT = rf"free_text[lazy]: /(.|\n)*\n<\/parameter>\n/ & {without(CLOSING + NEXT_TAG)}"
+
+
+def tag_ids(tokenizer: Tokenizer) -> dict[str, int]:
+    """The tags that are tokens of their own."""
+    return {tag: found for tag in TAGS if (found := tokenizer.token_id(tag)) is not None}
 
 
 def call_grammar(
-    tools: Sequence[dict[str, Any]], *, several: bool, after_thinking: bool, answer: Grammar | None = None
+    tools: Sequence[dict[str, Any]],
+    *,
+    several: bool,
+    after_thinking: bool,
+    answer: Grammar | None = None,
+    tags: Mapping[str, int] = NO_TAGS,
 ) -> Grammar:
     """The output is a call of one of the tools.
 
@@ -31,6 +56,7 @@ def call_grammar(
         several: calls may follow one another.
         after_thinking: the thinking part before the calls is free.
         answer: instead of calls, the output may be an answer of this form; no Lark grammar.
+        tags: the tokenizer's `tag_ids`: a tag may be written as one token or letter by letter.
 
     Raises:
         UserError: a strict function wants a string of a form that cannot be enforced.
@@ -40,11 +66,15 @@ def call_grammar(
     start = "start: calls | answer" if answer else "start: calls"
     rules = [start, rf'calls: "\n"? call{rest} "\n"?', f"call: {names}", *_answer_rules(answer)]
     for i, tool in enumerate(tools):
-        rules += _tool_rules(f"tool_{i}", tool["function"])
+        function = tool["function"]
+        head = _quote(f"\n<function={function['name']}>\n")
+        rules += _tool_rules(f"tool_{i}", function, f"{_tag('<tool_call>', tags)} {head}", tags)
     return Grammar("lark", "\n".join([*rules, _FREE_TEXT]) + "\n", after_thinking, OPENER)
 
 
-def watched_grammar(tools: Sequence[dict[str, Any]], *, after_thinking: bool) -> Grammar | None:
+def watched_grammar(
+    tools: Sequence[dict[str, Any]], *, after_thinking: bool, tags: Mapping[str, int] = NO_TAGS
+) -> Grammar | None:
     """The output is free text, but in each call of a strict tool the parameters are of its schema; None where no tool
     is strict.
 
@@ -53,6 +83,7 @@ def watched_grammar(tools: Sequence[dict[str, Any]], *, after_thinking: bool) ->
     Args:
         tools: in OpenAI's form.
         after_thinking: as `call_grammar`.
+        tags: as `call_grammar`.
 
     Raises:
         UserError: as `call_grammar`.
@@ -62,9 +93,12 @@ def watched_grammar(tools: Sequence[dict[str, Any]], *, after_thinking: bool) ->
         return None
     heads = [rf"<function={_regex(function['name'])}[ \t]*>" for function in strict]
     names = " | ".join(f"tool_{i}" for i in range(len(strict)))
-    rules = ["start: turn", f"turn: TEXT? | ({names}) turn"]
+    # No two TEXTs meet without a tag between them: a head could be spread over both.
+    tag = f" | TEXT? ({' | '.join(f'<[{token}]>' for token in tags.values())}) turn" if tags else ""
+    rules = ["start: turn", f"turn: TEXT? | ({names}) turn{tag}"]
     for i, (function, head) in enumerate(zip(strict, heads, strict=True)):
-        rules += [*_tool_rules(f"tool_{i}", function, head=f'head_{i} "\\n"'), rf"head_{i}[lazy]: /(.|\n)*{head}/"]
+        rules += _tool_rules(f"tool_{i}", function, f'head_{i} "\\n"', tags)
+        rules.append(rf"head_{i}[lazy]: /(.|\n)*{head}/")
     rules.append(rf"TEXT: /(.|\n)+/ & ~/(.|\n)*({'|'.join(heads)})(.|\n)*/")
     return Grammar("lark", "\n".join([*rules, _FREE_TEXT]) + "\n", after_thinking, OPENER)
 
@@ -84,10 +118,15 @@ def _answer_rules(answer: Grammar | None) -> list[str]:
     return [f"answer: /{llguidance.regex_to_lark(answer.value)}/"]
 
 
-def _tool_rules(rule: str, function: dict[str, Any], head: str = "") -> Iterator[str]:
+def _tag(tag: str, ids: Mapping[str, int]) -> str:
+    """Lark expression of a tag, as text or as its token."""
+    return f"({_quote(tag)} | <[{ids[tag]}]>)" if tag in ids else _quote(tag)
+
+
+def _tool_rules(rule: str, function: dict[str, Any], head: str, tags: Mapping[str, int]) -> Iterator[str]:
     """Rules of one tool: its required parameters always, the others at will, in the order of the schema.
 
-    `head`: Lark expression of the call's beginning; by default its tags in the template's form.
+    `head`: Lark expression of the call's beginning.
     """
     schema = plain_types(function.get("parameters") or {})
     properties = dict(schema.get("properties") or {})
@@ -95,9 +134,8 @@ def _tool_rules(rule: str, function: dict[str, Any], head: str = "") -> Iterator
     for name in schema.get("required") or ():
         properties.setdefault(name, {})
     parameters = [f"{rule}_{i}{'' if name in required else '?'}" for i, name in enumerate(properties)]
-    head = head or _quote(f"{OPENER}\n<function={function['name']}>\n")
-    tail = _quote("</function>\n</tool_call>")
-    yield f"{rule}: {' '.join([head, *parameters, tail])}"
+    tail = [_quote("</function>\n"), _tag("</tool_call>", tags)]
+    yield f"{rule}: {' '.join([head, *parameters, *tail])}"
     definitions = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
     for i, (name, value) in enumerate(properties.items()):
         opening = _quote(f"<parameter={name}>\n")
@@ -144,8 +182,8 @@ class _Values:
         return f"({' | '.join([*map(self._terminal, forms), *(f'({self.of(member)})' for member in others)])})"
 
     def _terminal(self, form: str) -> str:
-        name = f"{self._rule.upper()}_{len(self.terminals)}"
-        self.terminals.append(f'{name}: {form} "\\n</parameter>\\n"')
+        name = f"{self._rule}_text_{len(self.terminals)}"
+        self.terminals.append(f'{name}[lazy]: {form} "\\n</parameter>\\n"')
         return name
 
 

@@ -270,3 +270,14 @@ def test_vllm_writes_what_it_is_asked(tmp_path):
         assert not engine.has_work
     finally:
         engine.close()
+
+
+def test_a_grammar_begins_at_its_opener_in_the_logits_processor_too():
+    grammar = Grammar("lark", 'start: "<tool_call>ab"', after_thinking=True, opener="<tool_call>")
+    control = json.loads(json.dumps(options(Sampling(grammar=grammar))["extra_args"]))[CONTROL]
+    process = control_row(controlled_row(control, TOKENIZER, GrammarCompiler(TOKENIZER, 300, EOS).compile, 300))
+    ids = TOKENIZER.encode("so <tool_call>")
+    before = process(ids[:-1], torch.zeros(300))
+    assert before[TOKENIZER.encode("b")[0]] == 0
+    after = process(ids, torch.zeros(300))
+    assert (after > -math.inf).nonzero().flatten().tolist() == TOKENIZER.encode("a")

@@ -80,12 +80,14 @@ class _Tag(NamedTuple):
 class CallTags:
     """Patterns that depend on the names of the functions that are offered."""
 
-    def __init__(self, names: Collection[str]) -> None:
-        """`names`: only these are called without <tool_call>, and only their calls end a value that is open."""
+    def __init__(self, names: Collection[str], by_template: bool = False) -> None:
+        """`names`: only these are called without <tool_call>, and only their calls end a value that is open;
+        `by_template`: nothing but the template's line break is between <tool_call> and <function=."""
         offered = "|".join(re.escape(name) for name in names) or "(?!)"
         head = rf"<tool_call>{GAP}<function=(?:{offered})[ \t]*>"
         following = rf"{GAP}(?:{_CLOSINGS}|{head})"
-        full = rf"(?:<tool_call>{GAP}){{1,2}}<function=(?P<name>{NAME})>"
+        between = r"\n" if by_template else GAP
+        full = rf"(?:<tool_call>{GAP})?<tool_call>{between}<function=(?P<name>{NAME})>"
         bare = rf"<function=(?P<bare>{offered})[ \t]*>(?=\r?\n)"
         self.after_value = re.compile(following)
         self.call = re.compile(rf"(?:{full}|{bare})(?={following})")
@@ -102,7 +104,11 @@ class CallTags:
         if call is None:
             return None
         found = call.groupdict()
-        return CallHead(before_space(text, call.start()), call.end(), (found["name"] or found["bare"]).strip())
+        return CallHead(before_space(text, call.start()), call.end(), (found["name"] or found["bare"]).strip(" \t"))
+
+
+BY_TEMPLATE = CallTags((), by_template=True)
+"""Calls in the template's form, whatever their names."""
 
 
 @functools.lru_cache(maxsize=64)

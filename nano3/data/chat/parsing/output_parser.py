@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from nano3.data.chat.parsing.call_tags import call_tags
+from nano3.data.chat.parsing.call_tags import BY_TEMPLATE
 from nano3.data.chat.parsing.reasoning import Piece, ReasoningParser, StrayClosings
 from nano3.data.chat.parsing.tool_calls import ToolCallDelta, ToolCallParser, new_call_id, tags_of
 
@@ -99,7 +99,7 @@ class OutputParser:
         thinking_open: bool,
         parse_tools: bool = True,
         parse_thinking: bool = True,
-        bare_calls_in_thinking: bool = True,
+        loose_calls_in_thinking: bool = True,
         new_id: Callable[[], str] = new_call_id,
     ) -> None:
         """Begin with an output's first character.
@@ -110,11 +110,12 @@ class OutputParser:
             thinking_open: the prompt ends inside a thinking part (`nano3.data.chat.encoder.thinking_open`).
             parse_tools: read tool calls; else they are text.
             parse_thinking: separate reasoning; else all text is content, tags included.
-            bare_calls_in_thinking: a call without <tool_call> before it ends an open thinking part too.
+            loose_calls_in_thinking: a call without <tool_call> before it, or with other white space between its tags
+                than the template's line break, ends an open thinking part too.
             new_id: gives each call its id.
         """
         tags = tags_of(tools) if parse_tools else None
-        ending = tags if bare_calls_in_thinking or tags is None else call_tags(frozenset())
+        ending = tags if loose_calls_in_thinking or tags is None else BY_TEMPLATE
         self._reasoning = ReasoningParser(thinking_open=thinking_open, calls=ending) if parse_thinking else None
         self._strays = StrayClosings() if parse_thinking else None
         self._calls = ToolCallParser(tools, new_id) if parse_tools else None

@@ -410,16 +410,34 @@ def test_a_message_of_very_many_deltas() -> None:
     assert output != ParsedOutput()
 
 
+@pytest.mark.parametrize("between", ["", " \n", "\n\n"])
+def test_a_call_in_an_open_thinking_part_that_is_not_spaced_as_the_template_does_can_be_left_to_it(
+    between: str,
+) -> None:
+    text = f"so\n<tool_call>{between}<function=f>\n</function>\n</tool_call>"
+    assert len(parse_output(text, thinking_open=True).tool_calls) == 1
+    kept = parse_output(text, thinking_open=True, loose_calls_in_thinking=False)
+    assert (kept.reasoning, kept.tool_calls) == (text, [])
+
+
+def test_a_name_ends_with_spaces_and_tabs_alone_for_only_those_are_left_out():
+    for space, name in ((" \t", "add"), ("\u00a0", "add\u00a0")):
+        (call,) = parse_output(
+            f"<tool_call>\n<function=add{space}>\n</function>\n</tool_call>", thinking_open=False
+        ).tool_calls
+        assert call.name == name
+
+
 def test_a_bare_call_in_an_open_thinking_part_can_be_left_to_it():
     bare = "so\n<function=f>\n<parameter=a>\nx\n</parameter>\n</function>\n</tool_call>"
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
     read = parse_output(bare, tools, thinking_open=True)
     assert (read.reasoning, len(read.tool_calls)) == ("so", 1)
-    kept = parse_output(bare, tools, thinking_open=True, bare_calls_in_thinking=False)
+    kept = parse_output(bare, tools, thinking_open=True, loose_calls_in_thinking=False)
     assert (kept.reasoning, kept.tool_calls) == (bare, [])
-    whole = parse_output(f"<tool_call>\n{bare[3:]}", tools, thinking_open=True, bare_calls_in_thinking=False)
+    whole = parse_output(f"<tool_call>\n{bare[3:]}", tools, thinking_open=True, loose_calls_in_thinking=False)
     assert len(whole.tool_calls) == 1
-    after = parse_output(f"so</think>{bare}", tools, thinking_open=True, bare_calls_in_thinking=False)
+    after = parse_output(f"so</think>{bare}", tools, thinking_open=True, loose_calls_in_thinking=False)
     assert len(after.tool_calls) == 1
 
 
