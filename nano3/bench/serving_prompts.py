@@ -126,7 +126,7 @@ def read_prompts(path: Path, target: Target, lengths: Lengths, n: int, seed: int
     Raises:
         UserError: a line is none of these, or the file has none.
     """
-    lines = [line for line in path.read_text("utf-8").splitlines() if line.strip()]
+    lines = [line for line in path.read_text("utf-8").split("\n") if line.strip()]
     if not lines:
         raise UserError(f"{path} has no prompts: one JSON object with prompt or messages a line")
     found = [_parse(f"{path}, line {number}", line, target) for number, line in enumerate(lines, start=1)]

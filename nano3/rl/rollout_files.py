@@ -13,7 +13,7 @@ import numpy as np
 from nano3.config.errors import UserError
 from nano3.files import write_atomic
 from nano3.reading import parse_json
-from nano3.rl.environments.base import Environment, Reward, Rollout
+from nano3.rl.environments.base import Environment, EnvironmentFaultError, Reward, Rollout
 from nano3.rl.environments.registry import Source
 from nano3.rl.rollout import Group, Sample, after_prompt
 
@@ -83,19 +83,20 @@ def read_rollouts(path: Path) -> Iterator[SavedSample]:
         UserError: a line that is no saved sample.
         OSError: the file cannot be read.
     """
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(path.read_text().split("\n"), start=1):
+        if not line:
+            continue
         try:
             yield _sample(parse_json(line))
         except (ValueError, LookupError, TypeError) as error:
             raise UserError(f"{path}, line {number}: no saved rollout ({error})") from error
 
 
-def rescore(path: Path, environment: Environment) -> Iterator[tuple[SavedSample, Reward]]:
-    """Each sample of an environment in a file, with the reward that it gets now.
+def rescore(path: Path, environment: Environment) -> Iterator[tuple[SavedSample, Reward | EnvironmentFaultError]]:
+    """Each sample of an environment in a file, with the reward that it gets now, or why it gets none.
 
     Raises:
         UserError: as `read_rollouts`, or the environment has no such task.
-        EnvironmentFaultError: as its `verify`.
     """
     tasks = {task.id: task for task in environment.tasks()}
     for saved in read_rollouts(path):
@@ -103,7 +104,10 @@ def rescore(path: Path, environment: Environment) -> Iterator[tuple[SavedSample,
             continue
         if saved.task not in tasks:
             raise UserError(f"{path}: environment {environment.name} has no task {saved.task}; is it of the same rows?")
-        yield saved, environment.verify(tasks[saved.task], saved.rollout)
+        try:
+            yield saved, environment.verify(tasks[saved.task], saved.rollout)
+        except EnvironmentFaultError as error:
+            yield saved, error
 
 
 def _line(step: int, group: Group, sample: Sample, source: Source) -> dict[str, Any]:

@@ -206,6 +206,17 @@ def test_saved_rollouts_read_the_same_and_are_measured_the_same(engine, tmp_path
         assert [*prompt, *sample.rollout.token_ids] == sample.ids.tolist()
         assert np.array_equal(one.rollout.token_ids, sample.rollout.token_ids)
     assert [reward for _, reward in rescore(path, environment)] == [sample.reward for sample in samples_of(groups)]
+    path_of_faults = save_rollouts(tmp_path, 13, groups, {"asking": SOURCE})
+
+    class Silent(Asking):
+        def verify(self, task, rollout):
+            if task.id == "t0":
+                raise EnvironmentFaultError("judge", "no answer")
+            return Reward(0.5)
+
+    found = [value for _, value in rescore(path_of_faults, Silent())]
+    assert [str(value) for value in found[:3]] == ["no answer"] * 3
+    assert found[3:] == [Reward(0.5)] * 3
     with pytest.raises(UserError, match="no task t1"):
         list(rescore(path, Asking(n=1)))
     path.write_text(path.read_text() + '{"step": 3}\n')

@@ -12,7 +12,7 @@ from nano3.config.errors import UserError
 from nano3.rl.environments.base import Message, Reward, Rollout, Task, all_or_nothing, check_ids
 from nano3.rl.environments.judge import Judge
 from nano3.rl.environments.replay import answer_calls, final_contents
-from nano3.rl.environments.rows import Row, column, id_of, read_rows
+from nano3.rl.environments.rows import Row, column, find_column, id_of, read_rows
 from nano3.rl.environments.tools import call, public_methods, tool_of
 
 SYSTEM = (
@@ -25,6 +25,8 @@ CUSTOMER = (
 )
 DONE = "DONE"
 MOST_TURNS = 12
+GREETING = "Hello."
+"""What a customer says first whose words a model makes up."""
 
 
 class Bank:
@@ -128,8 +130,9 @@ class Bank:
 class Banking:
     """1 where the accounts are in the end as they should be, else 0.
 
-    Columns: `accounts`, `user_turns` (what the customer says, message by message) or `situation` (for a model that
-    plays the customer), and `ground_truth`: the right calls, each {"name", "arguments"}.
+    Columns: `accounts`, `user_turns` or `prompt` (what the customer says: one text, or several message by message) or
+    `situation` (for a model that plays the customer, after a greeting), and `ground_truth`: the right calls, each
+    {"name", "arguments"}.
     """
 
     name = "banking"
@@ -190,7 +193,7 @@ class Banking:
 
     def _task(self, row: Row, where: str) -> Task:
         accounts = column(row, "accounts", where=where)
-        turns = [str(turn) for turn in column(row, "user_turns", "prompt", where=where)]
+        turns, situation = self._words(row, where)
         bank, calls = Bank(accounts), column(row, "ground_truth", where=where)
         for entry in calls:
             result = call(bank.functions(), entry["name"], dict(entry["arguments"]))
@@ -200,10 +203,29 @@ class Banking:
             raise UserError(f"{where}: the right calls change nothing, so doing nothing would be rewarded")
         truth = {
             "accounts": accounts, "wanted": bank.contents(), "user_turns": turns,
-            "situation": str(row.get("situation", " ".join(turns))),
+            "situation": situation,
         }  # fmt: skip
         messages = ({"role": "system", "content": SYSTEM}, {"role": "user", "content": turns[0]})
         return Task(id_of(row), messages, truth, self._tools)
+
+    def _words(self, row: Row, where: str) -> tuple[list[str], str]:
+        """What the customer says, and the situation of one whom a model plays."""
+        found, situation = find_column(row, "user_turns", "prompt"), find_column(row, "situation")
+        if found is None and (situation is None or self._user is None):
+            raise UserError(f"{where}: no column user_turns or prompt; `situation` alone needs user_url")
+        found = GREETING if found is None else found
+        turns = [found] if isinstance(found, str) else [_text(turn, where) for turn in found]
+        if not turns or not all(turns):
+            raise UserError(f"{where}: the customer says nothing")
+        return turns, " ".join(turns) if situation is None else str(situation)
+
+
+def _text(turn: Any, where: str) -> str:
+    """A turn may be a user's message."""
+    text = turn.get("content") if isinstance(turn, Mapping) and turn.get("role") == "user" else turn
+    if not isinstance(text, str):
+        raise UserError(f"{where}: a turn of the customer is neither text nor a user's message")
+    return text
 
 
 def _made(n: int, seed: int) -> list[Row]:

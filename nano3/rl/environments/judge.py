@@ -47,6 +47,7 @@ class Judge:
         self._server = Server(address, key, tries=tries, key_names=KEYS, url_name="judge_url")
         self._model, self._max_tokens, self._lock = model, max_tokens, threading.Lock()
         self._path = None if cache is None else Path(cache)
+        self._under_way: dict[str, threading.Lock] = {}
         self._known = {} if self._path is None else _read(self._path)
 
     def ask(self, prompt: str) -> str:
@@ -66,14 +67,24 @@ class Judge:
         with self._lock:
             if key in self._known:
                 return self._known[key]
-        answer = self._asked(body)
+            under_way = self._under_way.setdefault(key, threading.Lock())
+        # One thread asks; others with the same question wait, and find the answer or ask themselves where it failed.
+        with under_way:
+            with self._lock:
+                if key in self._known:
+                    return self._known[key]
+            answer = self._asked(body)
+            self._keep(key, answer)
+        return answer
+
+    def _keep(self, key: str, answer: str) -> None:
         with self._lock:
             self._known[key] = answer
+            self._under_way.pop(key, None)
             if self._path is not None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 with self._path.open("a") as file:
                     file.write(json.dumps({"key": key, "answer": answer}) + "\n")
-        return answer
 
     def _asked(self, body: dict) -> str:
         try:
@@ -95,7 +106,7 @@ def _read(path: Path) -> dict[str, str]:
     """Answers by key; a last line that a killed process left half is dropped."""
     if not path.exists():
         return {}
-    known, lines = {}, path.read_text().splitlines()
+    known, lines = {}, path.read_text().removesuffix("\n").split("\n")
     for number, line in enumerate(lines, start=1):
         try:
             row = parse_json(line)

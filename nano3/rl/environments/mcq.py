@@ -15,7 +15,8 @@ from nano3.rl.environments.rows import GYM, Row, column, id_of, read_rows, task_
 LEAST = 8
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _BOX = re.compile(r"\\boxed\{\s*(?:\\text\{)?\s*\(?([A-Z])\)?\s*\}?\s*\}")
-_ANSWER = re.compile(r"(?i:answer)(?:\s+(?i:is))?\s*:?\s*\**\s*\(?([A-Z])\b\)?")
+_PRONOUN = r"\s*\**\s*\(?I\s+[a-z]"
+_ANSWER = re.compile(rf"(?i:answer)(?:\s+(?i:is))?(?:\s*:|(?!{_PRONOUN}))\s*\**\s*\(?([A-Z])\b\)?")
 _ALONE = re.compile(r"\(?([A-Z])[).]?")
 
 
@@ -46,24 +47,25 @@ class MultipleChoice:
 
     def verify(self, task: Task, rollout: Rollout) -> Reward:
         """1 for the right letter, else 0."""
-        chosen = chosen_letter(rollout.answer)
-        return all_or_nothing(chosen == task.truth, chosen=chosen)
+        chosen = chosen_letter(rollout.answer, LETTERS[: task.truth["options"]])
+        return all_or_nothing(chosen == task.truth["letter"], chosen=chosen)
 
 
-def chosen_letter(text: str) -> str:
-    """The letter that an answer chooses at its end; "" where it chooses none."""
-    found = [match for pattern in (_BOX, _ANSWER) for match in pattern.finditer(text)]
+def chosen_letter(text: str, letters: str = LETTERS) -> str:
+    """The letter, of these, that an answer chooses at its end; "" where it chooses none."""
+    found = [match for pattern in (_BOX, _ANSWER) for match in pattern.finditer(text) if match[1] in letters]
     if found:
         return max(found, key=lambda match: match.end())[1]
     alone = _ALONE.fullmatch(text.strip())
-    return alone[1] if alone else ""
+    return alone[1] if alone and alone[1] in letters else ""
 
 
 def _task(row: Row, where: str) -> Task:
     options = [_text(option) for option in column(row, "options", "choices", where=where)]
     if not LEAST <= len(options) <= len(LETTERS):
         raise UserError(f"{where}: {len(options)} options; give from {LEAST} to {len(LETTERS)}, since guessing is paid")
-    answer = _letter(column(row, "answer", "expected_answer", where=where), options, where)
+    letter = _letter(column(row, "answer", "expected_answer", where=where), options, where)
+    answer = {"letter": letter, "options": len(options)}
     if row.get(GYM):  # its prompt shows the options already
         return task_of(row, answer, where)
     lines = [f"{LETTERS[i]}) {option}" for i, option in enumerate(options)]

@@ -33,7 +33,7 @@ def read_rows(source: str | Path | Iterable[Row]) -> list[Row]:
     if not isinstance(source, str | Path):
         return list(source)
     rows = []
-    for number, line in enumerate(read_text(Path(source)).splitlines(), start=1):
+    for number, line in enumerate(read_text(Path(source)).split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -71,11 +71,20 @@ def tools_of(row: Row) -> tuple[Mapping[str, Any], ...]:
 
 
 def column(row: Row, *names: str, where: str) -> Any:
-    """The first of these columns that a row has, also inside its `info`, `verifier_metadata` and `metadata`.
+    """As `find_column`.
 
     Raises:
-        UserError: it has none of them.
+        UserError: the row has none of them.
     """
+    found = find_column(row, *names)
+    if found is None:
+        raise UserError(f"{where}: no column {' or '.join(names)}")
+    return found
+
+
+def find_column(row: Row, *names: str) -> Any:
+    """The first of these columns that a row has, also inside its `info`, `verifier_metadata` and `metadata`; None where
+    there is none."""
     inner = [
         part for key in ("info", "verifier_metadata", "metadata") if isinstance(part := _parsed(row.get(key)), Mapping)
     ]
@@ -83,7 +92,7 @@ def column(row: Row, *names: str, where: str) -> Any:
         for name in names:
             if place.get(name) is not None:
                 return place[name]
-    raise UserError(f"{where}: no column {' or '.join(names)}")
+    return None
 
 
 def id_of(row: Row) -> str:

@@ -84,7 +84,7 @@ def test_the_right_number_in_a_box_is_found(number):
 def test_multiple_choice():
     options = [f"thing {i}" for i in range(8)]
     made = MultipleChoice([{"question": "q", "options": options, "answer": answer} for answer in ("C", "thing 2", 2)])
-    assert {task.truth for task in made.tasks()} == {"C"}
+    assert [task.truth for task in made.tasks()] == [{"letter": "C", "options": 8}] * 3
     for right in (
         "Answer: C",
         "C",
@@ -93,10 +93,19 @@ def test_multiple_choice():
         "\\boxed{C}",
         "A, B... The answer is (C)",
         "Answer: A. No. Answer: **C**",
+        "Answer: C. That is the answer I am sure of.",
+        "The answer is C, not answer X",
     ):
         assert value(made, right) == 1.0, right
     for wrong in ("Answer: D", "A B C D E F G H", "C or D", "Answer: C. Answer: D", "\\boxed{CD}", "c", "Answer: Cat"):
         assert value(made, wrong) == 0.0, wrong
+
+
+@pytest.mark.parametrize("text", ["My answer I am sure of: B", "The answer is I think B"])
+def test_a_pronoun_is_no_letter(text):
+    assert chosen_letter(text) == ""
+    assert chosen_letter("Answer: I") == chosen_letter("The answer is (I).") == "I"
+    assert chosen_letter("Answer: I", LETTERS[:8]) == ""
 
 
 def test_multiple_choice_in_nemo_gyms_columns():

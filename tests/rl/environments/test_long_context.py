@@ -2,6 +2,8 @@
 
 import json
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -93,6 +95,18 @@ def test_a_judge_is_asked_once_and_remembered(tmp_path):
         assert len(Judge(url, cache=cache)._known) == 3
 
 
+def test_threads_with_the_same_question_ask_once():
+    def slow(messages):
+        time.sleep(0.2)
+        return 200, "Yes."
+
+    with server(slow) as (url, asked):
+        judge = Judge(url, "judge")
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(judge.ask, ["q"] * 4 + ["r"])) == ["Yes."] * 5
+        assert len(asked) == 2
+
+
 def test_a_judge_that_does_not_answer_is_no_verdict():
     with server(lambda messages: (500, "broken")) as (url, _):
         judge = Judge(url, "judge", tries=Tries(n=2, first_wait=0.01))
@@ -118,6 +132,21 @@ def test_a_customer_played_by_a_model():
         assert made.step(task, Rollout((first, said, {"role": "assistant", "content": "Done."}))) == []
         assert [m["role"] for m in asked[-1]["messages"]] == ["system", "assistant", "user", "assistant", "user"]
         assert task.truth["situation"] in asked[-1]["messages"][0]["content"]
+
+
+def test_a_customer_of_a_situation_alone_speaks_after_a_greeting():
+    accounts = [{"account_id": "1", "name": "A", "pin": "0", "balance": 5, "card": "active"}]
+    calls = [{"name": "check_pin", "arguments": {"account_id": "1", "pin": "0"}}]
+    calls.append({"name": "set_card", "arguments": {"account_id": "1", "state": "blocked"}})
+    row = {"accounts": accounts, "ground_truth": calls, "situation": "You lost your card; your PIN is 0."}
+    with server(lambda messages: (200, "I lost my card.")) as (url, asked):
+        made = Banking([row], user_url=url)
+        [task] = made.tasks()
+        assert not asked
+        assert task.messages[1] == {"role": "user", "content": "Hello."}
+        [said] = made.step(task, Rollout(({"role": "assistant", "content": "How can I help?"},)))
+        assert said["content"] == "I lost my card."
+        assert row["situation"] in asked[-1]["messages"][0]["content"]
 
 
 @pytest.mark.parametrize(

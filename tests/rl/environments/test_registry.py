@@ -149,6 +149,8 @@ def test_a_file_of_rows(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"prompt": "q"}\n\n{"prompt": "r"}\n')
     assert [row["prompt"] for row in read_rows(path)] == ["q", "r"]
+    path.write_text('{"prompt": "a\u2028b\x85d"}\r\n{"prompt": "r"}', newline="")
+    assert [row["prompt"] for row in read_rows(path)] == ["a\u2028b\x85d", "r"]
     path.write_text('{"prompt": "q"}\n[1]\n')
     with pytest.raises(UserError, match="line 2: a row is a JSON object"):
         read_rows(path)

@@ -134,6 +134,41 @@ def test_a_banking_conversation():
         assert made.verify(task, Rollout()).value == 0.0
 
 
+ACCOUNTS = [{"account_id": "1", "name": "A", "pin": "0", "balance": 5, "card": "active"}]
+BLOCKED = [
+    {"name": "check_pin", "arguments": {"account_id": "1", "pin": "0"}},
+    {"name": "set_card", "arguments": {"account_id": "1", "state": "blocked"}},
+]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"prompt": "Block my card, PIN 0."},
+        {"user_turns": "Block my card, PIN 0."},
+        {"prompt": [{"role": "user", "content": "Block my card, PIN 0."}]},
+        {"info": {"user_turns": ["Block my card, PIN 0."]}},
+    ],
+)
+def test_what_the_customer_says_may_be_one_text(said):
+    [task] = Banking([{"accounts": ACCOUNTS, "ground_truth": BLOCKED, **said}]).tasks()
+    assert task.messages[1:] == ({"role": "user", "content": "Block my card, PIN 0."},)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({}, "no column user_turns or prompt"),
+        ({"situation": "You are A."}, "needs user_url"),
+        ({"user_turns": []}, "says nothing"),
+        ({"user_turns": [3]}, "neither text nor"),
+    ],
+)
+def test_a_customer_without_words_is_refused(said, message):
+    with pytest.raises(UserError, match=message):
+        Banking([{"accounts": ACCOUNTS, "ground_truth": BLOCKED, **said}])
+
+
 def _truth(task):
     """The right calls of a task made here, found by what they change."""
     [own, other] = task.truth["accounts"][:2]
