@@ -90,7 +90,7 @@ def fit(
     Raises:
         UserError: not even one sequence of one page fits.
     """
-    slot, page = slot_bytes(cfg, dtype), page_bytes(cfg, page_size, kv_dtype or dtype) + page_size * expert_bytes(cfg)
+    slot, page = slot_bytes(cfg, dtype), bytes_of_page(cfg, page_size, kv_dtype or dtype)
     notes = []
     if memory < slot + page:
         raise UserError(
@@ -110,6 +110,11 @@ def fit(
     kept = _extra(left - (n_pages - pages_each) * page, slot, n_pages * page_size // snapshot_every + running)
     total = (running + kept) * slot + n_pages * page
     return Sizes(running, max_context, running + kept, n_pages, total, tuple(notes))
+
+
+def bytes_of_page(cfg: ModelConfig, page_size: int, kv_dtype: torch.dtype) -> int:
+    """Bytes of the keys, values and experts of `page_size` tokens."""
+    return page_bytes(cfg, page_size, kv_dtype) + page_size * expert_bytes(cfg)
 
 
 def expert_type(cfg: ModelConfig) -> torch.dtype:

@@ -67,12 +67,12 @@ def find_room(model: str, length: int, *, dtype: str, device: str, memory: int |
     from nano3.config.presets import load_model as load_preset
     from nano3.config.presets import preset_names
     from nano3.engine.launch import find_device
-    from nano3.engine.sizing import SHARE_OF_FREE, available_memory
+    from nano3.engine.sizing import SHARE_OF_FREE, available_memory, bytes_of_page
     from nano3.model.count import count_parameters
     from nano3.model.dtype import inference_dtypes
     from nano3.model.find import model_folder
     from nano3.model.hf.folder import read_config, stored_dtype, weight_bytes
-    from nano3.model.state.pool import page_bytes, slot_bytes
+    from nano3.model.state.pool import slot_bytes
 
     where = find_device(device)
     folder = model_folder(model) if Path(model).exists() else None
@@ -84,7 +84,7 @@ def find_room(model: str, length: int, *, dtype: str, device: str, memory: int |
         held = weight_bytes(folder, weights) if folder else count_parameters(cfg).total * weights.itemsize
         rest = available_memory(where) - held
         memory = int(max(0, rest) * SHARE_OF_FREE[where.type])
-    slot, page = slot_bytes(cfg, activations), page_bytes(cfg, PAGE, activations)
+    slot, page = slot_bytes(cfg, activations), bytes_of_page(cfg, PAGE, activations)
     need = slot + -(-length // PAGE) * page
     largest = max(0, (memory - slot) // page) * PAGE if page else 0
     return Room(need, memory, largest, cfg.max_position_embeddings)

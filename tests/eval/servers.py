@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -30,6 +30,10 @@ def answering(answer: Answerer, port: int = 0) -> Iterator[str]:
 
         def _send(self, reply: Reply) -> None:
             data = json.dumps(reply[1]).encode()
+            with suppress(ConnectionError):  # a client that gave up
+                self._write(reply, data)
+
+        def _write(self, reply: Reply, data: bytes) -> None:
             self.send_response(reply[0])
             self.send_header("Content-Length", str(len(data)))
             for name, value in (reply[2] if len(reply) > 2 else {}).items():

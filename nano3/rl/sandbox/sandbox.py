@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nano3.rl.sandbox import launch
 from nano3.rl.sandbox.archive import Entry, pack, unpack
 from nano3.rl.sandbox.bubblewrap import DONE, READY, command, find_bwrap, find_python
 from nano3.rl.sandbox.cgroup import Groups, groups_for
@@ -23,6 +22,8 @@ from nano3.rl.sandbox.limits import End, Finished, Limits, SandboxError
 from nano3.rl.sandbox.pipes import Pipes
 from nano3.rl.sandbox.uids import is_root, leased_uid
 
+LAUNCHER = Path(__file__).with_name("launch.py")
+"""Run as a script, and never imported: it needs Unix modules."""
 PROBE_LIMIT, PROBE_STARTS = 6, 16
 """Processes that the probe may have, and how many it tries to start: few, should nothing hold them."""
 PROBE = f"n=0; while [ $n -lt {PROBE_STARTS} ]; do sleep 30 & n=$((n+1)); done; echo started $n"
@@ -168,7 +169,7 @@ def _launched(
             },
         }  # fmt: skip
         process = subprocess.Popen(
-            [sys.executable, "-I", "-S", launch.__file__, json.dumps(config)],
+            [sys.executable, "-I", "-S", str(LAUNCHER), json.dumps(config)],
             stdin=pipes.stdin, stdout=pipes.stdout.write_end, stderr=pipes.stderr.write_end,
             pass_fds=pipes.handed_on, start_new_session=True, cwd="/",
         )  # fmt: skip

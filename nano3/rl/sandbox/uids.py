@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
@@ -27,6 +26,8 @@ def leased_uid() -> Iterator[int]:
     Raises:
         SandboxError: all are taken.
     """
+    import fcntl  # where there are no Unix modules the environments still import
+
     folder, running = _folder(), _running()
     for uid in UIDS:
         if uid in running:

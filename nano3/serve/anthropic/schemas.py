@@ -56,14 +56,14 @@ class Block(Loose):
         return self
 
 
-class Message(Loose):
+class MessagesTurn(Loose):
     """One message of a conversation."""
 
     role: Literal["user", "assistant", "system"]
     content: str | Many[Block]
 
     @model_validator(mode="after")
-    def _check(self) -> Message:
+    def _check(self) -> MessagesTurn:
         allowed = {
             "user": ("text", "tool_result"),
             "assistant": ("text", "thinking", "redacted_thinking", "tool_use"),
@@ -77,7 +77,7 @@ class Message(Loose):
         return self
 
 
-class Tool(Loose):
+class MessagesTool(Loose):
     """A function that the model may call; the client runs it."""
 
     type: Literal["custom"] | None = None
@@ -131,9 +131,9 @@ class CountRequest(Loose):
     """Body of /v1/messages/count_tokens."""
 
     model: str | None = None
-    messages: Annotated[Many[Message], BeforeValidator(_few_messages)] = Field(min_length=1)
+    messages: Annotated[Many[MessagesTurn], BeforeValidator(_few_messages)] = Field(min_length=1)
     system: str | Many[TextBlock] | None = None
-    tools: Many[Tool] | None = Field(None, max_length=MOST_TOOLS)
+    tools: Many[MessagesTool] | None = Field(None, max_length=MOST_TOOLS)
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from nano3.serve.anthropic.schemas import Block, CountRequest, Message, MessagesRequest, Tool, plain
+from nano3.serve.anthropic.schemas import Block, CountRequest, MessagesRequest, MessagesTool, MessagesTurn, plain
 from nano3.serve.chat.single_answer import chat_request
 from nano3.serve.schemas import ChatRequest
 
@@ -50,7 +50,7 @@ def _system(body: CountRequest) -> list[dict[str, Any]]:
     return [{"role": "system", "content": plain(body.system)}] if body.system else []
 
 
-def _messages(message: Message) -> Iterator[dict[str, Any]]:
+def _messages(message: MessagesTurn) -> Iterator[dict[str, Any]]:
     """Chat messages of one message: results of tools are messages of their own there."""
     if isinstance(message.content, str):
         yield {"role": message.role, "content": message.content}
@@ -94,7 +94,7 @@ def _assistant(blocks: list[Block]) -> dict[str, Any]:
     return message | {"tool_calls": calls} if calls else message
 
 
-def _tool(tool: Tool) -> dict[str, Any]:
+def _tool(tool: MessagesTool) -> dict[str, Any]:
     function: dict[str, Any] = {"name": tool.name, "description": tool.description, "parameters": tool.input_schema}
     function = {name: value for name, value in function.items() if value is not None}
     return {"type": "function", "function": function | ({"strict": True} if tool.strict else {})}

@@ -76,7 +76,7 @@ class Item(Loose):
         return self
 
 
-class Tool(Loose):
+class ResponsesTool(Loose):
     """A tool. Functions reach the model; others would run on OpenAI's servers or in a form of their own."""
 
     type: Text
@@ -86,14 +86,14 @@ class Tool(Loose):
     strict: bool | None = None
 
     @model_validator(mode="after")
-    def _check(self) -> Tool:
+    def _check(self) -> ResponsesTool:
         name = self.name or ""
         if self.type == "function" and (not name or any(letter in "<>=" or letter.isspace() for letter in name)):
             raise wrong_field("name", "must be a name without white space, <, > and =")
         return self
 
 
-class NamedTool(Loose):
+class ResponsesNamedTool(Loose):
     """tool_choice: call this one."""
 
     type: Literal["function"]
@@ -139,8 +139,8 @@ class ResponsesRequest(Loose):
     top_k: Whole | None = Field(None, ge=-1)
     min_p: Finite | None = Field(None, ge=0, le=1)
     seed: Whole | None = Field(None, ge=-INT64, lt=INT64)
-    tools: Many[Tool] | None = Field(None, max_length=MOST_TOOLS)
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    tools: Many[ResponsesTool] | None = Field(None, max_length=MOST_TOOLS)
+    tool_choice: Literal["none", "auto", "required"] | ResponsesNamedTool | None = None
     parallel_tool_calls: bool | None = None
     text: TextConfig | None = None
     reasoning: Reasoning | None = None

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from nano3.serve.chat.single_answer import chat_request
-from nano3.serve.responses.schemas import Item, Parts, ResponsesRequest, TextFormat, Tool
+from nano3.serve.responses.schemas import Item, Parts, ResponsesRequest, ResponsesTool, TextFormat
 from nano3.serve.schemas import ChatRequest
 
 NAMES = {
@@ -47,7 +47,7 @@ def to_chat(body: ResponsesRequest) -> ChatRequest:
     })  # fmt: skip
 
 
-def functions(body: ResponsesRequest) -> list[Tool]:
+def functions(body: ResponsesRequest) -> list[ResponsesTool]:
     """The tools that the model is shown. Agents send others along with every request; those cannot be called."""
     return [tool for tool in body.tools or () if tool.type == "function"]
 
@@ -108,7 +108,7 @@ def _text(parts: Parts | None) -> str:
     return "\n".join(part.text if part.text is not None else part.refusal or "" for part in parts or ())
 
 
-def _tool(tool: Tool) -> dict[str, Any]:
+def _tool(tool: ResponsesTool) -> dict[str, Any]:
     function: dict[str, Any] = {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
     function = {name: value for name, value in function.items() if value is not None}
     return {"type": "function", "function": function | ({"strict": True} if tool.strict else {})}
