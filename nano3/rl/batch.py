@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -35,6 +35,11 @@ class TrainingSample:
         """Places in a row: the last token is a target alone."""
         return len(self.ids) - 1
 
+    @property
+    def n_targets(self) -> int:
+        """Tokens that it is trained on: the first one of a sequence is nothing that can be predicted."""
+        return int(self.trained[1:].sum())
+
 
 @dataclass(frozen=True)
 class PolicyBatch:
@@ -62,6 +67,10 @@ class PolicyBatch:
     reference: Tensor | None = None
     """(B, T) float32 log-probability of the target in the reference model, where the loss has a KL term."""
 
+    left_out_targets: int = 0
+    """Trained tokens of samples that are in no batch, since no gradient comes from them: the loss is a mean over these
+    too."""
+
     @property
     def n_tokens(self) -> int:
         """Tokens, padding not counted."""
@@ -69,12 +78,17 @@ class PolicyBatch:
 
     @property
     def n_targets(self) -> int:
-        """Tokens that are trained on."""
-        return int((self.targets != IGNORE).sum())
+        """Tokens that are trained on, with those that were left out."""
+        return int((self.targets != IGNORE).sum()) + self.left_out_targets
 
 
 def pack_samples(
-    samples: Sequence[TrainingSample], length: int, rows: int, pad_id: int = 0, micro_batches: int = 0
+    samples: Sequence[TrainingSample],
+    length: int,
+    rows: int,
+    pad_id: int = 0,
+    micro_batches: int = 0,
+    kl_coef: float | None = None,
 ) -> list[PolicyBatch]:
     """Whole samples packed into rows, first fit decreasing; each sees nothing of the others.
 
@@ -84,6 +98,9 @@ def pack_samples(
         rows: rows of a micro-batch at the most.
         pad_id: token that fills rows up.
         micro_batches: make at least so many, the last of padding alone: every rank of a step needs as many.
+        kl_coef: that of the objective. At 0 samples that no gradient comes from are left out, all but the shortest
+            where there are no others: those without a trained token, and those whose advantage is 0. Their trained
+            tokens stay in `n_targets`; metrics and the experts' loads are those of the others. None: all are packed.
 
     Raises:
         UserError: a sample does not fit in a row, or only some of the samples have experts.
@@ -91,10 +108,22 @@ def pack_samples(
     with_experts = {sample.experts is not None for sample in samples}
     if len(with_experts) > 1:
         raise UserError("some samples have the experts of their rollout and others have none: replay all or none")
-    places = fit_rows([_checked(sample, length).n_inputs for sample in samples], length)
-    filled = [_Row.of([samples[i] for i in row], length, pad_id) for row in places]
+    samples = [_checked(sample, length) for sample in samples]
+    packed = _with_gradient(samples) if kl_coef == 0 else samples
+    places = fit_rows([sample.n_inputs for sample in packed], length)
+    filled = [_Row.of([packed[i] for i in row], length, pad_id) for row in places]
     filled += [_Row.of([], length, pad_id)] * max(0, micro_batches * rows - len(filled) if micro_batches else 0)
-    return [_stack(filled[start : start + rows]) for start in range(0, len(filled), rows)]
+    batches = [_stack(filled[start : start + rows]) for start in range(0, len(filled), rows)]
+    if len(packed) < len(samples):
+        left_out = sum(sample.n_targets for sample in samples) - sum(sample.n_targets for sample in packed)
+        batches[0] = replace(batches[0], left_out_targets=left_out)
+    return batches
+
+
+def _with_gradient(samples: Sequence[TrainingSample]) -> list[TrainingSample]:
+    """Those that a gradient can come from; the shortest one where there are none, since a step needs tokens."""
+    found = [sample for sample in samples if sample.advantage != 0 and sample.n_targets]
+    return found or sorted(samples, key=lambda sample: sample.n_inputs)[:1]
 
 
 def fit_rows(lengths: Sequence[int], room: int) -> list[list[int]]:

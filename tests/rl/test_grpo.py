@@ -111,6 +111,31 @@ def test_a_truncated_sample_and_forced_tokens_train_nothing(model):
     assert nothing["policy_loss"] == 0
 
 
+def test_samples_without_gradient_are_left_out_and_stay_in_the_denominator(model):
+    """Of a truncated one and one of a group with equal rewards nothing comes but the count of trained tokens."""
+    truncated = replace(sample(model, 2), trained=np.zeros(12, bool))
+    idle, good = sample(model, 3, advantage=0.0), [sample(model, 4), sample(model, 5, advantage=-0.5)]
+    loss = GRPOLoss(Objective(temperature=TEMPERATURE))
+    samples = [truncated, good[0], idle, good[1]]
+    every, some = (pack_samples(samples, 11, 1, kl_coef=kl_coef) for kl_coef in (None, 0.0))
+    assert [len(batches) for batches in (every, some)] == [4, 2]
+    assert [sum(batch.n_targets for batch in batches) for batches in (every, some)] == [24, 24]
+    assert [name for batch in some for name in batch.documents] == ["sample 4", "sample 5"]
+    assert len(pack_samples(samples, 11, 1, kl_coef=0.1)) == 4
+    (total, gradients, _), (total_some, of_some, _) = step(model, loss, every), step(model, loss, some)
+    assert total_some == pytest.approx(total, rel=1e-6)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(of_some[name], gradient, rtol=1e-5, atol=1e-7)
+
+
+def test_a_step_has_tokens_where_no_sample_gives_a_gradient(model):
+    idle = [sample(model, i, length, advantage=0.0) for i, length in enumerate((14, 12, 13))]
+    [batch] = pack_samples(idle, 24, 1, kl_coef=0.0)
+    assert (batch.documents, batch.n_tokens, batch.n_targets) == (["sample 1"], 11, 27)
+    assert len(pack_samples(idle, 24, 1, micro_batches=2, kl_coef=0.0)) == 2
+    assert pack_samples([], 24, 1, kl_coef=0.0) == []
+
+
 def test_a_later_update_on_the_same_samples_is_clipped(model):
     samples = [sample(model, 1, advantage=1.0), sample(model, 2, advantage=-1.0)]
     [batch] = pack_samples(samples, 24, 1)
