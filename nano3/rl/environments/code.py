@@ -61,7 +61,7 @@ class Code:
         self._tasks = [_task(row, f"{where} {i + 1}", limits.file_bytes) for i, row in enumerate(found)]
         check_ids(self._tasks, self.name)
         # The driver bounds the CPU time of the programs; its own is a part of this.
-        self._sandbox = Sandbox(replace(limits, seconds=WALL * seconds, cpu_seconds=math.ceil(seconds) + 1))
+        self._sandbox = Sandbox(replace(limits, seconds=WALL * seconds, cpu_seconds=math.ceil(seconds) + 2))
         self._seconds = [seconds_a_test, seconds, WALL]
 
     def tasks(self) -> Sequence[Task]:

@@ -8,7 +8,8 @@ from nano3.config.errors import UserError
 from nano3.rl.environments.base import Rollout
 from nano3.rl.environments.code import BUILT_IN, Code, last_program
 from nano3.rl.environments.formal_proof import _FORBIDDEN, FormalProof, _axioms, proof_of
-from nano3.rl.environments.terminal import Terminal
+from nano3.rl.environments.terminal import Kept, Terminal
+from nano3.rl.sandbox.archive import Entry
 from nano3.rl.sandbox.limits import Limits
 from nano3.rl.sandbox.sandbox import Sandbox
 
@@ -68,7 +69,7 @@ def test_wrong_and_lying_programs(code, name, answer):
 @needs_bwrap
 @pytest.mark.parametrize("source", ["while True: pass", "while True: print('0' * 1000)"])
 def test_hanging_programs(source):
-    assert value(Code(seconds_a_test=1.0, seconds=30.0), block(source), "double") == 0.0
+    assert value(Code(seconds_a_test=0.3, seconds=30.0), block(source), "double") == 0.0
 
 
 @needs_bwrap
@@ -89,7 +90,7 @@ def test_time_is_that_of_the_processor():
     left = "import os, time\nif os.fork() == 0: time.sleep(60)\ntime.sleep(1.2); print('done')"
     assert value(made, block(left), "a") == 1.0
     busy = "while time.process_time() < {}: pass"
-    child = f"import os, time\nif os.fork() == 0:\n    {busy.format(1.1)}\n    os._exit(0)\nos.wait(); print('done')"
+    child = f"import os, time\nif os.fork() == 0:\n    {busy.format(1.2)}\n    os._exit(0)\nos.wait(); print('done')"
     assert value(made, block(child), "a") == 0.0
     twice = Code([{"id": "a", "prompt": "q", "tests": tests * 2}], seconds=0.5)
     assert value(twice, block(f"import time\n{busy.format(0.3)}\nprint('done')"), "a") == 0.0
@@ -161,6 +162,58 @@ def test_wrong_and_adversarial_sessions(terminal):
     assert "took too long; the files are as before" in outputs[0]
     assert session(terminal, "rename", "\0")[1] == ["Error: call run with a command"]
     assert len(session(terminal, "rename", "seq 100000")[1][0]) < 5000
+
+
+@needs_bwrap
+def test_all_that_a_folder_holds_is_there_for_the_next_command(terminal):
+    outputs = session(
+        terminal,
+        "rename",
+        "mkdir -p new/empty; echo 'echo ran' > new/run; chmod 750 new/run; chmod 700 new; ln notes.txt same; "
+        "ln -s new/run link; mkfifo pipe; touch -d '2001-02-03 04:05:06 UTC' old; cd new",
+        "stat -c '%A %n' new new/empty new/run; ./link; readlink link; test -p pipe && stat -c %Y old; pwd",
+        "echo more >> same; cat notes.txt",
+    )[1]
+    assert outputs[1].splitlines()[:3] == ["drwx------ new", "drwxr-xr-x new/empty", "-rwxr-x--- new/run"]
+    assert outputs[1].splitlines()[3:] == ["ran", "new/run", "981173106", "/work", "(exit status 0)"]
+    assert outputs[2] == "milk\nmore\n(exit status 0)"
+
+
+@needs_bwrap
+@pytest.mark.parametrize("hide", ["chmod 0 notes.txt", "mkdir d; mv notes.txt d; mv d notes.txt", "ln -sf x notes.txt"])
+def test_a_file_that_is_hidden_is_not_gone(terminal, hide):
+    assert session(terminal, "rename", f"cp notes.txt todo.txt; {hide}")[0] == 0.0
+
+
+@needs_bwrap
+def test_a_command_runs_once_where_its_folder_is_remembered():
+    kept, forgetful = Terminal(seconds=30.0), Terminal(seconds=30.0)
+    forgetful._kept = Kept(0)
+    for terminal, once in ((kept, True), (forgetful, False)):
+        commands = ["cat /proc/sys/kernel/random/uuid > id; cat id", "echo", "cat id"]
+        outputs = session(terminal, "rename", *commands)[1] + session(terminal, "rename", *commands)[1]
+        assert (len({output for output in outputs if "-" in output}) == 1) == once
+
+
+def test_folders_are_remembered_by_their_size():
+    kept = Kept(1_000_000)
+    for i in range(500):
+        kept.put(str(i), ({"a": Entry(content=b"x")}, ""))
+    assert all(kept.get(str(i)) for i in range(500))
+    kept.get("0")
+    kept.put("large", ({"a": Entry(content=bytes(900_000))}, ""))
+    assert kept.get("large")
+    assert kept.get("0")
+    assert not kept.get("1")
+    kept.put("larger", ({"a": Entry(content=bytes(9_000_000))}, ""))
+    assert kept.get("larger")
+    assert not kept.get("large")
+
+
+@pytest.mark.parametrize("row", [{"files": {"../a": "x"}, "expected": {"b": ""}}, {"expected": {"/b": ""}}])
+def test_a_task_with_a_path_outside_the_folder_is_refused(row):
+    with pytest.raises(UserError, match="inside the working folder"):
+        Terminal([{"prompt": "q", **row}])
 
 
 @needs_bwrap
