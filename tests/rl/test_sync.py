@@ -14,7 +14,7 @@ from nano3.engine.protocol import run
 from nano3.engine.request import Request, Sampling
 from nano3.model.hf.folder import load
 from nano3.model.lm import LM
-from nano3.rl.probe import Probe
+from nano3.rl.probe import Probe, make_prompts
 from nano3.rl.sync import Bound, MismatchError, WeightSync, copy_weights
 
 
@@ -97,7 +97,8 @@ def test_bfloat16_rollouts_of_any_model_differ_by_what_rounding_explains(tokeniz
     train(model, 0.2 * std)
     metrics = sync.sync().metrics()
     for part in ("generated", "prompt"):
-        assert 0 < metrics[f"rounding_{part}_engine"] <= 2 * metrics[f"rounding_{part}_own"]
+        assert 0 < metrics[f"rounding_{part}_engine"] <= 1.5 * metrics[f"rounding_{part}_own"]
+        assert 0 < metrics[f"rounding_{part}_far"] <= 3 * metrics[f"rounding_{part}_own_far"]
     assert model.compute_dtype == torch.float32
 
 
@@ -123,6 +124,66 @@ def test_one_stale_weight_is_found_in_bfloat16(model, tokenizer):
             sync.sync()
     engine.weights_changed = changed
     sync.sync()
+
+
+class Untold(Engine):
+    """Tells no experts; an engine of another project may not know the word either."""
+
+    @property
+    def reports_experts(self):
+        raise AttributeError
+
+
+def off(engine, change):
+    """A probe of an engine some of whose log-probabilities are changed."""
+
+    class Off(Probe):
+        def rollouts(self, engine, experts=False):
+            found = super().rollouts(engine, experts)
+            change(found)
+            return found
+
+    return Off(*make_prompts(engine.tokenizer.vocab_size, engine.page_size))
+
+
+def one_token(found):
+    found.generated[2, 20] += 4
+
+
+def one_place(found):
+    found.prompt[:, 63] -= 2
+
+
+def a_third(found):
+    found.generated[:, ::3] += 5
+
+
+@pytest.mark.parametrize(("kind", "change"), [(Engine, one_token), (Engine, one_place), (Untold, a_third)])
+@pytest.mark.parametrize("std", [0.02, 0.3])
+def test_single_wrong_tokens_are_found_in_bfloat16(model, tokenizer, kind, change, std):
+    """Whether or not they move the mean beyond its limit."""
+    model = LM(replace(model.cfg, init_std=std)).init_weights(seed=5)
+    engine = narrow(model, tokenizer, kind)
+    WeightSync(model, engine, dtype=torch.bfloat16).sync()
+    sync = WeightSync(model, engine, dtype=torch.bfloat16, probe=off(engine, change))
+    with pytest.raises(MismatchError, match="engine and trainer differ"):
+        sync.sync()
+
+
+@pytest.mark.parametrize("kind", [Engine, Untold])
+def test_refuses_a_cut_of_the_distribution_in_bfloat16(model, tokenizer, kind):
+    model = LM(replace(model.cfg, init_std=0.6)).init_weights(seed=5)
+    sync = WeightSync(model, narrow(model, tokenizer, kind), dtype=torch.bfloat16, sampling=Sampling(top_p=0.8))
+    with pytest.raises(MismatchError, match=r"Prompts agree, .* top_p 0\.8"):
+        sync.sync()
+
+
+@pytest.mark.parametrize(("kind", "passes"), [(Engine, 5), (Untold, 3)])
+def test_a_sync_in_bfloat16_takes_few_passes(model, tokenizer, kind, passes, monkeypatch):
+    engine, calls, hidden = narrow(model, tokenizer, kind), [], model.hidden
+    monkeypatch.setattr(model, "hidden", lambda *args, **options: calls.append(1) or hidden(*args, **options))
+    WeightSync(model, engine, dtype=torch.bfloat16).sync()
+    assert len(calls) <= passes
 
 
 def test_single_tokens_beyond_the_bound_are_told_from_wrong_weights(model, tokenizer):
