@@ -46,7 +46,7 @@ class TrainingRow(NamedTuple):
 
 class ChatEncoder:
     """Conversations to token ids. Only the template opens and closes turns: a special token that is written in a
-    message, a tool or a variable is text like any other."""
+    message, a tool or a variable is text like any other, and so is a thinking tag but in an assistant's message."""
 
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None = None) -> None:
         """Encode for `tokenizer`, by its own template unless another is given.
@@ -56,10 +56,12 @@ class ChatEncoder:
         """
         self.template = template or template_for(tokenizer)
         self._tokenizer = tokenizer
-        added = tokenizer.inner.get_added_tokens_decoder().values()
-        # Templates look for the thinking tags in messages, so those stay whole even where they are special.
-        tags = (THINK, END_THINK)
-        self._protection = Protection(token.content for token in added if token.special and token.content not in tags)
+        added = {token.content: token.special for token in tokenizer.inner.get_added_tokens_decoder().values()}
+        tags = {THINK, END_THINK} & added.keys()
+        special = {token for token, is_special in added.items() if is_special}
+        self._protection = Protection(sorted(special | tags))
+        # Templates look for the thinking tags in what an assistant said, so there they stay whole.
+        self._of_assistant = Protection(sorted(special - tags))
 
     def encode(
         self,
@@ -110,7 +112,7 @@ class ChatEncoder:
         text = self.template.fill(self._values([*before, *following], tools, None, kwargs))
         if not text.startswith(begin):
             raise UserError("the chat template renders an answer otherwise when more messages follow it")
-        ends = list(self._protection.tokens.finditer(begin, begin.rindex(_PROBED)))
+        ends = list(self._of_assistant.tokens.finditer(begin, begin.rindex(_PROBED)))
         return ChatPrompt(self._ids(pieces(text[ends[-1].end() if ends else len(begin) :])), thinking_open(text))
 
     def encode_training(
@@ -162,7 +164,8 @@ class ChatEncoder:
         normal = normal_messages(messages, keep_broken=keep_broken)
         # Of an assistant's text templates may leave out much.
         _check_length(sum(len(m["content"]) for m in normal if m["role"] != "assistant"), max_length)
-        return self._protection.mark({**kwargs, "messages": normal, "tools": normal_tools(tools) or None})
+        marked = [(self._of_assistant if m["role"] == "assistant" else self._protection).mark(m) for m in normal]
+        return {**self._protection.mark({**kwargs, "tools": normal_tools(tools) or None}), "messages": marked}
 
     def _ids(self, parts: Sequence[Piece]) -> tuple[int, ...]:
         # Encoded one by one, so that no special token is whole but those of the template.
