@@ -16,8 +16,9 @@ from typing import Any
 
 import nano3
 from nano3.config.errors import UserError
+from nano3.config.generate import PREFIX
 from nano3.rl.environments.base import Environment
-from nano3.rl.environments.trl import RewardFunctionEnvironment, ToolClassEnvironment
+from nano3.rl.environments.trl import GIVEN, RewardFunctionEnvironment, ToolClassEnvironment
 
 GROUP = "nano3.environments"
 """Entry-point group in which a package names its environments."""
@@ -34,6 +35,7 @@ OWN = {
     "banking": "nano3.rl.environments.banking:Banking",
     "reasoning_gym": "nano3.rl.environments.reasoning_gym:ReasoningGym",
 }
+GENERATED = "nano3.rl.environments.generated:GeneratedTasks"
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,10 @@ def load_environment(spec: str, **options: Any) -> tuple[Environment, Source]:
     """Make an environment.
 
     Args:
-        spec: one of ours by name, one that an installed package names in the group `nano3.environments`, or
-            `module:object`. The object is called with the options; a reward function or an environment class of TRL's
-            form is made an environment of `rows` (see nano3.rl.environments.trl).
+        spec: one of ours by name, `generate:NAME` for made tasks (see nano3.data.tasks.catalogue), one that an
+            installed package names in the group `nano3.environments`, or `module:object`. The object is called with
+            the options; a reward function or an environment class of TRL's form is made an environment of `rows` (see
+            nano3.rl.environments.trl).
         options: as it takes them.
 
     Raises:
@@ -64,7 +67,7 @@ def load_environment(spec: str, **options: Any) -> tuple[Environment, Source]:
     """
     target, package = _find(spec)
     found = _imported(target, spec)
-    factory = _adapted(found)
+    factory = functools.partial(found, spec) if spec.startswith(PREFIX) else _adapted(found)
     try:
         inspect.signature(factory).bind(**options)
     except TypeError as error:
@@ -84,6 +87,8 @@ def _find(spec: str) -> tuple[str, str]:
     """`module:object` of what is asked for, and the package that names it."""
     if spec in OWN:
         return OWN[spec], "nano3"
+    if spec.startswith(PREFIX):
+        return GENERATED, "nano3"
     if ":" in spec:
         return spec, ""
     for point in importlib.metadata.entry_points(group=GROUP):
@@ -91,7 +96,9 @@ def _find(spec: str) -> tuple[str, str]:
             return point.value, point.dist.name if point.dist else ""
     near = difflib.get_close_matches(spec, names(), 1)
     hint = f"did you mean {near[0]}? " if near else ""
-    raise UserError(f"no environment {spec}: {hint}there are {', '.join(names())}, or give module:object")
+    raise UserError(
+        f"no environment {spec}: {hint}there are {', '.join(names())}, or give {PREFIX}NAME or module:object"
+    )
 
 
 def _imported(target: str, spec: str) -> Callable[..., Any]:
@@ -111,7 +118,7 @@ def _adapted(found: Callable[..., Any]) -> Callable[..., Any]:
     """What makes an environment of an object that is of TRL's form."""
     if inspect.isclass(found) and hasattr(found, "reset") and not hasattr(found, "verify"):
         return functools.partial(ToolClassEnvironment, found)
-    if inspect.isfunction(found) and "completions" in inspect.signature(found).parameters:
+    if not inspect.isclass(found) and {*GIVEN} & inspect.signature(found).parameters.keys():
         return functools.partial(RewardFunctionEnvironment, found)
     return found
 
