@@ -29,9 +29,14 @@ ALLOWED = {"propext", "Classical.choice", "Quot.sound"}
 """Axioms of Lean itself."""
 _BLOCK = re.compile(r"```(?:lean4?)?[ \t]*\n(.*?)```", re.DOTALL | re.IGNORECASE)
 _FORBIDDEN = re.compile(
-    r"\b(sorry|admit|axiom|opaque|unsafe|extern|implemented_by|macro|macro_rules|syntax|notation|elab|run_cmd|initialize|"
-    r"native_decide|run_tac|import|set_option|attribute)\b|#\s*\w"
+    # An axiom, or what stands for one.
+    r"\b(sorry|sorryAx|admit|stop|axiom|opaque|unsafe|extern|implemented_by|native_decide|ofReduceBool|ofReduceNat)\b"
+    # Code that runs while Lean reads the file, or changes how it reads: with it `#print axioms` could be made to lie.
+    r"|@\[|#\s*\w|\bLean\s*\.|\bopen\b[^\n]*\bLean\b"
+    r"|\w*(elab|macro|syntax|notation|initialize|simproc)\w*|\b(infix[lr]?|prefix|postfix|run_\w+|register_\w+)\b"
+    r"|\b(import|set_option|attribute)\b"
 )
+_USES_SORRY = re.compile(r"declaration uses .sorry")
 
 
 class FormalProof:
@@ -93,8 +98,9 @@ class FormalProof:
             )
         except SandboxError as error:
             raise EnvironmentFaultError("sandbox", str(error)) from error
-        _, found, after = done.stdout.decode(errors="replace").partition(mark)
-        return all_or_nothing(bool(found) and done.ok and _axioms(after) <= ALLOWED, end=done.end)
+        before, found, after = done.stdout.decode(errors="replace").partition(mark)
+        proven = bool(found) and not _USES_SORRY.search(before) and _axioms(after) <= ALLOWED
+        return all_or_nothing(done.ok and proven, end=done.end)
 
 
 def proof_of(answer: str, statement: str) -> str:
