@@ -2,6 +2,7 @@
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ from nano3.rl.environments.banking import Bank, Banking
 from nano3.rl.environments.base import EnvironmentFaultError, MultiTurn, Rollout
 from nano3.rl.environments.tools import call, tool_of
 from nano3.rl.environments.trl import RewardFunctionEnvironment, ToolClassEnvironment
+from nano3.rl.environments.workplace import databases
 from nano3.rl.environments.workplace.databases import TABLES
 from nano3.rl.environments.workplace.environment import WorkplaceAssistant
 from nano3.rl.environments.workplace.office import Office
@@ -342,3 +344,25 @@ def test_types_of_arguments():
     assert found["required"] == ["a", "b", "c", "d"]
     assert found["properties"]["c"] == {"type": "array", "items": {"type": "integer"}}
     assert found["properties"]["e"] == {}
+
+
+def test_offices_are_copies_of_one_that_is_filled_once(monkeypatch):
+    """Also where threads ask at the same time; what one changes no other sees."""
+    filled, fill = [], databases._fill
+    monkeypatch.setattr(databases, "_fill", lambda *given: filled.append(1) or fill(*given))
+    seed = 8_231_977
+    with ThreadPoolExecutor(4) as pool:
+        offices = list(pool.map(Office, [seed] * 8))
+    assert len(filled) == 1
+    before = offices[0].contents()
+    offices[0].create_task("Rest", "ann@office.example", "Backlog", "Design", "2026-04-01")
+    assert len(offices[0].contents()["tasks"]) == 1 + len(before["tasks"])
+    assert all(office.contents() == before for office in [*offices[1:], Office(seed)])
+
+
+def test_the_right_calls_are_made_once_and_other_ends_are_worth_nothing(monkeypatch):
+    made = WorkplaceAssistant(n=8, seed=5)
+    monkeypatch.setattr("nano3.rl.environments.workplace.environment.after", None)
+    for task, other in zip(made.tasks(), made.tasks()[1:], strict=False):
+        right, wrong = (Rollout(tuple(calling(call) for call in each.truth["calls"])) for each in (task, other))
+        assert [made.verify(task, each).value for each in (right, wrong, Rollout())] == [1, 0, 0]

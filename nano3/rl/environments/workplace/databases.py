@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import sqlite3
+import threading
 from typing import Any
 
 TODAY = "2026-03-02"
@@ -20,18 +22,35 @@ TABLES = {
 PLOTS = "plots (plot_id INTEGER PRIMARY KEY, value TEXT, kind TEXT, first_day TEXT, last_day TEXT)"
 
 
-class Databases:
-    """The five connections, filled in the same way for the same seed."""
+MOST_KEPT = 64
+"""Seeds whose filled databases are kept, to be copied; some 100 KB each."""
+_COPYING = threading.Lock()
 
-    def __init__(self, seed: int) -> None:
+
+class Databases:
+    """The five connections."""
+
+    def __init__(self) -> None:
+        """Empty ones, without tables."""
         self._connections: dict[str, sqlite3.Connection] = {}
-        for name, table in TABLES.items():
-            connection = sqlite3.connect(":memory:", check_same_thread=False)
-            connection.row_factory = sqlite3.Row
-            connection.execute(f"CREATE TABLE {table}")
-            self._connections[name] = connection
-        self._connections["analytics"].execute(f"CREATE TABLE {PLOTS}")
-        _fill(self, random.Random(f"office {seed}"))
+        for name in TABLES:
+            self._connections[name] = sqlite3.connect(":memory:", check_same_thread=False)
+            self._connections[name].row_factory = sqlite3.Row
+
+    @classmethod
+    def of(cls, seed: int) -> Databases:
+        """Databases of one's own, filled in the same way for the same seed."""
+        made = cls()
+        with _COPYING:
+            source = _filled(seed)
+            for name, connection in made._connections.items():
+                source._connections[name].backup(connection)
+        return made
+
+    def commit(self) -> None:
+        """End what was begun, so that the databases can be copied."""
+        for connection in self._connections.values():
+            connection.commit()
 
     def rows(self, database: str, query: str, *values: Any) -> list[dict[str, Any]]:
         """What a query finds."""
@@ -58,6 +77,17 @@ class Databases:
 def address(person: str) -> str:
     """Of a colleague."""
     return f"{person}@office.example"
+
+
+@functools.lru_cache(MOST_KEPT)
+def _filled(seed: int) -> Databases:
+    made = Databases()
+    for name, table in TABLES.items():
+        made.change(name, f"CREATE TABLE {table}")
+    made.change("analytics", f"CREATE TABLE {PLOTS}")
+    _fill(made, random.Random(f"office {seed}"))
+    made.commit()
+    return made
 
 
 def _fill(data: Databases, rng: random.Random) -> None:

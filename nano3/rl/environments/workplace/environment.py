@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -39,6 +41,7 @@ class WorkplaceAssistant:
         Raises:
             UserError: a row without calls, with one that fails, or whose calls change nothing.
         """
+        self._wanted: dict[str, bytes] = {}  # by task, so that its right calls are made once
         self._tools = tuple(tool_of(function) for function in Office(0).functions().values())
         found = _made(n, seed) if rows is None else read_rows(rows)
         where = "environment workplace_assistant"
@@ -54,31 +57,42 @@ class WorkplaceAssistant:
 
     def verify(self, task: Task, rollout: Rollout) -> Reward:
         """By the final state."""
-        wanted = after(task.truth["office"], [(name, given) for name, given in task.truth["calls"]])
-        return all_or_nothing(final_contents(Office(task.truth["office"]), rollout) == wanted, calls=len(rollout.calls))
+        wanted = self._wanted.get(task.id)
+        if wanted is None:
+            wanted = _digest(after(task.truth["office"], [(name, given) for name, given in task.truth["calls"]]))
+        found = _digest(final_contents(Office(task.truth["office"]), rollout))
+        return all_or_nothing(found == wanted, calls=len(rollout.calls))
 
     def _task(self, row: Row, where: str) -> Task:
         calls = [_call(entry, where) for entry in column(row, "ground_truth", "calls", where=where)]
         office = int(row.get("office", 0))
         try:
-            changed = after(office, calls) != Office(office).contents()
+            wanted = after(office, calls)
         except ValueError as error:
             raise UserError(f"{where}: {error}") from error
-        if not changed:
+        if wanted == Office(office).contents():
             raise UserError(f"{where}: the right calls change nothing, so doing nothing would be rewarded")
         prompt = prompt_of(row, where)
         system = () if prompt[0]["role"] == "system" else ({"role": "system", "content": SYSTEM},)
-        return Task(id_of(row), (*system, *prompt), {"office": office, "calls": calls}, self._tools)
+        name = id_of(row)
+        self._wanted[name] = _digest(wanted)
+        return Task(name, (*system, *prompt), {"office": office, "calls": calls}, self._tools)
 
 
 def after(office: int, calls: Calls) -> Any:
     """The contents after the right calls. Raises ValueError where one of them fails."""
     state = Office(office)
+    functions = state.functions()
     for name, arguments in calls:
-        result = call(state.functions(), name, arguments)
+        result = call(functions, name, arguments)
         if result.startswith("Error"):
             raise ValueError(f"a right call fails: {name}: {result}")
     return state.contents()
+
+
+def _digest(contents: Any) -> bytes:
+    """Of all rows. SQLite gives the values of a column one type, so equal rows read the same."""
+    return hashlib.blake2b(json.dumps(contents, sort_keys=True).encode(), digest_size=16).digest()
 
 
 def _call(entry: Any, where: str) -> tuple[str, dict[str, Any]]:

@@ -16,7 +16,7 @@ class Office:
     """The tools, as methods, over databases of their own. A call that makes no sense raises ValueError."""
 
     def __init__(self, seed: int) -> None:
-        self._data = Databases(seed)
+        self._data = Databases.of(seed)
 
     def functions(self) -> Mapping[str, Callable[..., Any]]:
         """The 26 tools by name."""
