@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -18,6 +17,9 @@ import tempfile
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
+
+with suppress(ModuleNotFoundError):  # where it is missing this file is imported all the same, never run
+    import resource
 
 CALL = r"""
 import json, sys
