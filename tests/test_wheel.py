@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
@@ -16,6 +17,9 @@ from nano3.kernels.cpu.native import _file
 ROOT = Path(__file__).parents[1]
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "nano3", "kernels", "presets")
 SETUP = [sys.executable, "-c", "from setuptools import setup; setup()", "-q"]
+PLATFORM = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+BUILT = Path("build", f"lib.{PLATFORM}", "nano3", "kernels", "cpu", "_native.so")
+"""Where setuptools leaves the library."""
 ON_LINUX_X86 = sys.platform == "linux" and os.uname().machine == "x86_64"
 
 
@@ -59,12 +63,30 @@ def test_without_the_library_a_wheel_is_for_any_platform_and_has_every_file(chec
     assert not any(name.endswith(".so") or "/src/" in name for name in names)
 
 
+def test_a_library_of_an_earlier_build_is_in_no_wheel_for_any_platform(checkout):
+    for at in (checkout / BUILT, checkout / "kernels/cpu/_native.so"):
+        at.parent.mkdir(parents=True, exist_ok=True)
+        at.write_bytes(b"an earlier library")
+    wheel = build(checkout, "bdist_wheel", NANO3_PURE_WHEEL="1")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    assert [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".so")] == []
+
+
+def test_a_library_older_than_its_sources_is_not_packed_where_it_cannot_be_compiled_again(checkout):
+    old = checkout / BUILT
+    old.parent.mkdir(parents=True)
+    old.write_bytes(b"an earlier library")
+    os.utime(old, (0, 0))
+    wheel = build(checkout, "bdist_wheel", CC="false", CXX="false")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    assert [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".so")] == []
+
+
 @pytest.mark.skipif(not ON_LINUX_X86 or _file() is None, reason="no C++ kernels on this machine")
 def test_with_the_library_a_wheel_is_for_this_platform_and_every_python(checkout):
     # setuptools compiles only what is older than its sources.
-    at = f"build/lib.linux-x86_64-cpython-{sys.version_info.major}{sys.version_info.minor}/nano3/kernels/cpu/_native.so"
-    (checkout / at).parent.mkdir(parents=True)
-    shutil.copyfile(_file(), checkout / at)
+    (checkout / BUILT).parent.mkdir(parents=True)
+    shutil.copyfile(_file(), checkout / BUILT)
     wheel = build(checkout, "bdist_wheel")
     assert wheel.name.endswith("-py3-none-linux_x86_64.whl")
     libraries = [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".so")]

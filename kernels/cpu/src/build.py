@@ -43,7 +43,14 @@ class BuildLibrary(build_ext):
         if why:
             self.announce(f"the C++ kernels are left out: {why}", level=2)
             self.extensions = []
+        self._remove_old(Path(self.build_lib, LIBRARY), bool(why))
         super().run()
+
+    def _remove_old(self, built: Path, always: bool) -> None:
+        """Remove the library of an earlier build where this one takes none, or may fail to make another."""
+        changed = max(path.stat().st_mtime for path in _sources())
+        if built.is_file() and (always or built.stat().st_mtime < changed):
+            built.unlink()
 
     def get_ext_filename(self, fullname: str) -> str:
         return str(Path(*fullname.split(".")).with_suffix(LIBRARY.suffix))
