@@ -21,6 +21,8 @@ SMALL_FILES = ("*.json", "*.jinja")
 """All but the weights: a model that nano3 cannot run is refused before these are downloaded."""
 CONFIG, CHECKPOINTS = "config.toml", "checkpoints"
 """What a run folder holds from its start, and as soon as it has saved its state."""
+STEP_FOLDER = re.compile(r"step-(?P<step>\d+)(\.old)?")
+"""A checkpoint in there; `.old` while another one of the same step takes its place."""
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"
 """What makes a folder one of a LoRA adapter, as PEFT writes it."""
@@ -88,8 +90,8 @@ def check_named(name: str | Path) -> None:
 
 def checkpoint_steps(run: Path) -> list[int]:
     """Steps of the checkpoints in a run folder, whether they are whole or not, in order."""
-    names = (entry.name.removeprefix("step-") for entry in (run / CHECKPOINTS).glob("step-*"))
-    return sorted(int(name) for name in names if name.isdigit())
+    names = (STEP_FOLDER.fullmatch(entry.name) for entry in (run / CHECKPOINTS).glob("step-*"))
+    return sorted({int(name["step"]) for name in names if name is not None})
 
 
 def resume_command(run: Path) -> str:

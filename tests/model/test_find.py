@@ -123,6 +123,8 @@ def make_run(folder, *, steps=(), settings="[train]\ntokens = 5\n"):
             ["has not finished: it has no model yet (nor a checkpoint)", "nano3 pretrain --resume --out"],
         ),
         ((9, 120), "[context]\n", ["newest checkpoint, of step 120,", "nano3 extend-context --resume --out"]),
+        ((9, "120.old"), "[train]\n", ["newest checkpoint, of step 120,"]),
+        (("9.damaged",), "[train]\n", ["nor a checkpoint"]),
     ],
 )
 def test_an_unfinished_run_says_what_it_has_and_how_to_finish_it(tmp_path, steps, settings, words):

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
@@ -29,6 +28,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
 from nano3.config.errors import UserError
 from nano3.files import fsync
+from nano3.model.find import STEP_FOLDER
 from nano3.reading import read_json
 from nano3.train.checkpoint.files import (
     MANIFEST,
@@ -263,7 +263,7 @@ def _headers_or_error(path: Path, world: World) -> Metadata:
 
 def step_folders(folder: Path) -> list[Path]:
     """Checkpoints in `folder`, newest first, whether damaged or not."""
-    found = [p for p in folder.glob("step-*") if p.is_dir() and re.fullmatch(rf"step-\d+({re.escape(OLD)})?", p.name)]
+    found = [p for p in folder.glob("step-*") if p.is_dir() and STEP_FOLDER.fullmatch(p.name)]
     return sorted(found, key=lambda p: (step_of(p), p.suffix != OLD), reverse=True)
 
 
