@@ -7,6 +7,8 @@ import errno
 import os
 import re
 import shutil
+import stat
+import sys
 import tempfile
 import time
 from collections.abc import Collection, Iterator
@@ -19,6 +21,8 @@ from nano3.locks import try_lock
 
 LOCK, LOOKS, LOOK_SECONDS = ".lock", 5, 0.05
 IN_USE_LOOKS, IN_USE_SECONDS = 3, 0.01
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EBADF)
+"""How a file system says that it has no locks."""
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
@@ -88,11 +92,14 @@ def check_free(folder: Path, option: str = "--out", own: Collection[str] = ()) -
         raise UserError(f"{option} {folder}: holds other files ({shown}): give a new or an empty folder")
 
 
-def usual_mode(path: Path) -> None:
-    """Give a file the mode of any other new one; safetensors writes files that only their owner may read."""
-    mask = os.umask(0)
-    os.umask(mask)
-    path.chmod(0o666 & ~mask)
+@contextmanager
+def usual_mode(path: Path) -> Iterator[None]:
+    """Give the file that the block writes the mode of any other new one; safetensors writes files that only their
+    owner may read."""
+    path.touch()
+    mode = stat.S_IMODE(path.stat().st_mode)
+    yield
+    path.chmod(mode)
 
 
 @contextmanager
@@ -188,15 +195,26 @@ def _in_use(folder: Path) -> Iterator[bool]:
 def exclusive(folder: Path) -> Iterator[None]:
     """Hold `folder` for this process alone; the system lets go of it when the process ends, however it ends.
 
-    Where the file system has no locks, nothing is held and nothing refused.
+    Where the file system has no locks, nothing is held and nothing refused; a line on stderr says so.
 
     Raises:
-        UserError: another process holds it.
+        UserError: another process holds it, or it cannot be told whether one does.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("w") as file:
-        # Whoever only looks (`in_use`) holds it for a moment.
-        if not _is_free(file.fileno(), LOOKS, LOOK_SECONDS):
+        try:
+            # Whoever only looks (`in_use`) holds it for a moment.
+            free = _is_free(file.fileno(), LOOKS, LOOK_SECONDS)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            if error.errno not in NO_LOCKS:
+                raise UserError(
+                    f"{folder} cannot be locked against other processes ({reason}): try again, or choose a folder on "
+                    "another file system"
+                ) from error
+            print(f"{folder} has no locks ({reason}): let no other process write there", file=sys.stderr, flush=True)
+            free = True
+        if not free:
             raise UserError(f"{folder} is in use by another process: wait for it, or choose another folder")
         yield
 
@@ -212,16 +230,15 @@ def in_use(folder: Path) -> bool:
 
 
 def _open_first(path: Path, *modes: str) -> IO[str]:
-    """The file in the first of the modes that is allowed."""
+    """The file in the first of the modes that is allowed: by its owner, and by the file system."""
     for mode in modes[:-1]:
-        with suppress(PermissionError):
+        with suppress(OSError):
             return path.open(mode)
     return path.open(modes[-1])
 
 
 def _is_free(descriptor: int, looks: int, seconds: float) -> bool:
-    """Whether the lock was or came free within some looks, or there is none; it is held until the file is closed."""
-    try:
-        return any(try_lock(descriptor) or time.sleep(seconds) for _ in range(looks))
-    except OSError:
-        return True
+    """Whether the lock was or came free within some looks; it is held until the file is closed.
+
+    Raises OSError as `try_lock` does."""
+    return any(try_lock(descriptor) or time.sleep(seconds) for _ in range(looks))

@@ -121,15 +121,16 @@ def stand_in(folder: Path, name: str, script: str) -> None:
 
 @pytest.mark.slow
 def test_the_slurm_script_trains_and_goes_on_when_it_is_submitted_again(tmp_path):
-    """With stand-ins: `srun` runs its command here, `scontrol` names this machine."""
+    """With stand-ins: `srun` runs its command here if it gets the job's cores, `scontrol` names this machine."""
     tools = tmp_path / "bin"
     tools.mkdir()
-    stand_in(tools, "srun", 'exec "$@"')
+    stand_in(tools, "srun", '[ "$1" = --cpus-per-task=3 ] || exit 9; shift; exec "$@"')
     stand_in(tools, "scontrol", "echo 127.0.0.1")
     stand_in(tools, "nano3", f'exec "{sys.executable}" -m nano3 "$@"')
     stand_in(tools, "torchrun", f'exec "{sys.executable}" -m torch.distributed.run "$@"')
     (tmp_path / "own.txt").write_text("\n\n".join(f"The number after {n} is {n + 1}." for n in range(4000)))
-    slurm = {"SLURM_JOB_NODELIST": "node[1-2]", "SLURM_NNODES": "1", "SLURM_JOB_ID": "7", "MASTER_PORT": "0"}
+    slurm = {"SLURM_JOB_NODELIST": "node[1-2]", "SLURM_NNODES": "1", "SLURM_JOB_ID": "7", "MASTER_PORT": "0",
+             "SLURM_CPUS_PER_TASK": "3"}  # fmt: skip
     environment = os.environ | slurm | {
         "PATH": f"{tools}:{os.environ['PATH']}", "XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"
     }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from nano3 import files
 from nano3.config.errors import UserError
-from nano3.files import atomic_folder, check_free, check_writable, exclusive, write_atomic
+from nano3.files import atomic_folder, check_free, check_writable, exclusive, in_use, usual_mode, write_atomic
 
 
 def save(path, text) -> None:
@@ -122,6 +124,60 @@ def test_a_folder_in_use_is_refused_and_free_again_afterwards(tmp_path):
         pass
     with exclusive(tmp_path / "run"):
         pass
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF])
+def test_without_locks_a_folder_is_held_all_the_same_and_a_line_says_so(tmp_path, monkeypatch, capsys, code):
+    def no_lock(_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(files, "try_lock", no_lock)
+    with exclusive(tmp_path):
+        assert not in_use(tmp_path)
+    said = capsys.readouterr().err
+    assert said.startswith(f"{tmp_path} has no locks")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EIO, errno.ESTALE])
+def test_a_lock_that_fails_is_no_lock_that_is_held(tmp_path, monkeypatch, code):
+    def failing_lock(_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(files, "try_lock", failing_lock)
+    with pytest.raises(UserError, match=f"^{tmp_path} cannot be locked .*{os.strerror(code)}"), exclusive(tmp_path):
+        pytest.fail("entered")
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
+def test_a_folder_that_may_only_be_read_tells_whether_it_is_in_use(tmp_path, monkeypatch, code):
+    real = Path.open
+
+    def read_only(path, mode="r", *arguments, **options):
+        if mode != "r":
+            raise OSError(code, os.strerror(code), str(path))
+        return real(path, mode, *arguments, **options)
+
+    with exclusive(tmp_path):
+        monkeypatch.setattr(Path, "open", read_only)
+        assert in_use(tmp_path)
+    assert not in_use(tmp_path)
+
+
+def test_a_file_gets_the_usual_mode_while_the_mask_of_the_process_stays(tmp_path, monkeypatch):
+    def written(name):
+        with usual_mode(tmp_path / name):
+            (tmp_path / name).unlink()
+            (tmp_path / name).touch(0o600)
+        return (tmp_path / name).stat().st_mode & 0o777
+
+    before = os.umask(0o027)
+    try:
+        with monkeypatch.context() as patch:
+            patch.delattr(os, "umask")  # other threads make files meanwhile
+            assert written("a") == 0o640
+    finally:
+        os.umask(before)
 
 
 def test_a_folder_that_can_be_written_is_left_as_it_was(tmp_path):

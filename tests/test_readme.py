@@ -13,6 +13,8 @@ import pytest
 import nano3
 from nano3.data.tokens.tokenizer import Tokenizer
 
+from .command_lines import parse
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
@@ -64,6 +66,14 @@ def test_shown_command_is_accepted(shown, tmp_path, model):
     command = [sys.executable, "-m", "nano3", *arguments, *HARMLESS.get(verb, [])]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("shown", shown_commands())
+def test_the_options_and_arguments_of_a_shown_command_are_the_verbs_own(shown):
+    """Also of those of which only the help is run above."""
+    words = shlex.split(shown.split(": ", 1)[1], comments=True)
+    verb, _ = parse([word for word, before in zip(words, ["", *words], strict=False) if "<" not in (word, before)][1:])
+    assert verb
 
 
 def test_the_first_screen_has_what_it_is_three_commands_and_two_pictures():

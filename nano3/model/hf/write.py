@@ -248,8 +248,8 @@ def _items(model: LM, dtype: torch.dtype | None) -> Iterable[_Item]:
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    save_file(tensors, path, metadata={"format": "pt"})
-    usual_mode(path)
+    with usual_mode(path):
+        save_file(tensors, path, metadata={"format": "pt"})
 
 
 def _write_rest(

@@ -260,8 +260,8 @@ def _write(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any], res
     if folder.is_dir() and any(folder.iterdir()) and not (folder / ADAPTER_CONFIG).is_file():
         raise UserError(f"{folder}: holds something else than an adapter; give another folder")
     with atomic_folder(folder) as temporary:
-        save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
-        usual_mode(temporary / WEIGHTS)
+        with usual_mode(temporary / WEIGHTS):
+            save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
         (temporary / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         rest(temporary)
 
