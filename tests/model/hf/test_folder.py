@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -241,12 +242,15 @@ def test_pattern_alone_and_block_types_alone_mean_the_same(small_model, tmp_path
         assert read_config(tmp_path / "m") == small_model.cfg
 
 
-def test_a_failed_save_leaves_the_old_folder(small_model, tmp_path, monkeypatch):
+def test_a_failed_save_leaves_the_old_folder(small_model, tmp_path):
     save(small_model, tmp_path / "m")
     before = (tmp_path / "m" / "model.safetensors").read_bytes()
-    monkeypatch.setattr("nano3.model.hf.write._generation_config", lambda cfg: object())
-    with pytest.raises(TypeError):
-        save(small_model.to_dtype(torch.bfloat16), tmp_path / "m")
+
+    def full_disk(_):
+        raise OSError(errno.ENOSPC, "no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        save(small_model.to_dtype(torch.bfloat16), tmp_path / "m", extra=full_disk)
     assert (tmp_path / "m" / "model.safetensors").read_bytes() == before
     assert os.listdir(tmp_path) == ["m"]
 
