@@ -13,9 +13,9 @@ from typing import Any
 
 from nano3.config.errors import UserError
 from nano3.reading import parse_json
-from nano3.rl.environments import code_driver
 from nano3.rl.environments.base import NOTHING, EnvironmentFaultError, Reward, Rollout, Task, check_ids
 from nano3.rl.environments.rows import Row, column, read_rows, task_of
+from nano3.rl.sandbox import code_driver
 from nano3.rl.sandbox.limits import Limits, SandboxError
 from nano3.rl.sandbox.sandbox import Sandbox
 

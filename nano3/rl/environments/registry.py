@@ -8,9 +8,10 @@ import hashlib
 import importlib
 import importlib.metadata
 import inspect
+import re
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,10 @@ from nano3.rl.environments.trl import GIVEN, RewardFunctionEnvironment, ToolClas
 
 GROUP = "nano3.environments"
 """Entry-point group in which a package names its environments."""
+CODE = ("rl/environments", "rl/sandbox", "data/tasks")
+"""Folders of this package with the code of our environments."""
+LIBRARIES = ("math-verify", "reasoning-gym", "langdetect", "jsonschema")
+"""Packages of others, the extra `rl`, that our environments measure with."""
 OWN = {
     "math": "nano3.rl.environments.math:Math",
     "mcq": "nano3.rl.environments.mcq:MultipleChoice",
@@ -48,7 +53,10 @@ class Source:
     version: str
     """Of the package; empty where it is none."""
     sha256: str
-    """Of the file that defines it; empty where there is no file."""
+    """Of the Python files of the package that defines it, or of its file where that is in no package: of ours, those in
+    CODE. Empty where there is no file."""
+    requires: Mapping[str, str] = field(default_factory=dict)
+    """Version by name of the installed packages that the package requires: of ours, LIBRARIES."""
 
 
 def load_environment(spec: str, **options: Any) -> tuple[Environment, Source]:
@@ -128,10 +136,48 @@ def _parameters(factory: Callable[..., Any]) -> str:
 
 
 def _source(spec: str, package: str, factory: Callable[..., Any]) -> Source:
+    version = nano3.__version__ if package == "nano3" else _version(package) or ""
+    return Source(spec, package, version, _digest(_code(factory.__module__)), _required(package))
+
+
+def _version(package: str) -> str | None:
     try:
-        version = nano3.__version__ if package == "nano3" else importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        version = ""
-    file = getattr(sys.modules.get(factory.__module__), "__file__", None)
-    digest = hashlib.sha256(Path(file).read_bytes()).hexdigest() if file and Path(file).is_file() else ""
-    return Source(spec, package, version, digest)
+        return importlib.metadata.version(package)
+    except (importlib.metadata.PackageNotFoundError, ValueError):  # no name of a package
+        return None
+
+
+def _required(package: str) -> dict[str, str]:
+    names: Sequence[str] = LIBRARIES
+    if package != "nano3":
+        try:
+            lines = importlib.metadata.requires(package) or []
+        except (importlib.metadata.PackageNotFoundError, ValueError):
+            return {}
+        names = [match[0] for line in lines if (match := re.match(r"[\w.-]+", line))]
+    found = {name: _version(name) for name in names}
+    return {name: version for name, version in sorted(found.items()) if version}
+
+
+def _code(module: str) -> list[tuple[str, Path]]:
+    """Name and place of the Python files of a module's outermost package that is no namespace, or of itself."""
+    names = module.split(".")
+    for end in range(1, len(names) + 1):
+        found = sys.modules.get(".".join(names[:end]))
+        file = getattr(found, "__file__", None)
+        if file and Path(file).is_file():
+            folder = Path(file).parent
+            if not hasattr(found, "__path__"):
+                return [(Path(file).name, Path(file))]
+            parts = CODE if names[0] == "nano3" else (".",)
+            paths = [path for part in parts for path in (folder / part).rglob("*.py")]
+            return sorted((path.relative_to(folder).as_posix(), path) for path in paths)
+    return []
+
+
+def _digest(files: Sequence[tuple[str, Path]]) -> str:
+    digest = hashlib.sha256()
+    for name, path in files:
+        content = path.read_bytes()
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest() if files else ""

@@ -250,7 +250,8 @@ def test_what_is_taken_as_a_proof():
     [
         "by sorry", "by admit", "by stop rfl", "by exact sorryAx _ false", "by exact «sorryAx» _ false", "#exit",
         "by rfl\naxiom a : False", "by native_decide", "by rfl\nmacro a", "by rfl\n# eval 1",
-        "by rfl\n@[command_elab Lean.Parser.Command.printAxioms] def f := 1", "by_elab do return default", "by rfl\nelab_rules : command | _ => pure ()",
+        "by rfl\n@[command_elab Lean.Parser.Command.printAxioms] def f := 1",
+        "by_elab do return default", "by rfl\nelab_rules : command | _ => pure ()",
         "by rfl\nbuiltin_initialize f", "by rfl\nsimproc f (_) := fun _ => pure default", "by rfl\nrun_meta pure ()",
         "by rfl\nlocal notation3 \"x\" => 1", "by rfl\ninfixl:65 \" + \" => f", "by rfl\nopen Nat Lean in def f := 1",
         "by exact Lean.Elab.f",

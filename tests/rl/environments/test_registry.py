@@ -1,15 +1,18 @@
 """Environments by name, by entry point and by module:object; rows in the forms of other projects."""
 
 import importlib
+import importlib.metadata
 import json
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
 from nano3.config.errors import UserError
 from nano3.rl.environments import registry
 from nano3.rl.environments.base import Environment, Reward, Rollout, Task, check_ids, user
-from nano3.rl.environments.registry import OWN, load_environment, names
+from nano3.rl.environments.registry import LIBRARIES, OWN, load_environment, names
 from nano3.rl.environments.rows import column, prompt_of, read_rows, task_of, tools_of
 
 MODULE = """
@@ -86,6 +89,37 @@ def test_by_entry_point_and_by_module(package):
         [first, _] = made.tasks()
         assert made.verify(first, Rollout.of_text("b")) == Reward(1.0)
         assert made.verify(first, Rollout()).passed is False
+
+
+def test_the_source_changes_with_all_code_and_packages_that_a_reward_depends_on(tmp_path, monkeypatch):
+    folder = tmp_path / "echo_parts" / "inner"
+    folder.mkdir(parents=True)
+    for place in (folder.parent, folder):
+        (place / "__init__.py").write_text("")
+    (folder / "echo.py").write_text(MODULE)
+    (folder.parent / "helper.py").write_text("LIMIT = 1\n")
+    info = tmp_path / "echo_parts-3.0.dist-info"
+    info.mkdir()
+    required = "Requires-Dist: pytest>=1\nRequires-Dist: not-there-at-all; extra == 'x'\n"
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: echo_parts\nVersion: 3.0\n{required}")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.invalidate_caches()
+    first = load_environment("echo_parts.inner.echo:Echo")[1]
+    assert (first.version, first.requires) == ("3.0", {"pytest": pytest.__version__})
+    assert load_environment("echo_parts.inner.echo:Echo")[1] == first
+    (folder.parent / "helper.py").write_text("LIMIT = 2\n")
+    assert load_environment("echo_parts.inner.echo:Echo")[1].sha256 != first.sha256
+    for name in [name for name in sys.modules if name.startswith("echo_parts")]:
+        del sys.modules[name]
+
+
+def test_the_source_of_ours_names_the_libraries_that_measure():
+    own = load_environment("mcq", n=2)[1]
+    assert own.sha256 == load_environment("json_schema", n=2)[1].sha256
+    assert own.requires["jsonschema"] == importlib.metadata.version("jsonschema")
+    assert own.requires.keys() <= set(LIBRARIES)
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
+    assert [text.partition(">=")[0] for text in project["optional-dependencies"]["rl"]] == list(LIBRARIES)
 
 
 def test_what_was_written_for_trl_is_found_by_its_name(package):
