@@ -38,11 +38,12 @@ from nano3.model.state.plan import MOST_STEPS, Plan
 from nano3.model.state.pool import StatePool
 from nano3.openmp import cores_shared
 
-ENVIRONMENT = "NANO3_BACKEND"
+ENVIRONMENT, ASKED_THREADS = "NANO3_BACKEND", "OMP_NUM_THREADS"
 QUANTIZED = "the model is quantized, and products of quantized weights are PyTorch's"
 """Why its decoding goes op by op."""
-SMALL_WEIGHTS = 32 << 20
-"""Bytes up to which a step takes one thread while other processes use the cores. Measured with the model of `nano3
+SMALL_STEP = 32 << 20
+"""Bytes of weights, keys, values and states up to which a step takes one thread while other processes use the cores,
+unless the environment says how many. Measured with the model of `nano3
 pretrain` on 2 cores beside some 20 busy processes, 1 thread against 2: 2.4 against 8.8 ms for one sequence, 5.5 against
 16.9 ms for 8."""
 PLAIN = {nn.Embedding, nn.ModuleList, Block, RMSNorm, Linear, Mamba2, CausalConv1d, GatedRMSNorm}
@@ -237,7 +238,8 @@ class _Steps:
     def run(self, tokens: Tensor, plan: Plan, state: HybridState, logits: bool, **options: bool) -> Stepped | None:
         states = [_block_state(block) for block in state.blocks]
         arguments = tokens.contiguous(), plan.slots, plan.page_table, plan.key_counts, states
-        result = self._call("run", *arguments, logits=logits, **options)
+        threads = self._threads(state.blocks, plan.key_lengths)
+        result = self._call("run", *arguments, logits=logits, threads=threads, **options)
         if result is None:
             return None
         if plan.has_saves:
@@ -252,13 +254,25 @@ class _Steps:
     ) -> Chosen | None:
         states = [_block_state(block) for block in pool.blocks]
         tokens, slots, pages, lengths = zip(*ahead, strict=True)
-        return self._call("choose", tokens, slots, pages, lengths, states, limit, draws, **options)
+        threads = self._threads(pool.blocks, lengths)
+        return self._call("choose", tokens, slots, pages, lengths, states, limit, draws, threads=threads, **options)
+
+    def _threads(self, blocks: Sequence[Any], lengths: Sequence[int]) -> int | None:
+        """Threads for a step of sequences with so many keys; None: as many as PyTorch uses."""
+        assert self.program is not None, "who asks has looked"
+        read = self.program.weight_bytes
+        if read > SMALL_STEP or ASKED_THREADS in os.environ or not cores_shared():
+            return None
+        for block in blocks:
+            if isinstance(block, MambaSlots):
+                read += len(lengths) * (block.conv[0].nbytes + block.ssm[0].nbytes)
+            elif isinstance(block, AttentionPages):
+                read += sum(lengths) * (block.keys[0, 0].nbytes + block.values[0, 0].nbytes)
+        return 1 if read <= SMALL_STEP else None
 
     def _call(self, name: str, *arguments: Any, **options: Any) -> Any:
         """A method of the program; None (and nothing done) where it does not take the states."""
         assert self.program is not None, "who asks has looked"
-        if self.program.weight_bytes <= SMALL_WEIGHTS and not options["exact"] and cores_shared():
-            options["threads"] = 1
         function = getattr(self.program, name)
         try:
             if not profiler._is_profiler_enabled:
