@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from nano3.config.errors import UserError
+from nano3.data.tasks.source import Split
 from nano3.rl.environments.base import Message, Reward, Rollout, Task, all_or_nothing, check_ids
 from nano3.rl.environments.judge import Judge
+from nano3.rl.environments.made import made_rows
 from nano3.rl.environments.replay import answer_calls, final_contents
 from nano3.rl.environments.rows import Row, column, find_column, id_of, read_rows
 from nano3.rl.environments.tools import call, public_methods, tool_of
@@ -144,6 +147,7 @@ class Banking:
         user_model: str = "",
         n: int = 100,
         seed: int = 0,
+        split: Split = "train",
     ) -> None:
         """
         Args:
@@ -151,13 +155,15 @@ class Banking:
             user_url: an OpenAI-compatible server whose model plays the customer; empty: the turns of the rows.
             user_model: empty: the first that it lists.
             n, seed: of what is made here.
+            split: of those: train or heldout, which share none.
 
         Raises:
             UserError: a row without accounts or turns, or whose right calls fail or change nothing.
         """
         self._tools = tuple(tool_of(function) for function in Bank([]).functions().values())
         self._user = Judge(user_url, user_model) if user_url else None
-        found, where = _made(n, seed) if rows is None else read_rows(rows), f"environment {self.name}"
+        where = f"environment {self.name}"
+        found = read_rows(made_rows(_made, n, seed, split, self.name, _first_words) if rows is None else rows)
         self._tasks = check_ids([self._task(row, f"{where}, row {i + 1}") for i, row in enumerate(found)], self.name)
 
     def tasks(self) -> Sequence[Task]:
@@ -228,11 +234,9 @@ def _text(turn: Any, where: str) -> str:
     return text
 
 
-def _made(n: int, seed: int) -> list[Row]:
-    rng = random.Random(f"banking {seed}")
+def _made(rng: random.Random) -> Iterator[Row]:
     names = ["Ada Reed", "Bo Stone", "Cy Wolf", "Di Lake", "Ed Marsh"]
-    rows = []
-    for i in range(n):
+    for i in itertools.count():
         chosen = rng.sample(names, 3)
         accounts = [
             {
@@ -247,9 +251,7 @@ def _made(n: int, seed: int) -> list[Row]:
         check = {"name": "check_pin", "arguments": {"account_id": own["account_id"], "pin": own["pin"]}}
         calls = [check, {"name": name, "arguments": given}]
         situation = f"You are {own['name']}, your PIN is {own['pin']}. {wish}"
-        row = {"accounts": accounts, "user_turns": turns, "ground_truth": calls, "situation": situation}
-        rows.append({"id": f"made-{seed}-{i}", **row})
-    return rows
+        yield {"accounts": accounts, "user_turns": turns, "ground_truth": calls, "situation": situation}
 
 
 def _wish(number: int, own: str, other: str, rng: random.Random) -> tuple[str, str, dict[str, Any]]:
@@ -266,3 +268,7 @@ def _wish(number: int, own: str, other: str, rng: random.Random) -> tuple[str, s
         (f"I have moved to {street}.", "change_address", {"account_id": own, "address": street}),
     ]
     return wishes[number % len(wishes)]
+
+
+def _first_words(row: Row) -> str:
+    return row["user_turns"][0]

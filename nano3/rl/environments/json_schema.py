@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nano3.config.errors import UserError
+from nano3.data.tasks.source import Split
 from nano3.installation import install_command
 from nano3.reading import parse_json
 from nano3.rl.environments.base import NOTHING, Reward, Rollout, Task, all_or_nothing, check_ids, user
+from nano3.rl.environments.made import made_rows
 from nano3.rl.environments.rows import Row, column, id_of, read_rows, task_of
 from nano3.rl.environments.worker import Worker
 
@@ -29,12 +32,18 @@ class JsonSchema:
     name = "json_schema"
 
     def __init__(
-        self, rows: str | Path | Iterable[Row] | None = None, n: int = 200, seed: int = 0, seconds: float = 5.0
+        self,
+        rows: str | Path | Iterable[Row] | None = None,
+        n: int = 200,
+        seed: int = 0,
+        split: Split = "train",
+        seconds: float = 5.0,
     ) -> None:
         """
         Args:
             rows: a jsonl file or its rows; None: schemas made here.
             n, seed: of those.
+            split: of those: train or heldout, which share none.
             seconds: for one answer; one whose patterns take longer is wrong.
 
         Raises:
@@ -42,7 +51,7 @@ class JsonSchema:
         """
         if importlib.util.find_spec("jsonschema") is None:
             raise UserError(f"environment {self.name}: jsonschema is not installed: {install_command('rl')}")
-        found = _made(n, seed) if rows is None else read_rows(rows)
+        found = made_rows(_made, n, seed, split, self.name) if rows is None else read_rows(rows)
         self._tasks = [_task(row, f"environment json_schema, row {i + 1}") for i, row in enumerate(found)]
         check_ids(self._tasks, self.name)
         self._worker = Worker("schema", seconds)
@@ -91,15 +100,12 @@ def _task(row: Row, where: str) -> Task:
     return Task(id_of(row), user(f"Give a JSON value for this schema, and nothing else: {json.dumps(schema)}"), schema)
 
 
-def _made(n: int, seed: int) -> list[Row]:
-    rng = random.Random(seed)
-    rows = []
-    for i in range(n):
+def _made(rng: random.Random) -> Iterator[Row]:
+    for i in itertools.count():
         names = rng.sample(["name", "age", "city", "price", "size", "rank", "score", "team", "year"], 1 + i % 4)
         properties = {name: _made_type(rng) for name in names}
         schema = {"type": "object", "properties": properties, "required": names, "additionalProperties": False}
-        rows.append({"id": f"made-{seed}-{i}", "schema": schema})
-    return rows
+        yield {"schema": schema}
 
 
 def _made_type(rng: random.Random) -> dict[str, Any]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import random
 import re
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nano3.config.errors import UserError
+from nano3.data.tasks.source import Split
 from nano3.rl.environments.base import NOTHING, Reward, Rollout, Task, all_or_nothing, check_ids, user
 from nano3.rl.environments.judge import Judge
+from nano3.rl.environments.made import made_rows
 from nano3.rl.environments.rows import Row, column, id_of, read_rows, task_of
 
 LEAST_DOCUMENTS = 5
@@ -41,6 +44,7 @@ class LongContextQA:
         judge_cache: str | Path | None = None,
         n: int = 100,
         seed: int = 0,
+        split: Split = "train",
         documents: int = 6,
     ) -> None:
         """
@@ -50,11 +54,16 @@ class LongContextQA:
             judge_model: empty: the first that it lists.
             judge_cache: a file in which its verdicts are kept.
             n, seed, documents: of the tasks made here.
+            split: of those: train or heldout, which share none.
 
         Raises:
             UserError: a row without question, answer or enough documents.
         """
-        found = _made(n, seed, documents) if rows is None else read_rows(rows)
+        found = (
+            made_rows(partial(_made, documents=documents), n, seed, split, self.name)
+            if rows is None
+            else read_rows(rows)
+        )
         where = f"environment {self.name}"
         self._tasks = check_ids([_task(row, f"{where}, row {i + 1}") for i, row in enumerate(found)], self.name)
         self._judge = Judge(judge_url, judge_model, judge_cache) if judge_url else None
@@ -99,16 +108,14 @@ def _task(row: Row, where: str) -> Task:
     return Task(id_of(row), user(text), truth)
 
 
-def _made(n: int, seed: int, documents: int) -> list[Row]:
-    rng, rows = random.Random(seed), []
+def _made(rng: random.Random, documents: int) -> Iterator[Row]:
     places = ["Oslo", "Lima", "Cairo", "Quito", "Delhi", "Perth", "Turin", "Kyoto", "Lagos", "Minsk", "Porto", "Accra"]
     people = ["Ann", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Ida", "Jon", "Kim", "Leo", "Mia"]
-    for i in range(n):
+    while True:
         chosen = rng.sample(people, max(documents, LEAST_DOCUMENTS))
         homes = {person: rng.choice(places) for person in chosen}
         mother, child = rng.sample(chosen, 2)
         texts = [f"{person} lives in {homes[person]}." for person in chosen]
         texts[chosen.index(child)] += f" The mother of {child} is {mother}."
         question = f"In which city does the mother of {child} live?"
-        rows.append({"id": f"made-{seed}-{i}", "question": question, "answer": homes[mother], "documents": texts})
-    return rows
+        yield {"question": question, "answer": homes[mother], "documents": texts}

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from nano3.config.errors import UserError
+from nano3.data.tasks.source import Split
 from nano3.installation import install_command
-from nano3.rl.environments.base import NOTHING, Reward, Rollout, Task, all_or_nothing, check_ids, user
+from nano3.rl.environments.base import NOTHING, Reward, Rollout, Task, all_or_nothing, check_ids
+from nano3.rl.environments.made import made_rows
 from nano3.rl.environments.rows import Row, column, read_rows, task_of
 from nano3.rl.environments.worker import Worker
 
@@ -27,12 +30,18 @@ class Math:
     name = "math"
 
     def __init__(
-        self, rows: str | Path | Iterable[Row] | None = None, n: int = 200, seed: int = 0, seconds: float = 5.0
+        self,
+        rows: str | Path | Iterable[Row] | None = None,
+        n: int = 200,
+        seed: int = 0,
+        split: Split = "train",
+        seconds: float = 5.0,
     ) -> None:
         """
         Args:
             rows: a jsonl file or its rows; None: sums and products made here.
             n, seed: of those.
+            split: of those: train or heldout, which share none.
             seconds: for one comparison; an answer that takes longer is wrong.
 
         Raises:
@@ -40,7 +49,8 @@ class Math:
         """
         if importlib.util.find_spec("math_verify") is None:
             raise UserError(f"environment math: math-verify is not installed: {install_command('rl')}")
-        self._tasks = _made(n, seed) if rows is None else [_task(row, i) for i, row in enumerate(read_rows(rows))]
+        found = made_rows(_made, n, seed, split, self.name) if rows is None else read_rows(rows)
+        self._tasks = [_task(row, i) for i, row in enumerate(found)]
         check_ids(self._tasks, self.name)
         self._worker = Worker("math", seconds)
 
@@ -78,12 +88,8 @@ def _task(row: Row, number: int) -> Task:
     return task_of(row, final_answer(truth), where)
 
 
-def _made(n: int, seed: int) -> list[Task]:
-    rng, tasks = random.Random(seed), []
-    for i in range(n):
+def _made(rng: random.Random) -> Iterator[Row]:
+    for i in itertools.count():
         a, b, c = (rng.randrange(1, 10 ** (1 + i % 3)) for _ in range(3))
         question, truth = (f"{a} + {b} * {c}", a + b * c) if i % 2 else (f"{a} + {b} - {c}", a + b - c)
-        tasks.append(
-            Task(f"made-{seed}-{i}", user(f"What is {question}? Put the final answer in \\boxed{{}}."), str(truth))
-        )
-    return tasks
+        yield {"prompt": f"What is {question}? Put the final answer in \\boxed{{}}.", "answer": str(truth)}

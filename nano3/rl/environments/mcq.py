@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nano3.config.errors import UserError
+from nano3.data.tasks.source import Split
 from nano3.rl.environments.base import Reward, Rollout, Task, all_or_nothing, check_ids, user
+from nano3.rl.environments.made import made_rows
 from nano3.rl.environments.rows import GYM, Row, column, id_of, read_rows, task_of
 
 LEAST = 8
@@ -29,16 +31,19 @@ class MultipleChoice:
 
     name = "mcq"
 
-    def __init__(self, rows: str | Path | Iterable[Row] | None = None, n: int = 200, seed: int = 0) -> None:
+    def __init__(
+        self, rows: str | Path | Iterable[Row] | None = None, n: int = 200, seed: int = 0, split: Split = "train"
+    ) -> None:
         """
         Args:
             rows: a jsonl file or its rows; None: questions on facts that stand in the prompt, made here.
             n, seed: of those.
+            split: of those: train or heldout, which share none.
 
         Raises:
             UserError: a row without question or answer, or with less than 8 options.
         """
-        found = _made(n, seed) if rows is None else read_rows(rows)
+        found = made_rows(_made, n, seed, split, self.name) if rows is None else read_rows(rows)
         self._tasks = check_ids([_task(row, f"environment mcq, row {i + 1}") for i, row in enumerate(found)], self.name)
 
     def tasks(self) -> Sequence[Task]:
@@ -90,16 +95,13 @@ def _letter(answer: Any, options: Sequence[str], where: str) -> str:
     raise UserError(f"{where}: answer {answer!r} is none of its options, their letters or numbers")
 
 
-def _made(n: int, seed: int) -> list[Row]:
-    rng = random.Random(seed)
+def _made(rng: random.Random) -> Iterator[Row]:
     people = ["Ann", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Hal", "Ida", "Jon", "Kim", "Leo"]
     things = ["box", "cup", "hat", "pen", "bag", "key", "map", "coin", "ball", "book", "lamp", "ring"]
-    rows = []
-    for i in range(n):
+    while True:
         owners, owned = rng.sample(people, LEAST), rng.sample(things, LEAST)
         facts = " ".join(f"{person} has the {thing}." for person, thing in zip(owners, owned, strict=True))
         at = rng.randrange(LEAST)
         question = f"{facts} Who has the {owned[at]}?"
         options = sorted(owners)
-        rows.append({"id": f"made-{seed}-{i}", "question": question, "options": options, "answer": owners[at]})
-    return rows
+        yield {"question": question, "options": options, "answer": owners[at]}

@@ -1,11 +1,16 @@
 """Made tasks as environments: their solutions are rewarded, and what is held out is never trained on."""
 
+import json
+
 import pytest
 
 from nano3.config.errors import UserError
 from nano3.data.tasks.catalogue import GENERATORS, find_tasks
 from nano3.rl.environments.base import MultiTurn, Rollout
+from nano3.rl.environments.made import made_rows
 from nano3.rl.environments.registry import load_environment
+
+MADE = ["math", "mcq", "json_schema", "instruction_following", "workplace_assistant", "banking", "long_context_qa"]
 
 
 @pytest.mark.parametrize("name", GENERATORS)
@@ -42,3 +47,33 @@ def test_options_and_splits():
     ):
         with pytest.raises(UserError, match=message):
             load_environment(spec, **options)
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_tasks_made_by_environments_differ_and_share_no_prompt_between_the_splits(name):
+    def prompts(n, seed, split):
+        tasks = load_environment(name, n=n, seed=seed, split=split)[0].tasks()
+        assert len(tasks) == n
+        asked = [json.dumps([task.messages, task.truth], sort_keys=True) for task in tasks]
+        assert len(set(asked)) == n
+        return {json.dumps(task.messages) for task in tasks}, {
+            task.id: text for task, text in zip(tasks, asked, strict=True)
+        }
+
+    (first, ids), (second, other_ids) = prompts(80, 0, "train"), prompts(80, 1, "train")
+    held_out, _ = prompts(12, 0, "heldout")
+    assert first != second
+    assert not held_out & (first | second)
+    # What two seeds share has one id.
+    assert all(other_ids[i] == text for i, text in ids.items() if i in other_ids)
+    with pytest.raises(UserError, match="split is 'test'"):
+        load_environment(name, split="test")
+
+
+def test_more_tasks_than_there_are_is_told():
+    def make(rng):
+        while True:
+            yield {"prompt": str(rng.randrange(8))}
+
+    with pytest.raises(UserError, match=r"environment digits: only \d different train tasks"):
+        made_rows(make, 9, 0, "train", "digits")

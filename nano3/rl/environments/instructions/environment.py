@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import itertools
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nano3.config.errors import UserError
+from nano3.data.tasks.source import Split
 from nano3.installation import install_command
 from nano3.rl.environments.base import NOTHING, Reward, Rollout, Task, check_ids
 from nano3.rl.environments.instructions.rules import RULES, follows
+from nano3.rl.environments.made import made_rows
 from nano3.rl.environments.rows import Row, column, read_rows, task_of
 
 LANGUAGE = "language:response_language"
@@ -29,18 +32,26 @@ class InstructionFollowing:
     name = "instruction_following"
 
     def __init__(
-        self, rows: str | Path | Iterable[Row] | None = None, n: int = 200, seed: int = 0, partial: bool = False
+        self,
+        rows: str | Path | Iterable[Row] | None = None,
+        n: int = 200,
+        seed: int = 0,
+        split: Split = "train",
+        partial: bool = False,
     ) -> None:
         """
         Args:
             rows: a jsonl file or its rows; None: lists of words under one to three rules, made here.
             n, seed: of those.
+            split: of those: train or heldout, which share none.
             partial: reward the share of rules that are followed.
 
         Raises:
             UserError: a row without rules, with an unknown one, or with arguments that it does not take.
         """
-        found = _made(n, seed) if rows is None else read_rows(rows)
+        found = (
+            made_rows(_made, n, seed, split, self.name, lambda row: row["prompt"]) if rows is None else read_rows(rows)
+        )
         name = f"environment {self.name}"
         self._tasks = check_ids([_task(row, f"{name}, row {i + 1}") for i, row in enumerate(found)], self.name)
         self._partial = partial
@@ -87,10 +98,8 @@ def _check(rule: str, arguments: Mapping[str, Any], where: str) -> None:
         raise UserError(f"{where}: rule {rule}: {error}") from error
 
 
-def _made(n: int, seed: int) -> list[Row]:
-    rng = random.Random(seed)
-    rows = []
-    for i in range(n):
+def _made(rng: random.Random) -> Iterator[Row]:
+    for i in itertools.count():
         count, word = rng.randint(3, 7), rng.choice(["tree", "fish", "moon", "corn", "star", "rain"])
         options: list[tuple[str, str, dict[str, Any]]] = [
             (
@@ -111,5 +120,4 @@ def _made(n: int, seed: int) -> list[Row]:
         chosen = rng.sample(options, 1 + i % 3)
         prompt = " ".join(["Write a list of words.", *(text for _, text, _ in chosen)])
         rules = {"instruction_id_list": [name for name, _, _ in chosen], "kwargs": [given for _, _, given in chosen]}
-        rows.append({"id": f"made-{seed}-{i}", "prompt": prompt, **rules})
-    return rows
+        yield {"prompt": prompt, **rules}

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nano3.config.errors import UserError
+from nano3.data.tasks.source import Split
 from nano3.rl.environments.base import Message, Reward, Rollout, Task, all_or_nothing, check_ids
+from nano3.rl.environments.made import made_rows
 from nano3.rl.environments.replay import answer_calls, final_contents
 from nano3.rl.environments.rows import Row, column, id_of, prompt_of, read_rows
 from nano3.rl.environments.tools import call, tool_of
@@ -32,18 +35,23 @@ class WorkplaceAssistant:
 
     name = "workplace_assistant"
 
-    def __init__(self, rows: str | Path | Iterable[Row] | None = None, n: int = 200, seed: int = 0) -> None:
+    def __init__(
+        self, rows: str | Path | Iterable[Row] | None = None, n: int = 200, seed: int = 0, split: Split = "train"
+    ) -> None:
         """
         Args:
             rows: a jsonl file or its rows; None: tasks made here.
             n, seed: of those.
+            split: of those: train or heldout, which share none.
 
         Raises:
             UserError: a row without calls, with one that fails, or whose calls change nothing.
         """
         self._wanted: dict[str, bytes] = {}  # by task, so that its right calls are made once
         self._tools = tuple(tool_of(function) for function in Office(0).functions().values())
-        found = _made(n, seed) if rows is None else read_rows(rows)
+        found = (
+            made_rows(_made, n, seed, split, self.name, lambda row: row["prompt"]) if rows is None else read_rows(rows)
+        )
         where = "environment workplace_assistant"
         self._tasks = check_ids([self._task(row, f"{where}, row {i + 1}") for i, row in enumerate(found)], self.name)
 
@@ -105,16 +113,13 @@ def _call(entry: Any, where: str) -> tuple[str, dict[str, Any]]:
     raise UserError(f"{where}: a call of ground_truth is an object with name and arguments")
 
 
-def _made(n: int, seed: int) -> list[Row]:
-    rng = random.Random(f"workplace {seed}")
+def _made(rng: random.Random) -> Iterator[Row]:
     makers = [_delete_latest_email, _new_task, _move_task, _new_event, _customer_status, _plot, _reply, _move_event]
-    rows = []
-    for i in range(n):
+    for i in itertools.count():
         office = rng.randrange(20)
         prompt, calls = makers[i % len(makers)](Office(office), rng)
         truth = [{"name": name, "arguments": given} for name, given in calls]
-        rows.append({"id": f"made-{seed}-{i}", "prompt": prompt, "ground_truth": truth, "office": office})
-    return rows
+        yield {"prompt": prompt, "ground_truth": truth, "office": office}
 
 
 def _inbox(office: Office, rng: random.Random) -> dict[str, Any]:
