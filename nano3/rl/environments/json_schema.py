@@ -17,7 +17,7 @@ from nano3.reading import parse_json
 from nano3.rl.environments.base import NOTHING, Reward, Rollout, Task, all_or_nothing, check_ids, user
 from nano3.rl.environments.made import made_rows
 from nano3.rl.environments.rows import Row, column, id_of, read_rows, task_of
-from nano3.rl.environments.worker import Worker
+from nano3.rl.environments.worker.process import Worker
 
 LONGEST = 1_000_000
 """Characters of an answer that is looked at."""

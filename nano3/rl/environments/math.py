@@ -14,7 +14,7 @@ from nano3.installation import install_command
 from nano3.rl.environments.base import NOTHING, Reward, Rollout, Task, all_or_nothing, check_ids
 from nano3.rl.environments.made import made_rows
 from nano3.rl.environments.rows import Row, column, read_rows, task_of
-from nano3.rl.environments.worker import Worker
+from nano3.rl.environments.worker.process import Worker
 
 LONGEST = 2000
 """Characters of an answer that is looked at; no right one is longer."""

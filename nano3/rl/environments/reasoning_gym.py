@@ -9,7 +9,7 @@ from typing import Any
 from nano3.config.errors import UserError
 from nano3.installation import install_command
 from nano3.rl.environments.base import EnvironmentFaultError, Reward, Rollout, Task, check_ids, user
-from nano3.rl.environments.worker import Worker
+from nano3.rl.environments.worker.process import Worker
 
 ANSWER_TAGS = ("<answer>", "</answer>")
 

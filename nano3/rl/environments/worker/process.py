@@ -19,7 +19,7 @@ START_SECONDS = 120.0
 
 
 class Worker:
-    """Answers one JSON value at a time by a function of `nano3.rl.environments.work`, in a process of its own."""
+    """Answers one JSON value at a time by a function of `nano3.rl.environments.worker.work`, in a process of its own."""
 
     def __init__(self, work: str, seconds: float = 5.0, memory: int = 2 << 30) -> None:
         """Nothing is started yet.
@@ -58,7 +58,7 @@ class Worker:
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is None:
             pipe = subprocess.PIPE
-            command = [*module_command("nano3.rl.environments.work"), self._work, str(self._memory)]
+            command = [*module_command("nano3.rl.environments.worker.work"), self._work, str(self._memory)]
             environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
             self._process = subprocess.Popen(
                 command, stdin=pipe, stdout=pipe, stderr=self._errors, bufsize=0, env=environment
