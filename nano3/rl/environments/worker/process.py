@@ -19,7 +19,7 @@ START_SECONDS = 120.0
 
 
 class Worker:
-    """Answers one JSON value at a time by a function of `nano3.rl.environments.worker.work`, in a process of its own."""
+    """Answers one JSON value at a time by a function of `environments.worker.work`, in a process of its own."""
 
     def __init__(self, work: str, seconds: float = 5.0, memory: int = 2 << 30) -> None:
         """Nothing is started yet.
