@@ -17,9 +17,14 @@ def own_chats(paths: Sequence[str]) -> list[str]:
     Args:
         paths: files, folders, `hub:ORG/NAME[:CONFIG][@REVISION][::SPLIT]` or `generate:NAME`.
     """
-    names = category_names([_bare(path) for path in paths])
+    names = chat_names(paths)
     sources = {name: [path] for name, path in zip(names, paths, strict=True)}
     return [f"data.blend={_table(dict.fromkeys(names, 1.0))}", f"data.sources={_table(sources)}"]
+
+
+def chat_names(paths: Sequence[str]) -> list[str]:
+    """What the data sets of these are called in a run."""
+    return category_names([_bare(path) for path in paths])
 
 
 def _bare(path: str) -> str:

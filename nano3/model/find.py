@@ -53,14 +53,24 @@ def is_adapter_folder(path: str | Path) -> bool:
     return (Path(path) / ADAPTER_CONFIG).is_file() and not (Path(path) / "config.json").is_file()
 
 
+def check_adapter_folder(folder: str | Path) -> None:
+    """
+    Raises:
+        UserError: there is no adapter's configuration.
+    """
+    if not Path(folder).is_dir():
+        raise UserError(f"{folder}: no such folder; give the folder of a LoRA adapter")
+    if not (Path(folder) / ADAPTER_CONFIG).is_file():
+        raise UserError(f"{folder}: no {ADAPTER_CONFIG} there; give the folder of a LoRA adapter")
+
+
 def adapter_base(folder: str | Path) -> str:
     """The folder of the model that an adapter belongs to, as it says; from the hub where it names one there.
 
     Raises:
         UserError: it names none, or one that cannot be had.
     """
-    if not (Path(folder) / ADAPTER_CONFIG).is_file():
-        raise UserError(f"{folder}: no {ADAPTER_CONFIG} there; give the folder of a LoRA adapter")
+    check_adapter_folder(folder)
     named = read_json(Path(folder) / ADAPTER_CONFIG)
     base = named.get("base_model_name_or_path") if isinstance(named, dict) else None
     if not isinstance(base, str) or not base:

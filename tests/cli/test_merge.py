@@ -71,11 +71,13 @@ def test_another_base_may_be_named(base, adapter, tmp_path):
     assert (tmp_path / "merged" / "config.json").is_file()
 
 
-@pytest.mark.parametrize("kind", ["no adapter", "no base", "not a model"])
+@pytest.mark.parametrize("kind", ["no adapter", "nothing", "no base", "not a model"])
 def test_wrong_folders_are_one_line_and_exit_code_2(base, adapter, tmp_path, capsys, kind):
     arguments, words = [adapter, "--out", tmp_path / "merged"], "holds notes.txt"
     if kind == "no adapter":
         arguments[0], words = base, "no adapter_config.json there"
+    elif kind == "nothing":
+        arguments[0], words = tmp_path / "nothing", "nothing: no such folder"
     elif kind == "no base":
         arguments, words = [*arguments, "--base", "runs/nothing"], "runs/nothing: no such folder"
     else:

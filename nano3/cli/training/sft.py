@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -75,20 +76,24 @@ def preview(
 
     The tokenizer and the chat template are those of the model (--from, or the newest run).
     """
+    from nano3.cli.options.common import named_as_typed
     from nano3.cli.options.model_choice import choose_model
     from nano3.cli.training.sft_preview import collect, show, write_page
+    from nano3.config.own_chats import chat_names
     from nano3.config.presets import load_sft
     from nano3.data.chat.sets import set_sources
     from nano3.stages.sft_tokenizer import find_tokenizer
 
     cfg = load_sft(preset or DEFAULT_PRESET, [*(_own_chats(data, None) if data else []), *(settings or [])])
-    set_sources(cfg.data)
-    tokenizer = find_tokenizer(cfg.data.tokenizer, Path(choose_model(from_path, "--from")))
-    shown = collect(cfg, tokenizer, rows)
+    with named_as_typed({f"data.sources.{name}:": "--data:" for name in chat_names(data or [])}):
+        set_sources(cfg.data)
+        tokenizer = find_tokenizer(cfg.data.tokenizer, Path(choose_model(from_path, "--from")))
+        shown = collect(cfg, tokenizer, rows)
     if html is None:
         show(shown, tokenizer)
     else:
         write_page(shown, tokenizer, html)
+        print(f"page: {html}", file=sys.stderr)
 
 
 def _own_chats(paths: list[str], data: Any) -> list[str]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from nano3.config.errors import UserError
 from nano3.config.lora import LoraConfig
 from nano3.files import atomic_folder, usual_mode
-from nano3.model.find import ADAPTER_CONFIG
+from nano3.model.find import ADAPTER_CONFIG, check_adapter_folder
 from nano3.model.hf.names import A, B
 from nano3.model.lm import LM
 from nano3.model.lora.apply import LoraReport, adapted, apply_lora, projections
@@ -231,8 +231,7 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / ADAPTER_CONFIG
-    if not path.is_file():
-        raise UserError(f"{folder}: no {ADAPTER_CONFIG} there; give the folder of a LoRA adapter")
+    check_adapter_folder(folder)
     config = read_json(path)
     if not isinstance(config, dict) or config.get("peft_type") != "LORA" or "lora_alpha" not in config:
         raise UserError(f"{path}: is no LoRA adapter's configuration (peft_type LORA with lora_alpha)")

@@ -55,7 +55,9 @@ def test_the_preview_marks_what_is_trained(model_folder, chats):
 
 
 def test_the_page_marks_every_trained_token_and_escapes_what_users_wrote(model_folder, chats, tmp_path):
-    assert preview(model_folder, chats, "--html", tmp_path / "rows.html").exit_code == 0
+    done = preview(model_folder, chats, "--html", tmp_path / "rows.html")
+    assert done.exit_code == 0
+    assert done.stderr.endswith(f"page: {tmp_path / 'rows.html'}\n")
     page = (tmp_path / "rows.html").read_text()
     marked = "".join(re.findall(r"<mark title=[^>]*>(.*?)</mark>", page, re.S))
     assert "three é日&lt;|im_end|&gt;" in marked
