@@ -24,7 +24,7 @@ settings.register_profile("nano3", deadline=None, derandomize=True, print_blob=T
 settings.load_profile("nano3")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small_config() -> ModelConfig:
     """Every kind of block, sizes that share no factor by accident."""
     return ModelConfig(

@@ -86,6 +86,21 @@ class LengthConfig:
                 f'train.sequence_chunk is {self.sequence_chunk}: it needs train.checkpoint_activations = "block"'
             )
 
+    def check_sizes(self, chunk_size: int) -> None:
+        """Refuse sizes that do not go together, or not with a model whose scan takes `chunk_size` tokens at a time.
+
+        Raises:
+            ValueError: the line says which.
+        """
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(f"train.batch_size {self.batch_size} is not a multiple of train.micro_batch_size "
+                             f"{self.micro_batch_size}")  # fmt: skip
+        if 0 < self.sequence_chunk < chunk_size:
+            raise ValueError(
+                f"train.sequence_chunk is {self.sequence_chunk}; it must be 0 or at least model.chunk_size, "
+                f"{chunk_size}: every piece keeps the states of all Mamba-2 blocks"
+            )
+
 
 @dataclass(frozen=True)
 class TrainConfig(LengthConfig):
@@ -311,14 +326,7 @@ class PretrainConfig:
     sample: SampleConfig = field(default_factory=SampleConfig)
 
     def __post_init__(self) -> None:
-        batch, per_pass = self.train.batch_size, self.train.micro_batch_size
-        if batch % per_pass:
-            raise ValueError(f"train.batch_size {batch} is not a multiple of train.micro_batch_size {per_pass}")
-        if 0 < self.train.sequence_chunk < self.model.chunk_size:
-            raise ValueError(
-                f"train.sequence_chunk is {self.train.sequence_chunk}; it must be 0 or at least model.chunk_size, "
-                f"{self.model.chunk_size}: every piece keeps the states of all Mamba-2 blocks"
-            )
+        self.train.check_sizes(self.model.chunk_size)
 
     @property
     def prepared_data(self) -> DataConfig:

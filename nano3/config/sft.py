@@ -156,14 +156,7 @@ class SftConfig:
     answers: AnswerConfig = field(default_factory=AnswerConfig)
 
     def __post_init__(self) -> None:
-        batch, per_pass = self.train.batch_size, self.train.micro_batch_size
-        if batch % per_pass:
-            raise ValueError(f"train.batch_size {batch} is not a multiple of train.micro_batch_size {per_pass}")
-        if 0 < self.train.sequence_chunk < self.model.chunk_size:
-            raise ValueError(
-                f"train.sequence_chunk is {self.train.sequence_chunk}; it must be 0 or at least model.chunk_size, "
-                f"{self.model.chunk_size}: every piece keeps the states of all Mamba-2 blocks"
-            )
+        self.train.check_sizes(self.model.chunk_size)
 
     @property
     def lengths(self) -> dict[int, float]:

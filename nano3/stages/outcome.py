@@ -64,15 +64,8 @@ class TrainingResult:
         return {
             "run": str(self.run_dir),
             "model": None if training.interrupted else str(self.model_dir),
-            "interrupted": training.interrupted,
-            "steps": training.step,
-            "tokens": training.tokens,
-            "seconds": round(training.seconds, 2),
-            # A resume of a finished run makes no step.
-            "tokens_per_second": round(training.tokens_per_second, 1) or None,
+            **training.summary(),
             "readings": {name: round(times, 3) for name, times in self.readings.items()},
-            "train_loss": training.loss,
-            "heldout_loss": heldout.loss if heldout else None,
             "heldout_bits_per_byte": heldout.bits_per_byte if heldout else None,
             "heldout_bytes": heldout.bytes if heldout else None,
             "heldout_by_length": [

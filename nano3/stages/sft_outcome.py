@@ -37,13 +37,7 @@ class SftResult:
         return {
             "run": str(self.run_dir),
             "model": None if training.interrupted else str(self.model_dir),
-            "interrupted": training.interrupted,
-            "steps": training.step,
-            "tokens": training.tokens,
-            "seconds": round(training.seconds, 2),
-            "tokens_per_second": round(training.tokens_per_second, 1) or None,
-            "train_loss": training.loss,
-            "heldout_loss": heldout.loss if heldout else None,
+            **training.summary(),
             "heldout_tokens": heldout.targets if heldout else None,
             "data": [report.values() | {"epochs": round(self.epochs[report.name], 3)} for report in self.sets],
             "answers": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from nano3.train.heldout import HeldoutScore
 
@@ -62,6 +63,20 @@ class Result:
     """Training time, without evaluation and checkpoints."""
     tokens_per_second: float
     """Mean rate of this process, over all ranks."""
+
+    def summary(self) -> dict[str, Any]:
+        """What every stage tells of it, as JSON values."""
+        heldout = self.heldout
+        return {
+            "interrupted": self.interrupted,
+            "steps": self.step,
+            "tokens": self.tokens,
+            "seconds": round(self.seconds, 2),
+            # A resume of a finished run makes no step.
+            "tokens_per_second": round(self.tokens_per_second, 1) or None,
+            "train_loss": self.loss,
+            "heldout_loss": heldout.loss if heldout else None,
+        }
 
     @property
     def heldout(self) -> HeldoutScore | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import shutil
@@ -13,7 +14,6 @@ import pytest
 
 import nano3
 from nano3.cli.app import main
-from nano3.config.model import ModelConfig
 from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.model.lm import LM
 
@@ -21,28 +21,10 @@ TEXT = "def main(argv):\n    return 0\n\nThe quick brown fox jumps over the lazy
 
 
 @pytest.fixture(scope="session")
-def model_folder(tmp_path_factory) -> Path:
+def model_folder(small_config, tmp_path_factory) -> Path:
     """A Hugging Face folder of a random model with every kind of block, with its tokenizer."""
     tokenizer = Tokenizer.train([TEXT], 320)
-    cfg = ModelConfig(
-        pattern="ME*-",
-        vocab_size=tokenizer.vocab_size,
-        d_model=32,
-        init_std=0.2,
-        n_heads=4,
-        n_kv_heads=2,
-        head_dim=8,
-        mamba_n_heads=6,
-        mamba_head_dim=8,
-        d_state=12,
-        n_groups=2,
-        chunk_size=16,
-        n_experts=5,
-        top_k=2,
-        d_expert=20,
-        d_shared=24,
-        d_ff=40,
-    )
+    cfg = dataclasses.replace(small_config, pattern="ME*-", vocab_size=tokenizer.vocab_size)
     folder = tmp_path_factory.mktemp("model") / "small-model"
     nano3.save(LM(cfg).init_weights(seed=3), folder)
     tokenizer.save(folder)

@@ -132,10 +132,7 @@ def lm(
     from nano3.eval.lm.find import find_tasks
     from nano3.eval.lm.run import Options
 
-    names = [name.strip() for name in tasks.split(",") if name.strip()]
-    if not names:
-        raise UserError("--tasks: give a name, such as nano3 or hellaswag")
-    found = find_tasks(names, include or [], {"pretrained": options["from_"] or tokenizer or model})
+    found = find_tasks(_names(tasks), include or [], {"pretrained": options["from_"] or tokenizer or model})
     if url is not None:
         _check_served(found, chat)
     target = _open_target(options)
@@ -145,6 +142,13 @@ def lm(
     finally:
         target.close()
     _show(result, as_json)
+
+
+def _names(tasks: str) -> list[str]:
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    if not names:
+        raise UserError("--tasks: give a name, such as nano3 or hellaswag")
+    return names
 
 
 def _check(options: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import math
@@ -23,7 +24,6 @@ from lm_eval.tasks import TaskManager
 
 import nano3
 from nano3.config.errors import UserError
-from nano3.config.model import ModelConfig
 from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.eval.lm import harness as lm_harness
 from nano3.eval.lm import tasks as lm_tasks
@@ -39,28 +39,11 @@ SCORED = ("nano3_opposites", "nano3_stdlib", "nano3_prose")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(small_config, tmp_path_factory):
     """A random model with every kind of block, whose context is shorter than the texts of nano3_prose."""
     tokenizer = Tokenizer.train(make.PROSE[:4], 330)
-    cfg = ModelConfig(
-        pattern="ME*-",
-        vocab_size=tokenizer.vocab_size,
-        d_model=32,
-        init_std=0.2,
-        n_heads=4,
-        n_kv_heads=2,
-        head_dim=8,
-        mamba_n_heads=6,
-        mamba_head_dim=8,
-        d_state=12,
-        n_groups=2,
-        chunk_size=16,
-        n_experts=5,
-        top_k=2,
-        d_expert=20,
-        d_shared=24,
-        d_ff=40,
-        max_position_embeddings=CONTEXT,
+    cfg = dataclasses.replace(
+        small_config, pattern="ME*-", vocab_size=tokenizer.vocab_size, max_position_embeddings=CONTEXT
     )
     folder = tmp_path_factory.mktemp("lm") / "small"
     nano3.save(LM(cfg).init_weights(seed=5), folder)
