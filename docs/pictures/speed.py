@@ -21,7 +21,7 @@ def main() -> None:
     figure = Figure(figsize=(7.6, 4.6), dpi=160, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     figure.suptitle(measured["title"], fontsize=13, fontweight="bold", color=INK, x=0.01, ha="left")
-    figure.supxlabel(measured["conditions"], fontsize=8, color=MUTED, x=0.01, ha="left")
+    figure.supxlabel(measured["conditions"], fontsize=7.5, color=MUTED, x=0.01, ha="left")
     panels = figure.subplots(len(measured["work"]), 1, gridspec_kw={"hspace": 0.1},
                              height_ratios=[len(work["tokens_per_second"]) for work in measured["work"]])  # fmt: skip
     for axis, work in zip(panels, measured["work"], strict=True):
