@@ -13,7 +13,9 @@ from nano3.cli.app import VERBS, main
 from nano3.config.errors import UserError
 
 RUN = [sys.executable, "-c", "from nano3.cli.app import main; main()"]
-ENVIRONMENT = {key: value for key, value in os.environ.items() if key not in ("NANO3_DEBUG", "_NANO3_COMPLETE")}
+# With NANO3_CPU_ISA a command looks at the kernels first, for which it loads torch.
+LEFT_OUT = ("NANO3_DEBUG", "_NANO3_COMPLETE", "NANO3_CPU_ISA")
+ENVIRONMENT = {key: value for key, value in os.environ.items() if key not in LEFT_OUT}
 
 
 def nano3(*args, cwd=None, **environment):
