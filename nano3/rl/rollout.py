@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,8 +19,8 @@ from nano3.engine.protocol import GenerationEngine, run
 from nano3.engine.request import Request, Sampling, ThinkingBudget
 from nano3.engine.sequence_sampler import derive_seed
 from nano3.rl.asking import ask_all
-from nano3.rl.batch import TrainingSample
-from nano3.rl.environments.base import Environment, Message, MultiTurn, Reward, Rollout, Task
+from nano3.rl.environments.base import Environment, Message, MultiTurn, Reward, Task
+from nano3.rl.samples import Group, Sample, Segment
 
 TOKENS_TO_ANSWER = 1
 """Room that a turn needs in the context."""
@@ -51,79 +50,6 @@ class RolloutSettings:
     """Threads in which environments answer and measure."""
     environment_seconds: float = 600.0
     """For one answer or reward of an environment; without it in time, the sample has a fault."""
-
-
-@dataclass
-class Sample:
-    """One rollout: messages as the environment sees them, and the sequence of tokens that the policy saw and wrote.
-
-    A later turn's prompt is the sequence so far with what follows rendered behind it: nothing that was drawn is ever
-    made to text and back.
-    """
-
-    task: Task
-    index: int
-    """In its group."""
-    seed: int
-    """Of the first turn."""
-    ids: np.ndarray
-    """(T,) int32, the first prompt included."""
-    drawn: np.ndarray
-    """(T,) bool: drawn from the policy; not prompts, results of tools, or tokens that closed the thinking part."""
-    log_probs: np.ndarray
-    """(T,) float32 under the distribution that each token was drawn from; 0 where it was not."""
-    forced: np.ndarray
-    """(T,) bool: written by the thinking budget."""
-    messages: list[Message] = field(default_factory=list)
-    """All that followed the task's prompt."""
-    truncated: bool = False
-    """Its last answer was cut off by its limit."""
-    turns: int = 0
-    weights_version: int = 0
-    """Of the weights that wrote its last turn."""
-    experts: np.ndarray | None = None
-    """(MoE blocks, T - 1, K)."""
-    reward: Reward | None = None
-    fault: str = ""
-    """Why it has no reward, in a word or two: the environment's fault, or the engine's."""
-    fault_message: str = ""
-    thinking_open: bool = False
-    """The next answer begins inside a thinking part."""
-
-    @property
-    def rollout(self) -> Rollout:
-        """What the environment measures."""
-        return Rollout(tuple(self.messages), self.truncated, after_prompt(self.ids, self.drawn | self.forced))
-
-    def training_sample(self, advantage: float) -> TrainingSample:
-        """For the policy's loss. A truncated sample has no token that is trained on (overlong filtering)."""
-        trained = np.zeros_like(self.drawn) if self.truncated else self.drawn
-        name = f"{self.task.id} sample {self.index}"
-        return TrainingSample(self.ids, trained, self.log_probs, advantage, name, self.experts)
-
-
-@dataclass(frozen=True)
-class Group:
-    """All samples of one prompt."""
-
-    environment: str
-    task: Task
-    samples: list[Sample]
-
-    @property
-    def fault(self) -> str:
-        """Kind of the first fault: such a group is dropped, since its baseline would lack a reward. Empty: none."""
-        return next((sample.fault for sample in self.samples if sample.fault), "")
-
-    @property
-    def rewards(self) -> list[float]:
-        """Of a group without a fault."""
-        return [sample.reward.value for sample in self.samples if sample.reward is not None]
-
-    @property
-    def pass_rate(self) -> float:
-        """Share of its samples that solve the task."""
-        return sum(bool(sample.reward and sample.reward.passed) for sample in self.samples) / len(self.samples)
 
 
 def seed_of(run_seed: int, step: int, prompt: int, sample: int = 0, turn: int = 0) -> int:
@@ -209,12 +135,10 @@ class RolloutWorker:
 
     def _first_turn(self, tasks: Sequence[tuple[Environment, Task]], run_seed: int, step: int) -> list[Group]:
         prompts = [self.encoder.encode(task.messages, task.tools, **self.settings.template) for _, task in tasks]
-        groups = [
-            Group(environment.name, task, [
-                _begun(task, k, seed_of(run_seed, step, i, k), prompt) for k in range(self.settings.group)
-            ])
-            for i, ((environment, task), prompt) in enumerate(zip(tasks, prompts, strict=True))
-        ]  # fmt: skip
+        groups = []
+        for i, ((environment, task), prompt) in enumerate(zip(tasks, prompts, strict=True)):
+            samples = [_begun(task, k, seed_of(run_seed, step, i, k), prompt) for k in range(self.settings.group)]
+            groups.append(Group(environment.name, task, samples))
         asked, requests = [], []
         for i, (prompt, group) in enumerate(zip(prompts, groups, strict=True)):
             room = self._room(len(prompt.ids))
@@ -238,22 +162,38 @@ class RolloutWorker:
             if sample.turns >= self.settings.max_turns:
                 continue
             try:
-                following = self.encoder.encode_following(messages, sample.task.tools, **self.settings.template)
+                prompt = self._prompt_after(sample, messages)
             except UserError as error:
                 sample.fault, sample.fault_message = "no messages", str(error)
                 continue
-            room = self._room(len(sample.ids) + len(following.ids))
+            room = self._room(len(prompt.ids))
             if room < TOKENS_TO_ANSWER:
                 sample.truncated = True
                 continue
-            _append_given(sample, following, messages)
+            _give(sample, prompt, messages)
             seed = seed_of(run_seed, step, i, sample.index, sample.turns)
             name = f"rollout-{step}-{i}-{sample.index}-{sample.turns}"
-            requests.append(self._request(name, tuple(sample.ids.tolist()), following, seed, room, 1))
+            requests.append(self._request(name, prompt.ids, prompt, seed, room, 1))
             going.append((i, sample))
         for (_, sample), [output] in zip(going, run(self.engine, requests), strict=True):
             self._add(sample, output)
         return going
+
+    def _prompt_after(self, sample: Sample, messages: Sequence[Message]) -> ChatPrompt:
+        """The whole prompt of the next turn: the sequence so far with the messages rendered behind it, unless a user's
+        message is among them that makes the template render otherwise what came before.
+
+        Raises:
+            UserError: messages out of form.
+        """
+        tools, template = sample.task.tools, self.settings.template
+        following = self.encoder.encode_following(messages, tools, **template)
+        joined = ChatPrompt((*sample.segments[-1].ids.tolist(), *following.ids), following.thinking_open)
+        if not any(message["role"] == "user" for message in messages):
+            return joined
+        rendered = self.encoder.encode([*sample.task.messages, *sample.messages, *messages], tools, **template)
+        same = self.engine.tokenizer.decode(joined.ids) == self.engine.tokenizer.decode(rendered.ids)
+        return joined if same else rendered
 
     def _room(self, used: int) -> int:
         return min(self.settings.max_tokens, self.engine.max_context - used)
@@ -273,51 +213,27 @@ class RolloutWorker:
             sample.fault, sample.fault_message = ENGINE, f"the engine fails on task {sample.task.id}: {output.error}"
             return
         forced = output.forced
-        sample.ids = np.concatenate([sample.ids, output.token_ids])
-        sample.drawn = np.concatenate([sample.drawn, ~forced])
-        sample.forced = np.concatenate([sample.forced, forced])
         log_probs = np.where(forced, np.float32(0), output.sampled_log_probs)
-        sample.log_probs = np.concatenate([sample.log_probs, log_probs])
-        sample.truncated = output.finish == "length"
-        sample.weights_version, sample.experts = output.weights_version, output.experts
+        sample.segments[-1].append(Segment(output.token_ids, ~forced, forced, log_probs))
+        sample.segments[-1].experts = output.experts
+        sample.truncated, sample.weights_version = output.finish == "length", output.weights_version
         sample.messages.append(_message(output.text, sample, sample.truncated))
         sample.turns += 1
 
 
-def after_prompt(ids: np.ndarray, answered: np.ndarray) -> np.ndarray:
-    """The tokens from the first one of an answer on, of (T,) ids and (T,) bool."""
-    return ids[answered.argmax() :] if answered.any() else ids[:0]
-
-
-def pass_rates(groups: Sequence[Group]) -> dict[str, dict[str, float]]:
-    """Pass rate by task id, by environment, of groups without a fault: what a Curriculum begins with."""
-    found: dict[str, dict[str, float]] = {}
-    for group in groups:
-        if not group.fault:
-            found.setdefault(group.environment, {})[group.task.id] = group.pass_rate
-    return found
-
-
-def faults(groups: Sequence[Group]) -> Counter[str]:
-    """How many groups were dropped, by environment and kind of fault, the engine's included."""
-    return Counter(f"{group.environment}: {group.fault}" for group in groups if group.fault)
-
-
 def _begun(task: Task, index: int, seed: int, prompt: ChatPrompt) -> Sample:
-    n = len(prompt.ids)
-    ids, none = np.array(prompt.ids, np.int32), np.zeros(n, bool)
-    return Sample(task, index, seed, ids, none, np.zeros(n, np.float32), none, thinking_open=prompt.thinking_open)
+    return Sample(task, index, seed, [Segment.of_prompt(prompt.ids)], thinking_open=prompt.thinking_open)
 
 
-def _append_given(sample: Sample, following: ChatPrompt, messages: Sequence[Message]) -> None:
-    """What the policy sees, but did not write."""
-    n = len(following.ids)
-    sample.ids = np.concatenate([sample.ids, np.array(following.ids, np.int32)])
-    sample.drawn = np.concatenate([sample.drawn, np.zeros(n, bool)])
-    sample.forced = np.concatenate([sample.forced, np.zeros(n, bool)])
-    sample.log_probs = np.concatenate([sample.log_probs, np.zeros(n, np.float32)])
+def _give(sample: Sample, prompt: ChatPrompt, messages: Sequence[Message]) -> None:
+    """The prompt of a further turn: behind the sequence where it continues it, else as a new one."""
+    ids = sample.segments[-1].ids
+    if np.array_equal(prompt.ids[: len(ids)], ids):
+        sample.segments[-1].append(Segment.of_prompt(prompt.ids[len(ids) :]))
+    else:
+        sample.segments.append(Segment.of_prompt(prompt.ids))
     sample.messages += messages
-    sample.thinking_open = following.thinking_open
+    sample.thinking_open = prompt.thinking_open
 
 
 def _message(text: str, sample: Sample, cut_off: bool) -> Message:

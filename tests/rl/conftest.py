@@ -2,6 +2,7 @@ import pytest
 
 from nano3.config.model import ModelConfig
 from nano3.data.tokens.tokenizer import Tokenizer
+from nano3.engine.request import Token, Update
 from nano3.model.lm import LM
 
 TEXT = "the quick brown fox jumps over the lazy dog; pack my box with five dozen jugs of ale, 0123456789.\n"
@@ -19,3 +20,49 @@ def tokenizer():
 def model(tokenizer):
     """Float32, random weights, spread so that the next token is neither certain nor uniform."""
     return LM(ModelConfig(pattern="M*ME", vocab_size=tokenizer.vocab_size, init_std=0.3, **SIZES)).init_weights(seed=1)
+
+
+@pytest.fixture
+def scripted(tokenizer):
+    """Make a ScriptedEngine of its function."""
+    return lambda write: ScriptedEngine(tokenizer, write)
+
+
+class ScriptedEngine:
+    """What rollouts make of answers is under test, not how these are drawn.
+
+    Answers each prompt with what `write(text of the prompt)` gives: text, ended by the end of a turn.
+
+    Requests that run together take a step a token, so that the shortest answer ends first.
+    """
+
+    max_context, page_size, reports_experts = 4096, 16, False
+    eos_ids = frozenset()
+
+    def __init__(self, tokenizer, write):
+        self.tokenizer, self.write = tokenizer, write
+        self.running, self.prompts = {}, []
+
+    def add(self, request):
+        self.prompts.append(request.prompt)
+        text = self.write(self.tokenizer.decode(request.prompt))
+        ids = [*self.tokenizer.encode(text, special=True), self.tokenizer.token_id("<|im_end|>")]
+        for index in range(request.n):
+            self.running[request.id, index] = (text, ids)
+
+    def abort(self, request_id):
+        self.running = {key: value for key, value in self.running.items() if key[0] != request_id}
+
+    @property
+    def has_work(self):
+        return bool(self.running)
+
+    def step(self):
+        updates = []
+        for (request_id, index), (text, ids) in list(self.running.items()):
+            self.running[request_id, index] = ("", ids[1:])
+            finish = "stop" if len(ids) == 1 else None
+            updates.append(Update(request_id, index, (Token(ids[0], -0.5, -0.5),), text, finish))
+            if finish:
+                del self.running[request_id, index]
+        return updates

@@ -17,8 +17,9 @@ from nano3.rl.batch import pack_samples
 from nano3.rl.environments.base import EnvironmentFaultError, Reward, Rollout, Task, user
 from nano3.rl.environments.registry import Source
 from nano3.rl.grpo import GRPOLoss, Objective
-from nano3.rl.rollout import RolloutSettings, RolloutWorker, faults, pass_rates, seed_of
-from nano3.rl.rollout_files import read_rollouts, rescore, rollouts_path, save_rollouts
+from nano3.rl.rollout import RolloutSettings, RolloutWorker, seed_of
+from nano3.rl.rollout_files import arrays_path, read_rollouts, rescore, rollouts_path, save_rollouts
+from nano3.rl.samples import faults, pass_rates
 from nano3.train.loss import Scale
 
 SETTINGS = RolloutSettings(group=3, max_tokens=24, workers=2, template={"enable_thinking": False})
@@ -26,19 +27,19 @@ SOURCE = Source("echo", "tests", "1", "0" * 64)
 
 
 class Asking:
-    """Asks on, `turns` times; worth the share of even letters."""
+    """Asks on, `turns` times, as results of tools by default; worth the share of even letters."""
 
     name = "asking"
 
-    def __init__(self, turns=0, n=2):
-        self.turns, self.n = turns, n
+    def __init__(self, turns=0, n=2, role="tool"):
+        self.turns, self.n, self.role = turns, n, role
 
     def tasks(self):
         return [Task(f"t{i}", user(f"Say {i} of the lazy dog.")) for i in range(self.n)]
 
     def step(self, task, rollout):
-        asked = sum(message["role"] == "user" for message in rollout.messages)
-        return [{"role": "user", "content": f"And {asked}?"}] if asked < self.turns else []
+        asked = sum(message["role"] == self.role for message in rollout.messages)
+        return [{"role": self.role, "content": f"And {asked}?"}] if asked < self.turns else []
 
     def verify(self, task, rollout):
         text = "".join(message["content"] for message in rollout.messages)
@@ -75,28 +76,40 @@ def samples_of(groups):
     return [sample for group in groups for sample in group.samples]
 
 
+def drawn_of(sample):
+    return tuple(token for segment in sample.segments for token in segment.ids[segment.drawn].tolist())
+
+
+def same_segments(ones, others):
+    """Values and types of all arrays but the experts."""
+    names = ("ids", "drawn", "forced", "log_probs")
+    pairs = [(getattr(a, name), getattr(b, name)) for a, b in zip(ones, others, strict=True) for name in names]
+    return all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in pairs)
+
+
 def test_turns_are_appended_to_what_was_drawn_and_the_trainer_agrees_with_it(model, engine, tokenizer):
     groups = RolloutWorker(engine, SETTINGS).draw(pairs(Asking(turns=2)), 7, 0)
     encoder = ChatEncoder(tokenizer)
     several = 0
     for sample in samples_of(groups):
-        given = [sample.task.messages, *([m] for m in sample.messages if m["role"] == "user")]
+        [segment] = sample.segments
+        given = [sample.task.messages, *([m] for m in sample.messages if m["role"] == "tool")]
         expected = [encoder.encode(given[0], enable_thinking=False).ids]
         expected += [encoder.encode_following(messages, enable_thinking=False).ids for messages in given[1:]]
         # Between the answers stand exactly the prompts; taken out, only what was drawn is left.
-        ends = np.flatnonzero(np.diff(np.append(sample.drawn, False).astype(int)))
-        parts = np.split(sample.ids, ends + 1)
+        ends = np.flatnonzero(np.diff(np.append(segment.drawn, False).astype(int)))
+        parts = np.split(segment.ids, ends + 1)
         assert tuple(np.concatenate(parts[:-1][::2])) == tuple(token for ids in expected for token in ids)
         assert sample.turns == len(expected)
-        assert sample.drawn.sum() == sum(len(part) for part in parts[1::2])
+        assert segment.drawn.sum() == sum(len(part) for part in parts[1::2])
         several += sample.turns > 1
-        ids = torch.from_numpy(sample.ids).long()
+        ids = torch.from_numpy(segment.ids).long()
         with torch.no_grad():
             trainer = log_probs(model.lm_head, model.hidden(ids[None, :-1]).x, ids[None, 1:])[0].numpy()
-        difference = np.abs(trainer - sample.log_probs[1:])[sample.drawn[1:]]
+        difference = np.abs(trainer - segment.log_probs[1:])[segment.drawn[1:]]
         assert difference.mean() < 1e-5
         assert difference.max() < 1e-4
-        assert not sample.log_probs[~sample.drawn].any()
+        assert not segment.log_probs[~segment.drawn].any()
     assert several >= 2
 
 
@@ -106,13 +119,13 @@ def test_what_is_drawn_depends_on_run_step_prompt_and_sample_alone(model, tokeni
     engine.weights_changed()
     fewer = RolloutWorker(engine, replace(SETTINGS, workers=1)).draw(tasks[:2], 7, 4)
     for one, other in zip(samples_of(whole), samples_of(fewer), strict=False):
-        assert np.array_equal(one.ids, other.ids)
+        assert same_segments(one.segments, other.segments)
         assert one.messages == other.messages
-    drawn = {tuple(sample.ids[sample.drawn]) for sample in samples_of(whole)}
+    drawn = {drawn_of(sample) for sample in samples_of(whole)}
     assert len(drawn) > 6
     for changed in ((8, 4), (7, 5)):
         other = RolloutWorker(engine, SETTINGS).draw(tasks, *changed)
-        assert {tuple(sample.ids[sample.drawn]) for sample in samples_of(other)} != drawn
+        assert {drawn_of(sample) for sample in samples_of(other)} != drawn
     places = [(r, s, p, k, t) for r in range(2) for s in range(2) for p in range(3) for k in range(3) for t in range(2)]
     assert len({seed_of(*place) for place in places}) == len(places)
 
@@ -137,30 +150,33 @@ def test_truncated_samples_are_in_the_baseline_but_not_trained_on(engine):
     assert whole
     assert all(len(group.rewards) == 3 for group in groups)
     for sample in cut:
-        assert sample.drawn.sum() == 3
-        assert not sample.training_sample(1.0).trained.any()
+        assert sample.n_drawn == 3
+        assert not any(row.trained.any() for row in sample.training_samples(1.0))
     for sample in whole:
-        assert np.array_equal(sample.training_sample(1.0).trained, sample.drawn)
+        [row] = sample.training_samples(1.0)
+        assert np.array_equal(row.trained, sample.segments[0].drawn)
 
 
 def test_forced_tokens_are_marked_and_not_drawn(engine, tokenizer):
     settings = replace(SETTINGS, max_tokens=40, thinking_budget=2, template={"enable_thinking": True})
     engine.eos_ids = frozenset()
     found = samples_of(RolloutWorker(engine, settings).draw(pairs(Asking()), 5, 0))
-    assert any(sample.forced.any() for sample in found)
-    for sample in found:
-        assert not (sample.drawn & sample.forced).any()
-        assert not sample.log_probs[sample.forced].any()
+    segments = [segment for sample in found for segment in sample.segments]
+    assert any(segment.forced.any() for segment in segments)
+    for segment in segments:
+        assert not (segment.drawn & segment.forced).any()
+        assert not segment.log_probs[segment.forced].any()
 
 
 def test_experts_are_those_of_all_tokens_of_all_turns_and_can_be_replayed(model, engine):
     settings = replace(SETTINGS, return_experts=True)
     found = samples_of(RolloutWorker(engine, settings).draw(pairs(Asking(turns=1)), 7, 0))
     for sample in found:
-        assert sample.experts is not None
-        assert sample.experts.shape == (1, len(sample.ids) - 1, 2)
+        [segment] = sample.segments
+        assert segment.experts is not None
+        assert segment.experts.shape == (1, len(segment.ids) - 1, 2)
     advantages = group_advantages(torch.tensor([[s.reward.value for s in found[i : i + 3]] for i in (0, 3)])).flatten()
-    rows = [sample.training_sample(a) for sample, a in zip(found, advantages.tolist(), strict=True)]
+    rows = [row for sample, a in zip(found, advantages.tolist(), strict=True) for row in sample.training_samples(a)]
     batches = pack_samples(rows, 256, 2)
     loss, n = GRPOLoss(Objective()), sum(batch.n_targets for batch in batches)
     for batch in batches:
@@ -184,27 +200,27 @@ def test_a_prompt_that_fills_the_context_is_told(model, tokenizer):
     with pytest.raises(UserError, match=r"task long has .* leaves no room"):
         RolloutWorker(engine, SETTINGS).draw([(Asking(), task)], 1, 0)
     small = RolloutWorker(engine, SETTINGS).draw([(Asking(turns=50), Task("a", user("Say.")))], 1, 0)
-    assert all(len(sample.ids) <= 64 for sample in samples_of(small))
+    assert all(len(segment.ids) <= 64 for sample in samples_of(small) for segment in sample.segments)
     engine.close()
 
 
 def test_saved_rollouts_read_the_same_and_are_measured_the_same(engine, tmp_path):
-    environment = Asking(turns=1)
+    environment = Asking(turns=1, role="user")
     groups = RolloutWorker(engine, SETTINGS).draw(pairs(environment), 7, 12)
     path = save_rollouts(tmp_path, 12, groups, {"asking": SOURCE})
     assert path == rollouts_path(tmp_path, 12)
     saved = list(read_rollouts(path))
+    assert any(len(one.segments) > 1 for one in saved)
     for one, sample in zip(saved, samples_of(groups), strict=True):
         assert (one.step, one.task, one.index, one.seed) == (12, sample.task.id, sample.index, sample.seed)
         assert one.source == SOURCE
         assert one.rollout == sample.rollout
         assert one.reward == sample.reward
-        for name in ("ids", "drawn", "forced", "log_probs"):
-            assert np.array_equal(getattr(one, name), getattr(sample, name))
-            assert getattr(one, name).dtype == getattr(sample, name).dtype
+        assert same_segments(one.segments, sample.segments)
         prompt = ChatEncoder(engine.tokenizer).encode(sample.task.messages, enable_thinking=False).ids
-        assert [*prompt, *sample.rollout.token_ids] == sample.ids.tolist()
-        assert np.array_equal(one.rollout.token_ids, sample.rollout.token_ids)
+        tokens = sample.rollout.token_ids
+        assert [*prompt, *tokens][: len(sample.segments[0].ids)] == sample.segments[0].ids.tolist()
+        assert np.array_equal(one.rollout.token_ids, tokens)
     assert [reward for _, reward in rescore(path, environment)] == [sample.reward for sample in samples_of(groups)]
     path_of_faults = save_rollouts(tmp_path, 13, groups, {"asking": SOURCE})
 
@@ -221,6 +237,21 @@ def test_saved_rollouts_read_the_same_and_are_measured_the_same(engine, tmp_path
         list(rescore(path, Asking(n=1)))
     path.write_text(path.read_text() + '{"step": 3}\n')
     with pytest.raises(UserError, match="line 7: no saved rollout"):
+        list(read_rollouts(path))
+
+
+def test_arrays_of_other_rollouts_are_refused(engine, tmp_path):
+    groups = RolloutWorker(engine, SETTINGS).draw(pairs(Asking()), 7, 1)
+    path = save_rollouts(tmp_path, 1, groups, {"asking": SOURCE})
+    size = arrays_path(path).stat().st_size
+    assert size < 10 * sum(sample.n_tokens for sample in samples_of(groups)) + 2000
+    for tokens, message in ((b"", "holds no tokens"), (None, "is missing")):
+        arrays_path(path).unlink() if tokens is None else arrays_path(path).write_bytes(tokens)
+        with pytest.raises(UserError, match=message):
+            list(read_rollouts(path))
+    other = save_rollouts(tmp_path, 2, groups[1:], {"asking": SOURCE})
+    arrays_path(other).rename(arrays_path(path))
+    with pytest.raises(UserError, match="of another file"):
         list(read_rollouts(path))
 
 
@@ -251,7 +282,7 @@ def test_calls_of_tools_come_from_the_drawn_text(engine, monkeypatch):
         assert sample.reward == Reward(1.0)
         assert [m["role"] for m in sample.messages] == ["assistant", "tool", "assistant"]
         assert sample.messages[0]["tool_calls"][0]["id"] == "call_0_0"
-        assert "<tool_response>" in engine.tokenizer.decode(sample.ids.tolist())
+        assert "<tool_response>" in engine.tokenizer.decode(sample.segments[0].ids.tolist())
         json.dumps(sample.messages)
     assert Rollout(tuple(finished[0].messages)).calls
 

@@ -12,8 +12,9 @@ from nano3.engine.protocol import ends_of_text
 from nano3.rl.asking import ask_all
 from nano3.rl.environments.base import EnvironmentFaultError, Reward, Task, user
 from nano3.rl.environments.registry import Source
-from nano3.rl.rollout import RolloutSettings, RolloutWorker, faults
+from nano3.rl.rollout import RolloutSettings, RolloutWorker
 from nano3.rl.rollout_files import read_rollouts, save_rollouts
+from nano3.rl.samples import faults
 
 SETTINGS = RolloutSettings(group=2, max_tokens=6, workers=2, template={"enable_thinking": False})
 
