@@ -16,7 +16,7 @@ import numpy as np
 from nano3.config.errors import UserError
 from nano3.files import write_atomic
 from nano3.reading import parse_json
-from nano3.rl.environments.base import Environment, EnvironmentFaultError, Reward, Rollout
+from nano3.rl.environments.base import Reward, Rollout
 from nano3.rl.environments.registry import Source
 from nano3.rl.samples import Group, Sample, Segment, after_prompts
 
@@ -44,6 +44,13 @@ class SavedSample:
     weights_version: int
     reward: Reward | None
     fault: str
+    """Kind; empty where there is a reward."""
+    fault_message: str
+
+    @property
+    def n_drawn(self) -> int:
+        """Tokens drawn from the policy."""
+        return sum(int(segment.drawn.sum()) for segment in self.segments)
 
     @property
     def rollout(self) -> Rollout:
@@ -100,24 +107,6 @@ def read_rollouts(path: Path) -> Iterator[SavedSample]:
             raise UserError(f"{path}, line {number}: no saved rollout ({error})") from error
 
 
-def rescore(path: Path, environment: Environment) -> Iterator[tuple[SavedSample, Reward | EnvironmentFaultError]]:
-    """Each sample of an environment in a file, with the reward that it gets now, or why it gets none.
-
-    Raises:
-        UserError: as `read_rollouts`, or the environment has no such task.
-    """
-    tasks = {task.id: task for task in environment.tasks()}
-    for saved in read_rollouts(path):
-        if saved.environment != environment.name:
-            continue
-        if saved.task not in tasks:
-            raise UserError(f"{path}: environment {environment.name} has no task {saved.task}; is it of the same rows?")
-        try:
-            yield saved, environment.verify(tasks[saved.task], saved.rollout)
-        except EnvironmentFaultError as error:
-            yield saved, error
-
-
 def _line(step: int, group: Group, sample: Sample, source: Source) -> dict[str, Any]:
     reward = sample.reward
     return {
@@ -163,4 +152,5 @@ def _sample(row: Mapping[str, Any], segments: Sequence[Segment | None]) -> Saved
         row["step"], row["environment"], Source(**row["source"]), row["task"], row["index"], row["seed"],
         tuple(row["messages"]), row["truncated"], found, row["weights_version"],
         None if reward is None else Reward(**reward), row["fault"],
+        row["fault_message"],
     )  # fmt: skip

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nano3.rl.batch import TrainingSample
 from nano3.rl.environments.base import Message, Reward, Rollout, Task
+
+if TYPE_CHECKING:
+    from nano3.rl.batch import TrainingSample
 
 
 @dataclass
@@ -97,6 +100,8 @@ class Sample:
     def training_samples(self, advantage: float) -> list[TrainingSample]:
         """For the policy's loss, one for each sequence. A truncated sample has no token that is trained on (overlong
         filtering)."""
+        from nano3.rl.batch import TrainingSample  # loads torch, for which a look at saved rollouts need not wait
+
         name = f"{self.task.id} sample {self.index}"
         return [
             TrainingSample(

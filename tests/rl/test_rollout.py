@@ -18,8 +18,9 @@ from nano3.rl.environments.base import EnvironmentFaultError, Reward, Rollout, T
 from nano3.rl.environments.registry import Source
 from nano3.rl.grpo import GRPOLoss, Objective
 from nano3.rl.rollout import RolloutSettings, RolloutWorker, seed_of
-from nano3.rl.rollout_files import arrays_path, read_rollouts, rescore, rollouts_path, save_rollouts
+from nano3.rl.rollout_files import arrays_path, read_rollouts, rollouts_path, save_rollouts
 from nano3.rl.samples import faults, pass_rates
+from nano3.rl.saved.rescore import rescore
 from nano3.train.loss import Scale
 
 SETTINGS = RolloutSettings(group=3, max_tokens=24, workers=2, template={"enable_thinking": False})
@@ -221,20 +222,9 @@ def test_saved_rollouts_read_the_same_and_are_measured_the_same(engine, tmp_path
         tokens = sample.rollout.token_ids
         assert [*prompt, *tokens][: len(sample.segments[0].ids)] == sample.segments[0].ids.tolist()
         assert np.array_equal(one.rollout.token_ids, tokens)
-    assert [reward for _, reward in rescore(path, environment)] == [sample.reward for sample in samples_of(groups)]
-    path_of_faults = save_rollouts(tmp_path, 13, groups, {"asking": SOURCE})
-
-    class Silent(Asking):
-        def verify(self, task, rollout):
-            if task.id == "t0":
-                raise EnvironmentFaultError("judge", "no answer")
-            return Reward(0.5)
-
-    found = [value for _, value in rescore(path_of_faults, Silent())]
-    assert [str(value) for value in found[:3]] == ["no answer"] * 3
-    assert found[3:] == [Reward(0.5)] * 3
-    with pytest.raises(UserError, match="no task t1"):
-        list(rescore(path, Asking(n=1)))
+    found = list(rescore(saved, {"asking": environment}))
+    assert [one.reward for one in found] == [sample.reward for sample in samples_of(groups)]
+    assert {one.outcome for one in found} == {"equal"}
     path.write_text(path.read_text() + '{"step": 3}\n')
     with pytest.raises(UserError, match="line 7: no saved rollout"):
         list(read_rollouts(path))

@@ -78,7 +78,7 @@ def preview(
     """
     from nano3.cli.options.common import named_as_typed
     from nano3.cli.options.model_choice import choose_model
-    from nano3.cli.training.sft_preview import collect, show, write_page
+    from nano3.cli.training.sft_preview import collect, show, show_on_page
     from nano3.config.own_chats import chat_names
     from nano3.config.presets import load_sft
     from nano3.data.chat.sets import set_sources
@@ -92,7 +92,7 @@ def preview(
     if html is None:
         show(shown, tokenizer)
     else:
-        write_page(shown, tokenizer, html)
+        show_on_page(shown, tokenizer, html)
         print(f"page: {html}", file=sys.stderr)
 
 

@@ -1,0 +1,1 @@
+"""Saved rollouts: to look at, to count, and to measure again."""
