@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from nano3.rl.environments.base import EnvironmentFaultError
@@ -23,43 +24,80 @@ class Answer(NamedTuple):
     message: str = ""
 
 
-def ask_all(questions: Sequence[Callable[[], Any]], workers: int, seconds: float) -> list[Answer]:
-    """The answers, in order.
+class Asker:
+    """Asks environments in threads, while whoever asks goes on with other work.
 
-    A question that takes longer is given up: its thread goes on, for threads cannot be killed, but what it says is not
-    heard and another thread takes its place.
-
-    Args:
-        questions: calls of environments; they change nothing of the caller's.
-        workers: threads that are waited for at once.
-        seconds: for one answer.
+    A question that takes longer than its limit is given up: its thread goes on, for threads cannot be killed, but what
+    it says is not heard and another thread takes its place.
     """
-    answers = [Answer()] * len(questions)
-    ends: dict[int, float] = {}
-    given: queue.SimpleQueue[tuple[int, Answer]] = queue.SimpleQueue()
-    following = 0
-    while following < len(questions) or ends:
-        while following < len(questions) and len(ends) < workers:
-            ends[following] = time.monotonic() + seconds
-            _start(following, questions[following], given)
-            following += 1
+
+    def __init__(self, workers: int, seconds: float) -> None:
+        """
+        Args:
+            workers: threads that are waited for at once.
+            seconds: for one answer.
+        """
+        self._workers, self._seconds = workers, seconds
+        self._queue: collections.deque[tuple[int, Callable[[], Any]]] = collections.deque()
+        self._ends: dict[int, float] = {}
+        """Of the questions that are being answered, by number."""
+        self._whose: dict[int, Any] = {}
+        self._given: queue.SimpleQueue[tuple[int, Answer]] = queue.SimpleQueue()
+        self._asked = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether answers are still to come."""
+        return bool(self._whose)
+
+    def ask(self, key: Any, question: Callable[[], Any]) -> None:
+        """Have a question answered: a call of an environment, which changes nothing of the caller's."""
+        self._whose[self._asked] = key
+        self._queue.append((self._asked, question))
+        self._asked += 1
+        self._start()
+
+    def answers(self, wait: bool) -> Iterator[tuple[Any, Answer]]:
+        """Key and answer of the questions that were answered since, as they came.
+
+        Args:
+            wait: until there is one, where one is to come.
+        """
+        while self._ends:
+            found = self._next(wait)
+            if found is None:
+                return
+            number, answer = found
+            if self._ends.pop(number, None) is not None:
+                wait = False
+                self._start()
+                yield self._whose.pop(number), answer
+
+    def _next(self, wait: bool) -> tuple[int, Answer] | None:
+        end = min(self._ends.values())
+        left = end - time.monotonic()
         try:
-            number, answer = given.get(timeout=max(0.0, min(ends.values()) - time.monotonic()))
+            return self._given.get(timeout=max(0.0, left)) if wait else self._given.get_nowait()
         except queue.Empty:
-            number = min(ends, key=lambda number: ends[number])
-            answer = Answer(fault=TIME, message=f"no answer within {seconds:g} seconds")
-        if ends.pop(number, None) is not None:
-            answers[number] = answer
-    return answers
+            if not wait and left > 0:
+                return None
+            number = min(self._ends, key=lambda number: self._ends[number])
+            return number, Answer(fault=TIME, message=f"no answer within {self._seconds:g} seconds")
+
+    def _start(self) -> None:
+        while self._queue and len(self._ends) < self._workers:
+            number, question = self._queue.popleft()
+            self._ends[number] = time.monotonic() + self._seconds
+            _answer(number, question, self._given)
 
 
-def _start(number: int, question: Callable[[], Any], given: queue.SimpleQueue[tuple[int, Answer]]) -> None:
+def _answer(number: int, question: Callable[[], Any], given: queue.SimpleQueue[tuple[int, Answer]]) -> None:
     def answer() -> None:
         try:
             given.put((number, Answer(question())))
         except EnvironmentFaultError as error:
             given.put((number, Answer(fault=error.kind, message=str(error))))
-        except Exception as error:
+        except BaseException as error:  # sys.exit in a thread ends the thread alone, and nobody would hear of it.
             given.put((number, Answer(fault=type(error).__name__, message=str(error))))
 
     # A daemon: one that hangs does not keep the process from ending.

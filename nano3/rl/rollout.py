@@ -15,10 +15,10 @@ from nano3.config.errors import UserError
 from nano3.data.chat.encoder import ChatEncoder, ChatPrompt
 from nano3.data.chat.parsing.output_parser import parse_output
 from nano3.engine.output import Output
-from nano3.engine.protocol import GenerationEngine, run
+from nano3.engine.protocol import GenerationEngine
 from nano3.engine.request import Request, Sampling, ThinkingBudget
 from nano3.engine.sequence_sampler import derive_seed
-from nano3.rl.asking import ask_all
+from nano3.rl.asking import Asker
 from nano3.rl.environments.base import Environment, Message, MultiTurn, Reward, Task
 from nano3.rl.samples import Group, Sample, Segment
 
@@ -50,6 +50,10 @@ class RolloutSettings:
     """Threads in which environments answer and measure."""
     environment_seconds: float = 600.0
     """For one answer or reward of an environment; without it in time, the sample has a fault."""
+    overlap: bool = False
+    """Draw on while environments answer: for slow ones, as a model that plays the user. Else the engine waits for them
+    (not for rewards), so that its passes hold the same sequences in every run; without that, log-probabilities of an
+    engine that is not exact differ in their last bits from run to run."""
 
 
 def seed_of(run_seed: int, step: int, prompt: int, sample: int = 0, turn: int = 0) -> int:
@@ -83,103 +87,24 @@ class RolloutWorker:
     def draw(self, tasks: Sequence[tuple[Environment, Task]], run_seed: int, step: int) -> list[Group]:
         """A group for each task, with rewards.
 
-        Turns are taken together: all samples answer, then all environments do. A prompt that leaves no room for an
-        answer and a request on which the engine fails are faults of their groups.
+        Each sample takes its next turn as soon as its environment answered, beside those that are still being drawn;
+        what is drawn depends on its place alone, not on who was first. A prompt that leaves no room for an answer and a
+        request on which the engine fails are faults of their groups.
 
         Raises:
             UserError: that holds for all groups.
         """
-        groups = self._first_turn(tasks, run_seed, step)
-        environments = [environment for environment, _ in tasks]
-        going = [(i, sample) for i, group in enumerate(groups) for sample in group.samples]
-        while going:
-            going = self._next_turn(self._step(environments, going), run_seed, step)
-        if groups and all(group.fault in (PROMPT, ENGINE) for group in groups):
-            raise UserError(f"rollouts: {next(s.fault_message for s in groups[0].samples if s.fault)}")
-        self._measure([(environments[i], sample) for i, group in enumerate(groups) for sample in group.samples])
-        return groups
-
-    def _step(
-        self, environments: Sequence[Environment], going: Sequence[tuple[int, Sample]]
-    ) -> list[tuple[tuple[int, Sample], Sequence[Message]]]:
-        """The samples that go on, with what their environments answered."""
-        asked = [
-            (i, sample, environment) for i, sample in going
-            if isinstance(environment := environments[i], MultiTurn) and not (sample.truncated or sample.fault)
-        ]  # fmt: skip
-        found = self._ask([(s, partial(environment.step, s.task, s.rollout)) for _, s, environment in asked])
-        answered = []
-        for (i, sample, _), messages in zip(asked, found, strict=True):
-            if messages and not _are_messages(messages):
-                sample.fault, sample.fault_message = "no messages", f"step gave {messages!r:.200}"
-            elif messages:
-                answered.append(((i, sample), messages))
-        return answered
-
-    def _measure(self, samples: Sequence[tuple[Environment, Sample]]) -> None:
-        asked = [(environment, sample) for environment, sample in samples if not sample.fault]
-        found = self._ask([(s, partial(environment.verify, s.task, s.rollout)) for environment, s in asked])
-        for (_, sample), reward in zip(asked, found, strict=True):
-            if isinstance(reward, Reward):
-                sample.reward = reward
-            elif not sample.fault:
-                sample.fault, sample.fault_message = "no reward", f"verify gave {reward!r:.200}"
-
-    def _ask(self, questions: Sequence[tuple[Sample, Callable[[], Any]]]) -> list[Any]:
-        """The environments' answers; None where there is a fault, which is noted in the sample."""
-        own = self.settings
-        answers = ask_all([question for _, question in questions], own.workers, own.environment_seconds)
-        for (sample, _), answer in zip(questions, answers, strict=True):
-            sample.fault, sample.fault_message = answer.fault, answer.message
-        return [answer.value for answer in answers]
-
-    def _first_turn(self, tasks: Sequence[tuple[Environment, Task]], run_seed: int, step: int) -> list[Group]:
         prompts = [self.encoder.encode(task.messages, task.tools, **self.settings.template) for _, task in tasks]
         groups = []
         for i, ((environment, task), prompt) in enumerate(zip(tasks, prompts, strict=True)):
             samples = [_begun(task, k, seed_of(run_seed, step, i, k), prompt) for k in range(self.settings.group)]
             groups.append(Group(environment.name, task, samples))
-        asked, requests = [], []
-        for i, (prompt, group) in enumerate(zip(prompts, groups, strict=True)):
-            room = self._room(len(prompt.ids))
-            if room < TOKENS_TO_ANSWER:
-                _refuse_prompt(group, len(prompt.ids), self.engine.max_context)
-                continue
-            seed = seed_of(run_seed, step, i)
-            requests.append(self._request(f"rollout-{step}-{i}", prompt.ids, prompt, seed, room, self.settings.group))
-            asked.append(group)
-        for group, outputs in zip(asked, run(self.engine, requests), strict=True):
-            for sample, output in zip(group.samples, outputs, strict=True):
-                self._add(sample, output)
+        _Drawing(self, [environment for environment, _ in tasks], run_seed, step).run(prompts, groups)
+        if groups and all(group.fault in (PROMPT, ENGINE) for group in groups):
+            raise UserError(f"rollouts: {next(s.fault_message for s in groups[0].samples if s.fault)}")
         return groups
 
-    def _next_turn(
-        self, answered: Sequence[tuple[tuple[int, Sample], Sequence[Message]]], run_seed: int, step: int
-    ) -> list[tuple[int, Sample]]:
-        """The samples that the environment answered and that had room for another turn, which they have taken."""
-        going, requests = [], []
-        for (i, sample), messages in answered:
-            if sample.turns >= self.settings.max_turns:
-                continue
-            try:
-                prompt = self._prompt_after(sample, messages)
-            except UserError as error:
-                sample.fault, sample.fault_message = "no messages", str(error)
-                continue
-            room = self._room(len(prompt.ids))
-            if room < TOKENS_TO_ANSWER:
-                sample.truncated = True
-                continue
-            _give(sample, prompt, messages)
-            seed = seed_of(run_seed, step, i, sample.index, sample.turns)
-            name = f"rollout-{step}-{i}-{sample.index}-{sample.turns}"
-            requests.append(self._request(name, prompt.ids, prompt, seed, room, 1))
-            going.append((i, sample))
-        for (_, sample), [output] in zip(going, run(self.engine, requests), strict=True):
-            self._add(sample, output)
-        return going
-
-    def _prompt_after(self, sample: Sample, messages: Sequence[Message]) -> ChatPrompt:
+    def prompt_after(self, sample: Sample, messages: Sequence[Message]) -> ChatPrompt:
         """The whole prompt of the next turn: the sequence so far with the messages rendered behind it, unless a user's
         message is among them that makes the template render otherwise what came before.
 
@@ -195,30 +120,142 @@ class RolloutWorker:
         same = self.engine.tokenizer.decode(joined.ids) == self.engine.tokenizer.decode(rendered.ids)
         return joined if same else rendered
 
-    def _room(self, used: int) -> int:
+    def room(self, used: int) -> int:
+        """Most tokens of an answer after so many."""
         return min(self.settings.max_tokens, self.engine.max_context - used)
 
-    def _request(self, name: str, ids: tuple[int, ...], prompt: ChatPrompt, seed: int, room: int, n: int) -> Request:
+    def request(self, name: str, prompt: ChatPrompt, seed: int, n: int) -> Request:
+        """Of one turn, for `n` samples."""
         own = self.settings
         budget = own.thinking_budget
         thinking = None if budget is None else ThinkingBudget(budget, open=prompt.thinking_open)
         sampling = Sampling(
-            temperature=own.temperature, top_p=own.top_p, seed=seed, max_tokens=room, thinking=thinking
+            temperature=own.temperature, top_p=own.top_p, seed=seed, max_tokens=self.room(len(prompt.ids)),
+            thinking=thinking,
         )  # fmt: skip
-        return Request(name, ids, sampling, n, return_experts=own.return_experts)
+        return Request(name, prompt.ids, sampling, n, return_experts=own.return_experts)
 
-    def _add(self, sample: Sample, output: Output) -> None:
-        """The answer of one turn."""
-        if output.finish == "error":
-            sample.fault, sample.fault_message = ENGINE, f"the engine fails on task {sample.task.id}: {output.error}"
+
+class _Drawing:
+    """One step's samples, each at its own turn: drawn by the engine, or waiting for an answer of its environment."""
+
+    def __init__(self, worker: RolloutWorker, environments: Sequence[Environment], run_seed: int, step: int) -> None:
+        self._worker, self._engine, self._settings = worker, worker.engine, worker.settings
+        self._environments, self._run_seed, self._step = environments, run_seed, step
+        self._asker = Asker(self._settings.workers, self._settings.environment_seconds)
+        self._drawn: dict[str, dict[int, tuple[Output, int, Sample]]] = {}
+        """By request: its unfinished outputs by index, whose samples they are and the place of their group."""
+        self._stepping = 0
+        """Environments whose answers are to come."""
+
+    def run(self, prompts: Sequence[ChatPrompt], groups: Sequence[Group]) -> None:
+        """All of them to their ends."""
+        try:
+            for i, (prompt, group) in enumerate(zip(prompts, groups, strict=True)):
+                self._first_turn(i, prompt, group)
+            while self._drawn or self._asker.busy:
+                if self._drawn:
+                    self._draw()
+                self._hear()
+        except BaseException:
+            for request_id in self._drawn:
+                self._engine.abort(request_id)
+            raise
+
+    def _first_turn(self, i: int, prompt: ChatPrompt, group: Group) -> None:
+        if self._worker.room(len(prompt.ids)) < TOKENS_TO_ANSWER:
+            _refuse_prompt(group, len(prompt.ids), self._engine.max_context)
             return
-        forced = output.forced
-        log_probs = np.where(forced, np.float32(0), output.sampled_log_probs)
-        sample.segments[-1].append(Segment(output.token_ids, ~forced, forced, log_probs))
-        sample.segments[-1].experts = output.experts
-        sample.truncated, sample.weights_version = output.finish == "length", output.weights_version
-        sample.messages.append(_message(output.text, sample, sample.truncated))
-        sample.turns += 1
+        seed = seed_of(self._run_seed, self._step, i)
+        self._ask_engine(f"rollout-{self._step}-{i}", prompt, seed, i, group.samples)
+
+    def _ask_engine(self, name: str, prompt: ChatPrompt, seed: int, i: int, samples: Sequence[Sample]) -> None:
+        self._engine.add(self._worker.request(name, prompt, seed, len(samples)))
+        self._drawn[name] = {index: (Output(index), i, sample) for index, sample in enumerate(samples)}
+
+    def _draw(self) -> None:
+        """One step of the engine."""
+        for update in self._engine.step():
+            outputs = self._drawn.get(update.request_id, {})
+            if update.index not in outputs:
+                continue
+            output, i, sample = outputs[update.index]
+            output.add(update)
+            if update.finish is None:
+                continue
+            del outputs[update.index]
+            if not outputs:
+                del self._drawn[update.request_id]
+            self._take(i, sample, output)
+
+    def _hear(self) -> None:
+        """What environments said since."""
+        heard = list(self._asker.answers(wait=not self._drawn))
+        while not self._settings.overlap and self._stepping > sum(of == self._go_on for (of, _, _), _ in heard):
+            heard += self._asker.answers(wait=True)
+        for (of, i, sample), answer in sorted(heard, key=lambda found: (found[0][1], found[0][2].index)):
+            self._stepping -= of == self._go_on
+            sample.fault, sample.fault_message = answer.fault, answer.message
+            if not answer.fault:
+                of(i, sample, answer.value)
+
+    def _take(self, i: int, sample: Sample, output: Output) -> None:
+        """The answer of one turn; then it is the environment's."""
+        _add_answer(sample, output)
+        environment = self._environments[i]
+        if sample.fault:
+            return
+        over = sample.truncated or sample.turns >= self._settings.max_turns
+        if over or not isinstance(environment, MultiTurn):
+            self._measure(i, sample)
+        else:
+            self._stepping += 1
+            self._asker.ask((self._go_on, i, sample), partial(environment.step, sample.task, sample.rollout))
+
+    def _go_on(self, i: int, sample: Sample, messages: Any) -> None:
+        """What the environment answered, and the next turn, where there is one and room for it."""
+        if not messages:
+            self._measure(i, sample)
+            return
+        try:
+            if not _are_messages(messages):
+                raise UserError(f"step gave {messages!r:.200}")
+            prompt = self._worker.prompt_after(sample, messages)
+        except UserError as error:
+            sample.fault, sample.fault_message = "no messages", str(error)
+            return
+        if self._worker.room(len(prompt.ids)) < TOKENS_TO_ANSWER:
+            sample.truncated = True
+            self._measure(i, sample)
+            return
+        _give(sample, prompt, messages)
+        seed = seed_of(self._run_seed, self._step, i, sample.index, sample.turns)
+        name = f"rollout-{self._step}-{i}-{sample.index}-{sample.turns}"
+        self._ask_engine(name, prompt, seed, i, [sample])
+
+    def _measure(self, i: int, sample: Sample) -> None:
+        self._asker.ask((_reward, i, sample), partial(self._environments[i].verify, sample.task, sample.rollout))
+
+
+def _reward(i: int, sample: Sample, reward: Any) -> None:
+    if isinstance(reward, Reward):
+        sample.reward = reward
+    else:
+        sample.fault, sample.fault_message = "no reward", f"verify gave {reward!r:.200}"
+
+
+def _add_answer(sample: Sample, output: Output) -> None:
+    """The tokens of one turn and their message."""
+    if output.finish == "error":
+        sample.fault, sample.fault_message = ENGINE, f"the engine fails on task {sample.task.id}: {output.error}"
+        return
+    forced = output.forced
+    log_probs = np.where(forced, np.float32(0), output.sampled_log_probs)
+    sample.segments[-1].append(Segment(output.token_ids, ~forced, forced, log_probs))
+    sample.segments[-1].experts = output.experts
+    sample.truncated, sample.weights_version = output.finish == "length", output.weights_version
+    sample.messages.append(_message(output.text, sample, sample.truncated))
+    sample.turns += 1
 
 
 def _begun(task: Task, index: int, seed: int, prompt: ChatPrompt) -> Sample:

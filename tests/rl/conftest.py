@@ -24,8 +24,8 @@ def model(tokenizer):
 
 @pytest.fixture
 def scripted(tokenizer):
-    """Make a ScriptedEngine of its function."""
-    return lambda write: ScriptedEngine(tokenizer, write)
+    """Make a ScriptedEngine of its functions."""
+    return lambda write, **more: ScriptedEngine(tokenizer, write, **more)
 
 
 class ScriptedEngine:
@@ -33,14 +33,14 @@ class ScriptedEngine:
 
     Answers each prompt with what `write(text of the prompt)` gives: text, ended by the end of a turn.
 
-    Requests that run together take a step a token, so that the shortest answer ends first.
+    Requests that run together take a step a token, but those for whose id `waits` says so.
     """
 
     max_context, page_size, reports_experts = 4096, 16, False
     eos_ids = frozenset()
 
-    def __init__(self, tokenizer, write):
-        self.tokenizer, self.write = tokenizer, write
+    def __init__(self, tokenizer, write, waits=lambda request_id: False):
+        self.tokenizer, self.write, self.waits = tokenizer, write, waits
         self.running, self.prompts = {}, []
 
     def add(self, request):
@@ -60,6 +60,8 @@ class ScriptedEngine:
     def step(self):
         updates = []
         for (request_id, index), (text, ids) in list(self.running.items()):
+            if self.waits(request_id):
+                continue
             self.running[request_id, index] = ("", ids[1:])
             finish = "stop" if len(ids) == 1 else None
             updates.append(Update(request_id, index, (Token(ids[0], -0.5, -0.5),), text, finish))

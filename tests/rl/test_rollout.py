@@ -1,6 +1,8 @@
 """Rollouts through the engine: token in, token out over several turns; seeds, forced tokens, experts, faults, files."""
 
 import json
+import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -114,7 +116,9 @@ def test_turns_are_appended_to_what_was_drawn_and_the_trainer_agrees_with_it(mod
     assert several >= 2
 
 
-def test_what_is_drawn_depends_on_run_step_prompt_and_sample_alone(model, tokenizer, engine):
+def test_what_is_drawn_depends_on_run_step_prompt_and_sample_alone(model, tokenizer):
+    ends = frozenset(range(0, tokenizer.vocab_size, 6)) | ends_of_text(tokenizer)
+    engine = Engine(model, tokenizer, memory=32 << 20, page_size=8, eos_ids=ends, exact=True)
     tasks = pairs(Asking(turns=1, n=3))
     whole = RolloutWorker(engine, SETTINGS).draw(tasks, 7, 4)
     engine.weights_changed()
@@ -129,6 +133,69 @@ def test_what_is_drawn_depends_on_run_step_prompt_and_sample_alone(model, tokeni
         assert {drawn_of(sample) for sample in samples_of(other)} != drawn
     places = [(r, s, p, k, t) for r in range(2) for s in range(2) for p in range(3) for k in range(3) for t in range(2)]
     assert len({seed_of(*place) for place in places}) == len(places)
+    engine.close()
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_sample_goes_on_while_another_one_is_still_being_drawn(scripted, overlap):
+    measured, gave_up = threading.Event(), time.monotonic() + 20
+
+    class Noting(Asking):
+        def verify(self, task, rollout):
+            if task.id == "t1":
+                measured.set()
+            return Reward(len(rollout.messages))
+
+    def waits(request_id):
+        """The first prompt's answer, until the second prompt's sample has had all its turns and its reward."""
+        return request_id == "rollout-0-0" and not measured.wait(0.001) and time.monotonic() < gave_up
+
+    engine = scripted(lambda prompt: "the dog", waits=waits)
+    settings = replace(SETTINGS, group=1, overlap=overlap)
+    groups = RolloutWorker(engine, settings).draw(pairs(Noting(turns=3)), 7, 0)
+    assert time.monotonic() < gave_up
+    assert [group.rewards for group in groups] == [[7.0], [7.0]]
+
+
+def test_with_overlap_others_are_drawn_while_an_environment_answers(scripted):
+    drawn = threading.Event()
+
+    class Slow(Asking):
+        def step(self, task, rollout):
+            if task.id == "t0":
+                assert drawn.wait(20)
+            return super().step(task, rollout)
+
+        def verify(self, task, rollout):
+            drawn.set()
+            return Reward(1.0)
+
+    engine = scripted(lambda prompt: "the dog", waits=lambda request_id: False)
+    settings = replace(SETTINGS, group=1, overlap=True)
+    groups = RolloutWorker(engine, settings).draw(pairs(Slow(turns=2)), 7, 0)
+    assert [group.fault for group in groups] == ["", ""]
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("slow", ["t0", "t1"])
+def test_what_is_drawn_does_not_depend_on_who_answers_first(model, tokenizer, slow, exact):
+    """To the last bit: by an exact engine, or where the engine waits for environments."""
+
+    class Slow(Asking):
+        def step(self, task, rollout):
+            time.sleep(0.03 if task.id == slow else 0)
+            return super().step(task, rollout)
+
+    ends = frozenset(range(0, tokenizer.vocab_size, 6)) | ends_of_text(tokenizer)
+    found = []
+    for kind in (Asking, Slow):
+        engine = Engine(model, tokenizer, memory=32 << 20, page_size=8, eos_ids=ends, exact=exact)
+        worker = RolloutWorker(engine, replace(SETTINGS, overlap=exact))
+        found.append(samples_of(worker.draw(pairs(kind(turns=2)), 7, 4)))
+        engine.close()
+    for one, other in zip(*found, strict=True):
+        assert same_segments(one.segments, other.segments)
+        assert (one.messages, one.reward, one.turns) == (other.messages, other.reward, other.turns)
 
 
 def test_one_answer_of_an_environment_without_turns(engine):

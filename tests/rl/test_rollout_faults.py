@@ -9,7 +9,7 @@ import pytest
 from nano3.config.errors import UserError
 from nano3.engine.engine import Engine
 from nano3.engine.protocol import ends_of_text
-from nano3.rl.asking import ask_all
+from nano3.rl.asking import Asker
 from nano3.rl.environments.base import EnvironmentFaultError, Reward, Task, user
 from nano3.rl.environments.registry import Source
 from nano3.rl.rollout import RolloutSettings, RolloutWorker
@@ -109,7 +109,33 @@ def test_an_environment_that_hangs_is_a_fault_of_its_group(engine):
     assert "0.2 seconds" in groups[0].samples[0].fault_message
 
 
-def test_questions_are_asked_by_so_many_threads_and_answered_in_order():
+@pytest.mark.parametrize("ending", [SystemExit, KeyboardInterrupt, MemoryError])
+def test_an_environment_that_ends_its_thread_is_a_fault_of_its_group(engine, ending):
+    class Ending(Fixed):
+        def verify(self, task, rollout):
+            if task.id == "t0":
+                raise ending("enough")
+            return Reward(1.0)
+
+    groups = draw(engine, Ending(["a", "b"]))
+    assert [group.fault for group in groups] == [ending.__name__, ""]
+    assert groups[0].samples[0].fault_message == "enough"
+
+
+def test_a_step_that_breaks_leaves_the_engine_without_work(engine, monkeypatch):
+    steps = iter([engine.step, engine.step])
+
+    def step():
+        return next(steps)()
+
+    monkeypatch.setattr(engine, "step", step)
+    with pytest.raises(StopIteration):
+        draw(engine, Fixed(["a", "b"]))
+    assert not engine.has_work
+    engine.weights_changed()
+
+
+def test_questions_are_asked_by_so_many_threads_and_answers_come_with_their_keys():
     running, most, lock = 0, 0, threading.Lock()
 
     def question(number):
@@ -124,9 +150,30 @@ def test_questions_are_asked_by_so_many_threads_and_answered_in_order():
             raise EnvironmentFaultError("judge", "no answer")
         return 1 // (number - 5)
 
-    answers = ask_all([lambda number=number: question(number) for number in range(9)], 3, 30.0)
-    assert [answer.value for answer in answers] == [1 // (n - 5) if n not in (4, 5) else None for n in range(9)]
+    asker = Asker(3, 30.0)
+    assert not asker.busy
+    assert list(asker.answers(wait=True)) == []
+    for number in range(9):
+        asker.ask(number, lambda number=number: question(number))
+    answers = {}
+    while asker.busy:
+        answers |= dict(asker.answers(wait=True))
+    assert {key: a.value for key, a in answers.items()} == {
+        n: 1 // (n - 5) if n not in (4, 5) else None for n in range(9)
+    }
     assert answers[4][1:] == ("judge", "no answer")
     assert answers[5].fault == "ZeroDivisionError"
     assert most == 3
-    assert ask_all([], 3, 1.0) == []
+
+
+def test_who_does_not_wait_is_given_what_is_there():
+    asker, released = Asker(1, 30.0), threading.Event()
+    asker.ask("slow", lambda: released.wait(30))
+    asker.ask("fast", lambda: 2)
+    assert list(asker.answers(wait=False)) == []
+    assert asker.busy
+    released.set()
+    found = []
+    while asker.busy:
+        found += asker.answers(wait=True)
+    assert [(key, answer.value) for key, answer in found] == [("slow", True), ("fast", 2)]
