@@ -201,7 +201,7 @@ def exclusive(folder: Path) -> Iterator[None]:
         UserError: another process holds it, or it cannot be told whether one does.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") as file:
+    with (folder / LOCK).open("w", encoding="utf-8") as file:
         try:
             # Whoever only looks (`in_use`) holds it for a moment.
             free = _is_free(file.fileno(), LOOKS, LOOK_SECONDS)
@@ -233,8 +233,8 @@ def _open_first(path: Path, *modes: str) -> IO[str]:
     """The file in the first of the modes that is allowed: by its owner, and by the file system."""
     for mode in modes[:-1]:
         with suppress(OSError):
-            return path.open(mode)
-    return path.open(modes[-1])
+            return path.open(mode, encoding="utf-8")
+    return path.open(modes[-1], encoding="utf-8")
 
 
 def _is_free(descriptor: int, looks: int, seconds: float) -> bool:

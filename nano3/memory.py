@@ -15,8 +15,8 @@ def main_memory_free() -> int:
 def container_free(root: Path = Path("/sys/fs/cgroup")) -> int:
     """Bytes left below the memory limit of this process's control group (version 2); 2**63 where there is none."""
     try:
-        limit, used = ((root / f"memory.{name}").read_text().strip() for name in ("max", "current"))
-        rows = (line.split() for line in (root / "memory.stat").read_text().splitlines())
+        limit, used = ((root / f"memory.{name}").read_text("utf-8").strip() for name in ("max", "current"))
+        rows = (line.split() for line in (root / "memory.stat").read_text("utf-8").splitlines())
         # Pages of files count as used until others need the room.
         files = sum(int(row[1]) for row in rows if row[0] in ("active_file", "inactive_file"))
         return max(0, int(limit) - int(used) + files)

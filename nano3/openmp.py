@@ -165,7 +165,7 @@ def _loaded_libraries() -> list[ctypes.CDLL]:
     """GNU's OpenMP library as this process has loaded it: once, or once more by another package. One whose file was
     replaced since cannot be reached and is left out."""
     try:
-        with open("/proc/self/maps") as maps:
+        with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
             paths = {line.split(maxsplit=5)[5].strip() for line in maps if "libgomp" in line}
     except OSError:
         return []

@@ -77,6 +77,33 @@ def folder(module: str) -> str:
     return "kernels" if ROOT / "kernels" in path.parents else "".join(path.relative_to(ROOT / "nano3").parts[:-1][:1])
 
 
+def in_the_machines_encoding(tree: ast.AST) -> list[int]:
+    """Lines with calls that read or write text in the encoding of the machine: cp1252 on many Windows."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    open_to_all = [call for call in calls if not {"encoding", None} & {given.arg for given in call.keywords}]
+    return [call.lineno for call in open_to_all if is_text(call)]
+
+
+def is_text(call: ast.Call) -> bool:
+    """Whether a call without the keyword `encoding` reads or writes text, and has no encoding by position either."""
+    given = {keyword.arg: keyword.value for keyword in call.keywords}
+    match call.func:
+        case ast.Name("open") | ast.Attribute(ast.Name("os"), "fdopen"):
+            mode = given.get("mode", call.args[1] if len(call.args) > 1 else ast.Constant("r"))
+            return not isinstance(mode, ast.Constant) or "b" not in mode.value
+        case ast.Attribute(_, "read_text"):
+            return not call.args
+        case ast.Attribute(_, "write_text"):
+            return len(call.args) < 2
+        case ast.Attribute(ast.Name("subprocess"), _):
+            return bool(given.keys() & {"text", "universal_newlines"})
+        case ast.Attribute(owner, "open") if ast.unparse(owner) != "tarfile":  # of a path, if it names a mode
+            mode = given.get("mode", call.args[0] if call.args else None)
+            return isinstance(mode, ast.Constant) and bool(re.fullmatch(r"[rwax]\+?t?", str(mode.value)))
+        case _:
+            return False
+
+
 @pytest.mark.parametrize(
     ("code", "found"),
     [
@@ -127,6 +154,30 @@ def test_folders_hold_few_files():
     folders = [path.parent for path in sources().values()]
     crowded = {str(f.relative_to(ROOT)): folders.count(f) for f in set(folders) if folders.count(f) > MOST_FILES}
     assert crowded == {}
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("open(path)", [1]),
+        ("open(path, mode)", [1]),
+        ("open(path, 'rb'), open(path, encoding='utf-8'), os.open(path, os.O_RDONLY)", []),
+        ("os.fdopen(1, 'w'), os.fdopen(1, mode='wb')", [1]),
+        ("path.read_text(), path.read_text('utf-8'), path.read_text(errors='replace')", [1, 1]),
+        ("path.write_text(text), path.write_text(text, 'utf-8')", [1]),
+        ("path.open('w'), path.open('wb'), target.open(), path.open(mode='r+')", [1, 1]),
+        ("subprocess.run(command, text=True), subprocess.run(command)", [1]),
+    ],
+)
+def test_text_in_the_machines_encoding_is_seen(code, found):
+    assert in_the_machines_encoding(ast.parse(code)) == found
+
+
+def test_text_is_read_and_written_as_utf_8():
+    helpers = [path for path in (ROOT / "tests").rglob("*.py") if not path.name.startswith("test_")]
+    files = [*sources().values(), *(ROOT / "docs").rglob("*.py"), *helpers]
+    lines = {path.relative_to(ROOT): in_the_machines_encoding(ast.parse(path.read_text("utf-8"))) for path in files}
+    assert {str(path): found for path, found in lines.items() if found} == {}
 
 
 @pytest.mark.parametrize("page", ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])

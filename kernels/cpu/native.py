@@ -131,7 +131,7 @@ def _allowed(library: ctypes.CDLL, isa: str) -> bool:
 def cpu_flags() -> set[str]:
     """Features of this CPU as Linux names them; empty elsewhere."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     except OSError:
         return set()
     return next((set(line.split(":", 1)[1].split()) for line in lines if line.startswith("flags")), set())

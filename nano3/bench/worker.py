@@ -61,7 +61,7 @@ def peak_memory() -> int:
     """Most resident bytes of this process so far."""
     # ru_maxrss survives exec and so may be the parent's; the kernel's own mark is of this program alone.
     try:
-        with open("/proc/self/status") as status:
+        with open("/proc/self/status", encoding="utf-8") as status:
             return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmHWM:"))
     except (OSError, StopIteration):
         return _peak_elsewhere()
@@ -100,7 +100,7 @@ def guarded(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     """Serve until stdin ends."""
     # Libraries may print: only this file's answers go to the pipe.
-    out = os.fdopen(os.dup(1), "w")
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
     def say(message: dict[str, Any]) -> None:

@@ -69,6 +69,6 @@ def _gpu_names() -> list[str]:
 def _text(path: Path) -> str:
     """A file of the system; empty where there is none or it is not for this user."""
     try:
-        return path.read_text(errors="replace")
+        return path.read_text("utf-8", errors="replace")
     except OSError:
         return ""

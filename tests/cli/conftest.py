@@ -36,8 +36,8 @@ def base_folder(model_folder, tmp_path_factory) -> Path:
     """The same model as pretraining would leave it: marked as never having seen a conversation."""
     folder = tmp_path_factory.mktemp("base") / "base-model"
     shutil.copytree(model_folder, folder)
-    keys = json.loads((folder / "config.json").read_text()) | {"nano3_stage": "pretrain"}
-    (folder / "config.json").write_text(json.dumps(keys))
+    keys = json.loads((folder / "config.json").read_text("utf-8")) | {"nano3_stage": "pretrain"}
+    (folder / "config.json").write_text(json.dumps(keys), "utf-8")
     return folder
 
 

@@ -26,7 +26,7 @@ DOCUMENT = 50_000
 
 def peak_bytes() -> int:
     """Most memory that this process ever had resident."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text("utf-8").splitlines()
     return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
 
 

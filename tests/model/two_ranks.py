@@ -40,7 +40,7 @@ def full_disk(folder: Path) -> None:
 def main() -> None:
     """Initialise the model of the config in FOLDER/config.json and save it; fill it and save; fail to save."""
     folder, world = Path(sys.argv[1]), init_world()
-    cfg = ModelConfig(**json.loads((folder / "config.json").read_text()))
+    cfg = ModelConfig(**json.loads((folder / "config.json").read_text("utf-8")))
     with torch.device("meta"):
         model = LM(cfg)
     parallelize(model, world, ParallelConfig(fsdp=True))

@@ -22,7 +22,7 @@ from nano3.train.world import init_world
 def main() -> None:
     """Sync, change the shards, sync again; then rank 1's engine alone keeps states of the old weights."""
     folder, world = Path(sys.argv[1]), init_world()
-    cfg = ModelConfig(**json.loads((folder / "config.json").read_text()))
+    cfg = ModelConfig(**json.loads((folder / "config.json").read_text("utf-8")))
     model, twin = LM(cfg).init_weights(seed=1), LM(cfg).init_weights(seed=2)
     parallelize(model, world, ParallelConfig(fsdp=True))
     engine = Engine(twin, Tokenizer.load(folder), memory=32 << 20, page_size=8)

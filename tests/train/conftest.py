@@ -57,7 +57,7 @@ def processes():
                 env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
             pipe = subprocess.PIPE
             processes.append(
-                subprocess.Popen([sys.executable, *arguments], env=env, stdout=pipe, stderr=pipe, text=True)
+                subprocess.Popen([sys.executable, *arguments], env=env, stdout=pipe, stderr=pipe, encoding="utf-8")
             )
         running.extend(processes)
         return processes

@@ -77,7 +77,7 @@ class Code:
         asked = json.dumps([*self._seconds, questions]).encode()
         files = {"solution.py": program.encode(errors="replace")}
         try:
-            done = self._sandbox.run_python(DRIVER.read_text(), files=files, stdin=asked)
+            done = self._sandbox.run_python(DRIVER.read_text("utf-8"), files=files, stdin=asked)
         except SandboxError as error:
             raise EnvironmentFaultError("sandbox", str(error)) from error
         results = _results(done.stdout)

@@ -83,7 +83,7 @@ class Judge:
             self._under_way.pop(key, None)
             if self._path is not None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                with self._path.open("a") as file:
+                with self._path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps({"key": key, "answer": answer}) + "\n")
 
     def _asked(self, body: dict) -> str:
@@ -106,7 +106,7 @@ def _read(path: Path) -> dict[str, str]:
     """Answers by key; a last line that a killed process left half is dropped."""
     if not path.exists():
         return {}
-    known, lines = {}, path.read_text().removesuffix("\n").split("\n")
+    known, lines = {}, path.read_text("utf-8").removesuffix("\n").split("\n")
     for number, line in enumerate(lines, start=1):
         try:
             row = parse_json(line)

@@ -46,7 +46,7 @@ def find_bwrap() -> str:
             "sandbox: bubblewrap is not installed, and no program of a model runs without it: "
             f"apt-get install bubblewrap, or {install_command('sandbox')}"
         )
-    shown = subprocess.run([path, "--help"], capture_output=True, text=True, timeout=30, check=False)
+    shown = subprocess.run([path, "--help"], capture_output=True, encoding="utf-8", timeout=30, check=False)
     if _NEEDED not in shown.stdout + shown.stderr:
         raise SandboxError(f"sandbox: {path} is too old: bubblewrap 0.8 or newer is needed, for {_NEEDED}")
     return path

@@ -38,7 +38,7 @@ class Groups:
         """Kill all processes in them, those too that left their process group."""
         for folder in self.folders:
             with suppress(OSError):
-                for pid in (folder / "cgroup.procs").read_text().split():
+                for pid in (folder / "cgroup.procs").read_text("utf-8").split():
                     with suppress(ProcessLookupError):
                         os.kill(int(pid), signal.SIGKILL)
 
@@ -79,7 +79,7 @@ def _bound(folder: Path, values: list[tuple[str, int]]) -> bool:
     for name, value in values:
         with suppress(OSError):
             if (folder / name).exists():
-                (folder / name).write_text(str(value))
+                (folder / name).write_text(str(value), "utf-8")
                 taken = True
     return taken
 
@@ -121,7 +121,7 @@ def _parents(controller: str) -> list[Path]:
 
 def _passed_on(folder: Path) -> list[str]:
     try:
-        return (folder / "cgroup.subtree_control").read_text().split()
+        return (folder / "cgroup.subtree_control").read_text("utf-8").split()
     except OSError:
         return []
 
@@ -131,7 +131,7 @@ def _own() -> dict[str, Path]:
     mounts = _mounts()
     found = {}
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        lines = Path("/proc/self/cgroup").read_text("utf-8").splitlines()
     except OSError:
         return {}
     for line in lines:
@@ -148,7 +148,7 @@ def _mounts() -> dict[str, tuple[str, Path]]:
     """(root, place) of the mounted hierarchies by version 1 controller; under "" that of version 2."""
     found: dict[str, tuple[str, Path]] = {}
     try:
-        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+        lines = Path("/proc/self/mountinfo").read_text("utf-8", errors="surrogateescape").splitlines()
     except OSError:
         return {}
     for line in lines:

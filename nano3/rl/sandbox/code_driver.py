@@ -68,7 +68,8 @@ def run(test: dict[str, Any], seconds: float, wall: float) -> tuple[int, str]:
 
 def _run(command: list[str], stdin: str, output: Any, seconds: float, wall: float) -> int:
     process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.DEVNULL, text=True, start_new_session=True,
+        command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.DEVNULL, encoding="utf-8",
+        start_new_session=True,
     )  # fmt: skip
     _bound_cpu(process.pid, math.ceil(seconds))
     try:

@@ -20,7 +20,7 @@ def main() -> None:
     """Does what the JSON object in the first argument says."""
     config: dict[str, Any] = json.loads(sys.argv[1])
     for path in config["cgroups"]:
-        with open(path, "w") as file:
+        with open(path, "w", encoding="utf-8") as file:
             file.write(str(os.getpid()))
     bwrap = os.open(config["argv"][0], os.O_RDONLY)
     bwrap = fcntl.fcntl(bwrap, fcntl.F_DUPFD_CLOEXEC, 64)

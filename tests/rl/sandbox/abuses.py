@@ -48,7 +48,7 @@ WRITES = """
 import os
 for path in ("/usr/x", "/x", "/etc/x", "/work/x", "/tmp/x", "/bin/x", "/dev/x", "/dev/pts/x", "/dev/shm/x"):
     try:
-        open(path, "w").write("x")
+        open(path, "w", encoding="utf-8").write("x")
         print(path)
     except OSError:
         pass
@@ -57,7 +57,7 @@ READS = """
 import os, sys
 for path in (sys.argv[1], "/etc/passwd", "/etc/shadow", "/root", "/home", "/sys", "/run", "/proc/1/environ"):
     try:
-        found = os.listdir(path) if os.path.isdir(path) else open(path).read()
+        found = os.listdir(path) if os.path.isdir(path) else open(path, encoding="utf-8").read()
         if found:
             print(path, found if path.startswith("/proc") else "")
     except OSError:
