@@ -75,6 +75,18 @@ def test_calls_by_the_schema_are_accepted_and_read_back(arguments):
     assert found["query"] == arguments["query"]
 
 
+def test_strings_in_json_may_hold_the_tags_of_a_call():
+    schema = {"type": "array", "items": {"type": "object", "properties": {"text": {"type": "string"}}}}
+    function = {"name": "f", "strict": True, "parameters": {"type": "object", "properties": {"parts": schema}}}
+    tool = {"type": "function", "function": function}
+    parts = [{"text": "</parameter></function></tool_call>"}, {"text": "</parameter>\n<parameter=parts>\n[]"}]
+    text = call("f", parts=json.dumps(parts))
+    assert accepts(grammar(tool), text)
+    assert accepts(watched_grammar([tool], after_thinking=False), text)
+    (read,) = parse_output(text, [tool], thinking_open=False).tool_calls
+    assert json.loads(read.arguments) == {"parts": parts}
+
+
 @pytest.mark.parametrize(
     "text",
     [

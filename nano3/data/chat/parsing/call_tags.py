@@ -42,9 +42,13 @@ _TAGS = rf"(?:</parameter>|{_CLOSINGS}|<tool_call>|(?:{_TAGS_BEGUN})\Z)"
 _TAG = re.compile(rf"\n?{_TAGS}")
 _TAG_CRLF = re.compile(rf"(?:\r\Z|(?:\r?\n)?{_TAGS})")
 _HEAD_TO_THE_END = re.compile(rf"{_HEAD_BEGUN}\Z")
-_TEXT = -1
+_TEXT, _IN_JSON = -1, -2
 _LONGEST_READ = 1 << 15
 """Characters of a value that is read at each tag in it."""
+_JSON_CHARACTERS = r'(?:[^"\\\x00-\x1f]|\\.)*+'
+_JSON_STRING = re.compile(_JSON_CHARACTERS)
+_JSON_IN_STRING = re.compile(rf'\s*[\[{{](?:[^"]|"{_JSON_CHARACTERS}")*+"{_JSON_CHARACTERS}')
+_JSON_AFTER_STRING = re.compile(r'"\s*(?:[,:\]}]|(?P<more>\Z))')
 
 
 class CallHead(NamedTuple):
@@ -138,7 +142,8 @@ def before_space(text: str, end: int) -> int:
 class ValueReader:
     """Finds the end of one value. Models leave closing tags out, and values may hold tags of their own:
 
-    - A value that reads as one of its types, none of which is a string, ends at the first tag.
+    - A value that reads as one of its types, none of which is a string, ends at the first tag. Tags inside the strings
+      of a JSON object or array are part of it.
     - Any value ends at a </parameter> that another tag of the call follows, or another call, or the end of the output.
     - Without it, it ends at a line that opens a parameter which the function has and which is not given yet, if that
       one is closed before another one or the call's end; and at a line with the call's end, before another call or the
@@ -150,6 +155,9 @@ class ValueReader:
         self._tags, self._others, self._reads = tags, others, reads
         self.crlf = False
         """Its opening tag's line ends in a carriage return too, and so does the value."""
+        self._length = -1
+        self._in_string = False
+        """Whether a JSON string is open after `_length` characters of the value, the last that were read."""
 
     def find(self, before: str, held: str, at_start: bool, final: bool) -> ValueEnd:
         """The value's end in the held text, or how much of that is certain.
@@ -169,11 +177,12 @@ class ValueReader:
             then = self._typed(before, held, tag, final)
             if then == _TEXT:
                 then = self._rule(tag, final)(held, tag, final)
-            if then != _TEXT:
+            if then not in (_TEXT, _IN_JSON):
                 return ValueEnd(tag.start, then)
         return ValueEnd(len(held), None)
 
-    # Each rule says where to read on if the value ends before the tag; None: not certain yet; _TEXT: it does not.
+    # Each rule says where to read on if the value ends before the tag; None: not certain yet; _TEXT: it does not;
+    # _IN_JSON: it does not, whatever the other rules say.
 
     def _rule(self, tag: _Tag, final: bool) -> Callable[[str, _Tag, bool], int | None]:
         if tag.text == "</parameter>":
@@ -191,9 +200,14 @@ class ValueReader:
             return _TEXT
         if tag.text == "<tool_call>" and not self._tags.new_call.match(held, tag.at):
             return None if _HEAD_TO_THE_END.match(held, tag.at) and not final else _TEXT
-        if not self._reads(before + held[: tag.start]):
-            return _TEXT
-        return tag.after if tag.text == "</parameter>" else tag.at
+        length = len(before) + tag.start
+        if length != self._length:
+            value = before + held[: tag.start]
+            if self._reads(value):
+                return tag.after if tag.text == "</parameter>" else tag.at
+            self._length, self._in_string = length, _ends_in_string(value)
+        goes_on = self._in_string and _string_goes_on(held, tag.start)
+        return None if goes_on is None and not final else _IN_JSON if goes_on else _TEXT
 
     def _closing(self, held: str, tag: _Tag, final: bool) -> int | None:
         if self._tags.after_value.match(held, tag.after):
@@ -235,3 +249,21 @@ def _is_text(held: str, tag: _Tag, final: bool) -> int | None:
 
 def _not_certain(held: str, tag: _Tag, final: bool) -> int | None:
     return None
+
+
+def _ends_in_string(value: str) -> bool:
+    """Whether a string is open at the end of `value`, the beginning of a JSON object or array."""
+    return _JSON_IN_STRING.fullmatch(value) is not None
+
+
+def _string_goes_on(text: str, start: int) -> bool | None:
+    """Whether a JSON string that is open at `start` is closed, and with it a value or key; None: not certain yet.
+
+    One that the model forgot to close has the line break before the closing tag in it, which JSON's strings cannot have.
+    """
+    rest = _JSON_STRING.match(text, start)
+    assert rest is not None
+    if rest.end() >= len(text) - text.endswith("\\"):
+        return None
+    after = _JSON_AFTER_STRING.match(text, rest.end())
+    return None if after is not None and after["more"] is not None else after is not None

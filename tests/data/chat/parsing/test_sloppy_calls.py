@@ -135,6 +135,29 @@ def test_strings_may_hold_tags(value: str) -> None:
     assert calls(F + closed("a", value) + "\n" + closed("b", "true") + END) == [("f", {"a": value, "b": True})]
 
 
+TAGS_IN_TEXT = [
+    "</parameter></function></tool_call>",
+    "</parameter>\n<parameter=n>\n3\n</parameter>",
+    'a "quoted" </parameter>\n</function>',
+    "a backslash at the end </parameter></tool_call>\\",
+    "</function>\n</tool_call>\n" + G,
+]
+
+
+@pytest.mark.parametrize("text", TAGS_IN_TEXT)
+def test_strings_in_json_may_hold_tags(text: str) -> None:
+    for key, value in (("l", ["x", text]), ("o", {"k": {"l": text}, "m": 1}), ("o", {text: [text]})):
+        call = F + closed(key, json.dumps(value)) + "\n" + closed("b", "true") + END
+        assert calls(call) == [("f", {key: value, "b": True})]
+
+
+@pytest.mark.parametrize("value", ['{"k": "x', '["a", "x', '["a", "x\ny", "z'])
+def test_a_string_in_json_that_is_not_closed_ends_at_the_tags(value: str) -> None:
+    assert calls(F + closed("l", value) + "\n" + closed("a", '"q"') + END + "\n" + G) == [
+        ("f", {"l": value, "a": '"q"'}), ("g", {"q": "z"})
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("key", "text", "value"),
     [("n", "1,000", "1,000"), ("x", "1,5", "1,5"), ("b", "1", True), ("b", "FALSE", False), ("n", "007", 7),
@@ -213,8 +236,8 @@ FRAGMENTS = [
     "<think>", "</think>", "<tool_call>", "</tool_call>", "</tool_call>\n", "<function=f>", "<function=g>\n",
     "<function=no>", "</function>", "\n</function>\n</tool_call>", "<parameter=a>\n", "\n<parameter=n>\n",
     "\n<parameter=l>\n", "<parameter=b>", "<parameter=", "</parameter>", "\n</parameter>\n", "\n", "\r\n", "\r", " ",
-    "\n" * 260, "<", "3", "true", "[1, 2", "]", '{"k": "', "x", "word " * 60, '"}', ",", F, G, F + "<parameter=a>\r\n",
-    F + "<parameter=n>\n", F + "<parameter=u>\n",
+    "\n" * 260, "<", "3", "true", "[1, 2", "]", '{"k": "', '["', '"', '"]', "\\", "x", "word " * 60, '"}', ",", F, G, F + "<parameter=a>\r\n",
+    F + "<parameter=n>\n", F + "<parameter=u>\n", F + "<parameter=l>\n",
 ]  # fmt: skip
 soup = st.lists(st.sampled_from(FRAGMENTS), max_size=16).map("".join)
 cuts = st.lists(st.integers(0, 600), max_size=12)
@@ -241,3 +264,10 @@ def test_a_long_value_with_many_tags_is_read_in_good_time() -> None:
     for key in TYPES:
         text = F + opened(key, "\n<parameter=n>\n[</parameter>" * 1000) + "\n</parameter>" + END
         assert len(read(pieces_of(text, range(0, len(text), 7)), thinking_open=False).tool_calls) >= 1
+
+
+def test_a_long_string_in_json_after_a_tag_is_read_in_good_time() -> None:
+    value = ["x" * 20000 + "</parameter>" + "y" * 20000]
+    text = F + closed("l", json.dumps(value)) + END
+    (call,) = read(pieces_of(text, range(0, len(text), 5)), thinking_open=False).tool_calls
+    assert json.loads(call.arguments) == {"l": value}
