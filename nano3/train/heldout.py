@@ -59,12 +59,15 @@ class Spread:
 def _join(batches: list[Any]) -> Any:
     """Batches of one length as one: tensors below each other, lists behind each other."""
     columns = {field.name: [getattr(batch, field.name) for batch in batches] for field in fields(batches[0])}
-    return type(batches[0])(**{name: _joined(values) for name, values in columns.items()})
+    return type(batches[0])(**{name: _joined(values, columns["tokens"]) for name, values in columns.items()})
 
 
-def _joined(values: list[Any]) -> Any:
-    if values[0] is None:
+def _joined(values: list[Any], tokens: list[torch.Tensor]) -> Any:
+    """`tokens`: those of each batch."""
+    if all(value is None for value in values):
         return None
+    if any(value is None for value in values):  # no padding there: all of it is valid
+        values = [torch.ones_like(t, dtype=torch.bool) if v is None else v for v, t in zip(values, tokens, strict=True)]
     return torch.cat(values) if isinstance(values[0], torch.Tensor) else [one for value in values for one in value]
 
 

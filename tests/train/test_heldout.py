@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import pytest
@@ -47,3 +48,23 @@ def test_the_last_score_is_of_the_text_from_its_start_since_compressors_are_give
     heldout = Heldout(HeldoutConfig(tokens=16, final_tokens=3 * tiny.SEQ_LEN), {tiny.SEQ_LEN: source}, 64)
     assert heldout.text(tiny.SEQ_LEN, True) is source
     assert len(Spread(source, 99)) == 10
+
+
+def test_padded_sequences_and_full_ones_are_scored_in_one_batch(tiny):
+    class Padded(tiny.TinySource):
+        """Every second sequence ends with padding."""
+
+        def batch(self, start, count):
+            batch = super().batch(start, count)
+            if start % 2 == 0:
+                return batch
+            valid = torch.ones_like(batch.tokens, dtype=torch.bool)
+            valid[:, -2:] = False
+            return dataclasses.replace(batch, valid=valid)
+
+    for first in (0, 1):  # whether the full one or the padded one comes first
+        sample = Spread(Padded(4), 4).batch(first, 3)
+        assert sample.valid.tolist() == [
+            [(first + i) % 2 == 0 or t < tiny.SEQ_LEN - 2 for t in range(tiny.SEQ_LEN)] for i in range(3)
+        ]
+    assert Spread(tiny.TinySource(4), 4).batch(0, 4).valid is None
