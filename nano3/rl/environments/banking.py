@@ -13,9 +13,9 @@ from nano3.config.errors import UserError
 from nano3.data.tasks.source import Split
 from nano3.rl.environments.base import Message, Reward, Rollout, Task, all_or_nothing, check_ids
 from nano3.rl.environments.judge import Judge
-from nano3.rl.environments.made import made_rows
+from nano3.rl.environments.made import given_or_made
 from nano3.rl.environments.replay import answer_calls, final_contents
-from nano3.rl.environments.rows import Row, column, find_column, id_of, read_rows
+from nano3.rl.environments.rows import Row, column, find_column, id_of
 from nano3.rl.environments.tools import call, public_methods, tool_of
 
 SYSTEM = (
@@ -147,7 +147,7 @@ class Banking:
         user_model: str = "",
         n: int = 100,
         seed: int = 0,
-        split: Split = "train",
+        split: Split | None = None,
     ) -> None:
         """
         Args:
@@ -155,7 +155,7 @@ class Banking:
             user_url: an OpenAI-compatible server whose model plays the customer; empty: the turns of the rows.
             user_model: empty: the first that it lists.
             n, seed: of what is made here.
-            split: of those: train or heldout, which share none.
+            split: train or heldout, which share no prompt; None: train of made ones, all of given ones.
 
         Raises:
             UserError: a row without accounts or turns, or whose right calls fail or change nothing.
@@ -163,7 +163,7 @@ class Banking:
         self._tools = tuple(tool_of(function) for function in Bank([]).functions().values())
         self._user = Judge(user_url, user_model) if user_url else None
         where = f"environment {self.name}"
-        found = read_rows(made_rows(_made, n, seed, split, self.name, _first_words) if rows is None else rows)
+        found = given_or_made(rows, _made, n, seed, split, self.name, _first_words)
         self._tasks = check_ids([self._task(row, f"{where}, row {i + 1}") for i, row in enumerate(found)], self.name)
 
     def tasks(self) -> Sequence[Task]:

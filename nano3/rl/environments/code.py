@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from nano3.config.errors import UserError
+from nano3.data.tasks.source import Split
 from nano3.reading import parse_json
 from nano3.rl.environments.base import NOTHING, EnvironmentFaultError, Reward, Rollout, Task, check_ids
-from nano3.rl.environments.rows import Row, column, read_rows, task_of
+from nano3.rl.environments.made import given_or_made
+from nano3.rl.environments.made_programs import code_rows
+from nano3.rl.environments.rows import Row, column, task_of
 from nano3.rl.sandbox import code_driver
 from nano3.rl.sandbox.limits import Limits, SandboxError
 from nano3.rl.sandbox.sandbox import Sandbox
@@ -42,13 +45,18 @@ class Code:
     def __init__(
         self,
         rows: str | Path | Iterable[Row] | None = None,
+        n: int = 200,
+        seed: int = 0,
+        split: Split | None = None,
         seconds_a_test: float = 4.0,
         seconds: float = 60.0,
         limits: Limits | None = None,
     ) -> None:
         """
         Args:
-            rows: a jsonl file or its rows; None: a few small tasks.
+            rows: a jsonl file or its rows; None: small programs made here.
+            n, seed: of those.
+            split: train or heldout, which share no prompt; None: train of made ones, all of given ones.
             seconds_a_test, seconds: CPU time for one test, and for all of an answer's.
             limits: of the sandbox, its times apart.
 
@@ -56,7 +64,8 @@ class Code:
             UserError: a row without tests, or with a longer output than a program may write.
             SandboxError: this machine cannot hold programs in.
         """
-        found, limits = BUILT_IN if rows is None else read_rows(rows), limits or Limits()
+        found = given_or_made(rows, code_rows, n, seed, split, self.name, lambda row: row["prompt"])
+        limits = limits or Limits()
         where = "environment code, row"
         self._tasks = [_task(row, f"{where} {i + 1}", limits.file_bytes) for i, row in enumerate(found)]
         check_ids(self._tasks, self.name)
@@ -144,22 +153,3 @@ def _test(test: Any, where: str) -> dict[str, Any]:
             _digest_of_result(test["result"], where)
             return {"call": test["call"], "result": test["result"]}
     raise UserError(f"{where}: a test has stdin and stdout, or call and result")
-
-
-BUILT_IN: list[Row] = [
-    {
-        "id": "double",
-        "prompt": "Write a Python program that reads a number and prints its double. Put it in a ```python block.",
-        "tests": [{"stdin": f"{n}\n", "stdout": f"{2 * n}\n"} for n in (0, 1, -5, 1234)],
-    },
-    {
-        "id": "reverse-words",
-        "prompt": "Write a Python program that reads a line and prints its words backward, in a ```python block.",
-        "tests": [{"stdin": "a b c\n", "stdout": "c b a"}, {"stdin": "one\n", "stdout": "one"}],
-    },
-    {
-        "id": "digits",
-        "prompt": "Write a Python function digits(n) that returns the sum of the digits of n, in a ```python block.",
-        "tests": [{"call": f"digits({n})", "result": sum(map(int, str(n)))} for n in (0, 7, 91, 123456)],
-    },
-]

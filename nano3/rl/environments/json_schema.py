@@ -15,8 +15,8 @@ from nano3.data.tasks.source import Split
 from nano3.installation import install_command
 from nano3.reading import parse_json
 from nano3.rl.environments.base import NOTHING, Reward, Rollout, Task, all_or_nothing, check_ids, user
-from nano3.rl.environments.made import made_rows
-from nano3.rl.environments.rows import Row, column, id_of, read_rows, task_of
+from nano3.rl.environments.made import given_or_made
+from nano3.rl.environments.rows import Row, column, id_of, task_of
 from nano3.rl.environments.worker.process import Worker
 
 LONGEST = 1_000_000
@@ -36,14 +36,14 @@ class JsonSchema:
         rows: str | Path | Iterable[Row] | None = None,
         n: int = 200,
         seed: int = 0,
-        split: Split = "train",
+        split: Split | None = None,
         seconds: float = 5.0,
     ) -> None:
         """
         Args:
             rows: a jsonl file or its rows; None: schemas made here.
             n, seed: of those.
-            split: of those: train or heldout, which share none.
+            split: train or heldout, which share no prompt; None: train of made ones, all of given ones.
             seconds: for one answer; one whose patterns take longer is wrong.
 
         Raises:
@@ -51,7 +51,7 @@ class JsonSchema:
         """
         if importlib.util.find_spec("jsonschema") is None:
             raise UserError(f"environment {self.name}: jsonschema is not installed: {install_command('rl')}")
-        found = made_rows(_made, n, seed, split, self.name) if rows is None else read_rows(rows)
+        found = given_or_made(rows, _made, n, seed, split, self.name)
         self._tasks = [_task(row, f"environment json_schema, row {i + 1}") for i, row in enumerate(found)]
         check_ids(self._tasks, self.name)
         self._worker = Worker("schema", seconds)

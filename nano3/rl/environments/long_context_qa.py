@@ -14,8 +14,8 @@ from nano3.config.errors import UserError
 from nano3.data.tasks.source import Split
 from nano3.rl.environments.base import NOTHING, Reward, Rollout, Task, all_or_nothing, check_ids, user
 from nano3.rl.environments.judge import Judge
-from nano3.rl.environments.made import made_rows
-from nano3.rl.environments.rows import Row, column, id_of, read_rows, task_of
+from nano3.rl.environments.made import given_or_made
+from nano3.rl.environments.rows import Row, column, id_of, task_of
 
 LEAST_DOCUMENTS = 5
 LONGEST = 20_000
@@ -44,7 +44,7 @@ class LongContextQA:
         judge_cache: str | Path | None = None,
         n: int = 100,
         seed: int = 0,
-        split: Split = "train",
+        split: Split | None = None,
         documents: int = 6,
     ) -> None:
         """
@@ -54,16 +54,12 @@ class LongContextQA:
             judge_model: empty: the first that it lists.
             judge_cache: a file in which its verdicts are kept.
             n, seed, documents: of the tasks made here.
-            split: of those: train or heldout, which share none.
+            split: train or heldout, which share no prompt; None: train of made ones, all of given ones.
 
         Raises:
             UserError: a row without question, answer or enough documents.
         """
-        found = (
-            made_rows(partial(_made, documents=documents), n, seed, split, self.name)
-            if rows is None
-            else read_rows(rows)
-        )
+        found = given_or_made(rows, partial(_made, documents=documents), n, seed, split, self.name)
         where = f"environment {self.name}"
         self._tasks = check_ids([_task(row, f"{where}, row {i + 1}") for i, row in enumerate(found)], self.name)
         self._judge = Judge(judge_url, judge_model, judge_cache) if judge_url else None

@@ -12,8 +12,8 @@ from nano3.config.errors import UserError
 from nano3.data.tasks.source import Split
 from nano3.installation import install_command
 from nano3.rl.environments.base import NOTHING, Reward, Rollout, Task, all_or_nothing, check_ids
-from nano3.rl.environments.made import made_rows
-from nano3.rl.environments.rows import Row, column, read_rows, task_of
+from nano3.rl.environments.made import given_or_made
+from nano3.rl.environments.rows import Row, column, task_of
 from nano3.rl.environments.worker.process import Worker
 
 LONGEST = 2000
@@ -34,14 +34,14 @@ class Math:
         rows: str | Path | Iterable[Row] | None = None,
         n: int = 200,
         seed: int = 0,
-        split: Split = "train",
+        split: Split | None = None,
         seconds: float = 5.0,
     ) -> None:
         """
         Args:
             rows: a jsonl file or its rows; None: sums and products made here.
             n, seed: of those.
-            split: of those: train or heldout, which share none.
+            split: train or heldout, which share no prompt; None: train of made ones, all of given ones.
             seconds: for one comparison; an answer that takes longer is wrong.
 
         Raises:
@@ -49,7 +49,7 @@ class Math:
         """
         if importlib.util.find_spec("math_verify") is None:
             raise UserError(f"environment math: math-verify is not installed: {install_command('rl')}")
-        found = made_rows(_made, n, seed, split, self.name) if rows is None else read_rows(rows)
+        found = given_or_made(rows, _made, n, seed, split, self.name)
         self._tasks = [_task(row, i) for i, row in enumerate(found)]
         check_ids(self._tasks, self.name)
         self._worker = Worker("math", seconds)

@@ -11,8 +11,8 @@ from typing import Any
 from nano3.config.errors import UserError
 from nano3.data.tasks.source import Split
 from nano3.rl.environments.base import Reward, Rollout, Task, all_or_nothing, check_ids, user
-from nano3.rl.environments.made import made_rows
-from nano3.rl.environments.rows import GYM, Row, column, id_of, read_rows, task_of
+from nano3.rl.environments.made import given_or_made
+from nano3.rl.environments.rows import GYM, Row, column, id_of, task_of
 
 LEAST = 8
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -32,18 +32,18 @@ class MultipleChoice:
     name = "mcq"
 
     def __init__(
-        self, rows: str | Path | Iterable[Row] | None = None, n: int = 200, seed: int = 0, split: Split = "train"
+        self, rows: str | Path | Iterable[Row] | None = None, n: int = 200, seed: int = 0, split: Split | None = None
     ) -> None:
         """
         Args:
             rows: a jsonl file or its rows; None: questions on facts that stand in the prompt, made here.
             n, seed: of those.
-            split: of those: train or heldout, which share none.
+            split: train or heldout, which share no prompt; None: train of made ones, all of given ones.
 
         Raises:
             UserError: a row without question or answer, or with less than 8 options.
         """
-        found = made_rows(_made, n, seed, split, self.name) if rows is None else read_rows(rows)
+        found = given_or_made(rows, _made, n, seed, split, self.name)
         self._tasks = check_ids([_task(row, f"environment mcq, row {i + 1}") for i, row in enumerate(found)], self.name)
 
     def tasks(self) -> Sequence[Task]:

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nano3.config.errors import UserError
+from nano3.data.tasks.source import Split
 from nano3.installation import install_command
 from nano3.rl.environments.base import EnvironmentFaultError, Reward, Rollout, Task, check_ids, user
+from nano3.rl.environments.made import is_in, most_draws
 from nano3.rl.environments.worker.process import Worker
 
 ANSWER_TAGS = ("<answer>", "</answer>")
@@ -24,6 +26,7 @@ class ReasoningGym:
         task: str | Sequence[str] = ("chain_sum", "spell_backward"),
         n: int = 100,
         seed: int = 0,
+        split: Split = "train",
         config: Mapping[str, Any] | None = None,
         pass_score: float = 1.0,
         seconds: float = 10.0,
@@ -31,21 +34,21 @@ class ReasoningGym:
         """
         Args:
             task: one name, or some.
-            n, seed: entries of each, and of which seed.
+            n, seed: different entries of each, and of which seed.
+            split: train or heldout: a question of one is never in the other, whatever the seeds.
             config: settings of the data sets (levels and the like); all of them have to know these.
             pass_score: least score that counts as solved.
             seconds: for one score; an answer that takes longer is wrong.
 
         Raises:
-            UserError: reasoning-gym is not installed, or there is no such task.
+            UserError: reasoning-gym is not installed, or there is no such task or split, or it has not so many entries.
         """
         if importlib.util.find_spec("reasoning_gym") is None:
             raise UserError(f"environment reasoning_gym: reasoning-gym is not installed: {install_command('rl')}")
         self._worker, self._pass_score = Worker("reasoning_gym", seconds), pass_score
         self._tasks: list[Task] = []
         for name in [task] if isinstance(task, str) else task:
-            truth = {"task": name, "config": {**(config or {}), "seed": seed, "size": n}}
-            self._tasks += [self._made({**truth, "index": i}) for i in range(n)]
+            self._tasks += self._entries(name, {**(config or {}), "seed": seed, "size": most_draws(n)}, n, split)
         check_ids(self._tasks, self.name)
 
     def tasks(self) -> Sequence[Task]:
@@ -57,6 +60,23 @@ class ReasoningGym:
         score = self._worker.ask({**task.truth, "answer": _answer(rollout.answer)})
         value = min(1.0, max(0.0, score)) if isinstance(score, float) else 0.0
         return Reward(value, value >= self._pass_score, {"score": score})
+
+    def _entries(self, name: str, config: Mapping[str, Any], n: int, split: Split) -> list[Task]:
+        """The first `n` entries of a data set that differ and are of the split."""
+        found: dict[str, Task] = {}
+        for index in range(config["size"]):
+            if len(found) == n:
+                break
+            task = self._made({"task": name, "config": config, "index": index})
+            question = task.messages[0]["content"]
+            if is_in(split, [name, question], self.name):
+                found.setdefault(question, task)
+        if len(found) < n:
+            raise UserError(
+                f"environment reasoning_gym: {name} has only {len(found)} different {split} entries among "
+                f"{config['size']}: ask for fewer than {n}, or set its levels"
+            )
+        return list(found.values())
 
     def _made(self, truth: Mapping[str, Any]) -> Task:
         try:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nano3.config.errors import UserError
+from nano3.data.tasks.source import Split
 from nano3.rl.environments.base import (
     EnvironmentFaultError,
     Message,
@@ -23,7 +24,9 @@ from nano3.rl.environments.base import (
     check_ids,
     tool_results,
 )
-from nano3.rl.environments.rows import Row, column, id_of, prompt_of, read_rows
+from nano3.rl.environments.made import given_or_made
+from nano3.rl.environments.made_programs import terminal_rows
+from nano3.rl.environments.rows import Row, column, id_of, prompt_of
 from nano3.rl.sandbox.archive import Entry, contents, pack
 from nano3.rl.sandbox.limits import MIB, Limits, SandboxError
 from nano3.rl.sandbox.sandbox import Sandbox
@@ -86,11 +89,19 @@ class Terminal:
     name = "terminal"
 
     def __init__(
-        self, rows: str | Path | Iterable[Row] | None = None, seconds: float = 10.0, limits: Limits | None = None
+        self,
+        rows: str | Path | Iterable[Row] | None = None,
+        n: int = 200,
+        seed: int = 0,
+        split: Split | None = None,
+        seconds: float = 10.0,
+        limits: Limits | None = None,
     ) -> None:
         """
         Args:
-            rows: a jsonl file or its rows; None: a few small tasks.
+            rows: a jsonl file or its rows; None: chores with files made here.
+            n, seed: of those.
+            split: train or heldout, which share no prompt; None: train of made ones, all of given ones.
             seconds: for one command; one that is killed changes nothing.
             limits: of the sandbox.
 
@@ -98,7 +109,7 @@ class Terminal:
             UserError: a row without expected files, or that is right at the start.
             SandboxError: this machine cannot hold programs in.
         """
-        found = BUILT_IN if rows is None else read_rows(rows)
+        found = given_or_made(rows, terminal_rows, n, seed, split, self.name, lambda row: row["prompt"])
         where = f"environment {self.name}"
         self._tasks = check_ids([_task(row, f"{where}, row {i + 1}") for i, row in enumerate(found)], self.name)
         self._sandbox = Sandbox(replace(limits or Limits(folder_bytes=8 * MIB), seconds=seconds))
@@ -202,25 +213,3 @@ def _task(row: Row, where: str) -> Task:
         raise UserError(f"{where}: the files are as expected at the start, so doing nothing would be rewarded")
     messages = ({"role": "system", "content": SYSTEM}, *prompt_of(row, where))
     return Task(id_of(row), messages, {"files": files, "expected": expected}, (TOOL,))
-
-
-BUILT_IN: list[Row] = [
-    {
-        "id": "rename",
-        "prompt": "Rename notes.txt to todo.txt.",
-        "files": {"notes.txt": "milk\n"},
-        "expected": {"todo.txt": "milk\n", "notes.txt": None},
-    },
-    {
-        "id": "sort",
-        "prompt": "Sort the lines of names.txt into sorted.txt; leave names.txt as it is.",
-        "files": {"names.txt": "cleo\nann\nben\n"},
-        "expected": {"sorted.txt": "ann\nben\ncleo\n", "names.txt": "cleo\nann\nben\n"},
-    },
-    {
-        "id": "count",
-        "prompt": "Write the number of lines with the word error in log.txt into count.txt, and a line break.",
-        "files": {"log.txt": "ok\nerror a\nok\nerror b\nerror c\n"},
-        "expected": {"count.txt": "3\n"},
-    },
-]

@@ -200,6 +200,22 @@ def test_reasoning_gym_keeps_partial_credit():
         ReasoningGym("no_such_task", n=1)
 
 
+@pytest.mark.slow
+def test_reasoning_gym_shares_no_question_between_the_splits():
+    def questions(n, **options):
+        tasks = ReasoningGym("chain_sum", n=n, config={"max_terms": 2, "max_digits": 1}, **options).tasks()
+        found = {task.messages[0]["content"] for task in tasks}
+        assert len(found) == len(tasks) == n
+        return found
+
+    trained = questions(60, seed=0) | questions(60, seed=1)
+    assert not trained & (questions(8, seed=0, split="heldout") | questions(8, seed=7, split="heldout"))
+    with pytest.raises(UserError, match=r"chain_sum has only \d+ different heldout entries"):
+        questions(100, split="heldout")
+    with pytest.raises(UserError, match="split is 'test'"):
+        questions(1, split="test")
+
+
 @pytest.mark.parametrize("answer", ADVERSARIAL, ids=range(len(ADVERSARIAL)))
 def test_adversarial_answers_get_nothing(math, schema, answer):
     for environment in (math, schema, MultipleChoice(n=1)):

@@ -1,15 +1,24 @@
 """Made tasks as environments: their solutions are rewarded, and what is held out is never trained on."""
 
+import itertools
 import json
+import random
+import shutil
 
 import pytest
 
 from nano3.config.errors import UserError
 from nano3.data.tasks.catalogue import GENERATORS, find_tasks
 from nano3.rl.environments.base import MultiTurn, Rollout
-from nano3.rl.environments.made import made_rows
+from nano3.rl.environments.code import Code
+from nano3.rl.environments.made import given_or_made, made_rows
+from nano3.rl.environments.made_programs import code_rows, terminal_rows
+from nano3.rl.environments.math import Math
 from nano3.rl.environments.registry import load_environment
+from nano3.rl.environments.terminal import Terminal
 
+PROGRAMS = {"code": code_rows, "terminal": terminal_rows}
+needs_bwrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 MADE = ["math", "mcq", "json_schema", "instruction_following", "workplace_assistant", "banking", "long_context_qa"]
 
 
@@ -49,7 +58,7 @@ def test_options_and_splits():
             load_environment(spec, **options)
 
 
-@pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize("name", [*MADE, *(pytest.param(name, marks=needs_bwrap) for name in PROGRAMS)])
 def test_tasks_made_by_environments_differ_and_share_no_prompt_between_the_splits(name):
     def prompts(n, seed, split):
         tasks = load_environment(name, n=n, seed=seed, split=split)[0].tasks()
@@ -77,3 +86,42 @@ def test_more_tasks_than_there_are_is_told():
 
     with pytest.raises(UserError, match=r"environment digits: only \d different train tasks"):
         made_rows(make, 9, 0, "train", "digits")
+
+
+@needs_bwrap
+def test_made_programs_are_solved_by_their_solutions_alone():
+    made = {row["solution"][:9]: row for row in itertools.islice(code_rows(random.Random(0)), 40)}
+    rows = [{**row, "id": str(i), "tests": row["tests"][-3:]} for i, row in enumerate(made.values())]
+    assert len(rows) == 6
+    code = Code(rows, seconds_a_test=20.0)
+    answers = [f"```python\n{row['solution']}\n```" for row in rows]
+    for task, right, wrong in zip(code.tasks(), answers, answers[1:] + answers[:1], strict=True):
+        assert code.verify(task, Rollout.of_text(right)).value == 1.0, task
+        assert int(task.id) > 1 or code.verify(task, Rollout.of_text(wrong)).value == 0.0, task
+
+
+@needs_bwrap
+def test_made_chores_are_done_by_their_solutions_alone():
+    rows = [{"id": str(i), **row} for i, row in enumerate(itertools.islice(terminal_rows(random.Random(5)), 16))]
+    terminal = Terminal(rows, seconds=30.0)
+    for task, row in zip(terminal.tasks(), rows, strict=True):
+        for command, value in ((row["solution"], 1.0), ("ls", 0.0))[: 1 + (int(row["id"]) < 4)]:
+            call = {"id": "0", "type": "function", "function": {"name": "run", "arguments": {"command": command}}}
+            said = Rollout(({"role": "assistant", "content": "", "tool_calls": [call]},))
+            assert terminal.verify(task, said).value == value, row
+
+
+def test_given_rows_are_parted_by_their_prompts():
+    rows = [{"id": str(i), "prompt": f"{i // 2} + 1?", "answer": str(i // 2 + 1)} for i in range(400)]
+    parts = {
+        split: {task.messages[0]["content"] for task in Math(rows, split=split).tasks()}
+        for split in ("train", "heldout")
+    }
+    assert len(Math(rows).tasks()) == 400
+    assert not parts["train"] & parts["heldout"]
+    assert len(parts["train"]) + len(parts["heldout"]) == 200
+    assert 5 < len(parts["heldout"]) < 45
+    with pytest.raises(UserError, match="none of the 1 rows is in the split heldout"):
+        Math([{"prompt": "2?", "answer": "2"}], split="heldout")
+    with pytest.raises(UserError, match="split is 'test'"):
+        given_or_made(rows, code_rows, 3, 0, "test", "math")

@@ -6,7 +6,7 @@ import pytest
 
 from nano3.config.errors import UserError
 from nano3.rl.environments.base import Rollout
-from nano3.rl.environments.code import BUILT_IN, Code, last_program
+from nano3.rl.environments.code import Code, last_program
 from nano3.rl.environments.formal_proof import _FORBIDDEN, FormalProof, _axioms, proof_of
 from nano3.rl.environments.terminal import Kept, Terminal
 from nano3.rl.sandbox.archive import Entry
@@ -15,10 +15,48 @@ from nano3.rl.sandbox.sandbox import Sandbox
 
 needs_bwrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 
+PROGRAMS = [
+    {
+        "id": "double",
+        "prompt": "Double.",
+        "tests": [{"stdin": f"{n}\n", "stdout": f"{2 * n}\n"} for n in (0, 1, -5, 12)],
+    },
+    {
+        "id": "reverse-words",
+        "prompt": "Backward.",
+        "tests": [{"stdin": "a b c\n", "stdout": "c b a"}, {"stdin": "one\n", "stdout": "one"}],
+    },
+    {
+        "id": "digits",
+        "prompt": "digits(n)",
+        "tests": [{"call": f"digits({n})", "result": sum(map(int, str(n)))} for n in (0, 7, 91, 123456)],
+    },
+]
+CHORES = [
+    {
+        "id": "rename",
+        "prompt": "Rename notes.txt to todo.txt.",
+        "files": {"notes.txt": "milk\n"},
+        "expected": {"todo.txt": "milk\n", "notes.txt": None},
+    },
+    {
+        "id": "sort",
+        "prompt": "Sort.",
+        "files": {"names.txt": "cleo\nann\nben\n"},
+        "expected": {"sorted.txt": "ann\nben\ncleo\n", "names.txt": "cleo\nann\nben\n"},
+    },
+    {
+        "id": "count",
+        "prompt": "Count errors.",
+        "files": {"log.txt": "ok\nerror a\nok\nerror b\nerror c\n"},
+        "expected": {"count.txt": "3\n"},
+    },
+]
+
 
 @pytest.fixture(scope="module")
 def code():
-    return Code(seconds_a_test=20.0, seconds=60.0)
+    return Code(PROGRAMS, seconds_a_test=20.0, seconds=60.0)
 
 
 def value(environment, answer, name):
@@ -69,7 +107,7 @@ def test_wrong_and_lying_programs(code, name, answer):
 @needs_bwrap
 @pytest.mark.parametrize("source", ["while True: pass", "while True: print('0' * 1000)"])
 def test_hanging_programs(source):
-    assert value(Code(seconds_a_test=0.3, seconds=30.0), block(source), "double") == 0.0
+    assert value(Code(PROGRAMS, seconds_a_test=0.3, seconds=30.0), block(source), "double") == 0.0
 
 
 @needs_bwrap
@@ -117,12 +155,11 @@ def test_at_most_50_tests_and_columns_of_others():
 def test_the_last_block_is_the_program():
     assert last_program("```\na\n``` then ```py\nb\n```") == "b"
     assert last_program("```python\nunclosed") == ""
-    assert {row["id"] for row in BUILT_IN} == RIGHT.keys()
 
 
 @pytest.fixture(scope="module")
 def terminal():
-    return Terminal(seconds=30.0)
+    return Terminal(CHORES, seconds=30.0)
 
 
 def session(terminal, name, *commands):
@@ -156,7 +193,7 @@ def test_wrong_and_adversarial_sessions(terminal):
     assert session(terminal, "sort", "sort -o names.txt names.txt; cp names.txt sorted.txt")[0] == 0.0
     assert session(terminal, "rename", "ln -s notes.txt todo.txt")[0] == 0.0
     assert "wrote too much" in session(terminal, "rename", "yes")[1][0]
-    quick = Terminal(seconds=2.0)
+    quick = Terminal(CHORES, seconds=2.0)
     reward, outputs = session(quick, "rename", "mv notes.txt todo.txt; sleep 60")
     assert reward == 0.0
     assert "took too long; the files are as before" in outputs[0]
@@ -187,7 +224,7 @@ def test_a_file_that_is_hidden_is_not_gone(terminal, hide):
 
 @needs_bwrap
 def test_a_command_runs_once_where_its_folder_is_remembered():
-    kept, forgetful = Terminal(seconds=30.0), Terminal(seconds=30.0)
+    kept, forgetful = Terminal(CHORES, seconds=30.0), Terminal(CHORES, seconds=30.0)
     forgetful._kept = Kept(0)
     for terminal, once in ((kept, True), (forgetful, False)):
         commands = ["cat /proc/sys/kernel/random/uuid > id; cat id", "echo", "cat id"]
@@ -218,7 +255,7 @@ def test_a_task_with_a_path_outside_the_folder_is_refused(row):
 
 @needs_bwrap
 def test_a_session_is_measured_the_same_by_another_terminal(terminal):
-    again = Terminal(seconds=30.0)
+    again = Terminal(CHORES, seconds=30.0)
     assert again.tasks() == terminal.tasks()
     assert session(again, "rename", "mv notes.txt todo.txt")[0] == 1.0
 

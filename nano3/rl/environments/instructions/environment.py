@@ -15,8 +15,8 @@ from nano3.data.tasks.source import Split
 from nano3.installation import install_command
 from nano3.rl.environments.base import NOTHING, Reward, Rollout, Task, check_ids
 from nano3.rl.environments.instructions.rules import RULES, follows
-from nano3.rl.environments.made import made_rows
-from nano3.rl.environments.rows import Row, column, read_rows, task_of
+from nano3.rl.environments.made import given_or_made
+from nano3.rl.environments.rows import Row, column, task_of
 
 LANGUAGE = "language:response_language"
 LONGEST = 100_000
@@ -36,22 +36,20 @@ class InstructionFollowing:
         rows: str | Path | Iterable[Row] | None = None,
         n: int = 200,
         seed: int = 0,
-        split: Split = "train",
+        split: Split | None = None,
         partial: bool = False,
     ) -> None:
         """
         Args:
             rows: a jsonl file or its rows; None: lists of words under one to three rules, made here.
             n, seed: of those.
-            split: of those: train or heldout, which share none.
+            split: train or heldout, which share no prompt; None: train of made ones, all of given ones.
             partial: reward the share of rules that are followed.
 
         Raises:
             UserError: a row without rules, with an unknown one, or with arguments that it does not take.
         """
-        found = (
-            made_rows(_made, n, seed, split, self.name, lambda row: row["prompt"]) if rows is None else read_rows(rows)
-        )
+        found = given_or_made(rows, _made, n, seed, split, self.name, lambda row: row["prompt"])
         name = f"environment {self.name}"
         self._tasks = check_ids([_task(row, f"{name}, row {i + 1}") for i, row in enumerate(found)], self.name)
         self._partial = partial

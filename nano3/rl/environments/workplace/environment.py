@@ -13,9 +13,9 @@ from typing import Any
 from nano3.config.errors import UserError
 from nano3.data.tasks.source import Split
 from nano3.rl.environments.base import Message, Reward, Rollout, Task, all_or_nothing, check_ids
-from nano3.rl.environments.made import made_rows
+from nano3.rl.environments.made import given_or_made
 from nano3.rl.environments.replay import answer_calls, final_contents
-from nano3.rl.environments.rows import Row, column, id_of, prompt_of, read_rows
+from nano3.rl.environments.rows import Row, column, id_of, prompt_of
 from nano3.rl.environments.tools import call, tool_of
 from nano3.rl.environments.workplace.databases import OWN_ADDRESS, PEOPLE, TODAY, address
 from nano3.rl.environments.workplace.office import Office
@@ -36,22 +36,20 @@ class WorkplaceAssistant:
     name = "workplace_assistant"
 
     def __init__(
-        self, rows: str | Path | Iterable[Row] | None = None, n: int = 200, seed: int = 0, split: Split = "train"
+        self, rows: str | Path | Iterable[Row] | None = None, n: int = 200, seed: int = 0, split: Split | None = None
     ) -> None:
         """
         Args:
             rows: a jsonl file or its rows; None: tasks made here.
             n, seed: of those.
-            split: of those: train or heldout, which share none.
+            split: train or heldout, which share no prompt; None: train of made ones, all of given ones.
 
         Raises:
             UserError: a row without calls, with one that fails, or whose calls change nothing.
         """
         self._wanted: dict[str, bytes] = {}  # by task, so that its right calls are made once
         self._tools = tuple(tool_of(function) for function in Office(0).functions().values())
-        found = (
-            made_rows(_made, n, seed, split, self.name, lambda row: row["prompt"]) if rows is None else read_rows(rows)
-        )
+        found = given_or_made(rows, _made, n, seed, split, self.name, lambda row: row["prompt"])
         where = "environment workplace_assistant"
         self._tasks = check_ids([self._task(row, f"{where}, row {i + 1}") for i, row in enumerate(found)], self.name)
 
