@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from nano3.train.tracking.runs import Run
 
 HELPS = ("-h", "--help")
-LEAST_TELLING = ("preset", "changed", "steps", "time", "loss", "verb")
+LEAST_TELLING = ("preset", "changed", "steps", "time", "loss", "verb", "reward")
 """Columns of the list in the order in which they are left out where the terminal is narrow."""
+REWARDS = ("reward", "pass_rate", "zero_variance", "truncated", "entropy")
+"""What runs that are trained on rewards are compared by."""
 WIDEST = 10_000
 """Characters of a line that holds any table."""
 STYLES = {"finished": "green", "running": "cyan", "interrupted": "yellow", "damaged": "red"}
@@ -140,6 +142,7 @@ def _row(run: Run) -> dict[str, str]:
         "steps": f"{run.step:,}",
         "tokens": _tokens(run),
         "loss": _number(run.loss),
+        "reward": _number(run.reward),
         "bits/byte": _bits(run),
         "time": _time(run.seconds),
         "changed": f"{run.changed:%d %b %H:%M}" if run.changed else "",
@@ -149,7 +152,7 @@ def _row(run: Run) -> dict[str, str]:
 def _table(title: str, columns: list[str], rows: list[dict[str, str]]) -> Table:
     from nano3.cli.output import plain_table
 
-    table = plain_table(title, *columns, right=("steps", "tokens", "loss", "bits/byte", "time"))
+    table = plain_table(title, *columns, right=("steps", "tokens", "loss", "reward", "bits/byte", "time"))
     for row in rows:
         table.add_row(*(row[name] for name in columns))
     return table
@@ -193,10 +196,14 @@ def _show_comparison(found: list[Curves]) -> None:
     table.add_row("state", *(row["state"] for row in rows))
     table.add_row("steps", *(f"{row['steps']:,}" for row in rows))
     table.add_row("tokens", *(count_text(row["tokens"]) for row in rows))
-    table.add_row("training loss, smoothed", *(_number(row["train_loss"]) for row in rows))
-    table.add_row("held-out loss", *(_number(row["heldout_loss"]) for row in rows))
-    table.add_row("held-out bits per byte", *bits)
-    table.add_row("held-out tokens scored", *(f"{row['heldout_tokens'] or 0:,}" for row in rows))
+    if rows[0]["reward"] is None:
+        table.add_row("training loss, smoothed", *(_number(row["train_loss"]) for row in rows))
+        table.add_row("held-out loss", *(_number(row["heldout_loss"]) for row in rows))
+        table.add_row("held-out bits per byte", *bits)
+        table.add_row("held-out tokens scored", *(f"{row['heldout_tokens'] or 0:,}" for row in rows))
+    else:
+        for name in REWARDS:
+            table.add_row(f"{name.replace('_', ' ')}, smoothed", *(_number(row[name]) for row in rows))
     table.add_row("training time", *(_time(row["seconds"]) for row in rows))
     table.add_row("tokens a second", *rate)
     print_table(results(), table)

@@ -13,6 +13,7 @@ from typing import Any
 from nano3.report import BLUE, GREEN, INK, MUTED, ORANGE, PALE
 from nano3.train.tracking.chart_style import dress, figure, log_scale, save, smooth, unit, widen
 from nano3.train.tracking.metrics import FINAL, numbers, read_metrics
+from nano3.train.tracking.policy_charts import is_drawn, policy_charts
 
 Lines = list[dict[str, Any]]
 DRAWN = ("step", "tokens", "seq_len", "loss", "balance_loss", "lr", "grad_norm")
@@ -29,7 +30,7 @@ def draw(metrics: Path, folder: Path, shown: str = "loss") -> list[Path]:
     """Draw what metrics.jsonl has; returns what was drawn.
 
     loss.png, learning_rate.png; for models with experts expert_load.png; metrics.png where a loss reports others than
-    next-token training.
+    next-token training; of reinforcement learning those of nano3.train.tracking.policy_charts.
 
     Args:
         metrics: metrics.jsonl.
@@ -47,7 +48,9 @@ def draw(metrics: Path, folder: Path, shown: str = "loss") -> list[Path]:
     charts["learning_rate.png"] = lambda: _learning_rate(train)
     if train[-1].get("load_max_over_mean"):
         charts["expert_load.png"] = lambda: _expert_load(lines, train)
-    if others := [name for name in _scalar_names(train) if name not in (shown, *DRAWN)]:
+    charts |= (of_policy := policy_charts(train))
+    others = [name for name in _scalar_names(train) if name not in (shown, *DRAWN)]
+    if others := [name for name in others if not (of_policy and is_drawn(name))]:
         charts["metrics.png"] = lambda: _metrics(train, others)
     return [save(chart(), folder / name) for name, chart in charts.items()]
 

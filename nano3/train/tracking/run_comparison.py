@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,9 @@ from nano3.train.tracking.chart_style import dress, figure, log_scale, save, smo
 from nano3.train.tracking.metrics import CLOCK, FINAL, numbers, read_metrics
 from nano3.train.tracking.runs import METRICS, Run, read_run
 
+LOSS, REWARD = "loss", "reward"
+WORDS = {LOSS: "training loss, nats per token (smoothed)", REWARD: "mean reward of the rollouts (smoothed)"}
+OF_ROLLOUTS = ("pass_rate", "zero_variance", "truncated", "entropy")
 COLORS = (BLUE, ORANGE, GREEN, "#7c3aed", "#be185d", "#0891b2", "#854d0e")
 
 
@@ -24,14 +27,17 @@ class Curves:
     label: str
     run: Run
     train: list[dict[str, Any]]
-    """Lines about steps that have a training loss."""
+    """Lines about steps that have the metric."""
     heldout: list[dict[str, Any]]
     """Lines about held-out text at the first of its lengths, those of samples and the last one."""
+    metric: str = LOSS
+    """LOSS, or REWARD for a run that is trained on rewards."""
 
-    @property
-    def smooth_loss(self) -> float:
-        """Training loss at the end, averaged as the chart's line is: over about the last 2 % of the steps."""
-        return smooth([line["loss"] for line in self.train])[-1]
+    def at_end(self, name: str) -> float | None:
+        """A metric at the end, averaged as the chart's line is: over about the last 2 % of the steps. None: there is
+        none of that name."""
+        values = [line[name] for line in numbers(self.train, name)]
+        return smooth(values)[-1] if values else None
 
     def table(self) -> dict[str, Any]:
         """Figures at the end, as JSON values."""
@@ -43,7 +49,8 @@ class Curves:
             "state": self.run.state,
             "steps": self.run.step,
             "tokens": self.run.tokens,
-            "train_loss": self.smooth_loss,
+            "train_loss": self.at_end(LOSS),
+            **{name: self.at_end(name) for name in (REWARD, *OF_ROLLOUTS)},
             "heldout_loss": score.loss if score else None,
             "heldout_bits_per_byte": score.bits_per_byte if score else None,
             "heldout_tokens": score.targets if score else None,
@@ -57,14 +64,18 @@ def read_curves(texts: Sequence[str]) -> list[Curves]:
     """Runs by folder, `LABEL=FOLDER` for one with a name of its own.
 
     Raises:
-        UserError: a folder that does not exist or holds no steps with a training loss.
+        UserError: a folder that does not exist or holds no steps with a training loss or a reward; or some have a loss
+            and others a reward.
     """
     found = [_read(text) for text in texts]
+    if len({curves.metric for curves in found}) > 1:
+        kinds = ", ".join(f"{curves.label} by its {curves.metric}" for curves in found)
+        raise UserError(f"these runs have no metric in common: {kinds}; compare runs of one kind")
     seen: dict[str, int] = {}
     for place, curves in enumerate(found):
         seen[curves.label] = seen.get(curves.label, 0) + 1
         if seen[curves.label] > 1:
-            found[place] = Curves(f"{curves.label} ({seen[curves.label]})", curves.run, curves.train, curves.heldout)
+            found[place] = replace(curves, label=f"{curves.label} ({seen[curves.label]})")
     return found
 
 
@@ -74,25 +85,29 @@ def _read(text: str) -> Curves:
     if not path.is_dir():
         raise UserError(f"{path}: no such folder")
     lines = read_metrics(path / METRICS)
-    train = numbers([line for line in lines if line["kind"] == "train"], "loss")
+    steps = [line for line in lines if line["kind"] == "train"]
+    metric = LOSS if numbers(steps, LOSS) or not numbers(steps, REWARD) else REWARD
+    train = numbers(steps, metric)
     if not train:
-        raise UserError(f"{path} has no steps with a loss to compare (no such line in {METRICS})")
+        raise UserError(f"{path} has no steps with a loss or a reward to compare (no such line in {METRICS})")
     heldout = numbers([line for line in lines if line["kind"] == "heldout"], "bits_per_byte")
     length = heldout[0].get("seq_len") if heldout else None
     heldout = [line for line in heldout if line.get("seq_len") == length]
     name = label if equals and path != Path(text) else path.resolve().name
-    return Curves(name, read_run(path), train, heldout)
+    return Curves(name, read_run(path), train, heldout, metric)
 
 
 def draw(runs: Sequence[Curves], path: Path) -> Path:
-    """Write the chart: training loss and held-out text over the tokens, and the loss over the time.
+    """Write the chart: training loss and held-out text over the tokens, and the loss over the time; or the reward over
+    the steps and over the time.
 
     Args:
-        runs: a colour each.
+        runs: a colour each, of one metric.
         path: PNG file; its folder is made.
     """
     longest = max((curves.train for curves in runs), key=lambda train: train[-1]["tokens"])
-    factor, label = unit(longest)
+    factor, label = unit(longest) if runs[0].metric == LOSS else (1.0, "step")
+    place = "tokens" if runs[0].metric == LOSS else "step"
     scored, timed = (
         any(curves.heldout for curves in runs),
         all(CLOCK in line for curves in runs for line in curves.train),
@@ -101,8 +116,8 @@ def draw(runs: Sequence[Curves], path: Path) -> Path:
     panels = iter(axes)
     axis = next(panels)
     for curves, colour in _coloured(runs):
-        _line(axis, curves, [line["tokens"] / factor for line in curves.train], colour)
-    dress(axis, label, "training loss, nats per token (smoothed)")
+        _line(axis, curves, [line[place] / factor for line in curves.train], colour)
+    dress(axis, label, WORDS[runs[0].metric])
     if scored:
         axis = next(panels)
         for curves, colour in _coloured(runs):
@@ -113,8 +128,8 @@ def draw(runs: Sequence[Curves], path: Path) -> Path:
         axis = next(panels)
         for curves, colour in _coloured(runs):
             _line(axis, curves, [line[CLOCK]["seconds"] / 60 for line in curves.train], colour)
-        dress(axis, "minutes of training", "training loss, nats per token (smoothed)")
-    for axis in axes:
+        dress(axis, "minutes of training", WORDS[runs[0].metric])
+    for axis in axes if runs[0].metric == LOSS else ():
         log_scale(axis)
     path.parent.mkdir(parents=True, exist_ok=True)
     return save(drawn, path)
@@ -125,7 +140,7 @@ def _coloured(runs: Sequence[Curves]) -> Any:
 
 
 def _line(axis: Any, curves: Curves, x: list[float], colour: str) -> None:
-    values = smooth([line["loss"] for line in curves.train])
+    values = smooth([line[curves.metric] for line in curves.train])
     marker = "o" if len(x) == 1 else ""
     axis.plot(x, values, color=colour, marker=marker, linewidth=1.6, label=curves.label)
 

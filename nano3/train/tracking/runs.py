@@ -54,7 +54,9 @@ class Run:
     planned_tokens: int | None
     """Tokens of the whole run; None where it counts steps, or for a damaged one."""
     loss: float | None
-    """Training loss of the last step."""
+    """Training loss of the last step; None where it is trained on rewards."""
+    reward: float | None
+    """Mean reward of the last step's rollouts, where it is trained on them."""
     scores: list[Score]
     """The last score at each length; the first is the score of the run."""
     seconds: float | None
@@ -99,6 +101,7 @@ def read_run(path: Path) -> Run:
         tokens=tokens,
         planned_tokens=None if settings["train"].get("steps") else settings["train"].get("tokens"),
         loss=last.get("loss"),
+        reward=last.get("reward"),
         scores=_scores(lines),
         seconds=last.get(CLOCK, {}).get("seconds"),
         changed=_changed(path),

@@ -203,3 +203,53 @@ def test_what_cannot_be_compared_is_one_line(here, run, args, words):
     assert (done.code, done.out) == (2, "")
     assert words in done.err
     assert done.err.count("\n") == 1
+
+
+def make_policy_run(folder, gain):
+    """A run that is trained on rewards, of 4 steps."""
+    make_run(folder)
+    (folder / "metrics.jsonl").unlink()
+    writer = MetricsWriter(folder / "metrics.jsonl")
+    for step in range(1, 5):
+        values = {"policy_loss": 0.01, "reward": gain * step, "pass_rate": gain * step / 2, "zero_variance": 0.5}
+        writer.write("train", step, 64 * step, {**values, "load_max_over_mean": []}, {"seconds": 2.0 * step})
+    writer.close()
+    return folder
+
+
+def test_a_run_that_is_trained_on_rewards_is_listed_with_its_reward(here, run):
+    make_policy_run(here / "a", 0.1)
+    assert (listed(run, "a")["a"]["reward"], listed(run, "a")["a"]["loss"]) == (0.4, None)
+    text = run("runs", "a").out
+    assert "reward" in text
+    assert "0.400" in text
+    make_run(here / "b")
+    assert "reward" not in run("runs", "b").out
+
+
+def test_runs_that_are_trained_on_rewards_are_compared_by_them(here, run, monkeypatch):
+    make_policy_run(here / "a", 0.1), make_policy_run(here / "b", 0.2)
+    done = run("runs", "compare", "a", "b", "--out", "curves.png", "--json")
+    rows = json.loads(done.out)["runs"]
+    assert [row["train_loss"] for row in rows] == [None, None]
+    assert rows[1]["reward"] == pytest.approx(2 * rows[0]["reward"])
+    assert rows[0]["pass_rate"] == pytest.approx(rows[0]["reward"] / 2)
+    assert imread(here / "curves.png")[..., :3].std() > 0.02
+    text = run("runs", "compare", "a", "b").out
+    assert "reward, smoothed" in text
+    assert "loss" not in text
+    from nano3.train.tracking import run_comparison
+
+    figures = []
+    monkeypatch.setattr(run_comparison, "save", lambda drawn, path: figures.append(drawn))
+    run_comparison.draw(run_comparison.read_curves(["a", "b"]), here / "again.png")
+    axes = figures[0].axes
+    assert [axis.get_xlabel() for axis in axes] == ["step", "minutes of training"]
+    assert [list(line.get_xdata()) for line in axes[0].lines] == [[1, 2, 3, 4]] * 2
+
+
+def test_a_reward_and_a_loss_are_not_drawn_over_each_other(here, run):
+    make_policy_run(here / "a", 0.1), make_run(here / "b")
+    done = run("runs", "compare", "a", "b")
+    assert done.code == 2
+    assert "no metric in common: a by its reward, b by its loss" in done.err
