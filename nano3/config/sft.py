@@ -42,7 +42,7 @@ class ChatDataConfig:
     """Rows that cannot be read or that the filters refuse: reject counts them by reason and writes them to
     rejects.jsonl; error ends the run at the first one."""
     generated_rows: int = 4000
-    """Rows of each generated data set."""
+    """Tasks of each generated data set: a row each, unless its source puts several in a row (`?turns=3`)."""
     heldout_fraction: float = 0.05
     """Share of the tasks set aside for the held-out loss, chosen by a hash of what a conversation asks first: no task
     is both trained on and held out."""

@@ -189,7 +189,7 @@ def test_tools_are_carried_out_between_the_answers(finished, monkeypatch):
 
     _, folder = finished
     tokenizer = Tokenizer.load(folder / "model")
-    task = next(task for task in find_tasks("generate:tool", 0).tasks(20) if len(task.solution) == 5)
+    task = next(task for task in find_tasks("generate:tool?levels=2", 0).tasks(20) if len(task.solution) == 5)
     texts = iter([_text(message) for message in task.solution if message["role"] == "assistant"])
     monkeypatch.setattr("nano3.stages.answers.run", lambda engine, requests: [[_Output(next(texts))]])
     engine = Engine(load(folder / "model"), tokenizer, max_context=4096)

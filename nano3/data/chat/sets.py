@@ -138,9 +138,9 @@ def _made(spec: str, cfg: ChatDataConfig) -> Iterator[Record]:
     heldout = round(cfg.generated_rows * cfg.heldout_fraction)
     counts: dict[Split, int] = {"train": cfg.generated_rows, "heldout": heldout}
     for split, count in counts.items():
-        for number, task in enumerate(find_tasks(spec, cfg.seed, split).tasks(count), start=1):
+        for number, row in enumerate(find_tasks(spec, cfg.seed, split).rows(count), start=1):
             label = spec if split == "train" else f"{spec} held out"
-            yield Record(label, number, task.row(), heldout=split == "heldout")
+            yield Record(label, number, row, heldout=split == "heldout")
 
 
 def write_sets(

@@ -34,11 +34,13 @@ def user_turns(conversation: Conversation) -> Iterator[Turn]:
     """The rows of a conversation.
 
     Templates drop the reasoning of earlier turns, so each turn is a row, which ends with it. A conversation without
-    reasoning reads the same at every turn: it is one row, and all of its answers are trained on.
+    reasoning reads the same at every turn: it is one row, and all of its answers are trained on. So is one whose
+    template variables keep all reasoning (`truncate_history_thinking`: false).
     """
     messages = conversation.messages
     users = [i for i, message in enumerate(messages) if message["role"] == "user"]
-    if not any(_reads_otherwise_later(message) for message in messages[: users[-1]]):
+    kept = conversation.variables.get("truncate_history_thinking") is False
+    if kept or not any(_reads_otherwise_later(message) for message in messages[: users[-1]]):
         yield Turn(conversation, 0, last_only=False)
         return
     for number, end in enumerate([*users[1:], len(messages)]):

@@ -86,4 +86,4 @@ def _refuse(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
 
 
-JSON = Generator("json", "write a JSON object for a schema", "keys of the object", (1, 2, 3), 12, _make, _check)
+JSON = Generator("json", "write a JSON object for a schema", "keys of the object", (1, 2), 12, _make, _check)

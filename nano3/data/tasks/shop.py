@@ -138,7 +138,8 @@ def _ask(item: str, price: int, amount: int) -> _Request:
 
 
 def _set(item: str, price: int, amount: int) -> _Request:
-    new = amount * 10 + price % 10
+    tens = amount if amount != price // 10 else amount % 9 + 1  # another price: something has to be done
+    new = tens * 10 + price % 10
     change = (f"Set {item} to {new}.", "set_price", {"item": item, "price": new})
     return _Request(f"Set the price of {item} to {new}.", [change], f"{item} is set.")
 
@@ -192,5 +193,5 @@ def _check(truth: Any, replies: Sequence[Mapping[str, Any]]) -> float:
 
 
 TOOL = Generator(
-    "tool", "read and change prices by tool calls", "calls that it takes", (1, 2, 3), ITEMS, _make, _check, _respond
+    "tool", "read and change prices by tool calls", "calls that it takes", (1,), ITEMS, _make, _check, _respond, turns=3
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -13,7 +13,7 @@ from nano3.data.tasks.task import Draft, Generator, Message, Task, content_hash
 
 HELDOUT_FRACTION = 0.1
 """Share of the contents that training never sees."""
-VERSION = 1
+VERSION = 2
 """Raised with every change of what the generators make, so that prepared data are made anew."""
 CHECKED = "Let me check."
 """Stands between the reasoning of a long trace and its repetition."""
@@ -38,6 +38,9 @@ class TaskSource:
     trace: Trace = "short"
     """Reasoning of the solutions: worked once, worked twice (long), or either by turns at random (mixed). The tasks are
     the same in all three."""
+    turns: int = 0
+    """Tasks in a row to train on, as turns of one conversation whose template keeps the reasoning of all of them; 0:
+    the generator's own number."""
 
     def __post_init__(self) -> None:
         lowest, highest = self.generator.levels[0], self.generator.hardest
@@ -50,6 +53,8 @@ class TaskSource:
         for what, value, kinds in (("split", self.split, Split), ("trace", self.trace, Trace)):
             if value not in get_args(kinds):
                 raise UserError(f"{what} is {value!r}; it must be one of {', '.join(get_args(kinds))}")
+        if self.turns < 0:
+            raise UserError(f"turns is {self.turns}; it must be at least 1, or 0 for the generator's own number")
 
     def task(self, index: int) -> Task:
         """Task number `index`, from 0 on without end.
@@ -69,6 +74,12 @@ class TaskSource:
     def tasks(self, count: int, start: int = 0) -> Iterator[Task]:
         """Tasks `start` to `start + count - 1`; one may come twice."""
         return (self.task(index) for index in range(start, start + count))
+
+    def rows(self, count: int) -> Iterator[dict[str, Any]]:
+        """Rows of chat data with the first `count` tasks and their solutions, `turns` in each but the last."""
+        turns = self.turns or self.generator.turns
+        for start in range(0, count, turns):
+            yield _joined(list(self.tasks(min(turns, count - start), start)))
 
     def distinct(self, count: int) -> list[Task]:
         """The first `count` tasks that differ.
@@ -92,7 +103,17 @@ class TaskSource:
     def identity(self) -> str:
         """All that decides the tasks, for caches."""
         levels = self.levels or self.generator.levels
-        return json.dumps([self.generator.name, VERSION, self.seed, self.split, levels, self.trace])
+        return json.dumps(
+            [
+                self.generator.name,
+                VERSION,
+                self.seed,
+                self.split,
+                levels,
+                self.trace,
+                self.turns or self.generator.turns,
+            ]
+        )
 
     def _is_long(self, rng: random.Random) -> bool:
         return self.trace == "long" or (self.trace == "mixed" and rng.random() < 0.5)
@@ -116,6 +137,17 @@ def split_of(draft: Draft) -> Split:
     """The split that a task belongs to, by a hash of its content."""
     share = int(content_hash(draft.content), 16) / 2**64
     return "heldout" if draft.content and share < HELDOUT_FRACTION else "train"
+
+
+def _joined(tasks: Sequence[Task]) -> dict[str, Any]:
+    """One row of all tasks, which share their tools."""
+    rows = [task.row() for task in tasks]
+    if len(rows) == 1:
+        return rows[0]
+    joined = {"messages": [message for row in rows for message in row["messages"]], "tasks": [r["task"] for r in rows]}
+    return {**joined, "chat_template_kwargs": {"truncate_history_thinking": False}} | (
+        {"tools": tasks[0].tools} if tasks[0].tools else {}
+    )
 
 
 def _lengthened(message: Message) -> Message:
@@ -146,9 +178,18 @@ def options(given: dict[str, str], where: str) -> dict[str, Any]:
     """What stands behind the `?` of a source, as arguments of TaskSource.
 
     Raises:
-        UserError: another option than levels and trace.
+        UserError: another option than levels, trace and turns, or turns that are no number.
     """
-    unknown = [name for name in given if name not in ("levels", "trace")]
+    unknown = [name for name in given if name not in _OPTIONS]
     if unknown:
-        raise UserError(f"{where}: there is no option {unknown[0]!r}; there are levels and trace")
-    return {name: parse_levels(value) if name == "levels" else value for name, value in given.items()}
+        raise UserError(f"{where}: there is no option {unknown[0]!r}; there are {', '.join(_OPTIONS)}")
+    return {name: _OPTIONS[name](value) for name, value in given.items()}
+
+
+def _parse_turns(text: str) -> int:
+    if not text.strip().isdecimal():
+        raise UserError(f"turns is {text!r}; it must be a number")
+    return int(text)
+
+
+_OPTIONS: dict[str, Callable[[str], Any]] = {"levels": parse_levels, "trace": str, "turns": _parse_turns}

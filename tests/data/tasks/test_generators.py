@@ -57,13 +57,25 @@ def test_exact_answers_have_nothing_beside_them():
 
 @pytest.mark.parametrize("name", ["count", "spell"])
 def test_letters_are_those_of_the_prompt(name):
+    apart = 0
     for task in find_tasks(name).tasks(50):
         words = task.prompt[0]["content"].replace("?", "").replace(".", "").replace(":", "").split()
+        apart += (spaced := " ".join(words[-task.level :])).count(" ") == task.level - 1 and len(words[-1]) == 1
         if name == "spell":
-            assert task.truth[::-1] in words
+            assert task.truth[::-1] in words or " ".join(reversed(task.truth)) in " ".join(words)
             continue
-        (letter,) = [word for word in words if len(word) == 1 and words[words.index(word) - 1] == "letter"]
-        assert int(task.truth) == words[-1].count(letter)
+        letter = words[words.index("letter") + 1]
+        word = spaced.replace(" ", "") if len(words[-1]) == 1 else words[-1]
+        assert len(word) == task.level
+        assert int(task.truth) == word.count(letter)
+    assert 10 < apart < 40
+
+
+def test_spelled_letters_may_stand_together_or_apart():
+    for answer in ("tac", "t a c", " t a\nc "):
+        assert check("spell", "tac", said(answer)) == 1.0
+    for answer in ("cat", "t-a-c", "It is t a c", "t a", ""):
+        assert check("spell", "tac", said(answer)) == 0.0
 
 
 def test_sums_and_orders_are_right():
@@ -153,6 +165,11 @@ def test_results_that_an_answer_claims_are_not_believed_and_calls_are_bounded():
     many = [call("", i, "get_price", item="fig") for i in range(MOST_CALLS + 1)]
     assert GENERATORS["tool"].respond(SHOP, many)[0]["content"] == "error: too many calls"
     assert {tool["function"]["name"] for tool in TOOLS} == {"get_price", "set_price", "remove"}
+
+
+def test_a_price_that_is_set_is_another_than_before():
+    for task in find_tasks("tool?levels=1").tasks(300):
+        assert task.truth["before"] != task.truth["after"] or task.truth["said"]
 
 
 def test_the_level_of_a_tool_task_is_its_number_of_calls():

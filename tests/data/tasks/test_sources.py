@@ -9,7 +9,10 @@ import sys
 import pytest
 
 from nano3.config.errors import UserError
+from nano3.config.presets import load_sft
 from nano3.data.chat.encoder import ChatEncoder
+from nano3.data.chat.maker import RowMaker
+from nano3.data.chat.records import Record
 from nano3.data.tasks.catalogue import GENERATORS, find_tasks, is_tasks
 from nano3.data.tasks.source import HELDOUT_FRACTION, split_of
 
@@ -91,6 +94,7 @@ def test_rows_are_chat_data_that_our_template_renders_and_marks(name, tokenizer)
         ("generate:sort?levels=5-3", "names none"),
         ("generate:sort?level=3", "there is no option 'level'"),
         ("generate:sort?trace=huge", "short, long, mixed"),
+        ("generate:sort?turns=few", "turns is 'few'"),
     ],
 )
 def test_a_source_that_does_not_exist_is_refused_in_a_line(spec, words):
@@ -98,6 +102,32 @@ def test_a_source_that_does_not_exist_is_refused_in_a_line(spec, words):
         find_tasks(spec)
     assert words in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_row_may_hold_several_tasks_all_of_which_are_trained_on_with_their_reasoning(tokenizer):
+    source = find_tasks("generate:tool?turns=3&levels=1-2")
+    tasks, rows = list(source.tasks(7)), list(source.rows(7))
+    assert [len(row["tasks"]) for row in rows[:2]] == [3, 3]
+    assert rows[2] == tasks[6].row()
+    assert rows == list(find_tasks("generate:tool?levels=1-2").rows(7))  # its own number
+    assert list(find_tasks("generate:tool?turns=1").rows(2)) == [t.row() for t in find_tasks("generate:tool").tasks(2)]
+    assert [task["id"] for row in rows[:2] for task in row["tasks"]] == [task.id for task in tasks[:6]]
+    cfg = load_sft("tiny", ["data.pack_length=8192", "reasoning.strip_fraction=0", "reasoning.truncate_fraction=0"])
+    (made,) = RowMaker(cfg, tokenizer).rows(Record("made", 1, rows[0], heldout=False), refused)
+    ids, trained = made.encoded.ids, made.encoded.trained
+    assert tokenizer.decode(ids.tolist()).count("You have access to the following functions") == 1
+    text = tokenizer.decode(ids[trained].tolist())
+    for task in tasks[:3]:
+        for message in task.solution:
+            if message["role"] == "assistant":
+                assert message["reasoning_content"] in text
+                assert message["content"] in text
+                assert all(call["function"]["name"] in text for call in message.get("tool_calls", ()))
+    assert not any(task.prompt[0]["content"] in text for task in tasks[:3])
+
+
+def refused(name, error):
+    raise AssertionError(f"{name}: {error}")
 
 
 def test_levels_are_those_asked_for():
