@@ -259,7 +259,7 @@ def _ends_in_string(value: str) -> bool:
 def _string_goes_on(text: str, start: int) -> bool | None:
     """Whether a JSON string that is open at `start` is closed, and with it a value or key; None: not certain yet.
 
-    One that the model forgot to close has the line break before the closing tag in it, which JSON's strings cannot have.
+    One that the model forgot to close holds the line break before the closing tag, which JSON's strings cannot have.
     """
     rest = _JSON_STRING.match(text, start)
     assert rest is not None

@@ -236,7 +236,8 @@ FRAGMENTS = [
     "<think>", "</think>", "<tool_call>", "</tool_call>", "</tool_call>\n", "<function=f>", "<function=g>\n",
     "<function=no>", "</function>", "\n</function>\n</tool_call>", "<parameter=a>\n", "\n<parameter=n>\n",
     "\n<parameter=l>\n", "<parameter=b>", "<parameter=", "</parameter>", "\n</parameter>\n", "\n", "\r\n", "\r", " ",
-    "\n" * 260, "<", "3", "true", "[1, 2", "]", '{"k": "', '["', '"', '"]', "\\", "x", "word " * 60, '"}', ",", F, G, F + "<parameter=a>\r\n",
+    "\n" * 260, "<", "3", "true", "[1, 2", "]", '{"k": "', '["', '"', '"]', "\\", "x",
+    "word " * 60, '"}', ",", F, G, F + "<parameter=a>\r\n",
     F + "<parameter=n>\n", F + "<parameter=u>\n", F + "<parameter=l>\n",
 ]  # fmt: skip
 soup = st.lists(st.sampled_from(FRAGMENTS), max_size=16).map("".join)
