@@ -130,19 +130,19 @@ def trainer(run_dir: Path, model_config, cfg: RlConfig | None = None, world: Wor
 
 
 def main() -> None:
-    """Train in RUN, with a resume in the middle if told so; print what this rank's source saw and kept."""
+    """Train in RUN/whole, and in RUN/parts with a resume in the middle; print what this rank's sources saw and kept."""
     sys.path.insert(0, str(Path(__file__).parent))
     from tiny_run import MODEL
 
-    run_dir, cfg, world = Path(sys.argv[1]), RlConfig(parallel=ParallelConfig(fsdp=False)), init_world()
-    if "--parts" in sys.argv:
-        trainer(run_dir, MODEL, replace(cfg, train=replace(cfg.train, steps=2)), world).fit()
-    run = trainer(run_dir, MODEL, cfg, world)
-    if "--parts" in sys.argv:
-        run.resume()
-    run.fit()
-    source = run.feed.source
-    print(json.dumps({"steps": len(source.seen), "generator": source.generator.get_state().sum().item()}), flush=True)
+    folder, cfg, world = Path(sys.argv[1]), RlConfig(parallel=ParallelConfig(fsdp=False)), init_world()
+    whole = trainer(folder / "whole", MODEL, cfg, world)
+    trainer(folder / "parts", MODEL, replace(cfg, train=replace(cfg.train, steps=2)), world).fit()
+    parts = trainer(folder / "parts", MODEL, cfg, world)
+    parts.resume()
+    for run in (whole, parts):
+        run.fit()
+        kept = run.feed.source.generator.get_state().sum().item()
+        print(json.dumps({"steps": len(run.feed.source.seen), "generator": kept}), flush=True)
     world.close()
 
 

@@ -66,17 +66,28 @@ def test_sums_go_over_the_ranks_of_the_loss_and_norms_over_each_mesh(processes):
     ]
 
 
-@pytest.mark.parametrize("fsdp", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["fsdp", "copies"])
-def test_ranks_that_share_their_data_count_once(tiny, complete, tmp_path, fsdp):
+@pytest.mark.parametrize(
+    ("fsdp", "ranks"),
+    [
+        pytest.param(True, 1, id="fsdp"),
+        pytest.param(True, 2, id="fsdp of two", marks=pytest.mark.slow),
+        pytest.param(False, 2, id="copies of two", marks=pytest.mark.slow),
+    ],
+)
+def test_ranks_that_share_their_data_count_once(tiny, complete, tmp_path, fsdp, ranks):
+    """`ranks`: that have data of their own; twice as many share them."""
     settings = {"parallel": {"fsdp": fsdp}, "balance": {"loss_coef": 0.1}}
-    complete(tmp_path / "two", ranks=2, settings=settings)
-    complete(tmp_path / "four", "--axes", json.dumps({"tensor": 2}), ranks=4, settings=settings)
-    two, four = (without_clock(read_metrics(tmp_path / name / "metrics.jsonl")) for name in ("two", "four"))
-    assert len(two) > 6
-    assert four == two
+    if ranks == 1:
+        tiny.trainer(tmp_path / "alone", tiny.config(**settings)).fit()
+    else:
+        complete(tmp_path / "alone", ranks=ranks, settings=settings)
+    complete(tmp_path / "pairs", "--axes", json.dumps({"tensor": 2}), ranks=2 * ranks, settings=settings)
+    alone, pairs = (without_clock(read_metrics(tmp_path / name / "metrics.jsonl")) for name in ("alone", "pairs"))
+    assert len(alone) > 6
+    assert pairs == alone
     names = tiny.trainer(tmp_path / "none").model.state_dict()
     states = []
-    for name in ("two", "four"):
+    for name in ("alone", "pairs"):
         empty = {f"model.{key}": torch.zeros_like(value) for key, value in names.items()}
         states.append(load_tensors(tmp_path / name / "checkpoints" / "step-6", empty, World()))
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
@@ -211,13 +222,15 @@ world.close()
 """
 
 
-def test_a_sources_state_is_handed_to_the_ranks_whose_it_is_and_fails_on_all(processes, tmp_path):
-    lines = []
-    for code, ranks in ((ALONE, 1), (TWO, 2)):
-        started = processes("-c", BEGIN + SOURCES + code, str(Path(__file__).parent), str(tmp_path), ranks=ranks)
-        outputs = [process.communicate(timeout=300) for process in started]
-        assert [process.returncode for process in started] == [0] * ranks, outputs
-        lines = [out.splitlines() for out, _ in outputs]
+def test_a_sources_state_is_handed_to_the_ranks_whose_it_is_and_fails_on_all(processes, tmp_path, monkeypatch):
+    arguments = ["-c", str(Path(__file__).parent), str(tmp_path)]
+    monkeypatch.setattr("sys.argv", arguments)
+    monkeypatch.syspath_prepend(arguments[1])
+    exec(BEGIN + SOURCES + ALONE, {})
+    started = processes("-c", BEGIN + SOURCES + TWO, *arguments[1:], ranks=2)
+    outputs = [process.communicate(timeout=300) for process in started]
+    assert [process.returncode for process in started] == [0, 0], outputs
+    lines = [out.splitlines() for out, _ in outputs]
     for rank in lines:
         assert rank[0].startswith("CheckpointError")
         assert "state of 1 rank, and this run has 2: resume it with 1" in rank[0]

@@ -77,14 +77,12 @@ def test_a_stopped_run_goes_on_from_the_state_of_its_source(rl, tiny, tmp_path):
 
 
 def test_each_rank_keeps_a_state_of_its_own_and_another_number_of_ranks_is_refused(rl, tiny, processes, tmp_path):
-    printed = []
-    for name, flags in (("whole", []), ("parts", ["--parts"])):
-        started = processes(str(SCRIPT), str(tmp_path / name), *flags, ranks=2)
-        outputs = [process.communicate(timeout=120) for process in started]
-        assert [process.returncode for process in started] == [0, 0], outputs
-        printed.append([json.loads(out) for out, _ in outputs])
-    assert printed[0] == printed[1]
-    assert printed[0][0] != printed[0][1]
+    started = processes(str(SCRIPT), str(tmp_path), ranks=2)
+    outputs = [process.communicate(timeout=120) for process in started]
+    assert [process.returncode for process in started] == [0, 0], outputs
+    (whole, parts), (other, other_parts) = ([json.loads(line) for line in out.splitlines()] for out, _ in outputs)
+    assert (whole, other) == (parts, other_parts)
+    assert whole != other
     assert _lines(tmp_path / "parts") == _lines(tmp_path / "whole")
     # One micro-batch of one rank has rollouts of three tokens.
     assert "short_length" in _lines(tmp_path / "whole")[0]

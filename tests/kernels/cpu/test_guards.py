@@ -183,7 +183,7 @@ def logits_and_grads(model, run, tokens):
     return [logits.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("backend", [pytest.param("eager", marks=pytest.mark.slow), "aot_eager"])
 def test_a_compiled_model_computes_the_same(backend, small_config):
     model = LM(dataclasses.replace(small_config, pattern="ME*E")).init_weights(seed=1)
     tokens = torch.randint(small_config.vocab_size, (2, 17))
