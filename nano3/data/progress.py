@@ -1,13 +1,14 @@
-"""Progress of long preparations: a bar on stderr, in a terminal only."""
+"""Progress of long preparations, on stderr."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+
+from nano3.progress import Amount
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
+"""Called with what is being done, how many bytes of it are done, and how many there are."""
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -16,27 +17,16 @@ def silent(what: str, done: int, total: int) -> None:
 
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
-    """A bar on stderr that goes away at the end; silent when stderr is no terminal."""
-    if not sys.stderr.isatty():
-        yield silent
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-    from rich.progress import Progress as Bars
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
-        tasks: dict[str, int] = {}
+    """A bar for what is under way, which goes away at the end; a line now and then where stderr is no terminal."""
+    with ExitStack() as stack:
+        key: tuple[str, int] | None = None
+        shown: Amount | None = None
 
         def show(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done, total=total)  # type: ignore[arg-type]
+            nonlocal key, shown
+            if shown is None or key != (what, total) or done < shown.under_way:
+                stack.close()  # a terminal has room for one bar
+                key, shown = (what, total), stack.enter_context(Amount(what, total, "bytes"))
+            shown.reach(done)
 
         yield show

@@ -152,7 +152,7 @@ def _run(options: dict[str, Any], model: LM, tokenizer: Tokenizer, name: str) ->
 
 def _count(model: LM, groups: list[Any], store: Any) -> None:
     from nano3.eval.experts import count_group
-    from nano3.eval.progress import Progress
+    from nano3.progress import Progress
 
     left = [group for group in groups if ("experts", None, group.index) not in store.rows]
     with Progress(len(left), sum(group.n_tokens for group in left), things="rows") as progress:

@@ -263,8 +263,8 @@ def _settings(options: dict[str, Any], target: Target, found: list[Found], conte
 def _run(options: dict[str, Any], target: Target, found: list[Found], how: Options) -> Result:
     from nano3.eval.lm.run import check_room, run_tasks
     from nano3.eval.lm.text import CUT
-    from nano3.eval.progress import Progress
     from nano3.eval.store import Result, open_store
+    from nano3.progress import Progress
 
     model = _open_lm(options, target)
     context = model.context

@@ -145,10 +145,10 @@ def _chat(wanted: bool | None, model: str | None) -> bool:
 
 def _run(options: Mapping[str, Any], plan: Plan) -> None:
     """Evaluate, with the result written however it ends."""
-    from nano3.eval.progress import Progress
     from nano3.eval.ruler.report import draw
     from nano3.eval.ruler.run import GROWING, check_samples, evaluate, lasting_notes, summarize
     from nano3.eval.store import open_store
+    from nano3.progress import Progress
 
     longest = plan.lengths[-1]
     subject = shared.Subject.of(options, max_context=longest, prefix_cache=False)

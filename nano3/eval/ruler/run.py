@@ -19,8 +19,8 @@ from nano3.eval.ruler.sample import TooShort
 from nano3.eval.store import Result, SampleKey, Score, Store
 
 if TYPE_CHECKING:
-    from nano3.eval.progress import Progress
     from nano3.eval.prompt import Target
+    from nano3.progress import Progress
 
 UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20}
 _LENGTH = re.compile(r"(\d+)([km]?)", re.IGNORECASE)

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from nano3.cli.eval.experts import default_threshold
-from nano3.eval.progress import Progress
+from nano3.progress import Progress
 
 
 @pytest.fixture

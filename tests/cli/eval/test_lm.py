@@ -8,8 +8,8 @@ import re
 import pytest
 
 from nano3.eval.lm.answers import Remembering
-from nano3.eval.progress import Progress
 from nano3.installation import install_command
+from nano3.progress import Progress
 
 QUICK = ("--memory", "128MiB", "--dtype", "float32")
 

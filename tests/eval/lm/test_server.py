@@ -16,9 +16,9 @@ from nano3.eval.lm.find import find_tasks
 from nano3.eval.lm.model import Nano3LM
 from nano3.eval.lm.run import Options, run_tasks
 from nano3.eval.lm.server import ChatCompletions, Completions
-from nano3.eval.progress import Progress
 from nano3.eval.store import open_store
 from nano3.eval.target import ServerGone, ServerTarget
+from nano3.progress import Progress
 
 
 @pytest.fixture

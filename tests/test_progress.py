@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from nano3.eval.progress import Progress
+from nano3.data.progress import progress_bar
+from nano3.progress import Progress
 
 
 def test_time_left_goes_by_cost_not_by_count(capsys):
@@ -50,3 +51,24 @@ def test_no_time_left_is_told_of_the_first_few():
     few.sample(1)
     few.sample(1)
     assert few.line(4).endswith("0s left")
+
+
+def test_a_preparation_tells_what_it_has_done_and_the_time_left(capsys, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    with progress_bar() as show:
+        show("vocabulary", 0, 1_000_000)
+        now = 5.0
+        show("vocabulary", 900_000, 1_000_000)
+        show("tokens", 0, 4_000_000)
+        now = 15.0
+        show("tokens", 1_000_000, 4_000_000)
+        now = 16.0
+        show("tokens", 1_100_000, 4_000_000)
+        show("tokens", 0, 50_000)  # of another folder
+        now = 26.0
+        show("tokens", 10_000, 50_000)
+    assert capsys.readouterr().err.splitlines() == [
+        "tokens: 1M of 4M bytes  100K bytes/s  30s left",
+        "tokens: 10K of 50K bytes  1K bytes/s  40s left",
+    ]

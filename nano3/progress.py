@@ -1,11 +1,12 @@
-"""What a person sees of a running evaluation: a bar on a terminal, a line now and then elsewhere; all on stderr."""
+"""What a person sees of work that takes a while: a bar on a terminal, a line now and then elsewhere; all on stderr."""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections import deque
-from typing import Any
+from typing import Any, Self
 
 from nano3.report import clock, count
 
@@ -36,7 +37,7 @@ class Progress:
         self._last = self._start
         self._marks: deque[tuple[float, float]] = deque([(0.0, 0.0)])  # seconds and cost spent, the oldest first
         self._bar: Any = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
             self._bar, self._task = _bar(self.cost)
 
     def sample(self, cost: float, what: str = "") -> None:
@@ -62,7 +63,7 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -71,7 +72,7 @@ class Progress:
     def line(self, seconds: float) -> str:
         """All of it in a line, `seconds` after the start."""
         spent = min(self.cost, self.spent + self.under_way)
-        parts = [f"{self.done}/{self.samples} {self.things}"]
+        parts = [self._counted(spent)]
         if self.now:
             parts.append(self.now)
         # The first requests wait for what comes before all of them, and many end together.
@@ -80,6 +81,9 @@ class Progress:
             left = (self.cost - spent) / self._recent_rate(seconds, spent)
             parts += [f"{count(spent / seconds)} {self.unit}/s", f"{clock(left)} left"]
         return "  ".join(parts)
+
+    def _counted(self, spent: float) -> str:
+        return f"{self.done}/{self.samples} {self.things}"
 
     def _recent_rate(self, seconds: float, spent: float) -> float:
         """Cost a second lately; of the whole time where little of it is known."""
@@ -99,6 +103,21 @@ class Progress:
         elif last or now - self._last >= LINE_SECONDS:
             self._last = now
             print(self.line(now - self._start), file=sys.stderr, flush=True)
+
+
+class Amount(Progress):
+    """How far one thing has come: bytes of a preparation."""
+
+    def __init__(self, what: str, total: float, unit: str) -> None:
+        """Begin with nothing of `total`, counted in `unit`."""
+        super().__init__(1, total, unit, what)
+
+    def reach(self, done: float) -> None:
+        """So much of it is done."""
+        self.tick(done)
+
+    def _counted(self, spent: float) -> str:
+        return f"{self.things}: {count(spent)} of {count(self.cost)} {self.unit}"
 
 
 def _bar(cost: float) -> tuple[Any, Any]:
