@@ -23,7 +23,7 @@ from nano3.rl.environments.trl import GIVEN, RewardFunctionEnvironment, ToolClas
 
 GROUP = "nano3.environments"
 """Entry-point group in which a package names its environments."""
-CODE = ("rl/environments", "rl/sandbox", "data/tasks")
+CODE = ("rl/environments", "rl/feedback", "rl/sandbox", "data/preferences", "data/tasks")
 """Folders of this package with the code of our environments."""
 LIBRARIES = ("math-verify", "reasoning-gym", "langdetect", "jsonschema")
 """Packages of others, the extra `rl`, that our environments measure with."""
@@ -38,6 +38,7 @@ OWN = {
     "long_context_qa": "nano3.rl.environments.long_context_qa:LongContextQA",
     "workplace_assistant": "nano3.rl.environments.workplace.environment:WorkplaceAssistant",
     "banking": "nano3.rl.environments.banking:Banking",
+    "genrm": "nano3.rl.feedback.environment:Preferences",
     "reasoning_gym": "nano3.rl.environments.reasoning_gym:ReasoningGym",
 }
 GENERATED = "nano3.rl.environments.generated:GeneratedTasks"
