@@ -6,7 +6,7 @@ import collections
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from nano3.rl.environments.base import EnvironmentFaultError
@@ -89,6 +89,17 @@ class Asker:
             number, question = self._queue.popleft()
             self._ends[number] = time.monotonic() + self._seconds
             _answer(number, question, self._given)
+
+
+def ask_all(questions: Sequence[Callable[[], Any]], workers: int, seconds: float) -> list[Answer]:
+    """The answers of all questions, in order; see Asker."""
+    asker, answers = Asker(workers, seconds), [Answer()] * len(questions)
+    for number, question in enumerate(questions):
+        asker.ask(number, question)
+    while asker.busy:
+        for number, answer in asker.answers(wait=True):
+            answers[number] = answer
+    return answers
 
 
 def _answer(number: int, question: Callable[[], Any], given: queue.SimpleQueue[tuple[int, Answer]]) -> None:
