@@ -1,4 +1,4 @@
-"""Measures training, prefill or decoding: nano3, peers and the machine's ceilings in turn, each in its own process."""
+"""Measures training, prefill, decoding or rl: nano3, peers and the machine's ceilings in turn, each in its process."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from nano3.cores import usable_cores
 
 OURS, SINGLE, CEILINGS = "nano3", "nano3, 1 thread", "ceilings"
 DTYPES = ("float32", "bfloat16")
+PARTS = ("generate", "update")
 Say = Callable[[str], None]
 
 
@@ -70,6 +71,8 @@ class Runs:
     peak_memory: int = 0
     failed: str = ""
     """Why there are no (more) runs, in one line."""
+    parts: dict[str, list[float]] = field(default_factory=dict)
+    """Seconds of the parts of each run, where it has some: generate and update."""
 
 
 @dataclass
@@ -143,6 +146,9 @@ class Rotation:
             return
         runs[name].seconds.append(result["seconds"])
         runs[name].peak_memory = peak
+        for part in PARTS:
+            if f"{part}_seconds" in result:
+                runs[name].parts.setdefault(part, []).append(result[f"{part}_seconds"])
 
     def _ask(self, name: str, question: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
         """The answer; None of a peer that failed, which is out from then on."""

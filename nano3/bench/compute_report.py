@@ -1,4 +1,4 @@
-"""Figures, table rows and chart of `nano3 bench train`, `prefill` and `decode`."""
+"""Figures, table rows and chart of `nano3 bench train`, `prefill`, `decode` and `rl`."""
 
 from __future__ import annotations
 
@@ -77,7 +77,18 @@ def _side(case: Case, runs: Runs) -> dict[str, Any]:
         "seconds": {**seconds, "all": runs.seconds},
         "tokens_per_second": rates,
         "peak_memory_bytes": runs.peak_memory,
+        **({"parts": _parts(case, runs)} if runs.parts else {}),
         **({"failed": runs.failed} if runs.failed else {}),
+    }
+
+
+def _parts(case: Case, runs: Runs) -> dict[str, Any]:
+    """Of drawing and of the update: seconds, tokens a second, and the share of a run's time, at the median."""
+    whole = statistics.median(runs.seconds)
+    medians = {name: statistics.median(seconds) for name, seconds in runs.parts.items()}
+    return {
+        name: {"seconds": median, "tokens_per_second": case.tokens / median, "share": median / whole}
+        for name, median in medians.items()
     }
 
 
@@ -129,6 +140,19 @@ def speed_rows(figures: dict[str, Any]) -> Iterator[tuple[str, ...]]:
                 f"{times} ({ratio['min']:.2f} - {ratio['max']:.2f})" if ratio and several else times,
                 f"{side['peak_memory_bytes'] / 2**30:.2f} GiB",
             )
+
+
+def part_rows(figures: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Lines of the table of parts: case, side, and of drawing and update tokens a second, share, and nano3's ratio."""
+    for case in figures["cases"]:
+        ours = case["sides"][OURS].get("parts", {})
+        for name, side in case["sides"].items():
+            row = [case["name"], name]
+            for part, values in side.get("parts", {}).items():
+                times = "" if name == OURS else f"{values['seconds'] / ours[part]['seconds']:.2f}"
+                row += [f"{values['tokens_per_second']:,.0f}", f"{values['share']:.0%}", times]
+            if len(row) > 2:
+                yield tuple(row)
 
 
 def failures(figures: dict[str, Any]) -> list[str]:

@@ -19,6 +19,10 @@ def flops(cfg: ModelConfig, case: Case) -> float:
     """
     if case.kind == "decode":
         return case.tokens * _decoded_token(cfg, case)
+    if case.kind == "rl":
+        whole = case.length + case.output
+        prefill = case.batch * case.length * flops_per_token(cfg, case.length) / 3
+        return prefill + case.tokens * _decoded_token(cfg, case) + case.sequences * whole * flops_per_token(cfg, whole)
     if case.kind == "train" and not case.forward_only:
         return case.tokens * flops_per_token(cfg, case.length)
     head = 2 * cfg.vocab_size * cfg.d_model

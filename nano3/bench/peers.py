@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from nano3.bench.workload import Case, Job, Kind, prompts
+from nano3.bench.workload import RL_ROWS, Case, Job, Kind, advantages, prompts
 from nano3.config.errors import UserError
 
 WARM_TOKENS = 4
@@ -42,6 +43,8 @@ class Transformers:
         import torch
 
         tokens = torch.tensor(prompts(case, self.vocab_size))
+        if case.kind == "rl":
+            return self._rl(tokens, case)
         return {"seconds": self._runs[case.kind](tokens, case)}
 
     def _train(self, tokens: Any, case: Case) -> float:
@@ -71,6 +74,36 @@ class Transformers:
         with torch.inference_mode():
             short = generate(WARM_TOKENS)
             return generate(WARM_TOKENS + case.output) - short
+
+    def _rl(self, tokens: Any, case: Case) -> dict[str, float]:
+        """Samples by `generate`, then the policy gradient's forward and backward passes and AdamW's step."""
+        import torch
+
+        start = time.perf_counter()
+        self.model.eval()
+        with torch.inference_mode():
+            drawn = self.model.generate(
+                tokens, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=case.output,
+                min_new_tokens=case.output, num_return_sequences=case.group,
+            )  # fmt: skip
+        generated = time.perf_counter()
+        self.model.train()
+        worth = torch.tensor(advantages(case))
+        for rows, weights in zip(drawn.clone().split(RL_ROWS), worth.split(RL_ROWS), strict=True):
+            logits = self.model(rows, use_cache=False).logits[:, case.length - 1 : -1]
+            targets = rows[:, case.length :]
+            nll = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
+            (weights.repeat_interleave(case.output) * nll).sum().div(case.tokens).backward()
+        self._optimizer().step()
+        self._optimizer().zero_grad()
+        end = time.perf_counter()
+        return {"seconds": end - start, "generate_seconds": generated - start, "update_seconds": end - generated}
+
+    @functools.cache  # noqa: B019 (one side a process)
+    def _optimizer(self) -> Any:
+        import torch
+
+        return torch.optim.AdamW(self.model.parameters(), lr=1e-6, fused=True)
 
 
 class LlamaCpp:
@@ -156,7 +189,7 @@ class Peer:
 
 
 PEERS = {
-    "transformers": Peer(Transformers, {"transformers": "transformers"}, ("train", "prefill", "decode")),
+    "transformers": Peer(Transformers, {"transformers": "transformers"}, ("train", "prefill", "decode", "rl")),
     "llama.cpp": Peer(LlamaCpp, {"llama_cpp": "llama-cpp-python", WRITES_MODEL: WRITES_MODEL}, ("prefill", "decode")),
 }
 

@@ -1,4 +1,4 @@
-"""What `nano3 bench train`, `prefill` and `decode` measure: the work of one timed run, the same for every side."""
+"""What `nano3 bench train`, `prefill`, `decode` and `rl` measure: the work of one timed run, the same for all sides."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Any, Literal
 
 from nano3.config.errors import UserError
 
-Kind = Literal["train", "prefill", "decode"]
+Kind = Literal["train", "prefill", "decode", "rl"]
 FIRST_ID = 5
 """Random tokens come from here on: the ids below are special in most vocabularies."""
+RL_ROWS = 16
+"""Samples that an update of the policy takes through the model at once."""
 
 
 @dataclass(frozen=True)
@@ -24,18 +26,27 @@ class Case:
     length: int
     """Tokens of each sequence, or of its prompt."""
     output: int = 0
-    """Tokens that each sequence gets, when decoding."""
+    """Tokens that each sequence gets, when decoding and in rl."""
     forward_only: bool = False
     """train: a forward pass without the backward pass."""
+    group: int = 1
+    """rl: samples of each prompt."""
+
+    @property
+    def sequences(self) -> int:
+        """Sequences that the timed part works on."""
+        return self.batch * self.group
 
     @property
     def tokens(self) -> int:
-        """Tokens that the timed part works on."""
-        return self.batch * (self.output if self.kind == "decode" else self.length)
+        """Tokens that the timed part works on; in rl those that are drawn, and then trained on."""
+        return self.sequences * (self.output if self.kind in ("decode", "rl") else self.length)
 
     @property
     def name(self) -> str:
         """The case in a few words."""
+        if self.kind == "rl":
+            return f"{self.batch} x {self.group} samples of {self.output:,} tokens"
         if self.kind == "decode":
             return f"{self.batch} sequence{'s' if self.batch > 1 else ''}"
         return f"{self.length:,} tokens" if self.batch == 1 else f"{self.batch} x {self.length:,} tokens"
@@ -66,6 +77,12 @@ def prompts(case: Case, vocab_size: int) -> list[list[int]]:
     return [draw.choices(range(first, vocab_size), k=case.length) for _ in range(case.batch)]
 
 
+def advantages(case: Case) -> list[float]:
+    """Random ones of all samples, the same for every side and run."""
+    draw = random.Random(case.batch)
+    return [draw.choice([-1.0, 1.0]) for _ in range(case.sequences)]
+
+
 def train_cases(batch: int, seq_lens: str, forward_only: bool) -> list[Case]:
     """One step over `batch` sequences of each length of a list such as `1024,4096`. Raises UserError."""
     _positive("--batch", batch)
@@ -86,6 +103,16 @@ def decode_cases(sequences: str, prompt: int, output: int) -> list[Case]:
     _positive("--prompt-tokens", prompt)
     _positive("--output-tokens", output)
     return [Case("decode", batch, prompt, output) for batch in _numbers("--sequences", sequences)]
+
+
+def rl_cases(prompts: int, group: int, prompt: int, output: int) -> list[Case]:
+    """One step: `group` samples of `output` tokens for each prompt, and an update on them. Raises UserError."""
+    _positive("--prompts", prompts)
+    _positive("--prompt-tokens", prompt)
+    _positive("--output-tokens", output)
+    if not 2 <= group <= 128:
+        raise UserError(f"--group is {group}; it must be from 2 to 128")
+    return [Case("rl", prompts, prompt, output, group=group)]
 
 
 def _numbers(option: str, text: str) -> Sequence[int]:

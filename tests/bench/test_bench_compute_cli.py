@@ -46,6 +46,20 @@ def test_decoding_as_json_with_files(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_step_of_rl_beside_transformers():
+    small = ["--prompts", "2", "--group", "2", "--prompt-tokens", "6", "--output-tokens", "4", "--repeat", "1"]
+    done = bench("rl", *small, "--against", "transformers", "--peer-dtype", "float32", "--json", timeout=300)
+    assert done.returncode == 0, done.stderr
+    [case] = json.loads(done.stdout)["cases"]
+    check_case(case, repeat=1)
+    assert case["sides"].keys() == {"nano3", "transformers float32"}
+    for side in case["sides"].values():
+        parts = side["parts"]
+        assert sum(part["share"] for part in parts.values()) == pytest.approx(1)
+        assert all(part["seconds"] * part["tokens_per_second"] == pytest.approx(16) for part in parts.values())
+
+
+@pytest.mark.slow
 def test_training_as_a_table_with_its_profile():
     done = bench("train", "--model", "tiny", "--pattern", "M", "--batch", "1", "--seq-len", "16", "--repeat", "1",
                  "--profile")  # fmt: skip

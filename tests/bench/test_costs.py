@@ -31,6 +31,12 @@ def test_a_decoded_token_attends_to_all_before_it():
     assert long - short == pytest.approx(3 * 10 * 200 * 4 * 4 * 8)
 
 
+def test_a_step_of_rl_is_prompts_drawn_tokens_and_a_training_pass_over_both():
+    matrices = 2 * (MLP_MATRICES + HEAD + 24)
+    expected = 3 * 10 * matrices + 6 * 4 * matrices + 6 * (10 + 4) * 3 * matrices
+    assert flops(MLP, Case("rl", 3, 10, 4, group=2)) == pytest.approx(expected)
+
+
 def test_a_step_reads_weights_once_and_a_row_of_the_embedding_for_each_sequence():
     weights = MLP_MATRICES + HEAD + 24
     assert read_bytes(MLP, Case("decode", 1, 8, 4), F32, F32) == 4 * (weights + 8)

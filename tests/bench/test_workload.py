@@ -2,7 +2,7 @@
 
 import pytest
 
-from nano3.bench.workload import Case, decode_cases, prefill_cases, prompts, train_cases
+from nano3.bench.workload import Case, advantages, decode_cases, prefill_cases, prompts, rl_cases, train_cases
 from nano3.config.errors import UserError
 
 
@@ -16,6 +16,9 @@ def test_tokens_are_those_of_the_timed_part():
     assert Case("train", 4, 1024).tokens == 4096
     assert Case("prefill", 1, 4096).tokens == 4096
     assert Case("decode", 8, 128, 64).tokens == 8 * 64
+    [case] = rl_cases(8, 16, 32, 64)
+    assert (case.sequences, case.tokens, case.name) == (128, 128 * 64, "8 x 16 samples of 64 tokens")
+    assert len(advantages(case)) == 128
 
 
 @pytest.mark.parametrize(
@@ -28,6 +31,9 @@ def test_tokens_are_those_of_the_timed_part():
         (lambda: decode_cases("1,,2", 8, 8), "--sequences 1,,2"),
         (lambda: decode_cases("1", 0, 8), "--prompt-tokens is 0"),
         (lambda: decode_cases("1", 8, 0), "--output-tokens is 0"),
+        (lambda: rl_cases(0, 8, 8, 8), "--prompts is 0"),
+        (lambda: rl_cases(1, 1, 8, 8), "--group is 1"),
+        (lambda: rl_cases(1, 129, 8, 8), "--group is 129"),
     ],
 )
 def test_a_wrong_size_is_named(make, words):

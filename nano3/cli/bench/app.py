@@ -68,6 +68,7 @@ def bench() -> None:
 app.command()(bench_compute.train)
 app.command()(bench_compute.prefill)
 app.command()(bench_compute.decode)
+app.command()(bench_compute.rl)
 
 
 @app.command()

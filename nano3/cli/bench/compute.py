@@ -1,4 +1,4 @@
-"""`nano3 bench train`, `prefill` and `decode`: speed on this machine's CPU, beside peers and the machine's ceilings."""
+"""`nano3 bench train`, `prefill`, `decode`, `rl`: speed on this CPU, beside peers and the machine's ceilings."""
 
 from __future__ import annotations
 
@@ -159,6 +159,37 @@ def decode(
     _run(plan, out, as_json)
 
 
+def rl(
+    model: Model = "tiny",
+    dtype: Dtype = "auto",
+    threads: Threads = None,
+    repeat: Repeat = 5,
+    prompts: Annotated[int, typer.Option(help="Prompts of a step.", metavar="N")] = 8,
+    group: Annotated[int, typer.Option(help="Samples of each prompt.", metavar="N")] = 16,
+    prompt_tokens: Annotated[int, typer.Option(help="Tokens of each prompt.", metavar="N")] = 64,
+    output_tokens: Annotated[int, typer.Option(help="Tokens of each sample.", metavar="N")] = 64,
+    against: Against = "",
+    peer_dtype: PeerDtype = "float32,bfloat16",
+    peer_timeout: PeerTimeout = 300.0,
+    profile: Profile = False,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """One step of reinforcement learning: samples drawn, and the policy's update on them.
+
+    transformers' side is a loop of generate, forward and backward pass, and AdamW's step.
+
+    [dim]Beside transformers:[/]  nano3 bench rl --against transformers
+    """
+    from nano3.bench.compute import Plan
+    from nano3.bench.workload import rl_cases
+
+    cases = rl_cases(prompts, group, prompt_tokens, output_tokens)
+    names, dtypes = _names(against), _names(peer_dtype)
+    plan = Plan("rl", cases, model, "", dtype, threads or 0, repeat, names, dtypes, peer_timeout, "", False, profile)
+    _run(plan, out, as_json)
+
+
 def _names(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
 
@@ -196,7 +227,7 @@ def _progress() -> Iterator[Callable[[str], None]]:
 def _show(figures: dict[str, Any], as_json: bool) -> None:
     from nano3.bench.ceilings import TITLES
     from nano3.bench.compute_chart import threads_text
-    from nano3.bench.compute_report import failures, scaled, speed_rows, use_rows
+    from nano3.bench.compute_report import failures, part_rows, scaled, speed_rows, use_rows
     from nano3.cli.output import plain_table, print_json, print_table, results
 
     if as_json:
@@ -223,6 +254,7 @@ def _show(figures: dict[str, Any], as_json: bool) -> None:
     for case, side, *values in speed_rows(figures):
         speeds.add_row(case, side, *(values[place] for place in shown))
     print_table(console, speeds)
+    _show_parts(list(part_rows(figures)))
     for line in failures(figures):
         print(line)
     columns = ("work", "of a matmul", *(("ms a step", "read", "of the best") if figures["kind"] == "decode" else ()))
@@ -233,6 +265,18 @@ def _show(figures: dict[str, Any], as_json: bool) -> None:
     for case, profile in zip(figures["cases"], figures["profiles"], strict=False):
         for key, title in (("ops", "ops"), ("torch", "ops of PyTorch")):
             _show_profile(f"Self time by {title}, {case['name']}", profile[key])
+
+
+def _show_parts(rows: Sequence[Sequence[str]]) -> None:
+    from nano3.cli.output import plain_table, print_table, results
+
+    if not rows:
+        return
+    columns = ("drawn/s", "of the time", "nano3 is x", "trained/s", "of the time", "nano3 is x")
+    table = plain_table("Tokens drawn and trained on", "", "", *columns, right=columns)
+    for row in rows:
+        table.add_row(*row)
+    print_table(results(), table)
 
 
 def _show_profile(title: str, rows: Sequence[dict[str, Any]]) -> None:
