@@ -15,13 +15,14 @@ import tomli_w
 from nano3.config.errors import UserError
 from nano3.config.extend_context import ContextConfig, ExtendContextConfig, wrong_seq_len
 from nano3.config.model import ModelConfig
+from nano3.config.rlvr import RlvrConfig
 from nano3.config.schema import PretrainConfig
 from nano3.config.sft import SftConfig
 from nano3.config.typed import ShellValue, check_table, construct, convert, field_types, keys, nearest
 from nano3.reading import decode, parse_toml
 
-MODELS, PRETRAIN, EXTEND_CONTEXT, SFT = "models", "pretrain", "extend-context", "sft"
-_STAGES = (PRETRAIN, EXTEND_CONTEXT, SFT)
+MODELS, PRETRAIN, EXTEND_CONTEXT, SFT, RLVR = "models", "pretrain", "extend-context", "sft", "rlvr"
+_STAGES = (PRETRAIN, EXTEND_CONTEXT, SFT, RLVR)
 """Stages whose presets may serve as a base of another stage's, as `pretrain/phase2`."""
 Table = dict[str, Any]
 
@@ -34,7 +35,8 @@ def preset_names(kind: str) -> list[str]:
 
 def stage_of(settings: Table) -> str:
     """The stage whose settings these are, by their sections."""
-    return SFT if "reasoning" in settings else EXTEND_CONTEXT if "context" in settings else PRETRAIN
+    sections = {"curriculum": RLVR, "reasoning": SFT, "context": EXTEND_CONTEXT}
+    return next((stage for section, stage in sections.items() if section in settings), PRETRAIN)
 
 
 def load_pretrain(name: str = "tiny", overrides: Sequence[str] = ()) -> PretrainConfig:
@@ -58,6 +60,11 @@ def load_extend_context(name: str = "tiny", overrides: Sequence[str] = ()) -> Ex
 def load_sft(name: str = "tiny", overrides: Sequence[str] = ()) -> SftConfig:
     """Settings of supervised fine-tuning, from a preset of `sft` or a TOML file; see `load_pretrain`."""
     return load(SftConfig, SFT, name, overrides)
+
+
+def load_rlvr(name: str = "tiny", overrides: Sequence[str] = ()) -> RlvrConfig:
+    """Settings of RL on verifiable rewards, from a preset of `rlvr` or a TOML file; see `load_pretrain`."""
+    return load(RlvrConfig, RLVR, name, overrides)
 
 
 def load_model(name: str, overrides: Sequence[str] = ()) -> ModelConfig:

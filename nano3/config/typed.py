@@ -99,6 +99,8 @@ def convert(value: Any, kind: Any, key: str, where: str) -> Any:
     """
     if isinstance(value, ShellValue):
         value = value.as_type(kind)
+    if kind is Any:
+        return value
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         return _convert_choice(value, inner, key, where)

@@ -23,10 +23,15 @@ FREE = {
     "train.checkpoint_activations",
     "train.sequence_chunk",
     "train.continue_state",
+    "rollout.save",
+    "rollout.memory",
+    "environments.workers",
+    "environments.seconds",
+    "curriculum.profile",
 }
 """Settings that may change between a checkpoint and its resume, beside those of FREE_SECTIONS.
 What data.generate decides, the texts, is compared itself: see nano3.stages.training.fingerprints."""
-FREE_SECTIONS = ("heldout", "checkpoint", "parallel", "log", "sample", "export")
+FREE_SECTIONS = ("heldout", "checkpoint", "parallel", "log", "sample", "export", "stop", "sync")
 """Sections that decide nothing of what is computed; all others do, whatever the stage."""
 HORIZON = "schedule.horizon_"
 """Begin of the key of the horizon, which ends in its unit."""

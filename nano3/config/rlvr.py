@@ -1,0 +1,298 @@
+"""Typed settings of `nano3 rlvr` (report section 3.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from nano3.config.checks import check
+from nano3.config.lora import LoraConfig
+from nano3.config.model import ModelConfig
+from nano3.config.schema import (
+    BalanceConfig,
+    CheckpointConfig,
+    ExportConfig,
+    LogConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    ScheduleConfig,
+)
+
+
+@dataclass(frozen=True)
+class EnvironmentsConfig:
+    """Where tasks and rewards come from; see nano3.rl.environments.registry."""
+
+    weights: dict[str, float] = field(default_factory=dict)
+    """Share of each step's prompts by environment, under a name of your choice; normalised to sum 1."""
+    specs: dict[str, str] = field(default_factory=dict)
+    """What each environment is: a name such as `math`, `generate:NAME?levels=3-5`, or `module:object`. An environment
+    that is named like it needs no entry."""
+    options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Arguments of each environment, as rows = "tasks.jsonl"."""
+    tasks: int = 400
+    """Training tasks of each environment that makes its own, unless its options say n."""
+    heldout_fraction: float = 0.1
+    """Share of the tasks set aside for the scores before and after, by a hash of the task's id, in environments of
+    given tasks; those that make tasks have held-out ones of their own."""
+    workers: int = 4
+    """Threads in which environments answer and measure."""
+    seconds: float = 600.0
+    """For one answer or reward of an environment; without it in time the prompt's group is dropped."""
+    seed: int = 0
+    """Seed of the tasks that environments make."""
+
+    def __post_init__(self) -> None:
+        check("environments", self, ">=", 1, "tasks", "workers")
+        check("environments", self, ">", 0, "seconds")
+        check("environments", self, ">=", 0, "heldout_fraction")
+        check("environments", self, "<", 1, "heldout_fraction")
+        for name, weight in self.weights.items():
+            if not weight > 0:
+                raise ValueError(f"environments.weights.{name} is {weight}; a share must be above 0")
+        for table in ("specs", "options"):
+            for name in getattr(self, table):
+                if name not in self.weights:
+                    raise ValueError(f"environments.{table}.{name}: there is no environments.weights.{name}")
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """How samples are drawn."""
+
+    prompts: int = 128
+    """Prompts of a step."""
+    group: int = 16
+    """Samples of each prompt."""
+    max_tokens: int = 49_152
+    """Most tokens of one answer; one that reaches them is truncated: no gradient, but a part of the baseline."""
+    max_turns: int = 16
+    """Most answers of one sample, where its environment answers back."""
+    max_context: int = 0
+    """Most tokens of prompt and answers together; 0: train.pack_length, the most that can be trained on."""
+    temperature: float = 1.0
+    """Of the rollouts; the loss divides its logits by it too."""
+    top_p: float = 1.0
+    """Nucleus of the rollouts. Below 1 the log-probabilities of sampler and trainer differ, and the run is refused at
+    its first weight sync unless [sync] allows it."""
+    thinking: bool = True
+    """The template's enable_thinking."""
+    thinking_budget: int = 0
+    """Tokens after which thinking is closed; what closes it is not trained on. 0: no budget."""
+    replay_experts: bool = False
+    """Train with the experts that each token had in its rollout (router replay)."""
+    refill: int = 0
+    """Most times that further prompts are drawn in a step for groups that were dropped or whose rewards are all equal,
+    from which nothing is learnt (dynamic sampling, arXiv 2503.14476). 0: such groups just count as nothing."""
+    sequences: int = 64
+    """Most sequences that the engine runs at once."""
+    memory: float = 0.0
+    """GiB for the engine's states, keys and values; 0: a part of what is free."""
+    save: bool = True
+    """Write each step's samples to RUN/rollouts."""
+    seed: int = 0
+    """Seed of the samples and of the order of the tasks."""
+
+    def __post_init__(self) -> None:
+        check("rollout", self, ">=", 1, "prompts", "max_tokens", "max_turns", "sequences")
+        check("rollout", self, ">=", 2, "group")
+        check("rollout", self, "<=", 128, "group")
+        check("rollout", self, ">", 0, "temperature", "top_p")
+        check("rollout", self, "<=", 1, "top_p")
+        check("rollout", self, ">=", 0, "max_context", "thinking_budget", "refill", "memory")
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """The policy's loss: token-level GRPO with an asymmetric clip and masked importance sampling."""
+
+    clip_low: float = 0.2
+    """The ratio of probabilities is cut below 1 - clip_low."""
+    clip_high: float = 0.28
+    """The ratio of probabilities is cut above 1 + clip_high."""
+    importance_low: float = 0.5
+    """Tokens whose probability in the trainer is less than so many times that in the sampler are not trained on."""
+    importance_high: float = 5.0
+    """Nor are those where it is more than so many times."""
+    sequence_threshold: float = 2.0
+    """Largest mean of exp(|log-probability in the trainer - in the sampler|) of a sample that is trained on; 0: any."""
+    kl_coef: float = 0.0
+    """Coefficient of the divergence from the model that the run started with; above 0 that model stays in memory."""
+
+    def __post_init__(self) -> None:
+        check("objective", self, ">=", 0, "clip_low", "clip_high", "importance_low", "sequence_threshold", "kl_coef")
+        check("objective", self, ">=", 1, "importance_high")
+
+
+@dataclass(frozen=True)
+class CurriculumConfig:
+    """Which tasks a step draws: by pass rate, from a Gaussian whose mean falls linearly over the run."""
+
+    sampling: Literal["gaussian", "uniform"] = "gaussian"
+    """uniform: all tasks alike, without a profile; for comparison."""
+    start_mean: float = 0.75
+    """The Gaussian's mean, a pass rate, at the first step."""
+    end_mean: float = 0.25
+    """Its mean at the last step."""
+    sigma: float = 0.15
+    """Its width."""
+    bins: int = 10
+    """Of pass rates from 0 to below 1."""
+    most_draws: int = 0
+    """Draws after which a task rests until all of its environment have as many; 0: any number."""
+    stall_steps: int = 50
+    """Steps without a rise of the mean reward after which pass rates are measured anew; 0: never."""
+    stall_rise: float = 0.01
+    """Least rise of the mean reward from one such stretch to the next that counts as one."""
+    profile: str = ""
+    """Profile of an earlier `nano3 rlvr profile` or run, file or run folder; empty: made before the first step."""
+    profile_samples: int = 16
+    """Samples of each task that its pass rate is measured with."""
+
+    def __post_init__(self) -> None:
+        check("curriculum", self, ">=", 1, "bins", "profile_samples")
+        check("curriculum", self, "<=", 128, "profile_samples")
+        check("curriculum", self, ">", 0, "sigma")
+        check("curriculum", self, ">=", 0, "start_mean", "end_mean", "most_draws", "stall_steps")
+        check("curriculum", self, "<=", 1, "start_mean", "end_mean")
+
+
+@dataclass(frozen=True)
+class PolicyTrainConfig:
+    """Size of the run and numerics. A step is one update on the samples of rollout.prompts groups."""
+
+    steps: int = 100
+    """Updates of the run."""
+    pack_length: int = 2048
+    """Places of a packed row: samples are laid into it whole, and do not see each other."""
+    micro_batch_size: int = 4
+    """Most rows in one forward pass of one rank."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Compute dtype of training and rollouts; weights stay float32. auto: bfloat16 where it is fast."""
+    checkpoint_activations: Literal["none", "block"] = "none"
+    """block: recompute each block in the backward pass."""
+    sequence_chunk: int = 0
+    """Most tokens of one pass through a block; needs checkpoint_activations = "block". 0: whole rows."""
+    freeze: list[str] = field(default_factory=lambda: ["*.gate.weight"])
+    """Weights that stay as they are: every router's, whose expert biases go on moving (report section 3.2)."""
+
+    def __post_init__(self) -> None:
+        check("train", self, ">=", 1, "steps", "micro_batch_size")
+        check("train", self, ">=", 0, "sequence_chunk")
+        check("train", self, ">=", 2, "pack_length")
+        if self.sequence_chunk and self.checkpoint_activations != "block":
+            raise ValueError(
+                f'train.sequence_chunk is {self.sequence_chunk}: it needs train.checkpoint_activations = "block"'
+            )
+
+    @property
+    def tokens(self) -> int:
+        """A run's length is in steps."""
+        return 0
+
+
+@dataclass(frozen=True)
+class SyncConfig:
+    """Largest mismatch of engine and trainer, on a probe after each update; a greater one ends the run."""
+
+    mean: float = 0.0
+    """Mean of |log-probability in the trainer - in the engine|, in nats. 0 in both: 1e-5 and 1e-4 in float32, what
+    rounding explains in bfloat16."""
+    largest: float = 0.0
+    """The largest of them."""
+
+    def __post_init__(self) -> None:
+        check("sync", self, ">=", 0, "mean", "largest")
+        if bool(self.mean) != bool(self.largest):
+            raise ValueError("sync.mean and sync.largest: give both or neither")
+
+
+@dataclass(frozen=True)
+class StopConfig:
+    """When a run ends early, with the reason and exit code 3."""
+
+    window: int = 10
+    """Steps over which shares are taken."""
+    truncated: float = 0.5
+    """Largest share of samples that reach their limit of tokens; 1: any."""
+    zero_variance: float = 0.9
+    """Largest share of groups whose rewards are all equal; 1: any."""
+    mismatch: float = 0.0
+    """Largest mean |log-probability in the trainer - in the sampler| over the trained tokens of a step; 0: any. The
+    probe of [sync] is the sharper test."""
+    faults: int = 64
+    """Groups in a row that end in a fault of their environment; 0: any number."""
+
+    def __post_init__(self) -> None:
+        check("stop", self, ">=", 1, "window")
+        check("stop", self, ">=", 0, "truncated", "zero_variance", "mismatch", "faults")
+        check("stop", self, "<=", 1, "truncated", "zero_variance")
+
+
+@dataclass(frozen=True)
+class HeldoutTasksConfig:
+    """Held-out tasks that the model answers before the first step and after the last one."""
+
+    tasks: int = 100
+    """Of each environment, at the most; 0: none."""
+    samples: int = 4
+    """Answers to each task, drawn as rollouts are."""
+
+    def __post_init__(self) -> None:
+        check("heldout", self, ">=", 0, "tasks")
+        check("heldout", self, ">=", 1, "samples")
+        check("heldout", self, "<=", 128, "samples")
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """The rows of a step, by the name that other stages have for their data."""
+
+    seq_len: int
+
+
+@dataclass(frozen=True)
+class RlvrConfig:
+    """All settings of `nano3 rlvr`."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    environments: EnvironmentsConfig = field(default_factory=EnvironmentsConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    train: PolicyTrainConfig = field(default_factory=PolicyTrainConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    balance: BalanceConfig = field(default_factory=BalanceConfig)
+    sync: SyncConfig = field(default_factory=SyncConfig)
+    stop: StopConfig = field(default_factory=StopConfig)
+    heldout: HeldoutTasksConfig = field(default_factory=HeldoutTasksConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        if 0 < self.train.sequence_chunk < self.model.chunk_size:
+            raise ValueError(
+                f"train.sequence_chunk is {self.train.sequence_chunk}; it must be 0 or at least model.chunk_size, "
+                f"{self.model.chunk_size}"
+            )
+        if self.rollout.max_context > self.train.pack_length + 1:
+            raise ValueError(
+                f"rollout.max_context is {self.rollout.max_context}: a sample of that length has no room in a row of "
+                f"train.pack_length = {self.train.pack_length}"
+            )
+        if self.schedule.unit == "tokens":
+            raise ValueError("schedule: the length of this stage is in steps: use the keys that end in _steps")
+
+    @property
+    def data(self) -> PackedRows:
+        """The rows of a step."""
+        return PackedRows(self.train.pack_length)
+
+    @property
+    def context(self) -> int:
+        """Most tokens of a sample."""
+        return self.rollout.max_context or self.train.pack_length
