@@ -218,7 +218,7 @@ class StopConfig:
     zero_variance: float = 0.9
     """Largest share of groups whose rewards are all equal; 1: any."""
     mismatch: float = 0.0
-    """Largest mean |log-probability in the trainer - in the sampler| over the trained tokens of a step; 0: any. The
+    """Largest |log-probability in the trainer - in the sampler| of a trained token of a step, in nats; 0: any. The
     probe of [sync] is the sharper test."""
     faults: int = 64
     """Groups in a row that end in a fault of their environment; 0: any number."""

@@ -136,6 +136,7 @@ class Curriculum:
             )
         self.number = 0
         """Of the batch that comes next."""
+        self._more = 0
         self._rewards: list[float] = []
         self._draws: dict[str, dict[str, int]] = {domain: {} for domain in rates}
         self._owed = dict.fromkeys(rates, 0.0)
@@ -181,9 +182,22 @@ class Curriculum:
     def draw(self) -> list[tuple[str, str]]:
         """(domain, task id) of each task of the next batch, domains mixed."""
         rng = random.Random(f"{self.settings.seed}/{self.number}")
-        drawn = [(domain, task) for domain, size in self._sizes().items() for task in self._draw(domain, size, rng)]
-        rng.shuffle(drawn)
+        drawn = self._drawn(self.settings.batch, self.mean, rng)
         self.number += 1
+        self._more = 0
+        return drawn
+
+    def draw_more(self, count: int) -> list[tuple[str, str]]:
+        """`count` further tasks for the batch that was drawn last, in place of groups from which nothing is learnt."""
+        own = self.settings
+        self._more += 1
+        rng = random.Random(f"{own.seed}/{self.number - 1}/{self._more}")
+        return self._drawn(count, linear_mean(own.start_mean, own.end_mean, own.batches, self.number - 1), rng)
+
+    def _drawn(self, count: int, mean: float, rng: random.Random) -> list[tuple[str, str]]:
+        sizes = self._sizes(count)
+        drawn = [(domain, task) for domain, size in sizes.items() for task in self._draw(domain, size, mean, rng)]
+        rng.shuffle(drawn)
         return drawn
 
     def note_reward(self, reward: float) -> None:
@@ -215,29 +229,29 @@ class Curriculum:
         made._owed = dict(state["owed"])
         return made
 
-    def _sizes(self) -> dict[str, int]:
-        """Tasks that each domain gives to the next batch. The remainder of a domain's share is carried to the next
+    def _sizes(self, count: int) -> dict[str, int]:
+        """Tasks that each domain gives to a draw of `count`. The remainder of a domain's share is carried to the next
         batch, so that a small domain has its turn too."""
         resting = self.resting
         domains = [domain for domain in self.shares if domain not in resting]
         whole = math.fsum(self.shares[domain] for domain in domains)
         for domain in domains:
-            self._owed[domain] += self.settings.batch * self.shares[domain] / whole
+            self._owed[domain] += count * self.shares[domain] / whole
         sizes = dict.fromkeys(domains, 0)
-        for _ in range(self.settings.batch):
+        for _ in range(count):
             # Rounded, so that domains which differ by their last digit alone count as equal.
             most = max(domains, key=lambda domain: round(self._owed[domain], 9))
             sizes[most] += 1
             self._owed[most] -= 1
         return sizes
 
-    def _draw(self, domain: str, size: int, rng: random.Random) -> list[str]:
+    def _draw(self, domain: str, size: int, mean: float, rng: random.Random) -> list[str]:
         n, draws, drawn = self.settings.bins, self._draws[domain], list[str]()
         centers = [(i + 0.5) / n for i in range(n)]
         while len(drawn) < size:
             bins = self._bins(domain)
             left = size - len(drawn)
-            counts = target_counts(centers, self.mean, self.settings.sigma, left, [len(tasks) for tasks in bins])
+            counts = target_counts(centers, mean, self.settings.sigma, left, [len(tasks) for tasks in bins])
             for tasks, count in zip(bins, counts, strict=True):
                 shuffled = rng.sample(tasks, len(tasks))
                 chosen = sorted(shuffled, key=lambda task: draws.get(task, 0))[:count]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -84,22 +84,35 @@ class RolloutWorker:
         self.engine, self.settings = engine, settings
         self.encoder = encoder or ChatEncoder(engine.tokenizer)
 
-    def draw(self, tasks: Sequence[tuple[Environment, Task]], run_seed: int, step: int) -> list[Group]:
+    def with_group(self, group: int) -> RolloutWorker:
+        """One that draws so many samples of a prompt, by the same engine."""
+        return RolloutWorker(self.engine, replace(self.settings, group=group), self.encoder)
+
+    def draw(
+        self, tasks: Sequence[tuple[Environment, Task]], run_seed: int, step: int, places: Sequence[int] = ()
+    ) -> list[Group]:
         """A group for each task, with rewards.
 
         Each sample takes its next turn as soon as its environment answered, beside those that are still being drawn;
         what is drawn depends on its place alone, not on who was first. A prompt that leaves no room for an answer and a
         request on which the engine fails are faults of their groups.
 
+        Args:
+            tasks: with their environments.
+            run_seed, step: for `seed_of`.
+            places: of the tasks in the step's batch, for `seed_of`; empty: 0, 1 and so on.
+
         Raises:
             UserError: that holds for all groups.
         """
         prompts = [self.encoder.encode(task.messages, task.tools, **self.settings.template) for _, task in tasks]
+        places = places or range(len(tasks))
         groups = []
-        for i, ((environment, task), prompt) in enumerate(zip(tasks, prompts, strict=True)):
-            samples = [_begun(task, k, seed_of(run_seed, step, i, k), prompt) for k in range(self.settings.group)]
+        for place, (environment, task), prompt in zip(places, tasks, prompts, strict=True):
+            seeds = [seed_of(run_seed, step, place, k) for k in range(self.settings.group)]
+            samples = [_begun(task, k, seed, prompt) for k, seed in enumerate(seeds)]
             groups.append(Group(environment.name, task, samples))
-        _Drawing(self, [environment for environment, _ in tasks], run_seed, step).run(prompts, groups)
+        _Drawing(self, [environment for environment, _ in tasks], run_seed, step, places).run(prompts, groups)
         if groups and all(group.fault in (PROMPT, ENGINE) for group in groups):
             raise UserError(f"rollouts: {next(s.fault_message for s in groups[0].samples if s.fault)}")
         return groups
@@ -139,9 +152,16 @@ class RolloutWorker:
 class _Drawing:
     """One step's samples, each at its own turn: drawn by the engine, or waiting for an answer of its environment."""
 
-    def __init__(self, worker: RolloutWorker, environments: Sequence[Environment], run_seed: int, step: int) -> None:
+    def __init__(
+        self,
+        worker: RolloutWorker,
+        environments: Sequence[Environment],
+        run_seed: int,
+        step: int,
+        places: Sequence[int],
+    ) -> None:
         self._worker, self._engine, self._settings = worker, worker.engine, worker.settings
-        self._environments, self._run_seed, self._step = environments, run_seed, step
+        self._environments, self._run_seed, self._step, self._places = environments, run_seed, step, places
         self._asker = Asker(self._settings.workers, self._settings.environment_seconds)
         self._drawn: dict[str, dict[int, tuple[Output, int, Sample]]] = {}
         """By request: its unfinished outputs by index, whose samples they are and the place of their group."""
@@ -166,7 +186,7 @@ class _Drawing:
         if self._worker.room(len(prompt.ids)) < TOKENS_TO_ANSWER:
             _refuse_prompt(group, len(prompt.ids), self._engine.max_context)
             return
-        seed = seed_of(self._run_seed, self._step, i)
+        seed = seed_of(self._run_seed, self._step, self._places[i])
         self._ask_engine(f"rollout-{self._step}-{i}", prompt, seed, i, group.samples)
 
     def _ask_engine(self, name: str, prompt: ChatPrompt, seed: int, i: int, samples: Sequence[Sample]) -> None:
@@ -229,7 +249,7 @@ class _Drawing:
             self._measure(i, sample)
             return
         _give(sample, prompt, messages)
-        seed = seed_of(self._run_seed, self._step, i, sample.index, sample.turns)
+        seed = seed_of(self._run_seed, self._step, self._places[i], sample.index, sample.turns)
         name = f"rollout-{self._step}-{i}-{sample.index}-{sample.turns}"
         self._ask_engine(name, prompt, seed, i, [sample])
 

@@ -6,6 +6,7 @@ import os
 
 from nano3.config.errors import UserError
 from nano3.config.extend_context import ExtendContextConfig
+from nano3.config.rlvr import RlvrConfig
 from nano3.config.run import RunConfig
 from nano3.config.sft import SftConfig
 from nano3.engine.sizing import available_memory
@@ -15,7 +16,11 @@ from nano3.train.world import World
 
 CERTAIN = 0.75
 """Part of the estimate that a run surely takes."""
-_SETTING: dict[type, str] = {ExtendContextConfig: "context.lengths", SftConfig: "data.pack_length"}
+_SETTING: dict[type, str] = {
+    ExtendContextConfig: "context.lengths",
+    SftConfig: "data.pack_length",
+    RlvrConfig: "train.pack_length",
+}
 """What says the length of a sequence, where it is not data.seq_len."""
 SHORT_PIECE = 4096
 """Tokens of a piece beside which nothing much is won by shorter ones."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -16,13 +15,12 @@ from nano3.data.chat.sets import set_sources
 from nano3.data.chat.steps import ChatSteps, HeldoutRows, TrainingSet
 from nano3.data.tokens.steps import Plan
 from nano3.data.tokens.tokenizer import Tokenizer
-from nano3.data.tokens.vocabulary import CHAT_TOKENS
 from nano3.files import exclusive, write_atomic
 from nano3.model.find import model_folder
 from nano3.model.hf.folder import fill, read_config
-from nano3.reading import read_json
 from nano3.stages import adapters
 from nano3.stages.answers import score_answers
+from nano3.stages.chat_folder import write_chat
 from nano3.stages.room import check_room
 from nano3.stages.run_folder import (
     TOKENIZER,
@@ -97,9 +95,9 @@ def main(
             epochs = steps.epochs(training.step)
             if training.interrupted:
                 return SftResult(run_dir, training, reports, epochs)
-            write_chat = partial(_write_chat, tokenizer)
-            with adapters.export(trainer.model, cfg.lora, run_dir, source, write_chat):
-                export(trainer.model, run_dir / "model", cfg.export, world, write_chat)
+            write = partial(write_chat, tokenizer)
+            with adapters.export(trainer.model, cfg.lora, run_dir, source, write):
+                export(trainer.model, run_dir / "model", cfg.export, world, write)
             answers = score_answers(cfg, run_dir / "model", tokenizer, sets) if world.is_main else {}
             return SftResult(run_dir, training, reports, epochs, answers)
 
@@ -146,12 +144,3 @@ def _trainer(
     inputs = {"tokenizer": tokenizer.fingerprint()[:16]}
     inputs |= {f"rows of {name}": one.fingerprint for name, one in sets.items()}
     return Trainer(cfg, model, steps, run_dir, heldout, progress=progress, world=world, inputs=inputs)
-
-
-def _write_chat(tokenizer: Tokenizer, folder: Path) -> None:
-    """The tokenizer with its chat template, and a generation_config.json that ends an answer at the turn's end."""
-    tokenizer.save(folder)
-    file, end = folder / "generation_config.json", tokenizer.token_id(CHAT_TOKENS[1])
-    if end is not None and end != tokenizer.eos_id:
-        settings = read_json(file) | {"eos_token_id": [tokenizer.eos_id, end]}
-        file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

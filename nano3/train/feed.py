@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 
 class StepSource(Protocol):
-    """Training data by optimizer step.
+    """Training data by optimizer step. A source that measures what it gives is a `MeasuredSource` too.
 
     A micro-batch is a dataclass whose tensors are moved to the device; it has at least
         tokens (B, T) int64, of any shape, from micro-batch to micro-batch and from rank to rank;
@@ -43,6 +43,21 @@ class StepSource(Protocol):
 
     def close(self) -> None:
         """The run is over; no more steps are asked for."""
+        ...
+
+
+@runtime_checkable
+class MeasuredSource(Protocol):
+    """A source with figures of its own for metrics.jsonl and the display."""
+
+    @property
+    def shown(self) -> Sequence[str]:
+        """Names of the metrics that the display shows before the loss."""
+        ...
+
+    def measured(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Figures of the step that was trained last: those that a run repeats exactly, and wall-clock ones. Every rank
+        is asked, and gives the same."""
         ...
 
 

@@ -25,7 +25,7 @@ from nano3.train.checkpoint.run_identity import (
 )
 from nano3.train.checkpoint.snapshot import optimizer_steps, rng_tensors, set_optimizer_steps, set_rng, state_tensors
 from nano3.train.checkpoint.source_state import SourceState, restore_source, stored_source
-from nano3.train.feed import Feed, StepSource
+from nano3.train.feed import Feed, MeasuredSource, StepSource
 from nano3.train.freeze import freeze
 from nano3.train.heldout import Heldout, HeldoutScore, evaluate
 from nano3.train.loss import LossFunction, NextTokenLoss
@@ -216,6 +216,9 @@ class Trainer:
         position.tokens += totals.tokens
         seconds = time.perf_counter() - started
         clock = self.meter.add(totals.tokens, seconds, totals.flops)
+        if isinstance(self.feed.source, MeasuredSource):
+            values, times = self.feed.source.measured()
+            result, clock = replace(result, metrics={**values, **result.metrics}), {**clock, **times}
         position.seconds += seconds
         self._report(result, lr, max(batch.tokens.shape[-1] for batch in batches), clock)
         self.checkpoints.poll()
@@ -344,7 +347,9 @@ class Trainer:
         left = (total - position.step) * position.tokens / position.step / max(rate, 1e-9)
         bits = next((score.bits_per_byte for score in self._scores.values()), None)
         facts = (position.step, total, position.tokens, result.loss, lr, rate, self.meter.mfu, left, bits)
-        self.progress.show(Status(*facts, result.shown))
+        first = self.feed.source.shown if isinstance(self.feed.source, MeasuredSource) else ()
+        metrics = {name: result.metrics[name] for name in first if name in result.metrics}
+        self.progress.show(Status(*facts, result.shown, metrics))
 
     def _locate(self, error: NonFiniteError) -> str:
         self.checkpoints.wait()

@@ -76,7 +76,7 @@ def load_environment(spec: str, **options: Any) -> tuple[Environment, Source]:
     """
     target, package = _find(spec)
     found = _imported(target, spec)
-    factory = functools.partial(found, spec) if spec.startswith(PREFIX) else _adapted(found)
+    factory = _factory(spec, found)
     try:
         inspect.signature(factory).bind(**options)
     except TypeError as error:
@@ -85,6 +85,15 @@ def load_environment(spec: str, **options: Any) -> tuple[Environment, Source]:
     if not isinstance(made, Environment):
         raise UserError(f"environment {spec}: {target} makes no environment: it needs name, tasks() and verify()")
     return made, _source(spec, package or target.partition(".")[0].partition(":")[0], found)
+
+
+def options_of(spec: str) -> frozenset[str]:
+    """Names of the options that an environment takes.
+
+    Raises:
+        UserError: nothing of that name, or it cannot be imported.
+    """
+    return frozenset(inspect.signature(_factory(spec, _imported(_find(spec)[0], spec))).parameters)
 
 
 def names() -> list[str]:
@@ -121,6 +130,10 @@ def _imported(target: str, spec: str) -> Callable[..., Any]:
     if not callable(found):
         raise UserError(f"environment {spec}: {target} cannot be called; give a class or a function that makes one")
     return found
+
+
+def _factory(spec: str, found: Callable[..., Any]) -> Callable[..., Any]:
+    return functools.partial(found, spec) if spec.startswith(PREFIX) else _adapted(found)
 
 
 def _adapted(found: Callable[..., Any]) -> Callable[..., Any]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from nano3.report import clock, count
 
@@ -37,6 +38,8 @@ class Status:
     """Last held-out result."""
     loss_name: str = "loss"
     """Which metric `loss` is."""
+    first: Mapping[str, float] = field(default_factory=dict)
+    """Metrics by name that matter more than the loss: where there are any, they stand first and the loss last."""
 
 
 class Progress:
@@ -98,6 +101,11 @@ class Part:
 
 def parts(status: Status) -> list[Part]:
     """What `details` tells, one by one."""
+    if status.first:
+        figures = [Part(f"{_words(name)} {value:.3f}", 6 if "/" in name else 0) for name, value in status.first.items()]
+        rate = Part(f"{count(status.tokens_per_second)} tokens/s", 3)
+        left = Part(f"{clock(status.seconds_left)} left", 0)
+        return [*figures, Part(f"{count(status.tokens)} tokens", 2), rate, left, Part(shown_loss(status), 1)]
     found = [Part(f"{count(status.tokens)} tokens", 4), Part(shown_loss(status), 0)]
     if status.bits_per_byte is not None:
         found.append(Part(f"held-out {status.bits_per_byte:.3f} bits/byte", 3))
@@ -108,6 +116,11 @@ def parts(status: Status) -> list[Part]:
         Part(f"mfu {status.mfu:.0%}", 1),
         Part(f"{clock(status.seconds_left)} left", 0),
     ]
+
+
+def _words(name: str) -> str:
+    """A metric's name to be read: `zero variance`, and of pass_rate/count `count`."""
+    return name.rpartition("/")[2].replace("_", " ")
 
 
 def shown_loss(status: Status) -> str:

@@ -1,0 +1,69 @@
+"""The engine of a run's rollouts, in the trainer's process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from nano3.config.rlvr import RlvrConfig
+from nano3.data.tokens.tokenizer import Tokenizer
+from nano3.engine.engine import Engine
+from nano3.engine.request import Sampling
+from nano3.model.lm import LM
+from nano3.rl.grpo import Objective
+from nano3.rl.probe import Probe, make_prompts
+from nano3.rl.rollout import RolloutSettings, RolloutWorker
+from nano3.rl.sync import Bound, WeightSync
+from nano3.train.world import World
+
+GIB = 1 << 30
+LEAST_CONTEXT = 256
+"""Tokens of context that the weight sync's probe needs."""
+
+
+def open_engine(cfg: RlvrConfig, model: Any, tokenizer: Tokenizer, world: World) -> Engine:
+    """An engine on the trainer's own model; on a copy, filled at each sync, where that is sharded or has adapters."""
+    sharded = world.loss.size > 1 and cfg.parallel.fsdp
+    runs = _copy_of(model, world) if sharded or cfg.lora.rank else model
+    memory = int(cfg.rollout.memory * GIB) if cfg.rollout.memory else None
+    context = max(cfg.context, LEAST_CONTEXT)
+    return Engine(runs, tokenizer, memory=memory, max_sequences=cfg.rollout.sequences, max_context=context)
+
+
+def rollout_worker(cfg: RlvrConfig, engine: Engine) -> RolloutWorker:
+    """What draws groups as the settings say."""
+    own, environments = cfg.rollout, cfg.environments
+    settings = RolloutSettings(
+        own.group, own.max_tokens, own.max_turns, own.temperature, own.top_p, own.thinking_budget or None,
+        own.replay_experts, {"enable_thinking": own.thinking}, environments.workers, environments.seconds,
+    )  # fmt: skip
+    return RolloutWorker(engine, settings)
+
+
+def weight_sync(cfg: RlvrConfig, model: Any, engine: Engine, world: World) -> WeightSync:
+    """What brings the trainer's weights to the engine and measures that they are there."""
+    sampling = Sampling(temperature=cfg.rollout.temperature, top_p=cfg.rollout.top_p)
+    bound = Bound(cfg.sync.mean, cfg.sync.largest) if cfg.sync.mean else None
+    probe = Probe(*make_prompts(engine.tokenizer.vocab_size, engine.page_size), sampling)
+    return WeightSync(
+        model, engine, sampling=sampling, temperature=cfg.rollout.temperature, bound=bound, probe=probe, world=world
+    )
+
+
+def objective(cfg: RlvrConfig) -> Objective:
+    """The loss's settings; its temperature is that of the rollouts."""
+    own = cfg.objective
+    return Objective(
+        own.clip_low, own.clip_high, own.importance_low, own.importance_high, own.sequence_threshold, own.kl_coef,
+        cfg.rollout.temperature,
+    )  # fmt: skip
+
+
+def _copy_of(model: Any, world: World) -> LM:
+    """A model of the same sizes without weights, which the first sync brings."""
+    with torch.device("meta"):
+        copy = LM(model.cfg)
+    copy.to_empty(device=world.device)
+    copy.compute_dtype = model.compute_dtype
+    return copy.requires_grad_(False)

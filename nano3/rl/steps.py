@@ -1,0 +1,339 @@
+"""The trainer's data in reinforcement learning: each step draws tasks, samples answers, and packs them with advantages.
+
+What a step of metrics.jsonl says beside the loss's own metrics, all of the groups drawn in it:
+
+    reward, reward/ENV              mean reward of the samples
+    pass_rate, pass_rate/ENV        share of the samples that solve their task
+    zero_variance                   share of the groups whose rewards are all equal
+    truncated                       share of the samples that reached their limit of tokens
+    drawn_pass_rate                 mean of the profile's pass rates of the tasks drawn
+    target_mean                     mean of the curriculum's Gaussian
+    answer_tokens, turns            mean of a sample: tokens that it drew, and answers
+    groups, dropped                 groups drawn, and of them those that ended in a fault
+    faults/ENV: KIND                the same by environment and kind
+    dlogp_*, rounding_*             the probe of the weight sync (nano3.rl.sync)
+    mismatch_largest                largest |log-probability in the trainer - in the sampler| of a trained token
+    clock: rollout_seconds, sync_seconds, update_seconds, drawn_tokens_per_second
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nano3.config.rlvr import RlvrConfig
+from nano3.model.head import log_probs
+from nano3.rl.advantage import group_advantages
+from nano3.rl.batch import PolicyBatch, TrainingSample, pack_samples
+from nano3.rl.curriculum import Curriculum, CurriculumSettings
+from nano3.rl.domains import Domain
+from nano3.rl.grpo import GRPOLoss
+from nano3.rl.profile import Profile, measure
+from nano3.rl.rollout import RolloutWorker
+from nano3.rl.rollout_files import save_rollouts
+from nano3.rl.samples import Group
+from nano3.rl.stops import StopRules, TrainingStoppedError
+from nano3.rl.sync import MismatchError, SyncReport, WeightSync
+from nano3.train.world import World, attempt
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What draws samples with the weights as they are."""
+
+    worker: RolloutWorker
+    sync: WeightSync
+    reference: Any = None
+    """The model that the KL term compares with."""
+
+
+@dataclass(frozen=True)
+class GroupFacts:
+    """What all ranks know of a group."""
+
+    place: int
+    """In the step's batch."""
+    environment: str
+    task: str
+    fault: str
+    reward: float
+    """Mean of the samples; 0 in a group with a fault."""
+    pass_rate: float
+    zero_variance: bool
+    truncated: int
+    samples: int
+    drawn_tokens: int
+    turns: int
+
+    @classmethod
+    def of(cls, place: int, group: Group) -> GroupFacts:
+        """Of a group of this rank."""
+        rewards, n = group.rewards, len(group.samples)
+        mean = 0.0 if group.fault else sum(rewards) / n
+        return cls(
+            place, group.environment, group.task.id, group.fault, mean, 0.0 if group.fault else group.pass_rate,
+            not group.fault and min(rewards) == max(rewards), sum(sample.truncated for sample in group.samples), n,
+            sum(sample.n_drawn for sample in group.samples), sum(sample.turns for sample in group.samples),
+        )  # fmt: skip
+
+    @property
+    def teaches(self) -> bool:
+        """Whether a gradient can come from it."""
+        return not (self.fault or self.zero_variance)
+
+
+class PolicySteps:
+    """Step source of on-policy reinforcement learning; see nano3.train.feed.StepSource.
+
+    Every rank draws its share of a step's prompts; what is decided is decided from the facts of all ranks, so all
+    decide alike.
+    """
+
+    ahead = False
+    shared_state = True
+
+    def __init__(
+        self,
+        cfg: RlvrConfig,
+        domains: dict[str, Domain],
+        loss: GRPOLoss,
+        run_dir: Path,
+        world: World,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        """Call `begin` or `restore`, then `open`, before the first step.
+
+        Args:
+            cfg: of the run.
+            domains: environments by name.
+            loss: of the trainer; its largest mismatch is reported and judged.
+            run_dir: where rollouts and further profiles are written.
+            world: the ranks.
+            say: hears what the user should know, on the main rank.
+        """
+        self.cfg, self.domains, self.loss, self.run_dir, self.world = cfg, domains, loss, run_dir, world
+        self.say = say if world.is_main else lambda line: None
+        self.rules = StopRules(cfg.stop)
+        self.curriculum: Curriculum | None = None
+        self.profiles = 1
+        """Made so far."""
+        self._sampling: Sampling | None = None
+        self._values: dict[str, float] = {}
+        self._clock: dict[str, float] = {}
+        self._given_at = self._mismatch = 0.0
+
+    @property
+    def shown(self) -> Sequence[str]:
+        """What the display shows first."""
+        rates = [f"pass_rate/{name}" for name in self.domains] if len(self.domains) > 1 else []
+        return ["reward", *rates, "zero_variance", "truncated", "entropy"]
+
+    def begin(self, profile: Profile | None) -> None:
+        """Before the first step of a run; without a profile all tasks are drawn alike."""
+        own, domains = self.cfg.curriculum, self.domains
+        settings = CurriculumSettings(
+            self.cfg.train.steps, self.cfg.rollout.prompts, own.start_mean, own.end_mean, own.sigma, own.bins,
+            own.most_draws, own.stall_steps if profile else 0, own.stall_rise, self.cfg.rollout.seed,
+        )  # fmt: skip
+        # Where no rate is known all tasks lie in one bin, from which those drawn least come first.
+        rates = profile.rates if profile else {name: dict.fromkeys(each.train, 0.0) for name, each in domains.items()}
+        rates = {name: of_tasks for name, of_tasks in rates.items() if of_tasks}
+        self.curriculum = Curriculum(settings, rates, {name: domains[name].weight for name in rates})
+
+    def open(self, sampling: Sampling) -> None:
+        """Give it what draws samples, once the model has its weights."""
+        self._sampling = sampling
+
+    def step(self, n: int) -> list[PolicyBatch]:
+        """Draw, measure and pack the samples of step `n`.
+
+        Raises:
+            TrainingStoppedError: a stop rule holds, or engine and trainer disagree.
+        """
+        sampling, curriculum = self._opened
+        report = self._sync(sampling, n)
+        if curriculum.stalled:
+            self._profile_again(sampling, curriculum, n)
+        started = time.perf_counter()
+        mean, rates = curriculum.mean, curriculum.rates
+        groups, facts = self._draw(sampling, curriculum, n)
+        seconds = time.perf_counter() - started
+        self._values = self._figures(facts, report)
+        if self.cfg.curriculum.sampling == "gaussian":
+            drawn = _mean([rates[fact.environment][fact.task] for fact in facts])
+            self._values |= {"target_mean": mean, "drawn_pass_rate": drawn}
+        tokens = sum(fact.drawn_tokens for fact in facts)
+        self._clock = {
+            "rollout_seconds": seconds, "sync_seconds": report.seconds, "drawn_tokens_per_second": tokens / seconds,
+        }  # fmt: skip
+        self._judge(facts, n)
+        good = [fact for fact in facts if not fact.fault]
+        curriculum.note_reward(_mean([fact.reward for fact in good]))
+        batches = self._pack(groups, self._chosen(facts), sampling)
+        self._given_at = time.perf_counter()
+        return batches
+
+    def measured(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Figures of the step that was trained last; see the module."""
+        found = self.world.gather(self.loss.take_largest_mismatch())
+        largest = math.nan if any(map(math.isnan, found)) else max(found)
+        self._mismatch = largest
+        update = {"update_seconds": time.perf_counter() - self._given_at}
+        return self._values | {"mismatch_largest": largest}, self._clock | update
+
+    def state(self) -> dict[str, Any]:
+        """The curriculum, what the stop rules remember, and the number of profiles."""
+        assert self.curriculum is not None, "a run has begun"
+        return {"curriculum": self.curriculum.state(), "rules": self.rules.state(), "profiles": self.profiles}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.curriculum = Curriculum.restore(state["curriculum"])
+        self.rules.restore(state["rules"])
+        self.profiles = state["profiles"]
+
+    def close(self) -> None:
+        """The engine stays open: the stage asks it for the scores after the run."""
+
+    @property
+    def _opened(self) -> tuple[Sampling, Curriculum]:
+        assert self._sampling is not None, "open"
+        assert self.curriculum is not None, "begin or restore"
+        return self._sampling, self.curriculum
+
+    def _sync(self, sampling: Sampling, n: int) -> SyncReport:
+        self.rules.note_mismatch(self._mismatch, n - 1)
+        try:
+            return sampling.sync.sync()
+        except MismatchError as error:
+            raise TrainingStoppedError(str(error), n) from error
+
+    def _profile_again(self, sampling: Sampling, curriculum: Curriculum, n: int) -> None:
+        self.say(f"step {n + 1}: the reward has stalled, pass rates are measured anew")
+        profile = measure(self.cfg, self.domains, sampling.worker, self.profiles, self.world, self.say)
+        self.profiles += 1
+        curriculum.profile({name: rates for name, rates in profile.rates.items() if name in curriculum.rates})
+        for verdict in profile.verdicts():
+            self.say(verdict.line())
+        if self.world.is_main:
+            profile.write(self.run_dir / f"profile-step-{n:06d}.json")
+
+    def _draw(self, sampling: Sampling, curriculum: Curriculum, n: int) -> tuple[dict[int, Group], list[GroupFacts]]:
+        """This rank's groups by place, and the facts of all ranks' in order of place."""
+        groups: dict[int, Group] = {}
+        facts: list[GroupFacts] = []
+        drawn = curriculum.draw()
+        for round_ in range(1 + self.cfg.rollout.refill):
+            places = range(len(facts), len(facts) + len(drawn))
+            mine = [place for place in places if place % self.world.data.size == self.world.data.rank]
+            tasks = [self._task(*drawn[place - places.start]) for place in mine]
+            found = self._rollouts(sampling.worker, tasks, n, mine)
+            groups |= found
+            own = [GroupFacts.of(place, group) for place, group in found.items()]
+            facts += sorted((fact for part in self.world.gather(own) for fact in part), key=lambda fact: fact.place)
+            missing = self.cfg.rollout.prompts - sum(fact.teaches for fact in facts)
+            if missing <= 0 or round_ == self.cfg.rollout.refill:
+                break
+            drawn = curriculum.draw_more(missing)
+        self._save(groups, n)
+        return groups, facts
+
+    def _rollouts(
+        self, worker: RolloutWorker, tasks: Sequence[tuple[Any, Any]], n: int, places: Sequence[int]
+    ) -> dict[int, Group]:
+        """This rank's groups by place; an error of one rank is raised on all."""
+        found: list[Group] = []
+        drawing = partial(worker.draw, tasks, self.cfg.rollout.seed, n, places)
+        self.world.agree(attempt(lambda: found.extend(drawing())))
+        return dict(zip(places, found, strict=True))
+
+    def _task(self, name: str, task: str) -> tuple[Any, Any]:
+        domain = self.domains[name]
+        return domain.environment, domain.train[task]
+
+    def _save(self, groups: dict[int, Group], n: int) -> None:
+        if not self.cfg.rollout.save:
+            return
+        parts = self.world.gather(groups) if self.world.size > 1 else [groups]
+        if self.world.is_main:
+            together = {place: group for part in parts for place, group in part.items()}
+            sources = {name: domain.source for name, domain in self.domains.items()}
+            save_rollouts(self.run_dir, n, [together[place] for place in sorted(together)], sources)
+
+    def _figures(self, facts: Sequence[GroupFacts], report: SyncReport) -> dict[str, float]:
+        good = [fact for fact in facts if not fact.fault]
+        samples = max(1, sum(fact.samples for fact in facts))
+        found = {"reward": _mean([f.reward for f in good]), "pass_rate": _mean([f.pass_rate for f in good])}
+        for name in self.domains:
+            own = [fact for fact in good if fact.environment == name]
+            if own:
+                found[f"reward/{name}"] = _mean([fact.reward for fact in own])
+                found[f"pass_rate/{name}"] = _mean([fact.pass_rate for fact in own])
+        found |= {
+            "zero_variance": sum(fact.zero_variance for fact in good) / max(1, len(good)),
+            "truncated": sum(fact.truncated for fact in facts) / samples,
+            "answer_tokens": sum(fact.drawn_tokens for fact in facts) / samples,
+            "turns": sum(fact.turns for fact in facts) / samples,
+            "groups": len(facts),
+            "dropped": len(facts) - len(good),
+        }
+        kinds = Counter(f"faults/{fact.environment}: {fact.fault}" for fact in facts if fact.fault)
+        clock = ("weights_version", "sync_seconds")
+        probe = {name: float(value) for name, value in report.metrics().items() if name not in clock}
+        return found | dict(kinds) | probe
+
+    def _judge(self, facts: Sequence[GroupFacts], n: int) -> None:
+        self.rules.note_faults([f"{fact.environment}: {fact.fault}" if fact.fault else "" for fact in facts], n)
+        if all(fact.fault for fact in facts):
+            kinds = Counter(f"{fact.environment}: {fact.fault}" for fact in facts).most_common(1)
+            raise TrainingStoppedError(f"all {len(facts)} groups of step {n + 1} ended in a fault ({kinds[0][0]})", n)
+        self.rules.note_shares(self._values["truncated"], self._values["zero_variance"], n)
+
+    def _chosen(self, facts: Sequence[GroupFacts]) -> set[int]:
+        """Places of the groups that are trained on: with refills those first from which something is learnt."""
+        good = sorted((fact for fact in facts if not fact.fault), key=lambda fact: (not fact.teaches, fact.place))
+        return {fact.place for fact in good[: self.cfg.rollout.prompts]}
+
+    def _pack(self, groups: dict[int, Group], chosen: set[int], sampling: Sampling) -> list[PolicyBatch]:
+        samples: list[TrainingSample] = []
+        for place in sorted(groups.keys() & chosen):
+            group = groups[place]
+            advantages = group_advantages(torch.tensor([group.rewards], dtype=torch.float64))[0].tolist()
+            for sample, advantage in zip(group.samples, advantages, strict=True):
+                samples += sample.training_samples(advantage)
+        own = self.cfg.train
+        settings = own.pack_length, own.micro_batch_size, self.cfg.model.pad_id
+        batches: list[PolicyBatch] = []
+
+        def pack(micro_batches: int) -> None:
+            batches[:] = pack_samples(samples, *settings, micro_batches, self.cfg.objective.kl_coef)
+
+        self.world.agree(attempt(lambda: pack(0)))
+        most = max(self.world.gather(len(batches)))
+        if len(batches) < most:
+            pack(most)
+        if sampling.reference is not None:
+            batches = [self._with_reference(batch, sampling.reference) for batch in batches]
+        return batches
+
+    @torch.no_grad()
+    def _with_reference(self, batch: PolicyBatch, reference: Any) -> PolicyBatch:
+        device = reference.device
+        tokens, ids, valid, targets = (
+            tensor.to(device) for tensor in (batch.tokens, batch.document_ids, batch.valid, batch.targets)
+        )
+        hidden = reference.hidden(tokens, ids, valid=valid, statistics=())
+        found = log_probs(reference.lm_head, hidden.x, targets, self.cfg.rollout.temperature)
+        return replace(batch, reference=found.float().cpu())
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / max(1, len(values))

@@ -1,0 +1,84 @@
+"""When a run of reinforcement learning ends early: it would only learn to do worse."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nano3.config.errors import UserError
+from nano3.config.rlvr import StopConfig
+
+
+class TrainingStoppedError(UserError):
+    """A stop rule ended the run. `since`: number of steps before the trouble began."""
+
+    def __init__(self, reason: str, since: int) -> None:
+        super().__init__(reason)
+        self.since = since
+
+
+class StopRules:
+    """Judges each step by what its rollouts came to; its state is part of a checkpoint."""
+
+    def __init__(self, cfg: StopConfig) -> None:
+        self.cfg = cfg
+        self._shares: dict[str, list[float]] = {"truncated": [], "zero_variance": []}
+        self._faults_in_a_row = 0
+
+    def note_faults(self, faults: Sequence[str], step: int) -> None:
+        """Take in the fault of each group of a step in order, empty where there is none.
+
+        Raises:
+            TrainingStoppedError: too many in a row.
+        """
+        for fault in faults:
+            self._faults_in_a_row = self._faults_in_a_row + 1 if fault else 0
+            if self.cfg.faults and self._faults_in_a_row >= self.cfg.faults:
+                raise TrainingStoppedError(
+                    f"{self._faults_in_a_row} groups in a row ended in a fault of their environment, the last one in: "
+                    f"{fault} (stop.faults)",
+                    step,
+                )
+
+    def note_shares(self, truncated: float, zero_variance: float, step: int) -> None:
+        """Take in the shares of a step (its number, from 0).
+
+        Raises:
+            TrainingStoppedError: one is too large over the last steps.
+        """
+        words = {
+            "truncated": "of the samples reached their limit of tokens (rollout.max_tokens)",
+            "zero_variance": "of the groups had equal rewards, from which nothing is learnt",
+        }
+        for name, share in (("truncated", truncated), ("zero_variance", zero_variance)):
+            kept = self._shares[name]
+            kept.append(share)
+            del kept[: -self.cfg.window]
+            mean, bound = sum(kept) / len(kept), getattr(self.cfg, name)
+            if len(kept) == self.cfg.window and mean > bound:
+                raise TrainingStoppedError(
+                    f"{mean:.0%} {words[name]} over the last {len(kept)} steps, more than stop.{name} = {bound:g}",
+                    step + 1 - len(kept),
+                )
+
+    def note_mismatch(self, largest: float, step: int) -> None:
+        """Take in the largest |log-probability in the trainer - in the sampler| of a step.
+
+        Raises:
+            TrainingStoppedError: it is above the bound, or no number.
+        """
+        if self.cfg.mismatch and not largest <= self.cfg.mismatch:
+            raise TrainingStoppedError(
+                f"trainer and sampler differed by {largest:.3g} nats at a token, more than stop.mismatch = "
+                f"{self.cfg.mismatch:g}",
+                step,
+            )
+
+    def state(self) -> dict[str, Any]:
+        """JSON values for `restore`."""
+        return {"shares": self._shares, "faults_in_a_row": self._faults_in_a_row}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved `state()`."""
+        self._shares = {name: list(shares) for name, shares in state["shares"].items()}
+        self._faults_in_a_row = state["faults_in_a_row"]

@@ -1,0 +1,62 @@
+"""What `nano3 rlvr` comes to."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nano3.rl.profile import Verdict
+from nano3.stages.rlvr_scores import Score
+from nano3.train.position import Result
+
+
+@dataclass(frozen=True)
+class RlvrResult:
+    """What a run came to."""
+
+    run_dir: Path
+    """The run folder."""
+    training: Result
+    """Steps, tokens and rates."""
+    profile: list[Verdict] = field(default_factory=list)
+    """Pass rates before the run; on the main rank."""
+    scores: list[Score] = field(default_factory=list)
+    """Held-out tasks before and after."""
+    stopped: str = ""
+    """Why a stop rule ended the run; empty: none did."""
+    last_good: Path | None = None
+    """Of a stopped run: the newest checkpoint from before the trouble began; None where there is none."""
+
+    @property
+    def model_dir(self) -> Path:
+        """The Hugging Face folder of the trained model."""
+        return self.run_dir / "model"
+
+    def summary(self) -> dict[str, Any]:
+        """The result as JSON values."""
+        finished = not (self.training.interrupted or self.stopped)
+        training = self.training.summary()
+        return {
+            "run": str(self.run_dir),
+            "model": str(self.model_dir) if finished else None,
+            **{name: training[name] for name in ("interrupted", "steps", "tokens", "seconds", "tokens_per_second")},
+            "stopped": self.stopped or None,
+            "last_good_checkpoint": str(self.last_good) if self.last_good else None,
+            "profile": [asdict(verdict) | {"verdict": verdict.word} for verdict in self.profile],
+            "heldout": [asdict(score) | {"verdict": score.verdict} for score in self.scores],
+        }
+
+
+@dataclass(frozen=True)
+class ProfileResult:
+    """What `nano3 rlvr profile` comes to."""
+
+    file: Path
+    profile: list[Verdict]
+    faults: dict[str, int]
+
+    def summary(self) -> dict[str, Any]:
+        """The result as JSON values."""
+        rows = [asdict(verdict) | {"verdict": verdict.word} for verdict in self.profile]
+        return {"file": str(self.file), "profile": rows, "faults": self.faults}
