@@ -22,6 +22,7 @@ VERBS = {
     "pretrain": "nano3.cli.training.pretrain",
     "extend-context": "nano3.cli.training.extend_context",
     "sft": "nano3.cli.training.sft",
+    "rlvr": "nano3.cli.training.rlvr",
     "merge": "nano3.cli.merge",
     "serve": "nano3.cli.serve",
     "generate": "nano3.cli.generate",

@@ -33,7 +33,8 @@ def config(
     preset: Annotated[
         str,
         typer.Option(
-            help="Pretraining preset, or a TOML file, whose values are shown; sft/tiny for the settings of sft.",
+            help="Pretraining preset, or a TOML file, whose values are shown; sft/tiny and rlvr/tiny for the "
+            "settings of sft and rlvr.",
             metavar="NAME|FILE",
         ),
     ] = PRESET,
@@ -66,14 +67,16 @@ def _rows(preset: str) -> list[dict[str, Any]]:
 
     from nano3.config.document import settings, toml_value
     from nano3.config.extend_context import ExtendContextConfig
-    from nano3.config.presets import load_pretrain, load_sft, to_toml
+    from nano3.config.presets import load_pretrain, load_rlvr, load_sft, to_toml
+    from nano3.config.rlvr import RlvrConfig
     from nano3.config.sft import SftConfig
 
-    of_sft = preset.startswith("sft/")
-    values = tomllib.loads(to_toml((load_sft if of_sft else load_pretrain)(preset)))
+    stages = {"sft": (load_sft, SftConfig), "rlvr": (load_rlvr, RlvrConfig)}
+    load, schema = stages.get(preset.partition("/")[0], (load_pretrain, ExtendContextConfig))
+    values = tomllib.loads(to_toml(load(preset)))
     return [
         {"key": key, "value": toml_value(value) if value is not None else None, "default": default, "text": text}
-        for key, default, text in settings(SftConfig if of_sft else ExtendContextConfig)
+        for key, default, text in settings(schema)
         for value in [_at(values, key)]
     ]
 

@@ -1,6 +1,6 @@
 """What a configuration does differently from the report (arXiv 2512.20848).
 
-The report's numbers stand in the presets phase1, phase2, long-context, sft and nano3-30b-a3b, each with its
+The report's numbers stand in the presets phase1, phase2, long-context, sft, rlvr and nano3-30b-a3b, each with its
 section as a comment; that comment is what tells a published number from one of ours.
 """
 
@@ -13,11 +13,15 @@ from importlib.resources import files
 from typing import Any
 
 from nano3.config.extend_context import ExtendContextConfig
-from nano3.config.presets import load_extend_context, load_pretrain, load_sft
+from nano3.config.presets import load_extend_context, load_pretrain, load_rlvr, load_sft
+from nano3.config.rlvr import RlvrConfig
 from nano3.config.schema import PretrainConfig
 from nano3.config.sft import SftConfig
 
-_LINE = re.compile(r'^(?:\[(?P<section>[\w.]+)\]|"?(?P<key>[\w+-]+)"?\s*=.*?(?:#\s*(?P<comment>§.*))?$)')
+_LINE = re.compile(
+    r'^(?:\[(?P<section>[\w.]+)\]|"?(?P<key>[\w+-]+)"?\s*=.*?(?:#\s*(?P<comment>(?:§|public recipe).*))?$)'
+)
+_UNPUBLISHED = re.compile(r"^(?P<key>[\w]+)\s*=.*#\s*ours: unpublished")
 _BLEND, _LENGTHS = "data.blend.", "context.lengths."
 _PHASE1 = ("models/nano3-30b-a3b", "pretrain/phase1")
 _PHASE2 = (*_PHASE1, "pretrain/phase2")
@@ -26,6 +30,7 @@ _REPORT_FILES = {
     "phase2": _PHASE2,
     "long-context": (*_PHASE2, "extend-context/long-context"),
     "sft": ("models/nano3-30b-a3b", "sft/sft"),
+    "rlvr": ("models/nano3-30b-a3b", "rlvr/rlvr"),
 }
 """The presets that make up a phase of the report, each laid over those before it."""
 _NO_PART = {"long-context": ("data.seq_len", "schedule.min_lr", "schedule.stable_fraction")}
@@ -44,21 +49,25 @@ class Difference:
     section: str
 
 
-def report_phase(cfg: PretrainConfig | SftConfig) -> str:
+def report_phase(cfg: PretrainConfig | SftConfig | RlvrConfig) -> str:
     """The report's phase that a run stands for: of pretraining, `phase2` when it starts late on the horizon."""
     if isinstance(cfg, SftConfig):
         return "sft"
+    if isinstance(cfg, RlvrConfig):
+        return "rlvr"
     if isinstance(cfg, ExtendContextConfig):
         return "long-context"
     return "phase2" if cfg.schedule.start_tokens > 0 else "phase1"
 
 
-def diff_from_report(cfg: PretrainConfig | SftConfig) -> list[Difference]:
+def diff_from_report(cfg: PretrainConfig | SftConfig | RlvrConfig) -> list[Difference]:
     """Settings whose value differs from the one that the report publishes; the blend's come last.
 
     The report gives the lengths of its mixture, not their shares: these are no difference. Of a context extension there
     is a row for parallelism, of which nano3 has one kind.
     """
+    if isinstance(cfg, RlvrConfig):
+        return _rlvr_differences(cfg)
     phase = report_phase(cfg)
     report = _LOADERS.get(type(cfg), load_pretrain)(phase)
     here_flat, report_flat = _flat(asdict(cfg)), _flat(asdict(report))
@@ -79,6 +88,27 @@ def diff_from_report(cfg: PretrainConfig | SftConfig) -> list[Difference]:
     if phase == "long-context":
         rows.append(Difference("parallelism", "data (FSDP)" if cfg.parallel.fsdp else "data", _PARALLELISM, "§2.5"))
     return rows
+
+
+def _rlvr_differences(cfg: RlvrConfig) -> list[Difference]:
+    """Published settings that differ, then those that decide a run and that the report does not publish."""
+    here, report = _flat(asdict(cfg)), _flat(asdict(load_rlvr("rlvr")))
+    sections = {key: section for key, section in published_sections("rlvr").items() if key in report}
+    rows = [Difference(key, here[key], report[key], sections[key]) for key in sections if here.get(key) != report[key]]
+    unpublished = [Difference(key, here[key], "unpublished", "§3.2") for key in unpublished_settings("rlvr/rlvr")]
+    weights = Difference("environments.weights", cfg.environments.weights, "unpublished", "§3.2")
+    return [*rows, *unpublished, weights]
+
+
+def unpublished_settings(preset: str) -> list[str]:
+    """Dotted keys of the settings that a preset marks as unpublished in the report."""
+    found, section = [], ""
+    for line in (files("nano3.presets") / f"{preset}.toml").read_text(encoding="utf-8").splitlines():
+        if line.startswith("["):
+            section = line[1:].partition("]")[0]
+        elif match := _UNPUBLISHED.match(line):
+            found.append(f"{section}.{match['key']}")
+    return found
 
 
 _LOADERS = {ExtendContextConfig: load_extend_context, SftConfig: load_sft}

@@ -88,6 +88,9 @@ class RolloutConfig:
     """Most sequences that the engine runs at once."""
     memory: float = 0.0
     """GiB for the engine's states, keys and values; 0: a part of what is free."""
+    overlap: bool = False
+    """Draw on while environments answer, for slow ones such as a model that plays the user; log-probabilities may then
+    differ in their last bits from run to run."""
     save: bool = True
     """Write each step's samples to RUN/rollouts."""
     seed: int = 0

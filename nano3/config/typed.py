@@ -181,7 +181,7 @@ _SCALARS: dict[Any, Callable[[Any], Any]] = {
     str: lambda value: value if isinstance(value, str) else None,
     bool: lambda value: value if isinstance(value, bool) else None,
 }
-_NAMES = {int: "a whole number", float: "a finite number", str: "a string", bool: "true or false"}
+_NAMES = {Any: "any value", int: "a whole number", float: "a finite number", str: "a string", bool: "true or false"}
 
 
 def _named(kind: Any) -> str:

@@ -37,6 +37,7 @@ def rollout_worker(cfg: RlvrConfig, engine: Engine) -> RolloutWorker:
     settings = RolloutSettings(
         own.group, own.max_tokens, own.max_turns, own.temperature, own.top_p, own.thinking_budget or None,
         own.replay_experts, {"enable_thinking": own.thinking}, environments.workers, environments.seconds,
+        own.overlap,
     )  # fmt: skip
     return RolloutWorker(engine, settings)
 

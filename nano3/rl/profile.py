@@ -1,4 +1,4 @@
-"""Pass rates of tasks under a model, measured before it is trained on them (report section 3.2): the curriculum's start.
+"""Pass rates of tasks under a model, from before it is trained on them (report section 3.2): the curriculum's start.
 
 profile.json:
 

@@ -33,14 +33,13 @@ from nano3.stages.rlvr_outcome import ProfileResult, RlvrResult
 from nano3.stages.rlvr_scores import Score, ask_heldout, read_before, write_scores
 from nano3.stages.room import check_room
 from nano3.stages.run_folder import TOKENIZER, empty_model, export, keep_start, processes, say, start, with_token_ids
+from nano3.stages.settings import check_policy_settings
 from nano3.stages.sft_tokenizer import find_tokenizer
 from nano3.stages.start import check_weights
 from nano3.train.checkpoint.checkpointer import step_folders
 from nano3.train.freeze import frozen_names
 from nano3.train.position import Result
-from nano3.train.schedule import build_schedule
 from nano3.train.tracking.progress import Progress
-from nano3.train.tracking.trackers import check_trackers
 from nano3.train.trainer import Trainer
 from nano3.train.world import World, attempt
 
@@ -140,8 +139,7 @@ def _check(cfg: RlvrConfig, begins_from: Path | None, world: World) -> None:
     """Refuse what cannot be before any work; `begins_from`: where a run that begins takes its weights from."""
     if begins_from is not None:
         check_weights(cfg.model, begins_from)
-    build_schedule(cfg.schedule, 0, cfg.train.steps)
-    check_trackers(cfg.log)
+    check_policy_settings(cfg)
     model = empty_model(cfg.model)
     adapters.add(model, cfg.lora)
     frozen_names(model, cfg.train.freeze)

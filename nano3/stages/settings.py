@@ -6,6 +6,7 @@ import dataclasses
 from typing import TypeVar
 
 from nano3.config.errors import UserError
+from nano3.config.rlvr import RlvrConfig
 from nano3.config.run import RunConfig
 from nano3.data.tokens.steps import make_plans
 from nano3.train.schedule import build_schedule
@@ -26,6 +27,12 @@ def check_settings(cfg: RunConfig, ranks: int) -> None:
     """
     build_schedule(cfg.schedule, cfg.train.tokens, cfg.train.steps)
     make_plans(fit_micro_batch(cfg, ranks), 0, ranks)
+    check_trackers(cfg.log)
+
+
+def check_policy_settings(cfg: RlvrConfig) -> None:
+    """The same for reinforcement learning, whose steps have no fixed number of sequences."""
+    build_schedule(cfg.schedule, 0, cfg.train.steps)
     check_trackers(cfg.log)
 
 

@@ -51,6 +51,13 @@ def complete_sft_setting(incomplete: str) -> list[str]:
     return _settings(SftConfig, incomplete)
 
 
+def complete_rlvr_setting(incomplete: str) -> list[str]:
+    """As `complete_setting`, for rlvr."""
+    from nano3.config.rlvr import RlvrConfig
+
+    return _settings(RlvrConfig, incomplete)
+
+
 def _settings(schema: type, incomplete: str) -> list[str]:
     from nano3.config.typed import keys
 
@@ -95,6 +102,7 @@ def settings_option(complete: Callable[[str], list[str]], options: str = "") -> 
 
 Settings = Annotated[list[str] | None, settings_option(complete_setting)]
 SftSettings = Annotated[list[str] | None, settings_option(complete_sft_setting, " --preset sft/tiny")]
+RlvrSettings = Annotated[list[str] | None, settings_option(complete_rlvr_setting, " --preset rlvr/tiny")]
 ContextSettings = Annotated[list[str] | None, settings_option(complete_context_setting)]
 Data = Annotated[
     list[str] | None,

@@ -6,22 +6,24 @@ import os
 import sys
 from pathlib import Path
 
-from nano3.cli.training.run_folder import RUNS, is_main_rank
+from nano3.cli.training.run_folder import CONFIG, RUNS, is_main_rank
 from nano3.config.errors import UserError
+from nano3.config.presets import stage_of
 from nano3.model.find import checkpoint_steps, local_model, resume_command
-from nano3.reading import read_json
+from nano3.reading import read_json, read_toml
 from nano3.stages.new_run import RESULT
 
 VARIABLE = "NANO3_MODEL"
 
 
-def choose_model(given: str | Path | None, option: str, server: bool = False) -> str:
+def choose_model(given: str | Path | None, option: str, server: bool = False, stage: str = "") -> str:
     """A folder of this machine or a preset: the one named, else NANO3_MODEL, else the newest finished run in runs/.
 
     Args:
         given: what the command line names; a hub id is downloaded.
         option: the verb's option for it, for messages: --model or --from.
         server: whether the verb's --url would do as well.
+        stage: only runs of this verb are looked for; empty: any.
 
     Raises:
         UserError: none is named and there is no finished run, or a hub id that cannot be had.
@@ -32,14 +34,19 @@ def choose_model(given: str | Path | None, option: str, server: bool = False) ->
             _say(f"model: {named} ({VARIABLE})")
         _tell_earlier_end(Path(named))
         return local_model(named)
-    run = newest_finished_run(RUNS)
+    run = newest_finished_run(RUNS, stage)
+    if run is None and stage:
+        raise UserError(
+            f"no model is named and {RUNS}/ holds no finished {stage} run: give {option} with a run or Hugging Face "
+            f"folder, set {VARIABLE}, or train one with `nano3 {stage}`"
+        )
     if run is None:
         raise UserError(
             f"no model is named and {RUNS}/ holds no finished run: give {option} with a folder, a model preset or "
             f"ORG/NAME of the Hugging Face hub,{' --url with a server,' * server} set {VARIABLE}, or train one with "
             "`nano3 pretrain`"
         )
-    _say(f"model: {run} (the newest finished run; {option} names another)")
+    _say(f"model: {run} (the newest finished {f'{stage} ' if stage else ''}run; {option} names another)")
     _tell_earlier_end(run)
     return str(run)
 
@@ -56,10 +63,24 @@ def _tell_earlier_end(run: Path) -> None:
              f"to finish it: {resume_command(run)}")  # fmt: skip
 
 
-def newest_finished_run(folder: Path) -> Path | None:
-    """The run in `folder` whose model was exported last, which is a run's last step; None where none is finished."""
+def newest_finished_run(folder: Path, stage: str = "") -> Path | None:
+    """The run in `folder` whose model was exported last, which is a run's last step; None where none is finished.
+
+    Args:
+        folder: of runs.
+        stage: only runs of this verb; empty: any.
+    """
     exported = [config for config in folder.glob("*/model/config.json") if config.is_file()]
+    if stage:
+        exported = [config for config in exported if _stage_of(config.parents[1]) == stage]
     return max(exported, key=lambda config: config.stat().st_mtime_ns).parents[1] if exported else None
+
+
+def _stage_of(run: Path) -> str:
+    try:
+        return stage_of(read_toml(run / CONFIG))
+    except (OSError, ValueError):
+        return ""
 
 
 def _say(line: str) -> None:

@@ -18,7 +18,8 @@ from nano3.cli.training.summary import show_summary
 from nano3.config.presets import stage_of
 from nano3.reading import read_toml
 
-INTERRUPTED = 130
+INTERRUPTED, STOPPED = 130, 3
+"""Exit codes of a run that a signal ended, and of one that a stop rule did."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,13 @@ class Parts:
     """Settings with the architecture of the model in a folder, for a dry run."""
     show_summary: Callable[[str, dict[str, Any], bool], None]
     """Prints a verb's result, as JSON or not."""
+    check_settings: Callable[[Any, int], None] | None = None
+    """Raises an error for settings that contradict each other, given the number of ranks; None: as for training on
+    sequences."""
+    show_dry_run: Callable[[Any, str, bool], None] | None = None
+    """Prints what a run with these settings, of a preset, would be; None: as for training on text."""
+    starts_from: str = ""
+    """Stage whose newest finished run a run starts from that names no model; empty: any."""
 
 
 def run_verb(
@@ -83,12 +91,11 @@ def run_verb(
     cfg = _load(load, name, request, parts)
     if request.from_path is not None and any(text.startswith("model.") for text in request.settings):
         raise UserError("--set model.* and --from contradict each other: the model's sizes come with its weights")
-    source = _source(request, needs_model and not request.resume and not request.dry_run)
+    source = _source(request, needs_model and not request.resume and not request.dry_run, parts.starts_from)
     if request.dry_run:
-        from nano3.cli.training.dry_run import show_dry_run
-
+        show = parts.show_dry_run or _show_dry_run
         with named_as_typed(_data_as_typed(request)):
-            return show_dry_run(cfg if source is None else parts.adopt(cfg, source), name, request.as_json)
+            return show(cfg if source is None else parts.adopt(cfg, source), name, request.as_json)
     with named_as_typed(_data_as_typed(request)):
         _check(cfg, run_dir, parts)
     try:
@@ -99,6 +106,8 @@ def run_verb(
         raise
     if is_main_rank():
         parts.show_summary(verb, result, request.as_json)
+    if result.get("stopped"):
+        raise typer.Exit(STOPPED)
     if result["interrupted"]:
         raise typer.Exit(INTERRUPTED)
 
@@ -120,7 +129,7 @@ def _check(cfg: Any, run_dir: Path, parts: Parts) -> None:
 
     if is_main_rank():
         check_writable(run_dir, "--out")
-    check_settings(cfg, ranks=int(os.environ.get("WORLD_SIZE", "1")))
+    (parts.check_settings or check_settings)(cfg, int(os.environ.get("WORLD_SIZE", "1")))
     parts.check_data(cfg)
     tokenizer = getattr(cfg.data, "tokenizer", TRAINED)  # conversations take the model's own
     if tokenizer not in ("", TRAINED) and not (run_dir / TOKENIZER).is_dir():  # which a resume goes on with
@@ -150,7 +159,7 @@ def _check_texts(cfg: Any) -> None:
     check_paths(cfg.data)
 
 
-def _source(request: Request, needed: bool) -> Path | None:
+def _source(request: Request, needed: bool, stage: str) -> Path | None:
     """The folder to start from: the one named, or where weights are needed the one that cli.model_choice finds."""
     from nano3.cli.options.model_choice import choose_model
     from nano3.model.find import model_folder
@@ -158,10 +167,16 @@ def _source(request: Request, needed: bool) -> Path | None:
 
     if request.from_path is None and not needed:
         return None
-    source = Path(choose_model(request.from_path, "--from"))
+    source = Path(choose_model(request.from_path, "--from", stage=stage))
     if not request.resume:
         read_config(model_folder(source))
     return source
+
+
+def _show_dry_run(cfg: Any, preset: str, as_json: bool) -> None:
+    from nano3.cli.training.dry_run import show_dry_run
+
+    show_dry_run(cfg, preset, as_json)
 
 
 def _resume_command(verb: str, run_dir: Path) -> str:

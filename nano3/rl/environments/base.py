@@ -90,8 +90,8 @@ class Reward:
             raise ValueError(f"a reward is {self.value}; it must be a finite number")
         value = round(float(self.value), DECIMALS)
         object.__setattr__(self, "value", value)
-        if self.passed is None:
-            object.__setattr__(self, "passed", value >= 1)
+        # Plain bools: a comparison of arrays gives NumPy's, which JSON does not know.
+        object.__setattr__(self, "passed", value >= 1 if self.passed is None else bool(self.passed))
 
 
 NOTHING = Reward(0.0)

@@ -1,0 +1,128 @@
+"""`nano3 rlvr`: parse, load the preset, call the stage; `nano3 rlvr profile` measures pass rates before training."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nano3.cli.options.common import HELP, DryRun, FromPath, Json, Resume, RlvrSettings, out_option, preset_option
+from nano3.cli.training.verb import Parts, Request, run_verb
+
+app = typer.Typer(add_completion=False, rich_markup_mode="rich", context_settings=HELP, no_args_is_help=False)
+DEFAULT_PRESET = "tiny"
+Preset = Annotated[str | None, preset_option("rlvr", "tiny, rlvr", DEFAULT_PRESET)]
+
+
+@app.callback(invoke_without_command=True)
+def rlvr(
+    context: typer.Context,
+    preset: Preset = None,
+    settings: RlvrSettings = None,
+    from_path: FromPath = None,
+    out: Annotated[Path | None, out_option("rlvr")] = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Train a model on verifiable rewards of many environments at once, with a curriculum of pass rates.
+
+    Without options: the newest sft run's model learns from tasks that nano3 makes itself, in minutes on a laptop CPU.
+    Exit code 3: a stop rule ended the run, with the reason.
+
+    [dim]Your own tasks, after a look at how hard they are:[/]
+      nano3 rlvr profile --set environments.weights.math=1 --set environments.options.math.rows=tasks.jsonl
+      nano3 rlvr --set environments.weights.math=1 --set environments.options.math.rows=tasks.jsonl --from MODEL
+    """
+    from nano3.config.presets import load_rlvr
+
+    if context.invoked_subcommand is not None:
+        given = context.get_parameter_source
+        if any(str(given(name)).endswith("COMMANDLINE") for name in context.params):
+            raise typer.BadParameter(f"give options behind {context.invoked_subcommand}")
+        return
+    request = Request(preset, settings or [], from_path, out, resume, dry_run, as_json, [])
+    parts = Parts(
+        lambda paths, data: [], _check_environments, _adopt, _show_summary, _check_settings, _show_dry_run, "sft"
+    )
+    run_verb("rlvr", load_rlvr, "nano3.stages.rlvr", DEFAULT_PRESET, request, needs_model=True, parts=parts)
+
+
+@app.command()
+def profile(
+    preset: Preset = None,
+    settings: RlvrSettings = None,
+    from_path: FromPath = None,
+    out: Annotated[Path, typer.Option(help="File to write.", metavar="FILE", dir_okay=False)] = Path("profile.json"),
+    as_json: Json = False,
+) -> None:
+    """Measure how often a model solves each training task, and say which environments are too hard or too easy.
+
+    A run uses the file again: nano3 rlvr --set curriculum.profile=profile.json
+    """
+    from nano3.cli.options.model_choice import choose_model
+    from nano3.cli.training.run_folder import is_main_rank
+    from nano3.config.presets import load_rlvr
+    from nano3.files import check_writable
+
+    cfg = load_rlvr(preset or DEFAULT_PRESET, settings or [])
+    _check_environments(cfg)
+    source = choose_model(from_path, "--from", stage="sft")
+    check_writable(out.parent, "--out")
+    from nano3.stages.rlvr import profile_tasks
+
+    result = profile_tasks(cfg, source, out).summary()
+    if is_main_rank():
+        from nano3.cli.training.rlvr_summary import show_profile
+
+        show_profile(result, as_json)
+
+
+def _check_environments(cfg: Any) -> None:
+    from nano3.config.errors import UserError
+    from nano3.rl.environments.registry import options_of
+
+    for name in cfg.environments.weights:
+        known = options_of(cfg.environments.specs.get(name, name))
+        for option in cfg.environments.options.get(name, {}):
+            if option not in known:
+                raise UserError(
+                    f"environments.options.{name}.{option}: the environment takes {', '.join(sorted(known)) or 'none'}"
+                )
+
+
+def _check_settings(cfg: Any, ranks: int) -> None:
+    from nano3.stages.settings import check_policy_settings
+
+    del ranks  # any number can share the prompts
+    check_policy_settings(cfg)
+
+
+def _adopt(cfg: Any, source: Path) -> Any:
+    import dataclasses
+
+    from nano3.model.find import model_folder
+    from nano3.model.hf.config import read_config
+    from nano3.stages.start import check_weights
+
+    cfg = dataclasses.replace(cfg, model=read_config(model_folder(source)))
+    check_weights(cfg.model, source)
+    return cfg
+
+
+def _show_dry_run(cfg: Any, preset: str, as_json: bool) -> None:
+    from nano3.cli.training.rlvr_dry_run import show_rlvr_dry_run
+
+    show_rlvr_dry_run(cfg, preset, as_json)
+
+
+def _show_summary(verb: str, summary: dict[str, Any], as_json: bool) -> None:
+    from nano3.cli.training.rlvr_summary import show_rlvr_summary
+
+    show_rlvr_summary(verb, summary, as_json)
+    if summary["stopped"]:
+        last = summary["last_good_checkpoint"]
+        good = f"the last good checkpoint is {last}" if last else "no checkpoint is from before it began"
+        print(f"stopped after step {summary['steps']}: {summary['stopped']}; {good}", file=sys.stderr)

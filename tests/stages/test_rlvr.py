@@ -1,0 +1,292 @@
+"""Reinforcement learning on verifiable rewards, from a folder to a folder."""
+
+import dataclasses
+import json
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from nano3.config.errors import UserError
+from nano3.config.presets import load_rlvr, load_sft
+from nano3.data.tokens.tokenizer import Tokenizer
+from nano3.model.hf.config import read_stage
+from nano3.model.hf.folder import save
+from nano3.model.lm import LM
+from nano3.reading import read_json
+from nano3.rl.profile import Profile
+from nano3.rl.rollout_files import read_rollouts, rollouts_path
+from nano3.stages.rlvr import main, profile_tasks
+from nano3.train.tracking.progress import Silent
+from nano3.train.trainer import Trainer
+
+ENVIRONMENTS = '''
+from nano3.rl.environments.base import EnvironmentFaultError, Reward, Task, user
+
+
+class Letters:
+    """Rewards answers for their share of a letter's tokens; tasks differ in how much is enough."""
+
+    name = "letters"
+
+    def __init__(self, n=12, broken=False):
+        self.n, self.broken = n, broken
+
+    def tasks(self):
+        return [Task(f"letters-{i}", user(f"quick {i}"), truth=i) for i in range(self.n)]
+
+    def verify(self, task, rollout):
+        if self.broken:
+            raise EnvironmentFaultError("no judge", "it does not answer")
+        even = sum(i % 2 == 0 for i in rollout.token_ids)
+        return Reward(even / 8, passed=even > task.truth % 8)
+
+
+class Equal(Letters):
+    """Every answer is worth the same."""
+
+    name = "equal"
+
+    def verify(self, task, rollout):
+        return Reward(0.0)
+'''
+SETTINGS = [
+    "environments.weights={much=3, little=1}",
+    "environments.specs={much='rlvr_environments:Letters', little='rlvr_environments:Letters'}",
+    "environments.options={much={n=16}}",
+    "environments.heldout_fraction=0.3",
+    "rollout.prompts=4",
+    "rollout.group=4",
+    "rollout.max_tokens=12",
+    "rollout.sequences=16",
+    "curriculum.profile_samples=4",
+    "curriculum.stall_steps=2",
+    "curriculum.stall_rise=0.5",
+    "train.steps=6",
+    "train.pack_length=512",
+    "checkpoint.every_steps=2",
+    "heldout.tasks=4",
+    "heldout.samples=2",
+    "stop.truncated=1",
+]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A small model with a chat tokenizer, spread so that its samples differ."""
+    tokenizer = Tokenizer.train(["the quick brown fox spells words and counts letters\n" * 3], 320)
+    ids = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
+    sizes = {"vocab_size": tokenizer.vocab_size, "d_model": 32, "d_expert": 32, "d_shared": 32, "pattern": "M*E"}
+    model = LM(dataclasses.replace(load_sft("tiny").model, init_std=0.2, **sizes, **ids)).init_weights(0)
+    with torch.no_grad():
+        # Answers end by themselves now and then, so that not all are truncated.
+        for name in (tokenizer.eos_id, tokenizer.token_id("<|im_end|>")):
+            model.lm_head.weight[name] *= 3
+    model.stage = "sft"
+    folder = tmp_path_factory.mktemp("base") / "base"
+    save(model, folder, extra=tokenizer.save)
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _environments(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("environments")
+    (folder / "rlvr_environments.py").write_text(ENVIRONMENTS)
+    sys.path.insert(0, str(folder))
+    yield
+    sys.path.remove(str(folder))
+
+
+@pytest.fixture(autouse=True)
+def _no_charts(monkeypatch):
+    monkeypatch.setattr("nano3.train.tracking.record.charts.draw", lambda *args: [])
+
+
+def run(folder, base, *settings):
+    return main(load_rlvr("tiny", [*SETTINGS, *settings]), folder, base, progress=Silent())
+
+
+def resume(folder, *settings):
+    return main(load_rlvr(str(folder), settings), folder, resume=True, progress=Silent())
+
+
+def steps_of(folder):
+    """All that metrics.jsonl says of the steps, but for wall-clock values."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "clock"} for line in lines if line["kind"] == "train"]
+
+
+def tasks_of(folder, step):
+    return [(s.environment, s.task, s.index, s.seed, s.reward) for s in read_rollouts(rollouts_path(folder, step))]
+
+
+@pytest.fixture(scope="module")
+def finished(base, tmp_path_factory, _environments):
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    return run(folder, base), folder
+
+
+def test_a_run_leaves_a_folder_like_the_others(finished, base):
+    result, folder = finished
+    assert read_stage(folder / "model") == "rlvr"
+    ends = read_json(folder / "model" / "generation_config.json")["eos_token_id"]
+    tokenizer = Tokenizer.load(folder / "model")
+    assert ends == [tokenizer.eos_id, tokenizer.token_id("<|im_end|>")]
+    before, after = load_file(base / "model.safetensors"), load_file(folder / "model" / "model.safetensors")
+    moved = {name for name in before if not before[name].equal(after[name])}
+    assert not any(name.endswith("gate.weight") for name in moved)
+    assert {name for name in before if name.endswith("e_score_correction_bias")} & moved
+    # An expert that no token chose stands still too.
+    assert {name for name in before if ".experts." not in name and not name.endswith("gate.weight")} <= moved
+    summary = result.summary()
+    assert summary["stopped"] is None
+    assert {row["environment"] for row in summary["heldout"]} == {"much", "little"}
+    json.dumps(summary)
+
+
+def test_each_step_tells_what_its_samples_came_to(finished):
+    _, folder = finished
+    steps = steps_of(folder)
+    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
+    for line in steps:
+        names = {"reward", "pass_rate", "zero_variance", "truncated", "drawn_pass_rate", "target_mean", "entropy"}
+        assert names <= line.keys()
+        assert line["groups"] == 4
+        assert line["dropped"] == 0
+        assert line["mismatch_largest"] < 1e-4
+        assert line["dlogp_generated_mean"] < 1e-5
+        saved = list(read_rollouts(rollouts_path(folder, line["step"] - 1)))
+        assert len(saved) == 16
+        assert line["reward"] == pytest.approx(sum(s.reward.value for s in saved) / 16)
+        of_much = [s.reward.value for s in saved if s.environment == "much"]
+        assert line["reward/much"] == pytest.approx(sum(of_much) / len(of_much))
+        assert {s.source.package for s in saved} == {"rlvr_environments"}
+        assert all(s.source.sha256 for s in saved)
+    means = [line["target_mean"] for line in steps]
+    assert (means[0], means[-1]) == (0.6, pytest.approx(0.3))
+    assert sum(len({s.task for s in read_rollouts(rollouts_path(folder, n)) if s.environment == "much"})
+               for n in range(6)) == 18  # fmt: skip
+
+
+def test_held_out_tasks_are_never_drawn(finished):
+    _, folder = finished
+    asked = read_json(folder / "heldout.json")
+    drawn = {(s.environment, s.task) for n in range(6) for s in read_rollouts(rollouts_path(folder, n))}
+    profiled = {(name, task) for name, rates in Profile.read(folder).rates.items() for task in rates}
+    for side in ("before", "after"):
+        held = {(name, task) for name, rewards in asked[side].items() for task in rewards}
+        assert held
+        assert not held & (drawn | profiled)
+    assert drawn <= profiled
+
+
+class Killed(BaseException):
+    """The process was killed here."""
+
+
+@pytest.mark.parametrize("refill", [0, 2])
+def test_a_resumed_run_is_the_run_that_was_not_stopped(finished, base, tmp_path, monkeypatch, refill):
+    whole = finished[1]
+    if refill:
+        whole = tmp_path / "whole"
+        run(whole, base, f"rollout.refill={refill}")
+    step = Trainer._step
+
+    def stopping(self, stop):
+        if self.position.step == 5:
+            raise Killed
+        return step(self, stop)
+
+    parted = tmp_path / "parted"
+    monkeypatch.setattr(Trainer, "_step", stopping)
+    with pytest.raises(Killed):
+        run(parted, base, f"rollout.refill={refill}")
+    monkeypatch.undo()
+    assert resume(parted).training.step == 6
+    assert steps_of(parted) == steps_of(whole)
+    assert [tasks_of(parted, n) for n in range(6)] == [tasks_of(whole, n) for n in range(6)]
+    assert read_json(parted / "heldout.json") == read_json(whole / "heldout.json")
+    # The reward stalls at once by these settings, so that pass rates are measured anew on both sides of the stop.
+    again = sorted(path.name for path in whole.glob("profile-step-*.json"))
+    assert again == sorted(path.name for path in parted.glob("profile-step-*.json")) != []
+    for name in again:
+        assert read_json(whole / name) == read_json(parted / name)
+    ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (whole, parted))
+    assert all(ours[name].equal(theirs[name]) for name in ours)
+
+
+def test_groups_without_variance_are_filled_up(base, tmp_path):
+    run(tmp_path / "run", base, "rollout.refill=3", "train.steps=2", "heldout.tasks=0")
+    for line in steps_of(tmp_path / "run"):
+        assert line["groups"] * (1 - line["zero_variance"]) >= 4 or line["groups"] > 8
+
+
+def test_equal_rewards_end_the_run_with_the_reason(base, tmp_path):
+    equal = "environments.specs={much='rlvr_environments:Equal', little='rlvr_environments:Equal'}"
+    settings = equal, "stop.window=3", "heldout.tasks=0", "checkpoint.every_steps=1"
+    result = run(tmp_path / "run", base, *settings)
+    assert "100% of the groups had equal rewards" in result.stopped
+    assert result.training.step == 2
+    assert result.last_good is None
+    assert result.summary()["model"] is None
+    assert not (tmp_path / "run" / "model").exists()
+    # With the rule switched off the run goes on from its checkpoint.
+    assert resume(tmp_path / "run", "stop.zero_variance=1").training.step == 6
+
+
+def test_truncated_samples_end_the_run(base, tmp_path):
+    result = run(
+        tmp_path / "run", base, "stop.truncated=0.1", "stop.window=2", "heldout.tasks=0", "rollout.max_tokens=2"
+    )
+    assert "reached their limit of tokens" in result.stopped
+
+
+def test_an_environment_that_fails_ends_the_run_and_is_named(base, tmp_path):
+    broken = "environments.options={much={broken=true}, little={broken=true}}"
+    uniform = "curriculum.sampling=uniform"
+    result = run(tmp_path / "run", base, broken, uniform, "stop.faults=3", "heldout.tasks=0")
+    assert "3 groups in a row" in result.stopped
+    assert "no judge" in result.stopped
+    [first, *_] = read_rollouts(rollouts_path(tmp_path / "run", 0))
+    assert first.fault == "no judge"
+    result = run(tmp_path / "other", base, broken, uniform, "stop.faults=0", "heldout.tasks=0")
+    assert "all 4 groups of step 1 ended in a fault" in result.stopped
+
+
+def test_half_of_the_environments_fail_and_the_others_train(base, tmp_path):
+    one = "environments.options={little={broken=true}}"
+    run(tmp_path / "run", base, one, "curriculum.sampling=uniform", "train.steps=2", "heldout.tasks=0")
+    for line in steps_of(tmp_path / "run"):
+        assert line["dropped"] == line["faults/little: no judge"] == 1
+        assert "reward/little" not in line
+        assert line["policy_loss"] is not None
+
+
+def test_a_profile_is_used_again_only_by_the_run_that_it_is_of(finished, base, tmp_path):
+    file = tmp_path / "profile.json"
+    result = profile_tasks(load_rlvr("tiny", SETTINGS), base, file)
+    assert {row["environment"] for row in result.summary()["profile"]} == {"much", "little"}
+    run(tmp_path / "run", base, f"curriculum.profile={file}", "train.steps=1", "heldout.tasks=0")
+    assert Profile.read(tmp_path / "run").rates == Profile.read(file).rates
+    with pytest.raises(UserError, match="another sampling"):
+        run(tmp_path / "other", base, f"curriculum.profile={file}", "rollout.temperature=0.7", "heldout.tasks=0")
+
+
+def test_rewards_that_a_policy_can_raise_rise(base, tmp_path):
+    settings = "train.steps=30", "schedule.peak_lr=1e-2", "rollout.group=8", "curriculum.sampling=uniform"
+    run(tmp_path / "run", base, *settings, "heldout.tasks=0", "stop.zero_variance=1")
+    rewards = [line["reward"] for line in steps_of(tmp_path / "run")]
+    assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.1
+
+
+@pytest.mark.parametrize("settings", [["objective.kl_coef=0.1"], ["lora.rank=4"], ["rollout.replay_experts=true"]])
+def test_divergence_adapters_and_replayed_experts(base, tmp_path, settings):
+    result = run(tmp_path / "run", base, *settings, "train.steps=2", "heldout.tasks=0")
+    assert result.training.step == 2
+    lines = steps_of(tmp_path / "run")
+    assert all(line["mismatch_largest"] < 1e-4 for line in lines)
+    if "kl" in settings[0]:
+        assert (lines[0]["kl"], lines[1]["kl"] > 0) == (pytest.approx(0, abs=1e-6), True)
+    if "lora" in settings[0]:
+        assert (tmp_path / "run" / "adapter" / "adapter_config.json").is_file()
