@@ -1,8 +1,12 @@
 """`nano3 rlvr`: a model that sft left learns from verifiable rewards of many environments at once (report section 3.2).
 
-The run folder: config.toml, profile.json (nano3.rl.profile; after a stall also profile-step-N.json), heldout.json
-(nano3.stages.rlvr_scores), metrics.jsonl (nano3.rl.steps names its figures), rollouts/step-N.jsonl with step-N.npz
-(nano3.rl.rollout_files), checkpoints/, charts/, tokenizer/ and model/; with lora.rank also adapter/.
+The run folder:
+
+    config.toml, start.json, tokenizer/, checkpoints/, charts/, model/      as of every stage; with lora.rank adapter/
+    metrics.jsonl                   nano3.rl.training.steps names its figures
+    profile.json                    nano3.rl.training.profile; after a stall also profile-step-N.json
+    heldout.json                    nano3.stages.policy.scores
+    rollouts/step-N.jsonl, .npz     nano3.rl.rollout_files
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ import dataclasses
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from nano3.config.errors import UserError
 from nano3.config.presets import to_toml
@@ -21,16 +25,16 @@ from nano3.files import exclusive, write_atomic
 from nano3.model.dtype import compute_dtype
 from nano3.model.find import model_folder
 from nano3.model.hf.folder import fill, load, read_config
-from nano3.rl.domains import Domain, open_domains
-from nano3.rl.engines import objective, open_engine, rollout_worker, weight_sync
 from nano3.rl.grpo import GRPOLoss
-from nano3.rl.profile import FILE, Profile, check_fingerprint, fingerprint, measure
-from nano3.rl.steps import PolicySteps, Sampling
-from nano3.rl.stops import TrainingStoppedError
+from nano3.rl.training.domains import Domain, open_domains
+from nano3.rl.training.engines import objective, open_engine, rollout_worker, weight_sync
+from nano3.rl.training.profile import FILE, Profile, check_fingerprint, fingerprint, measure
+from nano3.rl.training.steps import PolicySteps, Sampling
+from nano3.rl.training.stops import TrainingStoppedError
 from nano3.stages import adapters
 from nano3.stages.chat_folder import write_chat
-from nano3.stages.rlvr_outcome import ProfileResult, RlvrResult
-from nano3.stages.rlvr_scores import Score, ask_heldout, read_before, write_scores
+from nano3.stages.policy.outcome import ProfileResult, RlvrResult
+from nano3.stages.policy.scores import Score, ask_heldout, read_before, write_scores
 from nano3.stages.room import check_room
 from nano3.stages.run_folder import TOKENIZER, empty_model, export, keep_start, processes, say, start, with_token_ids
 from nano3.stages.settings import check_policy_settings
@@ -81,7 +85,7 @@ def main(
         _check(cfg, source if fresh else None, world)
         tokenizer = Tokenizer.load(run_dir / TOKENIZER) if resume and (run_dir / TOKENIZER).is_dir() else None
         tokenizer = tokenizer or find_tokenizer("", source)
-        cfg = with_token_ids(cfg, tokenizer)
+        cfg = with_token_ids(cast(Any, cfg), tokenizer)
         domains = open_domains(cfg.environments, cfg.heldout.tasks)
         with exclusive(run_dir) if world.is_main else nullcontext():
             loss = GRPOLoss(objective(cfg))
@@ -121,7 +125,7 @@ def profile_tasks(cfg: RlvrConfig, source: str | Path, out: str | Path) -> Profi
     cfg = dataclasses.replace(cfg, model=read_config(folder))
     with processes() as world:
         tokenizer = find_tokenizer("", Path(source))
-        cfg = with_token_ids(cfg, tokenizer)
+        cfg = with_token_ids(cast(Any, cfg), tokenizer)
         domains = open_domains(cfg.environments, 0)
         model = load(folder, device=world.device)
         model.compute_dtype = compute_dtype(cfg.train.dtype, world.device)
@@ -143,7 +147,7 @@ def _check(cfg: RlvrConfig, begins_from: Path | None, world: World) -> None:
     model = empty_model(cfg.model)
     adapters.add(model, cfg.lora)
     frozen_names(model, cfg.train.freeze)
-    world.agree(attempt(lambda: check_room(cfg, world)))
+    world.agree(attempt(lambda: check_room(cast(Any, cfg), world)))
 
 
 def _trainer(

@@ -15,8 +15,8 @@ from nano3.model.hf.config import read_stage
 from nano3.model.hf.folder import save
 from nano3.model.lm import LM
 from nano3.reading import read_json
-from nano3.rl.profile import Profile
 from nano3.rl.rollout_files import read_rollouts, rollouts_path
+from nano3.rl.training.profile import Profile
 from nano3.stages.rlvr import main, profile_tasks
 from nano3.train.tracking.progress import Silent
 from nano3.train.trainer import Trainer
@@ -117,6 +117,11 @@ def steps_of(folder):
     return [{key: value for key, value in line.items() if key != "clock"} for line in lines if line["kind"] == "train"]
 
 
+def value(sample):
+    assert sample.reward is not None
+    return sample.reward.value
+
+
 def tasks_of(folder, step):
     return [(s.environment, s.task, s.index, s.seed, s.reward) for s in read_rollouts(rollouts_path(folder, step))]
 
@@ -158,8 +163,8 @@ def test_each_step_tells_what_its_samples_came_to(finished):
         assert line["dlogp_generated_mean"] < 1e-5
         saved = list(read_rollouts(rollouts_path(folder, line["step"] - 1)))
         assert len(saved) == 16
-        assert line["reward"] == pytest.approx(sum(s.reward.value for s in saved) / 16)
-        of_much = [s.reward.value for s in saved if s.environment == "much"]
+        assert line["reward"] == pytest.approx(sum(value(s) for s in saved) / 16)
+        of_much = [value(s) for s in saved if s.environment == "much"]
         assert line["reward/much"] == pytest.approx(sum(of_much) / len(of_much))
         assert {s.source.package for s in saved} == {"rlvr_environments"}
         assert all(s.source.sha256 for s in saved)

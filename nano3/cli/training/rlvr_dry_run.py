@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 from nano3.cli.hardware import detect
 from nano3.cli.output import bytes_text, plain_table, print_json, print_table, results, value_text
@@ -27,7 +27,7 @@ def rlvr_facts(cfg: RlvrConfig) -> dict[str, Any]:
     """Everything that a dry run tells; sizes in parameters, bytes, samples and tokens."""
     hardware, rollout = detect(), cfg.rollout
     dtype = hardware.compute_dtype if cfg.train.dtype == "auto" else cfg.train.dtype
-    counts, held, samples = count_parameters(cfg.model), memory(cfg, dtype), rollout.prompts * rollout.group
+    counts, held, samples = count_parameters(cfg.model), memory(cast(Any, cfg), dtype), rollout.prompts * rollout.group
     whole = sum(cfg.environments.weights.values())
     return {
         "config": asdict(cfg),

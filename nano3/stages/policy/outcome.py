@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nano3.rl.profile import Verdict
-from nano3.stages.rlvr_scores import Score
+from nano3.rl.training.profile import Verdict
+from nano3.stages.policy.scores import Score
 from nano3.train.position import Result
 
 

@@ -24,9 +24,9 @@ from nano3.config.errors import UserError
 from nano3.config.rlvr import RlvrConfig
 from nano3.files import write_atomic
 from nano3.reading import read_json
-from nano3.rl.domains import Domain
 from nano3.rl.rollout import RolloutWorker
 from nano3.rl.samples import Group, faults, pass_rates
+from nano3.rl.training.domains import Domain
 from nano3.train.world import World, attempt
 
 FILE = "profile.json"

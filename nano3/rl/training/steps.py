@@ -34,14 +34,14 @@ from nano3.model.head import log_probs
 from nano3.rl.advantage import group_advantages
 from nano3.rl.batch import PolicyBatch, TrainingSample, pack_samples
 from nano3.rl.curriculum import Curriculum, CurriculumSettings
-from nano3.rl.domains import Domain
 from nano3.rl.grpo import GRPOLoss
-from nano3.rl.profile import Profile, measure
 from nano3.rl.rollout import RolloutWorker
 from nano3.rl.rollout_files import save_rollouts
 from nano3.rl.samples import Group
-from nano3.rl.stops import StopRules, TrainingStoppedError
 from nano3.rl.sync import MismatchError, SyncReport, WeightSync
+from nano3.rl.training.domains import Domain
+from nano3.rl.training.profile import Profile, measure
+from nano3.rl.training.stops import StopRules, TrainingStoppedError
 from nano3.train.world import World, attempt
 
 

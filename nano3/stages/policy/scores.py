@@ -17,10 +17,10 @@ from nano3.config.rlvr import RlvrConfig
 from nano3.eval.intervals import bootstrap_means, middle95
 from nano3.files import write_atomic
 from nano3.reading import read_json
-from nano3.rl.domains import Domain
-from nano3.rl.profile import CHUNK
 from nano3.rl.rollout import RolloutWorker
 from nano3.rl.samples import Group
+from nano3.rl.training.domains import Domain
+from nano3.rl.training.profile import CHUNK
 from nano3.train.world import World, attempt
 
 FILE = "heldout.json"

@@ -1,0 +1,1 @@
+"""What the stages of reinforcement learning share: scores of held-out tasks, and results."""
