@@ -76,10 +76,10 @@ def test_the_options_and_arguments_of_a_shown_command_are_the_verbs_own(shown):
     assert verb
 
 
-def test_the_first_screen_has_what_it_is_three_commands_and_two_pictures():
+def test_the_first_screen_has_what_it_is_four_commands_and_two_pictures():
     screen = "\n".join((ROOT / "README.md").read_text().splitlines()[:30])
     assert "report on Nemotron 3 Nano (arXiv 2512.20848)" in screen
-    assert len(re.findall(r"^ {4}\S", screen, re.M)) == 3
+    assert len(re.findall(r"^ {4}\S", screen, re.M)) == 4
     assert len(re.findall(r"!\[", screen)) == 2
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from nano3.data.tasks.task import Task
 from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.engine.engine import Engine
 from nano3.engine.protocol import run
-from nano3.engine.request import Request, Sampling
+from nano3.engine.request import Request, Sampling, ThinkingBudget
 from nano3.model.hf.folder import load
 
 MOST_STEPS = 8
@@ -95,15 +95,37 @@ def check_tasks(tasks: Mapping[str, Sequence[Task]], sets: Mapping[str, Rows]) -
             raise UserError(f"data set {name!r}: the held-out task {listed[both[0]].id} is trained on too")
 
 
-def answer(engine: Engine, encoder: ChatEncoder, tasks: Sequence[Task], max_tokens: int) -> list[list[dict[str, Any]]]:
-    """All messages that follow each task's prompt, tool results among them; greedy."""
+def answer(
+    engine: Engine,
+    encoder: ChatEncoder,
+    tasks: Sequence[Task],
+    max_tokens: int,
+    *,
+    thinking: bool | ThinkingBudget = True,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> list[list[dict[str, Any]]]:
+    """All messages that follow each task's prompt, tool results among them.
+
+    Args:
+        max_tokens: most tokens of each answer, reasoning included.
+        thinking: with reasoning, without it, or with so much of it.
+        temperature: 0: greedy.
+        seed: of the samples; task i takes seed + i.
+    """
+    budget = thinking if isinstance(thinking, ThinkingBudget) else None
+    variables = {"enable_thinking": False} if thinking is False else {}
     replies: list[list[dict[str, Any]]] = [[] for _ in tasks]
     open_tasks = list(range(len(tasks)))
     for step in range(MOST_STEPS):
-        prompts = {i: encoder.encode([*tasks[i].prompt, *replies[i]], tasks[i].tools or None) for i in open_tasks}
+        prompts = {
+            i: encoder.encode([*tasks[i].prompt, *replies[i]], tasks[i].tools or None, **variables) for i in open_tasks
+        }
         prompts = {i: prompt for i, prompt in prompts.items() if len(prompt.ids) + max_tokens <= engine.max_context}
-        sampling = Sampling(temperature=0.0, max_tokens=max_tokens)
-        requests = [Request(f"{i}-{step}", prompt.ids, sampling) for i, prompt in prompts.items()]
+        sampling = Sampling(temperature=temperature, max_tokens=max_tokens, thinking=budget)
+        requests = [
+            Request(f"{i}-{step}", prompt.ids, replace(sampling, seed=seed + i)) for i, prompt in prompts.items()
+        ]
         open_tasks = []
         for (i, prompt), (output,) in zip(prompts.items(), run(engine, requests), strict=True):
             cut_off = output.finish == "length"

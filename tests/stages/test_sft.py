@@ -13,8 +13,11 @@ from nano3.data.chat.conversation import read_conversation
 from nano3.data.chat.encoder import ChatEncoder
 from nano3.data.chat.maker import task_of
 from nano3.data.chat.sets import open_sets
+from nano3.data.tasks.catalogue import check, find_tasks
 from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.engine.engine import Engine
+from nano3.engine.protocol import run as engine_run
+from nano3.engine.request import ThinkingBudget
 from nano3.model.hf.config import read_stage
 from nano3.model.hf.folder import load, save
 from nano3.model.lm import LM
@@ -185,8 +188,6 @@ def test_held_out_tasks_are_none_of_those_trained_on(finished):
 
 def test_tools_are_carried_out_between_the_answers(finished, monkeypatch):
     """The replies to a tool task alternate between calls and their results, up to an answer without a call."""
-    from nano3.data.tasks.catalogue import find_tasks
-
     _, folder = finished
     tokenizer = Tokenizer.load(folder / "model")
     task = next(task for task in find_tasks("generate:tool?levels=2", 0).tasks(20) if len(task.solution) == 5)
@@ -198,14 +199,36 @@ def test_tools_are_carried_out_between_the_answers(finished, monkeypatch):
     assert [m["content"] for m in replies if m["role"] == "tool"] == [
         m["content"] for m in task.solution if m["role"] == "tool"
     ]
-    from nano3.data.tasks.catalogue import check
-
     assert check("tool", task.truth, replies) == 1.0
     cut_off = _Output(_text(task.solution[0]).removesuffix("</function>\n</tool_call>\n"), "length")
     monkeypatch.setattr("nano3.stages.answers.run", lambda engine, requests: [[cut_off]])
     (replies,) = answer(engine, ChatEncoder(tokenizer), [task], 8)
     assert [message["role"] for message in replies] == ["assistant"]
     assert check("tool", task.truth, replies) == 0.0
+
+
+@pytest.mark.parametrize("kind", ["on", "off", "budget"])
+def test_tasks_are_asked_with_thinking_without_it_and_within_a_budget(finished, kind, monkeypatch):
+    _, folder = finished
+    tokenizer = Tokenizer.load(folder / "model")
+    engine = Engine(load(folder / "model"), tokenizer, max_context=1024)
+    thinking = {"on": True, "off": False, "budget": ThinkingBudget(3, 1)}[kind]
+    tasks, seen = list(find_tasks("count").tasks(3)), []
+
+    def watched(engine, requests):
+        seen.extend(tokenizer.decode(list(request.prompt)[-4:]) for request in requests)
+        return engine_run(engine, requests)
+
+    monkeypatch.setattr("nano3.stages.answers.run", watched)
+    replies = answer(engine, ChatEncoder(tokenizer), tasks, 24, thinking=thinking, temperature=1.0, seed=5)
+    assert all(("</think>" in text) == (kind == "off") for text in seen)
+    again = answer(engine, ChatEncoder(tokenizer), tasks, 24, thinking=thinking, temperature=1.0, seed=5)
+    assert replies == again
+    thought = [len(tokenizer.encode(given[0]["reasoning_content"] or "")) for given in replies]
+    if kind == "off":
+        assert thought == [0, 0, 0]
+    if kind == "budget":
+        assert 0 < max(thought) < 16  # of 24; bytes of an untrained model's text take more tokens
 
 
 @dataclasses.dataclass
