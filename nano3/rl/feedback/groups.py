@@ -1,0 +1,67 @@
+"""All responses to a prompt, compared in a circle (report section 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nano3.rl.circular import base_rewards, pairs
+from nano3.rl.environments.base import Task
+from nano3.rl.feedback.comparison import Comparison, PairJudge, Verdict
+
+
+@dataclass(frozen=True)
+class Responses:
+    """The N >= 2 responses to one prompt."""
+
+    environment: str
+    """Name of the task's environment."""
+    task: Task
+    answers: Sequence[str]
+    """Final answers, without reasoning; empty where none was given."""
+
+
+@dataclass(frozen=True)
+class JudgedGroup:
+    """What a judge said of them."""
+
+    responses: Responses
+    verdicts: list[Verdict]
+    """N, in the order of nano3.rl.circular.pairs. Those that cannot be read count as neutral: a tie of average
+    responses, so that nobody gains from an output that the judge spoils."""
+
+    @property
+    def base(self) -> list[float]:
+        """Base reward of each response."""
+        return base_rewards(len(self.responses.answers), [verdict.used for verdict in self.verdicts])
+
+    @property
+    def unread(self) -> int:
+        """Verdicts that cannot be read."""
+        return sum(verdict.judgement is None for verdict in self.verdicts)
+
+    @property
+    def usable(self) -> bool:
+        """Whether at least half of its verdicts can be read. Else its rewards are made of lengths more than of quality,
+        and it should be dropped, as a group with a fault."""
+        return 2 * self.unread <= len(self.verdicts)
+
+
+def judge_groups(judge: PairJudge, groups: Sequence[Responses]) -> list[JudgedGroup]:
+    """Have all groups judged at once: N comparisons of N responses, each response once in each place.
+
+    Raises:
+        ValueError: a group of fewer than 2 responses, or a judge that gives another number of verdicts.
+        JudgeStoppedError, UserError: as the judge.
+    """
+    circles = [pairs(len(group.answers)) for group in groups]
+    asked = [
+        Comparison(group.environment, group.task, group.answers[i], group.answers[j])
+        for group, circle in zip(groups, circles, strict=True)
+        for i, j in circle
+    ]
+    verdicts = judge.compare(asked)
+    if len(verdicts) != len(asked):
+        raise ValueError(f"the judge gave {len(verdicts)} verdicts on {len(asked)} comparisons")
+    left = iter(verdicts)
+    return [JudgedGroup(group, [next(left) for _ in circle]) for group, circle in zip(groups, circles, strict=True)]
