@@ -6,6 +6,7 @@ https://docs.kernel.org/admin-guide/cgroup-v2.html, https://docs.kernel.org/admi
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import signal
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from nano3.rl.sandbox.limits import Limits
 
+PROC = Path("/proc/self")
 SECONDS_TO_END = 5.0
 """In which the kernel removes killed processes."""
 
@@ -44,9 +46,12 @@ class Groups:
 
 
 @contextmanager
-def groups_for(limits: Limits) -> Iterator[Groups]:
-    """New cgroups with the bounds of `limits`, as many as this process may make: perhaps none."""
-    groups = _make(limits)
+def groups_for(limits: Limits, proc: Path = PROC) -> Iterator[Groups]:
+    """New cgroups with the bounds of `limits`, as many as this process may make: perhaps none.
+
+    `proc` is where the kernel tells of this process (cgroup, mountinfo).
+    """
+    groups = _make(limits, proc)
     try:
         yield groups
     finally:
@@ -54,7 +59,7 @@ def groups_for(limits: Limits) -> Iterator[Groups]:
             _remove(folder, groups)
 
 
-def _make(limits: Limits) -> Groups:
+def _make(limits: Limits, proc: Path) -> Groups:
     bounds = {
         "pids": [("pids.max", limits.processes)],
         "memory": [("memory.max", limits.memory), ("memory.limit_in_bytes", limits.memory), ("memory.swap.max", 0)],
@@ -62,7 +67,7 @@ def _make(limits: Limits) -> Groups:
     made: dict[Path, Path] = {}
     held = set()
     for controller, values in bounds.items():
-        for parent in _parents(controller):
+        for parent in _parents(controller, proc):
             folder = made.get(parent) or _new_folder(parent)
             if folder is None:
                 continue
@@ -108,10 +113,10 @@ def _remove(folder: Path, groups: Groups) -> None:
             return
 
 
-def _parents(controller: str) -> list[Path]:
+def _parents(controller: str, proc: Path) -> list[Path]:
     """Folders in which a cgroup with this controller may be made: in version 1 this process's own; in version 2 that
     or the one above it, since a cgroup with processes passes no controllers on."""
-    own = _own()
+    own = _own(proc)
     if controller in own:
         return [own[controller]]
     if "" not in own:
@@ -126,12 +131,12 @@ def _passed_on(folder: Path) -> list[str]:
         return []
 
 
-def _own() -> dict[str, Path]:
+def _own(proc: Path) -> dict[str, Path]:
     """This process's cgroup by version 1 controller; under "" that of version 2."""
-    mounts = _mounts()
+    mounts = _mounts(proc)
     found = {}
     try:
-        lines = Path("/proc/self/cgroup").read_text("utf-8").splitlines()
+        lines = (proc / "cgroup").read_text("utf-8").splitlines()
     except OSError:
         return {}
     for line in lines:
@@ -144,16 +149,17 @@ def _own() -> dict[str, Path]:
     return found
 
 
-def _mounts() -> dict[str, tuple[str, Path]]:
+def _mounts(proc: Path) -> dict[str, tuple[str, Path]]:
     """(root, place) of the mounted hierarchies by version 1 controller; under "" that of version 2."""
     found: dict[str, tuple[str, Path]] = {}
     try:
-        lines = Path("/proc/self/mountinfo").read_text("utf-8", errors="surrogateescape").splitlines()
+        lines = (proc / "mountinfo").read_text("utf-8", errors="surrogateescape").splitlines()
     except OSError:
         return {}
     for line in lines:
         before, _, after = line.partition(" - ")
-        root, place = before.split()[3:5]
+        # Spaces and the like stand there as octal numbers.
+        root, place = (re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), t) for t in before.split()[3:5])
         kind, _, options = after.split()[:3]
         names = options.split(",") if kind == "cgroup" else [""] if kind == "cgroup2" else []
         for name in names:
