@@ -1,9 +1,9 @@
-"""Writes short retrieval texts as JSON lines, from which a tiny model learns in two minutes to find RULER's needle.
+"""Writes short retrieval texts as JSON lines, from which a tiny model can learn in two minutes to find RULER's needle.
 
     python docs/context-story/first.py TOKENS SEED > first.jsonl
 
 Each text has one number and asks for it. Most are a single line, the others RULER's `niah_single_1` with little noise:
-a model learns to copy digits sooner where there is hardly anything else to learn.
+a model learns to copy digits sooner where there is hardly anything else to learn, and short numbers before long ones.
 """
 
 import json
@@ -21,7 +21,7 @@ CHARACTERS = 3.2
 
 def line(rng: random.Random) -> str:
     """A number, sometimes a sentence, and the number again."""
-    value = number(rng, (2, 4, 7, 7, 7))
+    value = number(rng, (1, 2, 3, 5, 7, 7))
     between = rng.choice(("", "", "", " The sky is blue."))
     return f"number is: {value}.{between}\nprovided text is {value}."
 
@@ -29,7 +29,7 @@ def line(rng: random.Random) -> str:
 def needle(rng: random.Random) -> str:
     """A number in up to four lines of noise, and the question for it, with or without RULER's instructions."""
     words = word_list()
-    key, value = f"{rng.choice(words.adjectives)}-{rng.choice(words.nouns)}", number(rng, (5, 7, 7, 7))
+    key, value = f"{rng.choice(words.adjectives)}-{rng.choice(words.nouns)}", number(rng, (3, 7, 7, 7))
     lines = [" ".join(NOISE)] * rng.choice((0, 0, 0, 1, 1, 2, 4))
     lines.insert(rng.randint(0, len(lines)), NEEDLE.format(kind="number", key=key, value=value))
     haystack, answer = "\n".join(lines), f"{NIAH_ONE_PREFIX.format(kind='number', query=key)} {value}."
@@ -51,7 +51,7 @@ def main() -> None:
     while left > 0:
         text = (line if rng.random() < LINES else needle)(rng)
         print(json.dumps({"text": text}))
-        left -= round(len(text) / CHARACTERS)
+        left -= len(text) / CHARACTERS
 
 
 main()

@@ -78,7 +78,7 @@ def test_a_stopped_run_goes_on_from_the_state_of_its_source(rl, tiny, tmp_path):
 
 def test_each_rank_keeps_a_state_of_its_own_and_another_number_of_ranks_is_refused(rl, tiny, processes, tmp_path):
     started = processes(str(SCRIPT), str(tmp_path), ranks=2)
-    outputs = [process.communicate(timeout=120) for process in started]
+    outputs = [process.communicate(timeout=300) for process in started]
     assert [process.returncode for process in started] == [0, 0], outputs
     (whole, parts), (other, other_parts) = ([json.loads(line) for line in out.splitlines()] for out, _ in outputs)
     assert (whole, other) == (parts, other_parts)
