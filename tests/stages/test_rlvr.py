@@ -278,6 +278,7 @@ def test_a_profile_is_used_again_only_by_the_run_that_it_is_of(finished, base, t
         run(tmp_path / "other", base, f"curriculum.profile={file}", "rollout.temperature=0.7", "heldout.tasks=0")
 
 
+@pytest.mark.slow
 def test_rewards_that_a_policy_can_raise_rise(base, tmp_path):
     settings = "train.steps=30", "schedule.peak_lr=1e-2", "rollout.group=8", "curriculum.sampling=uniform"
     run(tmp_path / "run", base, *settings, "heldout.tasks=0", "stop.zero_variance=1")
