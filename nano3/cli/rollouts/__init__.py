@@ -1,0 +1,1 @@
+"""Saved rollouts of a run: to browse, and to measure again."""
