@@ -18,7 +18,7 @@ from nano3.config.errors import UserError
 
 if TYPE_CHECKING:
     from nano3.config.rlvr import EnvironmentsConfig
-    from nano3.rl.domains import Domain
+    from nano3.rl.training.domains import Domain
     from nano3.rl.rollout_files import SavedSample
     from nano3.rl.saved.rescore import Rescored
 
@@ -109,7 +109,7 @@ def _open(run: Path, cfg: EnvironmentsConfig, names: Iterable[str]) -> dict[str,
     Raises:
         UserError: the run has no such environment, or one cannot be made any more.
     """
-    from nano3.rl.domains import open_domains
+    from nano3.rl.training.domains import open_domains
 
     found = {}
     for name in names:
