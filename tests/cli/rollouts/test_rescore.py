@@ -6,6 +6,8 @@ import pytest
 
 from ...rollout_run import ENVIRONMENT
 
+FAULT = "        raise EnvironmentFaultError('judge', 'asleep')\n"
+
 
 @pytest.fixture
 def rescore(run, folder):
@@ -43,9 +45,7 @@ def test_changed_rewards_are_counted_shown_and_fail_the_check(rescore, module, t
 
 
 def test_faults_fail_the_check_and_say_why(rescore, module):
-    module(
-        ENVIRONMENT.replace("return all_or_nothing", "raise EnvironmentFaultError('judge', 'asleep')\n        return")
-    )
+    module(ENVIRONMENT.replace("        return all_or_nothing", f"{FAULT}        return all_or_nothing"))
     found = json.loads(rescore("--json").out)["environments"]["echo"]
     assert (found["fault"], found["faults"], found["equal"]) == (36, {"judge": 36}, 0)
     assert len(found["examples"]) == 3
