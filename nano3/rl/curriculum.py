@@ -71,6 +71,11 @@ def linear_mean(start: float, end: float, batches: int, number: int) -> float:
     return start + (end - start) * min(number, batches - 1) / (batches - 1)
 
 
+def bin_of(rate: float, bins: int) -> int:
+    """The bin of a pass rate, of `bins` of equal width; that of a rate of 1 is the last."""
+    return min(bins - 1, int(rate * bins))
+
+
 @dataclass(frozen=True)
 class CurriculumSettings:
     """How tasks are drawn."""
@@ -268,7 +273,7 @@ class Curriculum:
         bins: list[list[str]] = [[] for _ in range(n)]
         for task, rate in able.items():
             if not most or draws.get(task, 0) < most:
-                bins[min(n - 1, int(rate * n))].append(task)
+                bins[bin_of(rate, n)].append(task)
         return bins
 
 

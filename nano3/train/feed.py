@@ -55,9 +55,9 @@ class MeasuredSource(Protocol):
         """Names of the metrics that the display shows before the loss."""
         ...
 
-    def measured(self) -> tuple[dict[str, float], dict[str, float]]:
-        """Figures of the step that was trained last: those that a run repeats exactly, and wall-clock ones. Every rank
-        is asked, and gives the same."""
+    def measured(self) -> tuple[dict[str, Any], dict[str, float]]:
+        """Figures of the step that was trained last: those that a run repeats exactly, as JSON values, and wall-clock
+        ones. Every rank is asked, and gives the same."""
         ...
 
 

@@ -18,9 +18,9 @@ from nano3.config.errors import UserError
 
 if TYPE_CHECKING:
     from nano3.config.rlvr import EnvironmentsConfig
-    from nano3.rl.training.domains import Domain
     from nano3.rl.rollout_files import SavedSample
     from nano3.rl.saved.rescore import Rescored
+    from nano3.rl.training.domains import Domain
 
 CHANGED_EXIT = 1
 

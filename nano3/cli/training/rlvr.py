@@ -9,6 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from nano3.cli.options.common import HELP, DryRun, FromPath, Json, Resume, RlvrSettings, out_option, preset_option
+from nano3.cli.rollouts.rescore import rescore
+from nano3.cli.rollouts.show import show
 from nano3.cli.training.verb import Parts, Request, run_verb
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", context_settings=HELP, no_args_is_help=False)
@@ -78,6 +80,10 @@ def profile(
         from nano3.cli.training.rlvr_summary import show_profile
 
         show_profile(result, as_json)
+
+
+app.command()(show)
+app.command()(rescore)
 
 
 def _check_environments(cfg: Any) -> None:

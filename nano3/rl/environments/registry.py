@@ -125,8 +125,9 @@ def _imported(target: str, spec: str) -> Callable[..., Any]:
         found: Any = importlib.import_module(module)
         for name in path.split("."):
             found = getattr(found, name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"environment {spec}: {target} cannot be imported: {error}") from error
+    except Exception as error:  # anybody's module, which may fail in any way
+        reason = str(error) if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: {error}"
+        raise UserError(f"environment {spec}: {target} cannot be imported: {reason}") from error
     if not callable(found):
         raise UserError(f"environment {spec}: {target} cannot be called; give a class or a function that makes one")
     return found

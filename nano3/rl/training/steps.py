@@ -7,6 +7,7 @@ What a step of metrics.jsonl says beside the loss's own metrics, all of the grou
     zero_variance                   share of the groups whose rewards are all equal
     truncated                       share of the samples that reached their limit of tokens
     drawn_pass_rate                 mean of the profile's pass rates of the tasks drawn
+    drawn_bins                      tasks drawn by environment: a list of counts by these pass rates, in bins
     target_mean                     mean of the curriculum's Gaussian
     answer_tokens, turns            mean of a sample: tokens that it drew, and answers
     groups, dropped                 groups drawn, and of them those that ended in a fault
@@ -21,7 +22,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,7 @@ from nano3.config.rlvr import RlvrConfig
 from nano3.model.head import log_probs
 from nano3.rl.advantage import group_advantages
 from nano3.rl.batch import PolicyBatch, TrainingSample, pack_samples
-from nano3.rl.curriculum import Curriculum, CurriculumSettings
+from nano3.rl.curriculum import Curriculum, CurriculumSettings, bin_of
 from nano3.rl.grpo import GRPOLoss
 from nano3.rl.rollout import RolloutWorker
 from nano3.rl.rollout_files import save_rollouts
@@ -126,7 +127,7 @@ class PolicySteps:
         self.profiles = 1
         """Made so far."""
         self._sampling: Sampling | None = None
-        self._values: dict[str, float] = {}
+        self._values: dict[str, Any] = {}
         self._clock: dict[str, float] = {}
         self._given_at = self._mismatch = 0.0
 
@@ -169,7 +170,8 @@ class PolicySteps:
         self._values = self._figures(facts, report)
         if self.cfg.curriculum.sampling == "gaussian":
             drawn = _mean([rates[fact.environment][fact.task] for fact in facts])
-            self._values |= {"target_mean": mean, "drawn_pass_rate": drawn}
+            bins = _drawn_bins(facts, rates, curriculum.settings.bins)
+            self._values |= {"target_mean": mean, "drawn_pass_rate": drawn, "drawn_bins": bins}
         tokens = sum(fact.drawn_tokens for fact in facts)
         self._clock = {
             "rollout_seconds": seconds, "sync_seconds": report.seconds, "drawn_tokens_per_second": tokens / seconds,
@@ -181,7 +183,7 @@ class PolicySteps:
         self._given_at = time.perf_counter()
         return batches
 
-    def measured(self) -> tuple[dict[str, float], dict[str, float]]:
+    def measured(self) -> tuple[dict[str, Any], dict[str, float]]:
         """Figures of the step that was trained last; see the module."""
         found = self.world.gather(self.loss.take_largest_mismatch())
         largest = math.nan if any(map(math.isnan, found)) else max(found)
@@ -333,6 +335,16 @@ class PolicySteps:
         hidden = reference.hidden(tokens, ids, valid=valid, statistics=())
         found = log_probs(reference.lm_head, hidden.x, targets, self.cfg.rollout.temperature)
         return replace(batch, reference=found.float().cpu())
+
+
+def _drawn_bins(
+    facts: Sequence[GroupFacts], rates: Mapping[str, Mapping[str, float]], bins: int
+) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for fact in facts:
+        counts = found.setdefault(fact.environment, [0] * bins)
+        counts[bin_of(rates[fact.environment][fact.task], bins)] += 1
+    return dict(sorted(found.items()))
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -28,7 +28,7 @@ def folder(made, tmp_path):
     import shutil
 
     shutil.copytree(made, tmp_path / "run")
-    (tmp_path / "run" / "config.toml").write_text(CONFIG)
+    (tmp_path / "run" / "config.toml").write_text(CONFIG, "utf-8")
     return tmp_path / "run"
 
 
@@ -41,7 +41,7 @@ def module(tmp_path, monkeypatch):
     (tmp_path / "modules").mkdir()
 
     def write(code=ENVIRONMENT, name="echo_tasks"):
-        (tmp_path / "modules" / f"{name}.py").write_text(code)
+        (tmp_path / "modules" / f"{name}.py").write_text(code, "utf-8")
         monkeypatch.delitem(sys.modules, name, raising=False)
 
     yield write

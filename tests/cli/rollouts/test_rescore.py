@@ -95,3 +95,10 @@ def test_an_environment_that_is_gone_is_one_line(run, folder):
     assert "has no environment nope: there is echo, judged" in run("rlvr", "rescore", folder, "--env", "nope").err
     (folder / "config.toml").unlink()
     assert "config.toml: no such file" in run("rlvr", "rescore", folder).err
+
+
+def test_an_environment_whose_code_is_broken_is_one_line(rescore, module):
+    module("def broken(:\n")
+    done = rescore()
+    assert (done.code, len(done.err.splitlines())) == (2, 1)
+    assert "echo_tasks:Echo cannot be imported: SyntaxError" in done.err
