@@ -37,9 +37,11 @@ def show(
     task: Annotated[
         str | None, typer.Option(help="The samples of this task, newest first.", metavar="ID", show_default=False)
     ] = None,
-    failed: Annotated[bool, typer.Option("--failed", help="Samples that do not solve their task.")] = False,
-    passed: Annotated[bool, typer.Option("--passed", help="Samples that solve it.")] = False,
-    truncated: Annotated[bool, typer.Option("--truncated", help="Samples that reached their limit.")] = False,
+    failed: Annotated[bool, typer.Option("--failed", metavar="", help="Samples that do not solve their task.")] = False,
+    passed: Annotated[bool, typer.Option("--passed", metavar="", help="Samples that solve it.")] = False,
+    truncated: Annotated[
+        bool, typer.Option("--truncated", metavar="", help="Samples that reached their limit.")
+    ] = False,
     sample: Annotated[
         int | None, typer.Option(help="The sample of this number in its group.", metavar="I", min=0, show_default=False)
     ] = None,
