@@ -193,5 +193,5 @@ def _check(truth: Any, replies: Sequence[Mapping[str, Any]]) -> float:
 
 
 TOOL = Generator(
-    "tool", "read and change prices by tool calls", "calls that it takes", (1,), ITEMS, _make, _check, _respond, turns=3
+    "tool", "read and change prices by tool calls", "calls that it takes", (1,), ITEMS, _make, _check, _respond
 )

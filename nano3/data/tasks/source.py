@@ -13,7 +13,7 @@ from nano3.data.tasks.task import Draft, Generator, Message, Task, content_hash
 
 HELDOUT_FRACTION = 0.1
 """Share of the contents that training never sees."""
-VERSION = 2
+VERSION = 3
 """Raised with every change of what the generators make, so that prepared data are made anew."""
 CHECKED = "Let me check."
 """Stands between the reasoning of a long trace and its repetition."""
@@ -38,9 +38,9 @@ class TaskSource:
     trace: Trace = "short"
     """Reasoning of the solutions: worked once, worked twice (long), or either by turns at random (mixed). The tasks are
     the same in all three."""
-    turns: int = 0
-    """Tasks in a row to train on, as turns of one conversation whose template keeps the reasoning of all of them; 0:
-    the generator's own number."""
+    turns: int = 1
+    """Tasks in a row to train on, as turns of one conversation whose template keeps the reasoning of all of
+    them: one description of tools for several."""
 
     def __post_init__(self) -> None:
         lowest, highest = self.generator.levels[0], self.generator.hardest
@@ -53,8 +53,8 @@ class TaskSource:
         for what, value, kinds in (("split", self.split, Split), ("trace", self.trace, Trace)):
             if value not in get_args(kinds):
                 raise UserError(f"{what} is {value!r}; it must be one of {', '.join(get_args(kinds))}")
-        if self.turns < 0:
-            raise UserError(f"turns is {self.turns}; it must be at least 1, or 0 for the generator's own number")
+        if self.turns < 1:
+            raise UserError(f"turns is {self.turns}; it must be at least 1")
 
     def task(self, index: int) -> Task:
         """Task number `index`, from 0 on without end.
@@ -77,9 +77,8 @@ class TaskSource:
 
     def rows(self, count: int) -> Iterator[dict[str, Any]]:
         """Rows of chat data with the first `count` tasks and their solutions, `turns` in each but the last."""
-        turns = self.turns or self.generator.turns
-        for start in range(0, count, turns):
-            yield _joined(list(self.tasks(min(turns, count - start), start)))
+        for start in range(0, count, self.turns):
+            yield _joined(list(self.tasks(min(self.turns, count - start), start)))
 
     def distinct(self, count: int) -> list[Task]:
         """The first `count` tasks that differ.
@@ -111,7 +110,7 @@ class TaskSource:
                 self.split,
                 levels,
                 self.trace,
-                self.turns or self.generator.turns,
+                self.turns,
             ]
         )
 

@@ -87,8 +87,6 @@ class Generator:
     content is read without its reasoning."""
     respond: Callable[[Any, Sequence[Mapping[str, Any]]], list[Message]] = field(default=no_results)
     """Results of the tool calls in the last message, of the truth and of all messages since the prompt."""
-    turns: int = 1
-    """Tasks in a row to train on, unless others are asked for: several where each has a long description of tools."""
 
 
 def user(text: str) -> Message:
