@@ -12,6 +12,7 @@ from nano3.data.texts.readers import Document
 from nano3.data.texts.sources import find_inputs
 from nano3.data.tokens.build import build, encode_documents
 from nano3.data.tokens.shards import ShardFolder, finished_shards, read_meta
+from nano3.data.tokens.tokenizer import Tokenizer
 
 KILLED = """
 import os, signal, sys
@@ -119,3 +120,36 @@ def test_a_long_text_in_pieces_is_the_same_text(tokenizer, monkeypatch, text):
 def test_temporary_files_do_not_stay(texts, tokenizer, tmp_path):
     build(tmp_path / "out", find_inputs([str(texts)]).inputs, tokenizer)
     assert not [name for name in os.listdir(tmp_path / "out") if name.endswith(".tmp")]
+
+
+MEMORY = """
+import sys
+from pathlib import Path
+from nano3.data.texts import parts
+from nano3.data.texts.sources import find_inputs
+from nano3.data.tokens import build as building
+from nano3.data.tokens.tokenizer import Tokenizer
+
+parts.LONGEST, building.BATCH_CHARACTERS, building.PIECE_CHARACTERS = 1 << 18, 1 << 16, 1 << 14
+folder, tokenizer = Path(sys.argv[1]), Tokenizer.load(sys.argv[1])
+for name in ("short", "long"):
+    inputs = find_inputs([f"{folder}/{name}.txt"]).inputs
+    building.build(folder / name, inputs, tokenizer, sources=[name], shard_tokens=100_000)
+    print(next(int(line.split()[1]) for line in open("/proc/self/status") if "VmHWM" in line))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_memory_of_a_preparation_does_not_grow_with_the_text(tmp_path):
+    lines = [f"def function_{i}(x, y):\n    return x * {i % 97} + y\n\n\n" for i in range(300_000)]
+    (tmp_path / "short.txt").write_text("".join(lines[:30_000]), "utf-8")
+    (tmp_path / "long.txt").write_text("".join(lines), "utf-8")
+    Tokenizer.train(lines[:2000], 400).save(tmp_path)
+    environment = os.environ | {"RAYON_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(tmp_path)], capture_output=True, text=True, check=True, env=environment
+    )
+    short, long = map(int, done.stdout.split())
+    assert (tmp_path / "long.txt").stat().st_size > 15_000_000
+    assert long - short < 8 << 10  # KiB; the text alone has 14,800
