@@ -33,7 +33,7 @@ def rescore(
         typer.Option(help="Only of these steps: N, N..M, N.. or ..M.", metavar="N..M", show_default=False),
     ] = None,
     check: Annotated[
-        bool, typer.Option("--check", metavar="", help="Exit code 1 where a reward has changed or there is none any more.")
+        bool, typer.Option("--check", metavar="", help="Exit code 1 where a reward has changed or is gone.")
     ] = False,
     as_json: Json = False,
     out: Annotated[
