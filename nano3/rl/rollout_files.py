@@ -4,6 +4,7 @@ as arrays beside it: 9 bytes a token, where JSON takes some 26."""
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ import numpy as np
 
 from nano3.config.errors import UserError
 from nano3.files import write_atomic
-from nano3.reading import parse_json
+from nano3.reading import parse_json, read_text
 from nano3.rl.environments.base import Reward, Rollout
 from nano3.rl.environments.registry import Source
 from nano3.rl.samples import Group, Sample, Segment, after_prompts
@@ -97,13 +98,13 @@ def read_rollouts(path: Path) -> Iterator[SavedSample]:
         OSError: the file cannot be read.
     """
     segments = iter(_segments(arrays_path(path)))
-    for number, line in enumerate(path.read_text("utf-8").split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line:
             continue
         try:
             row = parse_json(line)
-            yield _sample(row, [next(segments, None) for _ in range(row["segments"])])
-        except (ValueError, LookupError, TypeError) as error:
+            yield _sample(row, list(itertools.islice(segments, row["segments"])))
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise UserError(f"{path}, line {number}: no saved rollout ({error})") from error
 
 
@@ -144,13 +145,13 @@ def _segments(path: Path) -> list[Segment]:
     return [Segment(*columns) for columns in zip(*parts, strict=True)] if len(lengths) else []
 
 
-def _sample(row: Mapping[str, Any], segments: Sequence[Segment | None]) -> SavedSample:
-    reward, found = row["reward"], tuple(segment for segment in segments if segment is not None)
+def _sample(row: Mapping[str, Any], found: Sequence[Segment]) -> SavedSample:
+    reward = row["reward"]
     if len(found) < row["segments"] or sum(len(segment.ids) for segment in found) != row["tokens"]:
         raise ValueError("the arrays beside it are those of another file")
     return SavedSample(
         row["step"], row["environment"], Source(**row["source"]), row["task"], row["index"], row["seed"],
-        tuple(row["messages"]), row["truncated"], found, row["weights_version"],
+        tuple(row["messages"]), row["truncated"], tuple(found), row["weights_version"],
         None if reward is None else Reward(**reward), row["fault"],
         row["fault_message"],
     )  # fmt: skip

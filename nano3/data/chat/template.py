@@ -42,7 +42,8 @@ class ChatTemplate:
         self.variables = dict(variables or {})
         try:
             self._plain = _environment(marked=False).from_string(text)
-        except jinja2.TemplateError as error:
+        # Python's own: `break` outside a loop, a lone surrogate, NUL, blocks nested too deeply.
+        except (jinja2.TemplateError, SyntaxError, ValueError, RecursionError) as error:
             raise UserError(f"chat template cannot be compiled: {one_line(error)}") from error
 
     @classmethod

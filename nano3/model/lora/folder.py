@@ -235,6 +235,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
     config = read_json(path)
     if not isinstance(config, dict) or config.get("peft_type") != "LORA" or "lora_alpha" not in config:
         raise UserError(f"{path}: is no LoRA adapter's configuration (peft_type LORA with lora_alpha)")
+    alpha, targets = config["lora_alpha"], config.get("target_parameters") or []
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 <= alpha < math.inf:
+        raise UserError(f"{path}: lora_alpha is no number that scales an adapter")
+    if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
+        raise UserError(f"{path}: target_parameters is no list of names")
     odd = [key for key, plain in _PLAIN.items() if config.get(key) not in plain]
     if odd:
         raise UserError(f"{path}: has {odd[0]} = {config[odd[0]]!r}; nano3 reads plain LoRA without it")

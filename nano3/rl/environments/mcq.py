@@ -66,7 +66,10 @@ def chosen_letter(text: str, letters: str = LETTERS) -> str:
 
 
 def _task(row: Row, where: str) -> Task:
-    options = [_text(option) for option in column(row, "options", "choices", where=where)]
+    given = column(row, "options", "choices", where=where)
+    if not isinstance(given, list | tuple):
+        raise UserError(f"{where}: options is no list")
+    options = [_text(option) for option in given]
     if not LEAST <= len(options) <= len(LETTERS):
         raise UserError(f"{where}: {len(options)} options; give from {LEAST} to {len(LETTERS)}, since guessing is paid")
     letter = _letter(column(row, "answer", "expected_answer", where=where), options, where)

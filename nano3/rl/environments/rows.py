@@ -63,11 +63,17 @@ def prompt_of(row: Row, where: str) -> tuple[Message, ...]:
     raise UserError(f"{where}: no prompt; give prompt, question, messages or {GYM}.input")
 
 
-def tools_of(row: Row) -> tuple[Mapping[str, Any], ...]:
-    """A row's functions in OpenAI's chat form; the form of its Responses API is taken too."""
+def tools_of(row: Row, where: str) -> tuple[Mapping[str, Any], ...]:
+    """A row's functions in OpenAI's chat form; the form of its Responses API is taken too.
+
+    Raises:
+        UserError: something else than a list of functions.
+    """
     gym = row.get(GYM)
     tools = (gym.get("tools") if isinstance(gym, Mapping) else None) or row.get("tools") or ()
-    return tuple(_tool(tool) for tool in tools)
+    if isinstance(tools, Mapping | str) or not isinstance(tools, Sequence):
+        raise UserError(f"{where}: tools is no list of functions")
+    return tuple(_tool(tool, where) for tool in tools)
 
 
 def column(row: Row, *names: str, where: str) -> Any:
@@ -105,7 +111,7 @@ def id_of(row: Row) -> str:
 
 def task_of(row: Row, truth: Any, where: str) -> Task:
     """A task of the row's id, prompt and tools."""
-    return Task(id_of(row), prompt_of(row, where), truth, tools_of(row))
+    return Task(id_of(row), prompt_of(row, where), truth, tools_of(row, where))
 
 
 def _message(message: Any, where: str) -> Message:
@@ -114,7 +120,9 @@ def _message(message: Any, where: str) -> Message:
     return dict(message)
 
 
-def _tool(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+def _tool(tool: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(tool, Mapping) or not isinstance(tool.get("function", {}), Mapping):
+        raise UserError(f"{where}: a tool is no object with a function")
     if "function" in tool:
         return tool
     kept = {name: tool[name] for name in ("name", "description", "parameters", "strict") if name in tool}
@@ -125,7 +133,7 @@ def _parsed(value: Any) -> Any:
     """`info` is JSON text in some data sets."""
     if isinstance(value, str):
         try:
-            return json.loads(value)
+            return parse_json(value)
         except ValueError:
             return None
     return value

@@ -58,7 +58,7 @@ class RewardFunctionEnvironment:
         found = read_rows(rows)
         where = f"environment {self.name}"
         self._tasks = [
-            Task(id_of(row), prompt_of(row, f"{where}, row {i + 1}"), dict(row), tools_of(row))
+            Task(id_of(row), prompt_of(row, at := f"{where}, row {i + 1}"), dict(row), tools_of(row, at))
             for i, row in enumerate(found)
         ]
         check_ids(self._tasks, self.name)

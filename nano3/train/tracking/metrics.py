@@ -16,6 +16,10 @@ CLOCK = "clock"
 FINAL = "final"
 """Mark of lines written after the last step; a resume measures them again."""
 
+MOST = 1 << 63
+"""No count or time of a run reaches it."""
+_SCORES = ("loss", "reward", "bits_per_byte")
+
 
 class MetricsWriter:
     """Appends lines to RUN/metrics.jsonl.
@@ -62,8 +66,18 @@ def numbers(lines: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
 
 
 def _is_measurement(line: Any) -> bool:
-    types = (("kind", str), ("step", int), ("tokens", int))
-    return isinstance(line, dict) and all(isinstance(line.get(key), kind) for key, kind in types)
+    if not isinstance(line, dict) or not isinstance(line.get("kind"), str):
+        return False
+    counts = [line.get("step"), line.get("tokens"), line.get("seq_len") or 0, line.get("targets") or 0]
+    scores = [line[name] for name in _SCORES if line.get(name) is not None]
+    clock = line.get(CLOCK, {})
+    return (
+        all(isinstance(count, int) and abs(count) < MOST for count in counts)
+        and all(isinstance(score, float) or (isinstance(score, int) and abs(score) < MOST) for score in scores)
+        and isinstance(clock, dict)
+        and isinstance(seconds := clock.get("seconds", 0.0), int | float)
+        and abs(seconds) < MOST
+    )
 
 
 def cut_metrics(path: Path, step: int, keep: Collection[str] = ()) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import tomllib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -14,7 +12,8 @@ from typing import Any
 from nano3.config.errors import UserError
 from nano3.config.presets import preset_names, stage_of
 from nano3.files import in_use
-from nano3.train.tracking.metrics import CLOCK, FINAL, numbers, read_metrics
+from nano3.reading import parse_json, parse_toml
+from nano3.train.tracking.metrics import CLOCK, FINAL, MOST, numbers, read_metrics
 
 CONFIG, METRICS, CHECKPOINTS, MODEL = "config.toml", "metrics.jsonl", "checkpoints", "model"
 FINISHED, RUNNING, INTERRUPTED, DAMAGED = "finished", "running", "interrupted", "damaged"
@@ -123,12 +122,18 @@ def _settings(path: Path) -> tuple[dict[str, Any], str | None]:
     """config.toml, and what is wrong with it; a run that died while it prepared its data has none."""
     nothing: dict[str, Any] = {"train": {}}
     try:
-        settings = tomllib.loads((path / CONFIG).read_text("utf-8"))
+        settings = parse_toml((path / CONFIG).read_text("utf-8"))
     except FileNotFoundError:
         return nothing, f"no {CONFIG}" if (path / METRICS).exists() else None
     except (OSError, ValueError) as error:
         return nothing, f"{CONFIG} cannot be read: {error}"
-    return (settings, None) if isinstance(settings.get("train"), dict) else (nothing, f"{CONFIG} has no [train]")
+    train = settings.get("train")
+    if not isinstance(train, dict):
+        return nothing, f"{CONFIG} has no [train]"
+    for key in ("steps", "tokens"):
+        if not isinstance(value := train.get(key, 0), int) or abs(value) >= MOST:
+            return nothing, f"{CONFIG}: train.{key} is no number of {key}"
+    return settings, None
 
 
 def _state(path: Path, settings: dict[str, Any], trouble: str | None, step: int, tokens: int) -> str:
@@ -155,14 +160,14 @@ def _damage(path: Path) -> str | None:
 def _is_whole(step: Path) -> bool:
     """Whether every file that the manifest of a checkpoint lists is there in its size."""
     try:
-        files = json.loads((step / "manifest.json").read_text("utf-8"))["files"]
+        files = parse_json((step / "manifest.json").read_text("utf-8"))["files"]
         return all((step / name).stat().st_size == file["bytes"] for name, file in files.items())
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return False
 
 
 def _scores(lines: list[dict[str, Any]]) -> list[Score]:
-    scored = [line for line in numbers(lines, "bits_per_byte") if line["kind"] == "heldout"]
+    scored = [line for line in numbers(numbers(lines, "bits_per_byte"), "loss") if line["kind"] == "heldout"]
     last = {line.get("seq_len"): line for line in scored}
     return [
         Score(length, line["loss"], line["bits_per_byte"], line.get("targets", 0), bool(line.get(FINAL)))

@@ -1,0 +1,103 @@
+"""The smallest inputs of what campaigns found: each gave another error than the user's."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from nano3.cli.training.runs import list_
+from nano3.config.errors import UserError
+from nano3.data.chat.template import ChatTemplate
+from nano3.model.hf.files import locate
+from nano3.model.lora.folder import load_adapter
+from nano3.rl.environments.mcq import MultipleChoice
+from nano3.rl.environments.rows import find_column, task_of
+from nano3.rl.rollout_files import read_rollouts
+from nano3.train.tracking.metrics import read_metrics
+from nano3.train.tracking.runs import read_run
+
+LINE = {"kind": "train", "step": 1, "tokens": 2, "loss": 1.0}
+HELD = LINE | {"kind": "heldout", "bits_per_byte": 1.0}
+
+
+def test_an_index_that_names_a_file_with_nul(tmp_path):
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "\\u0000"}}')
+    with pytest.raises(UserError, match="it must be a file's name"):
+        locate(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{% break %}", "{% continue %}"])
+def test_a_template_that_python_cannot_compile(text):
+    with pytest.raises(UserError, match="chat template cannot be compiled"):
+        ChatTemplate(text)
+
+
+@pytest.mark.parametrize("change", [{"lora_alpha": None}, {"lora_alpha": "x"}, {"lora_alpha": float("nan")},
+                                    {"target_parameters": True}, {"target_parameters": [None]}])  # fmt: skip
+def test_an_adapter_with_values_of_another_type(tmp_path, small_model, change):
+    config = {"peft_type": "LORA", "lora_alpha": 2, "base_model_name_or_path": "a"} | change
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=f"adapter_config.json: {next(iter(change))} is no"):
+        load_adapter(small_model, tmp_path)
+
+
+@pytest.mark.parametrize("tools", [5, {"a": 1}, "f", [5], [None], [{"function": 5}]])
+def test_a_row_whose_tools_are_none(tools):
+    with pytest.raises(UserError, match=r"^row 1: (tools is no list|a tool is no object)"):
+        task_of({"prompt": "x", "tools": tools}, None, "row 1")
+
+
+def test_a_row_with_info_nested_too_deeply():
+    assert find_column({"info": "[" * 200_000, "answer": 1}, "answer") == 1
+
+
+@pytest.mark.parametrize("options", [5, True, "abcdefghij", {"a": 1}])
+def test_a_question_whose_options_are_no_list(options):
+    with pytest.raises(UserError, match="options is no list"):
+        MultipleChoice([{"question": "x", "options": options, "answer": 0}])
+
+
+@pytest.mark.parametrize("change", [
+    {"clock": 5}, {"clock": {"seconds": None}}, {"clock": {"seconds": float("inf")}}, {"loss": "x"}, {"loss": [1]},
+    {"seq_len": [1]}, {"step": 10**400}, {"tokens": 10**400}, {"bits_per_byte": {}}, {"reward": "x"},
+])  # fmt: skip
+def test_a_line_with_values_of_another_type_is_no_line_of_metrics(tmp_path, change):
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in (LINE, HELD, HELD | change)))
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 2
+    list_(tmp_path)
+
+
+def test_a_held_out_line_without_a_loss_is_no_score(tmp_path):
+    line = {key: value for key, value in HELD.items() if key != "loss"}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    assert read_run(tmp_path).scores == []
+
+
+@pytest.mark.parametrize("text", ["a = " + "[" * 9999, '[train]\nsteps = "x"', "[train]\ntokens = [1]",
+                                  "[train]\ntokens = inf", "train = 1"])  # fmt: skip
+def test_settings_of_another_type_are_told_as_damage(tmp_path, text):
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(LINE) + "\n")
+    (tmp_path / "config.toml").write_text(text)
+    assert read_run(tmp_path).state == "damaged"
+    assert "config.toml" in str(read_run(tmp_path).trouble)
+
+
+def test_a_manifest_nested_too_deeply_is_of_no_whole_checkpoint(tmp_path):
+    step = tmp_path / "checkpoints" / "step-000001"
+    step.mkdir(parents=True)
+    (step / "manifest.json").write_text("[" * 200_000)
+    assert read_run(tmp_path).trouble
+
+
+@pytest.mark.parametrize("line", [b'{"segments": 0, "reward": 5, "tokens": 0, "step": 1, "source": 5}',
+                                  b'{"segments": 9223372036854775807, "reward": null, "tokens": 0}', b"\xff", b"5",
+                                  b'{"segments": null}', b'{"segments": -1}'])  # fmt: skip
+def test_a_line_that_is_no_saved_rollout(tmp_path, line):
+    file = tmp_path / "step-000001.jsonl"
+    file.write_bytes(line + b"\n")
+    nothing = np.zeros(0)
+    np.savez(tmp_path / "step-000001.npz", ids=nothing, kinds=nothing, log_probs=nothing, lengths=nothing.astype(int))
+    with pytest.raises(UserError, match=r"step-000001\.jsonl"):
+        list(read_rollouts(file))
