@@ -172,7 +172,7 @@ def test_rows_of_other_projects():
     for row in (gym, verifiers, plain):
         assert prompt_of(row, "row 1") == user("q")
         assert column(row, "expected", "answer", where="row 1") == "4"
-    assert tools_of(gym) == tools_of(plain) == ({"type": "function", "function": tool},)
+    assert tools_of(gym, "row 1") == tools_of(plain, "row 1") == ({"type": "function", "function": tool},)
     assert column(verifiers, "level", where="row 1") == 3
     assert task_of(gym, "4", "row 1").id == "7"
     assert task_of(verifiers, "4", "row 1").id == task_of(dict(verifiers), "4", "row 1").id
