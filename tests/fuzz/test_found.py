@@ -22,8 +22,9 @@ LINE = {"kind": "train", "step": 1, "tokens": 2, "loss": 1.0}
 HELD = LINE | {"kind": "heldout", "bits_per_byte": 1.0}
 
 
-def test_an_index_that_names_a_file_with_nul(tmp_path):
-    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "\\u0000"}}')
+@pytest.mark.parametrize("name", ["\0", "\ud800"])
+def test_an_index_with_a_name_that_no_file_has(tmp_path, name):
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
     with pytest.raises(UserError, match="it must be a file's name"):
         locate(tmp_path)
 

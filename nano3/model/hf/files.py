@@ -43,7 +43,7 @@ def locate(folder: Path) -> dict[str, str]:
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{folder / INDEX}: not a safetensors index; copy the file again") from None
         for name, file in files.items():
-            if not isinstance(file, str) or not file or "\0" in file or Path(file).name != file:
+            if not isinstance(file, str) or not file or not file.isprintable() or Path(file).name != file:
                 raise UserError(f"{folder / INDEX}: weight_map has {file!r} for {name}: it must be a file's name")
         return files
     if not (folder / SINGLE).is_file():
