@@ -33,6 +33,7 @@ HARMLESS = {
     "pretrain": ["--dry-run"],
     "extend-context": ["--dry-run"],
     "sft": ["--help"],
+    "rlvr": ["--help"],
     "merge": ["--help"],
     "serve": ["--help"],
     "generate": ["--help"],

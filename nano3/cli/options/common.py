@@ -89,11 +89,13 @@ def whole_number(text: str | int) -> int:
 HELP = {"help_option_names": ["-h", "--help"]}
 
 
-def settings_option(complete: Callable[[str], list[str]], options: str = "") -> typer.models.OptionInfo:
+def settings_option(
+    complete: Callable[[str], list[str]], options: str = "", example: str = "train.tokens=1e6"
+) -> typer.models.OptionInfo:
     """`--set` of a stage; `options`: those with which `nano3 config` lists its settings."""
     return typer.Option(
         "--set",
-        help=f"Change one setting, for example --set train.tokens=1e6; nano3 config{options} lists them. Repeatable.",
+        help=f"Change one setting, for example --set {example}; nano3 config{options} lists them. Repeatable.",
         metavar="KEY=VALUE",
         autocompletion=complete,
         show_default=False,
@@ -102,7 +104,7 @@ def settings_option(complete: Callable[[str], list[str]], options: str = "") -> 
 
 Settings = Annotated[list[str] | None, settings_option(complete_setting)]
 SftSettings = Annotated[list[str] | None, settings_option(complete_sft_setting, " --preset sft/tiny")]
-RlvrSettings = Annotated[list[str] | None, settings_option(complete_rlvr_setting, " --preset rlvr/tiny")]
+RlvrSettings = Annotated[list[str] | None, settings_option(complete_rlvr_setting, " --preset rlvr/tiny", "train.steps=50")]
 ContextSettings = Annotated[list[str] | None, settings_option(complete_context_setting)]
 Data = Annotated[
     list[str] | None,
