@@ -104,7 +104,9 @@ def settings_option(
 
 Settings = Annotated[list[str] | None, settings_option(complete_setting)]
 SftSettings = Annotated[list[str] | None, settings_option(complete_sft_setting, " --preset sft/tiny")]
-RlvrSettings = Annotated[list[str] | None, settings_option(complete_rlvr_setting, " --preset rlvr/tiny", "train.steps=50")]
+RlvrSettings = Annotated[
+    list[str] | None, settings_option(complete_rlvr_setting, " --preset rlvr/tiny", "train.steps=50")
+]
 ContextSettings = Annotated[list[str] | None, settings_option(complete_context_setting)]
 Data = Annotated[
     list[str] | None,
