@@ -83,11 +83,19 @@ def save_rollouts(folder: Path, step: int, groups: Sequence[Group], sources: Map
         sources: where each environment's code comes from, by its name.
     """
     samples = [(group, sample) for group in groups for sample in group.samples]
-    lines = [json.dumps(_line(step, group, sample, sources[group.environment])) for group, sample in samples]
+    lines = [
+        json.dumps(_line(step, group, sample, sources[group.environment]), default=_plain) for group, sample in samples
+    ]
     path = rollouts_path(folder, step)
     write_atomic(arrays_path(path), _arrays([segment for _, sample in samples for segment in sample.segments]))
     write_atomic(path, "".join(f"{line}\n" for line in lines))
     return path
+
+
+def _plain(value: Any) -> Any:
+    """A number of NumPy or torch as Python's, in parts of a reward or a message; anything else as text."""
+    item = getattr(value, "item", None)
+    return item() if callable(item) and getattr(value, "size", 1) == 1 else str(value)
 
 
 def read_rollouts(path: Path) -> Iterator[SavedSample]:

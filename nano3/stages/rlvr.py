@@ -83,21 +83,19 @@ def main(
     with processes() as world:
         cfg = adapters.settle(cfg, source)
         _check(cfg, source if fresh else None, world)
-        tokenizer = Tokenizer.load(run_dir / TOKENIZER) if resume and (run_dir / TOKENIZER).is_dir() else None
-        tokenizer = tokenizer or find_tokenizer("", source)
+        tokenizer = _tokenizer(source, run_dir / TOKENIZER if resume else None)
         cfg = with_token_ids(cast(Any, cfg), tokenizer)
         domains = open_domains(cfg.environments, cfg.heldout.tasks)
         with exclusive(run_dir) if world.is_main else nullcontext():
-            loss = GRPOLoss(objective(cfg))
-            steps = PolicySteps(cfg, domains, loss, run_dir, world, say)
+            steps = PolicySteps(cfg, domains, loss := GRPOLoss(objective(cfg)), run_dir, world, say)
             trainer = _trainer(cfg, steps, loss, domains, tokenizer, run_dir, progress, world)
             begun = resume and trainer.resume() is not None
             if not begun:
                 fill(trainer.model, model_folder(source))
                 adapters.begin(trainer.model, cfg.rollout.seed, world.rank)
-            if world.is_main:
-                if not begun:
+                if world.is_main:
                     keep_start(run_dir, source, tokenizer)
+            if world.is_main:
                 write_atomic(run_dir / "config.toml", to_toml(cfg))
             sampling = _sampling(cfg, trainer.model, tokenizer, source, world)
             steps.open(sampling)
@@ -109,9 +107,9 @@ def main(
             if training.interrupted:
                 return RlvrResult(run_dir, training, _verdicts(profile))
             write = partial(write_chat, tokenizer)
-            scores = _scores_after(cfg, domains, sampling, run_dir, world)
             with adapters.export(trainer.model, cfg.lora, run_dir, source, write):
                 export(trainer.model, run_dir / "model", cfg.export, world, write)
+            scores = _scores_after(cfg, domains, sampling, run_dir, world)
             return RlvrResult(run_dir, training, _verdicts(profile), scores)
 
 
@@ -126,7 +124,7 @@ def profile_tasks(cfg: RlvrConfig, source: str | Path, out: str | Path) -> Profi
     with processes() as world:
         tokenizer = find_tokenizer("", Path(source))
         cfg = with_token_ids(cast(Any, cfg), tokenizer)
-        domains = open_domains(cfg.environments, 0)
+        domains = open_domains(cfg.environments, cfg.heldout.tasks)
         model = load(folder, device=world.device)
         model.compute_dtype = compute_dtype(cfg.train.dtype, world.device)
         alone = dataclasses.replace(cfg, lora=dataclasses.replace(cfg.lora, rank=0, targets=[]))
@@ -148,6 +146,11 @@ def _check(cfg: RlvrConfig, begins_from: Path | None, world: World) -> None:
     adapters.add(model, cfg.lora)
     frozen_names(model, cfg.train.freeze)
     world.agree(attempt(lambda: check_room(cast(Any, cfg), world)))
+
+
+def _tokenizer(source: Path, kept: Path | None) -> Tokenizer:
+    """That of the run to resume, else that of the model."""
+    return Tokenizer.load(kept) if kept is not None and kept.is_dir() else find_tokenizer("", source)
 
 
 def _trainer(

@@ -10,18 +10,22 @@ from safetensors.torch import load_file
 
 from nano3.config.errors import UserError
 from nano3.config.presets import load_rlvr, load_sft
+from nano3.config.rlvr import EnvironmentsConfig
 from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.model.hf.config import read_stage
 from nano3.model.hf.folder import save
 from nano3.model.lm import LM
 from nano3.reading import read_json
 from nano3.rl.rollout_files import read_rollouts, rollouts_path
+from nano3.rl.training.domains import open_domains
 from nano3.rl.training.profile import Profile
 from nano3.stages.rlvr import main, profile_tasks
 from nano3.train.tracking.progress import Silent
 from nano3.train.trainer import Trainer
 
 ENVIRONMENTS = '''
+import numpy as np
+
 from nano3.rl.environments.base import EnvironmentFaultError, Reward, Task, user
 
 
@@ -40,7 +44,7 @@ class Letters:
         if self.broken:
             raise EnvironmentFaultError("no judge", "it does not answer")
         even = sum(i % 2 == 0 for i in rollout.token_ids)
-        return Reward(even / 8, passed=even > task.truth % 8)
+        return Reward(even / 8, passed=even > task.truth % 8, parts={"even": np.float32(even)})
 
 
 class Equal(Letters):
@@ -272,10 +276,30 @@ def test_a_profile_is_used_again_only_by_the_run_that_it_is_of(finished, base, t
     file = tmp_path / "profile.json"
     result = profile_tasks(load_rlvr("tiny", SETTINGS), base, file)
     assert {row["environment"] for row in result.summary()["profile"]} == {"much", "little"}
-    run(tmp_path / "run", base, f"curriculum.profile={file}", "train.steps=1", "heldout.tasks=0")
+    run(tmp_path / "run", base, f"curriculum.profile={file}", "train.steps=1")
     assert Profile.read(tmp_path / "run").rates == Profile.read(file).rates
+    # An environment that the profile advises against is left out.
+    alone = "environments.weights={much=1}", "environments.specs={much='rlvr_environments:Letters'}"
+    run(tmp_path / "alone", base, *alone, f"curriculum.profile={file}", "train.steps=1", "heldout.tasks=0")
+    assert {sample[0] for sample in tasks_of(tmp_path / "alone", 0)} == {"much"}
     with pytest.raises(UserError, match="another sampling"):
         run(tmp_path / "other", base, f"curriculum.profile={file}", "rollout.temperature=0.7", "heldout.tasks=0")
+
+
+def test_an_environment_without_any_pass_rate_is_named(base, tmp_path):
+    one = "environments.options={little={broken=true}}"
+    with pytest.raises(UserError, match=r"environment little: none of its tasks has a pass rate \(little: no judge"):
+        run(tmp_path / "run", base, one, "heldout.tasks=0")
+
+
+def test_rows_with_other_answers_are_other_tasks(tmp_path):
+    prints = []
+    for answer in (1, 2):
+        rows = [{"id": f"{i}", "prompt": f"{i} and?", "answer": f"{i + answer}"} for i in range(5)]
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        options = {"math": {"rows": str(tmp_path / "rows.jsonl")}}
+        prints.append(open_domains(EnvironmentsConfig({"math": 1.0}, options=options), 0)["math"].fingerprint())
+    assert prints[0] != prints[1]
 
 
 @pytest.mark.slow

@@ -59,7 +59,8 @@ class Domain:
 
     def fingerprint(self) -> str:
         """All that decides its training tasks and rewards, for a profile that is used again."""
-        told = [self.source.spec, self.source.sha256, dict(self.source.requires), list(self.train)]
+        tasks = [[task.id, task.messages, task.truth, task.tools] for task in self.train.values()]
+        told = [self.source.spec, self.source.sha256, dict(self.source.requires), tasks]
         return hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()[:16]
 
 
@@ -87,7 +88,7 @@ def _open(cfg: EnvironmentsConfig, name: str, heldout_tasks: int) -> Domain:
     made, source = load_environment(spec, **options)
     if not makes_tasks:
         environment = _named(made, name)
-        train, heldout = _parted(list(made.tasks()), cfg.heldout_fraction if heldout_tasks else 0.0, name)
+        train, heldout = _parted(list(made.tasks()), cfg.heldout_fraction, name)
         return Domain(environment, source, cfg.weights[name], train, heldout[:heldout_tasks], environment, options)
     train = {task.id: task for task in made.tasks()}
     other = made

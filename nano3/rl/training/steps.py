@@ -30,6 +30,7 @@ from typing import Any
 
 import torch
 
+from nano3.config.errors import UserError
 from nano3.config.rlvr import RlvrConfig
 from nano3.model.head import log_probs
 from nano3.rl.advantage import group_advantages
@@ -146,7 +147,12 @@ class PolicySteps:
         )  # fmt: skip
         # Where no rate is known all tasks lie in one bin, from which those drawn least come first.
         rates = profile.rates if profile else {name: dict.fromkeys(each.train, 0.0) for name, each in domains.items()}
-        rates = {name: of_tasks for name, of_tasks in rates.items() if of_tasks}
+        for name in domains:
+            if not rates.get(name):
+                kinds = [kind for kind in (profile.faults if profile else {}) if kind.startswith(f"{name}: ")]
+                why = f" ({', '.join(kinds)})" if kinds else ""
+                raise UserError(f"environment {name}: none of its tasks has a pass rate{why}; mend it or leave it out")
+        rates = {name: rates[name] for name in domains}
         self.curriculum = Curriculum(settings, rates, {name: domains[name].weight for name in rates})
 
     def open(self, sampling: Sampling) -> None:
@@ -199,6 +205,9 @@ class PolicySteps:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.curriculum = Curriculum.restore(state["curriculum"])
+        batches = self.curriculum.settings.batches
+        if batches != self.cfg.train.steps:
+            self.say(f"the curriculum's mean goes on falling as over {batches} steps, not {self.cfg.train.steps}")
         self.rules.restore(state["rules"])
         self.profiles = state["profiles"]
 
@@ -225,8 +234,7 @@ class PolicySteps:
         curriculum.profile({name: rates for name, rates in profile.rates.items() if name in curriculum.rates})
         for verdict in profile.verdicts():
             self.say(verdict.line())
-        if self.world.is_main:
-            profile.write(self.run_dir / f"profile-step-{n:06d}.json")
+        self._on_main(lambda: profile.write(self.run_dir / f"profile-step-{n:06d}.json"))
 
     def _draw(self, sampling: Sampling, curriculum: Curriculum, n: int) -> tuple[dict[int, Group], list[GroupFacts]]:
         """This rank's groups by place, and the facts of all ranks' in order of place."""
@@ -265,10 +273,14 @@ class PolicySteps:
         if not self.cfg.rollout.save:
             return
         parts = self.world.gather(groups) if self.world.size > 1 else [groups]
-        if self.world.is_main:
-            together = {place: group for part in parts for place, group in part.items()}
-            sources = {name: domain.source for name, domain in self.domains.items()}
-            save_rollouts(self.run_dir, n, [together[place] for place in sorted(together)], sources)
+        together = {place: group for part in parts for place, group in part.items()}
+        sources = {name: domain.source for name, domain in self.domains.items()}
+        ordered = [together[place] for place in sorted(together)]
+        self._on_main(lambda: save_rollouts(self.run_dir, n, ordered, sources))
+
+    def _on_main(self, write: Callable[[], Any]) -> None:
+        """What the main rank alone does; an error there, as of a full disk, ends all ranks."""
+        self.world.agree(attempt(write if self.world.is_main else lambda: None))
 
     def _figures(self, facts: Sequence[GroupFacts], report: SyncReport) -> dict[str, float]:
         good = [fact for fact in facts if not fact.fault]
