@@ -119,7 +119,7 @@ def _twice(text: str) -> str:
     return text[:1] + text[1:-1] + ", " + text[1:] if text.startswith("{") and len(text) > 2 else text
 
 
-_ENCODINGS: list[Callable[[str], bytes]] = [
+ENCODINGS: list[Callable[[str], bytes]] = [
     *[lambda text: text.encode("utf-8", "surrogatepass")] * 8,
     lambda text: b"\xef\xbb\xbf" + text.encode("utf-8", "surrogatepass"),
     lambda text: text.encode("utf-16", "surrogatepass"),
@@ -137,7 +137,7 @@ _ENCODINGS: list[Callable[[str], bytes]] = [
 def files(draw: Any, value: Any, most: int = 3) -> bytes:
     """Bytes of a JSON file: `mutated`, in a right or wrong encoding, cut, or no JSON at all."""
     changed = draw(mutated(value, most))
-    return draw(st.sampled_from(_ENCODINGS))(json_text(changed))
+    return draw(st.sampled_from(ENCODINGS))(json_text(changed))
 
 
 @st.composite
