@@ -211,10 +211,10 @@ def _key_parts(key: str) -> list[str]:
     except ValueError:
         return key.split(".")
     parts = []
-    while isinstance(table, dict):
+    while table and isinstance(table, dict):  # of a comment, none
         part, table = next(iter(table.items()))
         parts.append(part)
-    return parts
+    return parts or key.split(".")
 
 
 def _merge(under: Table, over: Table, schema: type, *, replace_tables: bool = True) -> Table:

@@ -9,7 +9,10 @@ import pytest
 
 from nano3.cli.training.runs import list_
 from nano3.config.errors import UserError
+from nano3.config.presets import load_pretrain
+from nano3.data.chat.encoder import ChatEncoder
 from nano3.data.chat.template import ChatTemplate
+from nano3.engine.launch import small_tokenizer
 from nano3.model.hf.files import locate
 from nano3.model.lora.folder import load_adapter
 from nano3.rl.environments.mcq import MultipleChoice
@@ -102,3 +105,20 @@ def test_a_line_that_is_no_saved_rollout(tmp_path, line):
     np.savez(tmp_path / "step-000001.npz", ids=nothing, kinds=nothing, log_probs=nothing, lengths=nothing.astype(int))
     with pytest.raises(UserError, match=r"step-000001\.jsonl"):
         list(read_rollouts(file))
+
+
+@pytest.mark.parametrize("key", ["#", "# model", ""])
+def test_a_key_of_set_that_is_none(key):
+    with pytest.raises(UserError, match="--set"):
+        load_pretrain("tiny", [f"{key}=1"])
+
+
+def test_half_a_surrogate_pair_has_no_tokens():
+    tokenizer = small_tokenizer(600)
+    for text in ("a\ud800", "\udfff"):
+        with pytest.raises(UserError, match="surrogate"):
+            tokenizer.encode(text)
+        with pytest.raises(UserError, match="surrogate"):
+            tokenizer.encode_batch(["a", text])
+    with pytest.raises(UserError, match="surrogate"):
+        ChatEncoder(tokenizer).encode([{"role": "user", "content": "a\ud800"}])

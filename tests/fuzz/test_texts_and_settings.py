@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from copy import deepcopy
 
 import httpx2
 import pyarrow as pa
@@ -94,9 +95,9 @@ def test_presets(tmp_path_factory, kind, data):
     for _ in range(data.draw(st.integers(1, 2))):
         name = data.draw(st.sampled_from([*table]))
         if isinstance(table[name], dict) and table[name] and data.draw(st.booleans()):
-            table[name][data.draw(st.sampled_from([*table[name]]))] = data.draw(odd)
+            table[name][data.draw(st.sampled_from([*table[name]]))] = deepcopy(data.draw(odd))
         else:
-            table[name] = data.draw(odd)
+            table[name] = deepcopy(data.draw(odd))
     text = tomli_w.dumps(_without_none(table)).encode()
     file = tmp_path_factory.getbasetemp() / f"{kind}.toml"
     file.write_bytes(data.draw(st.just(text) | damaged(text)))

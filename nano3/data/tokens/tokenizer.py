@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +32,7 @@ SMALLEST_VOCABULARY = 3 + len(CHAT_TOKENS) + len(THINK_TOKENS) + 256
 EOS_NAMES = (EOS, "<|endoftext|>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[EOS]")
 BOS_NAMES = (BOS, "<|begin_of_text|>", "<bos>", "[BOS]")
 PAD_NAMES = (PAD, "[PAD]", "<unk>")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def tokenizer_file(path_or_name: str | Path) -> Path:
@@ -156,12 +159,18 @@ class Tokenizer:
         return known[1]
 
     def encode(self, text: str, special: bool = False) -> list[int]:
-        """Token ids of a text, nothing added around it; `special=True` recognises special tokens written in it."""
-        return self._encoder(special).encode(text, add_special_tokens=False).ids
+        """Token ids of a text, nothing added around it; `special=True` recognises special tokens written in it.
+
+        Raises:
+            UserError: half a surrogate pair in the text, which is no character.
+        """
+        with _told_of_surrogates([text]):
+            return self._encoder(special).encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
-        """`encode` of several texts, on all cores."""
-        encodings = self._encoder(special).encode_batch_fast(list(texts), add_special_tokens=False)
+        """`encode` of several texts, on all cores. Raises as `encode`."""
+        with _told_of_surrogates(texts):
+            encodings = self._encoder(special).encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
@@ -210,6 +219,19 @@ class Tokenizer:
             parsing.encode_special_tokens = False
             self.__dict__["_parsing"] = parsing
         return parsing
+
+
+@contextmanager
+def _told_of_surrogates(texts: Iterable[str]) -> Iterator[None]:
+    """What tokenizers calls a text of another type is told as what it is. JSON can write it, UTF-8 cannot."""
+    try:
+        yield
+    except TypeError as error:
+        half = next((found for text in texts if (found := _SURROGATE.search(text))), None)
+        if half is None:
+            raise
+        code = f"\\u{ord(half.group()):04x}"
+        raise UserError(f"half a surrogate pair ({code}) in a text is no character; remove it") from error
 
 
 def _empty_bpe() -> tokenizers.Tokenizer:
