@@ -99,7 +99,7 @@ def events(text):
     return [json.loads(line) for line in lines if line != "[DONE]"]
 
 
-@fuzz(12)
+@fuzz(6)
 @given(data=st.data())
 @pytest.mark.parametrize("path", BODIES)
 def test_a_body_is_answered_or_refused(client, path, data):

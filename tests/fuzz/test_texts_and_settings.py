@@ -49,7 +49,7 @@ def encoder():
     return ChatEncoder(small_tokenizer(600))
 
 
-@fuzz()
+@fuzz(10)
 @given(data=st.sampled_from(CHATS).flatmap(files))
 @pytest.mark.parametrize("suffix", ["jsonl", "json"])
 def test_chat_records(tmp_path_factory, encoder, suffix, data):
@@ -63,7 +63,7 @@ def test_chat_records(tmp_path_factory, encoder, suffix, data):
                     encoder.encode(found.messages, found.tools, **found.variables)
 
 
-@fuzz()
+@fuzz(10)
 @given(data=st.data())
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet", "txt", "jsonl.gz", "txt.zst"])
 def test_texts(tmp_path_factory, suffix, data):
@@ -77,7 +77,7 @@ def test_texts(tmp_path_factory, suffix, data):
             list(found.documents(Skipped()))
 
 
-@fuzz()
+@fuzz(10)
 @given(data=files({"web": ["a.txt", "b.jsonl:text"], "code": ["c/"]}))
 def test_blends(tmp_path_factory, data):
     file = tmp_path_factory.getbasetemp() / "blend.json"
@@ -86,7 +86,7 @@ def test_blends(tmp_path_factory, data):
         read_blend_file(file)
 
 
-@fuzz()
+@fuzz(10)
 @given(data=st.data())
 @pytest.mark.parametrize("kind", STAGES)
 def test_presets(tmp_path_factory, kind, data):
@@ -110,7 +110,7 @@ def _without_none(table):
             for key, value in table.items() if value is not None}  # fmt: skip
 
 
-@fuzz()
+@fuzz(10)
 @given(data=st.data())
 @pytest.mark.parametrize("kind", STAGES)
 def test_set(kind, data):
@@ -129,7 +129,7 @@ MODELS = {"object": "list", "data": [{"id": "m", "object": "model", "max_model_l
 ANSWERS = [MODELS, {"error": {"message": "no", "type": "t"}}, {"detail": [{"loc": ["body"], "msg": "m"}]}]
 
 
-@fuzz()
+@fuzz(10)
 @given(body=st.sampled_from(ANSWERS).flatmap(files), status=st.sampled_from([200, 204, 302, 400, 401, 404, 429, 500]),
        header=st.text(st.characters(max_codepoint=127), max_size=9))  # fmt: skip
 def test_a_server_with_odd_answers(body, status, header):
