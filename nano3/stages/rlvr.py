@@ -97,8 +97,7 @@ def main(
                     keep_start(run_dir, source, tokenizer)
             if world.is_main:
                 write_atomic(run_dir / "config.toml", to_toml(cfg))
-            sampling = _sampling(cfg, trainer.model, tokenizer, source, world)
-            steps.open(sampling)
+            steps.open(sampling := _sampling(cfg, trainer.model, tokenizer, source, world))
             profile = _begin(cfg, steps, domains, sampling, source, run_dir, begun, world)
             try:
                 training = trainer.fit()
