@@ -9,8 +9,8 @@ from nano3.config.checks import check
 from nano3.config.lora import LoraConfig
 from nano3.config.model import ModelConfig
 from nano3.config.schema import (
-    BalanceConfig,
     CheckpointConfig,
+    ExpertBiasConfig,
     ExportConfig,
     LogConfig,
     OptimizerConfig,
@@ -146,7 +146,7 @@ class CurriculumConfig:
     stall_steps: int = 50
     """Steps without a rise of the mean reward after which pass rates are measured anew; 0: never."""
     stall_rise: float = 0.01
-    """Least rise of the mean reward from one such stretch to the next that counts as one."""
+    """Least rise from one such stretch to the next that counts as one, of mean reward less the profile's pass rates."""
     profile: str = ""
     """Profile of an earlier `nano3 rlvr profile` or run, file or run folder; empty: made before the first step."""
     profile_samples: int = 16
@@ -224,7 +224,7 @@ class StopConfig:
     """Largest |log-probability in the trainer - in the sampler| of a trained token of a step, in nats; 0: any. The
     probe of [sync] is the sharper test."""
     faults: int = 64
-    """Groups in a row that end in a fault of their environment; 0: any number."""
+    """Groups of one environment in a row that end in a fault; 0: any number."""
 
     def __post_init__(self) -> None:
         check("stop", self, ">=", 1, "window")
@@ -267,7 +267,7 @@ class RlvrConfig:
     lora: LoraConfig = field(default_factory=LoraConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    balance: BalanceConfig = field(default_factory=BalanceConfig)
+    balance: ExpertBiasConfig = field(default_factory=ExpertBiasConfig)
     sync: SyncConfig = field(default_factory=SyncConfig)
     stop: StopConfig = field(default_factory=StopConfig)
     heldout: HeldoutTasksConfig = field(default_factory=HeldoutTasksConfig)

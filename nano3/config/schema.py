@@ -189,11 +189,20 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True)
-class BalanceConfig:
-    """Expert load balancing (report section 2.4)."""
+class ExpertBiasConfig:
+    """Expert load balancing without a loss term."""
 
     bias_rate: float = 1e-3
     """Step of the aux-loss-free expert bias, after each optimizer step; 0 switches it off."""
+
+    def __post_init__(self) -> None:
+        check("balance", self, ">=", 0, "bias_rate")
+
+
+@dataclass(frozen=True)
+class BalanceConfig(ExpertBiasConfig):
+    """Expert load balancing (report section 2.4)."""
+
     loss_coef: float = 1e-4
     """Coefficient of the standard load-balancing loss; 0 switches it off."""
     loss_type: Literal["aux_loss", "seq_aux_loss"] = "aux_loss"
@@ -202,7 +211,8 @@ class BalanceConfig:
     section 3.1.6). Megatron's names. Padding is in neither."""
 
     def __post_init__(self) -> None:
-        check("balance", self, ">=", 0, "bias_rate", "loss_coef")
+        super().__post_init__()
+        check("balance", self, ">=", 0, "loss_coef")
 
 
 @dataclass(frozen=True)

@@ -206,7 +206,7 @@ class Curriculum:
         return drawn
 
     def note_reward(self, reward: float) -> None:
-        """Tell the mean reward of the batch that was drawn last."""
+        """Tell the mean reward of the batch that was drawn last, less what its pass rates let expect."""
         self._rewards.append(float(reward))
 
     @property

@@ -36,6 +36,8 @@ class RolloutSettings:
     """Samples of a prompt."""
     max_tokens: int = 49_152
     """Of one turn's answer."""
+    max_context: int | None = None
+    """Of prompt and answers together; None: all that the engine holds."""
     max_turns: int = 16
     """Answers of one sample."""
     temperature: float = 1.0
@@ -135,7 +137,12 @@ class RolloutWorker:
 
     def room(self, used: int) -> int:
         """Most tokens of an answer after so many."""
-        return min(self.settings.max_tokens, self.engine.max_context - used)
+        return min(self.settings.max_tokens, self.context - used)
+
+    @property
+    def context(self) -> int:
+        """Most tokens of prompt and answers together."""
+        return min(self.engine.max_context, self.settings.max_context or self.engine.max_context)
 
     def request(self, name: str, prompt: ChatPrompt, seed: int, n: int) -> Request:
         """Of one turn, for `n` samples."""
@@ -184,7 +191,7 @@ class _Drawing:
 
     def _first_turn(self, i: int, prompt: ChatPrompt, group: Group) -> None:
         if self._worker.room(len(prompt.ids)) < TOKENS_TO_ANSWER:
-            _refuse_prompt(group, len(prompt.ids), self._engine.max_context)
+            _refuse_prompt(group, len(prompt.ids), self._worker.context)
             return
         seed = seed_of(self._run_seed, self._step, self._places[i])
         self._ask_engine(f"rollout-{self._step}-{i}", prompt, seed, i, group.samples)

@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
+from nano3.config.schema import BalanceConfig, ExpertBiasConfig
 from nano3.model.forward_pass import Slices, Statistic
 from nano3.model.head import nll_sum
 from nano3.train.tally import Metric
@@ -71,6 +72,13 @@ class NextTokenLoss:
         """
         self.balance_coef, self.slices = balance_coef, slices
         self._balance: Statistic = "sequence_balance_loss" if balance_type == "seq_aux_loss" else "balance_loss"
+
+    @classmethod
+    def of(cls, balance: ExpertBiasConfig, slices: Slices | None = None) -> NextTokenLoss:
+        """By a section of settings; one without a balance loss belongs to a stage with a loss of its own."""
+        if not isinstance(balance, BalanceConfig):
+            raise TypeError("balance has no loss_coef: give the trainer a loss")
+        return cls(balance.loss_coef, balance.loss_type, slices)
 
     def __call__(self, model: Any, batch: Any, scale: Scale) -> LossParts:
         hidden = model.hidden(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Literal, Protocol
 
 from nano3.config.schema import (
-    BalanceConfig,
     CheckpointConfig,
+    ExpertBiasConfig,
     LogConfig,
     OptimizerConfig,
     ParallelConfig,
@@ -42,7 +42,7 @@ class TrainerConfig(Protocol):
     @property
     def schedule(self) -> ScheduleConfig: ...
     @property
-    def balance(self) -> BalanceConfig: ...
+    def balance(self) -> ExpertBiasConfig: ...
     @property
     def checkpoint(self) -> CheckpointConfig: ...
     @property

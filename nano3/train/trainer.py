@@ -374,8 +374,7 @@ class Trainer:
         return model
 
     def _next_token_loss(self) -> NextTokenLoss:
-        slices = self.world.context if self.world.context.size > 1 else None
-        return NextTokenLoss(self.cfg.balance.loss_coef, self.cfg.balance.loss_type, slices)
+        return NextTokenLoss.of(self.cfg.balance, self.world.context if self.world.context.size > 1 else None)
 
     def _recipe(self, loss: LossFunction) -> Recipe:
         clip_norm, bias_rate = self.cfg.optimizer.clip_norm, self.cfg.balance.bias_rate

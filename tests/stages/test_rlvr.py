@@ -255,7 +255,7 @@ def test_an_environment_that_fails_ends_the_run_and_is_named(base, tmp_path):
     broken = "environments.options={much={broken=true}, little={broken=true}}"
     uniform = "curriculum.sampling=uniform"
     result = run(tmp_path / "run", base, broken, uniform, "stop.faults=3", "heldout.tasks=0")
-    assert "3 groups in a row" in result.stopped
+    assert "3 groups in a row of environment much" in result.stopped
     assert "no judge" in result.stopped
     [first, *_] = read_rollouts(rollouts_path(tmp_path / "run", 0))
     assert first.fault == "no judge"

@@ -35,7 +35,7 @@ def rollout_worker(cfg: RlvrConfig, engine: Engine) -> RolloutWorker:
     """What draws groups as the settings say."""
     own, environments = cfg.rollout, cfg.environments
     settings = RolloutSettings(
-        own.group, own.max_tokens, own.max_turns, own.temperature, own.top_p, own.thinking_budget or None,
+        own.group, own.max_tokens, cfg.context, own.max_turns, own.temperature, own.top_p, own.thinking_budget or None,
         own.replay_experts, {"enable_thinking": own.thinking}, environments.workers, environments.seconds,
         own.overlap,
     )  # fmt: skip

@@ -172,18 +172,23 @@ def measure(
     order = random.Random(cfg.rollout.seed).sample(range(len(tasks)), len(tasks))
     mine = order[world.data.rank :: world.data.size]
     sampler = worker.with_group(cfg.curriculum.profile_samples)
-    groups: list[Group] = []
+    own_rates: dict[str, dict[str, float]] = {}
+    own_faults, own_truncated = Counter[str](), Counter[tuple[str, bool]]()
 
     def draw() -> None:
         for start in range(0, len(mine), CHUNK):
             places = mine[start : start + CHUNK]
             # Steps below 0 are no steps of the run: the seeds of its rollouts are others.
-            groups.extend(sampler.draw([tasks[i] for i in places], cfg.rollout.seed, -1 - number, places))
+            groups = sampler.draw([tasks[i] for i in places], cfg.rollout.seed, -1 - number, places)
+            for name, of_tasks in pass_rates(groups).items():
+                own_rates.setdefault(name, {}).update(of_tasks)
+            own_faults.update(faults(groups))
+            own_truncated.update(_truncated(groups))
             if world.is_main and start // CHUNK % 4 == 3:
-                say(f"profile: {len(groups):,} of {len(mine):,} tasks")
+                say(f"profile: {start + len(places):,} of {len(mine):,} tasks")
 
     world.agree(attempt(draw))
-    found = world.gather((pass_rates(groups), dict(faults(groups)), _truncated(groups)))
+    found = world.gather((own_rates, dict(own_faults), own_truncated))
     rates: dict[str, dict[str, float]] = {name: {} for name in domains}
     for own, _, _ in found:
         for name, of_tasks in own.items():

@@ -184,7 +184,8 @@ class PolicySteps:
         }  # fmt: skip
         self._judge(facts, n)
         good = [fact for fact in facts if not fact.fault]
-        curriculum.note_reward(_mean([fact.reward for fact in good]))
+        # Over what the profile expects of these tasks: the curriculum draws harder ones as it goes on.
+        curriculum.note_reward(_mean([fact.reward - rates[fact.environment][fact.task] for fact in good]))
         batches = self._pack(groups, self._chosen(facts), sampling)
         self._given_at = time.perf_counter()
         return batches
@@ -305,7 +306,7 @@ class PolicySteps:
         return found | dict(kinds) | probe
 
     def _judge(self, facts: Sequence[GroupFacts], n: int) -> None:
-        self.rules.note_faults([f"{fact.environment}: {fact.fault}" if fact.fault else "" for fact in facts], n)
+        self.rules.note_faults([(fact.environment, fact.fault) for fact in facts], n)
         if all(fact.fault for fact in facts):
             kinds = Counter(f"{fact.environment}: {fact.fault}" for fact in facts).most_common(1)
             raise TrainingStoppedError(f"all {len(facts)} groups of step {n + 1} ended in a fault ({kinds[0][0]})", n)

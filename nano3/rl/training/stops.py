@@ -23,20 +23,21 @@ class StopRules:
     def __init__(self, cfg: StopConfig) -> None:
         self.cfg = cfg
         self._shares: dict[str, list[float]] = {"truncated": [], "zero_variance": []}
-        self._faults_in_a_row = 0
+        self._faults_in_a_row: dict[str, int] = {}
 
-    def note_faults(self, faults: Sequence[str], step: int) -> None:
-        """Take in the fault of each group of a step in order, empty where there is none.
+    def note_faults(self, faults: Sequence[tuple[str, str]], step: int) -> None:
+        """Take in the environment and the fault of each group of a step in order, empty where there is none.
 
         Raises:
             TrainingStoppedError: too many in a row.
         """
-        for fault in faults:
-            self._faults_in_a_row = self._faults_in_a_row + 1 if fault else 0
-            if self.cfg.faults and self._faults_in_a_row >= self.cfg.faults:
+        for environment, fault in faults:
+            n = self._faults_in_a_row.get(environment, 0) + 1 if fault else 0
+            self._faults_in_a_row[environment] = n
+            if self.cfg.faults and n >= self.cfg.faults:
                 raise TrainingStoppedError(
-                    f"{self._faults_in_a_row} groups in a row ended in a fault of their environment, the last one in: "
-                    f"{fault} (stop.faults)",
+                    f"{n} groups in a row of environment {environment} ended in a fault, the last one in: {fault} "
+                    "(stop.faults)",
                     step,
                 )
 
@@ -81,4 +82,4 @@ class StopRules:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved `state()`."""
         self._shares = {name: list(shares) for name, shares in state["shares"].items()}
-        self._faults_in_a_row = state["faults_in_a_row"]
+        self._faults_in_a_row = dict(state["faults_in_a_row"])
