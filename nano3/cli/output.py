@@ -75,3 +75,28 @@ def value_text(value: Any) -> str:
         shown = [f"{name} {share:g}" for name, share in list(value.items())[:3]]
         return ", ".join(shown) + (f" and {len(value) - 3} more" if len(value) > 3 else "")
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def speed_text(summary: dict[str, Any]) -> str:
+    """Tokens a second of a training run, to be put behind what it trained on; empty where none were measured."""
+    rate = summary["tokens_per_second"]
+    return f", {count_text(rate)} tokens a second" if rate else ""
+
+
+def folder_rows(table: Table, verb: str, summary: dict[str, Any], early: bool, change: str = "") -> None:
+    """What a training run left and what to do with it.
+
+    Args:
+        table: of two columns, which gets the rows.
+        verb: of the run.
+        summary: of the run.
+        early: it ended before its last step.
+        change: options that it needs to go on.
+    """
+    table.add_row("folder", summary["run"])
+    if early:
+        table.add_row("continue", f"nano3 {verb} --resume --out {summary['run']}{change}")
+        return
+    table.add_row("model", f"{summary['model']} (a Hugging Face folder)")
+    table.add_row("talk to it", f"nano3 serve --model {summary['run']}")
+    table.add_row("charts", f"{summary['run']}/charts")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -141,7 +141,6 @@ class Curriculum:
             )
         self.number = 0
         """Of the batch that comes next."""
-        self._more = 0
         self._rewards: list[float] = []
         self._draws: dict[str, dict[str, int]] = {domain: {} for domain in rates}
         self._owed = dict.fromkeys(rates, 0.0)
@@ -187,21 +186,29 @@ class Curriculum:
     def draw(self) -> list[tuple[str, str]]:
         """(domain, task id) of each task of the next batch, domains mixed."""
         rng = random.Random(f"{self.settings.seed}/{self.number}")
-        drawn = self._drawn(self.settings.batch, self.mean, rng)
+        drawn = self._drawn(self._sizes(), self.mean, rng)
         self.number += 1
-        self._more = 0
         return drawn
 
-    def draw_more(self, count: int) -> list[tuple[str, str]]:
-        """`count` further tasks for the batch that was drawn last, in place of groups from which nothing is learnt."""
-        own = self.settings
-        self._more += 1
-        rng = random.Random(f"{own.seed}/{self.number - 1}/{self._more}")
-        return self._drawn(count, linear_mean(own.start_mean, own.end_mean, own.batches, self.number - 1), rng)
+    def draw_more(self, missing: Mapping[str, int], batch: Collection[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Further tasks for the batch that was drawn last, in place of groups from which nothing is learnt.
 
-    def _drawn(self, count: int, mean: float, rng: random.Random) -> list[tuple[str, str]]:
-        sizes = self._sizes(count)
-        drawn = [(domain, task) for domain, size in sizes.items() for task in self._draw(domain, size, mean, rng)]
+        Args:
+            missing: how many, by domain.
+            batch: tasks of the batch so far, which are not drawn again while their domain has others.
+        """
+        own = self.settings
+        rng = random.Random(f"{own.seed}/{self.number - 1}/{len(batch)}")
+        mean = linear_mean(own.start_mean, own.end_mean, own.batches, self.number - 1)
+        return self._drawn(missing, mean, rng, batch)
+
+    def _drawn(
+        self, sizes: Mapping[str, int], mean: float, rng: random.Random, batch: Collection[tuple[str, str]] = ()
+    ) -> list[tuple[str, str]]:
+        drawn = []
+        for domain, size in sizes.items():
+            besides = {task for name, task in batch if name == domain}
+            drawn += [(domain, task) for task in self._draw(domain, size, mean, rng, besides)]
         rng.shuffle(drawn)
         return drawn
 
@@ -234,27 +241,31 @@ class Curriculum:
         made._owed = dict(state["owed"])
         return made
 
-    def _sizes(self, count: int) -> dict[str, int]:
-        """Tasks that each domain gives to a draw of `count`. The remainder of a domain's share is carried to the next
+    def _sizes(self) -> dict[str, int]:
+        """Tasks that each domain gives to the next batch. The remainder of a domain's share is carried to the next
         batch, so that a small domain has its turn too."""
         resting = self.resting
         domains = [domain for domain in self.shares if domain not in resting]
         whole = math.fsum(self.shares[domain] for domain in domains)
         for domain in domains:
-            self._owed[domain] += count * self.shares[domain] / whole
+            self._owed[domain] += self.settings.batch * self.shares[domain] / whole
         sizes = dict.fromkeys(domains, 0)
-        for _ in range(count):
+        for _ in range(self.settings.batch):
             # Rounded, so that domains which differ by their last digit alone count as equal.
             most = max(domains, key=lambda domain: round(self._owed[domain], 9))
             sizes[most] += 1
             self._owed[most] -= 1
         return sizes
 
-    def _draw(self, domain: str, size: int, mean: float, rng: random.Random) -> list[str]:
+    def _draw(self, domain: str, size: int, mean: float, rng: random.Random, besides: Collection[str]) -> list[str]:
         n, draws, drawn = self.settings.bins, self._draws[domain], list[str]()
         centers = [(i + 0.5) / n for i in range(n)]
         while len(drawn) < size:
             bins = self._bins(domain)
+            bins = [[task for task in tasks if task not in besides] for tasks in bins]
+            if not any(bins):
+                besides = ()
+                continue
             left = size - len(drawn)
             counts = target_counts(centers, mean, self.settings.sigma, left, [len(tasks) for tasks in bins])
             for tasks, count in zip(bins, counts, strict=True):

@@ -34,7 +34,7 @@ from nano3.rl.training.stops import TrainingStoppedError
 from nano3.stages import adapters
 from nano3.stages.chat_folder import write_chat
 from nano3.stages.policy.outcome import ProfileResult, RlvrResult
-from nano3.stages.policy.scores import Score, ask_heldout, read_before, write_scores
+from nano3.stages.policy.scores import Score, ask_heldout, check_same, read_before, write_scores
 from nano3.stages.room import check_room
 from nano3.stages.run_folder import TOKENIZER, empty_model, export, keep_start, processes, say, start, with_token_ids
 from nano3.stages.settings import check_policy_settings
@@ -197,6 +197,7 @@ def _begin(
     """The profile that the curriculum begins with, and the scores before the first step; a run that has begun has
     both."""
     if begun:
+        check_same(cfg, run_dir)
         return Profile.read(run_dir / FILE) if (run_dir / FILE).is_file() else None
     sampling.sync.sync()
     profile = None
@@ -212,7 +213,7 @@ def _begin(
             say(f"asking {sum(len(domain.heldout) for domain in domains.values()):,} held-out tasks")
         before = ask_heldout(cfg, domains, sampling.worker, world)
         if world.is_main:
-            write_scores(run_dir, before)
+            write_scores(run_dir, cfg.heldout.samples, before)
     return profile
 
 
@@ -240,7 +241,7 @@ def _scores_after(
         return []
     sampling.sync.sync()
     after = ask_heldout(cfg, domains, sampling.worker, world)
-    return write_scores(run_dir, before, after) if world.is_main else []
+    return write_scores(run_dir, cfg.heldout.samples, before, after) if world.is_main else []
 
 
 def _stopped(stop: TrainingStoppedError, trainer: Trainer, run_dir: Path, profile: Profile | None) -> RlvrResult:

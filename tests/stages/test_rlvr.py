@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import sys
 
 import pytest
@@ -225,10 +226,20 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(finished, base, tmp_path,
     assert all(ours[name].equal(theirs[name]) for name in ours)
 
 
+def test_scores_of_other_samples_are_not_compared(finished, tmp_path):
+    shutil.copytree(finished[1], tmp_path / "run")
+    with pytest.raises(UserError, match=r"heldout\.samples is 3; those from before the run are of 2"):
+        resume(tmp_path / "run", "heldout.samples=3", "train.steps=7")
+
+
 def test_groups_without_variance_are_filled_up(base, tmp_path):
     run(tmp_path / "run", base, "rollout.refill=3", "train.steps=2", "heldout.tasks=0")
     for line in steps_of(tmp_path / "run"):
-        assert line["groups"] * (1 - line["zero_variance"]) >= 4 or line["groups"] > 8
+        drawn = [sample[:2] for sample in tasks_of(tmp_path / "run", line["step"] - 1)]
+        assert len(drawn) == 4 * line["groups"]
+        # No task twice in a step, and with refills each environment keeps its part in what is drawn first.
+        assert len(set(drawn)) == line["groups"]
+        assert [name for name, _ in drawn[:16]].count("little") == 4
 
 
 def test_equal_rewards_end_the_run_with_the_reason(base, tmp_path):

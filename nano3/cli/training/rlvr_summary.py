@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nano3.cli.output import count_text, plain_table, print_json, print_table, results
+from nano3.cli.output import folder_rows, plain_table, print_json, print_table, results, speed_text
 
 
 def show_rlvr_summary(verb: str, summary: dict[str, Any], as_json: bool) -> None:
@@ -49,14 +49,6 @@ def _heldout_table(summary: dict[str, Any]) -> Any:
 def _run_table(verb: str, summary: dict[str, Any]) -> Any:
     early = summary["interrupted"] or summary["stopped"]
     table = plain_table("Stopped early" if early else "Run", "", "")
-    rate = summary["tokens_per_second"]
-    speed = f", {count_text(rate)} tokens a second" if rate else ""
-    table.add_row("trained", f"{summary['steps']:,} steps on {summary['tokens']:,} tokens{speed}")
-    table.add_row("folder", summary["run"])
-    if early:
-        table.add_row("continue", f"nano3 {verb} --resume --out {summary['run']}")
-    else:
-        table.add_row("model", f"{summary['model']} (a Hugging Face folder)")
-        table.add_row("talk to it", f"nano3 serve --model {summary['run']}")
-        table.add_row("charts", f"{summary['run']}/charts")
+    table.add_row("trained", f"{summary['steps']:,} steps on {summary['tokens']:,} tokens{speed_text(summary)}")
+    folder_rows(table, verb, summary, bool(early), " --set stop.NAME=VALUE" if summary["stopped"] else "")
     return table

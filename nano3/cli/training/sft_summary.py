@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nano3.cli.output import count_text, plain_table, print_json, print_table, results
+from nano3.cli.output import count_text, folder_rows, plain_table, print_json, print_table, results, speed_text
 
 
 def show_sft_summary(verb: str, summary: dict[str, Any], as_json: bool) -> None:
@@ -41,17 +41,9 @@ def _answer_table(summary: dict[str, Any]) -> Any:
 
 def _run_table(verb: str, summary: dict[str, Any]) -> Any:
     table = plain_table("Stopped early" if summary["interrupted"] else "Run", "", "")
-    rate = summary["tokens_per_second"]
-    speed = f", {count_text(rate)} tokens a second" if rate else ""
-    table.add_row("tokens", f"{summary['tokens']:,} in {summary['steps']:,} steps{speed}")
+    table.add_row("tokens", f"{summary['tokens']:,} in {summary['steps']:,} steps{speed_text(summary)}")
     if summary["heldout_loss"] is not None and summary["heldout_tokens"]:
         loss = f"{summary['heldout_loss']:.3f} nats a token ({summary['heldout_tokens']:,} tokens)"
         table.add_row("held-out loss", loss)
-    table.add_row("folder", summary["run"])
-    if summary["interrupted"]:
-        table.add_row("continue", f"nano3 {verb} --resume --out {summary['run']}")
-    else:
-        table.add_row("model", f"{summary['model']} (a Hugging Face folder)")
-        table.add_row("talk to it", f"nano3 serve --model {summary['run']}")
-        table.add_row("charts", f"{summary['run']}/charts")
+    folder_rows(table, verb, summary, summary["interrupted"])
     return table

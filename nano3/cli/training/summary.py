@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nano3.cli.output import count_text, plain_table, print_json, print_table, results
+from nano3.cli.output import plain_table, print_json, print_table, results, speed_text
 
 
 def show_summary(verb: str, summary: dict[str, Any], as_json: bool) -> None:
@@ -41,9 +41,7 @@ def _run_table(verb: str, summary: dict[str, Any]) -> Any:
     from nano3.data.texts.readings import times_text
 
     table = plain_table("Stopped early" if summary["interrupted"] else "Run", "", "")
-    rate = summary["tokens_per_second"]
-    speed = f", {count_text(rate)} tokens a second" if rate else ""
-    table.add_row("tokens", f"{summary['tokens']:,} in {summary['steps']:,} steps{speed}")
+    table.add_row("tokens", f"{summary['tokens']:,} in {summary['steps']:,} steps{speed_text(summary)}")
     if summary.get("readings"):
         read = ", ".join(f"{name} {times_text(times)}" for name, times in summary["readings"].items())
         table.add_row("texts were read", read)

@@ -250,10 +250,10 @@ class PolicySteps:
             groups |= found
             own = [GroupFacts.of(place, group) for place, group in found.items()]
             facts += sorted((fact for part in self.world.gather(own) for fact in part), key=lambda fact: fact.place)
-            missing = self.cfg.rollout.prompts - sum(fact.teaches for fact in facts)
-            if missing <= 0 or round_ == self.cfg.rollout.refill:
+            missing = self._quotas(facts) - Counter(fact.environment for fact in facts if fact.teaches)
+            if not missing or round_ == self.cfg.rollout.refill:
                 break
-            drawn = curriculum.draw_more(missing)
+            drawn = curriculum.draw_more(missing, [(fact.environment, fact.task) for fact in facts])
         self._save(groups, n)
         return groups, facts
 
@@ -315,7 +315,14 @@ class PolicySteps:
     def _chosen(self, facts: Sequence[GroupFacts]) -> set[int]:
         """Places of the groups that are trained on: with refills those first from which something is learnt."""
         good = sorted((fact for fact in facts if not fact.fault), key=lambda fact: (not fact.teaches, fact.place))
-        return {fact.place for fact in good[: self.cfg.rollout.prompts]}
+        places = set[int]()
+        for name, quota in self._quotas(facts).items():
+            places |= {fact.place for fact in [fact for fact in good if fact.environment == name][:quota]}
+        return places
+
+    def _quotas(self, facts: Sequence[GroupFacts]) -> Counter[str]:
+        """Groups of each environment in the step, as its first draw had them: refills do not change the shares."""
+        return Counter(fact.environment for fact in facts if fact.place < self.cfg.rollout.prompts)
 
     def _pack(self, groups: dict[int, Group], chosen: set[int], sampling: Sampling) -> list[PolicyBatch]:
         samples: list[TrainingSample] = []

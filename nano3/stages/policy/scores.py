@@ -1,6 +1,7 @@
 """Held-out tasks of a run's environments, answered before its first step and after its last one.
 
-heldout.json: {"before": {ENVIRONMENT: {TASK: mean reward}}, "after": {...}}; after the run also the tables of `Score`.
+heldout.json: {"samples": of each task, "before": {ENVIRONMENT: {TASK: mean reward}}, "after": {...}}; after the run
+also the tables of `Score`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from nano3.config.errors import UserError
 from nano3.config.rlvr import RlvrConfig
 from nano3.eval.intervals import bootstrap_means, middle95
 from nano3.files import write_atomic
@@ -92,9 +94,24 @@ def read_before(run_dir: Path) -> Rewards | None:
         return None
 
 
-def write_scores(run_dir: Path, before: Rewards, after: Rewards | None = None) -> list[Score]:
-    """Keep the rewards of both sides and their comparison, which is returned."""
-    table: dict[str, Any] = {"before": before}
+def check_same(cfg: RlvrConfig, run_dir: Path) -> None:
+    """Refuse settings under which a resumed run would compare other answers than those from before its first step.
+
+    Raises:
+        UserError: heldout.samples is another.
+    """
+    if read_before(run_dir) is None or not cfg.heldout.tasks:
+        return
+    samples = read_json(run_dir / FILE).get("samples")
+    if samples != cfg.heldout.samples:
+        raise UserError(
+            f"heldout.samples is {cfg.heldout.samples}; those from before the run are of {samples}: leave it as it was"
+        )
+
+
+def write_scores(run_dir: Path, samples: int, before: Rewards, after: Rewards | None = None) -> list[Score]:
+    """Keep the rewards of both sides and their comparison, which is returned; `samples`: of each task."""
+    table: dict[str, Any] = {"samples": samples, "before": before}
     scores = compare(before, after) if after is not None else []
     if after is not None:
         table |= {"after": after, "scores": [asdict(score) | {"verdict": score.verdict} for score in scores]}
