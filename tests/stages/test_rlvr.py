@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -95,11 +97,11 @@ def base(tmp_path_factory):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _environments(tmp_path_factory):
+def module_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("environments")
     (folder / "rlvr_environments.py").write_text(ENVIRONMENTS)
     sys.path.insert(0, str(folder))
-    yield
+    yield folder
     sys.path.remove(str(folder))
 
 
@@ -132,7 +134,7 @@ def tasks_of(folder, step):
 
 
 @pytest.fixture(scope="module")
-def finished(base, tmp_path_factory, _environments):
+def finished(base, tmp_path_factory, module_folder):
     folder = tmp_path_factory.mktemp("runs") / "whole"
     return run(folder, base), folder
 
@@ -311,6 +313,27 @@ def test_rows_with_other_answers_are_other_tasks(tmp_path):
         options = {"math": {"rows": str(tmp_path / "rows.jsonl")}}
         prints.append(open_domains(EnvironmentsConfig({"math": 1.0}, options=options), 0)["math"].fingerprint())
     assert prints[0] != prints[1]
+
+
+@pytest.mark.slow
+def test_two_ranks_do_what_one_does(base, tmp_path, module_folder):
+    few = ["train.steps=3", "train.dtype=float32", "curriculum.stall_steps=0", "heldout.tasks=2"]
+    run(tmp_path / "one", base, *few)
+    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "nano3"]
+    settings = [word for setting in [*SETTINGS, *few] for word in ("--set", setting)]
+    command = [*ranks, "rlvr", "--from", str(base), "--out", str(tmp_path / "two"), *settings]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(module_folder)}
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert [tasks_of(one, n) for n in range(3)] == [tasks_of(two, n) for n in range(3)]
+    assert Profile.read(one).rates == Profile.read(two).rates
+    assert read_json(one / "heldout.json")["before"] == read_json(two / "heldout.json")["before"]
+    for ours, theirs in zip(steps_of(one), steps_of(two), strict=True):
+        for name in ("reward", "zero_variance", "truncated", "groups", "tokens"):
+            assert ours[name] == theirs[name], name
+        for name in ("policy_loss", "entropy", "grad_norm"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-5), name
 
 
 @pytest.mark.slow
