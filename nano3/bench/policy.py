@@ -17,7 +17,6 @@ from nano3.model.lm import LM
 from nano3.rl.batch import TrainingSample, pack_samples
 from nano3.rl.grpo import GRPOLoss
 from nano3.train.loss import Scale
-from nano3.train.numerics import tune_process
 from nano3.train.optimizer import build_optimizer, set_lr
 
 RATE = 1e-6
@@ -28,7 +27,6 @@ class Policy:
     """A model that is trained and the engine that draws from it, as `nano3 rlvr` has them on one machine."""
 
     def __init__(self, model: LM, tokenizer: Tokenizer, case: Case) -> None:
-        tune_process(torch.device("cpu"))
         self.model, self.case = model.requires_grad_(True), case
         self.engine = Engine(
             model, tokenizer, max_sequences=case.sequences, max_context=case.length + case.output, prefix_cache=False
