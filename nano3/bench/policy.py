@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 
 import numpy as np
-import torch
 
 from nano3.bench.workload import RL_ROWS, Case, advantages, prompts
 from nano3.config.schema import OptimizerConfig
