@@ -8,14 +8,16 @@ from collections.abc import Sequence
 from nano3.config.generate import PREFIX
 from nano3.config.own_texts import category_names
 
-HUB = "hub:"
+HUB, PREFERENCES = "hub:", "preferences:"
+"""How a data set of the Hugging Face hub begins, and how preference pairs that are trained on as judgements do."""
 
 
 def own_chats(paths: Sequence[str]) -> list[str]:
     """`--set` overrides that make these the data of a run, a data set each with equal shares.
 
     Args:
-        paths: files, folders, `hub:ORG/NAME[:CONFIG][@REVISION][::SPLIT]` or `generate:NAME`.
+        paths: files, folders, `hub:ORG/NAME[:CONFIG][@REVISION][::SPLIT]` or `generate:NAME`; behind `preferences:`
+            files, folders and data sets of the hub that hold preference pairs.
     """
     names = chat_names(paths)
     sources = {name: [path] for name, path in zip(names, paths, strict=True)}
@@ -29,6 +31,7 @@ def chat_names(paths: Sequence[str]) -> list[str]:
 
 def _bare(path: str) -> str:
     """What a data set is named after."""
+    path = path.removeprefix(PREFERENCES)
     if path.startswith(PREFIX):
         return path.removeprefix(PREFIX).partition("?")[0]
     if path.startswith(HUB):

@@ -31,7 +31,8 @@ class ChatDataConfig:
     many times."""
     sources: dict[str, list[str]] = field(default_factory=dict)
     """What each data set reads: jsonl, json and Parquet files, folders of them, `hub:ORG/NAME[@REVISION][::SPLIT]`
-    (package: datasets), or `generate:NAME`, which a data set of that name needs not say."""
+    (package: datasets), `generate:NAME`, which a data set of that name needs not say, or `preferences:` and one of the
+    former, for preference pairs that become judgements to write."""
     tokenizer: str = ""
     """Empty: that of the model. Else a tokenizer.json or a folder with one, for a model that comes without."""
     pack_length: int = 512
@@ -42,7 +43,8 @@ class ChatDataConfig:
     """Rows that cannot be read or that the filters refuse: reject counts them by reason and writes them to
     rejects.jsonl; error ends the run at the first one."""
     generated_rows: int = 4000
-    """Tasks of each generated data set: a row each, unless its source puts several in a row (`?turns=3`)."""
+    """Tasks of each generated data set: a row each, unless its source puts several in a row (`?turns=3`).
+    `generate:preferences` makes half as many pairs, a row in each order."""
     heldout_fraction: float = 0.05
     """Share of the tasks set aside for the held-out loss, chosen by a hash of what a conversation asks first: no task
     is both trained on and held out."""

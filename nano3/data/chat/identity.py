@@ -8,6 +8,7 @@ import json
 
 from nano3 import __version__
 from nano3.config.generate import PREFIX
+from nano3.config.own_chats import PREFERENCES
 from nano3.config.sft import SftConfig
 from nano3.data.chat.records import HUB
 from nano3.data.chat.sets import set_sources
@@ -46,4 +47,7 @@ def rows_identity(cfg: SftConfig, tokenizer: Tokenizer) -> str:
 def _identity(spec: str) -> list[str]:
     if spec.startswith((HUB, PREFIX)):
         return [spec]
-    return [file.identity() for file in find_files(spec, Skipped())]
+    path = spec.removeprefix(PREFERENCES)
+    if path.startswith(HUB):
+        return [spec]
+    return [file.identity() for file in find_files(path, Skipped())]

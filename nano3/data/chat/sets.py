@@ -18,6 +18,7 @@ from nano3.config.sft import ChatDataConfig, SftConfig
 from nano3.data.chat.encoding import Encoders, Outcome
 from nano3.data.chat.records import Record, check_spec, read_records
 from nano3.data.chat.rows import Rows, RowWriter
+from nano3.data.preferences.chat_rows import check_preferences, is_preferences, preference_records
 from nano3.data.tasks.catalogue import find_tasks, is_tasks
 from nano3.data.tasks.source import Split
 from nano3.data.texts.readers import Skipped
@@ -107,7 +108,7 @@ def set_sources(cfg: ChatDataConfig) -> dict[str, list[str]]:
         raise UserError(f"data.sources.{unread[0]} is not read, since data.blend has no share for it")
     found = {name: cfg.sources.get(name) or [PREFIX + name] for name in wanted}
     for name, specs in found.items():
-        if not cfg.sources.get(name) and not is_tasks(PREFIX + name):
+        if not cfg.sources.get(name) and not (is_tasks(PREFIX + name) or is_preferences(PREFIX + name)):
             raise UserError(
                 f"data set {name!r} has no source: --set 'data.sources.{name}=[\"PATH\"]', or give its files with "
                 "--data PATH"
@@ -118,7 +119,9 @@ def set_sources(cfg: ChatDataConfig) -> dict[str, list[str]]:
 
 
 def _check_spec(spec: str, name: str) -> None:
-    if spec.startswith(PREFIX):
+    if is_preferences(spec):
+        check_preferences(spec, f"data.sources.{name}")
+    elif spec.startswith(PREFIX):
         find_tasks(spec)
     else:
         check_spec(spec, f"data.sources.{name}")
@@ -127,7 +130,9 @@ def _check_spec(spec: str, name: str) -> None:
 def set_records(specs: Sequence[str], cfg: ChatDataConfig, skipped: Skipped) -> Iterator[Record]:
     """All records of a data set. Raises as `read_records`."""
     for spec in specs:
-        if is_tasks(spec):
+        if is_preferences(spec):
+            yield from preference_records(spec, cfg.generated_rows, cfg.heldout_fraction, cfg.seed, skipped)
+        elif is_tasks(spec):
             yield from _made(spec, cfg)
         else:
             yield from read_records(spec, skipped)

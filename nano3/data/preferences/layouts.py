@@ -51,22 +51,42 @@ def read_pairs(spec: str, refuse: Refuse | None = None) -> Iterator[PreferencePa
         FileNotFoundError: nothing at that path.
         UserError: a file that holds no records, or a bad row where there is no `refuse`.
     """
+    for record, found in read_pair_records(spec, Skipped()):
+        if isinstance(found, PreferencePair):
+            yield found
+        elif refuse is None:
+            raise UserError(f"{record.name}: {found}")
+        else:
+            refuse(record.name, found)
+
+
+def read_pair_records(spec: str, skipped: Skipped) -> Iterator[tuple[Record, PreferencePair | str]]:
+    """As `read_pairs`, each with the record that it ends with; a row that is no preference as why it is none.
+
+    Args:
+        spec: see `read_pairs`.
+        skipped: counts the files of a folder that are no records.
+
+    Raises:
+        FileNotFoundError: nothing at that path.
+        UserError: a file that holds no records.
+    """
     waiting: Record | None = None
-    for record in read_records(spec, Skipped()):
+    for record in read_records(spec, skipped):
         rated = _is_rated(record)
         if waiting is not None and not (rated and _same_prompt(waiting, record)):
-            _refuse(waiting, NO_PARTNER, refuse)
+            yield waiting, NO_PARTNER
             waiting = None
         if rated and waiting is None:
             waiting = record
             continue
         try:
-            yield pair_of(record.value, record.problem) if waiting is None else _rated(waiting, record)
+            yield record, pair_of(record.value, record.problem) if waiting is None else _rated(waiting, record)
         except RowError as error:
-            _refuse(record, str(error), refuse)
+            yield record, str(error)
         waiting = None
     if waiting is not None:
-        _refuse(waiting, NO_PARTNER, refuse)
+        yield waiting, NO_PARTNER
 
 
 def pair_of(row: Mapping[str, Any] | None, problem: str = "") -> PreferencePair:
@@ -196,9 +216,3 @@ def _preference(row: Mapping[str, Any], column: str) -> int:
     if given != int(given):
         raise RowError(f"{column} is {given!r}; it must be a whole number from -3 to 3")
     return int(given)
-
-
-def _refuse(record: Record, why: str, refuse: Refuse | None) -> None:
-    if refuse is None:
-        raise UserError(f"{record.name}: {why}")
-    refuse(record.name, why)
