@@ -12,7 +12,7 @@ from .ops import (
     route,
     squared_relu_mlp,
 )
-from .scaled import Scaled, Weight, quantize_e4m3
+from .scaled import Scaled, Weight, quantize_e4m3, quantize_int4, quantize_int8
 from .sequence_ops import (
     attention,
     causal_conv1d,
@@ -41,6 +41,8 @@ __all__ = [
     "mamba_step",
     "paged_attention",
     "quantize_e4m3",
+    "quantize_int4",
+    "quantize_int8",
     "rms_norm",
     "route",
     "squared_relu_mlp",

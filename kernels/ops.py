@@ -3,8 +3,9 @@
 Letters, here and in sequence_ops: B batch, T time, S tokens, C channels, H heads, P head width, N state, G groups,
 E experts, K chosen experts a token, F hidden width, V vocabulary.
 Weights may be fp32 masters under bf16 activations: they are cast at use and get gradients in their own type.
-Where a weight may be `Scaled`, its numbers are data * scale, and what it multiplies is rounded to e4m3 first where it
-has an input_scale; products and sums are fp32 then, and gradients go to x.
+Where a weight may be `Scaled`, its numbers are data * scale, and what it multiplies is rounded first: to 8-bit integers
+by one of integers, to e4m3 by one of e4m3 with an input_scale. Sums are exact then (integers, of a group of 32 where
+the weight has 4 bits) or fp32, and gradients go to x, straight through the rounding.
 All ops take `backend` to force an implementation (ValueError when unknown); sums and states are fp32 (fp64 for fp64).
 """
 

@@ -10,12 +10,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..common import accumulator, matmul_dtype
-from ..scaled import Scaled, Weight, quantize_e4m3
+from ..integers import EXACT_WIDTH, Through, round_rows
+from ..scaled import INT8, INTEGERS, Scaled, Weight, quantize_e4m3
 
 
 def linear(x: Tensor, weight: Weight) -> Tensor:
     """See nano3.kernels.linear."""
     if isinstance(weight, Scaled):
+        if weight.dtype in INTEGERS:
+            return Through.apply(x, _integer_product(x, weight), weight)
         return _scaled_linear(x, weight)
     if matmul_dtype(x.dtype, x.device) == x.dtype:
         return F.linear(x, weight.to(x.dtype))
@@ -36,6 +39,18 @@ def _scaled_linear(x: Tensor, weight: Scaled) -> Tensor:
     if weight.input_scale is not None:
         rows, factor = quantize_e4m3(rows, weight.input_scale), factor * weight.input_scale
     return _ScaledProduct.apply(rows, weight.data, factor).to(x.dtype)
+
+
+def _integer_product(x: Tensor, weight: Scaled) -> Tensor:
+    """The sums of 8-bit products are exact: of parts in float32, of the parts in float64."""
+    wide = accumulator(x.dtype)
+    rows, scale = round_rows(x.to(wide))
+    if weight.dtype != INT8:
+        return (F.linear(rows, weight.dequantized(wide)) * scale).to(x.dtype)
+    parts = zip(rows.split(EXACT_WIDTH, -1), weight.data.split(EXACT_WIDTH, -1), strict=True)
+    sums = [F.linear(a, b.to(wide)) for a, b in parts]
+    total = sums[0] if len(sums) == 1 else torch.stack(sums).sum(0, dtype=torch.float64).to(wide)
+    return (total * (scale * weight.scale.to(wide))).to(x.dtype)
 
 
 class _ScaledProduct(torch.autograd.Function):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nano3.kernels import Scaled, Weight, linear, rms_norm
+from nano3.kernels.scaled import INT4
 
 
 class Linear(nn.Module):
@@ -36,7 +37,7 @@ class Linear(nn.Module):
         """Multiply by this weight (out, in) from now on.
 
         Raises:
-            ValueError: it has another shape, or a scale that is not finite and above 0.
+            ValueError: it has another shape, or a scale that is not finite and above 0 (4 bits: not finite).
         """
         hold_scaled(self, "weight", weight, "weight_scale", "input_scale")
 
@@ -56,14 +57,18 @@ def hold_scaled(module: nn.Module, name: str, weight: Scaled, scale: str, input_
     """Put a scaled weight in the place of a module's parameter `name`, its scales into buffers of these names.
 
     Raises:
-        ValueError: it has another shape, or a scale that is not finite and above 0.
+        ValueError: it has another shape, or a scale that is not finite and above 0 (4 bits: not finite).
     """
     shape = module.get_parameter(name).shape
     if weight.shape != shape:
         raise ValueError(f"a scaled weight of {tuple(weight.shape)} for {name} of {tuple(shape)}")
     for what, value in (("scale", weight.scale), ("input_scale", weight.input_scale)):
-        if value is not None and not value.is_meta and not bool(((value > 0) & value.isfinite()).all()):
-            raise ValueError(f"a scaled weight for {name} has {what} {value.tolist()}; scales are finite and above 0")
+        if value is None or value.is_meta:
+            continue
+        signed = weight.dtype == INT4  # the sign of a group's largest number
+        if not bool((value.isfinite() if signed else (value > 0) & value.isfinite()).all()):
+            rule = "finite" if signed else "finite and above 0"
+            raise ValueError(f"a scaled weight for {name} has {what} {value.tolist()}; scales are {rule}")
     setattr(module, name, nn.Parameter(weight.data, requires_grad=False))
     for buffer, value in ((scale, weight.scale), (input_scale, weight.input_scale)):
         module._buffers.pop(buffer, None)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from nano3.config.model import ModelConfig
 from nano3.kernels import Scaled, Weight, grouped_mlp
+from nano3.kernels.scaled import E4M3
 from nano3.model.forward_pass import WHOLE, Pass
 from nano3.model.layers import hold_scaled, scaled
 from nano3.model.mlp import MLP
@@ -18,7 +19,8 @@ class Experts(nn.Module):
     """All routed experts: up_proj (E, F, D) and down_proj (E, D, F).
 
     `forward` is the only way in, and where expert parallelism or adapters take hold. Quantized ones (`use_scaled`) hold
-    stored numbers in their parameters, and buffers `up_proj_scale` (E,), perhaps `up_proj_input_scale` (E,), and so on.
+    stored numbers in their parameters, and buffers `up_proj_scale`, perhaps `up_proj_input_scale`, and so on, with one
+    number or row of numbers an expert.
     """
 
     def __init__(self, cfg: ModelConfig) -> None:
@@ -40,9 +42,11 @@ class Experts(nn.Module):
         Raises:
             ValueError: it has another shape.
         """
-        each = [None if s is None else s.expand(len(weight.data)) for s in (weight.scale, weight.input_scale)]
-        assert each[0] is not None
-        hold_scaled(self, name, Scaled(weight.data, each[0], each[1]), f"{name}_scale", f"{name}_input_scale")
+        if weight.dtype == E4M3:
+            given, experts = weight.input_scale, len(weight.data)
+            given = None if given is None else given.expand(experts)
+            weight = Scaled(weight.data, weight.scale.expand(experts), given)
+        hold_scaled(self, name, weight, f"{name}_scale", f"{name}_input_scale")
 
 
 class MoE(nn.Module):

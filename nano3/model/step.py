@@ -335,7 +335,7 @@ def _sizes(model: DecodingModel) -> program.ProgramSizes:
     mambas, attentions, experts, routers = (
         [m for m in modules if isinstance(m, kind)] for kind in (Mamba2, Attention, Experts, Router)
     )
-    V, D = model.lm_head.weight.shape
+    V, D = model.lm_head.operand().shape
     eps = _one("eps", [m.eps for m in modules if isinstance(m, RMSNorm | GatedRMSNorm)])
     sizes = program.ProgramSizes(D, V, eps)
     if mambas:
@@ -346,7 +346,7 @@ def _sizes(model: DecodingModel) -> program.ProgramSizes:
         c = _one("attention configuration", [m.cfg for m in attentions])
         sizes = replace(sizes, kv_heads=c.n_kv_heads, query_heads=c.n_heads, head_dim=c.head_dim)
     if experts:
-        E, F, _ = _one("experts' shape", [m.up_proj.shape for m in experts])
+        E, F, _ = _one("experts' shape", [m.operand("up_proj").shape for m in experts])
         K, scale = _one("top_k", [m.top_k for m in routers]), _one("scale", [m.scale for m in routers])
         sizes = replace(sizes, E=E, K=K, F=F, routed_scale=scale)
     return sizes

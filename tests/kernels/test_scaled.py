@@ -174,7 +174,7 @@ def test_scales_that_fit_no_matrix_are_refused():
         Scaled(data, torch.ones(6))
     with pytest.raises(ValueError, match=r"input_scale \(4,\)"):
         Scaled(data[0], torch.tensor(1.0), torch.ones(4))
-    with pytest.raises(ValueError, match=r"float8_e4m3fn, not .* of int8"):
-        Scaled(torch.zeros(2, 2, dtype=torch.int8), torch.tensor(1.0))
+    with pytest.raises(ValueError, match=r"float8_e4m3fn, int8 or .*, not .* of int16"):
+        Scaled(torch.zeros(2, 2, dtype=torch.int16), torch.tensor(1.0))
     with pytest.raises(ValueError, match=r"linear: a scaled weight of shape .* needs 2 dimensions"):
         kernels.linear(torch.zeros(2, 5), Scaled(data, torch.ones(4)))

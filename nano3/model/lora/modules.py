@@ -58,7 +58,7 @@ class LoraLinear(Linear):
         """Take the place of `base`, whose weight and buffers it shares."""
         nn.Module.__init__(self)
         _take_over(self, base)
-        n_out, n_in = base.weight.shape
+        n_out, n_in = base.operand().shape
         self.lora_A = _empty(base.weight, rank, n_in)
         self.lora_B = _empty(base.weight, n_out, rank)
         self.scale, self.dropout, self.merged = scale, dropout, False
