@@ -17,6 +17,7 @@ def main(
     from_path: str | Path | None = None,
     resume: bool = False,
     progress: Progress | None = None,
+    checkpoint: int | None = None,
 ) -> TrainingResult:
     """Go on training the model at `from_path` with sequences of several lengths.
 
@@ -28,4 +29,4 @@ def main(
     """
     if from_path is None and not resume:
         raise UserError("extend-context goes on from a trained model: name a run or Hugging Face folder with --from")
-    return train_on_text(cfg, run_dir, from_path, resume, progress)
+    return train_on_text(cfg, run_dir, from_path, resume, progress, checkpoint)

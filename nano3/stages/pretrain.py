@@ -16,6 +16,7 @@ def main(
     from_path: str | Path | None = None,
     resume: bool = False,
     progress: Progress | None = None,
+    checkpoint: int | None = None,
 ) -> TrainingResult:
     """Train a model; arguments, results and errors are those of nano3.stages.training.train_on_text."""
-    return train_on_text(cfg, run_dir, from_path, resume, progress)
+    return train_on_text(cfg, run_dir, from_path, resume, progress, checkpoint)

@@ -40,7 +40,7 @@ from nano3.stages.run_folder import TOKENIZER, empty_model, export, keep_start, 
 from nano3.stages.settings import check_policy_settings
 from nano3.stages.sft_tokenizer import find_tokenizer
 from nano3.stages.start import check_weights
-from nano3.train.checkpoint.checkpointer import step_folders
+from nano3.train.checkpoint.checkpointer import keep_checkpoint, step_folders, step_of
 from nano3.train.freeze import frozen_names
 from nano3.train.position import Result
 from nano3.train.tracking.progress import Progress
@@ -56,6 +56,7 @@ def main(
     from_path: str | Path | None = None,
     resume: bool = False,
     progress: Progress | None = None,
+    checkpoint: int | None = None,
 ) -> RlvrResult:
     """Train the model at `from_path` on the rewards of its own samples and leave a run folder; see the module.
 
@@ -66,6 +67,7 @@ def main(
             from the run folder.
         resume: continue from the newest checkpoint of `run_dir`, or begin as it began if there is none yet.
         progress: where training reports; the terminal by default.
+        checkpoint: with `resume`, continue from that of this step instead.
 
     Returns:
         Also where a stop rule ended the run: `stopped` says why.
@@ -89,7 +91,7 @@ def main(
         with exclusive(run_dir) if world.is_main else nullcontext():
             steps = PolicySteps(cfg, domains, loss := GRPOLoss(objective(cfg)), run_dir, world, say)
             trainer = _trainer(cfg, steps, loss, domains, tokenizer, run_dir, progress, world)
-            begun = resume and trainer.resume() is not None
+            begun = resume and trainer.resume(checkpoint) is not None
             if not begun:
                 fill(trainer.model, model_folder(source))
                 adapters.begin(trainer.model, cfg.rollout.seed, world.rank)
@@ -245,11 +247,15 @@ def _scores_after(
 
 
 def _stopped(stop: TrainingStoppedError, trainer: Trainer, run_dir: Path, profile: Profile | None) -> RlvrResult:
-    """The result of a run that a stop rule ended: what was saved stays as it is."""
+    """The result of a run that a stop rule ended: what was saved stays as it is, the last good checkpoint also when the
+    run goes on."""
     position = trainer.position
-    good = [folder for folder in step_folders(run_dir / "checkpoints") if int(folder.name[5:]) <= stop.since]
+    folders = step_folders(run_dir / "checkpoints")
+    good = next((folder for folder in folders if step_of(folder) <= stop.since), None)
+    if good is not None and trainer.world.is_main:
+        keep_checkpoint(good)
     training = Result(position.step, position.tokens, False, None, {}, position.seconds, 0.0)
-    return RlvrResult(run_dir, training, _verdicts(profile), stopped=str(stop), last_good=good[0] if good else None)
+    return RlvrResult(run_dir, training, _verdicts(profile), stopped=str(stop), last_good=good)
 
 
 def _verdicts(profile: Profile | None) -> list[Any]:

@@ -53,6 +53,7 @@ def main(
     from_path: str | Path | None = None,
     resume: bool = False,
     progress: Progress | None = None,
+    checkpoint: int | None = None,
 ) -> SftResult:
     """Train the model at `from_path` on conversations and leave a run folder: config.toml, rows/, rejects.jsonl,
     data.json, metrics.jsonl, checkpoints/, charts/, tokenizer/ and model/; with lora.rank also adapter/.
@@ -64,6 +65,7 @@ def main(
             from the run folder.
         resume: continue from the newest checkpoint of `run_dir`, or begin as it began if there is none yet.
         progress: where training reports; the terminal by default.
+        checkpoint: with `resume`, continue from that of this step instead.
 
     Raises:
         UserError: data, model or settings that cannot be used, or neither `from_path` nor `resume` is given.
@@ -84,7 +86,7 @@ def main(
             reports, sets = prepare_rows(cfg, tokenizer, run_dir, fresh, world)
             steps = _steps(cfg, sets, tokenizer, world)
             trainer = _trainer(cfg, steps, sets, tokenizer, run_dir, progress, world)
-            if not resume or trainer.resume() is None:
+            if not resume or trainer.resume(checkpoint) is None:
                 fill(trainer.model, model_folder(source))
                 adapters.begin(trainer.model, cfg.data.seed, world.rank)
                 if world.is_main:

@@ -56,6 +56,7 @@ def train_on_text(
     from_path: str | Path | None = None,
     resume: bool = False,
     progress: Progress | None = None,
+    checkpoint: int | None = None,
 ) -> TrainingResult:
     """Train a model and leave a run folder: config.toml, metrics.jsonl, tokenizer/, checkpoints/, charts/ and model/.
 
@@ -66,6 +67,7 @@ def train_on_text(
             resume knows it from the run folder.
         resume: continue from the newest checkpoint of `run_dir`, or begin as it began if there is none yet.
         progress: where training reports; the terminal by default.
+        checkpoint: with `resume`, continue from that of this step instead.
 
     Raises:
         UserError: data, model or settings that cannot be used; nothing is written then.
@@ -77,7 +79,7 @@ def train_on_text(
         cfg = adopt(cfg, source)
     with processes() as world:
         cfg = fit(cfg, world)
-        if resume and (before := finished_result(cfg, run_dir)):
+        if resume and checkpoint is None and (before := finished_result(cfg, run_dir)):
             if world.is_main:
                 say(f"{run_dir} is already finished; to train it for longer, raise train.tokens or train.steps")
             return before
@@ -89,7 +91,7 @@ def train_on_text(
             if world.is_main:
                 _say_readings(cfg, rows)
             trainer = _trainer(cfg, prepared, rows, run_dir, source, progress, world)
-            if not resume or trainer.resume() is None:
+            if not resume or trainer.resume(checkpoint) is None:
                 _begin(trainer, cfg, prepared.tokenizer, run_dir, source, world)
             if world.is_main:
                 write_atomic(run_dir / "config.toml", to_toml(cfg))

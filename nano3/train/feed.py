@@ -34,7 +34,8 @@ class StepSource(Protocol):
         """What the source needs to go on after the step that was trained last, beside the number of the next one:
         JSON values and tensors by name. A checkpoint holds it, each rank's where they differ, and is then resumed with
         as many ranks. A source whose state is the same on every rank, however many there are, says so by an attribute
-        `shared_state` that is True."""
+        `shared_state` that is True. One that may find out later that training went wrong some steps ago says by an
+        attribute `safe_step` up to which step it knows that it did not: the newest checkpoint from there is kept."""
         ...
 
     def restore(self, state: dict[str, Any]) -> None:

@@ -20,7 +20,6 @@ from nano3.train.checkpoint.run_identity import (
     check_same_run,
     check_start,
     deciding_settings,
-    rounding_notes,
     rounding_settings,
 )
 from nano3.train.checkpoint.snapshot import optimizer_steps, rng_tensors, set_optimizer_steps, set_rng, state_tensors
@@ -98,25 +97,26 @@ class Trainer:
         self._resumed, self._saved_step = False, -1
         self._scores: dict[int, HeldoutScore] = {}
 
-    def resume(self) -> Path | None:
+    def resume(self, step: int | None = None) -> Path | None:
         """Continue from the newest undamaged checkpoint of the run folder; None (and a fresh start) if there is none.
+        With `step` from that of this step: later ones are renamed, and it is not deleted when newer ones come.
 
         Raises:
-            CheckpointError: all checkpoints are damaged, or they belong to other settings.
+            CheckpointError: all checkpoints are damaged, or they belong to other settings; or none is of `step`.
         """
-        saved = self.checkpoints.newest(self._tensors())
+        saved = self.checkpoints.find(self._tensors(), step)
         self._resumed = True
         if saved is None:
             self.progress.say("no checkpoint yet: starting from the beginning")
         else:
             self._move_to(Position(**saved.state["position"]))
-            check_same_run(saved.path, saved.state["settings"], self._settings(), self.cfg)
+            notes = check_same_run(saved, self._settings(), self.cfg)
             values, tensors = stored_source(saved, self.world)
             self._load(saved, tensors)
             restore_source(self.feed.source, values, tensors, self.world)
             self._saved_step = self.position.step
             self.progress.say(f"resuming from {saved.path}")
-            for note in rounding_notes(saved.state.get("rounding", {}), self.cfg):
+            for note in notes:
                 self.progress.say(note)
         self.checkpoints.clean(saved)
         # Without another step the expert load of the last one cannot be measured again.
@@ -132,7 +132,7 @@ class Trainer:
             UserError: no checkpoint there, or schedule.start_tokens or start_steps says another position than its own.
         """
         other = Checkpointer(Path(run_dir) / "checkpoints", 1, False, self.world, self.progress.say)
-        saved = other.newest(self._tensors())
+        saved = other.find(self._tensors())
         if saved is None:
             raise CheckpointError(
                 f"{run_dir} has no checkpoint to continue from (train.continue_state): use its weights only"
@@ -314,8 +314,7 @@ class Trainer:
             "rounding": rounding_settings(self.cfg),
             **source.values,
         }
-        tensors = self._tensors() | source.tensors
-        self.checkpoints.save(self.position.step, tensors, state)
+        self.checkpoints.save(self.position.step, self._tensors() | source.tensors, state, source.safe_step)
         self._saved_step = self.position.step
 
     def _move_to(self, position: Position) -> None:

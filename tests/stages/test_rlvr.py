@@ -27,6 +27,8 @@ from nano3.train.tracking.progress import Silent
 from nano3.train.trainer import Trainer
 
 ENVIRONMENTS = '''
+import itertools
+
 import numpy as np
 
 from nano3.rl.environments.base import EnvironmentFaultError, Reward, Task, user
@@ -48,6 +50,19 @@ class Letters:
             raise EnvironmentFaultError("no judge", "it does not answer")
         even = sum(i % 2 == 0 for i in rollout.token_ids)
         return Reward(even / 8, passed=even > task.truth % 8, parts={"even": np.float32(even)})
+
+
+class Souring(Letters):
+    """Every answer is worth the same from the 65th on."""
+
+    name = "souring"
+
+    def __init__(self):
+        super().__init__()
+        self.calls = itertools.count()
+
+    def verify(self, task, rollout):
+        return super().verify(task, rollout) if next(self.calls) < 64 else Reward(0.0)
 
 
 class Equal(Letters):
@@ -255,6 +270,23 @@ def test_equal_rewards_end_the_run_with_the_reason(base, tmp_path):
     assert not (tmp_path / "run" / "model").exists()
     # With the rule switched off the run goes on from its checkpoint.
     assert resume(tmp_path / "run", "stop.zero_variance=1").training.step == 6
+
+
+def test_the_last_good_checkpoint_stays_and_can_be_gone_on_from(base, tmp_path):
+    sours = "environments.weights={sours=1}", "environments.specs={sours='rlvr_environments:Souring'}"
+    settings = "environments.options={}", "curriculum.sampling=uniform", "heldout.tasks=0", "checkpoint.every_steps=1"
+    result = run(
+        tmp_path / "run", base, *sours, *settings, "checkpoint.keep=1", "stop.window=2", "environments.workers=1"
+    )
+    # Steps 5 and 6 were without variance; step 5 was saved too.
+    assert "100% of the groups had equal rewards" in result.stopped
+    assert (result.last_good, result.training.step) == (tmp_path / "run" / "checkpoints" / "step-4", 5)
+    assert result.last_good.is_dir()
+    cfg = load_rlvr(str(tmp_path / "run"), ["schedule.peak_lr=1e-4"])
+    again = main(cfg, tmp_path / "run", resume=True, progress=Silent(), checkpoint=4)
+    assert again.training.step == 6
+    assert [line["step"] for line in steps_of(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+    assert result.last_good.is_dir()
 
 
 def test_truncated_samples_end_the_run(base, tmp_path):

@@ -120,6 +120,34 @@ def test_ctrl_c_in_the_last_scoring_leaves_a_run_that_a_resume_finishes(whole, t
     assert _lines(tmp_path / "parts") == _lines(tmp_path / "whole")
 
 
+def test_a_resume_from_an_older_checkpoint_is_the_run_from_there(whole, tiny, tmp_path):
+    before = _lines(tmp_path / "whole")
+    cfg, messages = tiny.config(schedule={"horizon_tokens": 384}), Messages()
+    again = tiny.trainer(tmp_path / "whole", cfg, progress=messages)
+    assert again.resume(step=5).name == "step-5"
+    assert any("resuming from" in said and "step-5" in said for said in messages.said)
+    again.fit()
+    assert _lines(tmp_path / "whole") == before
+
+
+def test_from_a_named_checkpoint_a_run_may_learn_otherwise_but_not_from_something_else(whole, tiny, tmp_path):
+    schedule = {"horizon_tokens": 384, "peak_lr": 1e-4, "min_lr": 1e-5}
+    slower, messages = tiny.config(schedule=schedule), Messages()
+    with pytest.raises(CheckpointError, match=r"peak_lr.*or leave what came after .* --checkpoint 6"):
+        tiny.trainer(tmp_path / "whole", slower).resume()
+    other = tiny.config(schedule=schedule, train={"batch_size": 8})
+    with pytest.raises(CheckpointError, match=r"cannot resume .*train.batch_size: 4 -> 8.*: use a new run folder$"):
+        tiny.trainer(tmp_path / "whole", other).resume(step=5)
+    again = tiny.trainer(tmp_path / "whole", slower, progress=messages)
+    again.resume(step=5)
+    assert any(
+        "from step 5 on with another setting, schedule.peak_lr: 0.01 -> 0.0001" in said for said in messages.said
+    )
+    again.fit()
+    rates = [line["lr"] for line in _lines(tmp_path / "whole") if line["kind"] == "train"]
+    assert rates[4] > 1e-4 > rates[5]
+
+
 def test_a_finished_run_resumes_to_the_same_file(whole, tiny, tmp_path):
     before = _lines(tmp_path / "whole")
     again = tiny.trainer(tmp_path / "whole", tiny.config(schedule={"horizon_tokens": 384}))

@@ -30,7 +30,7 @@ for step in range(1, 6):
         assert world.gather(world.rank) == [0, 1]
         assert world.from_main(f"from {world.rank}") == "from 0"
 checkpoints.wait()
-print("saved", checkpoints.newest().path.name)
+print("saved", checkpoints.find().path.name)
 """
 
 FAIL = """

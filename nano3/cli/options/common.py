@@ -130,6 +130,15 @@ Resume = Annotated[
     bool,
     typer.Option("--resume", metavar="", help="Continue the run in --out (default: the newest of this preset)."),
 ]
+Checkpoint = Annotated[
+    int | None,
+    typer.Option(
+        help="With --resume: from the checkpoint of this step, not from the newest.",
+        metavar="STEP",
+        min=0,
+        show_default=False,
+    ),
+]
 DryRun = Annotated[
     bool,
     typer.Option(

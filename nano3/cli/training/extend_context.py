@@ -9,6 +9,7 @@ import typer
 
 from nano3.cli.options.common import (
     HELP,
+    Checkpoint,
     ContextSettings,
     Data,
     DryRun,
@@ -32,6 +33,7 @@ def extend_context(
     from_path: FromPath = None,
     out: Annotated[Path | None, out_option("extend-context")] = None,
     resume: Resume = False,
+    checkpoint: Checkpoint = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
@@ -53,7 +55,7 @@ def extend_context(
 
     if any(text.split("=")[0].strip() == "data.seq_len" for text in settings or []):
         raise UserError("--set data.seq_len: extend-context takes its sequence lengths from context.lengths")
-    request = Request(preset, settings or [], from_path, out, resume, dry_run, as_json, data or [])
+    request = Request(preset, settings or [], from_path, out, resume, dry_run, as_json, data or [], checkpoint)
     run_verb(
         "extend-context", load_extend_context, "nano3.stages.extend_context", DEFAULT_PRESET, request, needs_model=True
     )

@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from nano3.cli.options.common import HELP, Data, DryRun, FromPath, Json, Resume, Settings, out_option, preset_option
+from nano3.cli.options.common import (
+    HELP,
+    Checkpoint,
+    Data,
+    DryRun,
+    FromPath,
+    Json,
+    Resume,
+    Settings,
+    out_option,
+    preset_option,
+)
 from nano3.cli.training.verb import Request, run_verb
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", context_settings=HELP)
@@ -22,6 +33,7 @@ def pretrain(
     from_path: FromPath = None,
     out: Annotated[Path | None, out_option("pretrain")] = None,
     resume: Resume = False,
+    checkpoint: Checkpoint = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
@@ -40,5 +52,5 @@ def pretrain(
     """
     from nano3.config.presets import load_pretrain
 
-    request = Request(preset, settings or [], from_path, out, resume, dry_run, as_json, data or [])
+    request = Request(preset, settings or [], from_path, out, resume, dry_run, as_json, data or [], checkpoint)
     run_verb("pretrain", load_pretrain, "nano3.stages.pretrain", DEFAULT_PRESET, request)

@@ -8,7 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
-from nano3.cli.options.common import HELP, DryRun, FromPath, Json, Resume, RlvrSettings, out_option, preset_option
+from nano3.cli.options.common import (
+    HELP,
+    Checkpoint,
+    DryRun,
+    FromPath,
+    Json,
+    Resume,
+    RlvrSettings,
+    out_option,
+    preset_option,
+)
 from nano3.cli.rollouts.rescore import rescore
 from nano3.cli.rollouts.show import show
 from nano3.cli.training.verb import Parts, Request, run_verb
@@ -26,6 +36,7 @@ def rlvr(
     from_path: FromPath = None,
     out: Annotated[Path | None, out_option("rlvr")] = None,
     resume: Resume = False,
+    checkpoint: Checkpoint = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
@@ -45,7 +56,7 @@ def rlvr(
         if any(str(given(name)).endswith("COMMANDLINE") for name in context.params):
             raise typer.BadParameter(f"give options behind {context.invoked_subcommand}")
         return
-    request = Request(preset, settings or [], from_path, out, resume, dry_run, as_json, [])
+    request = Request(preset, settings or [], from_path, out, resume, dry_run, as_json, [], checkpoint)
     parts = Parts(
         lambda paths, data: [], _check_environments, _adopt, _show_summary, _check_settings, _show_dry_run, "sft"
     )

@@ -50,5 +50,13 @@ def _run_table(verb: str, summary: dict[str, Any]) -> Any:
     early = summary["interrupted"] or summary["stopped"]
     table = plain_table("Stopped early" if early else "Run", "", "")
     table.add_row("trained", f"{summary['steps']:,} steps on {summary['tokens']:,} tokens{speed_text(summary)}")
-    folder_rows(table, verb, summary, bool(early), " --set stop.NAME=VALUE" if summary["stopped"] else "")
+    folder_rows(table, verb, summary, bool(early), _change(summary))
     return table
+
+
+def _change(summary: dict[str, Any]) -> str:
+    """Options with which a run that a stop rule ended goes on."""
+    if not summary["stopped"]:
+        return ""
+    step = summary["last_good_step"]
+    return ("" if step is None else f" --checkpoint {step}") + " --set KEY=VALUE"

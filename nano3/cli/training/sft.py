@@ -8,7 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
-from nano3.cli.options.common import HELP, DryRun, FromPath, Json, Resume, SftSettings, out_option, preset_option
+from nano3.cli.options.common import (
+    HELP,
+    Checkpoint,
+    DryRun,
+    FromPath,
+    Json,
+    Resume,
+    SftSettings,
+    out_option,
+    preset_option,
+)
 from nano3.cli.training.verb import Parts, Request, run_verb
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", context_settings=HELP, no_args_is_help=False)
@@ -35,6 +45,7 @@ def sft(
     from_path: FromPath = None,
     out: Annotated[Path | None, out_option("sft")] = None,
     resume: Resume = False,
+    checkpoint: Checkpoint = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
@@ -56,7 +67,7 @@ def sft(
         if any(str(given(name)).endswith("COMMANDLINE") for name in context.params):
             raise typer.BadParameter(f"give options behind {context.invoked_subcommand}: nano3 sft preview --data ...")
         return
-    request = Request(preset, settings or [], from_path, out, resume, dry_run, as_json, data or [])
+    request = Request(preset, settings or [], from_path, out, resume, dry_run, as_json, data or [], checkpoint)
     parts = Parts(_own_chats, _check_chats, _adopt, _show_summary)
     run_verb("sft", load_sft, "nano3.stages.sft", DEFAULT_PRESET, request, needs_model=True, parts=parts)
 

@@ -34,6 +34,7 @@ class Request:
     dry_run: bool
     as_json: bool
     data: list[str]
+    checkpoint: int | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def run_verb(
     Args:
         verb: as it is typed; names the run folder.
         load: settings from a preset's name and overrides.
-        stage: module with main(cfg, run_dir, from_path, resume).
+        stage: module with main(cfg, run_dir, from_path, resume, checkpoint=).
         default: preset to run when none is named.
         request: what the command line asks for.
         needs_model: the stage goes on from weights; where none are named, those of cli.model_choice.
@@ -84,6 +85,8 @@ def run_verb(
 
     parts = parts or TEXT
     preset = request.preset
+    if request.checkpoint is not None and not request.resume:
+        raise UserError(f"--checkpoint {request.checkpoint} says where a run goes on: add --resume")
     run_dir = choose_run_dir(request.out, f"{verb}-{Path(preset or default).stem}", request.resume)
     if request.resume:
         _check_verb(verb, run_dir)
@@ -99,7 +102,8 @@ def run_verb(
     with named_as_typed(_data_as_typed(request)):
         _check(cfg, run_dir, parts)
     try:
-        result = import_module(stage).main(cfg, run_dir, source, request.resume).summary()
+        main = import_module(stage).main
+        result = main(cfg, run_dir, source, request.resume, checkpoint=request.checkpoint).summary()
     except KeyboardInterrupt:
         if is_main_rank() and (run_dir / CONFIG).is_file():
             print(f"continue: {_resume_command(verb, run_dir)}", file=sys.stderr)

@@ -131,12 +131,18 @@ class PolicySteps:
         self._values: dict[str, Any] = {}
         self._clock: dict[str, float] = {}
         self._given_at = self._mismatch = 0.0
+        self._done = 0
 
     @property
     def shown(self) -> Sequence[str]:
         """What the display shows first."""
         rates = [f"pass_rate/{name}" for name in self.domains] if len(self.domains) > 1 else []
         return ["reward", *rates, "zero_variance", "truncated", "entropy"]
+
+    @property
+    def safe_step(self) -> int | None:
+        """Up to which step training is known to have gone well: the stop rules look back no further."""
+        return self.rules.safe_step(self._done)
 
     def begin(self, profile: Profile | None) -> None:
         """Before the first step of a run; without a profile all tasks are drawn alike."""
@@ -187,6 +193,7 @@ class PolicySteps:
         # Over what the profile expects of these tasks: the curriculum draws harder ones as it goes on.
         curriculum.note_reward(_mean([fact.reward - rates[fact.environment][fact.task] for fact in good]))
         batches = self._pack(groups, self._chosen(facts), sampling)
+        self._done = n + 1
         self._given_at = time.perf_counter()
         return batches
 

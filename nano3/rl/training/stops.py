@@ -75,6 +75,12 @@ class StopRules:
                 step,
             )
 
+    def safe_step(self, steps: int) -> int | None:
+        """Up to which step no later judgement on shares will find that trouble began; `steps`: done so far. None: no
+        share is judged."""
+        judged = self.cfg.truncated < 1 or self.cfg.zero_variance < 1
+        return max(0, steps + 1 - self.cfg.window) if judged else None
+
     def state(self) -> dict[str, Any]:
         """JSON values for `restore`."""
         return {"shares": self._shares, "faults_in_a_row": self._faults_in_a_row}

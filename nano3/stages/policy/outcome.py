@@ -8,6 +8,7 @@ from typing import Any
 
 from nano3.rl.training.profile import Verdict
 from nano3.stages.policy.scores import Score
+from nano3.train.checkpoint.checkpointer import step_of
 from nano3.train.position import Result
 
 
@@ -43,6 +44,7 @@ class RlvrResult:
             **{name: training[name] for name in ("interrupted", "steps", "tokens", "seconds", "tokens_per_second")},
             "stopped": self.stopped or None,
             "last_good_checkpoint": str(self.last_good) if self.last_good else None,
+            "last_good_step": step_of(self.last_good) if self.last_good else None,
             "profile": [asdict(verdict) | {"verdict": verdict.word} for verdict in self.profile],
             "heldout": [asdict(score) | {"verdict": score.verdict} for score in self.scores],
         }

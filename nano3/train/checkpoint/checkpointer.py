@@ -47,6 +47,8 @@ from nano3.train.world import World, attempt
 
 OLD = ".old"
 """Ends the name of a checkpoint that another of the same step takes the place of."""
+KEPT = "kept"
+"""An empty file in a checkpoint's folder: this one is not deleted when newer ones are written."""
 
 # Saving from one process is what a world of one means to do.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
@@ -64,6 +66,8 @@ class Saved:
     """Its folder."""
     state: dict[str, Any]
     """Contents of state.json."""
+    named: bool = False
+    """It was asked for by its step."""
 
 
 class Checkpointer:
@@ -83,10 +87,12 @@ class Checkpointer:
         self.folder, self.keep, self.asynchronous, self.world, self.say = folder, keep, asynchronous, world, say
         self._pending: tuple[Future[Any], Path] | None = None
 
-    def save(self, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    def save(self, step: int, tensors: dict[str, Tensor], state: dict[str, Any], safe_step: int | None = None) -> None:
         """Save `tensors` and the JSON values `state` as step-N; an asynchronous save goes on after this returns.
 
-        Ranks may have different tensors; those of one name are the same, or parts of one (DTensor).
+        Ranks may have different tensors; those of one name are the same, or parts of one (DTensor). Of the older
+        checkpoints the newest `keep` - 1 stay, those that are marked by `keep_checkpoint`, and the newest one of
+        `safe_step` or before.
 
         Raises:
             CheckpointError: this save, or the one before, failed on some rank; older checkpoints are intact.
@@ -99,10 +105,10 @@ class Checkpointer:
         if self.asynchronous:
             future = async_save(tensors, storage_writer=writer, **group_options(self.world))
             assert isinstance(future, Future)
-            self._pending = _chain(future, lambda: self._publish(writer, final, state)), final
+            self._pending = _chain(future, lambda: self._publish(writer, final, state, safe_step)), final
             return
         error = attempt(lambda: save(tensors, storage_writer=writer, **group_options(self.world)))
-        self._agree(final, error or attempt(lambda: self._publish(writer, final, state)))
+        self._agree(final, error or attempt(lambda: self._publish(writer, final, state, safe_step)))
 
     def poll(self) -> None:
         """Raise CheckpointError if a background save failed; ranks with peers learn it together, at the next `wait`."""
@@ -125,42 +131,53 @@ class Checkpointer:
         if error is not None:
             self.say(str(self._failed(final, _reason(error))))
 
-    def newest(self, tensors: Mapping[str, Tensor] | None = None) -> Saved | None:
-        """The newest undamaged checkpoint; None if there is none at all. Damaged ones are reported and passed over.
+    def find(self, tensors: Mapping[str, Tensor] | None = None, step: int | None = None) -> Saved | None:
+        """The newest undamaged checkpoint, or that of `step`; None if there is none at all and no step is named.
+        Damaged ones are reported and passed over.
 
         Every rank compares the sizes of all files, and the contents of those that it is going to read; files that none
         reads are shared out.
 
         Args:
             tensors: what this rank is going to load.
+            step: take its checkpoint and no other.
 
         Raises:
-            CheckpointError: there are checkpoints, and all are damaged.
+            CheckpointError: there are checkpoints, and all are damaged; or none of `step`, or that one is damaged.
         """
-        folders = self.world.from_main(step_folders(self.folder) if self.world.is_main else [])
+        found = self.world.from_main(step_folders(self.folder) if self.world.is_main else [])
+        folders = found if step is None else [folder for folder in found if step_of(folder) == step]
+        if step is not None and not folders:
+            raise CheckpointError(_no_such_step(self.folder, step, found))
         for folder in folders:
             problem = self._damage(folder, tensors or {})
             if problem is None:
-                return Saved(folder, read_json(folder / STATE))
+                return Saved(folder, read_json(folder / STATE), named=step is not None)
             if self.world.is_main:
-                self.say(f"checkpoint {folder} is damaged ({problem}); trying the one before")
+                before = "; trying the one before" if step is None else ""
+                self.say(f"checkpoint {folder} is damaged ({problem}){before}")
+        if step is not None:
+            raise CheckpointError(f"the checkpoint of step {step} in {self.folder} is damaged: name another step")
         if folders:
             many = f"all {len(folders)} checkpoints in {self.folder} are damaged"
             raise CheckpointError(f"{many}: start again in another run folder")
         return None
 
     def clean(self, used: Saved | None = None) -> None:
-        """Remove what an interrupted save left behind; checkpoints after `used`, which are damaged, are renamed."""
+        """Remove what an interrupted save left behind, and rename the checkpoints after `used`: they are damaged, or
+        were passed over for one that was asked for by its step, which is then kept."""
         if not self.world.is_main or not self.folder.exists():
             return
         for leftover in self.folder.glob(".step-*"):
             shutil.rmtree(leftover, ignore_errors=True)
         folders = step_folders(self.folder)
-        for damaged in folders[: folders.index(used.path)] if used is not None else []:
-            aside = damaged.with_name(f"{damaged.name}.damaged")
+        for later in folders[: folders.index(used.path)] if used is not None else []:
+            aside = later.with_name(f"{later.name}.{'later' if used is not None and used.named else 'damaged'}")
             shutil.rmtree(aside, ignore_errors=True)
-            damaged.rename(aside)
-            self.say(f"{damaged} is now {aside.name}: delete it when you need the space")
+            later.rename(aside)
+            self.say(f"{later} is now {aside.name}: delete it when you need the space")
+        if used is not None and used.named:
+            keep_checkpoint(used.path)
         for replaced in self.folder.glob(f"step-*{OLD}"):
             if replaced.with_suffix("").exists():
                 _remove(replaced)
@@ -188,7 +205,7 @@ class Checkpointer:
         if reasons:
             raise self._failed(final, reasons[0]) from error
 
-    def _publish(self, writer: Writer, final: Path, state: dict[str, Any]) -> None:
+    def _publish(self, writer: Writer, final: Path, state: dict[str, Any], safe_step: int | None) -> None:
         """On the main rank, after every rank wrote its files: add the manifest, rename, prune."""
         if not self.world.is_main:
             return
@@ -197,9 +214,15 @@ class Checkpointer:
         _write_json(partial / MANIFEST, manifest_of([*writer.written, Written.of(partial / STATE)]))
         fsync(partial)
         _rename_over(partial, final)
-        older = [folder for folder in step_folders(self.folder) if step_of(folder) < step_of(final)]
-        for old in older[self.keep - 1 :]:
-            _remove(old)
+        self._prune(step_of(final), safe_step)
+
+    def _prune(self, step: int, safe_step: int | None) -> None:
+        """Remove checkpoints from before `step` that nothing keeps."""
+        older = [folder for folder in step_folders(self.folder) if step_of(folder) < step]
+        safe = next((f for f in older if safe_step is not None and step_of(f) <= safe_step), None)
+        for old in [folder for folder in older if not (folder / KEPT).exists()][self.keep - 1 :]:
+            if old != safe:
+                _remove(old)
 
     def _failed(self, final: Path, reason: str) -> CheckpointError:
         shutil.rmtree(partial_name(final), ignore_errors=True)
@@ -267,6 +290,11 @@ def step_folders(folder: Path) -> list[Path]:
     return sorted(found, key=lambda p: (step_of(p), p.suffix != OLD), reverse=True)
 
 
+def keep_checkpoint(folder: Path) -> None:
+    """Mark a checkpoint, so that it is not deleted when newer ones are written."""
+    (folder / KEPT).touch()
+
+
 def step_of(folder: Path) -> int:
     """Step of a checkpoint, from its name."""
     return int(folder.name.removeprefix("step-").removesuffix(OLD))
@@ -296,6 +324,11 @@ def _chain(future: Future[Any], then: Callable[[], None]) -> Future[None]:
 
     future.add_done_callback(run)
     return after
+
+
+def _no_such_step(folder: Path, step: int, found: list[Path]) -> str:
+    steps = ", ".join(str(there) for there in sorted({step_of(path) for path in found}))
+    return f"{folder} has no checkpoint of step {step}: " + (f"there is {steps}" if steps else "there is none yet")
 
 
 def _make_empty(folder: Path) -> None:

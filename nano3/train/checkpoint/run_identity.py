@@ -10,7 +10,7 @@ from typing import Any
 
 from nano3.config.errors import UserError
 from nano3.config.schema import ScheduleConfig
-from nano3.train.checkpoint.checkpointer import CheckpointError
+from nano3.train.checkpoint.checkpointer import CheckpointError, Saved
 from nano3.train.position import Position
 
 FREE = {
@@ -33,6 +33,10 @@ FREE = {
 What data.generate decides, the texts, is compared itself: see nano3.stages.training.fingerprints."""
 FREE_SECTIONS = ("heldout", "checkpoint", "parallel", "log", "sample", "export", "stop", "sync")
 """Sections that decide nothing of what is computed; all others do, whatever the stage."""
+OTHERWISE = ("schedule.", "optimizer.", "balance.", "objective.", "rollout.")
+"""Begins of settings that may change where a resume names the checkpoint to go on from: how to learn, not from what."""
+SHAPE = ("rollout.prompts",)
+"""Settings among those that what is saved depends on."""
 HORIZON = "schedule.horizon_"
 """Begin of the key of the horizon, which ends in its unit."""
 ROUNDING = {
@@ -71,23 +75,35 @@ def differences(saved: dict[str, Any], settings: dict[str, Any]) -> list[str]:
     return [f"{key}: {saved.get(key)} -> {present.get(key)}" for key in keys if saved.get(key) != present.get(key)]
 
 
-def check_same_run(checkpoint: Path, saved: dict[str, Any], settings: dict[str, Any], cfg: Any) -> None:
-    """Raise CheckpointError, naming what changed, unless the `settings` are those `saved` in the checkpoint.
+def check_same_run(checkpoint: Saved, settings: dict[str, Any], cfg: Any) -> list[str]:
+    """A line for each setting of `cfg` that is not as in the checkpoint and may be another.
 
-    `cfg`: the run's configuration, whose defaults stand for settings that the checkpoint does not know.
+    Args:
+        checkpoint: to go on from.
+        settings: of the run, that must be the same.
+        cfg: the run's configuration, whose defaults stand for settings that the checkpoint does not know.
+
+    Raises:
+        CheckpointError: another setting differs; it is named.
     """
+    saved = checkpoint.state["settings"]
     known = {key: value for key, value in default_settings(cfg).items() if key in settings}
     # Earlier versions saved settings that have become free since.
     decided = {key: value for key, value in saved.items() if not _is_free(key)}
     saved = json.loads(json.dumps(known)) | decided
     changed = differences(saved, settings)
-    if not changed:
-        return
+    step = checkpoint.state["position"]["step"]
+    fixed = [line for line in changed if not line.startswith(OTHERWISE) or line.startswith(SHAPE)]
+    if not changed or (checkpoint.named and not fixed):
+        told = [f"from step {step} on with another setting, {line}" for line in changed]
+        return told + rounding_notes(checkpoint.state.get("rounding", {}), cfg)
     advice = "use a new run folder"
+    if not fixed:
+        advice += f", or leave what came after this checkpoint and go on otherwise with --checkpoint {step}"
     if len(changed) == 1 and changed[0].startswith(HORIZON):
         key = changed[0].partition(":")[0]
         advice = f"the learning rate follows this horizon: keep it with --set {key}={saved.get(key)}"
-    raise CheckpointError(f"cannot resume {checkpoint} with other settings ({'; '.join(changed[:3])}): {advice}")
+    raise CheckpointError(f"cannot resume {checkpoint.path} with other settings ({'; '.join(changed[:3])}): {advice}")
 
 
 def rounding_notes(saved: dict[str, Any], cfg: Any) -> list[str]:

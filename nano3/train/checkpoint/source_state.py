@@ -49,6 +49,8 @@ class SourceState:
         """For state.json: values and names of tensors of each data rank's source, and whether one entry is for all."""
         self.tensors = {f"{_prefix(world, shared)}{key}": value for key, value in found.items()}
         """By their names in a checkpoint."""
+        self.safe_step: int | None = getattr(source, "safe_step", None)
+        """See nano3.train.feed.StepSource.state."""
 
 
 def _is_shared(source: StepSource, entries: list[dict[str, Any]]) -> bool:

@@ -110,6 +110,12 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(here):
     assert choose_run_dir(here / "empty", "x", resume=False) == here / "empty"
 
 
+@pytest.mark.parametrize("verb", ["pretrain", "extend-context", "sft", "rlvr"])
+def test_a_checkpoint_is_named_with_a_resume(here, verb):
+    done = CliRunner().invoke(app, [verb, "--checkpoint", "4"])
+    assert "--checkpoint 4 says where a run goes on: add --resume" in str(done.exception)
+
+
 def test_there_must_be_a_run_to_resume(here):
     with pytest.raises(UserError, match="no run to resume"):
         choose_run_dir(None, "pretrain-tiny", resume=True)
@@ -309,7 +315,7 @@ def test_a_resume_that_made_no_step_has_no_rate(capsys):
 
 
 def test_ctrl_c_after_the_run_has_begun_says_how_to_go_on(here, monkeypatch, capsys):
-    def stop(cfg, run_dir, *args):
+    def stop(cfg, run_dir, *args, **options):
         make_run(run_dir)
         raise KeyboardInterrupt
 

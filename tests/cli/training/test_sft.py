@@ -118,6 +118,6 @@ def test_its_settings_are_listed():
 
 def test_a_run_takes_the_models_own_tokenizer(model_folder, tmp_path, monkeypatch):
     began = []
-    monkeypatch.setattr("nano3.stages.sft.main", lambda cfg, *rest: began.append(cfg))
+    monkeypatch.setattr("nano3.stages.sft.main", lambda cfg, *rest, **options: began.append(cfg))
     invoke("--from", model_folder, "--data", "generate:count", "--out", tmp_path / "run")
     assert [cfg.data.tokenizer for cfg in began] == [""]

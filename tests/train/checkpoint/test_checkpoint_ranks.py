@@ -36,7 +36,7 @@ for step, asynchronous in ((1, False), (2, True)):
 LOAD = """
 summed.clear()
 wanted = {name: torch.zeros_like(value) for name, value in make(1.0).items()}
-saved = checkpoints.newest(wanted)
+saved = checkpoints.find(wanted)
 print(" ".join(sorted(set(summed))))
 loaded = load_tensors(saved.path, wanted, world)
 for name, value in make(2.0).items():
@@ -50,7 +50,7 @@ if world.is_main:
     content[-9] ^= 1
     file.write_bytes(content)
 world.barrier()
-print("found", checkpoints.newest(make(0.0)).state)
+print("found", checkpoints.find(make(0.0)).state)
 """
 
 

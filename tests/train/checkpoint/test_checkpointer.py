@@ -47,7 +47,7 @@ def test_what_was_saved_comes_back_even_if_the_live_tensors_changed_meanwhile(ma
     checkpoints.save(10, live, {"position": {"step": 10}})
     live["model.w"].fill_(-1.0)
     checkpoints.wait()
-    saved = checkpoints.newest()
+    saved = checkpoints.find()
     assert saved.state == {"position": {"step": 10}}
     back = load_tensors(saved.path, _tensors(0), World())
     assert torch.equal(back["model.w"], _tensors(3)["model.w"])
@@ -107,7 +107,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_message(make, messages, prob
         checkpoints.save(step, _tensors(step), {"step": step})
     checkpoints.wait()
     DAMAGES[problem](checkpoints.folder / "step-2")
-    assert checkpoints.newest().state == {"step": 1}
+    assert checkpoints.find().state == {"step": 1}
     assert len(messages) == 1
     assert "step-2 is damaged" in messages[0]
     assert problem in messages[0]
@@ -115,12 +115,49 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_message(make, messages, prob
 
 def test_only_damaged_checkpoints_are_an_error_not_a_fresh_start(make):
     checkpoints = make()
-    assert checkpoints.newest() is None
+    assert checkpoints.find() is None
     checkpoints.save(1, _tensors(1), {})
     checkpoints.wait()
     _truncate(checkpoints.folder / "step-1")
     with pytest.raises(CheckpointError, match="all 1 checkpoints"):
-        checkpoints.newest()
+        checkpoints.find()
+
+
+def test_a_checkpoint_can_be_named_by_its_step(make, messages):
+    checkpoints = make(keep=3)
+    with pytest.raises(CheckpointError, match="no checkpoint of step 2: there is none yet"):
+        checkpoints.find(step=2)
+    for step in (2, 4, 6):
+        checkpoints.save(step, _tensors(step), {"step": step})
+    checkpoints.wait()
+    with pytest.raises(CheckpointError, match="no checkpoint of step 3: there is 2, 4, 6"):
+        checkpoints.find(step=3)
+    saved = checkpoints.find(step=2)
+    assert saved.state == {"step": 2}
+    checkpoints.clean(saved)
+    assert _steps(checkpoints) == [2]
+    assert (checkpoints.folder / "step-6.later").is_dir()
+    assert any("step-4.later: delete it" in message for message in messages)
+    # It outlives any number of newer ones.
+    again = make(keep=1)
+    for step in (3, 4, 5):
+        again.save(step, _tensors(step), {})
+    again.wait()
+    assert _steps(again) == [5, 2]
+    _truncate(again.folder / "step-5")
+    with pytest.raises(CheckpointError, match=r"step 5 .* is damaged: name another step"):
+        again.find(step=5)
+
+
+def test_the_newest_checkpoint_from_before_possible_trouble_stays(make):
+    checkpoints = make(keep=1)
+    for step, safe in ((2, 0), (4, 2), (6, 4), (8, 5)):
+        checkpoints.save(step, _tensors(step), {}, safe)
+    checkpoints.wait()
+    assert _steps(checkpoints) == [8, 4]
+    checkpoints.save(10, _tensors(10), {}, 10)
+    checkpoints.wait()
+    assert _steps(checkpoints) == [10, 8]
 
 
 def test_a_damaged_checkpoint_of_the_same_step_is_replaced(make):
@@ -130,7 +167,7 @@ def test_a_damaged_checkpoint_of_the_same_step_is_replaced(make):
     _truncate(checkpoints.folder / "step-1")
     checkpoints.save(1, _tensors(2), {"try": 2})
     checkpoints.wait()
-    assert checkpoints.newest().state == {"try": 2}
+    assert checkpoints.find().state == {"try": 2}
     assert [p.name for p in checkpoints.folder.iterdir()] == ["step-1"]
 
 
@@ -159,9 +196,9 @@ def save(folder, value):
 
 def found(folder):
     checkpoints = Checkpointer(folder, 2, False, World(), lambda message: None)
-    saved = checkpoints.newest()
+    saved = checkpoints.find()
     checkpoints.clean(saved)
-    tensors = load_tensors(checkpoints.newest().path, {"w": torch.zeros(40)}, World())
+    tensors = load_tensors(checkpoints.find().path, {"w": torch.zeros(40)}, World())
     return saved.state["value"], set(tensors["w"].tolist())
 
 
@@ -221,7 +258,7 @@ def test_leftovers_of_a_killed_save_are_never_loaded_and_are_removed(make):
     leftover = checkpoints.folder / ".step-2.partial"
     leftover.mkdir()
     (leftover / "state.json").write_text("{}")
-    assert checkpoints.newest().state == {"step": 1}
+    assert checkpoints.find().state == {"step": 1}
     checkpoints.clean()
     assert not leftover.exists()
 
@@ -230,7 +267,7 @@ def test_another_models_checkpoint_is_refused_by_name_and_shape(make):
     checkpoints = make()
     checkpoints.save(1, _tensors(1), {})
     checkpoints.wait()
-    path = checkpoints.newest().path
+    path = checkpoints.find().path
     with pytest.raises(CheckpointError, match=r"no tensor model\.other"):
         load_tensors(path, {"model.other": torch.zeros(2)}, World())
     with pytest.raises(CheckpointError, match=r"model\.w is \(300, 7\) in the checkpoint, \(2,\) in the model"):
@@ -247,5 +284,5 @@ def test_large_states_are_split_into_files(make, monkeypatch):
         False,
         True,
     ]
-    back = load_tensors(checkpoints.newest().path, _tensors(0), World())
+    back = load_tensors(checkpoints.find().path, _tensors(0), World())
     assert torch.equal(back["model.w"], _tensors(1)["model.w"])
