@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -129,6 +129,15 @@ class Group:
     def rewards(self) -> list[float]:
         """Of a group without a fault."""
         return [sample.reward.value for sample in self.samples if sample.reward is not None]
+
+    @property
+    def as_saved(self) -> Group:
+        """What is kept of it on disk: all but the experts of its tokens."""
+        samples = [
+            replace(sample, segments=[replace(segment, experts=None) for segment in sample.segments])
+            for sample in self.samples
+        ]
+        return Group(self.environment, self.task, samples)
 
     @property
     def pass_rate(self) -> float:

@@ -103,6 +103,8 @@ def main(
             profile = _begin(cfg, steps, domains, sampling, source, run_dir, begun, world)
             try:
                 training = trainer.fit()
+                if not training.interrupted:
+                    steps.judge_update()
             except TrainingStoppedError as stop:
                 return _stopped(stop, trainer, run_dir, profile)
             if training.interrupted:

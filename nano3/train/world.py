@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -126,13 +127,26 @@ class World:
         dist.all_gather_object(values, value, group=self.control)
         return values
 
+    def to_main(self, value: Any) -> list[Any]:
+        """Every rank's `value` on the main rank; an empty list on the others."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] | None = [None] * self.size if self.is_main else None
+        dist.gather_object(value, values, dst=0, group=self.control)
+        return values or []
+
     def agree(self, error: BaseException | None) -> None:
-        """Raise `error`, or a UserError for another rank's; every rank must call, so that none waits for a dead one."""
-        problems = [problem for problem in self.gather(None if error is None else str(error)) if problem is not None]
-        if error is not None:
+        """Raise the first error of any rank on all of them, so that they end alike and none waits for a dead one.
+
+        Every rank must call. Another rank's error is of its own kind where that is a UserError, else a UserError.
+        """
+        found = self.gather(None if error is None else _sendable(error))
+        first = next((rank for rank, problem in enumerate(found) if problem is not None), None)
+        if first is None:
+            return
+        if error is not None and first == self.rank:
             raise error
-        if problems:
-            raise UserError(problems[0])
+        raise found[first] from error
 
     def close(self) -> None:
         """Leave torch.distributed, if `init_world` started it."""
@@ -196,6 +210,14 @@ def attempt(action: Callable[[], object]) -> BaseException | None:
     except (Exception, CheckpointException) as error:
         return error
     return None
+
+
+def _sendable(error: BaseException) -> UserError:
+    """`error` as another rank can raise it."""
+    try:
+        return pickle.loads(pickle.dumps(error)) if isinstance(error, UserError) else UserError(str(error))
+    except Exception:  # of a class that does not keep its arguments
+        return UserError(str(error))
 
 
 def _local_device() -> torch.device:

@@ -238,7 +238,10 @@ def test_forced_tokens_are_marked_and_not_drawn(engine, tokenizer):
 
 def test_experts_are_those_of_all_tokens_of_all_turns_and_can_be_replayed(model, engine):
     settings = replace(SETTINGS, return_experts=True)
-    found = samples_of(RolloutWorker(engine, settings).draw(pairs(Asking(turns=1)), 7, 0))
+    groups = RolloutWorker(engine, settings).draw(pairs(Asking(turns=1)), 7, 0)
+    found = samples_of(groups)
+    # They do not go to the rank that saves.
+    assert all(s.segments[0].experts is None for group in groups for s in group.as_saved.samples)
     for sample in found:
         [segment] = sample.segments
         assert segment.experts is not None

@@ -48,4 +48,5 @@ def test_shards_arrive_whole_and_one_ranks_mismatch_stops_all(printed):
         assert facts["type"].startswith("FSDP")
         assert facts["arrived"]
         assert 0 < facts["largest"] < 1e-4
+        assert refusal.startswith("refused: MismatchError")
         assert "states of the old weights" in refusal

@@ -41,7 +41,7 @@ def main() -> None:
     try:
         sync.sync()
     except UserError as error:
-        print(f"refused: {error}")
+        print(f"refused: {type(error).__name__}: {error}")
     world.close()
 
 

@@ -289,6 +289,18 @@ def test_the_last_good_checkpoint_stays_and_can_be_gone_on_from(base, tmp_path):
     assert result.last_good.is_dir()
 
 
+def test_a_mismatch_in_the_last_step_ends_the_run_too(base, tmp_path):
+    settings = "train.steps=1", "heldout.tasks=0", "curriculum.sampling=uniform", "stop.mismatch=1e-12"
+    result = run(tmp_path / "run", base, *settings)
+    assert "more than stop.mismatch = 1e-12" in result.stopped
+    assert (result.training.step, result.last_good, result.summary()["model"]) == (1, None, None)
+    assert not (tmp_path / "run" / "model").exists()
+    # What the checkpoint of that step remembers.
+    assert resume(tmp_path / "run").stopped == result.stopped
+    assert resume(tmp_path / "run", "stop.mismatch=0").stopped == ""
+    assert (tmp_path / "run" / "model" / "config.json").is_file()
+
+
 def test_truncated_samples_end_the_run(base, tmp_path):
     result = run(
         tmp_path / "run", base, "stop.truncated=0.1", "stop.window=2", "heldout.tasks=0", "rollout.max_tokens=2"

@@ -34,7 +34,7 @@ print("saved", checkpoints.find().path.name)
 """
 
 FAIL = """
-def full(partial, final, state):
+def full(writer, final, state, safe_step):
     if world.is_main:
         raise OSError(28, "No space left on device")
 
@@ -46,6 +46,25 @@ for asynchronous in (False, True):
     checkpoints._publish = full
     report(lambda: (checkpoints.save(2, tensors, {}), checkpoints.wait()))
 report(lambda: world.agree(ValueError("no tracker") if world.is_main else None))
+"""
+
+END = """
+from nano3.rl.training.stops import TrainingStoppedError
+
+class Odd(Exception):
+    pass
+
+def end(*errors):
+    try:
+        world.agree(errors[world.rank])
+    except Exception as error:
+        print(type(error).__name__, error, getattr(error, "since", ""))
+
+end(None, TrainingStoppedError("too far", 7))
+end(TrainingStoppedError("too far", 7), Odd("late"))
+end(Odd("late"), TrainingStoppedError("too far", 7))
+end(None, None)
+print([len(world.to_main(world.rank)), world.gather(world.rank)])
 """
 
 
@@ -64,6 +83,12 @@ def on_two_ranks(processes, tmp_path):
 
 def test_ranks_talk_while_a_checkpoint_is_written(on_two_ranks):
     assert on_two_ranks(TALK) == [["saved step-5"]] * 2
+
+
+def test_all_ranks_end_alike_whichever_finds_the_reason(on_two_ranks):
+    main, other = on_two_ranks(END)
+    assert main == ["TrainingStoppedError too far 7", "TrainingStoppedError too far 7", "Odd late ", "[2, [0, 1]]"]
+    assert other == [*main[:2], "UserError late ", "[0, [0, 1]]"]
 
 
 def test_what_fails_on_one_rank_fails_on_all(on_two_ranks):

@@ -205,10 +205,22 @@ class PolicySteps:
         update = {"update_seconds": time.perf_counter() - self._given_at}
         return self._values | {"mismatch_largest": largest}, self._clock | update
 
+    def judge_update(self) -> None:
+        """Judge the step that was trained last, which the next one or the end of the run waits for.
+
+        Raises:
+            TrainingStoppedError: its rollouts were too far from what the trainer computes.
+        """
+        self.rules.note_mismatch(self._mismatch, max(0, self._done - 1))
+
     def state(self) -> dict[str, Any]:
-        """The curriculum, what the stop rules remember, and the number of profiles."""
+        """The curriculum, what the stop rules remember, the last step's mismatch, and the number of profiles."""
         assert self.curriculum is not None, "a run has begun"
-        return {"curriculum": self.curriculum.state(), "rules": self.rules.state(), "profiles": self.profiles}
+        mismatch = self._mismatch if math.isfinite(self._mismatch) else None
+        return {
+            "curriculum": self.curriculum.state(), "rules": self.rules.state(), "profiles": self.profiles,
+            "mismatch": mismatch,
+        }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
@@ -217,7 +229,9 @@ class PolicySteps:
         if batches != self.cfg.train.steps:
             self.say(f"the curriculum's mean goes on falling as over {batches} steps, not {self.cfg.train.steps}")
         self.rules.restore(state["rules"])
-        self.profiles = state["profiles"]
+        self.profiles, self._done = state["profiles"], self.curriculum.number
+        mismatch = state.get("mismatch", 0.0)
+        self._mismatch = math.nan if mismatch is None else mismatch
 
     def close(self) -> None:
         """The engine stays open: the stage asks it for the scores after the run."""
@@ -229,7 +243,7 @@ class PolicySteps:
         return self._sampling, self.curriculum
 
     def _sync(self, sampling: Sampling, n: int) -> SyncReport:
-        self.rules.note_mismatch(self._mismatch, n - 1)
+        self.judge_update()
         try:
             return sampling.sync.sync()
         except MismatchError as error:
@@ -280,8 +294,8 @@ class PolicySteps:
     def _save(self, groups: dict[int, Group], n: int) -> None:
         if not self.cfg.rollout.save:
             return
-        parts = self.world.gather(groups) if self.world.size > 1 else [groups]
-        together = {place: group for part in parts for place, group in part.items()}
+        written = {place: group.as_saved for place, group in groups.items()}
+        together = {place: group for part in self.world.to_main(written) for place, group in part.items()}
         sources = {name: domain.source for name, domain in self.domains.items()}
         ordered = [together[place] for place in sorted(together)]
         self._on_main(lambda: save_rollouts(self.run_dir, n, ordered, sources))

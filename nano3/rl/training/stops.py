@@ -16,6 +16,9 @@ class TrainingStoppedError(UserError):
         super().__init__(reason)
         self.since = since
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.since)
+
 
 class StopRules:
     """Judges each step by what its rollouts came to; its state is part of a checkpoint."""

@@ -51,7 +51,7 @@ class Score:
 
 
 def ask_heldout(cfg: RlvrConfig, domains: Mapping[str, Domain], worker: RolloutWorker, world: World) -> Rewards:
-    """Mean reward of each held-out task; groups with a fault are left out. Every rank must call."""
+    """Mean reward of each held-out task, on the main rank; groups with a fault are left out. Every rank must call."""
     asked = [(each.heldout_environment, task) for each in domains.values() for task in each.heldout]
     mine = range(world.data.rank, len(asked), world.data.size)
     sampler = worker.with_group(cfg.heldout.samples)
@@ -65,7 +65,7 @@ def ask_heldout(cfg: RlvrConfig, domains: Mapping[str, Domain], worker: RolloutW
     world.agree(attempt(draw))
     own = [(g.environment, g.task.id, sum(g.rewards) / len(g.samples)) for g in groups if not g.fault]
     found: Rewards = {name: {} for name, domain in domains.items() if domain.heldout}
-    for part in world.gather(own):
+    for part in world.to_main(own):
         for name, task, reward in part:
             found[name][task] = reward
     return found
