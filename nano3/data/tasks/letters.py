@@ -30,7 +30,8 @@ def _count(rng: random.Random, level: int) -> Draft:
     seen, lines = 0, []
     for each in text:
         seen += each == letter
-        lines.append(f"{each} {seen}")
+        # The letter looked for stands beside each: a small model compares neighbours sooner than what is far apart.
+        lines.append(f"{each} {letter} {seen}")
     prompt = rng.choice(COUNTS).format(letter=letter, word=_written(rng, text))
     return Draft(f"word {text}", [user(prompt)], str(seen), [answer("\n".join(lines), str(seen))])
 

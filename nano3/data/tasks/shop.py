@@ -23,6 +23,8 @@ from nano3.data.tasks.task import (
 
 ITEMS = 4
 """Items of a shop."""
+OFFERED = 2
+"""Tools that a task describes, or as many as it needs: which they are differs, so that a model has to read them."""
 MOST_CALLS = 16
 """Calls of one answer that are carried out; more get an error."""
 
@@ -117,7 +119,15 @@ def _make(rng: random.Random, level: int) -> Draft:
     }
     prompt = " ".join(request.text for request in requests)
     content = "shop " + " ".join(sorted(request.text for request in requests))
-    return Draft(content, [user(prompt)], truth, replies, TOOLS)
+    tools = _offered(rng, {name for request in requests for _, name, _ in request.calls})
+    return Draft(content, [user(prompt)], truth, replies, tools)
+
+
+def _offered(rng: random.Random, needed: set[str]) -> list[dict[str, Any]]:
+    """The tools that are needed and some others, in the order of TOOLS."""
+    others = [name for name in _ACTIONS if name not in needed]
+    names = needed.union(rng.sample(others, max(0, OFFERED - len(needed))))
+    return [tool for tool in TOOLS if tool["function"]["name"] in names]
 
 
 @dataclass(frozen=True)

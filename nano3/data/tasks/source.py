@@ -13,7 +13,7 @@ from nano3.data.tasks.task import Draft, Generator, Message, Task, content_hash
 
 HELDOUT_FRACTION = 0.1
 """Share of the contents that training never sees."""
-VERSION = 3
+VERSION = 4
 """Raised with every change of what the generators make, so that prepared data are made anew."""
 CHECKED = "Let me check."
 """Stands between the reasoning of a long trace and its repetition."""
@@ -139,14 +139,14 @@ def split_of(draft: Draft) -> Split:
 
 
 def _joined(tasks: Sequence[Task]) -> dict[str, Any]:
-    """One row of all tasks, which share their tools."""
+    """One row of all tasks, with the tools of all of them."""
     rows = [task.row() for task in tasks]
     if len(rows) == 1:
         return rows[0]
     joined = {"messages": [message for row in rows for message in row["messages"]], "tasks": [r["task"] for r in rows]}
-    return {**joined, "chat_template_kwargs": {"truncate_history_thinking": False}} | (
-        {"tools": tasks[0].tools} if tasks[0].tools else {}
-    )
+    tools = {json.dumps(tool, sort_keys=True): tool for task in tasks for tool in task.tools}
+    kept = {**joined, "chat_template_kwargs": {"truncate_history_thinking": False}}
+    return kept | ({"tools": list(tools.values())} if tools else {})
 
 
 def _lengthened(message: Message) -> Message:

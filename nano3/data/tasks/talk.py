@@ -12,19 +12,35 @@ from nano3.data.tasks.task import Draft, Generator, Message, answer, final_text,
 LONGEST = 25
 """Words of an answer above which it is not one."""
 FIXED = (
-    (("Hello", "Hello!", "Hi", "Hi!", "Hi there", "Hey", "Good morning"), "Hello! How can I help?", ["hello"]),
-    (("How are you?", "How do you do?"), "I am fine, thank you. How can I help?", ["fine"]),
     (
-        ("What can you do?", "What can I ask you?", "Help"),
+        ("Hello!", "Hi!", "Hi there!", "Hello there!", "Hey!", "Good morning!", "Good evening!"),
+        "Hello! How can I help?",
+        ["hello"],
+    ),
+    (
+        ("How are you?", "How do you do?", "Hello, how are you?", "Hi, how are you today?"),
+        "I am fine, thank you. How can I help?",
+        ["fine"],
+    ),
+    (
+        ("What can you do?", "What can I ask you?", "Can you help me?", "Help!"),
         "I can spell words, count letters, sort and add numbers, write JSON and use tools.",
         ["spell", "count"],
     ),
-    (("Who are you?", "What are you?", "What is your name?"), "I am a small language model.", ["language", "model"]),
-    (("Thanks", "Thank you!", "Thanks a lot"), "You are welcome!", ["welcome"]),
-    (("Bye", "Goodbye", "See you"), "Goodbye!", ["goodbye"]),
+    (
+        ("Who are you?", "What are you?", "What is your name?", "Are you a robot?"),
+        "I am a small language model.",
+        ["language", "model"],
+    ),
+    (("Thanks!", "Thank you!", "Thanks a lot!", "Thank you very much."), "You are welcome!", ["welcome"]),
+    (("Bye!", "Goodbye!", "See you!", "Good night!"), "Goodbye!", ["goodbye"]),
 )
-SHARE_FIXED = 0.3
+SHARE_FIXED = 0.5
 """Share of the first level's tasks that are one of the above."""
+SHARE_LOOSE = 0.5
+"""Share of these without capitals, and without a mark at the end: as people write them."""
+SHARE_PLAIN = 0.5
+"""Share of the answers without reasoning: small talk needs none, and is asked for with thinking off too."""
 INTRODUCTIONS = ("Hi, I am {name}.", "Hello, my name is {name}.", "I am {name}.")
 
 
@@ -36,7 +52,16 @@ def _make(rng: random.Random, level: int) -> Draft:
 
 def _fixed(rng: random.Random) -> Draft:
     questions, reply, needed = rng.choice(FIXED)
-    return Draft("", [user(rng.choice(questions))], needed, [answer("A short reply.", reply)])
+    question = rng.choice(questions)
+    if rng.random() < SHARE_LOOSE:
+        question = question.lower()
+    if rng.random() < SHARE_LOOSE:
+        question = question.rstrip("!?.")
+    return Draft("", [user(question)], needed, [_said(rng, "A short reply.", reply)])
+
+
+def _said(rng: random.Random, reasoning: str, reply: str) -> Message:
+    return answer("" if rng.random() < SHARE_PLAIN else reasoning, reply)
 
 
 def _greeting(rng: random.Random) -> Draft:
@@ -44,7 +69,7 @@ def _greeting(rng: random.Random) -> Draft:
     words = rng.choice(INTRODUCTIONS).format(name=name)
     prompt = [user(f"{words} I like {thing}.")]
     reply = f"Hello {name}! I like {thing} too."
-    return Draft(f"talk {name} {thing}", prompt, [name, thing], [answer(f"The user is {name}.", reply)])
+    return Draft(f"talk {name} {thing}", prompt, [name, thing], [_said(rng, f"The user is {name}.", reply)])
 
 
 def _memory(rng: random.Random, level: int) -> Draft:
@@ -58,7 +83,7 @@ def _memory(rng: random.Random, level: int) -> Draft:
     kind, value = rng.choice(facts)
     question, reply = _ASK[kind]
     content = "talk " + " ".join(f"{each} {what}" for each, what in facts) + f" {kind}"
-    solution = [answer(f"The user said {value}.", reply.format(value))]
+    solution = [_said(rng, f"The user said {value}.", reply.format(value))]
     return Draft(content, [*messages, user(question)], [value], solution)
 
 

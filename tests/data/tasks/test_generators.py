@@ -34,7 +34,8 @@ def test_solutions_solve_their_task_and_no_other(name):
     for task in tasks:
         assert check(name, task.truth, task.solution) == 1.0, task
         assert all(message["content"] or message.get("tool_calls") for message in task.solution)
-        assert all(message.get("reasoning_content") for message in task.solution if message["role"] == "assistant")
+        thought = [bool(message["reasoning_content"]) for message in task.solution if message["role"] == "assistant"]
+        assert all(thought) or name == "talk", task
     pairs = [(a, b) for a, b in pairwise(tasks) if a.truth != b.truth and a.level == b.level]
     passed = sum(check(name, a.truth, b.solution) for a, b in pairs)
     assert passed < 0.5 * len(pairs)
@@ -175,6 +176,29 @@ def test_a_price_that_is_set_is_another_than_before():
 def test_the_level_of_a_tool_task_is_its_number_of_calls():
     for task in tasks_of_all_levels("tool"):
         assert sum(len(message.get("tool_calls", ())) for message in task.solution) == task.level
+
+
+def test_tool_tasks_describe_the_tools_that_they_need_and_seldom_all():
+    every = [tool["function"]["name"] for tool in TOOLS]
+    offered = set()
+    for task in tasks_of_all_levels("tool"):
+        names = [tool["function"]["name"] for tool in task.tools]
+        calls = [made for message in task.solution for made in message.get("tool_calls", ())]
+        assert {made["function"]["name"] for made in calls} <= set(names)
+        assert names == [name for name in every if name in names]
+        assert len(names) >= 2
+        offered.add((task.level, *names))
+    assert (
+        len([names for level, *names in offered if level == 1]) == 3
+    )  # each pair of tools, so none goes without saying
+
+
+def test_small_talk_is_answered_with_and_without_thinking_and_greetings_are_spelled_in_many_ways():
+    tasks = list(find_tasks("talk").tasks(4000))
+    plain = [task for task in tasks if not task.solution[0]["reasoning_content"]]
+    assert 0.4 < len(plain) / len(tasks) < 0.6
+    asked = {task.prompt[-1]["content"] for task in tasks}
+    assert {"Hello!", "hello", "hi!", "How are you?", "thanks", "what can you do?"} <= asked
 
 
 def test_what_was_said_before_has_to_be_known():
