@@ -131,7 +131,7 @@ def _mean(steps: list[dict], name: str) -> float:
 
 def chart(lines: dict[tuple[str, int], list[dict]], alone: str, path: Path) -> None:
     """Share of groups without variance, drawn tasks against their target, and one environment's pass rate."""
-    made, axes = figure(3, "Curriculum and uniform sampling, all environments and one alone: three seeds each")
+    made, axes = figure(3, f"Curriculum and uniform sampling, all environments and {alone} alone")
     panels = (
         ("zero_variance", "groups without variance"), ("pass_rate", "pass rate of the samples"),
         (f"pass_rate/{alone}", f"the same of {alone}"),

@@ -13,7 +13,7 @@ LONGEST = 25
 """Words of an answer above which it is not one."""
 FIXED = (
     (
-        ("Hello!", "Hi!", "Hi there!", "Hello there!", "Hey!", "Good morning!", "Good evening!"),
+        ("Hello!", "Hi!", "Hi there!", "Hey!", "Good morning!"),
         "Hello! How can I help?",
         ["hello"],
     ),
@@ -35,10 +35,24 @@ FIXED = (
     (("Thanks!", "Thank you!", "Thanks a lot!", "Thank you very much."), "You are welcome!", ["welcome"]),
     (("Bye!", "Goodbye!", "See you!", "Good night!"), "Goodbye!", ["goodbye"]),
 )
-SHARE_FIXED = 0.5
-"""Share of the first level's tasks that are one of the above."""
+UNKNOWN = "I do not know that."
+ABOUT = (
+    "What is a {}?",
+    "Tell me about the {}.",
+    "Where is the {}?",
+    "Why is the {} so big?",
+    "Is the {} blue?",
+    "Do you like the {}?",
+    "Who made the {}?",
+    "Tell me a joke about a {}.",
+    "Write a poem about a {}.",
+)
+"""What a model of this size cannot answer, and says so."""
+SHARE_FIXED, SHARE_UNKNOWN = 0.55, 0.2
+"""Shares of the first level's tasks that are one of the fixed, or one to which the answer is not known; the others
+introduce the user."""
 SHARE_LOOSE = 0.5
-"""Share of these without capitals, and without a mark at the end: as people write them."""
+"""Share of both without capitals, and without a mark at the end."""
 SHARE_PLAIN = 0.5
 """Share of the answers without reasoning: small talk needs none, and is asked for with thinking off too."""
 INTRODUCTIONS = ("Hi, I am {name}.", "Hello, my name is {name}.", "I am {name}.")
@@ -46,18 +60,29 @@ INTRODUCTIONS = ("Hi, I am {name}.", "Hello, my name is {name}.", "I am {name}."
 
 def _make(rng: random.Random, level: int) -> Draft:
     if level == 1:
-        return _fixed(rng) if rng.random() < SHARE_FIXED else _greeting(rng)
+        (make,) = rng.choices(
+            (_fixed, _unknown, _greeting), (SHARE_FIXED, SHARE_UNKNOWN, 1 - SHARE_FIXED - SHARE_UNKNOWN)
+        )
+        return make(rng)
     return _memory(rng, level)
 
 
 def _fixed(rng: random.Random) -> Draft:
     questions, reply, needed = rng.choice(FIXED)
-    question = rng.choice(questions)
+    return Draft("", [user(_loose(rng, rng.choice(questions)))], needed, [_said(rng, "A short reply.", reply)])
+
+
+def _unknown(rng: random.Random) -> Draft:
+    question = rng.choice(ABOUT).format(rng.choice(WORDS))
+    solution = [_said(rng, "I do not know.", UNKNOWN)]
+    return Draft(f"talk {question}", [user(_loose(rng, question))], ["not", "know"], solution)
+
+
+def _loose(rng: random.Random, question: str) -> str:
+    """Half of them as people type them."""
     if rng.random() < SHARE_LOOSE:
         question = question.lower()
-    if rng.random() < SHARE_LOOSE:
-        question = question.rstrip("!?.")
-    return Draft("", [user(question)], needed, [_said(rng, "A short reply.", reply)])
+    return question.rstrip("!?.") if rng.random() < SHARE_LOOSE else question
 
 
 def _said(rng: random.Random, reasoning: str, reply: str) -> Message:
