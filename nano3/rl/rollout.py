@@ -104,10 +104,8 @@ class RolloutWorker:
             run_seed, step: for `seed_of`.
             places: of the tasks in the step's batch, for `seed_of`; empty: 0, 1 and so on.
 
-        Raises:
-            UserError: that holds for all groups.
         """
-        prompts = [self.encoder.encode(task.messages, task.tools, **self.settings.template) for _, task in tasks]
+        prompts = [self.prompt(task) for _, task in tasks]
         places = places or range(len(tasks))
         groups = []
         for place, (environment, task), prompt in zip(places, tasks, prompts, strict=True):
@@ -115,8 +113,6 @@ class RolloutWorker:
             samples = [_begun(task, k, seed, prompt) for k, seed in enumerate(seeds)]
             groups.append(Group(environment.name, task, samples))
         _Drawing(self, [environment for environment, _ in tasks], run_seed, step, places).run(prompts, groups)
-        if groups and all(group.fault in (PROMPT, ENGINE) for group in groups):
-            raise UserError(f"rollouts: {next(s.fault_message for s in groups[0].samples if s.fault)}")
         return groups
 
     def prompt_after(self, sample: Sample, messages: Sequence[Message]) -> ChatPrompt:
@@ -134,6 +130,14 @@ class RolloutWorker:
         rendered = self.encoder.encode([*sample.task.messages, *sample.messages, *messages], tools, **template)
         same = self.engine.tokenizer.decode(joined.ids) == self.engine.tokenizer.decode(rendered.ids)
         return joined if same else rendered
+
+    def prompt(self, task: Task) -> ChatPrompt:
+        """Of a task's first turn."""
+        return self.encoder.encode(task.messages, task.tools, **self.settings.template)
+
+    def fits(self, used: int) -> bool:
+        """Whether so many tokens leave room for an answer."""
+        return self.room(used) >= TOKENS_TO_ANSWER
 
     def room(self, used: int) -> int:
         """Most tokens of an answer after so many."""
@@ -190,7 +194,7 @@ class _Drawing:
             raise
 
     def _first_turn(self, i: int, prompt: ChatPrompt, group: Group) -> None:
-        if self._worker.room(len(prompt.ids)) < TOKENS_TO_ANSWER:
+        if not self._worker.fits(len(prompt.ids)):
             _refuse_prompt(group, len(prompt.ids), self._worker.context)
             return
         seed = seed_of(self._run_seed, self._step, self._places[i])
@@ -251,7 +255,7 @@ class _Drawing:
         except UserError as error:
             sample.fault, sample.fault_message = "no messages", str(error)
             return
-        if self._worker.room(len(prompt.ids)) < TOKENS_TO_ANSWER:
+        if not self._worker.fits(len(prompt.ids)):
             sample.truncated = True
             self._measure(i, sample)
             return

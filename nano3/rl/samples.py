@@ -126,6 +126,11 @@ class Group:
         return next((sample.fault for sample in self.samples if sample.fault), "")
 
     @property
+    def fault_message(self) -> str:
+        """Of that fault."""
+        return next((sample.fault_message for sample in self.samples if sample.fault), "")
+
+    @property
     def rewards(self) -> list[float]:
         """Of a group without a fault."""
         return [sample.reward.value for sample in self.samples if sample.reward is not None]

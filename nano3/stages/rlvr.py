@@ -29,6 +29,7 @@ from nano3.rl.grpo import GRPOLoss
 from nano3.rl.training.domains import Domain, open_domains
 from nano3.rl.training.engines import objective, open_engine, rollout_worker, weight_sync
 from nano3.rl.training.profile import FILE, Profile, check_fingerprint, fingerprint, measure
+from nano3.rl.training.prompts import refuse_long_prompts
 from nano3.rl.training.steps import PolicySteps, Sampling
 from nano3.rl.training.stops import TrainingStoppedError
 from nano3.stages import adapters
@@ -100,6 +101,7 @@ def main(
             if world.is_main:
                 write_atomic(run_dir / "config.toml", to_toml(cfg))
             steps.open(sampling := _sampling(cfg, trainer.model, tokenizer, source, world))
+            refuse_long_prompts(domains, sampling.worker)
             profile = _begin(cfg, steps, domains, sampling, source, run_dir, begun, world)
             try:
                 training = trainer.fit()
@@ -132,9 +134,12 @@ def profile_tasks(cfg: RlvrConfig, source: str | Path, out: str | Path) -> Profi
         model.compute_dtype = compute_dtype(cfg.train.dtype, world.device)
         alone = dataclasses.replace(cfg, lora=dataclasses.replace(cfg.lora, rank=0, targets=[]))
         parallel = dataclasses.replace(cfg.parallel, fsdp=False)
-        engine = open_engine(dataclasses.replace(alone, parallel=parallel), model, tokenizer, world)
+        worker = rollout_worker(
+            cfg, open_engine(dataclasses.replace(alone, parallel=parallel), model, tokenizer, world)
+        )
+        refuse_long_prompts(domains, worker)
         found = fingerprint(cfg, domains, folder)
-        profile = measure(cfg, domains, rollout_worker(cfg, engine), 0, world, say, found)
+        profile = measure(cfg, domains, worker, 0, world, say, found)
         if world.is_main:
             profile.write(Path(out))
         return ProfileResult(Path(out), profile.verdicts(), profile.faults)

@@ -1,6 +1,7 @@
 """Rollouts through the engine: token in, token out over several turns; seeds, forced tokens, experts, faults, files."""
 
 import json
+import re
 import threading
 import time
 from dataclasses import replace
@@ -265,11 +266,12 @@ def test_a_fault_drops_its_group_and_is_counted_by_kind(engine):
     assert set(rates["asking"]) == {"t0"}
 
 
-def test_a_prompt_that_fills_the_context_is_told(model, tokenizer):
+def test_a_prompt_that_fills_the_context_costs_its_group_alone(model, tokenizer):
     engine = Engine(model, tokenizer, memory=32 << 20, page_size=8, max_context=64)
     task = Task("long", user("the lazy dog " * 40))
-    with pytest.raises(UserError, match=r"task long has .* leaves no room"):
-        RolloutWorker(engine, SETTINGS).draw([(Asking(), task)], 1, 0)
+    [group] = RolloutWorker(engine, SETTINGS).draw([(Asking(), task)], 1, 0)
+    assert group.fault == "prompt too long"
+    assert re.search("task long has .* leaves no room", group.fault_message)
     small = RolloutWorker(engine, SETTINGS).draw([(Asking(turns=50), Task("a", user("Say.")))], 1, 0)
     assert all(len(segment.ids) <= 64 for sample in samples_of(small) for segment in sample.segments)
     engine.close()

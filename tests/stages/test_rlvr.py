@@ -39,11 +39,12 @@ class Letters:
 
     name = "letters"
 
-    def __init__(self, n=12, broken=False):
-        self.n, self.broken = n, broken
+    def __init__(self, n=12, broken=False, long=0):
+        self.n, self.broken, self.long = n, broken, long
 
     def tasks(self):
-        return [Task(f"letters-{i}", user(f"quick {i}"), truth=i) for i in range(self.n)]
+        words = ["quick " * (900 if i < self.long else 1) for i in range(self.n)]
+        return [Task(f"letters-{i}", user(f"{words[i]}{i}"), truth=i) for i in range(self.n)]
 
     def verify(self, task, rollout):
         if self.broken:
@@ -317,7 +318,28 @@ def test_an_environment_that_fails_ends_the_run_and_is_named(base, tmp_path):
     [first, *_] = read_rollouts(rollouts_path(tmp_path / "run", 0))
     assert first.fault == "no judge"
     result = run(tmp_path / "other", base, broken, uniform, "stop.faults=0", "heldout.tasks=0")
-    assert "all 4 groups of step 1 ended in a fault" in result.stopped
+    assert "all 4 groups of step 1 ended in a fault (much: no judge, it does not answer)" in result.stopped
+
+
+def test_prompts_that_are_too_long_are_dropped_and_counted(base, tmp_path):
+    long = "environments.options={much={n=16, long=6}, little={long=5}}"
+    # One prompt a step: every other call of the engine has nothing but a prompt that is too long.
+    few = "rollout.prompts=1", "rollout.refill=3", "train.steps=4", "curriculum.sampling=uniform", "heldout.tasks=0"
+    assert run(tmp_path / "run", base, long, *few, "environments.heldout_fraction=0").training.step == 4
+    lines = steps_of(tmp_path / "run")
+    kinds = {name for line in lines for name in line if name.startswith("faults/")}
+    assert kinds <= {"faults/much: prompt too long", "faults/little: prompt too long"} != set() != kinds
+    assert sum(line["dropped"] for line in lines) >= 1
+
+
+def test_an_environment_whose_prompts_are_all_too_long_is_refused_before_the_run(base, tmp_path):
+    long = "environments.options={little={long=99}}", "heldout.tasks=0"
+    match = r"environment little: all of its \d+ prompts are too long: the shortest has .* a context of 512"
+    with pytest.raises(UserError, match=match):
+        run(tmp_path / "run", base, *long)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    with pytest.raises(UserError, match=match):
+        profile_tasks(load_rlvr("tiny", [*SETTINGS, *long]), base, tmp_path / "profile.json")
 
 
 def test_half_of_the_environments_fail_and_the_others_train(base, tmp_path):

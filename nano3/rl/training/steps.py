@@ -66,6 +66,7 @@ class GroupFacts:
     environment: str
     task: str
     fault: str
+    fault_message: str
     reward: float
     """Mean of the samples; 0 in a group with a fault."""
     pass_rate: float
@@ -81,8 +82,9 @@ class GroupFacts:
         rewards, n = group.rewards, len(group.samples)
         mean = 0.0 if group.fault else sum(rewards) / n
         return cls(
-            place, group.environment, group.task.id, group.fault, mean, 0.0 if group.fault else group.pass_rate,
-            not group.fault and min(rewards) == max(rewards), sum(sample.truncated for sample in group.samples), n,
+            place, group.environment, group.task.id, group.fault, group.fault_message, mean,
+            0.0 if group.fault else group.pass_rate, not group.fault and min(rewards) == max(rewards),
+            sum(sample.truncated for sample in group.samples), n,
             sum(sample.n_drawn for sample in group.samples), sum(sample.turns for sample in group.samples),
         )  # fmt: skip
 
@@ -329,8 +331,9 @@ class PolicySteps:
     def _judge(self, facts: Sequence[GroupFacts], n: int) -> None:
         self.rules.note_faults([(fact.environment, fact.fault) for fact in facts], n)
         if all(fact.fault for fact in facts):
-            kinds = Counter(f"{fact.environment}: {fact.fault}" for fact in facts).most_common(1)
-            raise TrainingStoppedError(f"all {len(facts)} groups of step {n + 1} ended in a fault ({kinds[0][0]})", n)
+            first = facts[0]
+            what = f"{first.environment}: {first.fault}" + (f", {first.fault_message}" if first.fault_message else "")
+            raise TrainingStoppedError(f"all {len(facts)} groups of step {n + 1} ended in a fault ({what})", n)
         self.rules.note_shares(self._values["truncated"], self._values["zero_variance"], n)
 
     def _chosen(self, facts: Sequence[GroupFacts]) -> set[int]:

@@ -7,6 +7,7 @@ also the tables of `Score`.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,9 +21,10 @@ from nano3.eval.intervals import bootstrap_means, middle95
 from nano3.files import write_atomic
 from nano3.reading import read_json
 from nano3.rl.rollout import RolloutWorker
-from nano3.rl.samples import Group
+from nano3.rl.samples import Group, faults
 from nano3.rl.training.domains import Domain
 from nano3.rl.training.profile import CHUNK
+from nano3.stages.run_folder import say
 from nano3.train.world import World, attempt
 
 FILE = "heldout.json"
@@ -63,11 +65,15 @@ def ask_heldout(cfg: RlvrConfig, domains: Mapping[str, Domain], worker: RolloutW
             groups.extend(sampler.draw([asked[i] for i in places], cfg.rollout.seed, STEP, places))
 
     world.agree(attempt(draw))
-    own = [(g.environment, g.task.id, sum(g.rewards) / len(g.samples)) for g in groups if not g.fault]
+    own = [(g.environment, g.task.id, sum(g.rewards) / len(g.samples)) for g in groups if not g.fault], faults(groups)
     found: Rewards = {name: {} for name, domain in domains.items() if domain.heldout}
-    for part in world.to_main(own):
-        for name, task, reward in part:
+    dropped = Counter[str]()
+    for rewards, of_rank in world.to_main(own):
+        dropped.update(of_rank)
+        for name, task, reward in rewards:
             found[name][task] = reward
+    for kind, n in dropped.items():
+        say(f"{n:,} held-out tasks have no reward: {kind}")
     return found
 
 
