@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -37,9 +38,12 @@ class StopRequest:
         self.requested = True
         for other in STOP_SIGNALS:
             signal.signal(other, signal.SIG_IGN)
-        self._say(
-            f"{signal.Signals(number).name}: finishing this step and saving a checkpoint; once more quits at once"
-        )
+        message = f"{signal.Signals(number).name}: finishing this step and saving a checkpoint; once more quits at once"
+        try:
+            self._say(message)
+        except RuntimeError:
+            # The signal came while a line was being written: a buffered stream does not take another one inside it.
+            os.write(2, f"{message}\n".encode())
         time.sleep(ECHO_SECONDS)
         for other in STOP_SIGNALS:
             signal.signal(other, signal.SIG_DFL)

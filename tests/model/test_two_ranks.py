@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +12,8 @@ import torch
 from nano3.model.hf.folder import save
 from nano3.model.lm import LM
 
+from ..forked import start_ranks
+
 SCRIPT = Path(__file__).with_name("two_ranks.py")
 
 
@@ -23,18 +21,10 @@ SCRIPT = Path(__file__).with_name("two_ranks.py")
 def two_ranks(tmp_path, small_config):
     """Runs two_ranks.py on two ranks to the end; returns what each printed."""
     (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(small_config)))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     running = []
 
     def run() -> list[str]:
-        for rank in range(2):
-            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            env = {**os.environ, "OMP_NUM_THREADS": "1", **{name: str(value) for name, value in place.items()}}
-            command = [sys.executable, str(SCRIPT), str(tmp_path)]
-            pipe = subprocess.PIPE
-            running.append(subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, text=True))
+        running.extend(start_ranks(str(SCRIPT), str(tmp_path), ranks=2))
         outputs = [process.communicate(timeout=300) for process in running]
         assert [process.returncode for process in running] == [0, 0], outputs
         return [out for out, _ in outputs]

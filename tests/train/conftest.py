@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from ..forked import start_ranks
 
 SCRIPT = Path(__file__).with_name("tiny_run.py")
 
@@ -42,25 +41,27 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True)
+def _no_charts(request, monkeypatch):
+    """Charts take longer than these runs; only tests that ask for `draws_charts` draw them."""
+    if "draws_charts" not in request.fixturenames:
+        monkeypatch.setattr("nano3.train.tracking.record.charts.draw", lambda *args: [])
+
+
+@pytest.fixture
+def draws_charts():
+    """Asks for charts."""
+
+
 @pytest.fixture
 def processes():
     """Starts a Python command on `ranks` processes and returns them; all are ended with the test."""
     running = []
 
     def start(*arguments, ranks=1):
-        port = _free_port()
-        processes = []
-        for rank in range(ranks):
-            env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-            if ranks > 1:
-                env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
-                env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            pipe = subprocess.PIPE
-            processes.append(
-                subprocess.Popen([sys.executable, *arguments], env=env, stdout=pipe, stderr=pipe, encoding="utf-8")
-            )
-        running.extend(processes)
-        return processes
+        started = start_ranks(*arguments, ranks=ranks)
+        running.extend(started)
+        return started
 
     yield start
     for process in running:
@@ -88,9 +89,3 @@ def complete(launch):
         return outputs[0][0]
 
     return run
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -23,11 +23,6 @@ WAYS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _no_charts(monkeypatch):
-    monkeypatch.setattr("nano3.train.tracking.record.charts.draw", lambda *args: [])
-
-
 def _settings(tiny, **train):
     return tiny.config(train={"freeze": FREEZE, **train})
 

@@ -150,6 +150,8 @@ def test_ranks_that_share_their_data_take_every_decision_alike(processes, tmp_pa
 
 HELDOUT = """
 import sys
+import warnings
+warnings.simplefilter("error", UserWarning)
 sys.path.insert(0, sys.argv[1])
 import tiny_run as tiny
 from nano3.model.lm import LM
@@ -162,7 +164,7 @@ world.close()
 
 
 def test_ranks_that_share_each_sequence_score_it_once_and_mesh_without_warnings(tiny, processes):
-    started = processes("-W", "error::UserWarning", "-c", BEGIN + HELDOUT, str(Path(__file__).parent), ranks=2)
+    started = processes("-c", BEGIN + HELDOUT, str(Path(__file__).parent), ranks=2)
     outputs = [process.communicate(timeout=120) for process in started]
     assert [process.returncode for process in started] == [0, 0], outputs
     targets = tiny.TinySource(8).batch(0, 5).n_targets

@@ -22,8 +22,8 @@ def test_a_stop_signal_saves_and_exits_with_0(launch, tmp_path, number):
     (process,) = launch(tmp_path, "--source", "slow", settings={**SLOW, "checkpoint": {"every_tokens": 0}})
     _wait_for(process, "step 2")
     process.send_signal(number)
-    out, _ = process.communicate(timeout=300)
-    assert process.returncode == 0
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
     assert f"{number.name}: finishing this step" in out
     assert "interrupted True" in out
     (folder,) = (tmp_path / "checkpoints").iterdir()

@@ -31,11 +31,6 @@ def lora_run():
     return module
 
 
-@pytest.fixture(autouse=True)
-def _no_charts(monkeypatch):
-    monkeypatch.setattr("nano3.train.tracking.record.charts.draw", lambda *args: [])
-
-
 @pytest.fixture
 def base(tiny, tmp_path):
     save(LM(tiny.MODEL).init_weights(0), tmp_path / "base")

@@ -47,7 +47,9 @@ def test_step_n_is_asked_for_after_the_update_of_the_step_before(rl, tiny, tmp_p
     assert source.closed
 
 
-def test_steps_of_any_shape_count_their_own_tokens_and_metrics_have_the_names_of_the_loss(rl, tiny, tmp_path):
+def test_steps_of_any_shape_count_their_own_tokens_and_metrics_have_the_names_of_the_loss(
+    draws_charts, rl, tiny, tmp_path
+):
     run = rl.trainer(tmp_path, tiny.MODEL)
     result = run.fit()
     lines = [line for line in _lines(tmp_path) if line["kind"] == "train"]

@@ -1,8 +1,11 @@
+import io
 import signal
 import subprocess
 import sys
 
 import pytest
+
+from nano3.train.signals import StopRequest
 
 WAIT = """
 import time
@@ -50,3 +53,25 @@ def test_a_second_one_later_ends_the_process(start):
         pass
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=10) == -signal.SIGTERM
+
+
+class Interrupting(io.RawIOBase):
+    """A stream in which a Ctrl-C arrives while a line is written."""
+
+    def writable(self):
+        return True
+
+    def write(self, data):
+        if b"step" in bytes(data):
+            signal.raise_signal(signal.SIGINT)
+        return len(data)
+
+
+def test_one_that_arrives_while_a_line_is_written_is_told_and_leaves_the_run_alone(capfd):
+    stream = io.TextIOWrapper(io.BufferedWriter(Interrupting()), write_through=True)
+    handler = signal.getsignal(signal.SIGINT)
+    with StopRequest(lambda message: print(message, file=stream, flush=True)) as stop:
+        print("step 1", file=stream, flush=True)
+        assert stop.requested
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert capfd.readouterr().err.startswith("SIGINT: finishing this step")

@@ -23,18 +23,6 @@ class Messages(Silent):
         self.said.append(message)
 
 
-@pytest.fixture(autouse=True)
-def _no_charts(request, monkeypatch):
-    """Charts take longer than these runs; only tests that ask for `draws_charts` draw them."""
-    if "draws_charts" not in request.fixturenames:
-        monkeypatch.setattr("nano3.train.tracking.record.charts.draw", lambda *args: [])
-
-
-@pytest.fixture
-def draws_charts():
-    """Asks for charts."""
-
-
 def _lines(run_dir):
     return without_clock(read_metrics(run_dir / "metrics.jsonl"))
 
