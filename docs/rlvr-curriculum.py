@@ -1,12 +1,12 @@
 """Curriculum against uniform sampling, and all environments at once against one alone, at equal steps.
 
 python docs/rlvr-curriculum.py runs/sft-tiny
-python docs/rlvr-curriculum.py runs/sft-tiny --out runs/curriculum --steps 30 --prompts 16 --seeds 0,1,2 --alone sort
+python docs/rlvr-curriculum.py runs/sft-tiny --out runs/curriculum --steps 24 --prompts 16 --seeds 0,1,2 --alone sort
 
 Three runs of `nano3 rlvr` for each seed, which decides tasks, their order and samples: all environments with tasks
 drawn by the Gaussian curriculum, all with tasks drawn uniformly, and one environment alone by the curriculum. After
-them each model answers the same held-out tasks of all environments. What is done already is kept in the folder and is
-not run again.
+them each model answers the same held-out tasks of all environments. What is done already is kept in the folder and
+gone on from.
 """
 
 from __future__ import annotations
@@ -35,13 +35,8 @@ from nano3.stages.policy.scores import Rewards, ask_heldout
 from nano3.train.tracking.chart_style import dress, figure, smooth
 from nano3.train.world import World
 
-SPECS = {
-    "count": "generate:count?levels=4-10",
-    "spell": "generate:spell?levels=3-6",
-    "sort": "generate:sort?levels=2-5",
-    "json": "generate:json?levels=1-3",
-}
-"""More levels than sft trained on, so that the pass rates spread from 0 to 1."""
+NAMES = tuple(load_rlvr("tiny").environments.weights)
+"""Environments of the default preset, at the levels that it gives."""
 COLORS = {"gaussian": BLUE, "uniform": ORANGE, "alone": GREEN}
 Runs = dict[tuple[str, int], Path]
 """Finished runs by arm and seed."""
@@ -49,10 +44,9 @@ Runs = dict[tuple[str, int], Path]
 
 def settings(asked: argparse.Namespace, arm: str, seed: int, profile: Path | None = None) -> RlvrConfig:
     """Those of an arm with this seed; `profile`: of a run with the same tasks."""
-    kept = SPECS if arm != "alone" else {asked.alone: SPECS[asked.alone]}
+    kept = NAMES if arm != "alone" else (asked.alone,)
     own = [
         "environments.weights={" + ", ".join(f"{name} = 1.0" for name in kept) + "}",
-        *(f'environments.specs.{name}="{spec}"' for name, spec in kept.items()),
         f"environments.seed={seed}", f"environments.tasks={asked.tasks}",
         f"rollout.seed={seed}", f"rollout.prompts={asked.prompts}",
         f"curriculum.sampling={'uniform' if arm == 'uniform' else 'gaussian'}",
@@ -73,7 +67,8 @@ def train(asked: argparse.Namespace, start: Path) -> Runs:
             profile = asked.out / f"gaussian-{seed}" / "profile.json" if arm == "alone" else None
             cfg = settings(asked, arm, seed, profile)
             cfg = dataclasses.replace(cfg, heldout=dataclasses.replace(cfg.heldout, tasks=0))  # asked below, all alike
-            result = rlvr.main(cfg, folder, start)
+            begun = (folder / "config.toml").is_file()
+            result = rlvr.main(cfg, folder, None if begun else start, resume=begun)
             if result.stopped:
                 raise SystemExit(f"{folder} was stopped: {result.stopped}")
     return done
@@ -114,12 +109,12 @@ def tables(lines: dict[tuple[str, int], list[dict]], scores: dict[str, dict[int,
         print(f"| {arm}, {seed} | {' | '.join('' if np.isnan(mean) else f'{mean:.3f}' for mean in means)} |")
     print(f"\n| held-out | before | {' | '.join(arm for arm in scores if arm != 'before')} |")
     print("|---" * (len(scores) + 1) + "|")
-    for name in SPECS:
+    for name in NAMES:
         before = np.mean([after for _, after in paired(scores["before"], scores["before"], name)])
         cells = [cell(paired(scores["before"], one, name)) for arm, one in scores.items() if arm != "before"]
         print(f"| {name} | {before:.3f} | {' | '.join(cells)} |")
     print("\n| held-out, less gaussian | uniform | alone |\n|---|---|---|")
-    for name in SPECS:
+    for name in NAMES:
         cells = [cell(paired(scores["gaussian"], scores[arm], name)) for arm in ("uniform", "alone")]
         print(f"| {name} | {' | '.join(cells)} |")
 
@@ -166,11 +161,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="run or Hugging Face folder to start from")
     parser.add_argument("--out", type=Path, default=Path("runs/curriculum"), help="folder of the runs")
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--prompts", type=int, default=16, help="of each step, 16 samples each")
-    parser.add_argument("--tasks", type=int, default=100, help="of each environment to train on")
-    parser.add_argument("--heldout", type=int, default=100, help="held-out tasks of each environment")
-    parser.add_argument("--alone", default="sort", choices=SPECS, help="the environment that is trained on alone")
+    parser.add_argument("--tasks", type=int, default=80, help="of each environment to train on")
+    parser.add_argument("--heldout", type=int, default=80, help="held-out tasks of each environment")
+    parser.add_argument("--alone", default="sort", choices=NAMES, help="the environment that is trained on alone")
     parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0, 1, 2])
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
