@@ -15,14 +15,15 @@ import tomli_w
 from nano3.config.errors import UserError
 from nano3.config.extend_context import ContextConfig, ExtendContextConfig, wrong_seq_len
 from nano3.config.model import ModelConfig
+from nano3.config.rlhf import RlhfConfig
 from nano3.config.rlvr import RlvrConfig
 from nano3.config.schema import PretrainConfig
 from nano3.config.sft import SftConfig
 from nano3.config.typed import ShellValue, check_table, construct, convert, field_types, keys, nearest
 from nano3.reading import decode, parse_toml
 
-MODELS, PRETRAIN, EXTEND_CONTEXT, SFT, RLVR = "models", "pretrain", "extend-context", "sft", "rlvr"
-_STAGES = (PRETRAIN, EXTEND_CONTEXT, SFT, RLVR)
+MODELS, PRETRAIN, EXTEND_CONTEXT, SFT, RLVR, RLHF = "models", "pretrain", "extend-context", "sft", "rlvr", "rlhf"
+_STAGES = (PRETRAIN, EXTEND_CONTEXT, SFT, RLVR, RLHF)
 """Stages whose presets may serve as a base of another stage's, as `pretrain/phase2`."""
 Table = dict[str, Any]
 
@@ -35,7 +36,7 @@ def preset_names(kind: str) -> list[str]:
 
 def stage_of(settings: Table) -> str:
     """The stage whose settings these are, by their sections."""
-    sections = {"curriculum": RLVR, "reasoning": SFT, "context": EXTEND_CONTEXT}
+    sections = {"length_control": RLHF, "curriculum": RLVR, "reasoning": SFT, "context": EXTEND_CONTEXT}
     return next((stage for section, stage in sections.items() if section in settings), PRETRAIN)
 
 
@@ -65,6 +66,11 @@ def load_sft(name: str = "tiny", overrides: Sequence[str] = ()) -> SftConfig:
 def load_rlvr(name: str = "tiny", overrides: Sequence[str] = ()) -> RlvrConfig:
     """Settings of RL on verifiable rewards, from a preset of `rlvr` or a TOML file; see `load_pretrain`."""
     return load(RlvrConfig, RLVR, name, overrides)
+
+
+def load_rlhf(name: str = "tiny", overrides: Sequence[str] = ()) -> RlhfConfig:
+    """Settings of RL from a judge's feedback, from a preset of `rlhf` or a TOML file; see `load_pretrain`."""
+    return load(RlhfConfig, RLHF, name, overrides)
 
 
 def load_model(name: str, overrides: Sequence[str] = ()) -> ModelConfig:

@@ -12,41 +12,24 @@ The run folder:
 from __future__ import annotations
 
 import dataclasses
-from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from nano3.config.errors import UserError
-from nano3.config.presets import to_toml
 from nano3.config.rlvr import RlvrConfig
-from nano3.data.tokens.tokenizer import Tokenizer
-from nano3.files import exclusive, write_atomic
 from nano3.model.dtype import compute_dtype
 from nano3.model.find import model_folder
-from nano3.model.hf.folder import fill, load, read_config
-from nano3.rl.grpo import GRPOLoss
-from nano3.rl.training.domains import Domain, open_domains
-from nano3.rl.training.engines import objective, open_engine, rollout_worker, weight_sync
+from nano3.model.hf.folder import load, read_config
+from nano3.rl.training.domains import open_domains
+from nano3.rl.training.engines import open_engine, rollout_worker
 from nano3.rl.training.profile import FILE, Profile, check_fingerprint, fingerprint, measure
 from nano3.rl.training.prompts import refuse_long_prompts
-from nano3.rl.training.steps import PolicySteps, Sampling
 from nano3.rl.training.stops import TrainingStoppedError
-from nano3.stages import adapters
-from nano3.stages.chat_folder import write_chat
 from nano3.stages.policy.outcome import ProfileResult, RlvrResult
-from nano3.stages.policy.scores import Score, ask_heldout, check_same, read_before, write_scores
-from nano3.stages.room import check_room
-from nano3.stages.run_folder import TOKENIZER, empty_model, export, keep_start, processes, say, start, with_token_ids
-from nano3.stages.settings import check_policy_settings
+from nano3.stages.policy.run import PolicyRun, open_run
+from nano3.stages.policy.scores import Score, ask_heldout, check_same, compare, read_before, write_heldout
+from nano3.stages.run_folder import processes, say, with_token_ids
 from nano3.stages.sft_tokenizer import find_tokenizer
-from nano3.stages.start import check_weights
-from nano3.train.checkpoint.checkpointer import keep_checkpoint, step_folders, step_of
-from nano3.train.freeze import frozen_names
-from nano3.train.position import Result
 from nano3.train.tracking.progress import Progress
-from nano3.train.trainer import Trainer
-from nano3.train.world import World, attempt
 
 STAGE = "rlvr"
 
@@ -78,44 +61,20 @@ def main(
         NonFiniteError: the loss became NaN or infinite.
     """
     run_dir = Path(run_dir)
-    source, fresh = start(run_dir, from_path, resume)
-    if source is None:
-        raise UserError("rlvr goes on from a trained model: name a run or Hugging Face folder with --from")
-    if fresh or from_path is not None:
-        cfg = dataclasses.replace(cfg, model=read_config(model_folder(source)))
-    with processes() as world:
-        cfg = adapters.settle(cfg, source)
-        _check(cfg, source if fresh else None, world)
-        tokenizer = _tokenizer(source, run_dir / TOKENIZER if resume else None)
-        cfg = with_token_ids(cast(Any, cfg), tokenizer)
-        domains = open_domains(cfg.environments, cfg.heldout.tasks)
-        with exclusive(run_dir) if world.is_main else nullcontext():
-            steps = PolicySteps(cfg, domains, loss := GRPOLoss(objective(cfg)), run_dir, world, say)
-            trainer = _trainer(cfg, steps, loss, domains, tokenizer, run_dir, progress, world)
-            begun = resume and trainer.resume(checkpoint) is not None
-            if not begun:
-                fill(trainer.model, model_folder(source))
-                adapters.begin(trainer.model, cfg.rollout.seed, world.rank)
-                if world.is_main:
-                    keep_start(run_dir, source, tokenizer)
-            if world.is_main:
-                write_atomic(run_dir / "config.toml", to_toml(cfg))
-            steps.open(sampling := _sampling(cfg, trainer.model, tokenizer, source, world))
-            refuse_long_prompts(domains, sampling.worker)
-            profile = _begin(cfg, steps, domains, sampling, source, run_dir, begun, world)
-            try:
-                training = trainer.fit()
-                if not training.interrupted:
-                    steps.judge_update()
-            except TrainingStoppedError as stop:
-                return _stopped(stop, trainer, run_dir, profile)
-            if training.interrupted:
-                return RlvrResult(run_dir, training, _verdicts(profile))
-            write = partial(write_chat, tokenizer)
-            with adapters.export(trainer.model, cfg.lora, run_dir, source, write):
-                export(trainer.model, run_dir / "model", cfg.export, world, write)
-            scores = _scores_after(cfg, domains, sampling, run_dir, world)
-            return RlvrResult(run_dir, training, _verdicts(profile), scores)
+    with open_run(STAGE, cfg, run_dir, from_path, resume, progress, checkpoint) as run:
+        profile = _begin(run)
+        verdicts = profile.verdicts() if profile is not None else []
+        try:
+            training = run.trainer.fit()
+            if not training.interrupted:
+                run.steps.judge_update()
+        except TrainingStoppedError as stop:
+            good = run.last_good(stop.since)
+            return RlvrResult(run_dir, run.stopped_at(), stopped=str(stop), last_good=good, profile=verdicts)
+        if training.interrupted:
+            return RlvrResult(run_dir, training, profile=verdicts)
+        run.export()
+        return RlvrResult(run_dir, training, _scores_after(run), profile=verdicts)
 
 
 def profile_tasks(cfg: RlvrConfig, source: str | Path, out: str | Path) -> ProfileResult:
@@ -145,125 +104,50 @@ def profile_tasks(cfg: RlvrConfig, source: str | Path, out: str | Path) -> Profi
         return ProfileResult(Path(out), profile.verdicts(), profile.faults)
 
 
-def _check(cfg: RlvrConfig, begins_from: Path | None, world: World) -> None:
-    """Refuse what cannot be before any work; `begins_from`: where a run that begins takes its weights from."""
-    if begins_from is not None:
-        check_weights(cfg.model, begins_from)
-    check_policy_settings(cfg)
-    model = empty_model(cfg.model)
-    adapters.add(model, cfg.lora)
-    frozen_names(model, cfg.train.freeze)
-    world.agree(attempt(lambda: check_room(cast(Any, cfg), world)))
-
-
-def _tokenizer(source: Path, kept: Path | None) -> Tokenizer:
-    """That of the run to resume, else that of the model."""
-    return Tokenizer.load(kept) if kept is not None and kept.is_dir() else find_tokenizer("", source)
-
-
-def _trainer(
-    cfg: RlvrConfig,
-    steps: PolicySteps,
-    loss: GRPOLoss,
-    domains: dict[str, Domain],
-    tokenizer: Tokenizer,
-    run_dir: Path,
-    progress: Progress | None,
-    world: World,
-) -> Trainer:
-    """The training loop with a model without weights."""
-    model = empty_model(cfg.model)
-    model.stage = STAGE
-    adapters.add(model, cfg.lora, say if world.is_main else None)
-    inputs = {"tokenizer": tokenizer.fingerprint()[:16]}
-    inputs |= {f"tasks of {name}": domain.fingerprint() for name, domain in domains.items()}
-    return Trainer(cfg, model, steps, run_dir, None, loss, progress, world, inputs)
-
-
-def _sampling(cfg: RlvrConfig, model: Any, tokenizer: Tokenizer, source: Path, world: World) -> Sampling:
-    """The engine with what draws from it, and the model that a KL term compares with."""
-    engine = open_engine(cfg, model, tokenizer, world)
-    if world.is_main:
-        for note in engine.sizes.notes:
-            say(f"rollouts: {note}")
-    reference = None
-    if cfg.objective.kl_coef:
-        reference = load(model_folder(source), device=world.device).requires_grad_(False)
-        reference.compute_dtype = model.compute_dtype
-    return Sampling(rollout_worker(cfg, engine), weight_sync(cfg, model, engine, world), reference)
-
-
-def _begin(
-    cfg: RlvrConfig,
-    steps: PolicySteps,
-    domains: dict[str, Domain],
-    sampling: Sampling,
-    source: Path,
-    run_dir: Path,
-    begun: bool,
-    world: World,
-) -> Profile | None:
+def _begin(run: PolicyRun[RlvrConfig]) -> Profile | None:
     """The profile that the curriculum begins with, and the scores before the first step; a run that has begun has
     both."""
-    if begun:
-        check_same(cfg, run_dir)
+    cfg, run_dir = run.cfg, run.run_dir
+    if run.begun:
+        check_same(cfg.heldout, run_dir)
         return Profile.read(run_dir / FILE) if (run_dir / FILE).is_file() else None
-    sampling.sync.sync()
+    run.sampling.sync.sync()
     profile = None
     if cfg.curriculum.sampling == "gaussian":
-        profile = _profile(cfg, domains, sampling, source, run_dir, world)
-        if world.is_main:
+        profile = _profile(run)
+        if run.world.is_main:
             profile.write(run_dir / FILE)
-            for verdict in profile.verdicts():
-                say(verdict.line())
-    steps.begin(profile)
-    if cfg.heldout.tasks and world.from_main(read_before(run_dir)) is None:
-        if world.is_main:
-            say(f"asking {sum(len(domain.heldout) for domain in domains.values()):,} held-out tasks")
-        before = ask_heldout(cfg, domains, sampling.worker, world)
-        if world.is_main:
-            write_scores(run_dir, cfg.heldout.samples, before)
+        for verdict in profile.verdicts():
+            run.say(verdict.line())
+    run.steps.begin(profile)
+    if cfg.heldout.tasks and run.world.from_main(read_before(run_dir)) is None:
+        before = ask_heldout(run)
+        if run.world.is_main:
+            write_heldout(run_dir, before, samples=cfg.heldout.samples)
     return profile
 
 
-def _profile(
-    cfg: RlvrConfig, domains: dict[str, Domain], sampling: Sampling, source: Path, run_dir: Path, world: World
-) -> Profile:
+def _profile(run: PolicyRun[RlvrConfig]) -> Profile:
     """That of the settings or of this run from before it was interrupted, else made here."""
-    wanted = fingerprint(cfg, domains, model_folder(source))
-    given = Path(cfg.curriculum.profile) if cfg.curriculum.profile else run_dir / FILE
+    cfg, domains = run.cfg, run.domains
+    wanted = fingerprint(cfg, domains, model_folder(run.source))
+    given = Path(cfg.curriculum.profile) if cfg.curriculum.profile else run.run_dir / FILE
     if cfg.curriculum.profile or given.is_file():
         profile = Profile.read(given)
         check_fingerprint(profile, wanted, str(given))
         return profile
-    if world.is_main:
-        n = sum(len(domain.train) for domain in domains.values())
-        say(f"profile: {n:,} tasks, {cfg.curriculum.profile_samples} samples each")
-    return measure(cfg, domains, sampling.worker, 0, world, say, wanted)
+    n = sum(len(domain.train) for domain in domains.values())
+    run.say(f"profile: {n:,} tasks, {cfg.curriculum.profile_samples} samples each")
+    return measure(cfg, domains, run.sampling.worker, 0, run.world, say, wanted)
 
 
-def _scores_after(
-    cfg: RlvrConfig, domains: dict[str, Domain], sampling: Sampling, run_dir: Path, world: World
-) -> list[Score]:
-    before = world.from_main(read_before(run_dir))
-    if not cfg.heldout.tasks or before is None:
+def _scores_after(run: PolicyRun[RlvrConfig]) -> list[Score]:
+    before = run.world.from_main(read_before(run.run_dir))
+    if not run.cfg.heldout.tasks or before is None:
         return []
-    sampling.sync.sync()
-    after = ask_heldout(cfg, domains, sampling.worker, world)
-    return write_scores(run_dir, cfg.heldout.samples, before, after) if world.is_main else []
-
-
-def _stopped(stop: TrainingStoppedError, trainer: Trainer, run_dir: Path, profile: Profile | None) -> RlvrResult:
-    """The result of a run that a stop rule ended: what was saved stays as it is, the last good checkpoint also when the
-    run goes on."""
-    position = trainer.position
-    folders = step_folders(run_dir / "checkpoints")
-    good = next((folder for folder in folders if step_of(folder) <= stop.since), None)
-    if good is not None and trainer.world.is_main:
-        keep_checkpoint(good)
-    training = Result(position.step, position.tokens, False, None, {}, position.seconds, 0.0)
-    return RlvrResult(run_dir, training, _verdicts(profile), stopped=str(stop), last_good=good)
-
-
-def _verdicts(profile: Profile | None) -> list[Any]:
-    return profile.verdicts() if profile is not None else []
+    run.sampling.sync.sync()
+    after = ask_heldout(run)
+    scores = compare(before, after)
+    if run.world.is_main:
+        write_heldout(run.run_dir, before, after, scores, samples=run.cfg.heldout.samples)
+    return scores

@@ -6,7 +6,7 @@ import os
 
 from nano3.config.errors import UserError
 from nano3.config.extend_context import ExtendContextConfig
-from nano3.config.rlvr import RlvrConfig
+from nano3.config.policy import PolicyConfig
 from nano3.config.run import RunConfig
 from nano3.config.sft import SftConfig
 from nano3.engine.sizing import available_memory
@@ -19,7 +19,7 @@ CERTAIN = 0.75
 _SETTING: dict[type, str] = {
     ExtendContextConfig: "context.lengths",
     SftConfig: "data.pack_length",
-    RlvrConfig: "train.pack_length",
+    PolicyConfig: "train.pack_length",
 }
 """What says the length of a sequence, where it is not data.seq_len."""
 SHORT_PIECE = 4096
@@ -42,7 +42,7 @@ def check_room(cfg: RunConfig, world: World) -> None:
     largest = largest_seq_len(cfg, free, dtype, world.size)
     fits = f"the longest that fits is {largest}" if largest else "half of that and so on does not fit either"
     where = f"on {world.device}" if world.device.type == "cuda" else "in main memory"
-    setting = _SETTING.get(type(cfg), "data.seq_len")
+    setting = next((name for kind, name in _SETTING.items() if isinstance(cfg, kind)), "data.seq_len")
     raise UserError(
         f"{setting}: training on {cfg.train.micro_batch_size} x {cfg.data.seq_len} tokens takes about {_gb(need)}"
         f"{' a rank' if world.size > 1 else ''} and {_gb(free)} are free {where}: {fits}; {_advice(cfg)}"

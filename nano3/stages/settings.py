@@ -6,7 +6,7 @@ import dataclasses
 from typing import TypeVar
 
 from nano3.config.errors import UserError
-from nano3.config.rlvr import RlvrConfig
+from nano3.config.policy import PolicyConfig
 from nano3.config.run import RunConfig
 from nano3.data.tokens.steps import make_plans
 from nano3.train.schedule import build_schedule
@@ -30,7 +30,7 @@ def check_settings(cfg: RunConfig, ranks: int) -> None:
     check_trackers(cfg.log)
 
 
-def check_policy_settings(cfg: RlvrConfig) -> None:
+def check_policy_settings(cfg: PolicyConfig) -> None:
     """The same for reinforcement learning, whose steps have no fixed number of sequences."""
     build_schedule(cfg.schedule, 0, cfg.train.steps)
     check_trackers(cfg.log)

@@ -10,6 +10,11 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 
+class PausedError(Exception):
+    """A source has no step for now, and the run is sound: it saves what it has and ends, and a resume asks for the same
+    step again. The message is one line; every rank raises it for the same step."""
+
+
 class StepSource(Protocol):
     """Training data by optimizer step. A source that measures what it gives is a `MeasuredSource` too.
 
@@ -27,7 +32,11 @@ class StepSource(Protocol):
         ...
 
     def step(self, n: int) -> Sequence[Any]:
-        """This rank's micro-batches of optimizer step `n` (from 0): as many as every other rank has."""
+        """This rank's micro-batches of optimizer step `n` (from 0): as many as every other rank has.
+
+        Raises:
+            PausedError: not now.
+        """
         ...
 
     def state(self) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from nano3.train.checkpoint.run_identity import (
 )
 from nano3.train.checkpoint.snapshot import optimizer_steps, rng_tensors, set_optimizer_steps, set_rng, state_tensors
 from nano3.train.checkpoint.source_state import SourceState, restore_source, stored_source
-from nano3.train.feed import Feed, MeasuredSource, StepSource
+from nano3.train.feed import Feed, MeasuredSource, PausedError, StepSource
 from nano3.train.freeze import freeze
 from nano3.train.heldout import Heldout, HeldoutScore, evaluate
 from nano3.train.loss import LossFunction, NextTokenLoss
@@ -152,6 +152,7 @@ class Trainer:
         Raises:
             NonFiniteError: the loss or gradient became NaN or infinite.
             CheckpointError: a checkpoint could not be written.
+            PausedError: the source has no step for now; all is saved.
         """
         self._check_fresh()
         try:
@@ -178,7 +179,12 @@ class Trainer:
         result, stopped = None, False
         while not self._done and not stopped:
             before = self.position.tokens
-            result = self._step(stop)
+            try:
+                result = self._step(stop)
+            except PausedError:
+                self._save()
+                self.checkpoints.wait()
+                raise
             stopped = result.stop
             # The end of the run has its own evaluation and checkpoint.
             if not stopped and not self._done:
@@ -191,9 +197,8 @@ class Trainer:
 
     def _result(self, result: StepResult | None, done: bool) -> Result:
         rate = self.meter.tokens / max(self.meter.seconds, 1e-9)
-        loss = result.loss if result is not None else None
-        scores = self._scores if done else {}
-        return Result(self.position.step, self.position.tokens, not done, loss, scores, self.position.seconds, rate)
+        loss, scores, at = result and result.loss, self._scores if done else {}, self.position
+        return Result(at.step, at.tokens, not done, loss, scores, at.seconds, rate)
 
     def _step(self, stop: StopRequest) -> StepResult:
         position = self.position
@@ -205,10 +210,8 @@ class Trainer:
         set_lr(self.optimizer, lr)
         try:
             if not totals.targets:
-                names = names_of(batches, self.world)
-                self.progress.say(
-                    f"step {position.step + 1} has no targets: weights stay as they are (documents {names})"
-                )
+                documents = f"documents {names_of(batches, self.world)}"
+                self.progress.say(f"step {position.step + 1} has no targets: weights stay as they are ({documents})")
             result = run_step(self.recipe, batches, lambda: stop.requested, totals)
         except NonFiniteError as error:
             raise NonFiniteError(self._locate(error)) from None
@@ -246,8 +249,7 @@ class Trainer:
         if evaluated:
             self._evaluate()
             self._write_load(result, {})
-        saved = self._due(checkpoint.every_tokens, checkpoint.every_steps, before)
-        if saved:
+        if saved := self._due(checkpoint.every_tokens, checkpoint.every_steps, before):
             self._save()
         if evaluated or saved:
             self.record.redraw()
@@ -273,9 +275,8 @@ class Trainer:
     def _evaluate_at(self, seq_len: int, final: bool) -> None:
         assert self.heldout is not None
         heldout = self.heldout
-        place = f" at {seq_len}" if len(heldout.sources) > 1 else ""
+        place, tick = f" at {seq_len}" if len(heldout.sources) > 1 else "", None
         rows, n_sequences = heldout.rows(seq_len), heldout.sequences(seq_len, final)
-        tick = None
         if final:
             self.progress.say(f"scoring {n_sequences:,} held-out sequences of {seq_len:,} tokens")
             tick = self._scoring(n_sequences, rows, place)

@@ -175,7 +175,7 @@ def _reasoning(row: Mapping[str, Any], preference: int) -> str:
 def _prompt(row: Mapping[str, Any], column: str) -> list[Message]:
     given = row.get(column)
     if isinstance(given, str) and given.strip():
-        return _turns(given)
+        return turns_of(given)
     if isinstance(given, str) or not given:
         raise RowError(f"{column} is missing or empty")
     try:
@@ -185,8 +185,12 @@ def _prompt(row: Mapping[str, Any], column: str) -> list[Message]:
     return [dict(message) for message in given]
 
 
-def _turns(text: str) -> list[Message]:
-    """A prompt that is one text; of HelpSteer2 it may hold several turns."""
+def turns_of(text: str) -> list[Message]:
+    """A prompt that is one text; of HelpSteer2 it may hold several turns.
+
+    Raises:
+        RowError: a turn of neither assistant nor user.
+    """
     first, *later = text.split(f"\n{TURN}")
     messages = [user(first)]
     for turn in later:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from nano3.config.rlvr import RlvrConfig
+from nano3.config.rlhf import AnyPolicyConfig
 from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.engine.engine import Engine
 from nano3.engine.request import Sampling
@@ -22,7 +22,7 @@ LEAST_CONTEXT = 256
 """Tokens of context that the weight sync's probe needs."""
 
 
-def open_engine(cfg: RlvrConfig, model: Any, tokenizer: Tokenizer, world: World) -> Engine:
+def open_engine(cfg: AnyPolicyConfig, model: Any, tokenizer: Tokenizer, world: World) -> Engine:
     """An engine on the trainer's own model; on a copy, filled at each sync, where that is sharded or has adapters."""
     sharded = world.loss.size > 1 and cfg.parallel.fsdp
     runs = _copy_of(model, world) if sharded or cfg.lora.rank else model
@@ -31,7 +31,7 @@ def open_engine(cfg: RlvrConfig, model: Any, tokenizer: Tokenizer, world: World)
     return Engine(runs, tokenizer, memory=memory, max_sequences=cfg.rollout.sequences, max_context=context)
 
 
-def rollout_worker(cfg: RlvrConfig, engine: Engine) -> RolloutWorker:
+def rollout_worker(cfg: AnyPolicyConfig, engine: Engine) -> RolloutWorker:
     """What draws groups as the settings say."""
     own, environments = cfg.rollout, cfg.environments
     settings = RolloutSettings(
@@ -42,7 +42,7 @@ def rollout_worker(cfg: RlvrConfig, engine: Engine) -> RolloutWorker:
     return RolloutWorker(engine, settings)
 
 
-def weight_sync(cfg: RlvrConfig, model: Any, engine: Engine, world: World) -> WeightSync:
+def weight_sync(cfg: AnyPolicyConfig, model: Any, engine: Engine, world: World) -> WeightSync:
     """What brings the trainer's weights to the engine and measures that they are there."""
     sampling = Sampling(temperature=cfg.rollout.temperature, top_p=cfg.rollout.top_p)
     bound = Bound(cfg.sync.mean, cfg.sync.largest) if cfg.sync.mean else None
@@ -52,7 +52,7 @@ def weight_sync(cfg: RlvrConfig, model: Any, engine: Engine, world: World) -> We
     )
 
 
-def objective(cfg: RlvrConfig) -> Objective:
+def objective(cfg: AnyPolicyConfig) -> Objective:
     """The loss's settings; its temperature is that of the rollouts."""
     own = cfg.objective
     return Objective(

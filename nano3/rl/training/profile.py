@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from nano3.config.errors import UserError
+from nano3.config.rlhf import AnyPolicyConfig
 from nano3.config.rlvr import RlvrConfig
 from nano3.files import write_atomic
 from nano3.reading import read_json
@@ -149,7 +150,7 @@ def check_fingerprint(profile: Profile, wanted: Mapping[str, Any], where: str) -
 
 
 def measure(
-    cfg: RlvrConfig,
+    cfg: AnyPolicyConfig,
     domains: Mapping[str, Domain],
     worker: RolloutWorker,
     number: int,

@@ -19,10 +19,11 @@ What a step of metrics.jsonl says beside the loss's own metrics, all of the grou
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,19 +32,23 @@ from typing import Any
 import torch
 
 from nano3.config.errors import UserError
-from nano3.config.rlvr import RlvrConfig
+from nano3.config.rlhf import AnyPolicyConfig
 from nano3.model.head import log_probs
 from nano3.rl.advantage import group_advantages
 from nano3.rl.batch import PolicyBatch, TrainingSample, pack_samples
-from nano3.rl.curriculum import Curriculum, CurriculumSettings, bin_of
+from nano3.rl.curriculum import Curriculum, CurriculumSettings
+from nano3.rl.feedback.comparison import JudgeStoppedError
+from nano3.rl.feedback.scoring import Feedback
 from nano3.rl.grpo import GRPOLoss
 from nano3.rl.rollout import RolloutWorker
 from nano3.rl.rollout_files import save_rollouts
 from nano3.rl.samples import Group
 from nano3.rl.sync import MismatchError, SyncReport, WeightSync
 from nano3.rl.training.domains import Domain
+from nano3.rl.training.facts import GroupFacts, drawn_bins, mean_of, step_figures
 from nano3.rl.training.profile import Profile, measure
 from nano3.rl.training.stops import StopRules, TrainingStoppedError
+from nano3.train.feed import PausedError
 from nano3.train.world import World, attempt
 
 
@@ -55,43 +60,6 @@ class Sampling:
     sync: WeightSync
     reference: Any = None
     """The model that the KL term compares with."""
-
-
-@dataclass(frozen=True)
-class GroupFacts:
-    """What all ranks know of a group."""
-
-    place: int
-    """In the step's batch."""
-    environment: str
-    task: str
-    fault: str
-    fault_message: str
-    reward: float
-    """Mean of the samples; 0 in a group with a fault."""
-    pass_rate: float
-    zero_variance: bool
-    truncated: int
-    samples: int
-    drawn_tokens: int
-    turns: int
-
-    @classmethod
-    def of(cls, place: int, group: Group) -> GroupFacts:
-        """Of a group of this rank."""
-        rewards, n = group.rewards, len(group.samples)
-        mean = 0.0 if group.fault else sum(rewards) / n
-        return cls(
-            place, group.environment, group.task.id, group.fault, group.fault_message, mean,
-            0.0 if group.fault else group.pass_rate, not group.fault and min(rewards) == max(rewards),
-            sum(sample.truncated for sample in group.samples), n,
-            sum(sample.n_drawn for sample in group.samples), sum(sample.turns for sample in group.samples),
-        )  # fmt: skip
-
-    @property
-    def teaches(self) -> bool:
-        """Whether a gradient can come from it."""
-        return not (self.fault or self.zero_variance)
 
 
 class PolicySteps:
@@ -106,12 +74,13 @@ class PolicySteps:
 
     def __init__(
         self,
-        cfg: RlvrConfig,
+        cfg: AnyPolicyConfig,
         domains: dict[str, Domain],
         loss: GRPOLoss,
         run_dir: Path,
         world: World,
         say: Callable[[str], None] = lambda line: None,
+        feedback: Feedback | None = None,
     ) -> None:
         """Call `begin` or `restore`, then `open`, before the first step.
 
@@ -122,8 +91,10 @@ class PolicySteps:
             run_dir: where rollouts and further profiles are written.
             world: the ranks.
             say: hears what the user should know, on the main rank.
+            feedback: gives the rewards, where environments have none.
         """
         self.cfg, self.domains, self.loss, self.run_dir, self.world = cfg, domains, loss, run_dir, world
+        self.feedback = feedback
         self.say = say if world.is_main else lambda line: None
         self.rules = StopRules(cfg.stop)
         self.curriculum: Curriculum | None = None
@@ -139,7 +110,8 @@ class PolicySteps:
     def shown(self) -> Sequence[str]:
         """What the display shows first."""
         rates = [f"pass_rate/{name}" for name in self.domains] if len(self.domains) > 1 else []
-        return ["reward", *rates, "zero_variance", "truncated", "entropy"]
+        first = ["reward", *rates, "zero_variance"] if self.feedback is None else ["reward", *self.feedback.shown]
+        return [*first, "truncated", "entropy"]
 
     @property
     def safe_step(self) -> int | None:
@@ -172,20 +144,21 @@ class PolicySteps:
 
         Raises:
             TrainingStoppedError: a stop rule holds, or engine and trainer disagree.
+            PausedError: the judge does not answer.
         """
         sampling, curriculum = self._opened
         report = self._sync(sampling, n)
         if curriculum.stalled:
             self._profile_again(sampling, curriculum, n)
         started = time.perf_counter()
-        mean, rates = curriculum.mean, curriculum.rates
-        groups, facts = self._draw(sampling, curriculum, n)
+        target, rates = curriculum.mean, curriculum.rates
+        groups, facts = self._drawn(sampling, curriculum, n)
         seconds = time.perf_counter() - started
-        self._values = self._figures(facts, report)
+        self._values = step_figures(facts, self.domains) | self._judge_calls() | self._probe(report)
         if self.cfg.curriculum.sampling == "gaussian":
-            drawn = _mean([rates[fact.environment][fact.task] for fact in facts])
-            bins = _drawn_bins(facts, rates, curriculum.settings.bins)
-            self._values |= {"target_mean": mean, "drawn_pass_rate": drawn, "drawn_bins": bins}
+            drawn = mean_of([rates[fact.environment][fact.task] for fact in facts])
+            bins = drawn_bins(facts, rates, curriculum.settings.bins)
+            self._values |= {"target_mean": target, "drawn_pass_rate": drawn, "drawn_bins": bins}
         tokens = sum(fact.drawn_tokens for fact in facts)
         self._clock = {
             "rollout_seconds": seconds, "sync_seconds": report.seconds, "drawn_tokens_per_second": tokens / seconds,
@@ -193,7 +166,7 @@ class PolicySteps:
         self._judge(facts, n)
         good = [fact for fact in facts if not fact.fault]
         # Over what the profile expects of these tasks: the curriculum draws harder ones as it goes on.
-        curriculum.note_reward(_mean([fact.reward - rates[fact.environment][fact.task] for fact in good]))
+        curriculum.note_reward(mean_of([fact.reward - rates[fact.environment][fact.task] for fact in good]))
         batches = self._pack(groups, self._chosen(facts), sampling)
         self._done = n + 1
         self._given_at = time.perf_counter()
@@ -260,6 +233,15 @@ class PolicySteps:
             self.say(verdict.line())
         self._on_main(lambda: profile.write(self.run_dir / f"profile-step-{n:06d}.json"))
 
+    def _drawn(self, sampling: Sampling, curriculum: Curriculum, n: int) -> tuple[dict[int, Group], list[GroupFacts]]:
+        """As `_draw`; where the judge stops, what was drawn is undone, so that the step can be asked for again."""
+        before = copy.deepcopy(curriculum.state()) if self.feedback is not None else {}
+        try:
+            return self._draw(sampling, curriculum, n)
+        except JudgeStoppedError as error:
+            self.curriculum = Curriculum.restore(before)
+            raise PausedError(str(error)) from error
+
     def _draw(self, sampling: Sampling, curriculum: Curriculum, n: int) -> tuple[dict[int, Group], list[GroupFacts]]:
         """This rank's groups by place, and the facts of all ranks' in order of place."""
         groups: dict[int, Group] = {}
@@ -270,8 +252,9 @@ class PolicySteps:
             mine = [place for place in places if place % self.world.data.size == self.world.data.rank]
             tasks = [self._task(*drawn[place - places.start]) for place in mine]
             found = self._rollouts(sampling.worker, tasks, n, mine)
+            self._score(found)
             groups |= found
-            own = [GroupFacts.of(place, group) for place, group in found.items()]
+            own = [GroupFacts.of(place, group, self._terms(group)) for place, group in found.items()]
             facts += sorted((fact for part in self.world.gather(own) for fact in part), key=lambda fact: fact.place)
             missing = self._quotas(facts) - Counter(fact.environment for fact in facts if fact.teaches)
             if not missing or round_ == self.cfg.rollout.refill:
@@ -288,6 +271,30 @@ class PolicySteps:
         drawing = partial(worker.draw, tasks, self.cfg.rollout.seed, n, places)
         self.world.agree(attempt(lambda: found.extend(drawing())))
         return dict(zip(places, found, strict=True))
+
+    def _score(self, groups: dict[int, Group]) -> None:
+        """Have the judge give this rank's rewards. It stops on all ranks where it stops on one."""
+        if self.feedback is None:
+            return
+        score, stopped = self.feedback.score, list[str]()
+
+        def judge() -> None:
+            try:
+                score(list(groups.values()))
+            except JudgeStoppedError as error:
+                stopped.append(str(error))
+
+        self.world.agree(attempt(judge))
+        if reasons := [reason for part in self.world.gather(stopped) for reason in part]:
+            raise JudgeStoppedError(reasons[0])
+
+    def _terms(self, group: Group) -> dict[str, float]:
+        return {} if self.feedback is None or group.fault else self.feedback.terms(group)
+
+    def _judge_calls(self) -> dict[str, float]:
+        if self.feedback is None:
+            return {}
+        return {"judge_calls": sum(self.world.gather(self.feedback.take_calls()))}
 
     def _task(self, name: str, task: str) -> tuple[Any, Any]:
         domain = self.domains[name]
@@ -306,27 +313,10 @@ class PolicySteps:
         """What the main rank alone does; an error there, as of a full disk, ends all ranks."""
         self.world.agree(attempt(write if self.world.is_main else lambda: None))
 
-    def _figures(self, facts: Sequence[GroupFacts], report: SyncReport) -> dict[str, float]:
-        good = [fact for fact in facts if not fact.fault]
-        samples = max(1, sum(fact.samples for fact in facts))
-        found = {"reward": _mean([f.reward for f in good]), "pass_rate": _mean([f.pass_rate for f in good])}
-        for name in self.domains:
-            own = [fact for fact in good if fact.environment == name]
-            if own:
-                found[f"reward/{name}"] = _mean([fact.reward for fact in own])
-                found[f"pass_rate/{name}"] = _mean([fact.pass_rate for fact in own])
-        found |= {
-            "zero_variance": sum(fact.zero_variance for fact in good) / max(1, len(good)),
-            "truncated": sum(fact.truncated for fact in facts) / samples,
-            "answer_tokens": sum(fact.drawn_tokens for fact in facts) / samples,
-            "turns": sum(fact.turns for fact in facts) / samples,
-            "groups": len(facts),
-            "dropped": len(facts) - len(good),
-        }
-        kinds = Counter(f"faults/{fact.environment}: {fact.fault}" for fact in facts if fact.fault)
+    @staticmethod
+    def _probe(report: SyncReport) -> dict[str, float]:
         clock = ("weights_version", "sync_seconds")
-        probe = {name: float(value) for name, value in report.metrics().items() if name not in clock}
-        return found | dict(kinds) | probe
+        return {name: float(value) for name, value in report.metrics().items() if name not in clock}
 
     def _judge(self, facts: Sequence[GroupFacts], n: int) -> None:
         self.rules.note_faults([(fact.environment, fact.fault) for fact in facts], n)
@@ -379,17 +369,3 @@ class PolicySteps:
         hidden = reference.hidden(tokens, ids, valid=valid, statistics=())
         found = log_probs(reference.lm_head, hidden.x, targets, self.cfg.rollout.temperature)
         return replace(batch, reference=found.float().cpu())
-
-
-def _drawn_bins(
-    facts: Sequence[GroupFacts], rates: Mapping[str, Mapping[str, float]], bins: int
-) -> dict[str, list[int]]:
-    found: dict[str, list[int]] = {}
-    for fact in facts:
-        counts = found.setdefault(fact.environment, [0] * bins)
-        counts[bin_of(rates[fact.environment][fact.task], bins)] += 1
-    return dict(sorted(found.items()))
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / max(1, len(values))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nano3.config.errors import UserError
-from nano3.config.rlvr import StopConfig
+from nano3.config.policy import StopConfig
 
 
 class TrainingStoppedError(UserError):

@@ -1,4 +1,4 @@
-"""What `nano3 rlvr` comes to."""
+"""What runs of reinforcement learning come to."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ from nano3.train.position import Result
 
 
 @dataclass(frozen=True)
-class RlvrResult:
+class PolicyResult:
     """What a run came to."""
 
     run_dir: Path
     """The run folder."""
     training: Result
     """Steps, tokens and rates."""
-    profile: list[Verdict] = field(default_factory=list)
-    """Pass rates before the run; on the main rank."""
     scores: list[Score] = field(default_factory=list)
     """Held-out tasks before and after."""
     stopped: str = ""
-    """Why a stop rule ended the run; empty: none did."""
+    """Why the run ended before its last step, where nobody interrupted it: by a stop rule, or since a judge does not
+    answer. Empty: it did not."""
     last_good: Path | None = None
     """Of a stopped run: the newest checkpoint from before the trouble began; None where there is none."""
 
@@ -45,9 +44,20 @@ class RlvrResult:
             "stopped": self.stopped or None,
             "last_good_checkpoint": str(self.last_good) if self.last_good else None,
             "last_good_step": step_of(self.last_good) if self.last_good else None,
-            "profile": [asdict(verdict) | {"verdict": verdict.word} for verdict in self.profile],
             "heldout": [asdict(score) | {"verdict": score.verdict} for score in self.scores],
         }
+
+
+@dataclass(frozen=True)
+class RlvrResult(PolicyResult):
+    """What a run of `nano3 rlvr` came to."""
+
+    profile: list[Verdict] = field(default_factory=list)
+    """Pass rates before the run; on the main rank."""
+
+    def summary(self) -> dict[str, Any]:
+        """The result as JSON values."""
+        return super().summary() | {"profile": _verdicts(self.profile)}
 
 
 @dataclass(frozen=True)
@@ -60,5 +70,8 @@ class ProfileResult:
 
     def summary(self) -> dict[str, Any]:
         """The result as JSON values."""
-        rows = [asdict(verdict) | {"verdict": verdict.word} for verdict in self.profile]
-        return {"file": str(self.file), "profile": rows, "faults": self.faults}
+        return {"file": str(self.file), "profile": _verdicts(self.profile), "faults": self.faults}
+
+
+def _verdicts(profile: list[Verdict]) -> list[dict[str, Any]]:
+    return [asdict(verdict) | {"verdict": verdict.word} for verdict in profile]

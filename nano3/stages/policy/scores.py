@@ -1,14 +1,15 @@
 """Held-out tasks of a run's environments, answered before its first step and after its last one.
 
 heldout.json: {"samples": of each task, "before": {ENVIRONMENT: {TASK: mean reward}}, "after": {...}}; after the run
-also the tables of `Score`.
+also the tables of `Score`. A judge's feedback has {MEASURE: {ENVIRONMENT: {TASK: mean}}} on both sides, see
+nano3.stages.policy.quality.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,27 +17,25 @@ from typing import Any
 import numpy as np
 
 from nano3.config.errors import UserError
-from nano3.config.rlvr import RlvrConfig
+from nano3.config.policy import HeldoutTasksConfig
 from nano3.eval.intervals import bootstrap_means, middle95
 from nano3.files import write_atomic
 from nano3.reading import read_json
-from nano3.rl.rollout import RolloutWorker
 from nano3.rl.samples import Group, faults
-from nano3.rl.training.domains import Domain
 from nano3.rl.training.profile import CHUNK
-from nano3.stages.run_folder import say
-from nano3.train.world import World, attempt
+from nano3.stages.policy.run import PolicyRun
+from nano3.train.world import attempt
 
 FILE = "heldout.json"
 STEP = -1_000_000
 """In place of a step's number, for the seeds: the same before and after."""
-Rewards = dict[str, dict[str, float]]
-"""Mean reward of a task's samples by its id, by environment."""
+Means = dict[str, dict[str, float]]
+"""Mean over a task's samples by its id, by environment."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """An environment's held-out tasks before and after the run; rewards are means over a task's samples."""
+    """An environment's held-out tasks before and after the run; values are means over a task's samples."""
 
     environment: str
     tasks: int
@@ -45,6 +44,7 @@ class Score:
     low: float
     """95 % interval of the difference, tasks resampled (paired bootstrap)."""
     high: float
+    measure: str = "reward"
 
     @property
     def verdict(self) -> str:
@@ -52,11 +52,20 @@ class Score:
         return "rose" if self.low > 0 else "fell" if self.high < 0 else "no clear change"
 
 
-def ask_heldout(cfg: RlvrConfig, domains: Mapping[str, Domain], worker: RolloutWorker, world: World) -> Rewards:
+def ask_heldout(run: PolicyRun[Any]) -> Means:
     """Mean reward of each held-out task, on the main rank; groups with a fault are left out. Every rank must call."""
-    asked = [(each.heldout_environment, task) for each in domains.values() for task in each.heldout]
+    groups = draw_heldout(run)
+    tell_faults(run, groups)
+    return gather(run, [(g.environment, g.task.id, sum(g.rewards) / len(g.samples)) for g in groups if not g.fault])
+
+
+def draw_heldout(run: PolicyRun[Any]) -> list[Group]:
+    """This rank's share of the groups of held-out tasks. Every rank must call."""
+    cfg, world = run.cfg, run.world
+    asked = [(each.heldout_environment, task) for each in run.domains.values() for task in each.heldout]
+    run.say(f"asking {len(asked):,} held-out tasks")
     mine = range(world.data.rank, len(asked), world.data.size)
-    sampler = worker.with_group(cfg.heldout.samples)
+    sampler = run.sampling.worker.with_group(cfg.heldout.samples)
     groups: list[Group] = []
 
     def draw() -> None:
@@ -65,20 +74,27 @@ def ask_heldout(cfg: RlvrConfig, domains: Mapping[str, Domain], worker: RolloutW
             groups.extend(sampler.draw([asked[i] for i in places], cfg.rollout.seed, STEP, places))
 
     world.agree(attempt(draw))
-    own = [(g.environment, g.task.id, sum(g.rewards) / len(g.samples)) for g in groups if not g.fault], faults(groups)
-    found: Rewards = {name: {} for name, domain in domains.items() if domain.heldout}
-    dropped = Counter[str]()
-    for rewards, of_rank in world.to_main(own):
-        dropped.update(of_rank)
-        for name, task, reward in rewards:
-            found[name][task] = reward
+    return groups
+
+
+def tell_faults(run: PolicyRun[Any], groups: Sequence[Group]) -> None:
+    """Say how many held-out tasks have no reward, by kind of fault. Every rank must call."""
+    dropped = sum(run.world.to_main(faults(groups)), Counter[str]())
     for kind, n in dropped.items():
-        say(f"{n:,} held-out tasks have no reward: {kind}")
+        run.say(f"{n:,} held-out tasks have no reward: {kind}")
+
+
+def gather(run: PolicyRun[Any], own: Sequence[tuple[str, str, float]]) -> Means:
+    """The values of all ranks, on the main rank: (environment, task, value) each of this one's. Every rank must call."""
+    found: Means = {name: {} for name, domain in run.domains.items() if domain.heldout}
+    for part in run.world.to_main(list(own)):
+        for name, task, value in part:
+            found[name][task] = value
     return found
 
 
-def compare(before: Rewards, after: Rewards) -> list[Score]:
-    """Scores of the environments over the tasks that have a reward on both sides."""
+def compare(before: Means, after: Means, measure: str = "reward") -> list[Score]:
+    """Scores of the environments over the tasks that have a value on both sides."""
     scores = []
     for name in before.keys() & after.keys():
         tasks = sorted(before[name].keys() & after[name].keys())
@@ -87,12 +103,13 @@ def compare(before: Rewards, after: Rewards) -> list[Score]:
         pair = np.array([(before[name][task], after[name][task]) for task in tasks])
         differences = pair[:, 1] - pair[:, 0]
         low, high = middle95(bootstrap_means(differences.tolist(), seed=0))
-        scores.append(Score(name, len(tasks), float(pair[:, 0].mean()), float(pair[:, 1].mean()), low, high))
+        means = float(pair[:, 0].mean()), float(pair[:, 1].mean())
+        scores.append(Score(name, len(tasks), *means, low, high, measure))
     order = list(before)
     return sorted(scores, key=lambda score: order.index(score.environment))
 
 
-def read_before(run_dir: Path) -> Rewards | None:
+def read_before(run_dir: Path) -> dict[str, Any] | None:
     """What was measured before the first step; None where nothing was."""
     try:
         return read_json(run_dir / FILE)["before"]
@@ -100,26 +117,30 @@ def read_before(run_dir: Path) -> Rewards | None:
         return None
 
 
-def check_same(cfg: RlvrConfig, run_dir: Path) -> None:
+def check_same(cfg: HeldoutTasksConfig, run_dir: Path, **more: Any) -> None:
     """Refuse settings under which a resumed run would compare other answers than those from before its first step.
 
+    Args:
+        cfg: of the resumed run.
+        run_dir: RUN.
+        more: further settings of [heldout] by name.
+
     Raises:
-        UserError: heldout.samples is another.
+        UserError: heldout.samples, or one of these, is another.
     """
-    if read_before(run_dir) is None or not cfg.heldout.tasks:
+    if read_before(run_dir) is None or not cfg.tasks:
         return
-    samples = read_json(run_dir / FILE).get("samples")
-    if samples != cfg.heldout.samples:
-        raise UserError(
-            f"heldout.samples is {cfg.heldout.samples}; those from before the run are of {samples}: leave it as it was"
-        )
+    kept = read_json(run_dir / FILE)
+    for name, value in {"samples": cfg.samples, **more}.items():
+        if kept.get(name) != value:
+            raise UserError(
+                f"heldout.{name} is {value}; those from before the run are of {kept.get(name)}: leave it as it was"
+            )
 
 
-def write_scores(run_dir: Path, samples: int, before: Rewards, after: Rewards | None = None) -> list[Score]:
-    """Keep the rewards of both sides and their comparison, which is returned; `samples`: of each task."""
-    table: dict[str, Any] = {"samples": samples, "before": before}
-    scores = compare(before, after) if after is not None else []
+def write_heldout(run_dir: Path, before: Any, after: Any = None, scores: Iterable[Score] = (), **settings: Any) -> None:
+    """Keep the values of both sides, their comparison, and the settings of [heldout] that these are of."""
+    table: dict[str, Any] = {**settings, "before": before}
     if after is not None:
         table |= {"after": after, "scores": [asdict(score) | {"verdict": score.verdict} for score in scores]}
     write_atomic(run_dir / FILE, json.dumps(table, indent=1) + "\n")
-    return scores

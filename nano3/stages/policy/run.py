@@ -1,0 +1,190 @@
+"""What every stage of reinforcement learning does around its steps: model and engine open, begin or resume, export."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Generic, TypeVar, cast
+
+from nano3.config.errors import UserError
+from nano3.config.presets import to_toml
+from nano3.config.rlhf import AnyPolicyConfig
+from nano3.data.tokens.tokenizer import Tokenizer
+from nano3.files import exclusive, write_atomic
+from nano3.model.find import model_folder
+from nano3.model.hf.folder import fill, load, read_config
+from nano3.rl.feedback.scoring import Feedback
+from nano3.rl.grpo import GRPOLoss
+from nano3.rl.training.domains import Domain, open_domains
+from nano3.rl.training.engines import objective, open_engine, rollout_worker, weight_sync
+from nano3.rl.training.prompts import refuse_long_prompts
+from nano3.rl.training.steps import PolicySteps, Sampling
+from nano3.stages import adapters
+from nano3.stages.chat_folder import write_chat
+from nano3.stages.room import check_room
+from nano3.stages.run_folder import TOKENIZER, empty_model, export, keep_start, processes, say, start, with_token_ids
+from nano3.stages.settings import check_policy_settings
+from nano3.stages.sft_tokenizer import find_tokenizer
+from nano3.stages.start import check_weights
+from nano3.train.checkpoint.checkpointer import keep_checkpoint, step_folders, step_of
+from nano3.train.freeze import frozen_names
+from nano3.train.position import Result
+from nano3.train.tracking.progress import Progress
+from nano3.train.trainer import Trainer
+from nano3.train.world import World, attempt
+
+Config = TypeVar("Config", bound=AnyPolicyConfig)
+
+
+@dataclass(frozen=True)
+class PolicyRun(Generic[Config]):
+    """A run whose model has its weights and whose engine draws with them."""
+
+    cfg: Config
+    """With the architecture of the model that it starts from."""
+    source: Path
+    """Run folder or Hugging Face folder that the weights came from."""
+    run_dir: Path
+    tokenizer: Tokenizer
+    domains: dict[str, Domain]
+    steps: PolicySteps
+    trainer: Trainer
+    sampling: Sampling
+    world: World
+    begun: bool
+    """It goes on from a checkpoint."""
+
+    def say(self, line: str) -> None:
+        """A line to the user, of the main rank alone."""
+        if self.world.is_main:
+            say(line)
+
+    def export(self) -> None:
+        """Write RUN/model, and with adapters RUN/adapter."""
+        cfg, model = self.cfg, self.trainer.model
+        write = partial(write_chat, self.tokenizer)
+        with adapters.export(model, cfg.lora, self.run_dir, self.source, write):
+            export(model, self.run_dir / "model", cfg.export, self.world, write)
+
+    def stopped_at(self) -> Result:
+        """Where a run is that ended before its last step."""
+        at = self.trainer.position
+        return Result(at.step, at.tokens, False, None, {}, at.seconds, 0.0)
+
+    def last_good(self, since: int | None = None) -> Path | None:
+        """The newest checkpoint, or the newest of at most `since` steps, which then stays also when the run goes on;
+        None where there is none."""
+        folders = step_folders(self.run_dir / "checkpoints")
+        if since is None:
+            return folders[0] if folders else None
+        good = next((folder for folder in folders if step_of(folder) <= since), None)
+        if good is not None and self.world.is_main:
+            keep_checkpoint(good)
+        return good
+
+
+@contextmanager
+def open_run(
+    stage: str,
+    cfg: Config,
+    run_dir: Path,
+    from_path: str | Path | None,
+    resume: bool,
+    progress: Progress | None,
+    checkpoint: int | None,
+    make_feedback: Callable[[Config, Tokenizer, World], Feedback] | None = None,
+) -> Iterator[PolicyRun[Config]]:
+    """Open a run of `stage`, or open it again, up to before its first step; `config.toml` is written then.
+
+    Args:
+        stage: verb of the run; it goes into the model's folder.
+        cfg: all settings.
+        run_dir: the run folder; with `resume`, one that holds this run.
+        from_path: what to start from; a resume knows it from the run folder.
+        resume: continue from the newest checkpoint, or begin as the run began if there is none yet.
+        progress: where training reports; None: the terminal.
+        checkpoint: with `resume`, continue from that of this step instead of the newest; None: from the newest.
+        make_feedback: makes what gives rewards, where environments have none; called before weights are loaded.
+
+    Raises:
+        UserError: environments, model or settings that cannot be used, or neither `from_path` nor `resume` is given.
+    """
+    source, fresh = start(run_dir, from_path, resume)
+    if source is None:
+        raise UserError(f"{stage} goes on from a trained model: name a run or Hugging Face folder with --from")
+    if fresh or from_path is not None:
+        cfg = dataclasses.replace(cfg, model=read_config(model_folder(source)))
+    with processes() as world:
+        cfg = adapters.settle(cfg, source)
+        _check(cfg, source if fresh else None, world)
+        tokenizer = _tokenizer(source, run_dir / TOKENIZER if resume else None)
+        cfg = cast(Config, with_token_ids(cast(Any, cfg), tokenizer))
+        domains = open_domains(cfg.environments, cfg.heldout.tasks)
+        feedback = make_feedback(cfg, tokenizer, world) if make_feedback is not None else None
+        with exclusive(run_dir) if world.is_main else nullcontext():
+            steps = PolicySteps(cfg, domains, loss := GRPOLoss(objective(cfg)), run_dir, world, say, feedback)
+            trainer = _trainer(stage, cfg, steps, loss, domains, tokenizer, run_dir, progress, world)
+            begun = resume and trainer.resume(checkpoint) is not None
+            if not begun:
+                fill(trainer.model, model_folder(source))
+                adapters.begin(trainer.model, cfg.rollout.seed, world.rank)
+                if world.is_main:
+                    keep_start(run_dir, source, tokenizer)
+            if world.is_main:
+                write_atomic(run_dir / "config.toml", to_toml(cfg))
+            steps.open(sampling := _sampling(cfg, trainer.model, tokenizer, source, world))
+            refuse_long_prompts(domains, sampling.worker)
+            yield PolicyRun(cfg, source, run_dir, tokenizer, domains, steps, trainer, sampling, world, begun)
+
+
+def _check(cfg: AnyPolicyConfig, begins_from: Path | None, world: World) -> None:
+    """Refuse what cannot be before any work; `begins_from`: where a run that begins takes its weights from."""
+    if begins_from is not None:
+        check_weights(cfg.model, begins_from)
+    check_policy_settings(cfg)
+    model = empty_model(cfg.model)
+    adapters.add(model, cfg.lora)
+    frozen_names(model, cfg.train.freeze)
+    world.agree(attempt(lambda: check_room(cast(Any, cfg), world)))
+
+
+def _tokenizer(source: Path, kept: Path | None) -> Tokenizer:
+    """That of the run to resume, else that of the model."""
+    return Tokenizer.load(kept) if kept is not None and kept.is_dir() else find_tokenizer("", source)
+
+
+def _trainer(
+    stage: str,
+    cfg: AnyPolicyConfig,
+    steps: PolicySteps,
+    loss: GRPOLoss,
+    domains: dict[str, Domain],
+    tokenizer: Tokenizer,
+    run_dir: Path,
+    progress: Progress | None,
+    world: World,
+) -> Trainer:
+    """The training loop with a model without weights."""
+    model = empty_model(cfg.model)
+    model.stage = stage
+    adapters.add(model, cfg.lora, say if world.is_main else None)
+    inputs = {"tokenizer": tokenizer.fingerprint()[:16]}
+    inputs |= {f"tasks of {name}": domain.fingerprint() for name, domain in domains.items()}
+    return Trainer(cfg, model, steps, run_dir, None, loss, progress, world, inputs)
+
+
+def _sampling(cfg: AnyPolicyConfig, model: Any, tokenizer: Tokenizer, source: Path, world: World) -> Sampling:
+    """The engine with what draws from it, and the model that a KL term compares with."""
+    engine = open_engine(cfg, model, tokenizer, world)
+    if world.is_main:
+        for note in engine.sizes.notes:
+            say(f"rollouts: {note}")
+    reference = None
+    if cfg.objective.kl_coef:
+        reference = load(model_folder(source), device=world.device).requires_grad_(False)
+        reference.compute_dtype = model.compute_dtype
+    return Sampling(rollout_worker(cfg, engine), weight_sync(cfg, model, engine, world), reference)
