@@ -23,6 +23,7 @@ VERBS = {
     "extend-context": "nano3.cli.training.extend_context",
     "sft": "nano3.cli.training.sft",
     "rlvr": "nano3.cli.training.rlvr",
+    "rlhf": "nano3.cli.training.rlhf",
     "merge": "nano3.cli.merge",
     "serve": "nano3.cli.serve",
     "generate": "nano3.cli.generate",

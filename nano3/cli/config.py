@@ -33,8 +33,8 @@ def config(
     preset: Annotated[
         str,
         typer.Option(
-            help="Pretraining preset, or a TOML file, whose values are shown; sft/tiny and rlvr/tiny for the "
-            "settings of sft and rlvr.",
+            help="Pretraining preset, or a TOML file, whose values are shown; sft/tiny, rlvr/tiny and "
+            "rlhf/tiny for the settings of these verbs.",
             metavar="NAME|FILE",
         ),
     ] = PRESET,
@@ -67,11 +67,12 @@ def _rows(preset: str) -> list[dict[str, Any]]:
 
     from nano3.config.document import settings, toml_value
     from nano3.config.extend_context import ExtendContextConfig
-    from nano3.config.presets import load_pretrain, load_rlvr, load_sft, to_toml
+    from nano3.config.presets import load_pretrain, load_rlhf, load_rlvr, load_sft, to_toml
+    from nano3.config.rlhf import RlhfConfig
     from nano3.config.rlvr import RlvrConfig
     from nano3.config.sft import SftConfig
 
-    stages = {"sft": (load_sft, SftConfig), "rlvr": (load_rlvr, RlvrConfig)}
+    stages = {"sft": (load_sft, SftConfig), "rlvr": (load_rlvr, RlvrConfig), "rlhf": (load_rlhf, RlhfConfig)}
     load, schema = stages.get(preset.partition("/")[0], (load_pretrain, ExtendContextConfig))
     values = tomllib.loads(to_toml(load(preset)))
     return [

@@ -1,4 +1,4 @@
-"""Conversations named on the command line (`--data PATH`) as the settings of a blend and its sources."""
+"""Conversations and prompts named on the command line (`--data PATH`) as the settings of a blend and its sources."""
 
 from __future__ import annotations
 
@@ -22,6 +22,13 @@ def own_chats(paths: Sequence[str]) -> list[str]:
     names = chat_names(paths)
     sources = {name: [path] for name, path in zip(names, paths, strict=True)}
     return [f"data.blend={_table(dict.fromkeys(names, 1.0))}", f"data.sources={_table(sources)}"]
+
+
+def own_prompts(paths: Sequence[str]) -> list[str]:
+    """The same for the prompts of rlhf: a set each with equal shares."""
+    names = chat_names(paths)
+    weights, sources = _table(dict.fromkeys(names, 1.0)), _table(dict(zip(names, paths, strict=True)))
+    return [f"prompts.weights={weights}", f"prompts.sources={sources}"]
 
 
 def chat_names(paths: Sequence[str]) -> list[str]:

@@ -1,19 +1,21 @@
 """What a configuration does differently from the report (arXiv 2512.20848).
 
-The report's numbers stand in the presets phase1, phase2, long-context, sft, rlvr and nano3-30b-a3b, each with its
+The report's numbers stand in the presets phase1, phase2, long-context, sft, rlvr, rlhf and nano3-30b-a3b, each with its
 section as a comment; that comment is what tells a published number from one of ours.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 from nano3.config.extend_context import ExtendContextConfig
-from nano3.config.presets import load_extend_context, load_pretrain, load_rlvr, load_sft
+from nano3.config.presets import load_extend_context, load_pretrain, load_rlhf, load_rlvr, load_sft
+from nano3.config.rlhf import AnyPolicyConfig, RlhfConfig
 from nano3.config.rlvr import RlvrConfig
 from nano3.config.schema import PretrainConfig
 from nano3.config.sft import SftConfig
@@ -31,6 +33,7 @@ _REPORT_FILES = {
     "long-context": (*_PHASE2, "extend-context/long-context"),
     "sft": ("models/nano3-30b-a3b", "sft/sft"),
     "rlvr": ("models/nano3-30b-a3b", "rlvr/rlvr"),
+    "rlhf": ("models/nano3-30b-a3b", "rlhf/rlhf"),
 }
 """The presets that make up a phase of the report, each laid over those before it."""
 _NO_PART = {"long-context": ("data.seq_len", "schedule.min_lr", "schedule.stable_fraction")}
@@ -49,25 +52,25 @@ class Difference:
     section: str
 
 
-def report_phase(cfg: PretrainConfig | SftConfig | RlvrConfig) -> str:
+def report_phase(cfg: PretrainConfig | SftConfig | AnyPolicyConfig) -> str:
     """The report's phase that a run stands for: of pretraining, `phase2` when it starts late on the horizon."""
     if isinstance(cfg, SftConfig):
         return "sft"
-    if isinstance(cfg, RlvrConfig):
-        return "rlvr"
+    if isinstance(cfg, RlvrConfig | RlhfConfig):
+        return "rlvr" if isinstance(cfg, RlvrConfig) else "rlhf"
     if isinstance(cfg, ExtendContextConfig):
         return "long-context"
     return "phase2" if cfg.schedule.start_tokens > 0 else "phase1"
 
 
-def diff_from_report(cfg: PretrainConfig | SftConfig | RlvrConfig) -> list[Difference]:
+def diff_from_report(cfg: PretrainConfig | SftConfig | AnyPolicyConfig) -> list[Difference]:
     """Settings whose value differs from the one that the report publishes; the blend's come last.
 
     The report gives the lengths of its mixture, not their shares: these are no difference. Of a context extension there
     is a row for parallelism, of which nano3 has one kind.
     """
-    if isinstance(cfg, RlvrConfig):
-        return _rlvr_differences(cfg)
+    if isinstance(cfg, RlvrConfig | RlhfConfig):
+        return _policy_differences(cfg)
     phase = report_phase(cfg)
     report = _LOADERS.get(type(cfg), load_pretrain)(phase)
     here_flat, report_flat = _flat(asdict(cfg)), _flat(asdict(report))
@@ -90,13 +93,15 @@ def diff_from_report(cfg: PretrainConfig | SftConfig | RlvrConfig) -> list[Diffe
     return rows
 
 
-def _rlvr_differences(cfg: RlvrConfig) -> list[Difference]:
+def _policy_differences(cfg: AnyPolicyConfig) -> list[Difference]:
     """Published settings that differ, then those that decide a run and that the report does not publish."""
-    here, report = _flat(asdict(cfg)), _flat(asdict(load_rlvr("rlvr")))
-    sections = {key: section for key, section in published_sections("rlvr").items() if key in report}
+    phase = report_phase(cfg)
+    load, where, tasks = _POLICY_PHASES[phase]
+    here, report = _flat(asdict(cfg)), _flat(asdict(load(phase)))
+    sections = {key: section for key, section in published_sections(phase).items() if key in report}
     rows = [Difference(key, here[key], report[key], sections[key]) for key in sections if here.get(key) != report[key]]
-    unpublished = [Difference(key, here[key], "unpublished", "§3.2") for key in unpublished_settings("rlvr/rlvr")]
-    weights = Difference("environments.weights", cfg.environments.weights, "unpublished", "§3.2")
+    unpublished = [Difference(key, here[key], "unpublished", where) for key in unpublished_settings(f"{phase}/{phase}")]
+    weights = Difference(f"{tasks}.weights", cfg.environments.weights, "unpublished", where)
     return [*rows, *unpublished, weights]
 
 
@@ -111,6 +116,11 @@ def unpublished_settings(preset: str) -> list[str]:
     return found
 
 
+_POLICY_PHASES: dict[str, tuple[Callable[[str], AnyPolicyConfig], str, str]] = {
+    "rlvr": (load_rlvr, "§3.2", "environments"),
+    "rlhf": (load_rlhf, "§3.3", "prompts"),
+}
+"""What loads the report's preset, its section, and where a run's shares of tasks stand."""
 _LOADERS = {ExtendContextConfig: load_extend_context, SftConfig: load_sft}
 
 

@@ -58,6 +58,13 @@ def complete_rlvr_setting(incomplete: str) -> list[str]:
     return _settings(RlvrConfig, incomplete)
 
 
+def complete_rlhf_setting(incomplete: str) -> list[str]:
+    """As `complete_setting`, for rlhf."""
+    from nano3.config.rlhf import RlhfConfig
+
+    return _settings(RlhfConfig, incomplete)
+
+
 def _settings(schema: type, incomplete: str) -> list[str]:
     from nano3.config.typed import keys
 
@@ -106,6 +113,9 @@ Settings = Annotated[list[str] | None, settings_option(complete_setting)]
 SftSettings = Annotated[list[str] | None, settings_option(complete_sft_setting, " --preset sft/tiny")]
 RlvrSettings = Annotated[
     list[str] | None, settings_option(complete_rlvr_setting, " --preset rlvr/tiny", "train.steps=50")
+]
+RlhfSettings = Annotated[
+    list[str] | None, settings_option(complete_rlhf_setting, " --preset rlhf/tiny", "train.steps=50")
 ]
 ContextSettings = Annotated[list[str] | None, settings_option(complete_context_setting)]
 Data = Annotated[

@@ -16,14 +16,14 @@ from nano3.stages.new_run import RESULT
 VARIABLE = "NANO3_MODEL"
 
 
-def choose_model(given: str | Path | None, option: str, server: bool = False, stage: str = "") -> str:
+def choose_model(given: str | Path | None, option: str, server: bool = False, stages: tuple[str, ...] = ()) -> str:
     """A folder of this machine or a preset: the one named, else NANO3_MODEL, else the newest finished run in runs/.
 
     Args:
         given: what the command line names; a hub id is downloaded.
         option: the verb's option for it, for messages: --model or --from.
         server: whether the verb's --url would do as well.
-        stage: only runs of this verb are looked for; empty: any.
+        stages: only runs of these verbs are looked for; empty: of any.
 
     Raises:
         UserError: none is named and there is no finished run, or a hub id that cannot be had.
@@ -34,11 +34,11 @@ def choose_model(given: str | Path | None, option: str, server: bool = False, st
             _say(f"model: {named} ({VARIABLE})")
         _tell_earlier_end(Path(named))
         return local_model(named)
-    run = newest_finished_run(RUNS, stage)
-    if run is None and stage:
+    run, words = newest_finished_run(RUNS, stages), " or ".join(stages)
+    if run is None and stages:
         raise UserError(
-            f"no model is named and {RUNS}/ holds no finished {stage} run: give {option} with a run or Hugging Face "
-            f"folder, set {VARIABLE}, or train one with `nano3 {stage}`"
+            f"no model is named and {RUNS}/ holds no finished {words} run: give {option} with a run or Hugging Face "
+            f"folder, set {VARIABLE}, or train one with `nano3 {stages[0]}`"
         )
     if run is None:
         raise UserError(
@@ -46,7 +46,7 @@ def choose_model(given: str | Path | None, option: str, server: bool = False, st
             f"ORG/NAME of the Hugging Face hub,{' --url with a server,' * server} set {VARIABLE}, or train one with "
             "`nano3 pretrain`"
         )
-    _say(f"model: {run} (the newest finished {f'{stage} ' if stage else ''}run; {option} names another)")
+    _say(f"model: {run} (the newest finished {f'{words} ' if stages else ''}run; {option} names another)")
     _tell_earlier_end(run)
     return str(run)
 
@@ -63,16 +63,16 @@ def _tell_earlier_end(run: Path) -> None:
              f"to finish it: {resume_command(run)}")  # fmt: skip
 
 
-def newest_finished_run(folder: Path, stage: str = "") -> Path | None:
+def newest_finished_run(folder: Path, stages: tuple[str, ...] = ()) -> Path | None:
     """The run in `folder` whose model was exported last, which is a run's last step; None where none is finished.
 
     Args:
         folder: of runs.
-        stage: only runs of this verb; empty: any.
+        stages: only runs of these verbs; empty: of any.
     """
     exported = [config for config in folder.glob("*/model/config.json") if config.is_file()]
-    if stage:
-        exported = [config for config in exported if _stage_of(config.parents[1]) == stage]
+    if stages:
+        exported = [config for config in exported if _stage_of(config.parents[1]) in stages]
     return max(exported, key=lambda config: config.stat().st_mtime_ns).parents[1] if exported else None
 
 

@@ -21,7 +21,7 @@ from nano3.cli.options.common import (
 )
 from nano3.cli.rollouts.rescore import rescore
 from nano3.cli.rollouts.show import show
-from nano3.cli.training.verb import Parts, Request, run_verb
+from nano3.cli.training.verb import Parts, Request, run_verb, take_architecture
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", context_settings=HELP, no_args_is_help=False)
 DEFAULT_PRESET = "tiny"
@@ -58,7 +58,13 @@ def rlvr(
         return
     request = Request(preset, settings or [], from_path, out, resume, dry_run, as_json, [], checkpoint)
     parts = Parts(
-        lambda paths, data: [], _check_environments, _adopt, _show_summary, _check_settings, _show_dry_run, "sft"
+        lambda paths, data: [],
+        _check_environments,
+        take_architecture,
+        _show_summary,
+        _check_settings,
+        _show_dry_run,
+        ("sft",),
     )
     run_verb("rlvr", load_rlvr, "nano3.stages.rlvr", DEFAULT_PRESET, request, needs_model=True, parts=parts)
 
@@ -82,7 +88,7 @@ def profile(
 
     cfg = load_rlvr(preset or DEFAULT_PRESET, settings or [])
     _check_environments(cfg)
-    source = choose_model(from_path, "--from", stage="sft")
+    source = choose_model(from_path, "--from", stages=("sft",))
     check_writable(out.parent, "--out")
     from nano3.stages.rlvr import profile_tasks
 
@@ -117,29 +123,16 @@ def _check_settings(cfg: Any, ranks: int) -> None:
     check_policy_settings(cfg)
 
 
-def _adopt(cfg: Any, source: Path) -> Any:
-    import dataclasses
-
-    from nano3.model.find import model_folder
-    from nano3.model.hf.config import read_config
-    from nano3.stages.start import check_weights
-
-    cfg = dataclasses.replace(cfg, model=read_config(model_folder(source)))
-    check_weights(cfg.model, source)
-    return cfg
-
-
 def _show_dry_run(cfg: Any, preset: str, as_json: bool) -> None:
-    from nano3.cli.training.rlvr_dry_run import show_rlvr_dry_run
+    from nano3.cli.training.policy_dry_run import show_policy_dry_run
 
-    show_rlvr_dry_run(cfg, preset, as_json)
+    show_policy_dry_run(cfg, preset, as_json)
 
 
 def _show_summary(verb: str, summary: dict[str, Any], as_json: bool) -> None:
+    from nano3.cli.training.policy_summary import stopped_line
     from nano3.cli.training.rlvr_summary import show_rlvr_summary
 
     show_rlvr_summary(verb, summary, as_json)
     if summary["stopped"]:
-        last = summary["last_good_checkpoint"]
-        good = f"the last good checkpoint is {last}" if last else "no checkpoint is from before it began"
-        print(f"stopped after step {summary['steps']}: {summary['stopped']}; {good}", file=sys.stderr)
+        print(stopped_line(summary), file=sys.stderr)

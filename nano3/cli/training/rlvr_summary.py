@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from nano3.cli.output import folder_rows, plain_table, print_json, print_table, results, speed_text
+from nano3.cli.output import plain_table, print_json, print_table, results
+from nano3.cli.training.policy_summary import run_table
 
 
 def show_rlvr_summary(verb: str, summary: dict[str, Any], as_json: bool) -> None:
@@ -16,7 +17,7 @@ def show_rlvr_summary(verb: str, summary: dict[str, Any], as_json: bool) -> None
     console.print()
     if summary["heldout"]:
         print_table(console, _heldout_table(summary))
-    print_table(console, _run_table(verb, summary))
+    print_table(console, run_table(verb, summary))
 
 
 def show_profile(summary: dict[str, Any], as_json: bool) -> None:
@@ -44,19 +45,3 @@ def _heldout_table(summary: dict[str, Any]) -> Any:
         values = f"{row['before']:.3f}", f"{row['after']:.3f}", difference, f"{row['tasks']:,}"
         table.add_row(row["environment"], *values, row["verdict"])
     return table
-
-
-def _run_table(verb: str, summary: dict[str, Any]) -> Any:
-    early = summary["interrupted"] or summary["stopped"]
-    table = plain_table("Stopped early" if early else "Run", "", "")
-    table.add_row("trained", f"{summary['steps']:,} steps on {summary['tokens']:,} tokens{speed_text(summary)}")
-    folder_rows(table, verb, summary, bool(early), _change(summary))
-    return table
-
-
-def _change(summary: dict[str, Any]) -> str:
-    """Options with which a run that a stop rule ended goes on."""
-    if not summary["stopped"]:
-        return ""
-    step = summary["last_good_step"]
-    return ("" if step is None else f" --checkpoint {step}") + " --set KEY=VALUE"

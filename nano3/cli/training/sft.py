@@ -19,7 +19,7 @@ from nano3.cli.options.common import (
     out_option,
     preset_option,
 )
-from nano3.cli.training.verb import Parts, Request, run_verb
+from nano3.cli.training.verb import Parts, Request, run_verb, take_architecture
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", context_settings=HELP, no_args_is_help=False)
 DEFAULT_PRESET = "tiny"
@@ -68,7 +68,7 @@ def sft(
             raise typer.BadParameter(f"give options behind {context.invoked_subcommand}: nano3 sft preview --data ...")
         return
     request = Request(preset, settings or [], from_path, out, resume, dry_run, as_json, data or [], checkpoint)
-    parts = Parts(_own_chats, _check_chats, _adopt, _show_summary)
+    parts = Parts(_own_chats, _check_chats, take_architecture, _show_summary)
     run_verb("sft", load_sft, "nano3.stages.sft", DEFAULT_PRESET, request, needs_model=True, parts=parts)
 
 
@@ -117,18 +117,6 @@ def _check_chats(cfg: Any) -> None:
     from nano3.data.chat.sets import set_sources
 
     set_sources(cfg.data)
-
-
-def _adopt(cfg: Any, source: Path) -> Any:
-    import dataclasses
-
-    from nano3.model.find import model_folder
-    from nano3.model.hf.config import read_config
-    from nano3.stages.start import check_weights
-
-    cfg = dataclasses.replace(cfg, model=read_config(model_folder(source)))
-    check_weights(cfg.model, source)
-    return cfg
 
 
 def _show_summary(verb: str, summary: dict[str, Any], as_json: bool) -> None:

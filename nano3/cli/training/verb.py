@@ -54,8 +54,8 @@ class Parts:
     sequences."""
     show_dry_run: Callable[[Any, str, bool], None] | None = None
     """Prints what a run with these settings, of a preset, would be; None: as for training on text."""
-    starts_from: str = ""
-    """Stage whose newest finished run a run starts from that names no model; empty: any."""
+    starts_from: tuple[str, ...] = ()
+    """Stages whose newest finished run a run starts from that names no model; empty: any."""
 
 
 def run_verb(
@@ -163,7 +163,7 @@ def _check_texts(cfg: Any) -> None:
     check_paths(cfg.data)
 
 
-def _source(request: Request, needed: bool, stage: str) -> Path | None:
+def _source(request: Request, needed: bool, stages: tuple[str, ...]) -> Path | None:
     """The folder to start from: the one named, or where weights are needed the one that cli.model_choice finds."""
     from nano3.cli.options.model_choice import choose_model
     from nano3.model.find import model_folder
@@ -171,7 +171,7 @@ def _source(request: Request, needed: bool, stage: str) -> Path | None:
 
     if request.from_path is None and not needed:
         return None
-    source = Path(choose_model(request.from_path, "--from", stage=stage))
+    source = Path(choose_model(request.from_path, "--from", stages=stages))
     if not request.resume:
         read_config(model_folder(source))
     return source
@@ -199,6 +199,23 @@ def _check_verb(verb: str, run_dir: Path) -> None:
     if own != verb:
         article = "an" if own[0] in "aeiou" else "a"
         raise UserError(f"{run_dir} is {article} {own} run: {_resume_command(own, run_dir)}")
+
+
+def take_architecture(cfg: Any, source: Path) -> Any:
+    """`cfg` with the architecture of the model in `source`, for a stage that takes no more from it.
+
+    Raises:
+        UserError: weights that do not fit it.
+    """
+    import dataclasses
+
+    from nano3.model.find import model_folder
+    from nano3.model.hf.config import read_config
+    from nano3.stages.start import check_weights
+
+    cfg = dataclasses.replace(cfg, model=read_config(model_folder(source)))
+    check_weights(cfg.model, source)
+    return cfg
 
 
 def _adopt(cfg: Any, source: Path) -> Any:

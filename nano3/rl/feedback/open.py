@@ -9,12 +9,14 @@ from typing import Any
 from nano3.client.server import base_address
 from nano3.config.errors import UserError
 from nano3.config.generate import PREFIX
-from nano3.config.rlhf import JudgeConfig, LengthControlConfig, PromptsConfig
+from nano3.config.rlhf import JudgeConfig, LengthControlConfig, PromptsConfig, RlhfConfig
+from nano3.data.chat.records import check_spec
 from nano3.data.preferences.quality import judged_generator
 from nano3.model.find import model_folder
 from nano3.model.hf.config import read_config
 from nano3.rl.feedback.comparison import PairJudge
 from nano3.rl.feedback.find import RULES, find_judge
+from nano3.rl.feedback.prompts import Prompts
 from nano3.rl.feedback.reward import OFF, LengthControl
 
 CACHE = "judge.jsonl"
@@ -61,6 +63,29 @@ def check_judge(spec: str, cfg: JudgeConfig, prompts: PromptsConfig) -> None:
         base_address(spec, "judge.spec")
     else:
         find_judge(spec, **cfg.options)
+
+
+def check_judges(cfg: RlhfConfig) -> None:
+    """Refuse judges of a run and of its held-out prompts that cannot be; as `check_judge`."""
+    check_judge(cfg.judge.spec, cfg.judge, cfg.prompts)
+    if cfg.heldout.judge:
+        check_judge(cfg.heldout.judge, cfg.judge, cfg.prompts)
+
+
+def check_prompts(prompts: PromptsConfig) -> None:
+    """Refuse sets of prompts that cannot be, without reading files.
+
+    Raises:
+        UserError: what is wrong.
+    """
+    if not prompts.weights:
+        raise UserError("there are no prompts: name files or generators with --data, or in prompts.weights")
+    for name in prompts.weights:
+        source = prompts.source(name)
+        if source.startswith(PREFIX):
+            Prompts(source, n=1)
+        else:
+            check_spec(source, f"prompts.sources.{name}")
 
 
 def heldout_judge(cfg: JudgeConfig, chosen: str, prompts: PromptsConfig) -> str:

@@ -10,6 +10,11 @@ from nano3.rl.training.profile import Verdict
 from nano3.stages.policy.scores import Score
 from nano3.train.checkpoint.checkpointer import step_of
 from nano3.train.position import Result
+from nano3.train.tracking.metrics import numbers, read_metrics
+
+ENDS = 0.1
+"""Share of the steps that stand for a run's beginning, and for its end."""
+FIGURES = ("reward", "quality", "think_tokens", "final_tokens", "truncated", "unread", "entropy", "policy_loss")
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,21 @@ class RlvrResult(PolicyResult):
 
 
 @dataclass(frozen=True)
+class RlhfResult(PolicyResult):
+    """What a run of `nano3 rlhf` came to."""
+
+    heldout_judge: str = ""
+    """Who scored held-out prompts."""
+    paused: bool = False
+    """It stopped since the judge does not answer: it goes on as it is."""
+
+    def summary(self) -> dict[str, Any]:
+        """The result as JSON values."""
+        told = {"paused": self.paused, "heldout_judge": self.heldout_judge or None}
+        return super().summary() | told | {"rollouts": rollout_figures(self.run_dir)}
+
+
+@dataclass(frozen=True)
 class ProfileResult:
     """What `nano3 rlvr profile` comes to."""
 
@@ -75,3 +95,17 @@ class ProfileResult:
 
 def _verdicts(profile: list[Verdict]) -> list[dict[str, Any]]:
     return [asdict(verdict) | {"verdict": verdict.word} for verdict in profile]
+
+
+def rollout_figures(run_dir: Path) -> dict[str, Any]:
+    """Figures of the rollouts, means over the first tenth of the steps and the last: {"steps": in each of the two,
+    "figures": {NAME: [first, last]}, "judge_calls": in all}."""
+    train = [line for line in read_metrics(run_dir / "metrics.jsonl") if line["kind"] == "train"]
+    n = max(1, round(ENDS * len(train)))
+    figures = {}
+    for name in FIGURES:
+        ends = [[line[name] for line in numbers(part, name)] for part in (train[:n], train[-n:])]
+        if all(ends):
+            figures[name] = [sum(values) / len(values) for values in ends]
+    calls = sum(line["judge_calls"] for line in numbers(train, "judge_calls"))
+    return {"steps": n, "figures": figures, "judge_calls": calls}

@@ -4,7 +4,6 @@ last one."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from nano3.config.rlhf import RlhfConfig
 from nano3.rl.feedback.comparison import JudgeStoppedError
@@ -97,12 +96,3 @@ def _compare(before: Means, after: Means, measure: str) -> list[Score]:
 def _together(values: Means) -> Means:
     """All prompts as those of one environment."""
     return {ALL: {f"{name}/{task}": value for name, of_tasks in values.items() for task, value in of_tasks.items()}}
-
-
-def table_rows(scores: list[Score]) -> list[dict[str, Any]]:
-    """As JSON values, the change of lengths also as a share of what they were."""
-    return [
-        {"environment": s.environment, "measure": s.measure, "tasks": s.tasks, "before": s.before, "after": s.after,
-         "low": s.low, "high": s.high, "verdict": s.verdict, "change": s.after / s.before - 1 if s.before else None}
-        for s in scores
-    ]  # fmt: skip

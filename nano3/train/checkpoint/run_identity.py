@@ -28,6 +28,13 @@ FREE = {
     "environments.workers",
     "environments.seconds",
     "curriculum.profile",
+    "judge.spec",
+    "judge.memory",
+    "judge.sequences",
+    "judge.cache",
+    "judge.workers",
+    "judge.tries",
+    "judge.wait",
 }
 """Settings that may change between a checkpoint and its resume, beside those of FREE_SECTIONS.
 What data.generate decides, the texts, is compared itself: see nano3.stages.training.fingerprints."""
@@ -43,6 +50,7 @@ ROUNDING = {
     "train.micro_batch_size": "the balance loss is one a micro-batch",
     "train.dtype": "activations are rounded otherwise",
     "train.sequence_chunk": "sums come in another order",
+    "judge.spec": "the rest is scored by another judge, unless it is the same model at another place",
 }
 """Free settings that change the numbers a little all the same, and why."""
 
