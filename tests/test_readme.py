@@ -34,6 +34,7 @@ HARMLESS = {
     "extend-context": ["--dry-run"],
     "sft": ["--help"],
     "rlvr": ["--help"],
+    "rlhf": ["--help"],
     "merge": ["--help"],
     "serve": ["--help"],
     "generate": ["--help"],

@@ -1,6 +1,5 @@
 """Reinforcement learning on verifiable rewards, from a folder to a folder."""
 
-import dataclasses
 import json
 import os
 import shutil
@@ -8,16 +7,13 @@ import subprocess
 import sys
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from nano3.config.errors import UserError
-from nano3.config.presets import load_rlvr, load_sft
+from nano3.config.presets import load_rlvr
 from nano3.config.rlvr import EnvironmentsConfig
 from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.model.hf.config import read_stage
-from nano3.model.hf.folder import save
-from nano3.model.lm import LM
 from nano3.reading import read_json
 from nano3.rl.rollout_files import read_rollouts, rollouts_path
 from nano3.rl.training.domains import open_domains
@@ -25,6 +21,8 @@ from nano3.rl.training.profile import Profile
 from nano3.stages.rlvr import main, profile_tasks
 from nano3.train.tracking.progress import Silent
 from nano3.train.trainer import Trainer
+
+from .policy_runs import Killed, save_base, steps_of, tasks_of
 
 ENVIRONMENTS = '''
 import itertools
@@ -97,19 +95,7 @@ SETTINGS = [
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """A small model with a chat tokenizer, spread so that its samples differ."""
-    tokenizer = Tokenizer.train(["the quick brown fox spells words and counts letters\n" * 3], 320)
-    ids = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
-    sizes = {"vocab_size": tokenizer.vocab_size, "d_model": 32, "d_expert": 32, "d_shared": 32, "pattern": "M*E"}
-    model = LM(dataclasses.replace(load_sft("tiny").model, init_std=0.2, **sizes, **ids)).init_weights(0)
-    with torch.no_grad():
-        # Answers end by themselves now and then, so that not all are truncated.
-        for name in (tokenizer.eos_id, tokenizer.token_id("<|im_end|>")):
-            model.lm_head.weight[name] *= 3
-    model.stage = "sft"
-    folder = tmp_path_factory.mktemp("base") / "base"
-    save(model, folder, extra=tokenizer.save)
-    return folder
+    return save_base(tmp_path_factory.mktemp("base") / "base")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -134,19 +120,9 @@ def resume(folder, *settings):
     return main(load_rlvr(str(folder), settings), folder, resume=True, progress=Silent())
 
 
-def steps_of(folder):
-    """All that metrics.jsonl says of the steps, but for wall-clock values."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "clock"} for line in lines if line["kind"] == "train"]
-
-
 def value(sample):
     assert sample.reward is not None
     return sample.reward.value
-
-
-def tasks_of(folder, step):
-    return [(s.environment, s.task, s.index, s.seed, s.reward) for s in read_rollouts(rollouts_path(folder, step))]
 
 
 @pytest.fixture(scope="module")
@@ -207,10 +183,6 @@ def test_held_out_tasks_are_never_drawn(finished):
         assert held
         assert not held & (drawn | profiled)
     assert drawn <= profiled
-
-
-class Killed(BaseException):
-    """The process was killed here."""
 
 
 @pytest.mark.parametrize("refill", [0, 2])

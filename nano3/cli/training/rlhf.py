@@ -120,18 +120,17 @@ def _own_prompts(paths: list[str], data: Any) -> list[str]:
 
 
 def _check_prompts(cfg: Any) -> None:
-    from nano3.rl.feedback.open import check_prompts
+    from nano3.rl.feedback.open import check_judges, check_prompts
 
     check_prompts(cfg.prompts)
+    check_judges(cfg)
 
 
 def _check_settings(cfg: Any, ranks: int) -> None:
-    from nano3.rl.feedback.open import check_judges
     from nano3.stages.settings import check_policy_settings
 
     del ranks  # any number can share the prompts
     check_policy_settings(cfg)
-    check_judges(cfg)
 
 
 def _show_dry_run(cfg: Any, preset: str, as_json: bool) -> None:

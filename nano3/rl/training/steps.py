@@ -235,7 +235,10 @@ class PolicySteps:
 
     def _drawn(self, sampling: Sampling, curriculum: Curriculum, n: int) -> tuple[dict[int, Group], list[GroupFacts]]:
         """As `_draw`; where the judge stops, what was drawn is undone, so that the step can be asked for again."""
-        before = copy.deepcopy(curriculum.state()) if self.feedback is not None else {}
+        if self.feedback is None:
+            return self._draw(sampling, curriculum, n)
+        before = copy.deepcopy(curriculum.state())
+        self.feedback.take_calls()  # those of held-out prompts are no step's
         try:
             return self._draw(sampling, curriculum, n)
         except JudgeStoppedError as error:
