@@ -85,7 +85,7 @@ def tell_faults(run: PolicyRun[Any], groups: Sequence[Group]) -> None:
 
 
 def gather(run: PolicyRun[Any], own: Sequence[tuple[str, str, float]]) -> Means:
-    """The values of all ranks, on the main rank: (environment, task, value) each of this one's. Every rank must call."""
+    """All ranks' values on the main rank; `own`: (environment, task, value) of each of this one's. Every rank calls."""
     found: Means = {name: {} for name, domain in run.domains.items() if domain.heldout}
     for part in run.world.to_main(list(own)):
         for name, task, value in part:
