@@ -10,7 +10,16 @@ from nano3.rl.feedback.comparison import JudgeStoppedError
 from nano3.rl.feedback.scoring import Feedback
 from nano3.rl.samples import Group
 from nano3.stages.policy.run import PolicyRun
-from nano3.stages.policy.scores import Means, Score, compare, draw_heldout, gather, read_before, write_heldout
+from nano3.stages.policy.scores import (
+    Means,
+    Score,
+    compare,
+    draw_heldout,
+    gather,
+    read_before,
+    tell_faults,
+    write_heldout,
+)
 from nano3.train.world import attempt
 
 MEASURES = {"quality": "base", "think_tokens": "think_tokens", "answer_tokens": "answer_tokens"}
@@ -75,6 +84,7 @@ class HeldoutQuality:
         self.run.world.agree(attempt(judge))
         if reasons := [reason for part in self.run.world.gather(stopped) for reason in part]:
             raise JudgeStoppedError(reasons[0])
+        tell_faults(self.run, groups)
         good = [group for group in groups if not group.fault]
         found = {name: self._means(good, part) for name, part in MEASURES.items()}
         cut = [(g.environment, g.task.id, sum(s.truncated for s in g.samples) / len(g.samples)) for g in good]
