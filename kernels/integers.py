@@ -37,7 +37,8 @@ def round_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     amax = x.detach().abs().amax(-1, keepdim=True) if x.shape[-1] else x.new_zeros(*x.shape[:-1], 1)
     small, odd = amax < LEAST, ~amax.isfinite()
-    factor = (MOST / amax).masked_fill(small | odd, 0)
+    # Not MOST / amax, which PyTorch makes MOST * (1 / amax).
+    factor = (torch.full_like(amax, MOST) / amax).masked_fill(small | odd, 0)
     numbers = (x.detach() * factor).masked_fill(odd, 0).round().clamp(-MOST, MOST)
     return numbers, (amax / MOST).masked_fill(small, 0).masked_fill(odd, torch.nan)
 

@@ -24,8 +24,8 @@ def problem(op: str) -> str | None:
     return failure(lambda dtype: _error(op, dtype))
 
 
-def failure(error_of: Callable[[torch.dtype], float]) -> str | None:
-    """What is wrong in words, None when the error with each type is small enough.
+def failure(error_of: Callable[[torch.dtype], float], least: float = 0.0) -> str | None:
+    """What is wrong in words, None when the error with each type is small enough; `least` always is.
 
     Checks run in a thread of their own: autocast, inference mode, default device and modes that trace are the
     caller's alone, and the answer holds for the whole process.
@@ -33,7 +33,7 @@ def failure(error_of: Callable[[torch.dtype], float]) -> str | None:
     with ThreadPoolExecutor(1) as thread:
         for dtype, tolerance in TOLERANCE.items():
             error = thread.submit(error_of, dtype).result()
-            if not error <= tolerance:
+            if not error <= max(tolerance, least):
                 return f"its self-check failed on {native().isa}: {dtype} differs by {error:.2g} from the reference"
     return None
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from ..eager import FUNCTIONS as EAGER
+from ..scaled import Scaled, Weight
+from . import rounded
 from .call import I, Kernel, L, P, declare, empty, normal, plain, readable, run
 from .mlp import squared_relu_rows
 from .native import TYPES, native
@@ -20,8 +22,11 @@ declare(
 )
 
 
-def linear(x: Tensor, weight: Tensor) -> Tensor:
+def linear(x: Tensor, weight: Weight) -> Tensor:
     """See nano3.kernels.linear."""
+    if isinstance(weight, Scaled):
+        y = rounded.linear(x, weight)
+        return EAGER["linear"](x, weight) if y is None else y
     outputs, width = weight.shape
     rows = x.numel() // width if width else 0
     if not 0 < rows <= _most_rows(x, weight) or x.shape[-1] != width or not plain(x, weight):
@@ -39,8 +44,12 @@ def _most_rows(x: Tensor, weight: Tensor) -> int:
     return MOST_ROWS_BFLOAT16 if widened else MOST_ROWS
 
 
-def squared_relu_mlp(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
+def squared_relu_mlp(x: Tensor, up: Weight, down: Weight) -> Tensor:
     """See nano3.kernels.squared_relu_mlp."""
+    if isinstance(up, Scaled) or isinstance(down, Scaled):
+        both = isinstance(up, Scaled) and isinstance(down, Scaled)
+        y = rounded.squared_relu_mlp(x, up, down) if both else None
+        return linear(linear(x, up).relu().square(), down) if y is None else y
     hidden, width = up.shape
     rows = x.numel() // width if width else 0
     fits = rows and hidden and x.shape[-1] == width and down.shape == (width, hidden) and up.dtype == down.dtype

@@ -10,6 +10,8 @@ from torch.autograd.function import once_differentiable
 
 from ..common import matmul_dtype
 from ..eager import FUNCTIONS as EAGER
+from ..scaled import Scaled, Weight
+from . import rounded
 from .call import I, Kernel, L, P, declare, empty, integers, normal, plain, readable, run
 from .native import TYPES
 from .products import activate, activate_backward, cast, cast_buffer, pieces
@@ -24,8 +26,12 @@ declare(
 )
 
 
-def grouped_mlp(x: Tensor, up: Tensor, down: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
+def grouped_mlp(x: Tensor, up: Weight, down: Weight, expert_ids: Tensor, weights: Tensor) -> Tensor:
     """See nano3.kernels.grouped_mlp."""
+    if isinstance(up, Scaled) or isinstance(down, Scaled):
+        both = isinstance(up, Scaled) and isinstance(down, Scaled)
+        y = rounded.grouped_mlp(x, up, down, expert_ids, weights) if both else None
+        return EAGER["grouped_mlp"](x, up, down, expert_ids, weights) if y is None else y
     tokens, chosen = expert_ids.shape
     n_experts, hidden, width = up.shape
     fits = tokens and chosen and hidden and up.dtype == down.dtype and weights.dtype == torch.float32

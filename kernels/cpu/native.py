@@ -15,19 +15,26 @@ import torch
 ENVIRONMENT = "NANO3_CPU_ISA"
 """Forces one of the levels, or `none` to do without the library."""
 NONE = "none"
-_AVX512 = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx2", "fma"}
+_AVX2 = {"avx2", "fma", "f16c"}
+_AVX512 = {"avx512f", "avx512bw", "avx512vl", "avx512dq", *_AVX2}
+_BF16 = {"avx512_bf16", "avx512_vnni", *_AVX512}
 NEEDS = {
-    "amx": {"amx_tile", "amx_bf16", "avx512_bf16", *_AVX512},
-    "avx512bf16": {"avx512_bf16", *_AVX512},
+    "amx": {"amx_tile", "amx_bf16", "amx_int8", *_BF16},
+    "avx512bf16": _BF16,
+    "avx512vnni": {"avx512_vnni", *_AVX512},
     "avx512": _AVX512,
-    "avx2": {"avx2", "fma"},
+    "avxvnni": {"avx_vnni", *_AVX2},
+    "avx2": _AVX2,
 }
 """CPU features of each level, the best first."""
-BASES = {"amx": "avx512", "avx512bf16": "avx512"}
-"""Where a level takes the kernels from that it has not got itself: it has only those that multiply by weights, with
-bfloat16 products. Float32 activations go through the kernels of the level below: they are never rounded."""
+BASES = {"amx": "avx512", "avx512bf16": "avx512", "avx512vnni": "avx512", "avxvnni": "avx2"}
+"""Where a level takes the kernels from that it has not got itself. Those with bfloat16 products have only what
+multiplies by weights; float32 activations go through the kernels of the level below: they are never rounded to
+bfloat16. Those with VNNI are the level below with other products of 8-bit integers."""
+ROUNDING = frozenset({"amx", "avx512bf16"})
+"""Levels with bfloat16 products."""
 LIBRARY = "_native.so"
-ABI = 6
+ABI = 7
 """Of the sources this file belongs to; see src/abi.cpp."""
 TYPES = {torch.float32: 0, torch.bfloat16: 1}
 _UNKNOWN = "the compiler did not know it when nano3 was installed, or the operating system does not allow it"
@@ -52,7 +59,7 @@ class Native(NamedTuple):
 
     def rounds(self, activations: torch.dtype) -> bool:
         """Whether products with bfloat16 weights are of bfloat16 numbers: the level has those, and the type fits."""
-        return self.isa in BASES and activations == torch.bfloat16
+        return self.isa in ROUNDING and activations == torch.bfloat16
 
 
 @cache
@@ -62,6 +69,14 @@ def native() -> Native:
     Raises:
         LevelError: NANO3_CPU_ISA is no level, or one that this machine cannot run.
     """
+    found = _choose()
+    if found.library is not None and found.isa in BASES:
+        # All of them have the instructions.
+        getattr(found.library, f"nano3_use_vnni_{BASES[found.isa]}")(1)
+    return found
+
+
+def _choose() -> Native:
     forced = os.environ.get(ENVIRONMENT, "")
     if forced == NONE:
         return Native(None, "", f"switched off by {ENVIRONMENT}")
@@ -124,6 +139,8 @@ def _allowed(library: ctypes.CDLL, isa: str) -> bool:
     """Whether the compiler knew a level and the operating system lets us use it."""
     if isa not in BASES:
         return True
+    if isa not in ROUNDING:
+        return hasattr(library, f"nano3_use_vnni_{BASES[isa]}")
     level = getattr(library, f"nano3_level_{isa}", None)
     return level is not None and bool(level())
 

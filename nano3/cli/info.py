@@ -65,8 +65,7 @@ def info(
     hardware = detect()
     facts |= {"hardware": asdict(hardware) | {"compute_dtype": hardware.compute_dtype}, "versions": versions()}
     if backends if backends is not None else model is None:
-        quantized = cfg is not None and cfg.quantization is not None and bool(cfg.quantization.algorithm)
-        facts["backends"] = backend_facts(hardware, quantized)
+        facts["backends"] = backend_facts(hardware)
     if as_json:
         print_json(facts)
     else:
@@ -99,9 +98,8 @@ def model_facts(name: str, cfg: ModelConfig) -> dict[str, Any]:
     return {"model": name, **_sizes(cfg), "blocks": blocks, "config": asdict(cfg)}
 
 
-def backend_facts(hardware: Hardware, quantized: bool = False) -> list[dict[str, str]]:
-    """For every op, and on CPUs for the whole decoding step of a model, which may be quantized, the backend that would
-    run it here, and why."""
+def backend_facts(hardware: Hardware) -> list[dict[str, str]]:
+    """For every op, and on CPUs for the whole decoding step of a model, the backend that would run it here, and why."""
     import torch
 
     from nano3.kernels.dispatch import explain
@@ -111,7 +109,7 @@ def backend_facts(hardware: Hardware, quantized: bool = False) -> list[dict[str,
     choices = [tuple(choice) for choice in explain(device)]
     if device == "cpu":
         name = "decoding step"
-        backend, reason = ("op by op", step.QUANTIZED) if quantized else step.explain()
+        backend, reason = step.explain()
         choices.append((name, backend, reason.removeprefix(f"{name}: ")))
     return [{"op": op, "device": device, "backend": name, "reason": reason} for op, name, reason in choices]
 

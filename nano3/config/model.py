@@ -13,7 +13,8 @@ class Quantization:
     """How a checkpoint's weights were quantized after training (report section 4)."""
 
     algorithm: str = "FP8"
-    """FP8: e4m3 weights and activations with one static scale a matrix; empty where only the cache is quantized."""
+    """FP8: e4m3 weights and activations with one static scale a matrix; INT8, INT4: integers (nano3.kernels.integers);
+    empty where only the cache is quantized."""
     kv_cache: str = ""
     """FP8 where the checkpoint has scales for keys and values; empty where these stay as they are."""
     excluded: tuple[str, ...] = ()

@@ -39,8 +39,6 @@ from nano3.model.state.pool import StatePool
 from nano3.openmp import cores_shared
 
 ENVIRONMENT, ASKED_THREADS = "NANO3_BACKEND", "OMP_NUM_THREADS"
-QUANTIZED = "the model is quantized, and products of quantized weights are PyTorch's"
-"""Why its decoding goes op by op."""
 SMALL_STEP = 32 << 20
 """Bytes of weights, keys, values and states up to which a step takes one thread while other processes use the cores,
 unless the environment says how many. Measured with the model of `nano3
@@ -317,15 +315,15 @@ def _strange(model: DecodingModel) -> str | None:
         for name, tensor in chain(module._parameters.items(), module._buffers.items()):
             if tensor is None or type(tensor) not in (nn.Parameter, Tensor):
                 return f"a weight of the model is a {type(tensor).__name__}"
-            if tensor.dtype not in FLOATS:
+            if tensor.dtype not in FLOATS and not isinstance(module, Linear | Experts):
                 kind = str(tensor.dtype).removeprefix("torch.")
-                return f"{QUANTIZED}: a {name} of its {type(module).__name__} modules is {kind}"
+                return f"a {name} of the model's {type(module).__name__} modules is {kind}"
     return None
 
 
 def _build(model: DecodingModel) -> program.DecodeProgram:
     blocks = [_weights(block) for block in model.blocks]
-    weights = model.embeddings.weight, blocks, model.norm_f.weight, model.lm_head.weight
+    weights = model.embeddings.weight, blocks, model.norm_f.weight, model.lm_head.operand()
     return program.DecodeProgram(_sizes(model), *weights, model.compute_dtype)
 
 
@@ -370,24 +368,26 @@ def _weights(block: nn.Module) -> program.BlockWeights:
 
 def _mamba(norm: Tensor, m: Mamba2) -> program.MambaWeights:
     return program.MambaWeights(
-        norm, m.in_proj.weight, m.conv1d.weight, m.conv1d.bias, m.A_log, m.D, m.dt_bias, m.norm.weight,
-        m.out_proj.weight,
+        norm, m.in_proj.operand(), m.conv1d.weight, m.conv1d.bias, m.A_log, m.D, m.dt_bias, m.norm.weight,
+        m.out_proj.operand(),
     )  # fmt: skip
 
 
 def _attention(norm: Tensor, m: Attention) -> program.AttentionWeights:
-    return program.AttentionWeights(norm, m.q_proj.weight, m.k_proj.weight, m.v_proj.weight, m.o_proj.weight)
+    return program.AttentionWeights(
+        norm, m.q_proj.operand(), m.k_proj.operand(), m.v_proj.operand(), m.o_proj.operand()
+    )
 
 
 def _experts(norm: Tensor, m: MoE) -> program.ExpertWeights:
     shared = m.shared_experts
-    up, down = (None, None) if shared is None else (shared.up_proj.weight, shared.down_proj.weight)
-    bias = m.gate.e_score_correction_bias
-    return program.ExpertWeights(norm, m.gate.weight, bias, m.experts.up_proj, m.experts.down_proj, up, down)
+    up, down = (None, None) if shared is None else (shared.up_proj.operand(), shared.down_proj.operand())
+    bias, experts = m.gate.e_score_correction_bias, (m.experts.operand("up_proj"), m.experts.operand("down_proj"))
+    return program.ExpertWeights(norm, m.gate.weight, bias, *experts, up, down)
 
 
 def _mlp(norm: Tensor, m: MLP) -> program.MlpWeights:
-    return program.MlpWeights(norm, m.up_proj.weight, m.down_proj.weight)
+    return program.MlpWeights(norm, m.up_proj.operand(), m.down_proj.operand())
 
 
 _WEIGHTS = {Mamba2: _mamba, Attention: _attention, MoE: _experts, MLP: _mlp}

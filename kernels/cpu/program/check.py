@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
 from torch import Tensor
 
 from ...reference import FUNCTIONS as REFERENCE
+from ...scaled import Weight
 from ..call import integers, normal
 from ..check import failure
 from ..draw import Draw, Drawn
@@ -71,12 +72,19 @@ def _log_probs(logits: Tensor, chosen: list[Drawn]) -> tuple[Tensor, Tensor]:
 class Case:
     """Random weights of one block of each kind, and sequences of some `lengths` under way."""
 
-    def __init__(self, sizes: ProgramSizes, dtype: torch.dtype, lengths: Sequence[int], seed: int = 0) -> None:
-        self.sizes, self.dtype = sizes, dtype
+    def __init__(
+        self,
+        sizes: ProgramSizes,
+        dtype: torch.dtype,
+        lengths: Sequence[int],
+        seed: int = 0,
+        quantize: Callable[[Tensor], Weight] = lambda matrix: matrix,
+    ) -> None:
+        self.sizes, self.dtype, self._quantize = sizes, dtype, quantize
         n, pages = len(lengths), [-(-length // PAGE_SIZE) for length in lengths]
         self._random = torch.Generator().manual_seed(seed)
         s = sizes
-        self.embeddings, self.norm, self.head = self._draw(s.V, s.D), self._draw(s.D), self._draw(s.V, s.D)
+        self.embeddings, self.norm, self.head = self._draw(s.V, s.D), self._draw(s.D), self._matrix(s.V, s.D)
         self.blocks: list[BlockWeights] = [self._mamba(), self._experts(), self._attention(), self._mlp()]
         conv, scan = (n + 3, s.H * s.P + 2 * s.G * s.N, s.W - 1), (n + 3, s.H, s.P, s.N)
         stored = (sum(pages) + 3, PAGE_SIZE, s.kv_heads, s.head_dim)
@@ -157,25 +165,29 @@ class Case:
         inner, channels = s.H * s.P, s.H * s.P + 2 * s.G * s.N
         A_log, D, dt_bias = (self._draw(s.H).float() for _ in range(3))
         return MambaWeights(
-            self._draw(s.D), self._draw(inner + channels + s.H, s.D), self._draw(channels, s.W), self._draw(channels),
-            A_log, D, dt_bias, self._draw(inner), self._draw(s.D, inner),
+            self._draw(s.D), self._matrix(inner + channels + s.H, s.D), self._draw(channels, s.W), self._draw(channels),
+            A_log, D, dt_bias, self._draw(inner), self._matrix(s.D, inner),
         )  # fmt: skip
 
     def _attention(self) -> AttentionWeights:
         s = self.sizes
         q, kv = s.query_heads * s.head_dim, s.kv_heads * s.head_dim
-        q_proj, k_proj, v_proj = (self._draw(width, s.D) for width in (q, kv, kv))
-        return AttentionWeights(self._draw(s.D), q_proj, k_proj, v_proj, self._draw(s.D, q))
+        q_proj, k_proj, v_proj = (self._matrix(width, s.D) for width in (q, kv, kv))
+        return AttentionWeights(self._draw(s.D), q_proj, k_proj, v_proj, self._matrix(s.D, q))
 
     def _experts(self) -> ExpertWeights:
-        s, shared = self.sizes, 70
+        s, shared = self.sizes, 96
         return ExpertWeights(
-            self._draw(s.D), self._draw(s.E, s.D).float(), self._draw(s.E).float(), self._draw(s.E, s.F, s.D),
-            self._draw(s.E, s.D, s.F), self._draw(shared, s.D), self._draw(s.D, shared),
+            self._draw(s.D), self._draw(s.E, s.D).float(), self._draw(s.E).float(), self._matrix(s.E, s.F, s.D),
+            self._matrix(s.E, s.D, s.F), self._matrix(shared, s.D), self._matrix(s.D, shared),
         )  # fmt: skip
 
     def _mlp(self) -> MlpWeights:
-        return MlpWeights(self._draw(self.sizes.D), self._draw(33, self.sizes.D), self._draw(self.sizes.D, 33))
+        D, F = self.sizes.D, 32 if self.sizes.D % 32 == 0 else 33
+        return MlpWeights(self._draw(D), self._matrix(F, D), self._matrix(D, F))
+
+    def _matrix(self, *shape: int) -> Weight:
+        return self._quantize(self._draw(*shape))
 
     def _draw(self, *shape: int) -> Tensor:
         return (normal(self._random, torch.float32, *shape) * 0.3).to(self.dtype)

@@ -13,10 +13,13 @@ import torch
 from torch import Tensor
 
 from ...allocator import use_huge_pages
+from ...scaled import Scaled, Weight
 from ..call import declare, run
 from ..draw import NOTHING, Draw, Drawn
 from ..guard import may_run
 from ..native import TYPES, native
+from ..rounded import Weights, fits
+from ..rounded import problem as rounded_problem
 from .memory import MOST_SEQUENCES, Block, Chosen, Program, StepMemory
 from .weights import (
     AttentionWeights,
@@ -65,7 +68,7 @@ class DecodeProgram:
         embeddings: Tensor,
         blocks: Sequence[BlockWeights],
         norm: Tensor,
-        head: Tensor,
+        head: Weight,
         compute: torch.dtype = torch.float32,
     ) -> None:
         """Check and lay out.
@@ -75,7 +78,7 @@ class DecodeProgram:
             embeddings: (V, D).
             blocks: weights of each.
             norm: (D,), of the last norm.
-            head: (V, D).
+            head: (V, D), or scaled.
             compute: type of activations; with bfloat16, levels with bfloat16 products round what they multiply by
                 bfloat16 weights. Everything else is float32 in either case.
 
@@ -83,7 +86,7 @@ class DecodeProgram:
             UnfitError: weights that the program does not take, or no library.
         """
         self._kinds = [type(block) for block in blocks]
-        self.sizes, self.dtype = of_kinds(sizes, self._kinds), head.dtype
+        self.sizes, self.dtype = of_kinds(sizes, self._kinds), norm.dtype
         self._exact = compute != torch.bfloat16
         if native().library is None:
             raise UnfitError(native().reason)
@@ -93,6 +96,8 @@ class DecodeProgram:
         self._scratch: Tensor | None = None
         s = self.sizes
         self._places: list[tuple[int, int]] = []
+        self._rounded = False
+        self._input_scales: list[Tensor | None] = []
         if not min(s.E, 1) <= s.K <= s.E or (s.H and s.H % max(s.G, 1)) or s.query_heads % max(s.kv_heads, 1):
             raise UnfitError(f"sizes that do not go together: {s}")
         if s.E > MOST_EXPERTS:
@@ -103,9 +108,9 @@ class DecodeProgram:
             self._blocks,
             self._pointer("embeddings", embeddings, (s.V, s.D)),
             self._pointer("norm", norm, (s.D,)),
-            self._pointer("head", head, (s.V, s.D)),
-            len(blocks), s.D, s.V, TYPES[self.dtype], 0, 0, s.H, s.P, s.N, s.G, s.W, s.kv_heads, groups, s.head_dim,
-            s.E, s.K, s.F, s.eps, s.routed_scale,
+            self._weights("head", head, (s.V, s.D)),
+            len(blocks), s.D, s.V, TYPES[self.dtype], 0, 0, self._rounded, s.H, s.P, s.N, s.G, s.W, s.kv_heads,
+            groups, s.head_dim, s.E, s.K, s.F, s.eps, s.routed_scale,
         )  # fmt: skip
         self._memory = StepMemory()
         self._logits = _new(0)
@@ -319,6 +324,19 @@ class DecodeProgram:
         self._places.append((weight.data_ptr(), weight.nbytes))
         return weight.data_ptr()
 
+    def _weights(self, name: str, weight: Weight, shape: tuple[int, ...]) -> Weights:
+        if not isinstance(weight, Scaled):
+            return Weights(self._pointer(name, weight, shape), 0, 0, TYPES[self.dtype], shape[-2])
+        if weight.shape != shape or not fits(weight):
+            scale = tuple(weight.scale.shape)
+            raise UnfitError(f"{name} is data {tuple(weight.shape)} with scale {scale}: of another type or layout")
+        if (why := rounded_problem()) is not None:
+            raise UnfitError(why)
+        self._rounded = True
+        self._places += [(t.data_ptr(), t.nbytes) for t in (weight.data, weight.scale)]
+        self._input_scales.append(weight.input_scale)  # may be made for this call: the largest of the experts'
+        return Weights.of(weight)
+
     def _block(self, block: BlockWeights) -> Block:
         filled = Block(norm=self._pointer("norm", block.norm, (self.sizes.D,)))
         filled.kind, fill = {
@@ -333,8 +351,8 @@ class DecodeProgram:
     def _fill_mamba(self, to: Block, w: MambaWeights) -> None:
         s = self.sizes
         inner, channels = s.H * s.P, s.H * s.P + 2 * s.G * s.N
-        to.input = self._pointer("in_proj", w.in_proj, (inner + channels + s.H, s.D))
-        to.output = self._pointer("out_proj", w.out_proj, (s.D, inner))
+        to.input = self._weights("in_proj", w.in_proj, (inner + channels + s.H, s.D))
+        to.output = self._weights("out_proj", w.out_proj, (s.D, inner))
         to.taps = self._pointer("taps", w.taps, (channels, s.W), (channels, 1, s.W))
         to.bias = self._pointer("bias", w.bias, (channels,))
         to.out_norm = self._pointer("out_norm", w.out_norm, (inner,))
@@ -344,21 +362,21 @@ class DecodeProgram:
     def _fill_attention(self, to: Block, w: AttentionWeights) -> None:
         s = self.sizes
         queries, keys = s.query_heads * s.head_dim, s.kv_heads * s.head_dim
-        to.input = self._pointer("q", w.q, (queries, s.D))
-        to.second = self._pointer("k", w.k, (keys, s.D))
-        to.third = self._pointer("v", w.v, (keys, s.D))
-        to.output = self._pointer("o", w.o, (s.D, queries))
+        to.input = self._weights("q", w.q, (queries, s.D))
+        to.second = self._weights("k", w.k, (keys, s.D))
+        to.third = self._weights("v", w.v, (keys, s.D))
+        to.output = self._weights("o", w.o, (s.D, queries))
 
     def _fill_experts(self, to: Block, w: ExpertWeights) -> None:
         s = self.sizes
         to.router = self._pointer("router", w.router, (s.E, s.D), dtype=torch.float32)
         to.router_bias = self._pointer("router_bias", w.router_bias, (s.E,), dtype=torch.float32)
-        to.second = self._pointer("up", w.up, (s.E, s.F, s.D))
-        to.third = self._pointer("down", w.down, (s.E, s.D, s.F))
+        to.second = self._weights("up", w.up, (s.E, s.F, s.D))
+        to.third = self._weights("down", w.down, (s.E, s.D, s.F))
         if w.shared_up is not None and w.shared_down is not None:
             self._fill_mlp(to, MlpWeights(w.norm, w.shared_up, w.shared_down))
 
     def _fill_mlp(self, to: Block, w: MlpWeights) -> None:
         to.F = w.up.shape[0]
-        to.input = self._pointer("up", w.up, (to.F, self.sizes.D))
-        to.output = self._pointer("down", w.down, (self.sizes.D, to.F))
+        to.input = self._weights("up", w.up, (to.F, self.sizes.D))
+        to.output = self._weights("down", w.down, (self.sizes.D, to.F))

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..draw import Drawn, DrawTable
+from ..rounded import Weights
 
 MOST_SEQUENCES = 64
 """More sequences go op by op, where products are large enough to fill the machine."""
@@ -20,7 +21,9 @@ class Block(ctypes.Structure):
 
     _fields_ = [
         ("kind", c_int64),
-        *((name, c_void_p) for name in ("norm", "input", "output", "second", "third", "taps", "bias", "out_norm")),
+        ("norm", c_void_p),
+        *((name, Weights) for name in ("input", "output", "second", "third")),
+        *((name, c_void_p) for name in ("taps", "bias", "out_norm")),
         *((name, c_void_p) for name in ("A_log", "D", "dt_bias", "router", "router_bias")),
         *((name, c_void_p) for name in ("first_state", "second_state")),
         ("F", c_int64),
@@ -32,8 +35,10 @@ class Program(ctypes.Structure):
 
     _fields_ = [
         ("blocks", POINTER(Block)),
-        *((name, c_void_p) for name in ("embeddings", "norm", "head")),
-        *((name, c_int64) for name in ("n_blocks", "D", "V", "weight_type", "conv_type", "page_type")),
+        ("embeddings", c_void_p),
+        ("norm", c_void_p),
+        ("head", Weights),
+        *((name, c_int64) for name in ("n_blocks", "D", "V", "weight_type", "conv_type", "page_type", "rounded")),
         *((name, c_int64) for name in ("H", "P", "N", "G", "W", "heads", "R", "Dh", "E", "K", "F")),
         ("eps", c_double),
         ("routed_scale", c_double),

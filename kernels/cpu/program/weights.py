@@ -1,4 +1,4 @@
-"""A model's weights and sizes as the decoding program takes them."""
+"""A model's weights and sizes as the decoding program takes them: matrices are tensors, or data and scale."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from ...scaled import Weight
+
 
 @dataclass(frozen=True)
 class MambaWeights:
     """Of a Mamba-2 block: H heads of width P, N state, G groups, C = H P + 2 G N channels, W taps."""
 
     norm: Tensor
-    in_proj: Tensor
+    in_proj: Weight
     """(H P + C + H, D): z, x, B, C, dt."""
     taps: Tensor
     """(C, W), or (C, 1, W)."""
@@ -22,7 +24,7 @@ class MambaWeights:
     D: Tensor
     dt_bias: Tensor
     out_norm: Tensor
-    out_proj: Tensor
+    out_proj: Weight
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,10 @@ class AttentionWeights:
     """Of an attention block."""
 
     norm: Tensor
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    o: Tensor
+    q: Weight
+    k: Weight
+    v: Weight
+    o: Weight
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,12 @@ class ExpertWeights:
     norm: Tensor
     router: Tensor
     router_bias: Tensor
-    up: Tensor
+    up: Weight
     """(E, F, D)."""
-    down: Tensor
+    down: Weight
     """(E, D, F)."""
-    shared_up: Tensor | None
-    shared_down: Tensor | None
+    shared_up: Weight | None
+    shared_down: Weight | None
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,8 @@ class MlpWeights:
     """Of a dense squared-ReLU block."""
 
     norm: Tensor
-    up: Tensor
-    down: Tensor
+    up: Weight
+    down: Weight
 
 
 BlockWeights = MambaWeights | AttentionWeights | ExpertWeights | MlpWeights

@@ -25,7 +25,6 @@ static inline V vexp2(V x) {
 // The same, but exactly 0 for the smallest: a key that is not seen must not count, whatever its value.
 static inline V vexp2_to_zero(V x) { return vexp2(x) - V::power_of_two(V(LOWEST)); }
 
-static inline i64 round_up(i64 n, i64 step) { return (n + step - 1) / step * step; }
 
 // Where a buffer that has LINE numbers to spare reaches a cache line's start: vectors across two lines load slowly.
 static const i64 LINE = 64 / sizeof(float);

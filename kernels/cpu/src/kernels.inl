@@ -7,11 +7,13 @@ namespace {
 #ifdef BF16_PRODUCTS
 #include "product_bf16.inl"
 #endif
+#include "rounded.inl"
 #include "dense.inl"
 #include "norm.inl"
 #include "conv.inl"
 #include "route.inl"
 #include "experts.inl"
+#include "rounded_ops.inl"
 #include "permute.inl"
 #include "mamba.inl"
 #include "attention.inl"
@@ -34,6 +36,7 @@ namespace {
 // The levels with BF16_PRODUCTS export only what multiplies by weights; native.py takes the rest from avx512.
 #include "exports/dense.inl"
 #include "exports/experts.inl"
+#include "exports/rounded.inl"
 #include "exports/program.inl"
 #ifdef BF16_PRODUCTS
 #include "exports/logits.inl"

@@ -6,6 +6,7 @@ enum Outcome { DONE = 0, NO_MEMORY = 1, BAD_INDEX = 2 };
 // Not the standard library's: a template that two units share could be linked from the one for the wrong processor.
 template <class T> static inline T least(T a, T b) { return a < b ? a : b; }
 template <class T> static inline T most_of(T a, T b) { return a > b ? a : b; }
+static inline i64 round_up(i64 n, i64 step) { return (n + step - 1) / step * step; }
 
 // Work of a call, in about products, below which waking the other threads costs more than they save.
 static const i64 ALONE = 1 << 18, READING = 3;  // READING: products in the time of reading one number from afar

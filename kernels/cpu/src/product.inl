@@ -12,19 +12,20 @@ template <int Q, class A, int R, int C> static inline A quad_sums(const A (&acc)
 }
 // y[c][r] = (add: plus) the sum of acc[r][c], from quad FIRST on.
 template <int FIRST, class A, int R, int C>
-static inline void store_sums(const A (&acc)[R][C], float* y, i64 ldy, bool add) {
+static inline void store_sums(const A (&acc)[R][C], typename A::Sum* y, i64 ldy, bool add) {
     const int ALL = (R + 3) / 4 * C, BATCH = A::SUMS / 4;
-    float part[A::SUMS];
-    A::join(quad_sums<FIRST>(acc), quad_sums<FIRST + 1>(acc), quad_sums<FIRST + 2>(acc), quad_sums<FIRST + 3>(acc))
+    typename A::Sum part[A::SUMS];
+    // In brackets: only what is included beside it, not its twin for other instructions.
+    A::join((quad_sums<FIRST>)(acc), (quad_sums<FIRST + 1>)(acc), (quad_sums<FIRST + 2>)(acc), (quad_sums<FIRST + 3>)(acc))
         .store(part);
     for (int j = 0; j < BATCH && FIRST + j < ALL; j++) {
         const int q = FIRST + j, r = q / C * 4, n = R - r < 4 ? R - r : 4;
-        float* out = y + (q % C) * ldy + r;
+        typename A::Sum* out = y + (q % C) * ldy + r;
         if (add)
             for (int k = 0; k < n; k++) part[4 * j + k] += out[k];
-        std::memcpy(out, part + 4 * j, n * sizeof(float));
+        std::memcpy(out, part + 4 * j, n * sizeof(*out));
     }
-    if constexpr (FIRST + BATCH < ALL) store_sums<FIRST + BATCH>(acc, y, ldy, add);
+    if constexpr (FIRST + BATCH < ALL) (store_sums<FIRST + BATCH>)(acc, y, ldy, add);
 }
 
 // What a tile does with its weights: uses them once, keeps them widened in the panel, takes them from there. The panel
@@ -35,7 +36,7 @@ enum Use { ONCE, KEEP, PANEL };
 // from far: reads the next R rows' ahead.
 template <class A, int R, int C, Use USE, class X, class W>
 static inline __attribute__((always_inline)) void product_tile(
-    const X* x, i64 ldx, const W* w, i64 ldw, i64 I, float* y, i64 ldy, bool add, float* panel, const char* next) {
+    const X* x, i64 ldx, const W* w, i64 ldw, i64 I, typename A::Sum* y, i64 ldy, bool add, float* panel, const char* next) {
     const int LINE = 64, LINES = R * A::N * sizeof(W) / LINE, ACROSS = USE == PANEL ? R : 1;
     A acc[R][C];
 #pragma GCC unroll 16
@@ -55,7 +56,7 @@ static inline __attribute__((always_inline)) void product_tile(
 #pragma GCC unroll 16
         for (int r = 0; r < R; r++) {
             A a = A::load(w + r * ldw + i * ACROSS);
-            if (USE == KEEP) a.store(panel + r * A::N + i * R);
+            if constexpr (USE == KEEP) a.store(panel + r * A::N + i * R);
 #pragma GCC unroll 16
             for (int c = 0; c < C; c++) acc[r][c] = A::fma(a, b[c], acc[r][c]);
         }
@@ -64,8 +65,10 @@ static inline __attribute__((always_inline)) void product_tile(
         int n = int(I - i);
 #pragma GCC unroll 16
         for (int r = 0; r < R; r++) {
-            A a = USE == PANEL ? A::load(w + r * ldw + i * ACROSS) : A::load(w + r * ldw + i, n);
-            if (USE == KEEP) a.store(panel + r * A::N + i * R);
+            A a;
+            if constexpr (USE == PANEL) a = A::load(w + r * ldw + i * ACROSS);
+            else a = A::load(w + r * ldw + i, n);
+            if constexpr (USE == KEEP) a.store(panel + r * A::N + i * R);
 #pragma GCC unroll 16
             for (int c = 0; c < C; c++) acc[r][c] = A::fma(a, A::load(x + c * ldx + i, n), acc[r][c]);
         }
@@ -76,7 +79,7 @@ static inline __attribute__((always_inline)) void product_tile(
 // A tile of `rows` rows, 1 to C of them.
 template <class A, int R, Use USE, int C, class X, class W>
 static inline void product_some(
-    i64 rows, const X* x, i64 ldx, const W* w, i64 ldw, i64 I, float* y, i64 ldy, bool add, float* panel,
+    i64 rows, const X* x, i64 ldx, const W* w, i64 ldw, i64 I, typename A::Sum* y, i64 ldy, bool add, float* panel,
     const char* next) {
     if (rows == C) return product_tile<A, R, C, USE>(x, ldx, w, ldw, I, y, ldy, add, panel, next);
     if constexpr (C > 1) product_some<A, R, USE, C - 1>(rows, x, ldx, w, ldw, I, y, ldy, add, panel, next);
@@ -85,7 +88,7 @@ static inline void product_some(
 // All rows against R outputs over one pass: the fewest tiles of at most MOST rows, about equal.
 template <class A, int R, int MOST, class X, class W>
 static void product_rows(
-    const X* x, i64 ldx, i64 M, const W* w, i64 ldw, i64 I, float* y, i64 ldy, bool add, const char* next) {
+    const X* x, i64 ldx, i64 M, const W* w, i64 ldw, i64 I, typename A::Sum* y, i64 ldy, bool add, const char* next) {
     alignas(64) float panel[R * PASS];
     i64 tiles = (M + MOST - 1) / MOST;
     if (MOST == 1 || tiles <= 1) return product_some<A, R, ONCE, MOST>(M, x, ldx, w, ldw, I, y, ldy, add, panel, next);
@@ -103,7 +106,7 @@ static void product_rows(
 
 // R outputs at a time. The last ones may be computed twice, the same: R is at most O.
 template <class A, int R, int MOST, class X, class W>
-static void product_outputs(const X* x, i64 ldx, i64 M, const W* w, i64 O, i64 I, float* y, i64 ldy) {
+static void product_outputs(const X* x, i64 ldx, i64 M, const W* w, i64 O, i64 I, typename A::Sum* y, i64 ldy) {
     for (i64 o = 0; o < O; o += R) {
         o = least(o, O - R);
         i64 i = 0;
@@ -117,7 +120,7 @@ static void product_outputs(const X* x, i64 ldx, i64 M, const W* w, i64 O, i64 I
 
 // One row against R outputs at a time, each from its first inner number to its last: weights from far come fastest in the
 // order in which they lie. Sums as in product_tile.
-template <class A, int R, class X, class W> static void product_row(const X* x, const W* w, i64 O, i64 I, float* y) {
+template <class A, int R, class X, class W> static void product_row(const X* x, const W* w, i64 O, i64 I, typename A::Sum* y) {
     const int LINE = 64, VECTOR = A::N * sizeof(W), TOGETHER = VECTOR < LINE ? LINE / VECTOR : 1;
     const i64 ahead = I > PASS ? 2 * I : 4096 / i64(sizeof(W));
     for (i64 o = 0; o < O; o += R) {
@@ -149,7 +152,7 @@ template <class A, int R, class X, class W> static void product_row(const X* x, 
 }
 
 template <class A, class X, class W>
-static void product_of(const X* x, i64 ldx, i64 M, const W* w, i64 O, i64 I, float* y, i64 ldy) {
+static void product_of(const X* x, i64 ldx, i64 M, const W* w, i64 O, i64 I, typename A::Sum* y, i64 ldy) {
     if (M == 1 && O >= 8) product_row<A, 8>(x, w, O, I, y);
     else if (O >= 4) product_outputs<A, 4, COLS>(x, ldx, M, w, O, I, y, ldy);
     else product_outputs<A, 1, COLS>(x, ldx, M, w, O, I, y, ldy);

@@ -6,8 +6,8 @@ enum BlockKind { MAMBA_BLOCK = 0, ATTENTION_BLOCK = 1, EXPERTS_BLOCK = 2, MLP_BL
 struct ProgramBlock {
     i64 kind;
     const void* norm;                    // (D)
-    const void *in, *out;                // in_proj, out_proj; q_proj, o_proj; up, down of the dense or shared MLP
-    const void *second, *third;          // k_proj, v_proj; up, down of the routed experts
+    Weights in, out;                     // in_proj, out_proj; q_proj, o_proj; up, down of the dense or shared MLP
+    Weights second, third;               // k_proj, v_proj; up, down of the routed experts
     const void *taps, *bias, *out_norm;  // (C, W), (C), (inner)
     const float *A_log, *D, *dt_bias;    // (H)
     const float *router, *router_bias;   // (E, D), (E)
@@ -17,8 +17,10 @@ struct ProgramBlock {
 
 struct Program {
     const ProgramBlock* blocks;
-    const void *embeddings, *norm, *head;  // (V, D), (D), (V, D)
+    const void *embeddings, *norm;  // (V, D), (D)
+    Weights head;                   // (V, D)
     i64 n_blocks, D, V, weight_type, conv_type, page_type;
+    i64 rounded;  // whether any weights are data and scale
     i64 H, P, N, G, W;             // Mamba-2
     i64 heads, R, Dh;              // attention: key heads, query heads of each, width
     i64 E, K, F;                   // routed experts
@@ -43,11 +45,22 @@ struct alignas(64) Turn {
     i64 taken[3], loops;
 };
 
+// Matrices that read the same rows, at most.
+static const i64 INPUTS = 3;
+
+// What matrices multiply: rows, or those rounded as the matrix wants them.
+struct Input {
+    const float* x;
+    const char* rounded;
+    i64 stride;
+};
+
 // What one thread has for itself.
 struct OwnScratch {
     float* normed;        // (D): what a mixer reads, of a single sequence
     float *part, *total;  // (n, SLICE) each
     float *rows;          // (n, D or E): rows of one expert, scores of the router
+    char *rounded[INPUTS], *gathered;  // of a single sequence; rows of one expert
     float *query, *scores;
     i64 *order, *ends, *next, *active;
     DrawScratch draw;
@@ -67,6 +80,7 @@ struct StepScratch {
     i64* first_part;     // (n heads + 1)
     float *outs, *tops, *sums;
     i64 n_parts;
+    char* rounded[INPUTS];
     OwnScratch* own;
 };
 
@@ -78,6 +92,13 @@ static i64 widest(const Program& p) {
     i64 most = most_of(inner_width(p) + channels(p) + p.H, query_width(p));
     for (i64 b = 0; b < p.n_blocks; b++) most = most_of(most, p.blocks[b].F);
     return most;
+}
+
+// Of one sequence's rounded rows: what projections read, or all its experts' hidden values.
+static i64 rounded_bytes(const Program& p) {
+    if (!p.rounded) return 0;
+    i64 most = most_of(most_row_bytes(most_of(p.D, widest(p))), p.K * most_row_bytes(p.F));
+    return most_of(most, most_row_bytes(most_of(inner_width(p), query_width(p))));
 }
 
 static StepScratch divide_scratch(const Program& p, int threads, Arena& arena) {
@@ -101,8 +122,11 @@ static StepScratch divide_scratch(const Program& p, int threads, Arena& arena) {
     s.outs = arena.take<float>(s.n_parts * q);
     s.tops = arena.take<float>(s.n_parts * p.R);
     s.sums = arena.take<float>(s.n_parts * p.R);
+    for (i64 i = 0; i < INPUTS; i++) s.rounded[i] = arena.take<char>(n * rounded_bytes(p));
     for (int t = 0; t < threads; t++) {
         OwnScratch own;
+        for (i64 i = 0; i < INPUTS; i++) own.rounded[i] = arena.take<char>(rounded_bytes(p));
+        own.gathered = arena.take<char>(p.rounded ? n * most_row_bytes(p.D) : 0);
         own.normed = arena.take<float>(p.D);
         own.part = arena.take<float>(n * SLICE);
         own.total = arena.take<float>(n * SLICE);

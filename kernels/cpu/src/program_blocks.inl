@@ -42,16 +42,16 @@ template <class T, class S> struct DecodeStep {
     i64 tasks(i64 outputs, i64 slice) const { return (outputs + slice - 1) / slice; }
 
     // Where this thread begins in a loop over the outputs of weights w (O, I).
-    const void* first_of(const void* w, i64 O, i64 I, i64 slice) const {
+    const void* first_of(const Weights& w, i64 O, i64 I, i64 slice) const {
         i64 task = omp_get_thread_num() * tasks(O, slice) / omp_get_num_threads();
-        return (const T*)w + task * slice * I;
+        return (const char*)w.data + task * slice * weight_row_bytes(w.type, I);
     }
     // The same for a block, 0 <= i <= n_blocks; what stands behind them is the output projection.
     const void* first_of_block(i64 i) const {
         if (i == p.n_blocks) return p.logits ? first_of(p.head, p.V, p.D, slice()) : nullptr;
         const ProgramBlock& b = p.blocks[i];
         const i64 O[] = {inner_width(p) + channels(p) + p.H, query_width(p), b.F, b.F};
-        return b.in ? first_of(b.in, O[b.kind], p.D, b.kind == MAMBA_BLOCK ? mamba_slice() : slice()) : nullptr;
+        return b.in.data ? first_of(b.in, O[b.kind], p.D, b.kind == MAMBA_BLOCK ? mamba_slice() : slice()) : nullptr;
     }
     const void* after(const ProgramBlock& b) const { return first_of_block(&b - p.blocks + 1); }
 
@@ -72,21 +72,53 @@ template <class T, class S> struct DecodeStep {
     }
     const float* norm(const ProgramBlock& b) const { return norm(b.norm, s.normed, first_of_block(&b - p.blocks)); }
 
+    // Rows x (count, I) as w multiplies them. Where there are few, each thread rounds its own: sooner done than waited for.
+    Input input(const Weights& w, const float* x, i64 count, i64 I, i64 place = 0) const {
+        if (!is_rounded(w)) return {x, nullptr, 0};
+        const i64 stride = rounded_row_bytes(w.type, I);
+        if (n == 1) {
+            char* own_rows = own().rounded[place];
+            for (i64 m = 0; m < count; m++) round_row(w, x + m * I, I, own_rows + m * stride);
+            return {x, own_rows, stride};
+        }
+        char* rows = s.rounded[place];
+        share(count, w.data, [&](i64 m) { round_row(w, x + m * I, I, rows + m * stride); });
+        return {x, rows, stride};
+    }
+    // The same for another matrix that reads them.
+    Input input_like(const Input& first, const Weights& like, const Weights& w, const float* x, i64 I, i64 place) const {
+        const bool same = like.type == w.type && (like.input_scale == w.input_scale ||
+                                                  (like.input_scale && w.input_scale && *like.input_scale == *w.input_scale));
+        return same ? first : input(w, x, n, I, place);
+    }
+
+    // y (M, count) = rows first_row .. first_row + M of x (rows, I) times outputs first .. first + count of w.
+    void multiply(const Input& x, i64 first_row, i64 M, const Weights& w, i64 first, i64 count, i64 I, float* y,
+                  i64 ldy) const {
+        if (x.rounded) {
+            product_rounded(x.rounded + first_row * x.stride, x.stride, M, w, first, count, I, y, ldy);
+        } else {
+            product(x.x + first_row * I, I, M, (const T*)w.data + first * I, count, I, y, ldy);
+        }
+    }
+
     // y (n, O) = x (n, I) w^T.
-    void apply(const float* x, i64 I, const void* w, i64 O, float* y) const {
+    void apply(const float* rows, i64 I, const Weights& w, i64 O, float* y) const {
+        const Input x = input(w, rows, n, I);
         share(tasks(O, slice()), nullptr, [&](i64 task) {
             i64 start = task * slice();
-            product(x, I, n, (const T*)w + start * I, least(slice(), O - start), I, y + start, O);
+            multiply(x, 0, n, w, start, least(slice(), O - start), I, y + start, O);
         });
     }
 
     // The residual stream += x (n, I) w^T.
-    void add(const float* x, i64 I, const void* w, const void* soon) const {
+    void add(const float* rows, i64 I, const Weights& w, const void* soon) const {
+        const Input x = input(w, rows, n, I);
         float* part = own().part;
         const i64 slice = out_slice();
         share(tasks(p.D, slice), soon, [&](i64 task) {
             i64 start = task * slice, count = least(slice, p.D - start);
-            product(x, I, n, (const T*)w + start * I, count, I, part, SLICE);
+            multiply(x, 0, n, w, start, count, I, part, SLICE);
             for (i64 m = 0; m < n; m++) add_row(part + m * SLICE, s.x + m * p.D + start, count);
         });
     }
@@ -103,19 +135,24 @@ template <class T, class S> struct DecodeStep {
         for (; i + V::N <= count; i += V::N) (V::load(y + i) + V::load(x + i)).store(y + i);
         for (; i < count; i++) y[i] += x[i];
     }
+    static void scale_row(float* x, float by, i64 count) {
+        i64 i = 0;
+        for (; i + V::N <= count; i += V::N) (V::load(x + i) * V(by)).store(x + i);
+        for (; i < count; i++) x[i] *= by;
+    }
 
     // Channels go through the convolution in vectors and a rest: the rest must be the same for any n.
     i64 mamba_slice() const { return inner_width(p) % 16 ? SLICE : slice(); }
 
     // The projection's slices go through the convolution at once: channels do not mix there.
     void mamba(const ProgramBlock& b) const {
-        const float* x = norm(b);
+        const Input x = input(b.in, norm(b), n, p.D);
         const i64 inner = inner_width(p), C = channels(p), O = inner + C + p.H, past = p.W - 1, slice = mamba_slice();
         const i64 first_head = omp_get_thread_num() * p.H / omp_get_num_threads();
         share(tasks(O, slice), (float*)b.second_state + (p.slots[0] * p.H + first_head) * p.P * p.N, [&](i64 task) {
             i64 start = task * slice, stop = least(start + slice, O), c = most_of(start, inner) - inner;
             i64 end = least(stop, inner + C) - inner;
-            product(x, p.D, n, (const T*)b.in + start * p.D, stop - start, p.D, s.wide + start, O);
+            multiply(x, 0, n, b.in, start, stop - start, p.D, s.wide + start, O);
             if (c < end)
                 conv_rows(s.wide + inner + c, O, (S*)b.first_state + c * past, C * past, p.slots, n,
                           (const T*)b.taps + c * p.W, (const T*)b.bias + c, end - c, p.W, s.mixed + c, C);
@@ -159,13 +196,15 @@ template <class T, class S> struct DecodeStep {
     }
 
     // Queries, scaled, and the new keys and values in their pages.
-    void project(const ProgramBlock& b, const float* x) const {
+    void project(const ProgramBlock& b, const float* rows) const {
+        const Input x = input(b.in, rows, n, p.D), k = input_like(x, b.in, b.second, rows, p.D, 1);
+        const Input v = input_like(x, b.in, b.third, rows, p.D, 2);
         const i64 Q = query_width(p), KV = p.heads * p.Dh, q_tasks = tasks(Q, slice()), kv_tasks = tasks(KV, slice());
         float *part = own().part, scale = std::sqrt(float(p.Dh));
         share(q_tasks + 2 * kv_tasks, nullptr, [&](i64 task) {
             if (task < q_tasks) {
                 i64 start = task * slice(), count = least(slice(), Q - start);
-                product(x, p.D, n, (const T*)b.in + start * p.D, count, p.D, s.wide + start, Q);
+                multiply(x, 0, n, b.in, start, count, p.D, s.wide + start, Q);
                 for (i64 m = 0; m < n; m++)
                     for (i64 i = start; i < start + count; i++) s.wide[m * Q + i] /= scale;
                 return;
@@ -173,7 +212,7 @@ template <class T, class S> struct DecodeStep {
             bool is_key = task < q_tasks + kv_tasks;
             i64 start = (task - q_tasks - (is_key ? 0 : kv_tasks)) * slice(), count = least(slice(), KV - start);
             void* pages = is_key ? b.first_state : b.second_state;
-            product(x, p.D, n, (const T*)(is_key ? b.second : b.third) + start * p.D, count, p.D, part, SLICE);
+            multiply(is_key ? k : v, 0, n, is_key ? b.second : b.third, start, count, p.D, part, SLICE);
             for (i64 m = 0; m < n; m++) {
                 i64 place = p.lengths[m] - 1, page = p.table[m * p.table_width + place / p.page_size];
                 i64 at = (page * p.page_size + place % p.page_size) * KV + start;
@@ -220,23 +259,25 @@ template <class T, class S> struct DecodeStep {
     }
 
     void mlp(const ProgramBlock& b) const {
-        const float* x = norm(b);
+        const Input x = input(b.in, norm(b), n, p.D);
         share(tasks(b.F, slice()), first_of(b.out, p.D, b.F, out_slice()), [&](i64 task) { up(b, x, task * slice()); });
         add(s.wide, b.F, b.out, after(b));
     }
 
-    void up(const ProgramBlock& b, const float* x, i64 start) const {
+    void up(const ProgramBlock& b, const Input& x, i64 start) const {
         i64 count = least(slice(), b.F - start);
-        product(x, p.D, n, (const T*)b.in + start * p.D, count, p.D, s.wide + start, b.F);
+        multiply(x, 0, n, b.in, start, count, p.D, s.wide + start, b.F);
         for (i64 m = 0; m < n; m++) squared_relu(s.wide + m * b.F + start, count, 1.0f);
     }
 
     void experts(const ProgramBlock& b) const {
-        const float* x = norm(b);
+        const float* rows = norm(b);
+        const Input x = input(b.second, rows, n, p.D);
+        const Input shared = b.F ? input_like(x, b.second, b.in, rows, p.D, 1) : x;
         i64 choices = (n + ROUTED - 1) / ROUTED;
         share(choices + tasks(b.F, slice()), nullptr, [&](i64 task) {
-            if (task < choices) route(b, x, task * ROUTED);
-            else up(b, x, (task - choices) * slice());
+            if (task < choices) route(b, rows, task * ROUTED);
+            else up(b, shared, (task - choices) * slice());
         });
         i64 n_active = sort_own();
         experts_up(b, x, n_active);
@@ -274,21 +315,27 @@ template <class T, class S> struct DecodeStep {
         return n_active;
     }
 
-    void experts_up(const ProgramBlock& b, const float* x, i64 n_active) const {
+    void experts_up(const ProgramBlock& b, const Input& x, i64 n_active) const {
         OwnScratch& o = own();
+        const bool gate_later = is_rounded(b.third);  // its rows are rounded as they are
+        const Input own_rows = {o.rows, x.rounded ? o.gathered : nullptr, x.stride};
         i64 slices = tasks(p.F, slice()), gathered = -1;
-        const void* soon = (const T*)first_of(b.third, p.D, p.F, out_slice()) + o.active[0] * p.D * p.F;
+        const void* soon = (const char*)first_of(b.third, p.D, p.F, out_slice()) +
+                           o.active[0] * p.D * weight_row_bytes(b.third.type, p.F);
         share(n_active * slices, soon, [&](i64 task) {
             i64 e = o.active[task / slices], start = task % slices * slice(), count = least(slice(), p.F - start);
             i64 first = o.ends[e], rows = o.ends[e + 1] - first;
             if (e != gathered && n > 1)
-                for (i64 r = 0; r < rows; r++)
-                    std::memcpy(o.rows + r * p.D, x + o.order[first + r] / p.K * p.D, sizeof(float) * p.D);
+                for (i64 r = 0; r < rows; r++) {
+                    const i64 m = o.order[first + r] / p.K;
+                    if (x.rounded) std::memcpy(o.gathered + r * x.stride, x.rounded + m * x.stride, x.stride);
+                    else std::memcpy(o.rows + r * p.D, x.x + m * p.D, sizeof(float) * p.D);
+                }
             gathered = e;
-            product(n > 1 ? o.rows : x, p.D, rows, (const T*)b.second + (e * p.F + start) * p.D, count, p.D,
-                    s.hidden + first * p.F + start, p.F);
+            multiply(n > 1 ? own_rows : x, 0, rows, b.second, e * p.F + start, count, p.D,
+                     s.hidden + first * p.F + start, p.F);
             for (i64 r = first; r < first + rows; r++)
-                squared_relu(s.hidden + r * p.F + start, count, s.gates[o.order[r]]);
+                squared_relu(s.hidden + r * p.F + start, count, gate_later ? 1.0f : s.gates[o.order[r]]);
         });
     }
 
@@ -296,17 +343,20 @@ template <class T, class S> struct DecodeStep {
     void experts_down(const ProgramBlock& b, i64 n_active) const {
         OwnScratch& o = own();
         const i64 slice = out_slice();
+        const Input hidden = input(b.third, s.hidden, n * p.K, p.F);
+        const Input shared = b.F ? input(b.out, s.wide, n, b.F, 1) : hidden;
         share(tasks(p.D, slice), after(b), [&](i64 task) {
             i64 start = task * slice, count = least(slice, p.D - start);
             std::memset(o.total, 0, sizeof(float) * n * SLICE);
             for (i64 a = 0; a < n_active; a++) {
                 i64 e = o.active[a], first = o.ends[e], rows = o.ends[e + 1] - first;
-                product(s.hidden + first * p.F, p.F, rows, (const T*)b.third + (e * p.D + start) * p.F, count, p.F,
-                        o.part, SLICE);
-                for (i64 r = 0; r < rows; r++)
+                multiply(hidden, first, rows, b.third, e * p.D + start, count, p.F, o.part, SLICE);
+                for (i64 r = 0; r < rows; r++) {
+                    if (hidden.rounded) scale_row(o.part + r * SLICE, s.gates[o.order[first + r]], count);
                     add_row(o.part + r * SLICE, o.total + o.order[first + r] / p.K * SLICE, count);
+                }
             }
-            if (b.F) product(s.wide, b.F, n, (const T*)b.out + start * b.F, count, b.F, o.part, SLICE);
+            if (b.F) multiply(shared, 0, n, b.out, start, count, b.F, o.part, SLICE);
             for (i64 m = 0; m < n; m++) {
                 if (b.F) add_row(o.part + m * SLICE, o.total + m * SLICE, count);
                 add_row(o.total + m * SLICE, s.x + m * p.D + start, count);

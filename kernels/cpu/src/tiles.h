@@ -8,11 +8,11 @@ static thread_local bool tiles_are_on = false;
 static inline void tiles_on() { tiles_are_on = true; }
 static inline void tiles_off() { tiles_are_on = false; }
 template <int T> static inline void tile_zero() { tiles[T] = Tile{}; }
-template <int T> static inline void tile_load(const bf16* p, i64 row) {
+template <int T, class X> static inline void tile_load(const X* p, i64 row) {
     if (!tiles_are_on) std::abort();
     for (int r = 0; r < 16; r++) std::memcpy(tiles[T].sums[r], p + r * row, 64);
 }
-template <int T> static inline void tile_store(float* p, i64 row = 16) {
+template <int T, class X> static inline void tile_store(X* p, i64 row = 16) {
     for (int r = 0; r < 16; r++) std::memcpy(p + r * row, tiles[T].sums[r], 64);
 }
 template <int C, int A, int B> static inline void tile_dot() {
@@ -22,6 +22,17 @@ template <int C, int A, int B> static inline void tile_dot() {
         for (int k = 0; k < 16; k++)
             for (int n = 0; n < 16; n++)
                 for (int h = 0; h < 2; h++) tiles[C].sums[m][n] += to_float(a[m][k][h]) * to_float(b[k][n][h]);
+}
+template <int C, int A, int B> static inline void tile_dot_bytes() {
+    int8_t a[16][16][4], b[16][16][4];
+    int32_t sums[16][16];
+    std::memcpy(a, tiles[A].sums, sizeof(a)), std::memcpy(b, tiles[B].sums, sizeof(b));
+    std::memcpy(sums, tiles[C].sums, sizeof(sums));
+    for (int m = 0; m < 16; m++)
+        for (int k = 0; k < 16; k++)
+            for (int n = 0; n < 16; n++)
+                for (int h = 0; h < 4; h++) sums[m][n] += a[m][k][h] * b[k][n][h];
+    std::memcpy(tiles[C].sums, sums, sizeof(sums));
 }
 static inline void transpose_16(const float* from, float* to) {
     for (int r = 0; r < 16; r++)
@@ -44,16 +55,20 @@ static inline void tiles_off() { asm volatile("tilerelease"); }
 // Assembler, since the compiler's own functions want digits where a template has numbers, and do not say that they read
 // and write memory.
 template <int T> static inline void tile_zero() { asm volatile("tilezero %%tmm%c0" ::"i"(T)); }
-// 16 rows of 32 numbers, `row` numbers apart.
-template <int T> static inline void tile_load(const bf16* p, i64 row) {
-    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(row * i64(sizeof(bf16))), "i"(T) : "memory");
+// 16 rows of 64 bytes, `row` numbers apart.
+template <int T, class X> static inline void tile_load(const X* p, i64 row) {
+    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(row * i64(sizeof(X))), "i"(T) : "memory");
 }
-template <int T> static inline void tile_store(float* p, i64 row = 16) {
-    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(row * i64(sizeof(float))), "i"(T) : "memory");
+template <int T, class X> static inline void tile_store(X* p, i64 row = 16) {
+    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(row * i64(sizeof(X))), "i"(T) : "memory");
 }
 // C[m][n] += the sum over k of A[m][k] . B[k][n], pairs of numbers.
 template <int C, int A, int B> static inline void tile_dot() {
     asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
+}
+// The same of fours of signed 8-bit integers.
+template <int C, int A, int B> static inline void tile_dot_bytes() {
+    asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
 }
 
 // A 16 x 16 matrix of anything of four bytes.

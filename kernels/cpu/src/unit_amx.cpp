@@ -12,7 +12,7 @@
 #define TILES
 #define EXPORT(name) nano3_##name##_amx
 #ifdef NANO3_EMULATE
-#pragma GCC target("avx2,fma")
+#pragma GCC target("avx2,fma,f16c")
 namespace {
 #include "vec_avx2.h"
 #include "vec_bf16.h"
@@ -21,7 +21,7 @@ namespace {
 #else
 #include <sys/syscall.h>
 #include <unistd.h>
-#pragma GCC target("amx-tile,amx-bf16,avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
+#pragma GCC target("amx-tile,amx-bf16,amx-int8,avx512bf16,avx512vnni,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")
 namespace {
 #include "vec_avx512.h"
 #include "vec_bf16.h"

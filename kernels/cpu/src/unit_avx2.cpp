@@ -7,7 +7,8 @@
 
 #include "scalar.h"
 
-#pragma GCC target("avx2,fma")
+#pragma GCC target("avx2,fma,f16c")
+#define UNIT_AVX2
 #define EXPORT(name) nano3_##name##_avx2
 namespace {
 #include "vec_avx2.h"

@@ -7,7 +7,8 @@
 
 #include "scalar.h"
 
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")
+#define UNIT_AVX512
 #define EXPORT(name) nano3_##name##_avx512
 namespace {
 #include "vec_avx512.h"

@@ -2,6 +2,7 @@
 struct V {
     __m256 v;
     static const int N = 8, SUMS = N;
+    typedef float Sum;
     V() {}
     V(__m256 x) : v(x) {}
     V(float x) : v(_mm256_set1_ps(x)) {}
@@ -11,6 +12,16 @@ struct V {
         __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p));
         return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
     }
+    // 2^-8 times e4m3 numbers.
+    static V load(const e4m3* p) {
+        __m128i half = _mm_slli_epi16(_mm_cvtepi8_epi16(_mm_loadl_epi64((const __m128i*)p)), 7);
+        return _mm256_cvtph_ps(_mm_and_si128(half, _mm_set1_epi16(short(0xbf80))));
+    }
+    // 32-bit integers less `offset`.
+    static V of_integers(const void* p, int32_t offset) {
+        __m256i sums = _mm256_loadu_si256((const __m256i*)p);
+        return _mm256_cvtepi32_ps(_mm256_sub_epi32(sums, _mm256_set1_epi32(offset)));
+    }
     template <class T> static V load(const T* p, int n) {
         float part[8] = {0};
         for (int i = 0; i < n; i++) part[i] = to_float(p[i]);
@@ -18,6 +29,12 @@ struct V {
     }
     void store(float* p) const { _mm256_storeu_ps(p, v); }
     void store(bf16* p) const { store(p, 8); }
+    // As 8-bit integers, to nearest, ties to even.
+    void store(int8_t* p) const {
+        __m256i wide = _mm256_cvtps_epi32(v);
+        __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
+        _mm_storel_epi64((__m128i*)p, _mm_packs_epi16(words, words));
+    }
     template <class T> void store(T* p, int n) const {
         float part[8];
         store(part);

@@ -2,6 +2,7 @@
 struct V {
     __m512 v;
     static const int N = 16, SUMS = N;
+    typedef float Sum;
     V() {}
     V(__m512 x) : v(x) {}
     V(float x) : v(_mm512_set1_ps(x)) {}
@@ -10,7 +11,16 @@ struct V {
     static V load(const bf16* p) { return widen(_mm256_loadu_si256((const __m256i*)p)); }
     static V load(const float* p, int n) { return _mm512_maskz_loadu_ps(mask(n), p); }
     static V load(const bf16* p, int n) { return widen(_mm256_maskz_loadu_epi16(mask(n), p)); }
+    // 2^-8 times e4m3 numbers.
+    static V load(const e4m3* p) { return widen_e4m3(_mm_loadu_si128((const __m128i*)p)); }
+    static V load(const e4m3* p, int n) { return widen_e4m3(_mm_maskz_loadu_epi8(mask(n), p)); }
+    // 32-bit integers less `offset`.
+    static V of_integers(const void* p, int32_t offset) {
+        return _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_loadu_si512(p), _mm512_set1_epi32(offset)));
+    }
     void store(float* p) const { _mm512_storeu_ps(p, v); }
+    // As 8-bit integers, to nearest, ties to even.
+    void store(int8_t* p) const { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v))); }
     void store(float* p, int n) const { _mm512_mask_storeu_ps(p, mask(n), v); }
     void store(bf16* p) const { _mm256_storeu_si256((__m256i*)p, narrow()); }
     void store(bf16* p, int n) const { _mm256_mask_storeu_epi16(p, mask(n), narrow()); }
@@ -90,6 +100,10 @@ struct V {
     }
     static __mmask16 mask(int n) { return __mmask16((1u << n) - 1); }
     static V widen(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
+    static V widen_e4m3(__m128i x) {
+        __m256i half = _mm256_slli_epi16(_mm256_cvtepi8_epi16(x), 7);
+        return _mm512_cvtph_ps(_mm256_and_si256(half, _mm256_set1_epi16(short(0xbf80))));
+    }
     __m256i narrow() const {
         __m512i bits = _mm512_castps_si512(v);
         __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));

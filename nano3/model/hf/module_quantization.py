@@ -6,8 +6,11 @@ from typing import Any
 
 from torch import nn
 
+from nano3.config.errors import UserError
 from nano3.kernels import Scaled
+from nano3.kernels.scaled import INTEGERS
 from nano3.model.attention import Attention
+from nano3.model.hf.integers import section
 from nano3.model.hf.names import published_name
 from nano3.model.hf.quantization import EIGHT_BIT_FLOAT, FP8, METHOD
 from nano3.model.layers import Linear
@@ -17,15 +20,27 @@ from nano3.model.moe import Experts
 from nano3.model.router import Router
 
 
-def quantization_keys(model: LM) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """`quantization_config` of config.json, and the keys of hf_quant_config.json; None where nothing is quantized.
+def quantization_keys(model: LM) -> tuple[dict[str, Any], dict[str, Any] | None] | None:
+    """`quantization_config` of config.json, and the keys of hf_quant_config.json, which folders of integers have not;
+    None where nothing is quantized.
 
     Every excluded name is spelled out: a pattern such as `layers.4*` means more than block 4.
+
+    Raises:
+        UserError: matrices of several formats.
     """
     weights = [w for module in model.modules() for w in _operands(module) if isinstance(w, Scaled)]
     cached = any("k_scale" in m.k_proj._buffers for m in model.modules() if isinstance(m, Attention))
     if not weights and not cached:
         return None
+    formats = {w.dtype for w in weights}
+    if len(formats) > 1:
+        raise UserError(
+            f"the model has matrices of {' and '.join(sorted(map(str, formats)))}; a folder holds one format"
+        )
+    if formats & INTEGERS:
+        head, cache = isinstance(model.lm_head.operand(), Scaled), EIGHT_BIT_FLOAT if cached else None
+        return section(formats.pop(), _excluded(model), cache, head), None
     from nano3 import __version__
 
     producer = {"name": "nano3", "version": __version__}

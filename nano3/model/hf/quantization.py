@@ -1,4 +1,5 @@
-"""What a Hugging Face folder says about quantization, as NVIDIA ModelOpt writes it (report section 4).
+"""What a Hugging Face folder says about quantization, as NVIDIA ModelOpt writes it (report section 4), or for integers
+compressed-tensors.
 
 `quantization_config` of config.json, or the same in hf_quant_config.json. Readers of tensors do not go by the list of
 excluded modules, which ModelOpt 0.47 writes with broken names, but by the stored types and scales.
@@ -11,10 +12,12 @@ from typing import Any
 
 from nano3.config.errors import UserError
 from nano3.config.model import Quantization
+from nano3.model.hf import integers
 from nano3.reading import read_json
 
 FILE = "hf_quant_config.json"
 METHOD, FP8 = "modelopt", "FP8"
+KNOWN = ("", FP8, *(name for name, _ in integers.FORMATS.values()))
 EIGHT_BIT_FLOAT = {"dynamic": False, "num_bits": 8, "type": "float"}
 
 
@@ -39,10 +42,13 @@ def _quantization(section: Any, where: str) -> Quantization:
     if not isinstance(section, dict) or not isinstance(inner := section.get("quantization", section), dict):
         raise UserError(f"{where}: expected a JSON object")
     method, algorithm = section.get("quant_method", METHOD), inner.get("quant_algo") or ""
+    if method == integers.METHOD:
+        algorithm = integers.algorithm(section, where)
     cache = inner.get("kv_cache_quant_algo") or (FP8 if inner.get("kv_cache_scheme") == EIGHT_BIT_FLOAT else "")
-    if method != METHOD or algorithm not in ("", FP8) or cache not in ("", FP8):
+    if method not in (METHOD, integers.METHOD) or algorithm not in KNOWN or cache not in ("", FP8):
         found = " ".join(str(part) for part in (method, algorithm, cache and f"with a cache of {cache}") if part)
-        raise UserError(f"{where}: is {found}; nano3 reads {METHOD} {FP8}: take such a folder, or the unquantized one")
+        known = f"{METHOD} {FP8}, and {integers.METHOD} of integers"
+        raise UserError(f"{where}: is {found}; nano3 reads {known}: take such a folder, or the unquantized one")
     listed = inner.get("ignore", inner.get("exclude_modules")) or []
     if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
         raise UserError(f"{where}: its list of excluded modules must hold names")

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from nano3.config.errors import UserError
 from nano3.kernels import Scaled
-from nano3.kernels.scaled import E4M3, FLOATS
+from nano3.kernels.scaled import E4M3, FLOATS, INT4, INT8
 from nano3.model.attention import Attention
 from nano3.model.hf.config import read_config, read_stage
 from nano3.model.hf.files import locate, open_weights
+from nano3.model.hf.integers import PACKED, SHAPE, empty
 from nano3.model.hf.names import is_stacked, named_tensors, published_name
 from nano3.model.layers import Linear
 from nano3.model.lm import FLOAT32_SUFFIXES, LM
@@ -31,13 +32,17 @@ READ_AS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float32}
 """Stored type -> the type that holds its numbers exactly and that nano3 computes with."""
 QUANTIZED = "F8_E4M3"
 """Stored type of matrices whose numbers are these times a scale beside them."""
+STORED_INTEGERS = {INT8: "I8", INT4: "I32"}
+"""Type of a matrix of integers -> how a folder stores it."""
+BYTES = {QUANTIZED: 1, "I8": 1, "I32": 4, "I64": 8}
+"""Of one number of tensors that stay as they are stored."""
 
 
 def load(path: str | Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> LM:
     """Model from a Hugging Face folder.
 
-    Matrices stored in FP8 with their scales stay as they are stored, whatever the folder's lists say; scales of keys
-    and values are kept as `k_proj.k_scale` and `v_proj.v_scale`.
+    Matrices stored in FP8 or in integers with their scales stay as they are stored, whatever the folder's lists say;
+    scales of keys and values are kept as `k_proj.k_scale` and `v_proj.v_scale`.
 
     Args:
         path: folder with config.json and model.safetensors, or shards with an index.
@@ -71,7 +76,8 @@ def stored_dtype(path: str | Path) -> torch.dtype:
 def weight_bytes(path: str | Path, dtype: torch.dtype) -> int:
     """Bytes of a folder's weights in memory when they are loaded in `dtype`: quantized ones stay as they are."""
     with _Checkpoint(Path(path)) as checkpoint:
-        return sum(checkpoint.count(n) * (1 if checkpoint.is_scaled(n) else dtype.itemsize) for n in checkpoint.stored)
+        kinds = ((checkpoint.count(name), checkpoint.type(name)) for name in checkpoint.stored)
+        return sum(count * BYTES.get(kind, dtype.itemsize) for count, kind in kinds)
 
 
 def check_stored(model: LM, path: str | Path) -> None:
@@ -131,11 +137,11 @@ class _Checkpoint:
 
     def sources(self, ours: str, tensor: Tensor) -> list[_Source]:
         """Where the checkpoint keeps nano3's tensor `ours`: one place, or one an expert."""
-        name, kind = published_name(ours), QUANTIZED if tensor.dtype == E4M3 else ""
+        name, kind = published_name(ours), QUANTIZED if tensor.dtype == E4M3 else STORED_INTEGERS.get(tensor.dtype, "")
         if not is_stacked(ours) or name in self.stored:
-            return [_Source(name, ours, None, tuple(tensor.shape), kind)]
+            return [_source(name, ours, None, tuple(tensor.shape), kind)]
         shape, experts = tuple(tensor.shape[1:]), range(tensor.shape[0])
-        return [_Source(published_name(ours, e), ours, e, shape, kind) for e in experts]
+        return [_source(published_name(ours, e), ours, e, shape, kind) for e in experts]
 
     def wanted(self, model: LM) -> list[_Source]:
         """All that goes into `model`; raises UserError unless the stored tensors are exactly those."""
@@ -147,8 +153,8 @@ class _Checkpoint:
         """Have the modules of `model`, on the meta device, hold scaled weights where the folder has these."""
         for name, module in model.named_modules():
             own = published_name(name)
-            if isinstance(module, Linear) and self.is_scaled(f"{own}.weight"):
-                module.use_scaled(_empty(module.weight, f"{own}.input_scale" in self.stored))
+            if isinstance(module, Linear) and (found := self.scaled(own, module.weight)) is not None:
+                module.use_scaled(found)
             if isinstance(module, Experts):
                 self._quantize_experts(module, own)
             for letter in "kv" if isinstance(module, Attention) else ():
@@ -158,13 +164,27 @@ class _Checkpoint:
 
     def _quantize_experts(self, experts: Experts, own: str) -> None:
         for projection in ("up_proj", "down_proj"):
-            if self.is_scaled(f"{own}.0.{projection}.weight"):
-                given = f"{own}.0.{projection}.input_scale" in self.stored
-                experts.use_scaled(projection, _empty(experts.get_parameter(projection), given))
+            if (found := self.scaled(f"{own}.0.{projection}", experts.get_parameter(projection))) is not None:
+                experts.use_scaled(projection, found)
+
+    def scaled(self, own: str, weight: Tensor) -> Scaled | None:
+        """What takes the place of a weight, without numbers; None where the folder's `own` module is not quantized."""
+        if self.is_scaled(f"{own}.weight"):
+            return _empty(weight, f"{own}.input_scale" in self.stored)
+        packed = f"{own}.{PACKED}" in self.stored
+        if not packed and not (f"{own}.weight_scale" in self.stored and self._has(f"{own}.weight", "I8")):
+            return None
+        try:
+            return empty(weight, INT4 if packed else INT8)
+        except ValueError as error:
+            raise UserError(f"{self.folder}: {own}: {error}, in which nano3 computes with 4 bits") from error
 
     def is_scaled(self, name: str) -> bool:
         """Whether a weight is stored as FP8 numbers with a scale beside them."""
-        return name in self.stored and f"{name}_scale" in self.stored and self._type(name) == QUANTIZED
+        return f"{name}_scale" in self.stored and self._has(name, QUANTIZED)
+
+    def _has(self, name: str, kind: str) -> bool:
+        return name in self.stored and self.type(name) == kind
 
     def _check(self, wanted: list[_Source]) -> None:
         for source in wanted:
@@ -172,19 +192,21 @@ class _Checkpoint:
         missing = [s.name for s in wanted if s.name not in self.stored]
         if missing:
             raise UserError(f"{self.folder}: {_count(missing)} missing, first {missing[0]}")
-        extra = sorted(set(self.stored) - {s.name for s in wanted})
+        names = {s.name for s in wanted}
+        known = {n for n in self.stored if n.endswith(SHAPE) and n.removesuffix(SHAPE) + PACKED in names}
+        extra = sorted(set(self.stored) - names - known)
         if extra:
             raise UserError(f"{self.folder}: {_count(extra)} that config.json has no place for, first {extra[0]}")
         for source in wanted:
             shape = tuple(self._slice(source.name).get_shape())
-            if shape != source.shape and not (source.name.endswith("_scale") and shape == (1,)):
+            if shape != source.shape and not (source.name.endswith("_scale") and shape in ((1,), (*source.shape, 1))):
                 raise UserError(f"{self.folder}: {source.name} has shape {shape}, config.json makes it {source.shape}")
 
     def _check_type(self, source: _Source) -> None:
         """Stored numbers are weights as they stand, or have a scale; anything else would be read as noise."""
         if source.name not in self.stored:
             return
-        name, kind = self.stored[source.name], self._type(source.name)
+        name, kind = self.stored[source.name], self.type(source.name)
         if kind == source.stored if source.stored else kind in READ_AS:
             return
         if source.stored:
@@ -199,13 +221,15 @@ class _Checkpoint:
 
     def dtype(self) -> torch.dtype:
         """Type to compute with: that of the output projection, or where it is quantized of the embeddings."""
-        name = "backbone.embeddings.weight" if self.is_scaled("lm_head.weight") else "lm_head.weight"
+        quantized = "lm_head.weight_scale" in self.stored
+        name = "backbone.embeddings.weight" if quantized else "lm_head.weight"
         if name not in self.stored:
             raise UserError(f"{self.folder}: tensor {name} is missing")
         self._check_type(_Source(name, "", None, ()))
-        return READ_AS[self._type(name)]
+        return READ_AS[self.type(name)]
 
-    def _type(self, name: str) -> str:
+    def type(self, name: str) -> str:
+        """Stored type of a tensor."""
         return self._slice(name).get_dtype()
 
     def count(self, name: str) -> int:
@@ -246,15 +270,29 @@ def _copy(checkpoint: _Checkpoint, wanted: list[_Source], model: LM) -> None:
             local, where = local[experts.index(source.expert)], where[1:]
         value = checkpoint.read(source.name)
         if source.name.endswith("_scale"):
-            value = _positive(value, source.name, checkpoint.folder)
+            value = _scales(value, source, checkpoint.folder)
+        elif source.stored == STORED_INTEGERS[INT4]:
+            value = value.view(INT4)
         local.copy_(value[where])
 
 
-def _positive(scale: Tensor, name: str, folder: Path) -> Tensor:
-    """A scale as a tensor of no dimensions; raises UserError unless it is a positive number."""
-    if not (scale > 0).all() or not scale.isfinite().all():
-        raise UserError(f"{folder}: {name} is {float(scale)}, which is no scale; copy the folder again")
-    return scale.reshape(())
+def _source(name: str, ours: str, expert: int | None, shape: tuple[int, ...], kind: str) -> _Source:
+    if kind == STORED_INTEGERS[INT4]:
+        name, shape = name.removesuffix("weight") + PACKED, (*shape[:-1], shape[-1] // 4)
+    return _Source(name, ours, expert, shape, kind)
+
+
+def _scales(scale: Tensor, source: _Source, folder: Path) -> Tensor:
+    """In the shape that the model has them; raises UserError unless all are numbers, and positive where there is one a
+    matrix or a row."""
+    signed = len(source.shape) == 2  # of groups of 4 bits
+    fine = scale.isfinite() if signed else (scale > 0) & scale.isfinite()
+    if not fine.all():
+        wrong = float(scale[~fine].flatten()[0])
+        raise UserError(f"{folder}: {source.name} is {wrong}, which is no scale; copy the folder again")
+    if signed and not scale.half().isfinite().all():
+        raise UserError(f"{folder}: {source.name} holds {float(scale.abs().amax())}, too large for float16")
+    return scale.reshape(source.shape)
 
 
 def _empty(weight: Tensor, inputs: bool) -> Scaled:
@@ -268,10 +306,11 @@ def allocate(model: LM, dtype: torch.dtype, device: torch.device | str) -> None:
     do so whatever `dtype` is."""
     for name, tensor in list(named_tensors(model)):
         kept = torch.float32 if name.endswith(FLOAT32_SUFFIXES) else dtype
-        empty = torch.empty(tensor.shape, dtype=kept if tensor.dtype in FLOATS else tensor.dtype, device=device)
+        kept = tensor.dtype if name.endswith("_scale") else kept
+        real = torch.empty(tensor.shape, dtype=kept if tensor.dtype in FLOATS else tensor.dtype, device=device)
         owner, leaf = name.rsplit(".", 1)
         module = model.get_submodule(owner)
         if leaf in module._parameters:
-            module._parameters[leaf] = torch.nn.Parameter(empty, requires_grad=tensor.requires_grad)
+            module._parameters[leaf] = torch.nn.Parameter(real, requires_grad=tensor.requires_grad)
         else:
-            module._buffers[leaf] = empty
+            module._buffers[leaf] = real

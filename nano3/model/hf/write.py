@@ -25,6 +25,7 @@ from nano3.files import atomic_folder, usual_mode
 from nano3.kernels.scaled import FLOATS
 from nano3.model.find import INDEX, SINGLE
 from nano3.model.hf.config import STAGE_KEY, to_hf
+from nano3.model.hf.integers import stored_names, stored_tensors
 from nano3.model.hf.module_quantization import quantization_keys
 from nano3.model.hf.names import is_stacked, named_tensors, published_name
 from nano3.model.hf.quantization import FILE as QUANTIZATION
@@ -83,7 +84,9 @@ def save(
     with ExitStack() as stack:
         temporary = _on_writer(lambda: _begin(folder, stack))
         for file, items in files.items():
-            tensors = {item.name: value for item in items if (value := gather(item)) is not None}
+            values = ((item.name, gather(item)) for item in items)
+            parts = [stored_tensors(name, value) for name, value in values if value is not None]
+            tensors = {name: value for part in parts for name, value in part.items()}
             _on_writer(lambda f=file, t=tensors: _write_tensors(temporary / f, t))
         _on_writer(lambda: _write_rest(temporary, files, model, dtype, extra))
         _on_writer(stack.close)
@@ -262,13 +265,15 @@ def _write_rest(
     """The JSON files and what the caller adds."""
     if len(files) > 1:
         total = sum(item.nbytes for items in files.values() for item in items)
-        weight_map = {item.name: file for file, items in files.items() for item in items}
+        names = ((name, file) for file, items in files.items() for i in items for name in stored_names(i.name, i.dtype))
+        weight_map = dict(names)
         _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
     stored = dtype or model.dtype
     keys = to_hf(model.cfg, str(stored).removeprefix("torch.")) | ({STAGE_KEY: model.stage} if model.stage else {})
     if (quantized := quantization_keys(model)) is not None:
         keys["quantization_config"] = quantized[0]
-        _write_json(folder / QUANTIZATION, quantized[1])
+        if quantized[1] is not None:
+            _write_json(folder / QUANTIZATION, quantized[1])
     _write_json(folder / "config.json", keys)
     write_generation_config(folder, model.cfg)
     if extra is not None:

@@ -1,0 +1,1 @@
+"""Fewer bits after training: which matrices, calibration, folders and what they cost in quality (report section 4)."""
