@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from ctypes import c_float, c_int, c_int64, c_void_p
 from functools import cache
 from typing import Any, NamedTuple
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from .native import TYPES, native
 
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
+"""Of self-checks: largest difference from the reference, relative to the largest value."""
 DONE, BAD_INDEX = 0, 2
 """What a kernel returns; anything else: it had no memory."""
 P, I, L, F = c_void_p, c_int, c_int64, c_float
@@ -59,6 +62,20 @@ def run(name: str, *arguments: Any, exact: bool = False, threads: int | None = N
     if outcome == BAD_INDEX:
         raise IndexError(f"{name}: an index is out of range")
     return outcome == DONE
+
+
+def failure(error_of: Callable[[torch.dtype], float], least: float = 0.0) -> str | None:
+    """What is wrong in words, None when the error with each type is small enough; `least` always is.
+
+    Checks run in a thread of their own: autocast, inference mode, default device and modes that trace are the
+    caller's alone, and the answer holds for the whole process.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        for dtype, tolerance in TOLERANCE.items():
+            error = thread.submit(error_of, dtype).result()
+            if not error <= max(tolerance, least):
+                return f"its self-check failed on {native().isa}: {dtype} differs by {error:.2g} from the reference"
+    return None
 
 
 def readable(*tensors: Tensor) -> bool:

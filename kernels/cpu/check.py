@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import torch
@@ -11,9 +10,8 @@ from torch import Tensor
 
 from ..reference import FUNCTIONS as REFERENCE
 from . import ops
+from .call import failure
 from .native import native
-
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 
 
 @cache
@@ -22,20 +20,6 @@ def problem(op: str) -> str | None:
     if native().library is None:
         return native().reason
     return failure(lambda dtype: _error(op, dtype))
-
-
-def failure(error_of: Callable[[torch.dtype], float], least: float = 0.0) -> str | None:
-    """What is wrong in words, None when the error with each type is small enough; `least` always is.
-
-    Checks run in a thread of their own: autocast, inference mode, default device and modes that trace are the
-    caller's alone, and the answer holds for the whole process.
-    """
-    with ThreadPoolExecutor(1) as thread:
-        for dtype, tolerance in TOLERANCE.items():
-            error = thread.submit(error_of, dtype).result()
-            if not error <= max(tolerance, least):
-                return f"its self-check failed on {native().isa}: {dtype} differs by {error:.2g} from the reference"
-    return None
 
 
 def _error(op: str, dtype: torch.dtype) -> float:

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from ..eager import FUNCTIONS as EAGER
 from ..scaled import Scaled, Weight
-from . import rounded
 from .call import I, Kernel, L, P, declare, empty, normal, plain, readable, run
 from .mlp import squared_relu_rows
 from .native import TYPES, native
+from .rounded import products as rounded
 
 MOST_ROWS = 64
 """Products with more rows go to PyTorch, whose blocking pays from there on."""

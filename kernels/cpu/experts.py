@@ -11,10 +11,10 @@ from torch.autograd.function import once_differentiable
 from ..common import matmul_dtype
 from ..eager import FUNCTIONS as EAGER
 from ..scaled import Scaled, Weight
-from . import rounded
 from .call import I, Kernel, L, P, declare, empty, integers, normal, plain, readable, run
 from .native import TYPES
 from .products import activate, activate_backward, cast, cast_buffer, pieces
+from .rounded import products as rounded
 
 MOST_TOKENS = 64
 """The products of more tokens go to PyTorch."""

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from ...reference import FUNCTIONS as REFERENCE
 from ...scaled import Weight
-from ..call import integers, normal
-from ..check import failure
+from ..call import failure, integers, normal
 from ..draw import Draw, Drawn
 from ..native import native
 from .decode import (

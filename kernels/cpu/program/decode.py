@@ -18,8 +18,8 @@ from ..call import declare, run
 from ..draw import NOTHING, Draw, Drawn
 from ..guard import may_run
 from ..native import TYPES, native
-from ..rounded import Weights, fits
-from ..rounded import problem as rounded_problem
+from ..rounded.products import Weights, fits
+from ..rounded.products import problem as rounded_problem
 from .memory import MOST_SEQUENCES, Block, Chosen, Program, StepMemory
 from .weights import (
     AttentionWeights,

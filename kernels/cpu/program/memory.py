@@ -10,7 +10,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..draw import Drawn, DrawTable
-from ..rounded import Weights
+from ..rounded.products import Weights
 
 MOST_SEQUENCES = 64
 """More sequences go op by op, where products are large enough to fill the machine."""

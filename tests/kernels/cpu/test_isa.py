@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from nano3.kernels import reference
-from nano3.kernels.cpu import call, check, dense, log_probs, native, ops
+from nano3.kernels import Scaled, quantize_int4, quantize_int8, reference
+from nano3.kernels.cpu import call, dense, log_probs, native, ops
 from nano3.kernels.cpu.native import TYPES, Native, _best
 from nano3.kernels.cpu.program import check as program_check
 from nano3.kernels.cpu.program import decode as program
+from nano3.kernels.cpu.rounded import products as rounded
+from nano3.kernels.scaled import E4M3
 
 from tests.kernels.conftest import assert_same, outputs_and_grads
 
@@ -160,8 +162,19 @@ def test_log_probabilities_from_logits_that_nothing_rounds(rows, width, outputs,
     assert_same(results[0][2:], results[1][2:], 1e-2)
 
 
+@pytest.mark.usefixtures("level")
+@pytest.mark.parametrize("rows", [1, 3, 4, 17, 40])
+@pytest.mark.parametrize(("outputs", "width"), [(7, 32), (35, 96), (64, 1056)])
+@torch.inference_mode()
+def test_products_of_integers_and_of_e4m3(rows, outputs, width):
+    x, matrix = torch.randn(rows, width).bfloat16(), torch.randn(outputs, width)
+    for weight in (quantize_int8(matrix), quantize_int4(matrix), Scaled((matrix * 90).to(E4M3), torch.tensor(1 / 90))):
+        expected = reference.FUNCTIONS["linear"](x.float(), weight).double()
+        assert off(rounded.linear(x, weight), expected) < 6e-3
+
+
 def test_the_step_of_a_model(level):
-    for dtype, tolerance in check.TOLERANCE.items():
+    for dtype, tolerance in call.TOLERANCE.items():
         assert program_check._error(dtype) <= tolerance, (level, dtype)
 
 

@@ -6,10 +6,11 @@ from functools import partial
 import pytest
 import torch
 from nano3.kernels import Scaled, quantize_int4, quantize_int8
-from nano3.kernels.cpu import call, dense, native, ops, rounded
+from nano3.kernels.cpu import call, dense, native, ops
 from nano3.kernels.cpu.native import BASES, NEEDS, Native
 from nano3.kernels.cpu.program import decode
 from nano3.kernels.cpu.program.check import SIZES, Case
+from nano3.kernels.cpu.rounded import products as rounded
 from nano3.kernels.scaled import E4M3
 
 from nano3 import kernels

@@ -9,11 +9,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ..reference import FUNCTIONS as REFERENCE
-from ..scaled import E4M3, INT4, INT8, Scaled, quantize_int4, quantize_int8
-from .call import I, L, P, declare, empty, normal, plain, run
-from .check import failure
-from .native import TYPES, native
+from ...reference import FUNCTIONS as REFERENCE
+from ...scaled import E4M3, INT4, INT8, Scaled, quantize_int4, quantize_int8
+from ..call import I, L, P, declare, empty, failure, normal, plain, run
+from ..native import TYPES, native
 
 STORED = {**TYPES, E4M3: 2, INT8: 3, INT4: 4}
 """Type of a weight's numbers -> `Type` of src/scalar.h."""

@@ -1,0 +1,1 @@
+"""Weights that are data and scale, in C++."""
