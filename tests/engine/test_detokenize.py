@@ -11,6 +11,8 @@ from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.engine.detokenize import TextStream
 from nano3.engine.request import Sampling
 
+pytestmark = pytest.mark.any_isa
+
 TEXTS = [Path(__file__).read_text("utf-8"), "naïve café, 你好世界 👋🏽 Здравствуй, мир — “quotes” " * 20]
 
 

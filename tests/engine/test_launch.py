@@ -13,6 +13,8 @@ from nano3.model.lm import LM
 from nano3.model.lora.apply import apply_lora
 from nano3.model.lora.folder import save_adapter
 
+pytestmark = pytest.mark.any_isa
+
 
 def greedy(engine, prompt):
     (outputs,) = run(engine, [Request("a", tuple(prompt), Sampling(temperature=0, max_tokens=8))])

@@ -19,6 +19,8 @@ from nano3.model.lora.apply import apply_lora, has_adapters
 from nano3.model.lora.folder import save_adapter
 from nano3.model.lora.merge import merge
 
+pytestmark = pytest.mark.any_isa
+
 
 def greedy(engine):
     (outputs,) = run(engine, [Request("a", (9, 8, 7, 6), Sampling(temperature=0, max_tokens=8))])

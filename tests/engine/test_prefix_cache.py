@@ -1,7 +1,11 @@
 import random
 
+import pytest
+
 from nano3.engine.memory import FreeList, Pages
 from nano3.engine.prefix_cache import BlockHashes, PrefixCache
+
+pytestmark = pytest.mark.any_isa
 
 BLOCK, PAGE = 4, 2
 

@@ -11,6 +11,8 @@ from nano3.engine.sizing import fit
 from nano3.memory import container_free
 from nano3.model.state.pool import StatePool, page_bytes, slot_bytes
 
+pytestmark = pytest.mark.any_isa
+
 CFG = load_model("tiny")
 REPORT = load_model("nano3-30b-a3b")
 

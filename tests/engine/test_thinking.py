@@ -5,6 +5,8 @@ from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.engine.request import Grammar, Sampling, ThinkingBudget
 from nano3.engine.thinking import ThinkingTracker, thinking_tracker
 
+pytestmark = pytest.mark.any_isa
+
 ONE_TOKEN = Tokenizer.train(["some text\n"], 263)
 
 

@@ -1,8 +1,11 @@
 import subprocess
 import sys
 
+import pytest
 import torch
 from nano3.kernels.allocator import HUGE_PAGE, use_huge_pages
+
+pytestmark = pytest.mark.any_isa
 
 PROGRAM = """
 import resource, torch

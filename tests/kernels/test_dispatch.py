@@ -8,6 +8,8 @@ from nano3.kernels import dispatch
 
 from nano3 import kernels
 
+pytestmark = pytest.mark.any_isa
+
 
 @pytest.fixture(autouse=True)
 def _forget_choices():

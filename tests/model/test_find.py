@@ -16,6 +16,8 @@ from nano3.model.find import local_model, model_folder, model_name
 
 from ..fake_hub import COMMIT, fake_hub
 
+pytestmark = pytest.mark.any_isa
+
 CONFIG = {
     "model_type": "nemotron_h", "hybrid_override_pattern": "-", "vocab_size": 9, "hidden_size": 4,
     "layer_norm_epsilon": 1e-5, "intermediate_size": 8,

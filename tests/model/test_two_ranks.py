@@ -14,6 +14,8 @@ from nano3.model.lm import LM
 
 from ..forked import start_ranks
 
+pytestmark = pytest.mark.any_isa
+
 SCRIPT = Path(__file__).with_name("two_ranks.py")
 
 

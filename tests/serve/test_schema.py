@@ -18,7 +18,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
-FEW, MANY = 12, 200
+FEW, MANY = 6, 60
 """Generated requests an operation."""
 FEW_TOKENS, FEW_OUTPUTS = 4, 3
 

@@ -10,6 +10,8 @@ from nano3.train.checkpoint.checkpointer import load_tensors
 from nano3.train.tracking.metrics import read_metrics, without_clock
 from nano3.train.world import World
 
+pytestmark = pytest.mark.any_isa
+
 BEGIN = """
 import torch
 from torch import nn

@@ -7,6 +7,8 @@ import torch
 
 from nano3.train.tracking.metrics import read_metrics, without_clock
 
+pytestmark = pytest.mark.any_isa
+
 SLOW = {"train": {"tokens": 20 * 64}, "heldout": {"every_tokens": 256}}
 
 

@@ -7,6 +7,8 @@ from nano3.config.presets import load_pretrain
 from nano3.config.schema import ScheduleConfig
 from nano3.train.schedule import Schedule, build_schedule
 
+pytestmark = pytest.mark.any_isa
+
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "rl.json").read_text())["wsd_phase1_lr_linear_decay"]
 PHASE1 = ScheduleConfig(
     peak_lr=1e-3, min_lr=1e-5, warmup_tokens=8_400_000_000, stable_fraction=0.8, horizon_tokens=25_000_000_000_000

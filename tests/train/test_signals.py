@@ -7,6 +7,8 @@ import pytest
 
 from nano3.train.signals import StopRequest
 
+pytestmark = pytest.mark.any_isa
+
 WAIT = """
 import time
 from nano3.train.signals import StopRequest

@@ -5,6 +5,8 @@ from nano3.config.errors import UserError
 from nano3.train.tally import Tally
 from nano3.train.world import World
 
+pytestmark = pytest.mark.any_isa
+
 
 def add_up(*parts):
     return Tally(World()).add_up(parts, torch.zeros(1, dtype=torch.float64))[0]

@@ -2,6 +2,8 @@
 
 import pytest
 
+pytestmark = pytest.mark.any_isa
+
 BEGIN = """
 import sys
 from pathlib import Path

@@ -15,6 +15,7 @@ from nano3.data.chat.template import ChatTemplate, default_text
 from nano3.data.tokens.tokenizer import Tokenizer
 
 FOLDER = Path(__file__).parents[2] / "golden"
+TEMPLATE = ChatTemplate.default()
 CASES = [
     pytest.param(case, id=case["name"])
     for name in ("chat_template.json", "chat_grid.json")
@@ -52,9 +53,7 @@ def spans(tokenizer: Tokenizer, row: Any) -> list[tuple[str, bool]]:
 
 def test_the_model_is_trained_on_what_it_writes(tokenizer: Tokenizer, encoder: ChatEncoder) -> None:
     row = encoder.encode_training(MESSAGES, TOOLS)
-    system = (
-        ChatTemplate.default().render(MESSAGES[:1], TOOLS, False).removesuffix("<|im_start|>user\nhello<|im_end|>\n")
-    )
+    system = TEMPLATE.render(MESSAGES[:1], TOOLS, False).removesuffix("<|im_start|>user\nhello<|im_end|>\n")
     assert spans(tokenizer, row) == [
         (system + "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n<think></think>", False),
         ("hi<|im_end|>", True),
@@ -99,7 +98,7 @@ def test_rows_begin_with_prompts_in_every_conversation(encoder: ChatEncoder, cas
         if message["role"] != "assistant":
             continue
         row = encoder.encode_training(messages[: end + 1], tools, **variables)
-        text = ChatTemplate.default().render(messages[: end + 1], tools, False, **variables)
+        text = TEMPLATE.render(messages[: end + 1], tools, False, **variables)
         opened = text.rpartition("<|im_start|>assistant\n")[2]
         for thinking, opening in ((True, "<think>\n"), (False, "<think></think>")):
             if opened.startswith(opening):

@@ -16,6 +16,8 @@ from nano3.engine.sampler import sample
 from nano3.engine.sequence_sampler import SequenceSampler
 from nano3.engine.thinking import thinking_tracker
 
+pytestmark = pytest.mark.any_isa
+
 WORDS = 'the name of a city: {"name": "x", "items": [1, 2.5, true, null], "size": "large"}\n  </think> and so on. '
 TOKENIZER = Tokenizer.train([WORDS * 20, WORDS.replace(" ", "  ") * 9], 400)
 END = TOKENIZER.token_id("<|im_end|>")

@@ -15,6 +15,8 @@ from nano3.engine.request import Grammar, Request, Sampling, ThinkingBudget
 from nano3.engine.vllm.control import CONTROL, control_row, controlled_row
 from nano3.engine.vllm.engine import VllmEngine, VllmOutput, engine_arguments, sampling_options
 
+pytestmark = pytest.mark.any_isa
+
 TOKENIZER = Tokenizer.train(["plain"], 263)
 EOS = frozenset([TOKENIZER.eos_id])
 

@@ -16,6 +16,8 @@ from nano3.kernels.scaled import E4M3
 
 from tests.kernels.conftest import assert_same, outputs_and_grads
 
+pytestmark = pytest.mark.any_isa
+
 SOURCES = Path(native.__file__).parent / "src"
 UNITS = ["unit_avx512bf16", "unit_amx"]
 FLAGS = ["-std=c++17", "-O1", "-fno-math-errno", "-fPIC", "-fopenmp", "-DNANO3_EMULATE"]

@@ -10,6 +10,8 @@ from safetensors.torch import save_file
 from nano3.config.errors import UserError
 from nano3.model.hf.files import locate, open_weights
 
+pytestmark = pytest.mark.any_isa
+
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 
 

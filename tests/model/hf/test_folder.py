@@ -18,6 +18,8 @@ from nano3.config.errors import UserError
 from nano3.model.hf.config import FIXED, KEYS, ONLY_IN, OPTIONAL, from_hf, read_config, to_hf
 from nano3.model.hf.folder import load, named_tensors, save
 
+pytestmark = pytest.mark.any_isa
+
 
 def assert_same(first, second) -> None:
     expected = dict(named_tensors(second))

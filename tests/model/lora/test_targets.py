@@ -14,6 +14,8 @@ from nano3.model.lora.apply import apply_lora
 from nano3.model.lora.apply import projections as of_the_model
 from nano3.model.lora.targets import adapter_parameters, projections
 
+pytestmark = pytest.mark.any_isa
+
 
 @pytest.mark.parametrize("targets", [[], ["q_proj", "lm_head"], ["*.experts.*"], ["blocks.0.*", "out_proj"]])
 def test_sizes_are_those_of_the_model(small_config, targets):

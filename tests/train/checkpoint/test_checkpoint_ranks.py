@@ -1,5 +1,8 @@
 """Two ranks with tensors of their own save, check and load one checkpoint together."""
 
+import pytest
+
+pytestmark = pytest.mark.any_isa
 BEGIN = """
 import sys
 from pathlib import Path

@@ -8,6 +8,8 @@ import torch
 from nano3.train.checkpoint.checkpointer import Checkpointer, CheckpointError, damage, load_tensors, step_folders
 from nano3.train.world import World
 
+pytestmark = pytest.mark.any_isa
+
 
 @pytest.fixture
 def messages():

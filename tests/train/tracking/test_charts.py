@@ -6,6 +6,8 @@ from nano3.train.tracking.charts import draw
 from nano3.train.tracking.metrics import MetricsWriter
 from nano3.train.tracking.redraw import Redraw
 
+pytestmark = pytest.mark.any_isa
+
 
 def _metrics(path, *, experts=True, heldout=True):
     writer = MetricsWriter(path)

@@ -11,6 +11,8 @@ from rich.console import Console
 from nano3.train.tracking.live import Live
 from nano3.train.tracking.progress import Status
 
+pytestmark = pytest.mark.any_isa
+
 STATUS = Status(
     step=5, steps=500, tokens=16_384, loss=5.735, lr=5e-4, tokens_per_second=3610, mfu=0.32, seconds_left=3599,
     bits_per_byte=2.345,

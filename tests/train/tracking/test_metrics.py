@@ -9,6 +9,8 @@ from nano3.config.schema import LogConfig
 from nano3.train.tracking.metrics import MetricsWriter, cut_metrics, read_metrics, without_clock
 from nano3.train.tracking.trackers import check_trackers, open_trackers
 
+pytestmark = pytest.mark.any_isa
+
 
 def _write(path, steps):
     writer = MetricsWriter(path)

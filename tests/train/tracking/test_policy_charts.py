@@ -7,6 +7,8 @@ from nano3.train.tracking.charts import draw
 from nano3.train.tracking.metrics import MetricsWriter
 from nano3.train.tracking.policy_charts import policy_charts
 
+pytestmark = pytest.mark.any_isa
+
 ROLLOUTS = {"zero_variance": 0.5, "truncated": 0.0, "entropy": 1.0, "mismatch": 1e-6, "mismatch_largest": 1e-5}
 
 

@@ -5,6 +5,8 @@ import pytest
 from nano3.report import clock, count
 from nano3.train.tracking.progress import Lines, Status, describe
 
+pytestmark = pytest.mark.any_isa
+
 STATUS = Status(
     step=5,
     steps=10,
