@@ -1,7 +1,7 @@
 """Curriculum against uniform sampling, and all environments at once against one alone, at equal steps.
 
 python docs/rlvr-curriculum.py runs/sft-tiny
-python docs/rlvr-curriculum.py runs/sft-tiny --out runs/curriculum --steps 24 --prompts 16 --seeds 0,1,2 --alone sort
+python docs/rlvr-curriculum.py runs/sft-tiny --out runs/curriculum --steps 24 --prompts 12 --seeds 0,1,2 --alone sort
 
 Three runs of `nano3 rlvr` for each seed, which decides tasks, their order and samples: all environments with tasks
 drawn by the Gaussian curriculum, all with tasks drawn uniformly, and one environment alone by the curriculum. After
@@ -50,7 +50,7 @@ def settings(asked: argparse.Namespace, arm: str, seed: int, profile: Path | Non
         f"environments.seed={seed}", f"environments.tasks={asked.tasks}",
         f"rollout.seed={seed}", f"rollout.prompts={asked.prompts}",
         f"curriculum.sampling={'uniform' if arm == 'uniform' else 'gaussian'}",
-        f"train.steps={asked.steps}", f"heldout.tasks={asked.heldout}", "heldout.samples=2",
+        f"train.steps={asked.steps}", f"heldout.tasks={asked.heldout}", "heldout.samples=2", "stop.zero_variance=1",
     ]  # fmt: skip
     return load_rlvr("tiny", own + ([f"curriculum.profile={profile}"] if profile else []))
 
@@ -162,9 +162,9 @@ def main() -> None:
     parser.add_argument("model", help="run or Hugging Face folder to start from")
     parser.add_argument("--out", type=Path, default=Path("runs/curriculum"), help="folder of the runs")
     parser.add_argument("--steps", type=int, default=24)
-    parser.add_argument("--prompts", type=int, default=16, help="of each step, 16 samples each")
-    parser.add_argument("--tasks", type=int, default=80, help="of each environment to train on")
-    parser.add_argument("--heldout", type=int, default=80, help="held-out tasks of each environment")
+    parser.add_argument("--prompts", type=int, default=12, help="of each step, 16 samples each")
+    parser.add_argument("--tasks", type=int, default=60, help="of each environment to train on")
+    parser.add_argument("--heldout", type=int, default=60, help="held-out tasks of each environment")
     parser.add_argument("--alone", default="sort", choices=NAMES, help="the environment that is trained on alone")
     parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0, 1, 2])
     asked = parser.parse_args()
