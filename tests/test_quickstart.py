@@ -90,8 +90,8 @@ def test_a_command_of_the_readme_works_as_printed(command, folder, request):
         check_first_chat_model(done.stdout)
 
 
-FLOORS = {"count": 60, "spell": 60, "sort": 40, "json": 40, "tool": 40, "talk": 30}
-"""Percent of the held-out tasks; docs/sft.md has what was measured, far above."""
+FLOORS = {"count": 60, "spell": 55, "sort": 35, "json": 30, "tool": 35, "talk": 25}
+"""Percent of the held-out tasks; also below what three quarters of the steps left (docs/sft.md)."""
 
 
 def check_first_chat_model(shown: str) -> None:
