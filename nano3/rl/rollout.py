@@ -91,7 +91,12 @@ class RolloutWorker:
         return RolloutWorker(self.engine, replace(self.settings, group=group), self.encoder)
 
     def draw(
-        self, tasks: Sequence[tuple[Environment, Task]], run_seed: int, step: int, places: Sequence[int] = ()
+        self,
+        tasks: Sequence[tuple[Environment, Task]],
+        run_seed: int,
+        step: int,
+        places: Sequence[int] = (),
+        finished: Callable[[Group], None] = lambda group: None,
     ) -> list[Group]:
         """A group for each task, with rewards.
 
@@ -103,6 +108,7 @@ class RolloutWorker:
             tasks: with their environments.
             run_seed, step: for `seed_of`.
             places: of the tasks in the step's batch, for `seed_of`; empty: 0, 1 and so on.
+            finished: is given each group as soon as all its samples have a reward or a fault.
 
         """
         prompts = [self.prompt(task) for _, task in tasks]
@@ -112,7 +118,7 @@ class RolloutWorker:
             seeds = [seed_of(run_seed, step, place, k) for k in range(self.settings.group)]
             samples = [_begun(task, k, seed, prompt) for k, seed in enumerate(seeds)]
             groups.append(Group(environment.name, task, samples))
-        _Drawing(self, [environment for environment, _ in tasks], run_seed, step, places).run(prompts, groups)
+        _Drawing(self, [environment for environment, _ in tasks], run_seed, step, places).run(prompts, groups, finished)
         return groups
 
     def prompt_after(self, sample: Sample, messages: Sequence[Message]) -> ChatPrompt:
@@ -179,8 +185,9 @@ class _Drawing:
         self._stepping = 0
         """Environments whose answers are to come."""
 
-    def run(self, prompts: Sequence[ChatPrompt], groups: Sequence[Group]) -> None:
-        """All of them to their ends."""
+    def run(self, prompts: Sequence[ChatPrompt], groups: Sequence[Group], finished: Callable[[Group], None]) -> None:
+        """All of them to their ends; `finished` is given each group when it is there."""
+        running = list(groups)
         try:
             for i, (prompt, group) in enumerate(zip(prompts, groups, strict=True)):
                 self._first_turn(i, prompt, group)
@@ -188,6 +195,11 @@ class _Drawing:
                 if self._drawn:
                     self._draw()
                 self._hear()
+                for group in [group for group in running if group.finished]:
+                    running.remove(group)
+                    finished(group)
+            for group in running:
+                finished(group)
         except BaseException:
             for request_id in self._drawn:
                 self._engine.abort(request_id)

@@ -126,6 +126,11 @@ class Group:
         return next((sample.fault for sample in self.samples if sample.fault), "")
 
     @property
+    def finished(self) -> bool:
+        """Whether each of its samples has a reward or a fault."""
+        return all(sample.reward is not None or sample.fault for sample in self.samples)
+
+    @property
     def fault_message(self) -> str:
         """Of that fault."""
         return next((sample.fault_message for sample in self.samples if sample.fault), "")

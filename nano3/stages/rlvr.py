@@ -62,9 +62,10 @@ def main(
     """
     run_dir = Path(run_dir)
     with open_run(STAGE, cfg, run_dir, from_path, resume, progress, checkpoint) as run:
-        profile = _begin(run)
-        verdicts = profile.verdicts() if profile is not None else []
+        verdicts = []
         try:
+            profile = _begin(run)
+            verdicts = profile.verdicts() if profile is not None else []
             training = run.trainer.fit()
             if not training.interrupted:
                 run.steps.judge_update()
@@ -79,6 +80,8 @@ def main(
 
 def profile_tasks(cfg: RlvrConfig, source: str | Path, out: str | Path) -> ProfileResult:
     """Measure the pass rates of all training tasks with the model in `source` and write them to the file `out`.
+
+    Called again after an interruption or a stop it goes on with the tasks that are left.
 
     Raises:
         UserError: environments, model or settings that cannot be used.
@@ -98,9 +101,10 @@ def profile_tasks(cfg: RlvrConfig, source: str | Path, out: str | Path) -> Profi
         )
         refuse_long_prompts(domains, worker)
         found = fingerprint(cfg, domains, folder)
-        profile = measure(cfg, domains, worker, 0, world, say, found)
-        if world.is_main:
-            profile.write(Path(out))
+        try:
+            profile = measure(cfg, domains, worker, 0, world, say, found, Path(out))
+        except TrainingStoppedError as stop:
+            return ProfileResult(Path(out), stopped=str(stop))
         return ProfileResult(Path(out), profile.verdicts(), profile.faults)
 
 
@@ -116,7 +120,7 @@ def _begin(run: PolicyRun[RlvrConfig]) -> Profile | None:
     if cfg.curriculum.sampling == "gaussian":
         profile = _profile(run)
         if run.world.is_main:
-            profile.write(run_dir / FILE)
+            profile.write(run_dir / FILE)  # a given one too
         for verdict in profile.verdicts():
             run.say(verdict.line())
     run.steps.begin(profile)
@@ -138,7 +142,7 @@ def _profile(run: PolicyRun[RlvrConfig]) -> Profile:
         return profile
     n = sum(len(domain.train) for domain in domains.values())
     run.say(f"profile: {n:,} tasks, {cfg.curriculum.profile_samples} samples each")
-    return measure(cfg, domains, run.sampling.worker, 0, run.world, say, wanted)
+    return measure(cfg, domains, run.sampling.worker, 0, run.world, say, wanted, given)
 
 
 def _scores_after(run: PolicyRun[RlvrConfig]) -> list[Score]:

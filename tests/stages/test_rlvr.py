@@ -8,7 +8,9 @@ import sys
 
 import pytest
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
+from nano3.cli.app import app
 from nano3.config.errors import UserError
 from nano3.config.presets import load_rlvr
 from nano3.config.rlvr import EnvironmentsConfig
@@ -26,6 +28,8 @@ from .policy_runs import Killed, save_base, steps_of, tasks_of
 
 ENVIRONMENTS = '''
 import itertools
+import os
+import signal
 
 import numpy as np
 
@@ -62,6 +66,18 @@ class Souring(Letters):
 
     def verify(self, task, rollout):
         return super().verify(task, rollout) if next(self.calls) < 64 else Reward(0.0)
+
+
+class Interrupted(Letters):
+    """Like Ctrl-C at a certain call of verify."""
+
+    name, calls, at = "interrupted", 0, -1
+
+    def verify(self, task, rollout):
+        Interrupted.calls += 1
+        if Interrupted.calls == Interrupted.at:
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().verify(task, rollout)
 
 
 class Equal(Letters):
@@ -335,6 +351,65 @@ def test_a_profile_is_used_again_only_by_the_run_that_it_is_of(finished, base, t
     assert {sample[0] for sample in tasks_of(tmp_path / "alone", 0)} == {"much"}
     with pytest.raises(UserError, match="another sampling"):
         run(tmp_path / "other", base, f"curriculum.profile={file}", "rollout.temperature=0.7", "heldout.tasks=0")
+
+
+def test_an_interrupted_profile_goes_on_with_the_tasks_that_are_left(base, tmp_path, capsys):
+    alone = "environments.weights={letters=1}", "environments.options={}"
+    kinds = {kind: f"environments.specs={{letters='rlvr_environments:{kind}'}}" for kind in ("Letters", "Interrupted")}
+    whole = tmp_path / "whole.json"
+    profile_tasks(load_rlvr("tiny", [*SETTINGS, *alone, kinds["Interrupted"], "environments.seconds=60"]), base, whole)
+    environment = sys.modules["rlvr_environments"].Interrupted
+    cfg = load_rlvr("tiny", [*SETTINGS, *alone, kinds["Interrupted"], "rollout.sequences=8"])
+    environment.calls, environment.at = 0, 20
+    with pytest.raises(KeyboardInterrupt):
+        profile_tasks(cfg, base, tmp_path / "parts.json")
+    environment.at = -1
+    assert not (tmp_path / "parts.json").exists()
+    [kept] = tmp_path.glob(".parts.json.measured-0.jsonl")
+    # As a process that is killed leaves it.
+    kept.write_text(kept.read_text() + '{"environment": "let')
+    n_before = len(kept.read_text().splitlines()) - 2
+    assert n_before >= 1
+    environment.calls = 0
+    profile_tasks(cfg, base, tmp_path / "parts.json")
+    found = Profile.read(whole)
+    assert environment.calls == 4 * (len(found.rates["letters"]) - n_before)
+    assert f"{n_before} of {len(found.rates['letters'])} tasks are measured already" in capsys.readouterr().err
+    assert Profile.read(tmp_path / "parts.json") == found
+    assert not kept.exists()
+
+
+def test_what_was_measured_by_other_settings_is_measured_anew(base, tmp_path):
+    settings = [*SETTINGS, "environments.weights={much=1}"]
+    out = tmp_path / "profile.json"
+    profile_tasks(load_rlvr("tiny", [*settings, "rollout.max_tokens=6"]), base, tmp_path / "other.json")
+    of = Profile.read(tmp_path / "other.json")
+    lines = [{"fingerprint": of.fingerprint, "seed": 0, "profiles": 0}]
+    lines += [{"environment": "much", "task": task, "pass_rate": 0.5, "samples": 4, "truncated": 0, "fault": ""}
+              for task in of.rates["much"]]  # fmt: skip
+    log = tmp_path / ".profile.json.measured-0.jsonl"
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    log.write_text(text)
+    profile_tasks(load_rlvr("tiny", settings), base, out)
+    assert set(Profile.read(out).rates["much"].values()) != {0.5}
+    log.write_text(text)
+    profile_tasks(load_rlvr("tiny", [*settings, "rollout.max_tokens=6"]), base, out)
+    assert set(Profile.read(out).rates["much"].values()) == {0.5}
+
+
+def test_an_environment_that_fails_ends_a_profile(base, tmp_path):
+    broken = [*SETTINGS, "environments.options={little={broken=true}}", "stop.faults=3"]
+    result = profile_tasks(load_rlvr("tiny", broken), base, tmp_path / "profile.json")
+    assert "3 groups in a row of environment little ended in a fault" in result.stopped
+    assert not (tmp_path / "profile.json").exists()
+    args = ["rlvr", "profile", "--from", base, "--out", tmp_path / "profile.json"]
+    done = CliRunner().invoke(app, [*map(str, args), *(part for text in broken for part in ("--set", text))])
+    assert done.exit_code == 3, done.output
+    assert "the same command goes on with the tasks that are left" in done.stderr
+    # In a run too, before its first step.
+    stopped = main(load_rlvr("tiny", broken), tmp_path / "run", base, progress=Silent())
+    assert stopped.stopped == result.stopped
+    assert (stopped.training.step, stopped.last_good) == (0, None)
 
 
 def test_an_environment_without_any_pass_rate_is_named(base, tmp_path):

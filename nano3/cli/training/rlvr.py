@@ -21,7 +21,7 @@ from nano3.cli.options.common import (
 )
 from nano3.cli.rollouts.rescore import rescore
 from nano3.cli.rollouts.show import show
-from nano3.cli.training.verb import Parts, Request, run_verb, take_architecture
+from nano3.cli.training.verb import STOPPED, Parts, Request, run_verb, take_architecture
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", context_settings=HELP, no_args_is_help=False)
 DEFAULT_PRESET = "tiny"
@@ -79,6 +79,8 @@ def profile(
 ) -> None:
     """Measure how often a model solves each training task, and say which environments are too hard or too easy.
 
+    Interrupted, it goes on where it was when it is called again. Exit code 3: an environment failed too often.
+
     A run uses the file again: nano3 rlvr --set curriculum.profile=profile.json
     """
     from nano3.cli.options.model_choice import choose_model
@@ -92,11 +94,22 @@ def profile(
     check_writable(out.parent, "--out")
     from nano3.stages.rlvr import profile_tasks
 
-    result = profile_tasks(cfg, source, out).summary()
+    go_on = "the same command goes on with the tasks that are left"
+    try:
+        result = profile_tasks(cfg, source, out).summary()
+    except KeyboardInterrupt:
+        if is_main_rank():
+            print(go_on, file=sys.stderr)
+        raise
     if is_main_rank():
         from nano3.cli.training.rlvr_summary import show_profile
 
-        show_profile(result, as_json)
+        if as_json or not result["stopped"]:
+            show_profile(result, as_json)
+        if result["stopped"]:
+            print(f"stopped: {result['stopped']}; {go_on}", file=sys.stderr)
+    if result["stopped"]:
+        raise typer.Exit(STOPPED)
 
 
 app.command()(show)

@@ -13,26 +13,34 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nano3.config.errors import UserError
+from nano3.config.policy import StopConfig
 from nano3.config.rlhf import AnyPolicyConfig
 from nano3.config.rlvr import RlvrConfig
 from nano3.files import write_atomic
 from nano3.reading import read_json
+from nano3.rl.environments.base import Environment, Task
 from nano3.rl.rollout import RolloutWorker
-from nano3.rl.samples import Group, faults, pass_rates
+from nano3.rl.samples import Group
 from nano3.rl.training.domains import Domain
+from nano3.rl.training.measured_groups import MeasuredGroup, MeasuredGroups
+from nano3.rl.training.stops import StopRules
 from nano3.train.world import World, attempt
 
 FILE = "profile.json"
 CHUNK = 64
-"""Tasks that are drawn at a time."""
+"""Most tasks that are drawn at a time, where one fills the engine."""
+HELD_TOKENS = 1 << 24
+"""Most tokens of samples that are held at a time, at some 14 bytes each."""
 MOST = 0.5
 """Share of an environment's tasks that never pass, or always do, from which it is called too hard or too easy."""
 
@@ -157,6 +165,7 @@ def measure(
     world: World,
     say: Callable[[str], None] = lambda line: None,
     of: Mapping[str, Any] | None = None,
+    file: Path | None = None,
 ) -> Profile:
     """Draw curriculum.profile_samples answers to every training task and count those that pass; every rank must call.
 
@@ -168,39 +177,87 @@ def measure(
         world: the ranks, which share out the tasks.
         say: hears of progress.
         of: fingerprint to note.
+        file: where the profile is written when it is whole. Each group is written down beside it as soon as it is
+            measured, and what an interrupted try left there is not measured again.
+
+    Raises:
+        TrainingStoppedError: too many groups of an environment in a row ended in a fault; on every rank.
     """
     tasks = [(domain.environment, task) for domain in domains.values() for task in domain.train.values()]
+    decided_by = {"fingerprint": of or {}, "seed": cfg.rollout.seed, "profiles": number}
+    kept = MeasuredGroups(file, decided_by, world)
+    if kept.before and world.is_main:
+        say(f"profile: {len(kept.before):,} of {len(tasks):,} tasks are measured already")
     order = random.Random(cfg.rollout.seed).sample(range(len(tasks)), len(tasks))
-    mine = order[world.data.rank :: world.data.size]
-    sampler = worker.with_group(cfg.curriculum.profile_samples)
-    own_rates: dict[str, dict[str, float]] = {}
-    own_faults, own_truncated = Counter[str](), Counter[tuple[str, bool]]()
-
-    def draw() -> None:
-        for start in range(0, len(mine), CHUNK):
-            places = mine[start : start + CHUNK]
-            # Steps below 0 are no steps of the run: the seeds of its rollouts are others.
-            groups = sampler.draw([tasks[i] for i in places], cfg.rollout.seed, -1 - number, places)
-            for name, of_tasks in pass_rates(groups).items():
-                own_rates.setdefault(name, {}).update(of_tasks)
-            own_faults.update(faults(groups))
-            own_truncated.update(_truncated(groups))
-            if world.is_main and start // CHUNK % 4 == 3:
-                say(f"profile: {start + len(places):,} of {len(mine):,} tasks")
-
-    world.agree(attempt(draw))
-    found = world.gather((own_rates, dict(own_faults), own_truncated))
-    rates: dict[str, dict[str, float]] = {name: {} for name in domains}
-    for own, _, _ in found:
-        for name, of_tasks in own.items():
-            rates[name] |= of_tasks
-    # In the order of the tasks, whatever rank drew them.
-    rates = {name: {task: rates[name][task] for task in domains[name].train if task in rates[name]} for name in domains}
-    truncated = sum((part for _, _, part in found), Counter[tuple[str, bool]]())
-    shares = {name: truncated[name, True] / max(1, truncated[name, True] + truncated[name, False]) for name in domains}
-    dropped = sum((Counter(part) for _, part, _ in found), Counter[str]())
-    return Profile(dict(of or {}), cfg.curriculum.profile_samples, rates, shares, dict(dropped))
+    left = [i for i in order if (tasks[i][0].name, tasks[i][1].id) not in kept.before]
+    draw = partial(_draw, cfg, worker.with_group(cfg.curriculum.profile_samples), tasks, -1 - number, kept)
+    try:
+        size = chunk_size(cfg, cfg.curriculum.profile_samples)
+        found = [*kept.before.values(), *_in_parts(draw, left, size, world, say, cfg.stop)]
+        profile = _profile_of(cfg, domains, found, of or {})
+        if world.is_main and file is not None:
+            profile.write(file)
+            kept.remove()
+        return profile
+    finally:
+        kept.close()
 
 
-def _truncated(groups: list[Group]) -> Counter[tuple[str, bool]]:
-    return Counter((group.environment, sample.truncated) for group in groups for sample in group.samples)
+def chunk_size(cfg: AnyPolicyConfig, samples: int) -> int:
+    """Tasks of which so many samples each are drawn at a time: enough to fill the engine, few enough to be held."""
+    by_memory = HELD_TOKENS // (samples * cfg.context)
+    return max(1, math.ceil(cfg.rollout.sequences / samples), min(CHUNK, by_memory))
+
+
+def _draw(
+    cfg: AnyPolicyConfig,
+    sampler: RolloutWorker,
+    tasks: Sequence[tuple[Environment, Task]],
+    step: int,
+    kept: MeasuredGroups,
+    rules: StopRules,
+    places: Sequence[int],
+) -> list[MeasuredGroup]:
+    """Measure the tasks at these places. `step`: below 0, no step of a run: the seeds of its rollouts are others."""
+
+    def write(group: Group) -> None:
+        kept.add(MeasuredGroup.of(group))
+
+    groups = sampler.draw([tasks[i] for i in places], cfg.rollout.seed, step, places, write)
+    rules.note_faults([(group.environment, group.fault) for group in groups], 0)
+    return [MeasuredGroup.of(group) for group in groups]
+
+
+def _in_parts(
+    draw: Callable[[StopRules, Sequence[int]], list[MeasuredGroup]],
+    left: Sequence[int],
+    size: int,
+    world: World,
+    say: Callable[[str], None],
+    stop: StopConfig,
+) -> list[MeasuredGroup]:
+    """What all ranks measure, each its share of the places `left`, `size` at a time; a stop of one is one of all."""
+    mine = left[world.data.rank :: world.data.size]
+    rules, found = StopRules(stop), list[MeasuredGroup]()
+    most = math.ceil(len(left) / world.data.size)
+    for part, start in enumerate(range(0, most, size)):
+        world.agree(attempt(lambda start=start: found.extend(draw(rules, mine[start : start + size]))))
+        if world.is_main and part % 4 == 3:
+            say(f"profile: {min(len(mine), start + size):,} of {len(mine):,} tasks")
+    return list({group.key: group for part in world.gather(found) for group in part}.values())
+
+
+def _profile_of(
+    cfg: AnyPolicyConfig, domains: Mapping[str, Domain], found: Sequence[MeasuredGroup], of: Mapping[str, Any]
+) -> Profile:
+    """All groups together, in the order of the tasks, whatever rank drew them and when."""
+    by_key = {group.key: group for group in found}
+    rates: dict[str, dict[str, float]] = {}
+    shares: dict[str, float] = {}
+    dropped = Counter[str]()
+    for name, domain in domains.items():
+        groups = [by_key[name, task] for task in domain.train]
+        rates[name] = {group.task: group.pass_rate for group in groups if not group.fault}
+        shares[name] = sum(group.truncated for group in groups) / max(1, sum(group.samples for group in groups))
+        dropped.update(f"{name}: {group.fault}" for group in groups if group.fault)
+    return Profile(dict(of), cfg.curriculum.profile_samples, rates, shares, dict(dropped))

@@ -226,7 +226,10 @@ class PolicySteps:
 
     def _profile_again(self, sampling: Sampling, curriculum: Curriculum, n: int) -> None:
         self.say(f"step {n + 1}: the reward has stalled, pass rates are measured anew")
-        profile = measure(self.cfg, self.domains, sampling.worker, self.profiles, self.world, self.say)
+        try:
+            profile = measure(self.cfg, self.domains, sampling.worker, self.profiles, self.world, self.say)
+        except TrainingStoppedError as stop:
+            raise TrainingStoppedError(str(stop), n) from stop
         self.profiles += 1
         curriculum.profile({name: rates for name, rates in profile.rates.items() if name in curriculum.rates})
         for verdict in profile.verdicts():

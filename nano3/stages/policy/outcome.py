@@ -85,12 +85,20 @@ class ProfileResult:
     """What `nano3 rlvr profile` comes to."""
 
     file: Path
-    profile: list[Verdict]
-    faults: dict[str, int]
+    profile: list[Verdict] = field(default_factory=list)
+    faults: dict[str, int] = field(default_factory=dict)
+    stopped: str = ""
+    """Why it ended early, without a profile; empty: it did not."""
 
     def summary(self) -> dict[str, Any]:
         """The result as JSON values."""
-        return {"file": str(self.file), "profile": _verdicts(self.profile), "faults": self.faults}
+        stopped = self.stopped or None
+        return {
+            "file": None if stopped else str(self.file),
+            "stopped": stopped,
+            "profile": _verdicts(self.profile),
+            "faults": self.faults,
+        }
 
 
 def _verdicts(profile: list[Verdict]) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from nano3.eval.intervals import bootstrap_means, middle95
 from nano3.files import write_atomic
 from nano3.reading import read_json
 from nano3.rl.samples import Group, faults
-from nano3.rl.training.profile import CHUNK
+from nano3.rl.training.profile import chunk_size
 from nano3.stages.policy.run import PolicyRun
 from nano3.train.world import attempt
 
@@ -67,10 +67,11 @@ def draw_heldout(run: PolicyRun[Any]) -> list[Group]:
     mine = range(world.data.rank, len(asked), world.data.size)
     sampler = run.sampling.worker.with_group(cfg.heldout.samples)
     groups: list[Group] = []
+    size = chunk_size(cfg, cfg.heldout.samples)
 
     def draw() -> None:
-        for start in range(0, len(mine), CHUNK):
-            places = mine[start : start + CHUNK]
+        for start in range(0, len(mine), size):
+            places = mine[start : start + size]
             groups.extend(sampler.draw([asked[i] for i in places], cfg.rollout.seed, STEP, places))
 
     world.agree(attempt(draw))
