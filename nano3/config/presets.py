@@ -14,6 +14,7 @@ import tomli_w
 
 from nano3.config.errors import UserError
 from nano3.config.extend_context import ContextConfig, ExtendContextConfig, wrong_seq_len
+from nano3.config.genrm import GenrmConfig
 from nano3.config.model import ModelConfig
 from nano3.config.rlhf import RlhfConfig
 from nano3.config.rlvr import RlvrConfig
@@ -23,8 +24,11 @@ from nano3.config.typed import ShellValue, check_table, construct, convert, fiel
 from nano3.reading import decode, parse_toml
 
 MODELS, PRETRAIN, EXTEND_CONTEXT, SFT, RLVR, RLHF = "models", "pretrain", "extend-context", "sft", "rlvr", "rlhf"
-_STAGES = (PRETRAIN, EXTEND_CONTEXT, SFT, RLVR, RLHF)
+GENRM = "genrm"
+_STAGES = (PRETRAIN, EXTEND_CONTEXT, SFT, RLVR, RLHF, GENRM)
 """Stages whose presets may serve as a base of another stage's, as `pretrain/phase2`."""
+_COMMANDS = {GENRM: "rlhf genrm"}
+"""What is typed for a stage, where that is not its name."""
 Table = dict[str, Any]
 
 
@@ -36,8 +40,15 @@ def preset_names(kind: str) -> list[str]:
 
 def stage_of(settings: Table) -> str:
     """The stage whose settings these are, by their sections."""
-    sections = {"length_control": RLHF, "curriculum": RLVR, "reasoning": SFT, "context": EXTEND_CONTEXT}
+    sections = {
+        "warm_start": GENRM, "length_control": RLHF, "curriculum": RLVR, "reasoning": SFT, "context": EXTEND_CONTEXT,
+    }  # fmt: skip
     return next((stage for section, stage in sections.items() if section in settings), PRETRAIN)
+
+
+def command_of(stage: str) -> str:
+    """What is typed behind `nano3` for a stage."""
+    return _COMMANDS.get(stage, stage)
 
 
 def load_pretrain(name: str = "tiny", overrides: Sequence[str] = ()) -> PretrainConfig:
@@ -71,6 +82,11 @@ def load_rlvr(name: str = "tiny", overrides: Sequence[str] = ()) -> RlvrConfig:
 def load_rlhf(name: str = "tiny", overrides: Sequence[str] = ()) -> RlhfConfig:
     """Settings of RL from a judge's feedback, from a preset of `rlhf` or a TOML file; see `load_pretrain`."""
     return load(RlhfConfig, RLHF, name, overrides)
+
+
+def load_genrm(name: str = "tiny", overrides: Sequence[str] = ()) -> GenrmConfig:
+    """Settings of a generative reward model's training, from a preset of `genrm` or a TOML file; see `load_pretrain`."""
+    return load(GenrmConfig, GENRM, name, overrides)
 
 
 def load_model(name: str, overrides: Sequence[str] = ()) -> ModelConfig:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nano3.config.errors import UserError
-from nano3.config.presets import MODELS, PRETRAIN, preset_names, stage_of
+from nano3.config.presets import MODELS, PRETRAIN, command_of, preset_names, stage_of
 from nano3.files import in_use
 from nano3.reading import read_json, read_toml
 
@@ -110,7 +110,7 @@ def resume_command(run: Path) -> str:
         verb = stage_of(read_toml(run / CONFIG))
     except (OSError, ValueError):
         verb = PRETRAIN
-    return f"nano3 {verb} --resume --out {run}"
+    return f"nano3 {command_of(verb)} --resume --out {run}"
 
 
 def _no_model_yet(path: Path, run: Path) -> str:

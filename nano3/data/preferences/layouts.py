@@ -165,7 +165,7 @@ def _same_prompt(one: Record, other: Record) -> bool:
 
 def _reasoning(row: Mapping[str, Any], preference: int) -> str:
     """Why, by the annotator nearest to the overall preference."""
-    given = row.get("individual_preference") or ()
+    given = row.get("individual_preference") or []
     if not isinstance(given, list) or not all(isinstance(each, Mapping) for each in given):
         raise RowError("individual_preference is no list of objects")
     told = [each for each in given if each.get("reasoning") and isinstance(each.get("score"), int)]

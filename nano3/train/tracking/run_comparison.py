@@ -12,7 +12,7 @@ from nano3.config.errors import UserError
 from nano3.report import BLUE, GREEN, ORANGE
 from nano3.train.tracking.chart_style import dress, figure, log_scale, save, smooth, unit, widen
 from nano3.train.tracking.metrics import CLOCK, FINAL, numbers, read_metrics
-from nano3.train.tracking.runs import METRICS, Run, read_run
+from nano3.train.tracking.runs import METRICS, Run, metrics_file, read_run
 
 LOSS, REWARD = "loss", "reward"
 WORDS = {LOSS: "training loss, nats per token (smoothed)", REWARD: "mean reward of the rollouts (smoothed)"}
@@ -84,7 +84,7 @@ def _read(text: str) -> Curves:
     path = Path(rest if equals and not Path(text).exists() else text)
     if not path.is_dir():
         raise UserError(f"{path}: no such folder")
-    lines = read_metrics(path / METRICS)
+    lines = read_metrics(metrics_file(path))
     steps = [line for line in lines if line["kind"] == "train"]
     metric = LOSS if numbers(steps, LOSS) or not numbers(steps, REWARD) else REWARD
     train = numbers(steps, metric)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from nano3.config.errors import UserError
-from nano3.config.presets import preset_names, stage_of
+from nano3.config.genrm import GRPO, WARM_START
+from nano3.config.presets import command_of, preset_names, stage_of
 from nano3.files import in_use
 from nano3.reading import parse_json, parse_toml
 from nano3.train.tracking.metrics import CLOCK, FINAL, MOST, numbers, read_metrics
@@ -83,17 +84,17 @@ def find_runs(folder: Path) -> list[Run]:
 
 def read_run(path: Path) -> Run:
     """What the files of one run folder tell."""
-    lines = read_metrics(path / METRICS)
     settings, trouble = _settings(path)
+    stage, measured = stage_of(settings), metrics_file(path)
+    lines = read_metrics(measured)
     train = [line for line in lines if line["kind"] == "train"]
     last = train[-1] if train else {}
     trouble = trouble or _damage(path)
     step, tokens = last.get("step", 0), last.get("tokens", 0)
-    verb = stage_of(settings)
     return Run(
         path=path,
-        verb=verb,
-        preset=_preset(path, verb),
+        verb=command_of(stage),
+        preset=_preset(path, stage),
         state=_state(path, settings, trouble, step, tokens),
         trouble=trouble,
         step=step,
@@ -103,8 +104,14 @@ def read_run(path: Path) -> Run:
         reward=last.get("reward"),
         scores=_scores(lines),
         seconds=last.get(CLOCK, {}).get("seconds"),
-        changed=_changed(path),
+        changed=_changed(measured),
     )
+
+
+def metrics_file(path: Path) -> Path:
+    """The metrics of a run; of one in two parts those of the part that it is in."""
+    parts = [path / part / METRICS for part in (GRPO, WARM_START)]
+    return next((file for file in parts if file.exists()), path / METRICS)
 
 
 def _run_folders(folder: Path) -> Iterator[Path]:
@@ -182,8 +189,8 @@ def _preset(path: Path, verb: str) -> str | None:
     return next((one for one in candidates if one in preset_names(verb)), None)
 
 
-def _changed(path: Path) -> datetime | None:
+def _changed(metrics: Path) -> datetime | None:
     try:
-        return datetime.fromtimestamp((path / METRICS).stat().st_mtime, UTC).astimezone()
+        return datetime.fromtimestamp(metrics.stat().st_mtime, UTC).astimezone()
     except OSError:
         return None

@@ -39,6 +39,8 @@ def test_helpsteer3(tmp_path):
     assert (pair.score_1, pair.score_2, pair.ranking) == (4, 2, 2)
     assert pair.analysis == "Response 1 is better than Response 2."
     assert pair.swapped().analysis == "Response 2 is better than Response 1."
+    for empty in ([], None):
+        assert pair_of(HELPSTEER3 | {"individual_preference": empty}).analysis == ""
 
 
 def test_helpsteer2(tmp_path):
