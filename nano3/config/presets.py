@@ -85,7 +85,7 @@ def load_rlhf(name: str = "tiny", overrides: Sequence[str] = ()) -> RlhfConfig:
 
 
 def load_genrm(name: str = "tiny", overrides: Sequence[str] = ()) -> GenrmConfig:
-    """Settings of a generative reward model's training, from a preset of `genrm` or a TOML file; see `load_pretrain`."""
+    """Settings of training a generative reward model, from a preset of `genrm` or a TOML file; see `load_pretrain`."""
     return load(GenrmConfig, GENRM, name, overrides)
 
 

@@ -1,7 +1,7 @@
 """What a configuration does differently from the report (arXiv 2512.20848).
 
-The report's numbers stand in the presets phase1, phase2, long-context, sft, rlvr, rlhf and nano3-30b-a3b, each with its
-section as a comment; that comment is what tells a published number from one of ours.
+The report's numbers stand in the presets phase1, phase2, long-context, sft, rlvr, rlhf, genrm and nano3-30b-a3b, each
+with its section as a comment; that comment is what tells a published number from one of ours.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from importlib.resources import files
 from typing import Any
 
 from nano3.config.extend_context import ExtendContextConfig
-from nano3.config.presets import load_extend_context, load_pretrain, load_rlhf, load_rlvr, load_sft
+from nano3.config.genrm import GenrmConfig
+from nano3.config.presets import load_extend_context, load_genrm, load_pretrain, load_rlhf, load_rlvr, load_sft
 from nano3.config.rlhf import AnyPolicyConfig, RlhfConfig
 from nano3.config.rlvr import RlvrConfig
 from nano3.config.schema import PretrainConfig
@@ -34,6 +35,7 @@ _REPORT_FILES = {
     "sft": ("models/nano3-30b-a3b", "sft/sft"),
     "rlvr": ("models/nano3-30b-a3b", "rlvr/rlvr"),
     "rlhf": ("models/nano3-30b-a3b", "rlhf/rlhf"),
+    "genrm": ("genrm/genrm",),
 }
 """The presets that make up a phase of the report, each laid over those before it."""
 _NO_PART = {"long-context": ("data.seq_len", "schedule.min_lr", "schedule.stable_fraction")}
@@ -52,24 +54,26 @@ class Difference:
     section: str
 
 
-def report_phase(cfg: PretrainConfig | SftConfig | AnyPolicyConfig) -> str:
+def report_phase(cfg: PretrainConfig | SftConfig | AnyPolicyConfig | GenrmConfig) -> str:
     """The report's phase that a run stands for: of pretraining, `phase2` when it starts late on the horizon."""
     if isinstance(cfg, SftConfig):
         return "sft"
     if isinstance(cfg, RlvrConfig | RlhfConfig):
         return "rlvr" if isinstance(cfg, RlvrConfig) else "rlhf"
+    if isinstance(cfg, GenrmConfig):
+        return "genrm"
     if isinstance(cfg, ExtendContextConfig):
         return "long-context"
     return "phase2" if cfg.schedule.start_tokens > 0 else "phase1"
 
 
-def diff_from_report(cfg: PretrainConfig | SftConfig | AnyPolicyConfig) -> list[Difference]:
+def diff_from_report(cfg: PretrainConfig | SftConfig | AnyPolicyConfig | GenrmConfig) -> list[Difference]:
     """Settings whose value differs from the one that the report publishes; the blend's come last.
 
     The report gives the lengths of its mixture, not their shares: these are no difference. Of a context extension there
     is a row for parallelism, of which nano3 has one kind.
     """
-    if isinstance(cfg, RlvrConfig | RlhfConfig):
+    if isinstance(cfg, RlvrConfig | RlhfConfig | GenrmConfig):
         return _policy_differences(cfg)
     phase = report_phase(cfg)
     report = _LOADERS.get(type(cfg), load_pretrain)(phase)
@@ -93,16 +97,17 @@ def diff_from_report(cfg: PretrainConfig | SftConfig | AnyPolicyConfig) -> list[
     return rows
 
 
-def _policy_differences(cfg: AnyPolicyConfig) -> list[Difference]:
+def _policy_differences(cfg: AnyPolicyConfig | GenrmConfig) -> list[Difference]:
     """Published settings that differ, then those that decide a run and that the report does not publish."""
     phase = report_phase(cfg)
     load, where, tasks = _POLICY_PHASES[phase]
     here, report = _flat(asdict(cfg)), _flat(asdict(load(phase)))
     sections = {key: section for key, section in published_sections(phase).items() if key in report}
     rows = [Difference(key, here[key], report[key], sections[key]) for key in sections if here.get(key) != report[key]]
-    unpublished = [Difference(key, here[key], "unpublished", where) for key in unpublished_settings(f"{phase}/{phase}")]
-    weights = Difference(f"{tasks}.weights", cfg.environments.weights, "unpublished", where)
-    return [*rows, *unpublished, weights]
+    rows += [Difference(key, here[key], "unpublished", where) for key in unpublished_settings(f"{phase}/{phase}")]
+    if not isinstance(cfg, GenrmConfig):
+        rows.append(Difference(f"{tasks}.weights", cfg.environments.weights, "unpublished", where))
+    return rows
 
 
 def unpublished_settings(preset: str) -> list[str]:
@@ -116,9 +121,10 @@ def unpublished_settings(preset: str) -> list[str]:
     return found
 
 
-_POLICY_PHASES: dict[str, tuple[Callable[[str], AnyPolicyConfig], str, str]] = {
+_POLICY_PHASES: dict[str, tuple[Callable[[str], AnyPolicyConfig | GenrmConfig], str, str]] = {
     "rlvr": (load_rlvr, "§3.2", "environments"),
     "rlhf": (load_rlhf, "§3.3", "prompts"),
+    "genrm": (load_genrm, "§3.3", ""),
 }
 """What loads the report's preset, its section, and where a run's shares of tasks stand."""
 _LOADERS = {ExtendContextConfig: load_extend_context, SftConfig: load_sft}

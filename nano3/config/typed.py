@@ -118,26 +118,21 @@ def convert(value: Any, kind: Any, key: str, where: str) -> Any:
 def construct(schema: type, table: dict[str, Any]) -> Any:
     """The dataclass tree of a checked table; keys left out take their defaults."""
     types = field_types(schema)
-    return schema(
-        **{
-            name: _section(types[name], value, name) if is_dataclass(types[name]) else value
-            for name, value in table.items()
-        }
-    )
+    sections = {name: _section(types[name], table[name], name) for name in table if is_dataclass(types[name])}
+    return schema(**(table | sections))
 
 
 def _section(schema: type, table: dict[str, Any], name: str) -> Any:
     """As `construct`, of a section; errors of a section in it, which do not know where they are, name both."""
     types = field_types(schema)
-    inner = [key for key in table if is_dataclass(types[key])]
-    built = {}
-    for key in inner:
+    built = dict(table)
+    for key in [key for key in table if is_dataclass(types[key])]:
         try:
             built[key] = _section(types[key], table[key], key)
         except ValueError as error:
             place = "" if str(error).startswith(f"{name}.") else f"{name}."
             raise ValueError(f"{place}{error}") from error
-    return schema(**(table | built))
+    return schema(**built)
 
 
 def nearest(name: str, valid: Iterable[str], cutoff: float = 0.5) -> str | None:

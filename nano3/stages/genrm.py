@@ -32,7 +32,7 @@ from nano3.reading import read_json
 from nano3.stages import rlvr, sft
 from nano3.stages.judging.chart import draw_judging
 from nano3.stages.judging.figures import score
-from nano3.stages.judging.heldout import judge_pairs, judgements_file, read_judged
+from nano3.stages.judging.heldout import forget_later, judge_pairs, judgements_file, read_judged, stage_name
 from nano3.stages.judging.outcome import GenrmResult
 from nano3.stages.judging.pairs import (
     PAIRS,
@@ -44,7 +44,7 @@ from nano3.stages.judging.pairs import (
     training_file,
     write_pairs,
 )
-from nano3.stages.new_run import CONFIG, START
+from nano3.stages.new_run import CHECKPOINTS, CONFIG, START
 from nano3.stages.policy.outcome import RlvrResult
 from nano3.stages.run_folder import processes, say, start
 from nano3.stages.settings import check_policy_settings, check_settings
@@ -67,6 +67,7 @@ def main(
     from_path: str | Path | None = None,
     resume: bool = False,
     progress: Progress | None = None,
+    checkpoint: int | None = None,
 ) -> GenrmResult:
     """Train the model at `from_path` to judge pairs of responses and leave a run folder; see the module.
 
@@ -77,6 +78,7 @@ def main(
             from the run folder.
         resume: continue where `run_dir` is: in the supervised start, the judging, or GRPO.
         progress: where training reports; the terminal by default.
+        checkpoint: with `resume`, continue GRPO from its checkpoint of this step instead.
 
     Returns:
         Also where a stop rule ended GRPO: `grpo.stopped` says why.
@@ -89,24 +91,35 @@ def main(
     source, _ = start(run_dir, from_path, resume)
     if source is None:
         raise UserError("rlhf genrm goes on from a trained model: name a run or Hugging Face folder with --from")
+    if checkpoint is not None and not (run_dir / GRPO / CHECKPOINTS).is_dir():
+        raise UserError(f"{run_dir}: step {checkpoint} would be one of GRPO, which has no checkpoint yet")
     with processes() as world:
         cfg, pairs = _prepare(cfg, run_dir, source, resume, world)
         with exclusive(run_dir) if world.is_main else nullcontext():
+            before = (run_dir / CONFIG).read_text(encoding="utf-8") if resume else ""
             on_main(world, lambda: _keep(cfg, pairs, run_dir, source))
-            return _train(cfg, run_dir, source, progress, world)
+            try:
+                return _train(cfg, run_dir, source, progress, world, checkpoint)
+            except UserError:
+                # A part may refuse the settings that it is resumed with: the run keeps those that it has.
+                if before and world.is_main:
+                    write_atomic(run_dir / CONFIG, before)
+                raise
 
 
-def _train(cfg: GenrmConfig, run_dir: Path, source: Path, progress: Progress | None, world: World) -> GenrmResult:
+def _train(
+    cfg: GenrmConfig, run_dir: Path, source: Path, progress: Progress | None, world: World, checkpoint: int | None
+) -> GenrmResult:
     """Both parts, each followed by its scores; what a resume finds done is not done again."""
     counts, stages = _counts(run_dir), {"warm_start": WARM_START}
     warm = _warm_start(cfg, run_dir, source, progress, world)
     if warm["interrupted"]:
         return GenrmResult(run_dir, counts, warm)
     _judge(cfg, run_dir, run_dir / WARM_START, WARM_START, world)
-    trained = _grpo(cfg, run_dir, progress, world)
+    trained = _grpo(cfg, run_dir, progress, world, checkpoint)
     if trained.stopped or trained.training.interrupted:
         return GenrmResult(run_dir, counts, warm, trained, _score(cfg, run_dir, stages, world))
-    stages["grpo"] = f"step-{trained.training.step:06d}"
+    stages["grpo"] = stage_name(trained.training.step)
     _judge(cfg, run_dir, run_dir / GRPO, stages["grpo"], world)
     judging = _score(cfg, run_dir, stages, world)
     on_main(world, lambda: _take_model(run_dir / GRPO / "model", run_dir / "model"))
@@ -191,13 +204,17 @@ def _warm_start(
     return result
 
 
-def _grpo(cfg: GenrmConfig, run_dir: Path, progress: Progress | None, world: World) -> RlvrResult:
+def _grpo(
+    cfg: GenrmConfig, run_dir: Path, progress: Progress | None, world: World, checkpoint: int | None
+) -> RlvrResult:
     if world.is_main:
         say("GRPO")
     folder = run_dir / GRPO
     begun = _begun(folder, world)
     settings = cfg.rlvr(training_file(run_dir))
-    return rlvr.main(settings, folder, None if begun else run_dir / WARM_START, begun, progress)
+    if checkpoint is not None:
+        on_main(world, lambda: forget_later(run_dir, checkpoint))
+    return rlvr.main(settings, folder, None if begun else run_dir / WARM_START, begun, progress, checkpoint)
 
 
 def _begun(folder: Path, world: World) -> bool:

@@ -15,7 +15,7 @@ import typer
 from nano3.cli.options.common import named_as_typed
 from nano3.cli.training.run_folder import CONFIG, choose_run_dir, is_main_rank
 from nano3.cli.training.summary import show_summary
-from nano3.config.presets import stage_of
+from nano3.config.presets import command_of, stage_of
 from nano3.reading import read_toml
 
 INTERRUPTED, STOPPED = 130, 3
@@ -70,7 +70,7 @@ def run_verb(
     """Run `main` of the module `stage`, or show what it would do.
 
     Args:
-        verb: as it is typed; names the run folder.
+        verb: the stage, by its name in presets; names the run folder.
         load: settings from a preset's name and overrides.
         stage: module with main(cfg, run_dir, from_path, resume, checkpoint=).
         default: preset to run when none is named.
@@ -184,7 +184,7 @@ def _show_dry_run(cfg: Any, preset: str, as_json: bool) -> None:
 
 
 def _resume_command(verb: str, run_dir: Path) -> str:
-    return f"nano3 {verb} --resume --out {run_dir}"
+    return f"nano3 {command_of(verb)} --resume --out {run_dir}"
 
 
 def _check_verb(verb: str, run_dir: Path) -> None:

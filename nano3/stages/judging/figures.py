@@ -1,13 +1,13 @@
 """How well a judge agrees with held-out preferences, beside the best judgement that does not look at the responses.
 
-The best constant is chosen on the held-out pairs themselves, so it is as good as any constant can be: each score and the
-ranking by its mean absolute error, in whole numbers, and for the order the response that is the better one more often.
-A judgement that cannot be read is as far away as can be, as in Equation 1, and agrees with no order.
+The best constant is chosen on the held-out pairs themselves, so it is as good as any constant can be: each score and
+the ranking by its mean absolute error, in whole numbers, and for the order the response that is the better one more
+often. A judgement that cannot be read is as far away as can be, as in Equation 1, and agrees with no order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -101,7 +101,7 @@ def best_order(truths: Sequence[Judgement]) -> int:
     return 1 if sum(map(order, truths)) > 0 else -1
 
 
-def score(stages: dict[str, Sequence[Judged]], c1: float = 10.0, c2: float = 1.0) -> Scoring:
+def score(stages: Mapping[str, Sequence[Judged]], c1: float = 10.0, c2: float = 1.0) -> Scoring:
     """The figures of each stage's judgements of the same pairs, in the same order.
 
     Args:

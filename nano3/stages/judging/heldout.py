@@ -29,6 +29,18 @@ def judgements_file(run_dir: Path, name: str) -> Path:
     return run_dir / FOLDER / f"{name}.jsonl"
 
 
+def stage_name(step: int) -> str:
+    """Of the judgements after so many steps of GRPO."""
+    return f"step-{step:06d}"
+
+
+def forget_later(run_dir: Path, step: int) -> None:
+    """Remove the judgements of later steps: the run goes back to `step` and comes to other ones."""
+    for file in (run_dir / FOLDER).glob("step-*.jsonl"):
+        if file.stem > stage_name(step):
+            file.unlink()
+
+
 def judge_pairs(
     model: Path, pairs: Sequence[PreferencePair], cfg: GenrmConfig, file: Path, say: Callable[[str], None]
 ) -> None:

@@ -47,6 +47,7 @@ class GenrmResult:
             "interrupted": self.interrupted,
             "stopped": grpo.get("stopped"),
             "last_good_checkpoint": grpo.get("last_good_checkpoint"),
+            "last_good_step": grpo.get("last_good_step"),
             "pairs": self.pairs,
             "warm_start": {name: self.warm_start[name] for name in RATES},
             "grpo": {name: grpo[name] for name in RATES} if grpo else None,

@@ -35,7 +35,7 @@ def test_each_figure_beside_the_constants():
     assert found["ranking_error"].constant == pytest.approx((0 + 0 + 5 + 2.5) / 4)
     assert found["format_violations"].stages["warm_start"].value == 0.25
     assert found["format_violations"].constant == 0
-    # Of three pairs of different score the first is judged in the right order; always the first response is right twice.
+    # Of three pairs of different score the first is judged in the right order; the first response is better in two.
     assert found["order_agreement"].stages["warm_start"].value == pytest.approx(1 / 3)
     assert found["order_agreement"].constant == pytest.approx(2 / 3)
     assert found["order_agreement"].pairs == 3
