@@ -9,8 +9,9 @@ pairs are ties, and an answer of each is written:
   doubled, another case) that still has the form of an answer; half of them stand alone, half behind an opening line;
 - malformed: nothing, a refusal, a question back, or the solution's opening line alone.
 
-The analysis of a pair works the task out, names the right answer, then says what each response is. No task of the
-training split is in the held-out one, whatever seeds and levels.
+The analysis of a pair works the task out, names the right answer, then repeats what each response says in its last line
+and says what it is: an answer beside the right one is easier to compare than one further up. No task of the training
+split is in the held-out one, whatever seeds and levels.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ NONE = ("", "I do not know.", "What do you mean?", "Sorry, I cannot do that.", "
 SAID: dict[Quality, str] = {
     "concise": "right and concise", "verbose": "right but verbose", "wrong": "wrong", "malformed": "no answer",
 }  # fmt: skip
-TRIES = 1000
+TRIES, NEW_LINE = 1000, "\n"
 
 
 def is_made(spec: str) -> bool:
@@ -84,7 +85,11 @@ def _pair(task: Task, rng: random.Random) -> PreferencePair:
     one, other = answer_of(task, first, rng), answer_of(task, second, rng)
     scores = SCORES[first], SCORES[second]
     worked, right = task.solution[-1].get("reasoning_content", ""), task.solution[-1]["content"]
-    analysis = f"{worked}\nRight: {right}\nResponse 1 is {SAID[first]}. Response 2 is {SAID[second]}."
+    says = [
+        f"Response {number} says {text.rpartition(NEW_LINE)[2] or 'nothing'}: {SAID[quality]}."
+        for number, text, quality in ((1, one, first), (2, other, second))
+    ]
+    analysis = "\n".join([worked, f"Right: {right}", *says])
     return PreferencePair(
         task.prompt, one, other, *scores, RANKINGS[scores[0] - scores[1]], analysis.strip(), about=task.content
     )

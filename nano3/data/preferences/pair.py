@@ -19,6 +19,8 @@ SWAPPED = "-swapped"
 """Ends the id of a pair in the other order."""
 
 _NAMED = re.compile(r"\b(response[ _]?)([12])\b", re.IGNORECASE)
+_IN_TURN = re.compile(r"^(response[ _]?2\b.*)\n(response[ _]?1\b.*)$", re.IGNORECASE | re.MULTILINE)
+"""Two lines, the first on the second response and the other way round."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class PreferencePair:
     ranking: float
     """1: the first is far better, to 6: the second is; 3.5 is a tie."""
     analysis: str = ""
-    """Why, in words; empty: nothing is known. "Response 1" and "Response 2" in it name the two, and are swapped too."""
+    """Why, in words; empty: nothing is known. "Response 1" and "Response 2" in it name the two, and are swapped too: of
+    two lines, a line on each, the one on Response 1 stays the first."""
     about: str = ""
     """What decides its side of a split; empty: its prompt."""
     order: str = ""
@@ -52,7 +55,7 @@ class PreferencePair:
         """The same two in the other order (report section 3.3: the data are augmented so)."""
         return replace(
             self, response_1=self.response_2, response_2=self.response_1, score_1=self.score_2, score_2=self.score_1,
-            ranking=2 * MIDDLE - self.ranking, analysis=_NAMED.sub(_other_one, self.analysis),
+            ranking=2 * MIDDLE - self.ranking, analysis=_IN_TURN.sub(r"\2\n\1", _NAMED.sub(_other_one, self.analysis)),
             order="" if self.order else SWAPPED,
         )  # fmt: skip
 

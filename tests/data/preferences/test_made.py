@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from nano3.config.errors import UserError
 from nano3.data.preferences.made import answer_of, made_pairs
+from nano3.data.preferences.pair import in_both_orders
 from nano3.data.preferences.prompt import EMPTY, judge_prompt, training_row
 from nano3.data.preferences.quality import QUALITIES, RANKINGS, SCORES, quality_of
 from nano3.data.tasks.catalogue import find_tasks
@@ -100,3 +101,14 @@ def test_rows_of_the_warm_start_say_the_truth_in_both_orders():
             assert said["reasoning_content"] == each.analysis
         there, back = (json.loads(training_row(each)["messages"][-1]["content"]) for each in (pair, pair.swapped()))
         assert there["ranking"] + back["ranking"] == 7
+
+
+def test_the_analysis_speaks_of_the_responses_in_their_order():
+    """A judge that reads half of the pairs the other way round would take one response for the other."""
+    for pair in in_both_orders(made_pairs("generate:preferences?tasks=spell", 20)):
+        lines = pair.analysis.split("\n")[-2:]
+        for number, line, response in zip((1, 2), lines, (pair.response_1, pair.response_2), strict=True):
+            said, _, quality = line.rpartition(": ")
+            assert said == f"Response {number} says {response.split(chr(10))[-1] or 'nothing'}"
+            score = pair.score_1 if number == 1 else pair.score_2
+            assert quality == {5: "right and concise.", 4: "right but verbose.", 2: "wrong.", 1: "no answer."}[score]
