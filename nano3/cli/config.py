@@ -33,8 +33,8 @@ def config(
     preset: Annotated[
         str,
         typer.Option(
-            help="Pretraining preset, or a TOML file, whose values are shown; sft/tiny, rlvr/tiny and "
-            "rlhf/tiny for the settings of these verbs.",
+            help="Pretraining preset, or a TOML file, whose values are shown; sft/tiny, rlvr/tiny, "
+            "rlhf/tiny and genrm/tiny for the settings of these stages.",
             metavar="NAME|FILE",
         ),
     ] = PRESET,
@@ -67,12 +67,18 @@ def _rows(preset: str) -> list[dict[str, Any]]:
 
     from nano3.config.document import settings, toml_value
     from nano3.config.extend_context import ExtendContextConfig
-    from nano3.config.presets import load_pretrain, load_rlhf, load_rlvr, load_sft, to_toml
+    from nano3.config.genrm import GenrmConfig
+    from nano3.config.presets import load_genrm, load_pretrain, load_rlhf, load_rlvr, load_sft, to_toml
     from nano3.config.rlhf import RlhfConfig
     from nano3.config.rlvr import RlvrConfig
     from nano3.config.sft import SftConfig
 
-    stages = {"sft": (load_sft, SftConfig), "rlvr": (load_rlvr, RlvrConfig), "rlhf": (load_rlhf, RlhfConfig)}
+    stages = {
+        "sft": (load_sft, SftConfig),
+        "rlvr": (load_rlvr, RlvrConfig),
+        "rlhf": (load_rlhf, RlhfConfig),
+        "genrm": (load_genrm, GenrmConfig),
+    }
     load, schema = stages.get(preset.partition("/")[0], (load_pretrain, ExtendContextConfig))
     values = tomllib.loads(to_toml(load(preset)))
     return [

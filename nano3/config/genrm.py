@@ -13,17 +13,15 @@ from nano3.config.checks import check
 from nano3.config.lora import LoraConfig
 from nano3.config.model import ModelConfig
 from nano3.config.own_chats import PREFERENCES
-from nano3.config.rlvr import (
-    CurriculumConfig,
-    EnvironmentsConfig,
+from nano3.config.policy import (
     HeldoutTasksConfig,
     ObjectiveConfig,
     PolicyTrainConfig,
-    RlvrConfig,
     RolloutConfig,
     StopConfig,
     SyncConfig,
 )
+from nano3.config.rlvr import CurriculumConfig, EnvironmentsConfig, RlvrConfig
 from nano3.config.schema import (
     BalanceConfig,
     CheckpointConfig,

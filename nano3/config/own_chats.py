@@ -31,6 +31,15 @@ def own_prompts(paths: Sequence[str]) -> list[str]:
     return [f"prompts.weights={weights}", f"prompts.sources={sources}"]
 
 
+def own_pairs(paths: Sequence[str]) -> list[str]:
+    """`--set` overrides that make these the preference pairs of a run.
+
+    Args:
+        paths: files, folders, `hub:ORG/NAME[:CONFIG][@REVISION][::SPLIT]` or `generate:preferences`.
+    """
+    return [f"data.sources={json.dumps(list(paths), ensure_ascii=False)}"]
+
+
 def chat_names(paths: Sequence[str]) -> list[str]:
     """What the data sets of these are called in a run."""
     return category_names([_bare(path) for path in paths])

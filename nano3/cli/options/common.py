@@ -65,6 +65,13 @@ def complete_rlhf_setting(incomplete: str) -> list[str]:
     return _settings(RlhfConfig, incomplete)
 
 
+def complete_genrm_setting(incomplete: str) -> list[str]:
+    """As `complete_setting`, for rlhf genrm."""
+    from nano3.config.genrm import GenrmConfig
+
+    return _settings(GenrmConfig, incomplete)
+
+
 def _settings(schema: type, incomplete: str) -> list[str]:
     from nano3.config.typed import keys
 
@@ -139,6 +146,9 @@ FromPath = Annotated[
 Resume = Annotated[
     bool,
     typer.Option("--resume", metavar="", help="Continue the run in --out (default: the newest of this preset)."),
+]
+GenrmSettings = Annotated[
+    list[str] | None, settings_option(complete_genrm_setting, " --preset genrm/tiny", "train.steps=50")
 ]
 Checkpoint = Annotated[
     int | None,

@@ -20,6 +20,7 @@ from nano3.cli.options.common import (
     out_option,
     preset_option,
 )
+from nano3.cli.training.genrm import genrm
 from nano3.cli.training.verb import Parts, Request, run_verb, take_architecture
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", context_settings=HELP, no_args_is_help=False)
@@ -111,6 +112,9 @@ def explain(
     for line in prompt_lines(told):
         results().print(line, markup=False, highlight=False)
     return None
+
+
+app.command()(genrm)
 
 
 def _own_prompts(paths: list[str], data: Any) -> list[str]:

@@ -86,8 +86,8 @@ def _pair(task: Task, rng: random.Random) -> PreferencePair:
     scores = SCORES[first], SCORES[second]
     worked, right = task.solution[-1].get("reasoning_content", ""), task.solution[-1]["content"]
     says = [
-        f"Response {number} says {text.rpartition(NEW_LINE)[2] or 'nothing'}: {SAID[quality]}."
-        for number, text, quality in ((1, one, first), (2, other, second))
+        f"Response {number} says {text.rpartition(NEW_LINE)[2] or 'nothing'}: {what}."
+        for number, text, what in ((1, one, SAID[first]), (2, other, SAID[second]))
     ]
     analysis = "\n".join([worked, f"Right: {right}", *says])
     return PreferencePair(

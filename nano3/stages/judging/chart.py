@@ -18,7 +18,10 @@ CONSTANT = "best constant"
 def draw_judging(scoring: Scoring, stages: Mapping[str, Sequence[Judged]], path: Path) -> Path:
     """Score error and order agreement beside the best constant's, and the mean score given by true score."""
     found = {measure.name: measure for measure in scoring.measures}
-    bars = [("score_error", "mean |score error| (lower is better)"), ("order_agreement", "agreement of order")]
+    bars = [
+        ("score_error", "mean |score error| (lower is better)"),
+        ("order_agreement", "share of pairs in the right order"),
+    ]
     panels = [(found[name], words) for name, words in bars if name in found]
     pairs = found["score_error"].pairs
     drawn, axes = figure(len(panels) + 1, f"Judgements of {pairs:,} held-out pairs, 95 % intervals")
