@@ -36,6 +36,7 @@ HARMLESS = {
     "rlvr": ["--help"],
     "rlhf": ["--help"],
     "merge": ["--help"],
+    "quantize": ["--help"],
     "serve": ["--help"],
     "generate": ["--help"],
     "chat": ["--help"],

@@ -24,6 +24,7 @@ VERBS = {
     "sft": "nano3.cli.training.sft",
     "rlvr": "nano3.cli.training.rlvr",
     "rlhf": "nano3.cli.training.rlhf",
+    "quantize": "nano3.cli.quantize.app",
     "merge": "nano3.cli.merge",
     "serve": "nano3.cli.serve",
     "generate": "nano3.cli.generate",

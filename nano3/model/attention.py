@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from nano3.config.model import ModelConfig
-from nano3.kernels import attention, paged_attention
+from nano3.kernels import attention, paged_attention, quantize_e4m3
 from nano3.model.forward_pass import WHOLE, Keys, Pass
 from nano3.model.layers import Linear
 from nano3.model.state.block import AttentionPages, AttentionState, BlockState
@@ -45,11 +45,19 @@ class Attention(nn.Module):
 
     def keys(self, x: Tensor) -> Tensor:
         """x (B, T, D) -> (B, T, Hkv, Dh)."""
-        return self.k_proj(x).unflatten(-1, (-1, self.cfg.head_dim))
+        return _cached(self.k_proj, "k_scale", x).unflatten(-1, (-1, self.cfg.head_dim))
 
     def values(self, x: Tensor) -> Tensor:
         """x (B, T, D) -> (B, T, Hkv, Dh)."""
-        return self.v_proj(x).unflatten(-1, (-1, self.cfg.head_dim))
+        return _cached(self.v_proj, "v_scale", x).unflatten(-1, (-1, self.cfg.head_dim))
+
+
+def _cached(projection: nn.Module, name: str, x: Tensor) -> Tensor:
+    """What a projection makes of `x`, as an FP8 cache gives it back where the projection has a scale for that: rounded
+    whether a cache is used or not, so that every way through the model computes the same."""
+    y = projection(x)
+    scale = projection._buffers.get(name)
+    return y if scale is None else (quantize_e4m3(y.float(), scale) * scale).to(y.dtype)
 
 
 def _attend_pages(q: Tensor, k: Tensor, v: Tensor, state: AttentionPages) -> Tensor:

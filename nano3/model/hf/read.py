@@ -100,6 +100,16 @@ def fill(model: LM, path: str | Path) -> None:
         _copy(checkpoint, checkpoint.wanted(model), model)
 
 
+def fill_part(model: LM, path: str | Path, prefix: str) -> None:
+    """As `fill`, only the tensors whose names in nano3 begin with `prefix`; the others may be on the meta device.
+
+    The folder is to be checked first, with `check_stored`.
+    """
+    with _Checkpoint(Path(path)) as checkpoint:
+        tensors = ((name, tensor) for name, tensor in named_tensors(model) if name.startswith(prefix))
+        _copy(checkpoint, [source for name, tensor in tensors for source in checkpoint.sources(name, tensor)], model)
+
+
 @dataclass(frozen=True)
 class _Source:
     """One tensor of a checkpoint, and where it goes."""
@@ -170,7 +180,7 @@ class _Checkpoint:
     def scaled(self, own: str, weight: Tensor) -> Scaled | None:
         """What takes the place of a weight, without numbers; None where the folder's `own` module is not quantized."""
         if self.is_scaled(f"{own}.weight"):
-            return _empty(weight, f"{own}.input_scale" in self.stored)
+            return empty_scaled(weight, f"{own}.input_scale" in self.stored)
         packed = f"{own}.{PACKED}" in self.stored
         if not packed and not (f"{own}.weight_scale" in self.stored and self._has(f"{own}.weight", "I8")):
             return None
@@ -295,16 +305,18 @@ def _scales(scale: Tensor, source: _Source, folder: Path) -> Tensor:
     return scale.reshape(source.shape)
 
 
-def _empty(weight: Tensor, inputs: bool) -> Scaled:
+def empty_scaled(weight: Tensor, inputs: bool) -> Scaled:
     """A scaled weight in the place of this one, on its device, without numbers."""
     scale = torch.empty((), device=weight.device)
     return Scaled(torch.empty(weight.shape, dtype=E4M3, device=weight.device), scale, scale if inputs else None)
 
 
-def allocate(model: LM, dtype: torch.dtype, device: torch.device | str) -> None:
-    """Replace the meta tensors of `model` by empty real ones; those that stay in float32 or in what they are stored as
-    do so whatever `dtype` is."""
+def allocate(model: LM, dtype: torch.dtype, device: torch.device | str, prefix: str = "") -> None:
+    """Replace the meta tensors of `model` whose names begin with `prefix` by empty real ones; those that stay in
+    float32 or in what they are stored as do so whatever `dtype` is."""
     for name, tensor in list(named_tensors(model)):
+        if not name.startswith(prefix):
+            continue
         kept = torch.float32 if name.endswith(FLOAT32_SUFFIXES) else dtype
         kept = tensor.dtype if name.endswith("_scale") else kept
         real = torch.empty(tensor.shape, dtype=kept if tensor.dtype in FLOATS else tensor.dtype, device=device)

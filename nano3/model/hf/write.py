@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -50,6 +51,9 @@ EXPECTED_NAMES = (
     "LICENSE*",
     ".gitattributes",
 )
+REWRITTEN = ("config.json", "*.safetensors", "*.safetensors.index.json", "hf_quant_config.json")
+OF_THE_MODEL = ("README.md", "LICENSE*")
+"""Files that are about one model alone, and not about one that is made from it."""
 
 
 def save(
@@ -79,7 +83,7 @@ def save(
     """
     folder = Path(folder)
     _on_writer(lambda: _check_known(model))
-    files = _plan_files(model, dtype, max_shard_bytes)
+    files = plan_files(model, dtype, max_shard_bytes)
     gather = _Gatherer(model)
     with ExitStack() as stack:
         temporary = _on_writer(lambda: _begin(folder, stack))
@@ -88,7 +92,7 @@ def save(
             parts = [stored_tensors(name, value) for name, value in values if value is not None]
             tensors = {name: value for part in parts for name, value in part.items()}
             _on_writer(lambda f=file, t=tensors: _write_tensors(temporary / f, t))
-        _on_writer(lambda: _write_rest(temporary, files, model, dtype, extra))
+        _on_writer(lambda: write_rest(temporary, files, model, dtype, extra))
         _on_writer(stack.close)
 
 
@@ -102,11 +106,12 @@ def _check_known(model: LM) -> None:
 
 
 def _begin(folder: Path, stack: ExitStack) -> Path:
-    _check_replaceable(folder)
+    check_replaceable(folder)
     return stack.enter_context(atomic_folder(folder))
 
 
-def _check_replaceable(folder: Path) -> None:
+def check_replaceable(folder: Path) -> None:
+    """Raise UserError for a folder that holds anything but a model, which a new one would delete."""
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -139,19 +144,26 @@ def _on_writer(action: Callable[[], Any]) -> Any:
 
 
 @dataclass(frozen=True)
-class _Item:
-    """One tensor to write."""
+class StoredTensor:
+    """One tensor of a folder to write."""
 
     name: str
+    """Published name."""
     ours: str
+    """nano3's name of what it is, or is a part of."""
     value: Tensor
     expert: int | None
     dtype: torch.dtype
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor in the file."""
+        return tuple(self.value.shape if self.expert is None else self.value.shape[1:])
+
+    @property
     def nbytes(self) -> int:
-        shape = self.value.shape if self.expert is None else self.value.shape[1:]
-        return math.prod(shape) * self.dtype.itemsize
+        """Bytes in the file."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class _Gatherer:
@@ -170,7 +182,7 @@ class _Gatherer:
             dist.all_gather_object(everywhere, self.places[0])
             self.places = everywhere
 
-    def __call__(self, item: _Item) -> Tensor | None:
+    def __call__(self, item: StoredTensor) -> Tensor | None:
         """The item's values in main memory, None on other ranks; all must ask for the same items in the same order."""
         if item.ours != self.ours:
             self.value = torch.empty(0)  # frees the one before
@@ -180,7 +192,7 @@ class _Gatherer:
         part = self.value if item.expert is None else self.value[item.expert]
         return part.contiguous()
 
-    def _whole(self, item: _Item) -> Tensor:
+    def _whole(self, item: StoredTensor) -> Tensor:
         if not is_sharded(item.value):
             return item.value.detach().to(device="cpu", dtype=item.dtype) if _writes() else self.value
         senders = self._senders(item.ours)
@@ -226,9 +238,9 @@ def _writes() -> bool:
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
-def _plan_files(model: LM, dtype: torch.dtype | None, max_shard_bytes: int) -> dict[str, list[_Item]]:
+def plan_files(model: LM, dtype: torch.dtype | None, max_shard_bytes: int) -> dict[str, list[StoredTensor]]:
     """File name -> what it holds; the same on every rank, without communication."""
-    shards: list[list[_Item]] = [[]]
+    shards: list[list[StoredTensor]] = [[]]
     room = max_shard_bytes
     for item in _items(model, dtype):
         if item.nbytes > room and shards[-1]:
@@ -241,13 +253,13 @@ def _plan_files(model: LM, dtype: torch.dtype | None, max_shard_bytes: int) -> d
     return {f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors": shard for i, shard in enumerate(shards)}
 
 
-def _items(model: LM, dtype: torch.dtype | None) -> Iterable[_Item]:
+def _items(model: LM, dtype: torch.dtype | None) -> Iterable[StoredTensor]:
     for name, value in named_tensors(model):
         kept = value.dtype
         if dtype is not None and kept in FLOATS and not name.endswith(FLOAT32_SUFFIXES):
             kept = dtype
         for expert in range(value.shape[0]) if is_stacked(name) else [None]:
-            yield _Item(published_name(name, expert), name, value, expert, kept)
+            yield StoredTensor(published_name(name, expert), name, value, expert, kept)
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -255,9 +267,9 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
         save_file(tensors, path, metadata={"format": "pt"})
 
 
-def _write_rest(
+def write_rest(
     folder: Path,
-    files: dict[str, list[_Item]],
+    files: dict[str, list[StoredTensor]],
     model: LM,
     dtype: torch.dtype | None,
     extra: Callable[[Path], None] | None,
@@ -288,3 +300,15 @@ def write_generation_config(folder: Path, cfg: ModelConfig) -> None:
 
 def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def copy_companions(source: Path, folder: Path) -> None:
+    """Tokenizer, chat template and generation settings of one model's folder into that of a model made from it."""
+    for file in source.iterdir():
+        if matches(file, EXPECTED_NAMES) and not matches(file, REWRITTEN + OF_THE_MODEL):
+            shutil.copy(file, folder / file.name)
+
+
+def matches(file: Path, patterns: tuple[str, ...]) -> bool:
+    """Whether it is a file with a name of one of these kinds."""
+    return file.is_file() and any(fnmatch(file.name, pattern) for pattern in patterns)

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from fnmatch import fnmatch
 from pathlib import Path
 
 from nano3.model.find import model_folder
 from nano3.model.hf.folder import load, save
-from nano3.model.hf.write import EXPECTED_NAMES
+from nano3.model.hf.write import copy_companions, matches
 from nano3.model.lora.apply import LoraReport
 from nano3.model.lora.folder import load_adapter
 from nano3.model.lora.merge import merge
 
-REWRITTEN = ("config.json", "*.safetensors", "*.safetensors.index.json", "hf_quant_config.json")
-OF_THE_MODEL = ("README.md", "LICENSE*")
-"""Files that are about the model or the adapter alone."""
 OF_THE_TEXT = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
 OF_THE_TEXT += ("generation_config.json",)
 """What an adapter was trained with."""
@@ -40,16 +36,10 @@ def merge_folder(adapter: Path, base: str | Path, out: Path) -> LoraReport:
     merge(model)
 
     def copy_rest(new: Path) -> None:
-        for file in folder.iterdir():
-            if _matches(file, EXPECTED_NAMES) and not _matches(file, REWRITTEN + OF_THE_MODEL):
-                shutil.copy(file, new / file.name)
+        copy_companions(folder, new)
         for file in adapter.iterdir():
-            if _matches(file, OF_THE_TEXT):
+            if matches(file, OF_THE_TEXT):
                 shutil.copy(file, new / file.name)
 
     save(model, out, extra=copy_rest)
     return report
-
-
-def _matches(file: Path, patterns: tuple[str, ...]) -> bool:
-    return file.is_file() and any(fnmatch(file.name, pattern) for pattern in patterns)

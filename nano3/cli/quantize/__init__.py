@@ -1,0 +1,1 @@
+"""`nano3 quantize`: its verbs."""

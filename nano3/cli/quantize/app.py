@@ -1,0 +1,140 @@
+"""`nano3 quantize`: fewer bits after training."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nano3.cli.options.common import HELP, Json, whole_number
+from nano3.cli.quantize.inspect import inspect
+
+app = typer.Typer(rich_markup_mode="rich", context_settings=HELP, invoke_without_command=True)
+
+From = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        help="Model: a run folder, a Hugging Face folder, or ORG/NAME\\[@REVISION] of its hub. Default: NANO3_MODEL, "
+        "or the newest finished run in runs/.",
+        metavar="PATH",
+        show_default=False,
+    ),
+]
+SelectiveFp8 = Annotated[
+    bool,
+    typer.Option(
+        "--selective-fp8",
+        metavar="",
+        help="FP8 weights, activations and KV cache; attention and the Mamba-2 block before it stay bf16 (default).",
+    ),
+]
+PolicyOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--policy",
+        help="Another choice: selective, everything, attention=fp8|bf16, mamba=fp8|mixed|bf16, kv=fp8|bf16, "
+        "edges=fp8|bf16 (first and last two blocks), or a TOML file. Repeatable.",
+        metavar="NAME|AXIS=VALUE|FILE",
+        show_default=False,
+    ),
+]
+Calibrate = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--calibrate",
+        help="Conversations to look at activations with: jsonl, json or Parquet files, folders, hub:NAME or "
+        "generate:NAME. Repeatable. Default: the data of the model's sft run, else tasks that nano3 makes.",
+        metavar="ROWS",
+        show_default=False,
+    ),
+]
+Samples = Annotated[
+    int,
+    typer.Option(
+        "--samples", parser=whole_number, help="Rows of them. Default: 1000.", metavar="N", show_default=False
+    ),
+]
+Length = Annotated[
+    int,
+    typer.Option(
+        "--length", parser=whole_number, help="Tokens at which rows are cut. Default: 4096.", metavar="N",
+        show_default=False,
+    ),
+]  # fmt: skip
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        help="Folder of the quantized model. Default: runs/NAME-fp8.",
+        metavar="DIR",
+        file_okay=False,
+        show_default=False,
+    ),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", metavar="", help="Show what would be quantized, and bytes before and after; run nothing."
+    ),
+]
+
+
+@app.callback()
+def quantize(
+    ctx: typer.Context,
+    from_path: From = None,
+    selective_fp8: SelectiveFp8 = False,
+    policy: PolicyOption = None,
+    calibrate: Calibrate = None,
+    samples: Samples = 1000,
+    length: Length = 4096,
+    out: Out = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Make an FP8 model of a trained one, in the layout of NVIDIA ModelOpt that vLLM and TensorRT-LLM read.
+
+    [dim]The newest run, calibrated on 1,000 rows of its sft data:[/]
+      nano3 quantize
+
+    [dim]Everything in FP8 but the cache, with your own conversations:[/]
+      nano3 quantize --from runs/sft-tiny --policy everything --policy kv=bf16 --calibrate chats.jsonl
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    from nano3.cli.options.model_choice import choose_model
+    from nano3.cli.quantize.report import show_plan, show_result
+    from nano3.quantize.policy import read_policy
+
+    if selective_fp8 and policy and policy[0] == "everything":
+        raise typer.BadParameter("--selective-fp8 and --policy everything contradict each other: give one of them")
+    chosen = read_policy(policy or [])
+    source = choose_model(from_path, "--from")
+    from nano3.stages import quantize as stage
+
+    folder, selection = stage.prepare(source, chosen)
+    if dry_run:
+        return show_plan(folder, selection, chosen, as_json)
+    target = out or _free_folder(source)
+    made = stage.main(source, target, chosen, stage.Calibration(tuple(calibrate or ()), samples, length))
+    show_result(folder, made, chosen, as_json)
+
+
+app.command()(inspect)
+
+
+def _free_folder(source: str) -> Path:
+    """runs/NAME-fp8, or with a number behind it the first that is free."""
+    import itertools
+
+    from nano3.cli.training.run_folder import RUNS
+    from nano3.model.find import model_name
+
+    first = RUNS / f"{model_name(source)}-fp8"
+    candidates: Any = itertools.chain([first], (first.with_name(f"{first.name}-{i}") for i in itertools.count(2)))
+    chosen = next(path for path in candidates if not path.exists())
+    print(f"to: {chosen} (--out names another)", file=sys.stderr)
+    return chosen

@@ -1,0 +1,89 @@
+"""The largest activations before each projection of a block, and the largest keys and values, while tokens run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from nano3.kernels import linear
+from nano3.model.block import Block
+from nano3.model.layers import Linear
+from nano3.model.moe import Experts
+
+KEYS_VALUES = {"k_proj": "k_scale", "v_proj": "v_scale"}
+"""Projection whose outputs are cached -> name of their scale."""
+
+
+@dataclass
+class Observed:
+    """What calibration has seen in one block."""
+
+    largest: dict[str, float] = field(default_factory=dict)
+    """Module's name within the mixer, of all experts `experts.up_proj` -> largest magnitude of its inputs; with
+    `.k_scale` or `.v_scale` behind it of its outputs."""
+    tokens: list[int] = field(default_factory=list)
+    """Tokens that each expert was given; empty for a block without experts."""
+
+    def see(self, name: str, x: Tensor) -> None:
+        """Count some activations in."""
+        if x.numel():
+            self.largest[name] = max(self.largest.get(name, 0.0), float(x.abs().amax()))
+
+    def silent(self) -> list[int]:
+        """Experts that no token was given to."""
+        return [expert for expert, count in enumerate(self.tokens) if not count]
+
+
+@contextmanager
+def observed(block: Block) -> Iterator[Observed]:
+    """Fill an `Observed` with every pass through `block` until the end of this context."""
+    found = Observed()
+    with ExitStack() as stack:
+        for name, module in block.mixer.named_modules():
+            if isinstance(module, Linear):
+                stack.callback(module.register_forward_pre_hook(_before(found, name)).remove)
+                if (leaf := name.rpartition(".")[2]) in KEYS_VALUES:
+                    stack.callback(module.register_forward_hook(_behind(found, f"{name}.{KEYS_VALUES[leaf]}")).remove)
+            elif isinstance(module, Experts):
+                found.tokens = [0] * module.up_proj.shape[0]
+                module.forward = _routed(found, name, module)
+                stack.callback(module.__dict__.pop, "forward")
+        yield found
+
+
+def _before(found: Observed, name: str):
+    def see(module: nn.Module, inputs: Sequence[Tensor]) -> None:
+        found.see(name, inputs[0])
+
+    return see
+
+
+def _behind(found: Observed, name: str):
+    def see(module: nn.Module, inputs: Sequence[Tensor], output: Tensor) -> None:
+        found.see(name, output)
+
+    return see
+
+
+def _routed(found: Observed, name: str, experts: Experts):
+    """As `Experts.forward`, one expert after the other, so that what lies between its two matrices is seen."""
+
+    def forward(x: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
+        total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+        found.see(f"{name}.up_proj", x)
+        for expert in range(len(found.tokens)):
+            rows, place = (expert_ids == expert).nonzero(as_tuple=True)
+            found.tokens[expert] += len(rows)
+            if not len(rows):
+                continue
+            hidden = torch.relu(linear(x[rows], experts.up_proj[expert])).square()
+            found.see(f"{name}.down_proj", hidden)
+            y = linear(hidden, experts.down_proj[expert]).float()
+            total.index_add_(0, rows, y * weights[rows, place].float().unsqueeze(1))
+        return total.to(x.dtype)
+
+    return forward

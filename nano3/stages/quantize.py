@@ -1,0 +1,117 @@
+"""`nano3 quantize`: a trained model to an FP8 folder, calibrated on conversations (report section 4)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nano3.config.errors import UserError
+from nano3.config.own_chats import own_chats
+from nano3.config.presets import SFT, load_sft, stage_of
+from nano3.config.sft import SftConfig
+from nano3.data.chat.calibration import draw_rows
+from nano3.files import check_writable
+from nano3.model.find import model_folder, refuse_adapter
+from nano3.model.hf.folder import read_config
+from nano3.quantize.policy import Policy, Selection, select
+from nano3.quantize.rows import CalibrationRows
+from nano3.quantize.run import Quantized, quantize_folder
+from nano3.reading import read_json, read_toml
+from nano3.stages.run_folder import say
+from nano3.stages.sft_tokenizer import find_tokenizer
+
+SAMPLES, LENGTH = 1000, 4096
+"""Rows by default (report section 4), and tokens at which they are cut."""
+CONFIG, START = "config.toml", "start.json"
+MOST_STAGES = 20
+"""Runs that are looked back through."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Where the rows come from."""
+
+    paths: Sequence[str] = ()
+    """Files, folders, `hub:...` or `generate:NAME`; none: what the model's sft run was trained on, else tasks that
+    nano3 makes."""
+    samples: int = SAMPLES
+    length: int = LENGTH
+
+
+def main(source: str | Path, out: Path, policy: Policy, calibration: Calibration) -> Quantized:
+    """Write `out` as the quantized form of the model in `source`.
+
+    Args:
+        source: run folder or Hugging Face folder.
+        out: a Hugging Face folder, which appears whole or not at all.
+        policy: what becomes FP8.
+        calibration: what activations are looked at with.
+
+    Raises:
+        UserError: a model, policy or rows that cannot be used.
+    """
+    folder, selection = prepare(source, policy)
+    check_writable(out, "--out")
+    rows = calibration_rows(Path(source), folder, calibration)
+    return quantize_folder(folder, out, selection, rows, say)
+
+
+def prepare(source: str | Path, policy: Policy) -> tuple[Path, Selection]:
+    """The Hugging Face folder of a model, and what the policy comes to for it.
+
+    Raises:
+        UserError: no such model, one that is quantized already, an adapter, or a policy that does not fit.
+    """
+    refuse_adapter(source)
+    folder = model_folder(source)
+    cfg = read_config(folder)
+    if cfg.quantization is not None:
+        raise UserError(f"{folder}: is quantized already ({cfg.quantization}): give the model that it was made from")
+    return folder, select(cfg, policy)
+
+
+def calibration_rows(source: Path, folder: Path, calibration: Calibration) -> CalibrationRows:
+    """Rows as token ids, by the model's own tokenizer and chat template; what they are is told."""
+    cfg, what = settings_of(source, calibration)
+    tokenizer = find_tokenizer("", folder)
+    drawn = draw_rows(cfg, tokenizer, calibration.samples)
+    if not drawn.rows:
+        first = f"; the first: {drawn.first_problem}" if drawn.first_problem else ""
+        raise UserError(f"{what}: no row to calibrate with, {drawn.refused} were left out{first}")
+    rows = CalibrationRows(drawn.rows, calibration.length)
+    sets = ", ".join(f"{name} {count:,}" for name, count in drawn.by_set.items())
+    say(f"calibration: {len(rows):,} rows of {what} ({sets}), {rows.tokens:,} tokens")
+    if len(rows) < calibration.samples:
+        say(f"note: {calibration.samples:,} rows were asked for, there are no more")
+    if drawn.refused:
+        say(f"note: {drawn.refused:,} rows were left out; the first: {drawn.first_problem}")
+    return rows
+
+
+def settings_of(source: Path, calibration: Calibration) -> tuple[SftConfig, str]:
+    """The conversations to take rows from as settings of sft, and their name for messages."""
+    if calibration.paths:
+        cfg, what = load_sft("tiny", own_chats(list(calibration.paths))), ", ".join(calibration.paths)
+        data = dataclasses.replace(cfg.data, heldout_fraction=0.0)
+    else:
+        cfg, what = _of_run(source)
+        data = cfg.data
+    data = dataclasses.replace(
+        data, pack_length=calibration.length, too_long="cut", generated_rows=calibration.samples, tokenizer=""
+    )
+    return dataclasses.replace(cfg, data=data), what
+
+
+def _of_run(source: Path) -> tuple[SftConfig, str]:
+    """Those of the newest sft run that the model went through, as run folders tell; else those of the tiny preset."""
+    run = source if (source / CONFIG).is_file() else source.parent
+    for _ in range(MOST_STAGES):
+        try:
+            if stage_of(read_toml(run / CONFIG)) == SFT:
+                return load_sft(str(run / CONFIG)), f"the data of {run}"
+            run = Path(read_json(run / START)["from"])
+        except (OSError, UserError, LookupError, TypeError):
+            break
+    return load_sft("tiny"), "the tasks that nano3 makes"
