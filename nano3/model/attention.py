@@ -20,6 +20,7 @@ class Attention(nn.Module):
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
         self.cfg = cfg
+        self.fp8_cache = False  # keys and values as an FP8 cache gives them back; see LM.use_fp8_cache
         self.q_proj = Linear(cfg.d_model, cfg.n_heads * cfg.head_dim)
         self.k_proj = Linear(cfg.d_model, cfg.n_kv_heads * cfg.head_dim)
         self.v_proj = Linear(cfg.d_model, cfg.n_kv_heads * cfg.head_dim)
@@ -45,19 +46,18 @@ class Attention(nn.Module):
 
     def keys(self, x: Tensor) -> Tensor:
         """x (B, T, D) -> (B, T, Hkv, Dh)."""
-        return _cached(self.k_proj, "k_scale", x).unflatten(-1, (-1, self.cfg.head_dim))
+        return self._cached(self.k_proj(x), self.k_proj._buffers.get("k_scale")).unflatten(-1, (-1, self.cfg.head_dim))
 
     def values(self, x: Tensor) -> Tensor:
         """x (B, T, D) -> (B, T, Hkv, Dh)."""
-        return _cached(self.v_proj, "v_scale", x).unflatten(-1, (-1, self.cfg.head_dim))
+        return self._cached(self.v_proj(x), self.v_proj._buffers.get("v_scale")).unflatten(-1, (-1, self.cfg.head_dim))
 
-
-def _cached(projection: nn.Module, name: str, x: Tensor) -> Tensor:
-    """What a projection makes of `x`, as an FP8 cache gives it back where the projection has a scale for that: rounded
-    whether a cache is used or not, so that every way through the model computes the same."""
-    y = projection(x)
-    scale = projection._buffers.get(name)
-    return y if scale is None else (quantize_e4m3(y.float(), scale) * scale).to(y.dtype)
+    def _cached(self, y: Tensor, scale: Tensor | None) -> Tensor:
+        """Keys or values rounded to e4m3 numbers times their scale, whether a cache is used or not, so that every way
+        through the model computes the same."""
+        if not self.fp8_cache or scale is None:
+            return y
+        return (quantize_e4m3(y.float(), scale) * scale).to(y.dtype)
 
 
 def _attend_pages(q: Tensor, k: Tensor, v: Tensor, state: AttentionPages) -> Tensor:

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nano3.config.model import MOE, ModelConfig
 from nano3.kernels.scaled import FLOATS
+from nano3.model.attention import Attention
 from nano3.model.block import Block
 from nano3.model.forward_pass import (
     STATISTICS,
@@ -252,6 +253,20 @@ class LM(nn.Module):
     def new_state(self, batch_size: int, capacity: int = 256) -> HybridState:
         """Empty inference state for `batch_size` sequences, with room for `capacity` tokens before it grows."""
         return HybridState.empty(self.cfg, batch_size, capacity=capacity, dtype=self.compute_dtype, device=self.device)
+
+    def use_fp8_cache(self, wanted: bool = True) -> LM:
+        """Round keys and values to e4m3 numbers times their scales, as an FP8 cache does, in every pass from now on.
+
+        Raises:
+            ValueError: an attention block has no scale for them.
+        """
+        for i, block in enumerate(self.blocks):
+            if not isinstance(mixer := block.mixer, Attention):
+                continue
+            if wanted and ("k_scale" not in mixer.k_proj._buffers or "v_scale" not in mixer.v_proj._buffers):
+                raise ValueError(f"block {i} has no scales of keys and values: an FP8 cache needs them")
+            mixer.fp8_cache = wanted
+        return self
 
     @property
     def device(self) -> torch.device:

@@ -53,7 +53,7 @@ SCALARS: dict[type, tuple[str, ...]] = {
     RMSNorm: ("eps",),
     GatedRMSNorm: ("eps", "group_width"),
     Mamba2: ("cfg",),
-    Attention: ("cfg",),
+    Attention: ("cfg", "fp8_cache"),
     Router: ("top_k", "scale"),
 }
 """Attributes of modules that their computation hangs on, besides weights."""
@@ -203,7 +203,7 @@ class _Steps:
         self._places = [(vars(m), name) for m in modules for name in SCALARS.get(type(m), ())]
         self._seen = self._look()
         self.program: program.DecodeProgram | None = None
-        self.problem = library_problem() or _strange(model)
+        self.problem = library_problem() or _rounded(model) or _strange(model)
         if self.problem is None:
             try:
                 self.program = _build(model)
@@ -300,6 +300,11 @@ def _block_state(block) -> program.BlockState | None:
     if isinstance(block, MambaSlots):
         return program.BlockState(block.conv, block.ssm)
     return program.BlockState(block.keys, block.values) if isinstance(block, AttentionPages) else None
+
+
+def _rounded(model: DecodingModel) -> str | None:
+    cached = any(isinstance(module, Attention) and module.fp8_cache for module in model.modules())
+    return "keys and values are rounded to FP8" if cached else None
 
 
 def _strange(model: DecodingModel) -> str | None:

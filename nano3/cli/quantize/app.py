@@ -113,13 +113,14 @@ def quantize(
         raise typer.BadParameter("--selective-fp8 and --policy everything contradict each other: give one of them")
     chosen = read_policy(policy or [])
     source = choose_model(from_path, "--from")
-    from nano3.stages import quantize as stage
+    from nano3.stages.quantizing import stage
+    from nano3.stages.quantizing.rows import Calibration
 
     folder, selection = stage.prepare(source, chosen)
     if dry_run:
         return show_plan(folder, selection, chosen, as_json)
     target = out or _free_folder(source)
-    made = stage.main(source, target, chosen, stage.Calibration(tuple(calibrate or ()), samples, length))
+    made = stage.main(source, target, chosen, Calibration(tuple(calibrate or ()), samples, length))
     show_result(folder, made, chosen, as_json)
 
 

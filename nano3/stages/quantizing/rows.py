@@ -1,4 +1,4 @@
-"""`nano3 quantize`: a trained model to an FP8 folder, calibrated on conversations (report section 4)."""
+"""Which conversations a model is calibrated with (report section 4: 1,000 of the sft data)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,7 @@ from nano3.config.own_chats import own_chats
 from nano3.config.presets import SFT, load_sft, stage_of
 from nano3.config.sft import SftConfig
 from nano3.data.chat.calibration import draw_rows
-from nano3.files import check_writable
-from nano3.model.find import model_folder, refuse_adapter
-from nano3.model.hf.folder import read_config
-from nano3.quantize.policy import Policy, Selection, select
 from nano3.quantize.rows import CalibrationRows
-from nano3.quantize.run import Quantized, quantize_folder
 from nano3.reading import read_json, read_toml
 from nano3.stages.run_folder import say
 from nano3.stages.sft_tokenizer import find_tokenizer
@@ -38,38 +33,6 @@ class Calibration:
     nano3 makes."""
     samples: int = SAMPLES
     length: int = LENGTH
-
-
-def main(source: str | Path, out: Path, policy: Policy, calibration: Calibration) -> Quantized:
-    """Write `out` as the quantized form of the model in `source`.
-
-    Args:
-        source: run folder or Hugging Face folder.
-        out: a Hugging Face folder, which appears whole or not at all.
-        policy: what becomes FP8.
-        calibration: what activations are looked at with.
-
-    Raises:
-        UserError: a model, policy or rows that cannot be used.
-    """
-    folder, selection = prepare(source, policy)
-    check_writable(out, "--out")
-    rows = calibration_rows(Path(source), folder, calibration)
-    return quantize_folder(folder, out, selection, rows, say)
-
-
-def prepare(source: str | Path, policy: Policy) -> tuple[Path, Selection]:
-    """The Hugging Face folder of a model, and what the policy comes to for it.
-
-    Raises:
-        UserError: no such model, one that is quantized already, an adapter, or a policy that does not fit.
-    """
-    refuse_adapter(source)
-    folder = model_folder(source)
-    cfg = read_config(folder)
-    if cfg.quantization is not None:
-        raise UserError(f"{folder}: is quantized already ({cfg.quantization}): give the model that it was made from")
-    return folder, select(cfg, policy)
 
 
 def calibration_rows(source: Path, folder: Path, calibration: Calibration) -> CalibrationRows:

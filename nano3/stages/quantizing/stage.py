@@ -1,0 +1,46 @@
+"""`nano3 quantize`: a trained model to an FP8 folder, calibrated on conversations (report section 4)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nano3.config.errors import UserError
+from nano3.files import check_writable
+from nano3.model.find import model_folder, refuse_adapter
+from nano3.model.hf.folder import read_config
+from nano3.quantize.policy import Policy, Selection, select
+from nano3.quantize.run import Quantized, quantize_folder
+from nano3.stages.quantizing.rows import Calibration, calibration_rows
+from nano3.stages.run_folder import say
+
+
+def main(source: str | Path, out: Path, policy: Policy, calibration: Calibration) -> Quantized:
+    """Write `out` as the quantized form of the model in `source`.
+
+    Args:
+        source: run folder or Hugging Face folder.
+        out: a Hugging Face folder, which appears whole or not at all.
+        policy: what becomes FP8.
+        calibration: what activations are looked at with.
+
+    Raises:
+        UserError: a model, policy or rows that cannot be used.
+    """
+    folder, selection = prepare(source, policy)
+    check_writable(out, "--out")
+    rows = calibration_rows(Path(source), folder, calibration)
+    return quantize_folder(folder, out, selection, rows, say)
+
+
+def prepare(source: str | Path, policy: Policy) -> tuple[Path, Selection]:
+    """The Hugging Face folder of a model, and what the policy comes to for it.
+
+    Raises:
+        UserError: no such model, one that is quantized already, an adapter, or a policy that does not fit.
+    """
+    refuse_adapter(source)
+    folder = model_folder(source)
+    cfg = read_config(folder)
+    if cfg.quantization is not None:
+        raise UserError(f"{folder}: is quantized already ({cfg.quantization}): give the model that it was made from")
+    return folder, select(cfg, policy)
