@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nano3.config.errors import UserError
+from nano3.eval.heldout_tasks import KIND, heldout_scores
 from nano3.eval.intervals import (
     bootstrap_means,
     difference_of_few,
@@ -105,6 +106,8 @@ def load_stage(argument: str) -> Stage:
         if (folder / RESULT).is_file():
             _add_result(stage, folder)
     _add_heldout(stage, path / METRICS)
+    for name, measure, score in heldout_scores(path):
+        stage.scores[RowKey(KIND, name, None, measure)] = score
     if not stage.scores:
         raise UserError(f"{path}: no {RESULT} with scores here or one folder below; run nano3 eval first")
     return stage

@@ -231,3 +231,22 @@ def test_a_chart_is_drawn_of_lengths_and_of_single_numbers(folders):
     stages = [load_stage(str(folders / name)) for name in ("a", "b")]
     path = draw(stages, compare(stages), folders / "charts" / "c.png")
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_held_out_tasks_of_reinforcement_learning_are_rows(tmp_path):
+    rewards = {"count": {f"t{i}": i % 2 for i in range(40)}}
+    lengths = {"quality": rewards, "think_tokens": {"count": {f"t{i}": 30 + i % 3 for i in range(40)}}}
+    after = {"count": dict.fromkeys(rewards["count"], 1)}
+    for name, table in (("rlvr", {"before": rewards, "after": after}), ("rlhf", {"before": lengths})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "heldout.json").write_text(json.dumps(table), "utf-8")
+    rows = compare([load_stage(str(tmp_path / name)) for name in ("rlvr", "rlhf")])
+    cells = {(row.key.task, row.key.metric): row.cells for row in rows}
+    assert cells["count", "reward"][0].value == 1  # after the run
+    assert cells["count", "quality"][1].value == 0.5  # before it, where it has not ended
+    assert cells["count", "quality"][1].low < 0.5 < cells["count", "quality"][1].high
+    assert cells["count", "reward"][1] is None
+    assert [row.higher_is_better for row in rows if row.key.metric == "think_tokens"] == [False]
+    (tmp_path / "rlhf" / "heldout.json").write_text('{"before": [1]}', "utf-8")
+    with pytest.raises(UserError, match=r"heldout\.json: no held-out tasks"):
+        load_stage(str(tmp_path / "rlhf"))

@@ -24,7 +24,8 @@ HELPS = ("-h", "--help")
 LEAST_TELLING = ("preset", "changed", "steps", "time", "loss", "verb", "reward")
 """Columns of the list in the order in which they are left out where the terminal is narrow."""
 REWARDS = ("reward", "pass_rate", "zero_variance", "truncated", "entropy")
-"""What runs that are trained on rewards are compared by."""
+FEEDBACK = ("quality", "think_tokens", "final_tokens")
+"""What runs that are trained on rewards are compared by; FEEDBACK where a judge gave them."""
 WIDEST = 10_000
 """Characters of a line that holds any table."""
 STYLES = {"finished": "green", "running": "cyan", "interrupted": "yellow", "damaged": "red"}
@@ -202,7 +203,8 @@ def _show_comparison(found: list[Curves]) -> None:
         table.add_row("held-out bits per byte", *bits)
         table.add_row("held-out tokens scored", *(f"{row['heldout_tokens'] or 0:,}" for row in rows))
     else:
-        for name in REWARDS:
+        judged = any(row[name] is not None for row in rows for name in FEEDBACK)
+        for name in (*REWARDS, *(FEEDBACK if judged else ())):
             table.add_row(f"{name.replace('_', ' ')}, smoothed", *(_number(row[name]) for row in rows))
     table.add_row("training time", *(_time(row["seconds"]) for row in rows))
     table.add_row("tokens a second", *rate)

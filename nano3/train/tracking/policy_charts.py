@@ -30,12 +30,21 @@ PANELS: tuple[tuple[str, dict[str, str]], ...] = (
     ("share", {"masked_tokens": "tokens taken out by importance bounds"}),
 )
 """Of rollouts.png: unit, and metrics with their names."""
+FEEDBACK: tuple[tuple[str, dict[str, str]], ...] = (
+    ("score, 1 to 5", {"quality": "judge's score"}),
+    ("tokens", {"think_tokens": "reasoning", "final_tokens": "final answer"}),
+    ("reward", {
+        "think_adjustment": "size of the adjustment, reasoning", "answer_adjustment": "size of the adjustment, answer",
+        "think_bonus": "bonus, reasoning", "answer_bonus": "bonus, answer",
+    }),
+)  # fmt: skip
+"""Of feedback.png."""
 LEAST_TOP = 0.01
 """Of an axis that begins at 0."""
 MOST_COLUMNS = 60
 DRAWN = (
     "reward", "pass_rate", "zero_variance", "truncated", "entropy", "mismatch", "mismatch_largest", "masked_tokens",
-    "drawn_pass_rate", "target_mean", "answer_tokens", "policy_loss",
+    "drawn_pass_rate", "target_mean", "answer_tokens", "policy_loss", *(name for _, of in FEEDBACK for name in of),
 )  # fmt: skip
 
 
@@ -44,6 +53,8 @@ def policy_charts(train: Lines) -> dict[str, Callable[[], Any]]:
     if not (numbers(train, "reward") and numbers(train, "zero_variance")):
         return {}
     charts = {"reward.png": _reward, "rollouts.png": _rollouts}
+    if numbers(train, "quality"):
+        charts["feedback.png"] = _feedback
     if numbers(train, "target_mean"):
         charts["curriculum.png"] = _curriculum
     return {name: partial(chart, train) for name, chart in charts.items()}
@@ -86,6 +97,17 @@ def _rollouts(train: Lines) -> Any:
             _from_zero(axis)
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
+    return drawn
+
+
+def _feedback(train: Lines) -> Any:
+    """What a judge says, how long answers are, and what their lengths add to the rewards."""
+    drawn, axes = figure(len(FEEDBACK), "A judge's feedback")
+    for axis, (unit, of) in zip(axes, FEEDBACK, strict=True):
+        for (name, words), colour in zip(of.items(), COLORS, strict=False):
+            _curve(axis, train, name, colour, words)
+        dress(axis, "step", unit)
+        _from_zero(axis)
     return drawn
 
 

@@ -16,7 +16,7 @@ from nano3.train.tracking.runs import METRICS, Run, metrics_file, read_run
 
 LOSS, REWARD = "loss", "reward"
 WORDS = {LOSS: "training loss, nats per token (smoothed)", REWARD: "mean reward of the rollouts (smoothed)"}
-OF_ROLLOUTS = ("pass_rate", "zero_variance", "truncated", "entropy")
+OF_ROLLOUTS = ("pass_rate", "zero_variance", "truncated", "entropy", "quality", "think_tokens", "final_tokens")
 COLORS = (BLUE, ORANGE, GREEN, "#7c3aed", "#be185d", "#0891b2", "#854d0e")
 
 

@@ -103,3 +103,13 @@ def test_shares_that_are_all_zero_lie_on_the_axis():
     axes = {axis.get_ylabel(): axis for axis in policy_charts(lines(masked_tokens=0.0))["rollouts.png"]().axes}
     assert axes["share"].get_ylim()[0] == 0
     assert axes["nats"].get_yscale() == "log"
+
+
+def test_a_judges_feedback_has_a_chart_of_scores_lengths_and_what_these_add():
+    terms = {"think_adjustment": 0.3, "answer_adjustment": 0.1, "think_bonus": 0.05, "answer_bonus": 0.02}
+    found = lines(quality=3.5, think_tokens=40.0, final_tokens=5.0, **terms)
+    axes = policy_charts(found)["feedback.png"]().axes
+    assert [axis.get_ylabel() for axis in axes] == ["score, 1 to 5", "tokens", "reward"]
+    assert [len(labelled(axis)) for axis in axes] == [1, 2, 4]
+    assert max(labelled(axes[1])["reasoning"].get_ydata()) == pytest.approx(40)
+    assert "feedback.png" not in policy_charts(lines())
