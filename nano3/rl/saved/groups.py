@@ -77,13 +77,14 @@ def saved_steps(run: Path) -> dict[int, Path]:
         UserError: no such folder, or no rollouts in it.
     """
     if not run.is_dir():
-        raise UserError(f"{run}: no such folder; give the folder of a run of nano3 rlvr")
+        raise UserError(f"{run}: no such folder; give the folder of a run of nano3 rlvr or rlhf")
     found = {}
     for path in (run / FOLDER).glob("step-*.jsonl"):
         if match := re.fullmatch(r"step-(\d+)\.jsonl", path.name):
             found[int(match[1])] = path
     if not found:
-        raise UserError(f"{run} has no rollouts (no {FOLDER}/step-*.jsonl): it is no run of nano3 rlvr that did a step")
+        files = f"{FOLDER}/step-*.jsonl"
+        raise UserError(f"{run} has no rollouts (no {files}): it is no run of nano3 rlvr or rlhf that did a step")
     return dict(sorted(found.items()))
 
 
