@@ -12,9 +12,9 @@ from nano3.config.presets import command_of, to_toml
 from nano3.config.report import diff_from_report
 
 NAMES = {
-    "score_error": "|score error|, 0 to 4",
-    "ranking_error": "|ranking error|, 0 to 5",
-    "order_agreement": "share in the right order",
+    "score_error": "|score error|",
+    "ranking_error": "|ranking error|",
+    "order_agreement": "in the right order",
     "format_violations": "format violations",
     "reward": "reward, Equation 1",
 }

@@ -13,6 +13,8 @@ from nano3.train.tracking.chart_style import dress, figure, save
 NAMES = {"warm_start": "supervised start", "grpo": "after GRPO"}
 COLORS = {"warm_start": ORANGE, "grpo": BLUE}
 CONSTANT = "best constant"
+BARS = {"score_error": "mean |score error| (lower is better)", "order_agreement": "share of pairs in the right order"}
+"""Measures that are drawn, with their axes."""
 
 
 def draw_judging(scoring: Scoring, stages: Mapping[str, Sequence[Judged]], path: Path) -> Path:

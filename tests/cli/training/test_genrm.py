@@ -85,7 +85,7 @@ def test_the_summary_sets_each_figure_beside_the_best_constant(capsys):
     }  # fmt: skip
     show_genrm_summary("genrm", summary, False)
     shown = capsys.readouterr().out
-    (agreement,) = [line for line in shown.splitlines() if "share in the right order" in line]
+    (agreement,) = [line for line in shown.splitlines() if "in the right order" in line]
     assert agreement.split("order")[1].split()[0] == "0.500"
     assert "0.000 (0.000 to 0.088) -" in agreement
     assert "1.000 (0.912 to 1.000) +" in agreement
