@@ -61,7 +61,7 @@ def genrm(
     parts = Parts(
         _own_pairs, _check_pairs(bool(data)), take_architecture, _show_summary, _check_settings, _show_dry_run, ("sft",)
     )
-    run_verb("genrm", load_genrm, "nano3.stages.genrm", DEFAULT_PRESET, request, needs_model=True, parts=parts)
+    run_verb("genrm", load_genrm, "nano3.stages.genrm.run", DEFAULT_PRESET, request, needs_model=True, parts=parts)
 
 
 def _own_pairs(paths: list[str], data: Any) -> list[str]:
@@ -74,7 +74,7 @@ def _check_pairs(as_typed: bool) -> Any:
     """Refuses sources that are not there; `as_typed`: they were given with --data."""
 
     def check(cfg: Any) -> None:
-        from nano3.stages.judging.pairs import check_sources
+        from nano3.stages.genrm.pairs import check_sources
 
         with named_as_typed({"data.sources:": "--data:"} if as_typed else {}):
             check_sources(cfg.data)

@@ -10,7 +10,7 @@ from nano3.cli.training.genrm_report import show_genrm_summary
 from nano3.config.presets import load_model
 from nano3.model.hf.config import to_hf
 from nano3.rl.genrm import Judgement
-from nano3.stages.judging.figures import Judged, score
+from nano3.stages.genrm.figures import Judged, score
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nano3.report import BLUE, GREEN, INK, MUTED, ORANGE
-from nano3.stages.judging.figures import Judged, Measure, Scoring, mean_scores
+from nano3.stages.genrm.figures import Judged, Measure, Scoring, mean_scores
 from nano3.train.tracking.chart_style import dress, figure, save
 
 NAMES = {"warm_start": "supervised start", "grpo": "after GRPO"}

@@ -22,8 +22,8 @@ from nano3.rl.feedback.comparison import Comparison
 from nano3.rl.feedback.find import find_judge
 from nano3.rl.rollout_files import read_rollouts, rollouts_path
 from nano3.stages import sft
-from nano3.stages.genrm import main
-from nano3.stages.judging.heldout import judgements_file, read_judged
+from nano3.stages.genrm.heldout import judgements_file, read_judged
+from nano3.stages.genrm.run import main
 from nano3.stages.new_run import START
 from nano3.train.tracking.progress import Silent
 from nano3.train.tracking.run_comparison import read_curves

@@ -6,7 +6,7 @@ import pytest
 
 from nano3.config.errors import UserError
 from nano3.config.genrm import PairsConfig
-from nano3.stages.judging.pairs import check_sources, gather_pairs, heldout_pairs, training_file, write_pairs
+from nano3.stages.genrm.pairs import check_sources, gather_pairs, heldout_pairs, training_file, write_pairs
 
 HELPSTEER3 = {"context": [{"role": "user", "content": "Hi"}], "response1": "a", "response2": "b",
               "overall_preference": 0, "individual_preference": []}  # fmt: skip

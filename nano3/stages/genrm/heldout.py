@@ -18,7 +18,7 @@ from nano3.rl.environments.base import Task
 from nano3.rl.feedback.comparison import Comparison
 from nano3.rl.feedback.local import LocalSettings, open_local_judge
 from nano3.rl.genrm import Judgement
-from nano3.stages.judging.figures import Judged
+from nano3.stages.genrm.figures import Judged
 
 FOLDER = "judgements"
 ENVIRONMENT = "preferences"

@@ -4,11 +4,11 @@ Two runs in one: `nano3 sft` on judgements written out, then `nano3 rlvr` in the
 Equation 1. The run folder:
 
     config.toml, start.json         of the whole run
-    pairs/                          nano3.stages.judging.pairs
+    pairs/                          nano3.stages.genrm.pairs
     warm-start/                     run folder of the supervised start; warm-start.json: its summary, once it is done
     grpo/                           run folder of GRPO, with its metrics, rollouts and charts
-    judgements/                     nano3.stages.judging.heldout, of held-out pairs after either part
-    judging.json, charts/judging.png    scores of these (nano3.stages.judging.figures)
+    judgements/                     nano3.stages.genrm.heldout, of held-out pairs after either part
+    judging.json, charts/judging.png    scores of these (nano3.stages.genrm.figures)
     model/                          the judge, a Hugging Face folder
 """
 
@@ -30,11 +30,11 @@ from nano3.model.find import model_folder
 from nano3.model.hf.folder import read_config
 from nano3.reading import read_json
 from nano3.stages import rlvr, sft
-from nano3.stages.judging.chart import draw_judging
-from nano3.stages.judging.figures import score
-from nano3.stages.judging.heldout import forget_later, judge_pairs, judgements_file, read_judged, stage_name
-from nano3.stages.judging.outcome import GenrmResult
-from nano3.stages.judging.pairs import (
+from nano3.stages.genrm.chart import draw_judging
+from nano3.stages.genrm.figures import score
+from nano3.stages.genrm.heldout import forget_later, judge_pairs, judgements_file, read_judged, stage_name
+from nano3.stages.genrm.outcome import GenrmResult
+from nano3.stages.genrm.pairs import (
     PAIRS,
     REJECTS,
     TRAIN,

@@ -25,7 +25,7 @@ class GenrmResult:
     grpo: RlvrResult | None = None
     """None: the run was interrupted before it."""
     judging: dict[str, Any] = field(default_factory=dict)
-    """Scores of the held-out pairs (nano3.stages.judging.figures), on the main rank; empty before the first."""
+    """Scores of the held-out pairs (nano3.stages.genrm.figures), on the main rank; empty before the first."""
 
     @property
     def model_dir(self) -> Path:

@@ -3,7 +3,7 @@
 import pytest
 
 from nano3.rl.genrm import Judgement
-from nano3.stages.judging.figures import Judged, best_constant, best_order, mean_scores, score
+from nano3.stages.genrm.figures import Judged, best_constant, best_order, mean_scores, score
 
 TRUTHS = [Judgement(*row) for row in ((5, 2, 1), (4, 1, 1), (1, 5, 6), (2, 2, 3.5))]
 SAID = [Judgement(5, 1, 1), Judgement(2, 4, 5), None, Judgement(2, 3, 4)]

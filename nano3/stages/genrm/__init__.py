@@ -1,0 +1,1 @@
+"""`nano3 rlhf genrm`: the stage (run), its pairs, and the scores of a judge."""
