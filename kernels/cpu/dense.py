@@ -47,8 +47,9 @@ def _most_rows(x: Tensor, weight: Tensor) -> int:
 def squared_relu_mlp(x: Tensor, up: Weight, down: Weight) -> Tensor:
     """See nano3.kernels.squared_relu_mlp."""
     if isinstance(up, Scaled) or isinstance(down, Scaled):
-        both = isinstance(up, Scaled) and isinstance(down, Scaled)
-        y = rounded.squared_relu_mlp(x, up, down) if both else None
+        y = None
+        if isinstance(up, Scaled) and isinstance(down, Scaled):
+            y = rounded.squared_relu_mlp(x, up, down)
         return linear(linear(x, up).relu().square(), down) if y is None else y
     hidden, width = up.shape
     rows = x.numel() // width if width else 0

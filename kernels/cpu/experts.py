@@ -29,8 +29,9 @@ declare(
 def grouped_mlp(x: Tensor, up: Weight, down: Weight, expert_ids: Tensor, weights: Tensor) -> Tensor:
     """See nano3.kernels.grouped_mlp."""
     if isinstance(up, Scaled) or isinstance(down, Scaled):
-        both = isinstance(up, Scaled) and isinstance(down, Scaled)
-        y = rounded.grouped_mlp(x, up, down, expert_ids, weights) if both else None
+        y = None
+        if isinstance(up, Scaled) and isinstance(down, Scaled):
+            y = rounded.grouped_mlp(x, up, down, expert_ids, weights)
         return EAGER["grouped_mlp"](x, up, down, expert_ids, weights) if y is None else y
     tokens, chosen = expert_ids.shape
     n_experts, hidden, width = up.shape

@@ -102,9 +102,9 @@ def _use(cfg: ModelConfig, case: Case, seconds: float, ours: dict, ceilings: dic
         "share_of_matmul": rate / ceilings[f"matmul_{ours['activations']}"]["max"],
     }
     if case.kind == "decode":
-        weights, activations = (getattr(torch, ours[name]) for name in ("weights", "activations"))
+        activations = getattr(torch, ours["activations"])
         step = seconds / case.output
-        read = read_bytes(cfg, case, weights, activations)
+        read = read_bytes(cfg, case, ours["bytes_each"], activations)
         best = read_ceiling(read, {name: ceilings[name]["max"] for name in READS})
         use |= {
             "seconds_per_step": step,

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
+from torch import nn
 
 from nano3.bench.workload import Case
 from nano3.config.model import ATTENTION, MOE, ModelConfig
 from nano3.model.count import count_parameters, flops_per_token
+from nano3.model.lm import LM
+from nano3.model.moe import Experts
 from nano3.model.state.pool import page_bytes, slot_bytes
 
 
@@ -36,17 +41,40 @@ def _decoded_token(cfg: ModelConfig, case: Case) -> float:
     return flops_per_token(cfg, 1) / 3 + attention
 
 
-def read_bytes(cfg: ModelConfig, case: Case, weights: torch.dtype, activations: torch.dtype) -> float:
+def bytes_each(model: LM) -> dict[str, float]:
+    """Bytes that a weight takes, with its share of scales: of routed experts, of the embeddings, of all the rest."""
+    found: dict[str, list[int]] = {"experts": [], "embeddings": [], "rest": []}
+    for module in model.modules():
+        own = [*module._parameters.values(), *module._buffers.values()]
+        stored = sum(tensor.nbytes for tensor in own if tensor is not None)
+        kind = {Experts: "experts", nn.Embedding: "embeddings"}.get(type(module), "rest")
+        found[kind].append(stored)
+    counts = count_parameters(model.cfg)
+    experts, embeddings = _experts(model.cfg), model.cfg.vocab_size * model.cfg.d_model
+    numbers = {"experts": experts, "embeddings": embeddings, "rest": counts.total - embeddings - experts}
+    return {kind: sum(sizes) / max(1, numbers[kind]) for kind, sizes in found.items()}
+
+
+def _experts(cfg: ModelConfig) -> int:
+    """Numbers of all routed experts."""
+    return 2 * cfg.d_model * cfg.d_expert * cfg.n_experts * len(cfg.blocks(MOE))
+
+
+def read_bytes(cfg: ModelConfig, case: Case, each: Mapping[str, float], activations: torch.dtype) -> float:
     """Bytes that one decoding step has to read: weights in use, scan and conv states, keys and values.
 
     An expert counts if any of the step's tokens is expected to choose it, with choices that are even and independent;
     of the input embedding a row a sequence. States are written back too, which is not counted.
+
+    Args:
+        each: bytes of a weight, as `bytes_each` gives them.
     """
     counts = count_parameters(cfg)
-    all_experts = 2 * cfg.d_model * cfg.d_expert * cfg.n_experts * len(cfg.blocks(MOE))
+    all_experts = _experts(cfg)
     embedding = cfg.vocab_size * cfg.d_model
     chosen = 1 - (1 - cfg.top_k / cfg.n_experts) ** case.batch
-    parameters = counts.total - embedding - all_experts + chosen * all_experts + case.batch * cfg.d_model
+    weights = each["rest"] * (counts.total - embedding - all_experts) + each["experts"] * chosen * all_experts
+    weights += each["embeddings"] * case.batch * cfg.d_model
     past = case.length + case.output / 2
     states = slot_bytes(cfg, activations) + past * page_bytes(cfg, 1, activations)
-    return parameters * weights.itemsize + case.batch * states
+    return weights + case.batch * states

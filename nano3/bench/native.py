@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from nano3.bench.costs import bytes_each
 from nano3.bench.policy import Policy
 from nano3.bench.workload import Case, Job, prompts
 from nano3.config.errors import UserError
@@ -23,7 +24,6 @@ from nano3.kernels import explain
 from nano3.model import step
 from nano3.model.dtype import compute_dtype, inference_dtypes
 from nano3.model.head import nll_sum
-from nano3.model.hf.module_quantization import quantization_keys
 from nano3.model.lm import LM
 from nano3.model.load import load_model
 
@@ -52,6 +52,7 @@ class Native:
         return {
             "weights": _name(self.model.dtype),
             "activations": _name(self.model.compute_dtype),
+            "bytes_each": bytes_each(self.model),
             "config": dataclasses.asdict(self.model.cfg),
             "backends": {op: {"backend": backend, "reason": reason} for op, backend, reason in choices},
         }
@@ -129,16 +130,12 @@ def open_model(name: str, pattern: str = "") -> LM:
     """The model of a run folder or Hugging Face folder, or of a preset or TOML file of sizes (random weights, seed 0).
 
     Raises:
-        UserError: no such model, a quantized one, or `pattern` for one whose weights are given.
+        UserError: no such model, or `pattern` for one whose weights are given.
     """
     if Path(name).is_dir():
         if pattern:
             raise UserError(f"--pattern: the blocks of {name} are those of its weights; name a preset instead")
-        model = load_model(name)
-        if quantization_keys(model) is not None:
-            raise UserError(f"{name}: is quantized, and what is counted here are bytes and operations of plain "
-                            "weights; name the folder before quantization")  # fmt: skip
-        return model
+        return load_model(name)
     cfg = load_model_config(name)
     try:
         cfg = dataclasses.replace(cfg, pattern=pattern) if pattern else cfg

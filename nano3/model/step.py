@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from operator import attrgetter
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -349,7 +349,7 @@ def _sizes(model: DecodingModel) -> program.ProgramSizes:
         c = _one("attention configuration", [m.cfg for m in attentions])
         sizes = replace(sizes, kv_heads=c.n_kv_heads, query_heads=c.n_heads, head_dim=c.head_dim)
     if experts:
-        E, F, _ = _one("experts' shape", [m.operand("up_proj").shape for m in experts])
+        E, F, _ = _one("experts' shape", [cast(Experts, m).operand("up_proj").shape for m in experts])
         K, scale = _one("top_k", [m.top_k for m in routers]), _one("scale", [m.scale for m in routers])
         sizes = replace(sizes, E=E, K=K, F=F, routed_scale=scale)
     return sizes

@@ -13,6 +13,7 @@ from nano3.kernels import Scaled
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from nano3.bench.costs import bytes_each
 from nano3.bench.native import open_model
 from nano3.cli.app import app
 from nano3.config.errors import UserError
@@ -220,9 +221,10 @@ def test_info_tells_how_a_folder_is_quantized_and_what_follows(folder):
     assert "FP8, FP8 cache" in CliRunner().invoke(app, ["info", "--model", str(folder)]).stdout
 
 
-def test_bench_counts_bytes_of_plain_weights_only(folder):
-    with pytest.raises(UserError, match=r"is quantized.*name the folder before quantization"):
-        open_model(str(folder))
+def test_bench_counts_bytes_as_they_are_stored(folder):
+    each = bytes_each(open_model(str(folder)))
+    assert each["embeddings"] == 2
+    assert 1 < each["experts"] < 2  # of two blocks one is quantized
 
 
 UP = "backbone.layers.1.mixer.experts.3.up_proj.weight"
