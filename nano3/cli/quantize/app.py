@@ -31,6 +31,16 @@ SelectiveFp8 = Annotated[
         help="FP8 weights, activations and KV cache; attention and the Mamba-2 block before it stay bf16 (default).",
     ),
 ]
+Int8 = Annotated[
+    bool,
+    typer.Option(
+        "--int8",
+        metavar="",
+        help="8-bit integers in all matrices, activations rounded as they come: what processors without FP8 are fast "
+        "with. Nothing is calibrated.",
+    ),
+]
+Int4 = Annotated[bool, typer.Option("--int4", metavar="", help="The same with weights of 4 bits, in groups of 32.")]
 PolicyOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -68,7 +78,7 @@ Out = Annotated[
     Path | None,
     typer.Option(
         "--out",
-        help="Folder of the quantized model. Default: runs/NAME-fp8.",
+        help="Folder of the quantized model. Default: runs/NAME-fp8 (-int8, -int4).",
         metavar="DIR",
         file_okay=False,
         show_default=False,
@@ -87,6 +97,8 @@ def quantize(
     ctx: typer.Context,
     from_path: From = None,
     selective_fp8: SelectiveFp8 = False,
+    int8: Int8 = False,
+    int4: Int4 = False,
     policy: PolicyOption = None,
     calibrate: Calibrate = None,
     samples: Samples = 1000,
@@ -95,16 +107,24 @@ def quantize(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Make an FP8 model of a trained one, in the layout of NVIDIA ModelOpt that vLLM and TensorRT-LLM read.
+    """Make an FP8 model of a trained one, in the layout of NVIDIA ModelOpt that vLLM and TensorRT-LLM read; or one of
+    integers, in that of compressed-tensors.
 
     [dim]The newest run, calibrated on 1,000 rows of its sft data:[/]
       nano3 quantize
 
     [dim]Everything in FP8 but the cache, with your own conversations:[/]
       nano3 quantize --from runs/sft-tiny --policy everything --policy kv=bf16 --calibrate chats.jsonl
+
+    [dim]Integers, to be fast on a CPU:[/]
+      nano3 quantize --from runs/sft-tiny --int8
     """
     if ctx.invoked_subcommand is not None:
         return
+    if int8 or int4:
+        of_fp8 = {"--selective-fp8": selective_fp8, "--policy": policy, "--calibrate": calibrate}
+        of_fp8 |= {f"--{name}": _is_given(ctx, name) for name in ("samples", "length")} | {"--dry-run": dry_run}
+        return _integers(from_path, out, int8, int4, [name for name, given in of_fp8.items() if given], as_json)
     from nano3.cli.options.model_choice import choose_model
     from nano3.cli.quantize.report import show_plan, show_result
     from nano3.quantize.policy import read_policy
@@ -119,7 +139,7 @@ def quantize(
     folder, selection = stage.prepare(source, chosen)
     if dry_run:
         return show_plan(folder, selection, chosen, as_json)
-    target = out or _free_folder(source)
+    target = out or _free_folder(source, "fp8")
     made = stage.main(source, target, chosen, Calibration(tuple(calibrate or ()), samples, length))
     show_result(folder, made, chosen, as_json)
 
@@ -127,14 +147,46 @@ def quantize(
 app.command()(inspect)
 
 
-def _free_folder(source: str) -> Path:
-    """runs/NAME-fp8, or with a number behind it the first that is free."""
+def _is_given(ctx: typer.Context, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _integers(
+    from_path: str | None, out: Path | None, int8: bool, int4: bool, others: list[str], as_json: bool
+) -> None:
+    """`--int8` or `--int4`."""
+    from nano3.cli.options.model_choice import choose_model
+    from nano3.cli.output import bytes_text, plain_table, print_json, print_table, results
+    from nano3.quantize.int_folder import quantize_folder
+
+    flag = "--int8" if int8 else "--int4"
+    if int8 and int4:
+        raise typer.BadParameter("--int8 and --int4 contradict each other: give one of them")
+    if others:
+        raise typer.BadParameter(f"{others[0]} is about FP8, and {flag} quantizes all matrices: leave one of them out")
+    source = choose_model(from_path, "--from")
+    target = out or _free_folder(source, flag.removeprefix("--"))
+    folder = quantize_folder(source, target, 8 if int8 else 4)
+    before, after = (sum(f.stat().st_size for f in path.glob("*.safetensors")) for path in (folder, target))
+    if as_json:
+        return print_json({"model": str(folder), "out": str(target), "bytes_stored": before, "bytes": after})
+    table = plain_table("", "", "")
+    table.add_row("model", f"{target} (a Hugging Face folder)")
+    table.add_row("size", f"{bytes_text(after)}, {after / before:.2f} of what it was")
+    table.add_row("talk to it", f"nano3 chat --model {target}")
+    table.add_row("measure it", f"nano3 bench decode --model {target}")
+    print_table(results(), table)
+
+
+def _free_folder(source: str, kind: str) -> Path:
+    """runs/NAME-KIND, or with a number behind it the first that is free."""
     import itertools
 
     from nano3.cli.training.run_folder import RUNS
     from nano3.model.find import model_name
 
-    first = RUNS / f"{model_name(source)}-fp8"
+    first = RUNS / f"{model_name(source)}-{kind}"
     candidates: Any = itertools.chain([first], (first.with_name(f"{first.name}-{i}") for i in itertools.count(2)))
     chosen = next(path for path in candidates if not path.exists())
     print(f"to: {chosen} (--out names another)", file=sys.stderr)
