@@ -6,7 +6,10 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import struct
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from nano3.config.errors import UserError
+from nano3.data.chat.messages import one_line
 from nano3.files import write_atomic
 from nano3.reading import parse_json, read_text
 from nano3.rl.environments.base import Reward, Rollout
@@ -110,10 +114,11 @@ def read_rollouts(path: Path) -> Iterator[SavedSample]:
         if not line:
             continue
         try:
-            row = parse_json(line)
-            yield _sample(row, list(itertools.islice(segments, row["segments"])))
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}, line {number}: no saved rollout ({error})") from error
+            row = _row(line)
+            sample = _sample(row, list(itertools.islice(segments, row["segments"])))
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+            raise UserError(f"{path}, line {number}: no saved rollout ({one_line(error)})") from error
+        yield sample
 
 
 def _line(step: int, group: Group, sample: Sample, source: Source) -> dict[str, Any]:
@@ -142,24 +147,78 @@ def _arrays(segments: Sequence[Segment]) -> bytes:
 
 def _segments(path: Path) -> list[Segment]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            ids, kinds, log_probs, lengths = (file[name] for name in ("ids", "kinds", "log_probs", "lengths"))
+        data = path.read_bytes()
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: the tokens of the rollouts beside it") from error
-    except (EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} holds no tokens of rollouts ({error})") from error
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            arrays = [file[name] for name in ("ids", "kinds", "log_probs", "lengths")]
+        return _split(*arrays)
+    except _DAMAGED as error:
+        raise UserError(f"{path} holds no tokens of rollouts ({one_line(error) or type(error).__name__})") from error
+
+
+_DAMAGED = (
+    EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, SyntaxError,
+    MemoryError, struct.error, zipfile.BadZipFile, zlib.error, tokenize.TokenError,
+)  # fmt: skip
+"""What NumPy and zipfile raise for files that are no archives of arrays."""
+
+
+def _split(ids: np.ndarray, kinds: np.ndarray, log_probs: np.ndarray, lengths: np.ndarray) -> list[Segment]:
+    """The sequences. Raises ValueError where the arrays do not fit each other."""
+    whole = all(array.ndim == 1 and array.dtype.kind in "iu" for array in (ids, kinds, lengths))
+    if not whole or log_probs.ndim != 1 or log_probs.dtype.kind != "f":
+        raise ValueError("an array is not as nano3 writes it")
+    if not len(ids) == len(kinds) == len(log_probs) == lengths.sum() or (lengths < 0).any() or (ids < 0).any():
+        raise ValueError("its arrays do not fit each other")
     ends = np.cumsum(lengths)[:-1]
     parts = (np.split(array, ends) for array in (ids, kinds == DRAWN, kinds == FORCED, log_probs))
     return [Segment(*columns) for columns in zip(*parts, strict=True)] if len(lengths) else []
 
 
+_FIELDS: dict[str, type] = {
+    "step": int, "environment": str, "source": dict, "task": str, "index": int, "seed": int, "truncated": bool,
+    "messages": list, "weights_version": int, "segments": int, "tokens": int, "fault": str, "fault_message": str,
+}  # fmt: skip
+
+
 def _sample(row: Mapping[str, Any], found: Sequence[Segment]) -> SavedSample:
-    reward = row["reward"]
     if len(found) < row["segments"] or sum(len(segment.ids) for segment in found) != row["tokens"]:
         raise ValueError("the arrays beside it are those of another file")
+    reward = None if row["reward"] is None else Reward(**row["reward"])
+    if reward is None and not row["fault"]:
+        raise ValueError("it has neither a reward nor a fault")
+    if reward is not None and not isinstance(reward.parts, dict):
+        raise ValueError("the parts of its reward are no object")
     return SavedSample(
-        row["step"], row["environment"], Source(**row["source"]), row["task"], row["index"], row["seed"],
-        tuple(row["messages"]), row["truncated"], tuple(found), row["weights_version"],
-        None if reward is None else Reward(**reward), row["fault"],
-        row["fault_message"],
+        row["step"], row["environment"], _source(row["source"]), row["task"], row["index"], row["seed"],
+        tuple(_message(message) for message in row["messages"]), row["truncated"], tuple(found),
+        row["weights_version"], reward, row["fault"], row["fault_message"],
     )  # fmt: skip
+
+
+def _row(line: str) -> Mapping[str, Any]:
+    """The fields of a line. Raises ValueError, LookupError or TypeError where one is missing or of another type."""
+    row = parse_json(line)
+    for name, kind in _FIELDS.items():
+        if type(row[name]) is not kind:
+            raise ValueError(f"{name} is not of type {kind.__name__}")
+    if row["segments"] < 0:
+        raise ValueError("segments is negative")
+    return row
+
+
+def _source(fields: Mapping[str, Any]) -> Source:
+    source = Source(**fields)
+    texts = (source.spec, source.package, source.version, source.sha256, *source.requires.values())
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("a field of source is no text")
+    return source
+
+
+def _message(message: Any) -> Mapping[str, Any]:
+    calls = message.get("tool_calls") or ()
+    if not all(isinstance(call, dict) and isinstance(call.get("function", call), dict) for call in calls):
+        raise ValueError("a call of a message is no object")
+    return message

@@ -50,7 +50,7 @@ class Segment:
 
 def after_prompts(segments: Sequence[Segment]) -> np.ndarray:
     """The tokens from the first answer of each sequence on, one sequence after the other."""
-    return np.concatenate([segment.after_prompt for segment in segments])
+    return np.concatenate([np.zeros(0, np.int32), *(segment.after_prompt for segment in segments)])
 
 
 @dataclass

@@ -16,6 +16,7 @@ from nano3.engine.launch import small_tokenizer
 from nano3.model.hf.files import locate
 from nano3.model.lora.folder import load_adapter
 from nano3.rl.environments.mcq import MultipleChoice
+from nano3.rl.environments.registry import load_environment
 from nano3.rl.environments.rows import find_column, task_of
 from nano3.rl.rollout_files import read_rollouts
 from nano3.train.tracking.metrics import read_metrics
@@ -101,8 +102,8 @@ def test_a_manifest_nested_too_deeply_is_of_no_whole_checkpoint(tmp_path):
 def test_a_line_that_is_no_saved_rollout(tmp_path, line):
     file = tmp_path / "step-000001.jsonl"
     file.write_bytes(line + b"\n")
-    nothing = np.zeros(0)
-    np.savez(tmp_path / "step-000001.npz", ids=nothing, kinds=nothing, log_probs=nothing, lengths=nothing.astype(int))
+    none = np.zeros(0, int)
+    np.savez(tmp_path / "step-000001.npz", ids=none, kinds=none, log_probs=none.astype("f4"), lengths=none)
     with pytest.raises(UserError, match=r"step-000001\.jsonl"):
         list(read_rollouts(file))
 
@@ -122,3 +123,71 @@ def test_half_a_surrogate_pair_has_no_tokens():
             tokenizer.encode_batch(["a", text])
     with pytest.raises(UserError, match="surrogate"):
         ChatEncoder(tokenizer).encode([{"role": "user", "content": "a\ud800"}])
+
+
+SAVED = {
+    "step": 1, "environment": "e", "task": "t", "index": 0, "seed": 1, "truncated": False, "messages": [],
+    "weights_version": 1, "segments": 0, "tokens": 0, "fault": "", "fault_message": "", "reward": {"value": 1.0},
+    "source": {"spec": "e", "package": "", "version": "", "sha256": ""},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", [
+    {"step": "1"}, {"environment": None}, {"task": ["t"]}, {"messages": [5]}, {"messages": [{"tool_calls": [5]}]},
+    {"reward": None}, {"reward": {"value": 10**400}}, {"reward": {"value": 1.0, "parts": 5}}, {"truncated": "no"},
+    {"source": SAVED["source"] | {"sha256": 5}}, {"source": SAVED["source"] | {"requires": [1]}},
+])  # fmt: skip
+def test_a_field_of_a_saved_rollout_that_nothing_can_show(tmp_path, change):
+    file, none = tmp_path / "step-000001.jsonl", np.zeros(0, int)
+    np.savez(tmp_path / "step-000001.npz", ids=none, kinds=none, log_probs=none.astype("f4"), lengths=none)
+    file.write_text(json.dumps(SAVED) + "\n")
+    (sample,) = read_rollouts(file)
+    assert sample.rollout.token_ids.tolist() == []
+    file.write_text(json.dumps(SAVED | change) + "\n")
+    with pytest.raises(UserError, match=r"step-000001\.jsonl, line 1: no saved rollout"):
+        list(read_rollouts(file))
+
+
+@pytest.mark.parametrize("arrays", [
+    {"ids": [[1, 2]]}, {"ids": [-1, 2]}, {"lengths": [3]}, {"lengths": [-1, 3]}, {"kinds": [1]},
+    {"log_probs": ["a", "b"]},
+])  # fmt: skip
+def test_arrays_of_rollouts_that_do_not_fit(tmp_path, arrays):
+    file = tmp_path / "step-000001.jsonl"
+    file.write_text(json.dumps(SAVED | {"segments": 1, "tokens": 2}) + "\n")
+    right = {"ids": [1, 2], "kinds": [0, 1], "log_probs": [0.0, -1.0], "lengths": [2]}
+    np.savez(tmp_path / "step-000001.npz", **right)
+    assert len(list(read_rollouts(file))) == 1
+    np.savez(tmp_path / "step-000001.npz", **right | arrays)
+    with pytest.raises(UserError, match=r"step-000001\.npz holds no tokens"):
+        list(read_rollouts(file))
+
+
+def test_an_archive_of_arrays_whose_parts_lie_outside_it(tmp_path):
+    file = tmp_path / "step-000001.jsonl"
+    file.write_text("")
+    np.savez(tmp_path / "step-000001.npz", ids=[1])
+    data = (tmp_path / "step-000001.npz").read_bytes()
+    (tmp_path / "step-000001.npz").write_bytes(data[20:])
+    with pytest.raises(UserError, match=r"step-000001\.npz holds no tokens"):
+        list(read_rollouts(file))
+
+
+BANK = {"id": "a", "prompt": "Hi", "ground_truth": [{"name": "set_card", "arguments": {}}],
+        "accounts": [{"account_id": "1", "name": "Ann", "pin": "1", "balance": 5}]}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", [
+    {"accounts": True}, {"accounts": [5]}, {"accounts": [{"account_id": "1"}]}, {"ground_truth": True},
+    {"ground_truth": [{"name": "set_card"}]}, {"prompt": True},
+])  # fmt: skip
+def test_a_row_of_banking_that_is_none(change):
+    with pytest.raises(UserError, match=r"environment banking, row 1: (accounts is|ground_truth is|a turn of)"):
+        load_environment("banking", rows=[BANK | change])
+
+
+@pytest.mark.parametrize("change", [{"office": None}, {"office": "x"}, {"ground_truth": True}, {"ground_truth": [5]}])
+def test_a_row_of_the_workplace_that_is_none(change):
+    row = {"prompt": "Hi", "ground_truth": [{"name": "delete_email", "arguments": {"email_id": 1}}]}
+    with pytest.raises(UserError, match=r"workplace_assistant, row 1: (office|ground_truth) is"):
+        load_environment("workplace_assistant", rows=[row | change])

@@ -15,7 +15,7 @@ from nano3.rl.environments.base import Message, Reward, Rollout, Task, all_or_no
 from nano3.rl.environments.judge import Judge
 from nano3.rl.environments.made import given_or_made
 from nano3.rl.environments.replay import answer_calls, final_contents
-from nano3.rl.environments.rows import Row, column, find_column, id_of
+from nano3.rl.environments.rows import Row, calls_of, column, find_column, id_of
 from nano3.rl.environments.tools import call, public_methods, tool_of
 
 SYSTEM = (
@@ -198,13 +198,13 @@ class Banking:
         return self._user.chat([{"role": "system", "content": CUSTOMER.format(**task.truth)}, *turned])
 
     def _task(self, row: Row, where: str) -> Task:
-        accounts = column(row, "accounts", where=where)
+        accounts = _accounts(column(row, "accounts", where=where), where)
         turns, situation = self._words(row, where)
-        bank, calls = Bank(accounts), column(row, "ground_truth", where=where)
-        for entry in calls:
-            result = call(bank.functions(), entry["name"], dict(entry["arguments"]))
+        bank = Bank(accounts)
+        for name, arguments in calls_of(row, "ground_truth", where=where):
+            result = call(bank.functions(), name, arguments)
             if result.startswith("Error"):
-                raise UserError(f"{where}: a right call fails: {entry['name']}: {result}")
+                raise UserError(f"{where}: a right call fails: {name}: {result}")
         if bank.contents() == Bank(accounts).contents():
             raise UserError(f"{where}: the right calls change nothing, so doing nothing would be rewarded")
         truth = {
@@ -220,10 +220,22 @@ class Banking:
         if found is None and (situation is None or self._user is None):
             raise UserError(f"{where}: no column user_turns or prompt; `situation` alone needs user_url")
         found = GREETING if found is None else found
-        turns = [found] if isinstance(found, str) else [_text(turn, where) for turn in found]
+        turns = [_text(turn, where) for turn in (found if isinstance(found, list) else [found])]
         if not turns or not all(turns):
             raise UserError(f"{where}: the customer says nothing")
         return turns, " ".join(turns) if situation is None else str(situation)
+
+
+def _accounts(found: Any, where: str) -> list[Mapping[str, Any]]:
+    """Accounts that every tool can work on."""
+    kinds = {"account_id": str, "name": str, "pin": str, "balance": int}
+    for account in found if isinstance(found, list) else [None]:
+        if not isinstance(account, Mapping) or any(type(account.get(name)) is not kind for name, kind in kinds.items()):
+            raise UserError(
+                f"{where}: accounts is a list of objects, each with account_id, name and pin as text and balance as a "
+                "whole number"
+            )
+    return found
 
 
 def _text(turn: Any, where: str) -> str:

@@ -101,6 +101,20 @@ def find_column(row: Row, *names: str) -> Any:
     return None
 
 
+def calls_of(row: Row, *names: str, where: str) -> list[tuple[str, dict[str, Any]]]:
+    """Name and arguments of the right calls: of the first of these columns, each {"name", "arguments"}.
+
+    Raises:
+        UserError: no such column, or it holds anything else.
+    """
+    found = column(row, *names, where=where)
+    for entry in found if isinstance(found, list) else [{}]:
+        named = isinstance(entry, Mapping) and isinstance(entry.get("name"), str)
+        if not (named and isinstance(entry.get("arguments"), Mapping)):
+            raise UserError(f"{where}: {names[0]} is a list of calls, each an object with name and arguments")
+    return [(entry["name"], dict(entry["arguments"])) for entry in found]
+
+
 def id_of(row: Row) -> str:
     """A row's own id, or one made of its content."""
     for name in ("id", "task_id", "uuid", "example_id"):

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from nano3.data.tasks.source import Split
 from nano3.rl.environments.base import Message, Reward, Rollout, Task, all_or_nothing, check_ids
 from nano3.rl.environments.made import given_or_made
 from nano3.rl.environments.replay import answer_calls, final_contents
-from nano3.rl.environments.rows import Row, column, id_of, prompt_of
+from nano3.rl.environments.rows import Row, calls_of, id_of, prompt_of
 from nano3.rl.environments.tools import call, tool_of
 from nano3.rl.environments.workplace.databases import OWN_ADDRESS, PEOPLE, TODAY, address
 from nano3.rl.environments.workplace.office import Office
@@ -70,8 +70,10 @@ class WorkplaceAssistant:
         return all_or_nothing(found == wanted, calls=len(rollout.calls))
 
     def _task(self, row: Row, where: str) -> Task:
-        calls = [_call(entry, where) for entry in column(row, "ground_truth", "calls", where=where)]
-        office = int(row.get("office", 0))
+        calls = calls_of(row, "ground_truth", "calls", where=where)
+        office = row.get("office", 0)
+        if type(office) is not int:
+            raise UserError(f"{where}: office is {str(office)[:40]!r}, not a whole number")
         try:
             wanted = after(office, calls)
         except ValueError as error:
@@ -99,16 +101,6 @@ def after(office: int, calls: Calls) -> Any:
 def _digest(contents: Any) -> bytes:
     """Of all rows. SQLite gives the values of a column one type, so equal rows read the same."""
     return hashlib.blake2b(json.dumps(contents, sort_keys=True).encode(), digest_size=16).digest()
-
-
-def _call(entry: Any, where: str) -> tuple[str, dict[str, Any]]:
-    if (
-        isinstance(entry, Mapping)
-        and isinstance(entry.get("name"), str)
-        and isinstance(entry.get("arguments"), Mapping)
-    ):
-        return entry["name"], dict(entry["arguments"])
-    raise UserError(f"{where}: a call of ground_truth is an object with name and arguments")
 
 
 def _made(rng: random.Random) -> Iterator[Row]:
