@@ -98,6 +98,6 @@ def _decode_group(out, q, key_pages, value_pages, page_table, group, key_lengths
     if min(lengths) < most:
         outside = torch.arange(most, device=device) >= torch.tensor(lengths, device=device).unsqueeze(1)
         scores.masked_fill_(outside[:, None, None], float("-inf"))
-        v = v.masked_fill(outside[:, None, :, None], 0)  # pages hold whatever was there: 0 * nan is nan
+        v = v.to(product).masked_fill(outside[:, None, :, None], 0)  # pages hold whatever was there: 0 * nan is nan
     values = scores.softmax(-1).to(product) @ v.to(product)
     out[positions] = values.flatten(1, 2).to(out.dtype)

@@ -61,6 +61,7 @@ def chat(
     max_tokens: MaxTokens = None,
     seed: choices.Seed = None,
     dtype: engines.Dtype = "auto",
+    kv_cache_dtype: engines.KvCacheDtype = "auto",
     device: engines.Device = "auto",
     memory: engines.Memory = None,
     max_sequences: engines.MaxSequences = None,

@@ -95,6 +95,7 @@ def generate(
     regex: Regex = None,
     as_json: Json = False,
     dtype: engines.Dtype = "auto",
+    kv_cache_dtype: engines.KvCacheDtype = "auto",
     device: engines.Device = "auto",
     memory: engines.Memory = None,
     max_sequences: engines.MaxSequences = None,

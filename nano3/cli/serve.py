@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nano3.cli.options.common import HELP
-from nano3.cli.options.engine import Device, Dtype, EngineName, MaxContext, MaxSequences, Memory, Model, parse_bytes
+from nano3.cli.options.engine import (
+    Device,
+    Dtype,
+    EngineName,
+    KvCacheDtype,
+    MaxContext,
+    MaxSequences,
+    Memory,
+    Model,
+    parse_bytes,
+)
 from nano3.cli.options.model_choice import choose_model
 from nano3.cli.options.vllm_flags import (
     EnableAutoToolChoice,
@@ -84,6 +94,7 @@ def serve(
     max_sequences: MaxSequences = None,
     max_context: MaxContext = None,
     dtype: Dtype = "auto",
+    kv_cache_dtype: KvCacheDtype = "auto",
     device: Device = "auto",
     engine_name: EngineName = "native",
     speculative_ngram: Speculate = 0,
@@ -144,7 +155,7 @@ def _run(options: dict[str, Any]) -> None:
             engine=options["engine_name"],
             memory=memory,
             speculate=options["speculative_ngram"],
-            **{key: options[key] for key in ("dtype", "device", "max_sequences", "max_context")},
+            **{key: options[key] for key in ("dtype", "device", "max_sequences", "max_context", "kv_cache_dtype")},
         )
         name = options["served_name"] or name
         base = is_base_model(options["model"])

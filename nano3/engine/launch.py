@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 ENGINES = ("native", "vllm")
 DTYPES = ("auto", "float32", "bfloat16")
+CACHE_DTYPES = ("auto", "bfloat16", "fp8")
 BASE_NOTE = "{name} is a base model: it has never seen a conversation; thinking is off unless asked for"
 SAMPLE_TEXTS = (
     "The quick brown fox jumps over the lazy dog. Pack my box with five dozen liquor jugs.\n",
@@ -39,6 +40,7 @@ def open_engine(
     max_context: int | None = None,
     engine: str = "native",
     speculate: int = 0,
+    kv_cache_dtype: str = "auto",
     native_options: Mapping[str, Any] | None = None,
 ) -> tuple[GenerationEngine, str]:
     """Load a model and its tokenizer into an engine; what had to be lowered is said on stderr.
@@ -54,6 +56,8 @@ def open_engine(
         max_context: most tokens of prompt and output together; None: what the model was made for.
         engine: native or vllm.
         speculate: tokens guessed ahead a step; 0: none.
+        kv_cache_dtype: of keys and values: auto (as the activations), bfloat16, or fp8 with the scales in the model's
+            folder, in which twice as many fit.
         native_options: further settings of the native engine, by the names of `Engine`; vLLM has its own.
 
     Returns:
@@ -62,7 +66,11 @@ def open_engine(
     Raises:
         UserError: no such model, no tokenizer with it, or an option that cannot be met.
     """
-    for name, value, known in (("--engine", engine, ENGINES), ("--dtype", dtype, DTYPES)):
+    for name, value, known in (
+        ("--engine", engine, ENGINES),
+        ("--dtype", dtype, DTYPES),
+        ("--kv-cache-dtype", kv_cache_dtype, CACHE_DTYPES),
+    ):
         if value not in known:
             raise UserError(f"{name} {value}: not known; use one of {', '.join(known)}")
     model = local_model(model)
@@ -71,8 +79,10 @@ def open_engine(
         key: value for key, value in (("max_sequences", max_sequences), ("max_context", max_context)) if value
     }
     if engine == "vllm":
-        if speculate or device == "cpu":
-            raise UserError("--engine vllm: n-gram speculation and the CPU are the native engine's only")
+        if speculate or device == "cpu" or kv_cache_dtype != "auto":
+            raise UserError(
+                "--engine vllm: n-gram speculation, the CPU and --kv-cache-dtype are the native engine's only"
+            )
         return _open_vllm(model, dtype, memory, options), name
     from nano3.engine.engine import Engine
 
@@ -83,6 +93,7 @@ def open_engine(
         tokenizer = small_tokenizer(lm.cfg.vocab_size)
         _say(f"{model}: a preset has no training behind it: random weights, and a tokenizer of {tokenizer.vocab_size} "
              "tokens made on the spot")  # fmt: skip
+    options["kv_dtype"] = _cache_dtype(lm, model, kv_cache_dtype)
     native = Engine(lm, tokenizer, memory=memory, speculate=speculate, **options, **(native_options or {}))
     for note in native.sizes.notes:
         _say(note)
@@ -167,6 +178,23 @@ def _load(model: str, dtype: str, device: torch.device) -> LM:
     if is_adapter_folder(model):
         _settle_adapters(lm, model)
     return lm.to_dtype(weights, activations)
+
+
+def _cache_dtype(lm: LM, model: str, name: str) -> torch.dtype | None:
+    """Of keys and values in the engine's pages; for fp8 the model rounds to it from now on.
+
+    Raises:
+        UserError: fp8 without scales.
+    """
+    import torch
+
+    if name != "fp8":
+        return torch.bfloat16 if name == "bfloat16" else None
+    try:
+        lm.use_fp8_cache()
+    except ValueError as error:
+        raise UserError(f"{model}: --kv-cache-dtype fp8: {error}: take a folder of `nano3 quantize`") from None
+    return torch.float8_e4m3fn
 
 
 def _settle_adapters(lm: LM, model: str) -> None:

@@ -77,6 +77,16 @@ MaxContext = Annotated[
         show_default=False,
     ),
 ]
+KvCacheDtype = Annotated[
+    str,
+    typer.Option(
+        "--kv-cache-dtype",
+        help="Keys and values: auto (as the activations), bfloat16, or fp8 with the scales of a quantized folder, in "
+        "which twice as many fit.",
+        metavar="TYPE",
+        show_default=False,
+    ),
+]
 EngineName = Annotated[
     str,
     typer.Option("--engine", help="native, or vllm (the extra of that name).", metavar="NAME", show_default=False),
@@ -106,4 +116,5 @@ def open_from(options: Mapping[str, Any]) -> tuple[GenerationEngine, str]:
         max_sequences=options["max_sequences"],
         max_context=options["max_context"],
         engine=options["engine_name"],
+        kv_cache_dtype=options.get("kv_cache_dtype", "auto"),
     )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from nano3.kernels.scaled import E4M3
 from nano3.model.state.plan import Plan, Round
 
 
@@ -88,10 +90,14 @@ class AttentionPages:
     plan: Plan | None = None
 
     def write(self, keys: Tensor, values: Tensor) -> None:
-        """Store (n_tokens, n_kv_heads, head_dim) at the places of the plan."""
+        """Store (n_tokens, n_kv_heads, head_dim) at the places of the plan; in e4m3 they are multiples of their scale,
+        none beyond 448."""
         assert self.plan is not None
         for pages, new in ((self.keys, keys), (self.values, values)):
-            pages.view(-1, *new.shape[1:]).index_copy_(0, self.plan.kv_positions, new.to(pages.dtype))
+            places, stored = pages.view(-1, *new.shape[1:]), new.to(pages.dtype)
+            if pages.dtype == E4M3:  # PyTorch copies the numbers of few types by index
+                places, stored = places.view(torch.uint8), stored.view(torch.uint8)
+            places.index_copy_(0, self.plan.kv_positions, stored)
 
 
 BlockState = MambaState | AttentionState | MambaSlots | AttentionPages | None

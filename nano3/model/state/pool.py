@@ -10,7 +10,7 @@ import torch
 
 from nano3.config.model import ATTENTION, MAMBA, ModelConfig
 from nano3.kernels.allocator import use_huge_pages
-from nano3.kernels.scaled import FLOATS
+from nano3.kernels.scaled import E4M3, FLOATS
 from nano3.model.state.block import AttentionPages, MambaSlots
 from nano3.model.state.hybrid import HybridState
 from nano3.model.state.plan import Plan
@@ -36,16 +36,19 @@ class StatePool:
             cfg: of the model.
             n_slots, n_pages, page_size: how much.
             dtype: of conv states, best the activations'; scan states are float32 at least.
-            kv_dtype: of keys and values; None: as `dtype`.
+            kv_dtype: of keys and values; None: as `dtype`. float8_e4m3fn: the attention blocks have their scales.
             device: where.
 
         Raises:
             ValueError: a type that holds no keys and values without scales.
         """
         kv_dtype = dtype if kv_dtype is None else kv_dtype
-        if kv_dtype not in FLOATS:
+        if kv_dtype not in FLOATS | {E4M3}:
             name = str(kv_dtype).removeprefix("torch.")
-            raise ValueError(f"pages of {name} need scales, which the pool does not keep; take bfloat16 or float32")
+            raise ValueError(
+                f"pages of {name} need scales, which the pool does not keep; take bfloat16, float32, or float8_e4m3fn "
+                "with a model that has them"
+            )
         self.page_size, self.n_slots, self.n_pages = page_size, n_slots, n_pages
         self.blocks: list[MambaSlots | AttentionPages | None] = []
         for symbol in cfg.pattern:
