@@ -1,7 +1,7 @@
 """nano3: the Nemotron 3 Nano system (arXiv 2512.20848) as one toolkit.
 
 import nano3
-model = nano3.load("runs/pretrain-tiny")          # a run folder, a Hugging Face folder, or a model preset
+model = nano3.load("runs/pretrain-tiny")          # a run folder, a Hugging Face folder, a GGUF file, or a model preset
 logits = model(tokens)                            # (B, T) int64 -> (B, T, V)
 nano3.save(model, "my-model")
 engine = nano3.Engine(model, tokenizer)           # continuous batching: see nano3.engine
@@ -45,7 +45,7 @@ def load(path_or_preset: str | Path, dtype: torch.dtype | None = None, device: s
     """Load a model, ready for inference.
 
     Args:
-        path_or_preset: a run folder, a Hugging Face folder, or the name of a model preset (random weights, seed 0).
+        path_or_preset: a run folder, a Hugging Face folder, a GGUF file, or the name of a model preset (random weights, seed 0).
         dtype: dtype of weights and activations; None takes the stored one (float32 for a preset).
         device: where the weights go.
 

@@ -37,6 +37,7 @@ HARMLESS = {
     "rlhf": ["--help"],
     "merge": ["--help"],
     "quantize": ["--help"],
+    "export": ["--help"],
     "serve": ["--help"],
     "generate": ["--help"],
     "chat": ["--help"],

@@ -17,7 +17,8 @@ from nano3.config.presets import load_model
 from nano3.cores import usable_cores
 
 OURS, SINGLE, CEILINGS = "nano3", "nano3, 1 thread", "ceilings"
-DTYPES = ("float32", "bfloat16")
+GGUF_TYPES = {"float32": "f32", "bfloat16": "bf16"}
+DTYPES = tuple(GGUF_TYPES)
 PARTS = ("generate", "update")
 Say = Callable[[str], None]
 
@@ -183,8 +184,6 @@ def _start(plan: Plan, threads: int, stack: ExitStack) -> dict[str, Worker]:
 
 def _peer_jobs(plan: Plan, temporary: Path) -> Iterator[tuple[str, str, str, str]]:
     """(name, side, model, dtype) of each peer, with nano3's weights written to `temporary` in the peer's own form."""
-    import torch
-
     from nano3.bench.native import open_model
 
     model = open_model(plan.model, plan.pattern)
@@ -199,11 +198,11 @@ def _peer_jobs(plan: Plan, temporary: Path) -> Iterator[tuple[str, str, str, str
     if plan.gguf:
         yield f"llama.cpp {Path(plan.gguf).stem}", "llama.cpp", plan.gguf, "that of the file"
         return
-    from nano3.bench.gguf_file import write_gguf
+    from nano3.model.gguf.write import write_gguf
 
     for dtype in plan.peer_dtypes:
         path = temporary / f"{dtype}.gguf"
-        write_gguf(model, path, getattr(torch, dtype))
+        write_gguf(model, path, GGUF_TYPES[dtype])
         yield f"llama.cpp {dtype}", "llama.cpp", str(path), dtype
 
 

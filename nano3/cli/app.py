@@ -26,6 +26,7 @@ VERBS = {
     "rlhf": "nano3.cli.training.rlhf",
     "quantize": "nano3.cli.quantize.app",
     "merge": "nano3.cli.merge",
+    "export": "nano3.cli.export",
     "serve": "nano3.cli.serve",
     "generate": "nano3.cli.generate",
     "chat": "nano3.cli.chat",

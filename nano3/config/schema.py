@@ -24,7 +24,8 @@ class DataConfig:
     sources_file: str = ""
     """TOML file with a [sources] table, merged over `sources` (the blend file)."""
     tokenizer: str = "train"
-    """`train` (byte-level BPE of model.vocab_size), `mistral` (131072 entries), or a tokenizer.json or folder."""
+    """`train` (byte-level BPE of model.vocab_size), `train:qwen2` (the same with a split that llama.cpp has, for `nano3
+    export --gguf`), `mistral` (131072 entries), or a tokenizer.json or folder."""
     cache_dir: str = ""
     """Where prepared token shards are kept; empty means $XDG_CACHE_HOME/nano3 or ~/.cache/nano3."""
     seq_len: int = 512

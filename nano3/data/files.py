@@ -1,8 +1,7 @@
-"""Where prepared data lives, and a lock for one writer at a time."""
+"""A lock on a folder for one writer at a time."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,11 +17,3 @@ def locked(folder: Path) -> Iterator[None]:
         with suppress(OSError):  # a file system without locks: writes are atomic all the same
             wait_for_lock(file.fileno())
         yield
-
-
-def cache_root(cache_dir: str = "") -> Path:
-    """Folder of prepared data: `cache_dir`, else $XDG_CACHE_HOME/nano3, else ~/.cache/nano3."""
-    if cache_dir:
-        return Path(cache_dir).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "nano3"

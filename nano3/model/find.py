@@ -11,6 +11,7 @@ from pathlib import Path
 from nano3.config.errors import UserError
 from nano3.config.presets import MODELS, PRETRAIN, command_of, preset_names, stage_of
 from nano3.files import in_use
+from nano3.model.hf.layout import INDEX, SINGLE
 from nano3.reading import read_json, read_toml
 
 HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
@@ -23,7 +24,8 @@ CONFIG, CHECKPOINTS = "config.toml", "checkpoints"
 """What a run folder holds from its start, and as soon as it has saved its state."""
 STEP_FOLDER = re.compile(r"step-(?P<step>\d+)(\.old)?")
 """A checkpoint in there; `.old` while another one of the same step takes its place."""
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+GGUF = ".gguf"
+"""What the name of a GGUF file ends with."""
 ADAPTER_CONFIG = "adapter_config.json"
 """What makes a folder one of a LoRA adapter, as PEFT writes it."""
 
@@ -37,6 +39,8 @@ def model_folder(path: str | Path) -> Path:
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path}: no such folder; give a run folder or a Hugging Face folder")
+    if is_gguf_file(path):
+        return _gguf_folder(path)
     if is_adapter_folder(path):
         return model_folder(adapter_base(path))
     for folder in (path / "model", path):
@@ -46,6 +50,18 @@ def model_folder(path: str | Path) -> Path:
         if (run / CONFIG).is_file() or (run / CHECKPOINTS).is_dir():
             raise UserError(_no_model_yet(path, run))
     raise UserError(f"{path}: no config.json here or in model/; give a run folder or a Hugging Face folder")
+
+
+def is_gguf_file(path: str | Path) -> bool:
+    """Whether a model is given as a GGUF file (nano3.model.gguf)."""
+    path = Path(path)
+    return path.suffix.lower() == GGUF and path.is_file()
+
+
+def _gguf_folder(path: str | Path) -> Path:
+    from nano3.model.gguf.folder import folder_of
+
+    return folder_of(Path(path))
 
 
 def is_adapter_folder(path: str | Path) -> bool:
@@ -136,19 +152,22 @@ def model_name(model: str | Path) -> str:
 
 
 def local_model(name: str | Path, *, weights: bool = True) -> str:
-    """`name` itself, or where it is a Hugging Face hub id the folder in the hub's cache, filled where need be.
+    """`name` itself, where it is a Hugging Face hub id the folder in the hub's cache, filled where need be, and for a
+    GGUF file the folder that stands for it.
 
     Only the files that nano3 reads are downloaded. The hub's client knows HF_HOME, HF_TOKEN, HF_ENDPOINT and
     HF_HUB_OFFLINE.
 
     Args:
-        name: a folder, a model preset, or ORG/NAME[@REVISION].
+        name: a folder, a GGUF file, a model preset, or ORG/NAME[@REVISION].
         weights: also the tensors; without them the folder tells the model's sizes.
 
     Raises:
         UserError: the hub has no such model for this account, cannot be reached, or the model is no nemotron_h.
     """
     text = str(name)
+    if is_gguf_file(text):
+        return str(_gguf_folder(text))
     hub_id = HUB_ID.fullmatch(text)
     # What begins with a folder of this place, or that of runs, is a misspelt path.
     first = text.split("/", maxsplit=1)[0]

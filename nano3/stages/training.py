@@ -12,6 +12,7 @@ from typing import TypeVar
 from nano3.config.errors import UserError
 from nano3.config.presets import to_toml
 from nano3.config.schema import PretrainConfig
+from nano3.config.splits import SPLITS
 from nano3.data.progress import progress_bar
 from nano3.data.texts.readings import reading_lines, readings, tokens_of_run
 from nano3.data.tokens.prepare import Prepared, prepare
@@ -159,7 +160,7 @@ def adopt(cfg: Config, source: Path) -> Config:
     """`cfg` with the architecture of the model in `source`, and its tokenizer unless cfg names one."""
     folder = model_folder(source)
     model, data = read_config(folder), cfg.data
-    if data.tokenizer == "train":
+    if data.tokenizer in SPLITS:
         if not (folder / "tokenizer.json").is_file():
             raise UserError(f"{folder} has no tokenizer.json: name its tokenizer with --set data.tokenizer=PATH")
         data = dataclasses.replace(data, tokenizer=str(folder))

@@ -41,9 +41,10 @@ def prepare_command(
     as_json: Json = False,
 ) -> None:
     """Read texts, train or load a tokenizer, and write token shards; a killed run goes on where it stopped."""
+    from nano3.cache import cache_root
     from nano3.cli.options.common import named_as_typed
     from nano3.config.presets import load_pretrain
-    from nano3.data.files import cache_root
+    from nano3.config.splits import SPLITS
     from nano3.data.progress import progress_bar
     from nano3.data.tokens.prepare import prepare, prepare_out
     from nano3.data.tokens.shards import check_out
@@ -56,7 +57,7 @@ def prepare_command(
     data = replace(cfg.data, tokenizer=tokenizer or cfg.data.tokenizer)
     if paths:
         data = replace(data, blend={"text": 100.0}, sources={"text": list(paths)}, sources_file="", whole_documents=[])
-    size = vocab_size or (cfg.model.vocab_size if data.tokenizer == "train" else ANY_SIZE)
+    size = vocab_size or (cfg.model.vocab_size if data.tokenizer in SPLITS else ANY_SIZE)
     names = {"model.vocab_size": "--vocab-size"} if vocab_size else {}
     with named_as_typed(names), progress_bar() as progress:
         if out is None:

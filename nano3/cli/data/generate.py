@@ -134,9 +134,9 @@ def _source(
     url: str,
     model: str,
 ) -> GeneratedTexts:
+    from nano3.cache import cache_root
     from nano3.config.generate import GenerateConfig
     from nano3.config.schema import DataConfig
-    from nano3.data.files import cache_root
     from nano3.data.progress import progress_bar
     from nano3.data.texts.sources import find_inputs
     from nano3.data.tokens.blend import Blend

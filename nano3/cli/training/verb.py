@@ -126,7 +126,8 @@ def _data_as_typed(request: Request) -> dict[str, str]:
 def _check(cfg: Any, run_dir: Path, parts: Parts) -> None:
     """Refuse folders, settings and data that cannot be: nothing here imports torch, for which a wrong input need not
     wait."""
-    from nano3.data.tokens.tokenizer import TRAINED, tokenizer_file
+    from nano3.config.splits import SPLITS, TRAINED
+    from nano3.data.tokens.tokenizer import tokenizer_file
     from nano3.files import check_writable
     from nano3.stages.new_run import TOKENIZER
     from nano3.stages.settings import check_settings
@@ -136,7 +137,7 @@ def _check(cfg: Any, run_dir: Path, parts: Parts) -> None:
     (parts.check_settings or check_settings)(cfg, int(os.environ.get("WORLD_SIZE", "1")))
     parts.check_data(cfg)
     tokenizer = getattr(cfg.data, "tokenizer", TRAINED)  # conversations take the model's own
-    if tokenizer not in ("", TRAINED) and not (run_dir / TOKENIZER).is_dir():  # which a resume goes on with
+    if tokenizer not in ("", *SPLITS) and not (run_dir / TOKENIZER).is_dir():  # which a resume goes on with
         tokenizer_file(tokenizer)
 
 
@@ -154,7 +155,7 @@ def _own_texts(paths: list[str], data: Any) -> list[str]:
 
 
 def _check_texts(cfg: Any) -> None:
-    from nano3.data.files import cache_root
+    from nano3.cache import cache_root
     from nano3.data.texts.sources import check_paths
     from nano3.files import check_writable
 

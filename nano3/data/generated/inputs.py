@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from nano3.cache import cache_root
 from nano3.config.errors import UserError
 from nano3.config.generate import PREFIX, GenerateConfig
 from nano3.config.typed import nearest
-from nano3.data.files import cache_root
 from nano3.data.generated.document_texts import DocumentTexts
 from nano3.data.generated.questions import GeneratedText
 from nano3.data.generated.retrieval import RetrievalTexts
@@ -50,7 +50,7 @@ class GeneratedTexts:
     seed: int
     """the seed that chooses them: none of them is used."""
     cache_dir: str = ""
-    """Where the answers of a question server are kept, see nano3.data.files.cache_root."""
+    """Where the answers of a question server are kept, see nano3.cache.cache_root."""
     cut_ends: bool | None = None
     """Whether the run holds out the end of a document, see nano3.data.texts.passages.PassageIndex.read."""
     tokenizer: Tokenizer | None = None

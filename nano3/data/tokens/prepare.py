@@ -12,9 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from nano3.cache import cache_root
 from nano3.config.errors import UserError
 from nano3.config.schema import DataConfig
-from nano3.data.files import cache_root, locked
+from nano3.config.splits import SPLIT, SPLITS
+from nano3.data.files import locked
 from nano3.data.progress import Progress, silent
 from nano3.data.texts.corpus import Corpus, is_heldout, shuffled, split
 from nano3.data.texts.parts import short_pieces
@@ -150,7 +152,7 @@ def _skip_notes(skipped: Mapping[str, Skipped]) -> list[str]:
 
 def _tokenizer_notes(cfg: DataConfig, sources: Mapping[str, CategorySources], tokenizer: Tokenizer) -> list[str]:
     brought = [path for found in sources.values() for path in found.prepared]
-    if cfg.tokenizer != "train" or not brought:
+    if cfg.tokenizer not in SPLITS or not brought:
         return []
     return [f"no vocabulary is trained: {brought[0]} brings its own, {tokenizer.vocab_size} entries"]
 
@@ -169,7 +171,10 @@ def train_tokenizer(
     progress: Progress = silent,
 ) -> Tokenizer:
     """A vocabulary trained on the documents that are not held out, kept in the cache."""
-    digest = hashlib.blake2b(f"1 {vocab_size} {cfg.seed} {cfg.heldout_fraction}".encode(), digest_size=12)
+    split = SPLITS[cfg.tokenizer]
+    named = "" if split == SPLIT else f" {split}"
+    settings = f"1 {vocab_size} {cfg.seed} {cfg.heldout_fraction}{named}"
+    digest = hashlib.blake2b(settings.encode(), digest_size=12)
     for name, listed in sorted(inputs.items()):
         digest.update(f"\0{name} {blend.shares[name]}".encode())
         for source in listed:
@@ -180,7 +185,7 @@ def train_tokenizer(
     with locked(folder):
         if not (folder / "tokenizer_config.json").is_file():
             texts = _training_texts(inputs, blend, cfg, progress)
-            Tokenizer.train(texts, vocab_size).save(folder)
+            Tokenizer.train(texts, vocab_size, split).save(folder)
     return Tokenizer.load(folder)
 
 
@@ -222,7 +227,7 @@ def _choose_tokenizer(
 ) -> Tokenizer:
     """The configured tokenizer; prepared folders bring theirs, and all of them must be the same."""
     brought = {path: Tokenizer.load(path / "tokenizer") for found in sources.values() for path in found.prepared}
-    if cfg.tokenizer != "train":
+    if cfg.tokenizer not in SPLITS:
         tokenizer = Tokenizer.load(cfg.tokenizer)
     elif brought:
         tokenizer = next(iter(brought.values()))
@@ -231,7 +236,7 @@ def _choose_tokenizer(
     wanted = tokenizer.fingerprint()
     for path, other in brought.items():
         if other.fingerprint() != wanted:
-            chosen = next(iter(brought)) if cfg.tokenizer == "train" else cfg.tokenizer
+            chosen = next(iter(brought)) if cfg.tokenizer in SPLITS else cfg.tokenizer
             raise UserError(f"{path} was prepared with another tokenizer than {chosen}: prepare it again with that one")
     return tokenizer
 

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nano3.data.files import cache_root
+from nano3.cache import cache_root
 from nano3.data.tokens.vocabulary import CHAT_TOKENS, THINK_TOKENS, byte_level_split
 from nano3.files import write_atomic
 from nano3.installation import install_command

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nano3.config.errors import UserError
+from nano3.config.splits import SPLIT
 from nano3.data.chat.template import default_text
 from nano3.data.tokens.tekken import mistral_file
 from nano3.data.tokens.vocabulary import CHAT_TOKENS, THINK_TOKENS, byte_level_split
@@ -21,13 +22,8 @@ from nano3.reading import read_json, read_text
 if TYPE_CHECKING:
     import tokenizers
 
-TRAINED = "train"
-"""data.tokenizer that stands for a vocabulary trained on the text of the run."""
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 
-# A line break takes the punctuation before it and the indentation after it: 7 % more bytes a token on Python
-# source than the usual split. Digits stand alone.
-SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+(?:[\r\n]+[ \t]*)?|\s*[\r\n]+[ \t]*|\s+(?!\S)|\s+"
 SMALLEST_VOCABULARY = 3 + len(CHAT_TOKENS) + len(THINK_TOKENS) + 256
 EOS_NAMES = (EOS, "<|endoftext|>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[EOS]")
 BOS_NAMES = (BOS, "<|begin_of_text|>", "<bos>", "[BOS]")
@@ -71,10 +67,11 @@ class Tokenizer:
     """Contents of chat_template.jinja, kept likewise; empty: `save` writes the project's own beside chat tokens."""
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    def train(cls, texts: Iterable[str], vocab_size: int, split: str = SPLIT) -> Tokenizer:
         """Train byte-level BPE; the result depends on the texts alone, not on threads or their order of arrival.
 
-        A text too short for `vocab_size` entries gives a smaller vocabulary.
+        A text too short for `vocab_size` entries gives a smaller vocabulary. `split`: regular expression that cuts text
+        into the pieces within which bytes are merged.
 
         Raises:
             ValueError: `vocab_size` has no room for all bytes and the special tokens.
@@ -85,7 +82,7 @@ class Tokenizer:
             raise UserError(
                 f"vocabulary of {vocab_size} is too small: the least is {SMALLEST_VOCABULARY} (model.vocab_size)"
             )
-        inner = _empty_bpe()
+        inner = _empty_bpe(split)
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
             special_tokens=[
@@ -234,12 +231,12 @@ def _told_of_surrogates(texts: Iterable[str]) -> Iterator[None]:
         raise UserError(f"half a surrogate pair ({code}) in a text is no character; remove it") from error
 
 
-def _empty_bpe() -> tokenizers.Tokenizer:
+def _empty_bpe(split: str) -> tokenizers.Tokenizer:
     import tokenizers
     from tokenizers import Regex, decoders, models, pre_tokenizers
 
     inner = tokenizers.Tokenizer(models.BPE())
-    inner.pre_tokenizer = byte_level_split(pre_tokenizers, Regex(SPLIT))
+    inner.pre_tokenizer = byte_level_split(pre_tokenizers, Regex(split))
     inner.decoder = decoders.ByteLevel()
     return inner
 

@@ -8,16 +8,20 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from nano3.config.errors import UserError
-from nano3.model.find import INDEX, SINGLE
+from nano3.model.hf.layout import GGUF_LINK, INDEX, SINGLE
 from nano3.reading import is_lfs_pointer, read_json
 
 
 def open_weights(file: Path) -> Any:
-    """The handle of a safetensors file.
+    """The handle of a safetensors file, or of the GGUF file that a folder stands for.
 
     Raises:
         UserError: it cannot be read, with the reason and what to do.
     """
+    if file.name == GGUF_LINK:
+        from nano3.model.gguf.read import GgufFile
+
+        return GgufFile(Path(read_json(file)["file"]))
     try:
         with file.open("rb") as stream:
             begin = stream.read(200)
@@ -46,6 +50,8 @@ def locate(folder: Path) -> dict[str, str]:
             if not isinstance(file, str) or not file or not file.isprintable() or Path(file).name != file:
                 raise UserError(f"{folder / INDEX}: weight_map has {file!r} for {name}: it must be a file's name")
         return files
+    if (folder / GGUF_LINK).is_file():
+        return dict.fromkeys(open_weights(folder / GGUF_LINK).keys(), GGUF_LINK)
     if not (folder / SINGLE).is_file():
         raise UserError(f"{folder}: neither {SINGLE} nor {INDEX}; nano3 reads weights from safetensors only")
     return dict.fromkeys(open_weights(folder / SINGLE).keys(), SINGLE)

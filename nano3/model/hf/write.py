@@ -24,9 +24,9 @@ from nano3.config.errors import UserError
 from nano3.config.model import ModelConfig
 from nano3.files import atomic_folder, usual_mode
 from nano3.kernels.scaled import FLOATS
-from nano3.model.find import INDEX, SINGLE
 from nano3.model.hf.config import STAGE_KEY, to_hf
 from nano3.model.hf.integers import stored_names, stored_tensors
+from nano3.model.hf.layout import INDEX, SINGLE
 from nano3.model.hf.module_quantization import quantization_keys
 from nano3.model.hf.names import is_stacked, named_tensors, published_name
 from nano3.model.hf.quantization import FILE as QUANTIZATION

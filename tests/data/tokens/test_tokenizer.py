@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 
 from nano3.config.errors import UserError
 from nano3.config.schema import DataConfig
+from nano3.config.splits import SPLITS, TRAINED_FOR_LLAMA_CPP
 from nano3.data.tokens.prepare import prepare
 from nano3.data.tokens.shards import ShardFolder
 from nano3.data.tokens.tokenizer import SMALLEST_VOCABULARY, Tokenizer
@@ -141,3 +142,22 @@ def test_tokens_that_are_added_later_count(tokenizer):
     before = other.vocab_size
     other.inner.add_tokens(["<|one|>", "<|two|>"])
     assert other.vocab_size == before + 2
+
+
+def test_a_vocabulary_for_llama_cpp_cuts_as_llama_cpp_does():
+    text = "don't x = 12;\n    y\n" * 20
+    cut = Tokenizer.train([text], 300, SPLITS[TRAINED_FOR_LLAMA_CPP]).inner.pre_tokenizer
+    assert [text[a:b] for _, (a, b) in cut.pre_tokenize_str("don't x = 12;\n    y")] == [
+        "don", "'t", " x", " =", " ", "1", "2", ";\n", "   ", " y",
+    ]  # fmt: skip
+
+
+def test_data_tokenizer_chooses_the_split(tmp_path):
+    (tmp_path / "a.txt").write_text("don't x = 12;\n    y\n" * 200)
+    found = {}
+    for name in SPLITS:
+        cfg = DataConfig(blend={"text": 100.0}, sources={"text": [str(tmp_path / "a.txt")]}, seq_len=16,
+                         tokenizer=name, cache_dir=str(tmp_path / "cache"), heldout_fraction=0.0)  # fmt: skip
+        found[name] = json.loads(prepare(cfg, 300).tokenizer.inner.to_str())["pre_tokenizer"]
+    patterns = {name: pre["pretokenizers"][0]["pattern"]["Regex"] for name, pre in found.items()}
+    assert patterns == SPLITS

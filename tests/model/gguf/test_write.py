@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from nano3.bench.gguf_file import write_gguf
 from nano3.config.errors import UserError
 from nano3.config.presets import load_model
+from nano3.model.gguf.write import write_gguf
 from nano3.model.lm import LM
 
 CFG = dataclasses.replace(load_model("tiny"), pattern="ME*", vocab_size=64)
@@ -26,9 +26,9 @@ def read(path):
     return reader, {tensor.name: tensor for tensor in reader.tensors}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_every_parameter_is_in_the_file_once(model, tmp_path, dtype):
-    write_gguf(model, tmp_path / "m.gguf", dtype)
+@pytest.mark.parametrize(("kind", "dtype"), [("f32", torch.float32), ("bf16", torch.bfloat16)])
+def test_every_parameter_is_in_the_file_once(model, tmp_path, kind, dtype):
+    write_gguf(model, tmp_path / "m.gguf", kind)
     _, tensors = read(tmp_path / "m.gguf")
     assert sum(int(tensor.n_elements) for tensor in tensors.values()) == sum(
         t.numel() for t in (*model.parameters(), *model.buffers())
@@ -41,7 +41,7 @@ def test_every_parameter_is_in_the_file_once(model, tmp_path, dtype):
 
 
 def test_decays_are_stored_as_llama_cpp_wants_them(model, tmp_path):
-    write_gguf(model, tmp_path / "m.gguf", torch.bfloat16)
+    write_gguf(model, tmp_path / "m.gguf", "bf16")
     _, tensors = read(tmp_path / "m.gguf")
     expected = -torch.exp(model.blocks[0].mixer.A_log.detach())
     torch.testing.assert_close(torch.from_numpy(tensors["blk.0.ssm_a"].data.copy()).flatten(), expected)
@@ -49,7 +49,7 @@ def test_decays_are_stored_as_llama_cpp_wants_them(model, tmp_path):
 
 
 def test_blocks_are_told_apart_by_their_sizes(model, tmp_path):
-    write_gguf(model, tmp_path / "m.gguf", torch.float32)
+    write_gguf(model, tmp_path / "m.gguf", "f32")
     reader, _ = read(tmp_path / "m.gguf")
     field = lambda name: reader.fields[f"nemotron_h_moe.{name}"].contents()  # noqa: E731
     assert field("attention.head_count_kv") == [0, 0, CFG.n_kv_heads]
@@ -63,7 +63,7 @@ def test_blocks_are_told_apart_by_their_sizes(model, tmp_path):
 )
 def test_models_without_experts_are_of_the_dense_architecture(tmp_path, pattern, kv_heads, widths):
     model = LM(dataclasses.replace(CFG, pattern=pattern, d_ff=48)).init_weights(0)
-    write_gguf(model, tmp_path / "m.gguf", torch.float32)
+    write_gguf(model, tmp_path / "m.gguf", "f32")
     reader, tensors = read(tmp_path / "m.gguf")
     fields = {name: field.contents() for name, field in reader.fields.items()}
     assert fields["general.architecture"] == "nemotron_h"
@@ -80,6 +80,6 @@ def test_models_without_experts_are_of_the_dense_architecture(tmp_path, pattern,
 @pytest.mark.parametrize(("pattern", "d_shared"), [("ME-", 32), ("ME", 0)])
 def test_what_llama_cpp_cannot_run_is_said(tmp_path, pattern, d_shared):
     cfg = dataclasses.replace(CFG, pattern=pattern, d_ff=32, d_shared=d_shared)
-    with pytest.raises(UserError, match=rf"llama\.cpp: it cannot run blocks {pattern}"):
-        write_gguf(LM(cfg), tmp_path / "m.gguf", torch.float32)
+    with pytest.raises(UserError, match=rf"llama\.cpp cannot run blocks {pattern}"):
+        write_gguf(LM(cfg), tmp_path / "m.gguf", "f32")
     assert not (tmp_path / "m.gguf").exists()
