@@ -45,7 +45,8 @@ def load(path_or_preset: str | Path, dtype: torch.dtype | None = None, device: s
     """Load a model, ready for inference.
 
     Args:
-        path_or_preset: a run folder, a Hugging Face folder, a GGUF file, or the name of a model preset (random weights, seed 0).
+        path_or_preset: a run folder, a Hugging Face folder, a GGUF file, or the name of a model preset
+            (random weights, seed 0).
         dtype: dtype of weights and activations; None takes the stored one (float32 for a preset).
         device: where the weights go.
 

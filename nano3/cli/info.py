@@ -32,7 +32,8 @@ def info(
     model: Annotated[
         str | None,
         typer.Option(
-            help="A model preset, a TOML file, a run or Hugging Face folder, a GGUF file or a hub id (ORG/NAME\\[@REVISION]).",
+            help="A model preset, a TOML file, a run or Hugging Face folder, a GGUF file or a hub id "
+            "(ORG/NAME\\[@REVISION]).",
             metavar="PRESET|PATH",
             autocompletion=complete_model,
             show_default=False,

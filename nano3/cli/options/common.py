@@ -138,7 +138,8 @@ FromPath = Annotated[
     str | None,
     typer.Option(
         "--from",
-        help="Start from these weights: a run folder, a Hugging Face folder, a GGUF file, or ORG/NAME\\[@REVISION] of its hub.",
+        help="Start from these weights: a run folder, a Hugging Face folder, a GGUF file, or ORG/NAME\\[@REVISION] of "
+        "the Hugging Face hub.",
         metavar="PATH",
         show_default=False,
     ),
