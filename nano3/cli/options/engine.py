@@ -35,7 +35,7 @@ def parse_bytes(text: str | None) -> int | None:
 
 
 MODEL_HELP = (
-    "A run folder, a Hugging Face folder, a GGUF file, ORG/NAME\\[@REVISION] of the Hugging Face hub, or a model preset "
+    "A run or Hugging Face folder, a GGUF file, ORG/NAME\\[@REVISION] of the Hugging Face hub, or a model preset "
     "(random weights). Default: NANO3_MODEL, or the newest finished run in runs/."
 )
 Model = Annotated[
