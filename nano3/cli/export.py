@@ -53,7 +53,7 @@ def export(
       nano3 generate --model model.gguf --prompt "def main"
     """
     from nano3.cli.options.model_choice import choose_model
-    from nano3.stages.export import main
+    from nano3.stages.exporting.gguf import main
 
     model = choose_model(source, "--from")
     written = main(model, file, gguf)

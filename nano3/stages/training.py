@@ -12,7 +12,6 @@ from typing import TypeVar
 from nano3.config.errors import UserError
 from nano3.config.presets import to_toml
 from nano3.config.schema import PretrainConfig
-from nano3.config.splits import SPLITS
 from nano3.data.progress import progress_bar
 from nano3.data.texts.readings import reading_lines, readings, tokens_of_run
 from nano3.data.tokens.prepare import Prepared, prepare
@@ -25,6 +24,7 @@ from nano3.installation import which_kernels, which_nano3
 from nano3.model.find import model_folder
 from nano3.model.hf.config import PRETRAINED, read_stage
 from nano3.model.hf.folder import fill, read_config
+from nano3.splits import SPLITS
 from nano3.stages.finished import finished_result, keep_result
 from nano3.stages.new_run import TOKENIZER
 from nano3.stages.outcome import TrainingResult, compressors, opening_of, write_samples

@@ -11,11 +11,11 @@ import torch
 import nano3
 from nano3.cli.app import main
 from nano3.config.lora import LoraConfig
-from nano3.config.splits import LLAMA_CPP_SPLIT
 from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.model.lm import LM
 from nano3.model.lora.apply import adapted, apply_lora
 from nano3.model.lora.folder import save_adapter
+from nano3.splits import LLAMA_CPP_SPLIT
 from tests.cli.conftest import TEXT
 
 

@@ -44,11 +44,11 @@ def prepare_command(
     from nano3.cache import cache_root
     from nano3.cli.options.common import named_as_typed
     from nano3.config.presets import load_pretrain
-    from nano3.config.splits import SPLITS
     from nano3.data.progress import progress_bar
     from nano3.data.tokens.prepare import prepare, prepare_out
     from nano3.data.tokens.shards import check_out
     from nano3.files import check_writable
+    from nano3.splits import SPLITS
 
     cfg = load_pretrain(preset, overrides or [])
     if out is not None:

@@ -126,9 +126,9 @@ def _data_as_typed(request: Request) -> dict[str, str]:
 def _check(cfg: Any, run_dir: Path, parts: Parts) -> None:
     """Refuse folders, settings and data that cannot be: nothing here imports torch, for which a wrong input need not
     wait."""
-    from nano3.config.splits import SPLITS, TRAINED
     from nano3.data.tokens.tokenizer import tokenizer_file
     from nano3.files import check_writable
+    from nano3.splits import SPLITS, TRAINED
     from nano3.stages.new_run import TOKENIZER
     from nano3.stages.settings import check_settings
 

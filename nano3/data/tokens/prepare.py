@@ -15,7 +15,6 @@ import numpy as np
 from nano3.cache import cache_root
 from nano3.config.errors import UserError
 from nano3.config.schema import DataConfig
-from nano3.config.splits import SPLIT, SPLITS
 from nano3.data.files import locked
 from nano3.data.progress import Progress, silent
 from nano3.data.texts.corpus import Corpus, is_heldout, shuffled, split
@@ -29,6 +28,7 @@ from nano3.data.tokens.shards import ShardFolder
 from nano3.data.tokens.source import HeldoutSource, TokenSource
 from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.files import write_atomic
+from nano3.splits import SPLIT, SPLITS
 
 TRAINING_BYTES = 1 << 26
 """Text that a new vocabulary is trained on, divided among the categories by their shares."""

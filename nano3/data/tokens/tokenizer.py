@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nano3.config.errors import UserError
-from nano3.config.splits import SPLIT
 from nano3.data.chat.template import default_text
 from nano3.data.tokens.tekken import mistral_file
 from nano3.data.tokens.vocabulary import CHAT_TOKENS, THINK_TOKENS, byte_level_split
 from nano3.files import write_atomic
 from nano3.reading import read_json, read_text
+from nano3.splits import SPLIT
 
 if TYPE_CHECKING:
     import tokenizers

@@ -13,10 +13,10 @@ from transformers import AutoTokenizer
 
 from nano3.config.errors import UserError
 from nano3.config.schema import DataConfig
-from nano3.config.splits import SPLITS, TRAINED_FOR_LLAMA_CPP
 from nano3.data.tokens.prepare import prepare
 from nano3.data.tokens.shards import ShardFolder
 from nano3.data.tokens.tokenizer import SMALLEST_VOCABULARY, Tokenizer
+from nano3.splits import SPLITS, TRAINED_FOR_LLAMA_CPP
 
 SAMPLES = ["def f(x):\n    return x\n", "  tabs\t\tand \r\n\r\n breaks", "1234567 naïve 日本語 🙂", " ", "a" * 500]
 

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 import nano3
 from nano3.config.errors import UserError
 from nano3.config.presets import load_model
-from nano3.config.splits import LLAMA_CPP_SPLIT
 from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.model.find import local_model, model_folder
 from nano3.model.gguf.splits import SPLITS
 from nano3.model.gguf.write import write_gguf
 from nano3.model.hf.folder import named_tensors
 from nano3.model.lm import LM
-from nano3.stages.export import main, vocabulary_of
+from nano3.splits import LLAMA_CPP_SPLIT
+from nano3.stages.exporting.gguf import main, vocabulary_of
 
 CFG = dataclasses.replace(load_model("tiny"), pattern="ME*", vocab_size=320, d_model=64, d_shared=64, n_experts=4)
 TEXT = "def main(argv):\n    return 0\n\nIt doesn't count to 1234567890 in café, naïve.\n" * 4
