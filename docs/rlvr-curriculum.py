@@ -31,7 +31,7 @@ from nano3.report import BLUE, GREEN, INK, MUTED, ORANGE, read_lines
 from nano3.rl.training.domains import open_domains
 from nano3.rl.training.engines import open_engine, rollout_worker
 from nano3.stages import rlvr
-from nano3.stages.policy.scores import Rewards, ask_heldout
+from nano3.stages.policy.scores import Means, ask_heldout
 from nano3.train.tracking.chart_style import dress, figure, smooth
 from nano3.train.world import World
 
@@ -74,7 +74,7 @@ def train(asked: argparse.Namespace, start: Path) -> Runs:
     return done
 
 
-def heldout(asked: argparse.Namespace, folder: Path, seed: int, out: Path) -> Rewards:
+def heldout(asked: argparse.Namespace, folder: Path, seed: int, out: Path) -> Means:
     """Mean reward of each held-out task of all environments, kept in `out`."""
     if not out.is_file():
         folder = model_folder(folder)
@@ -95,12 +95,12 @@ def cell(pairs: list[tuple[float, float]]) -> str:
     return f"{mean:.3f} ({np.mean(differences):+.3f}, {low:+.3f} to {high:+.3f})"
 
 
-def paired(first: dict[Any, Rewards], other: dict[Any, Rewards], name: str) -> list[tuple[float, float]]:
-    """Rewards of the same tasks on two sides, over all seeds."""
+def paired(first: dict[Any, Means], other: dict[Any, Means], name: str) -> list[tuple[float, float]]:
+    """Means of the same tasks on two sides, over all seeds."""
     return [(first[seed][name][task], reward) for seed in other for task, reward in other[seed][name].items()]
 
 
-def tables(lines: dict[tuple[str, int], list[dict]], scores: dict[str, dict[int, Rewards]]) -> None:
+def tables(lines: dict[tuple[str, int], list[dict]], scores: dict[str, dict[int, Means]]) -> None:
     """Print what the steps and the held-out tasks say, in Markdown."""
     print("\n| arm, seed | groups without variance | profiled pass rate of the drawn tasks | their target | reward |")
     print("|---|---|---|---|---|")
@@ -170,7 +170,7 @@ def main() -> None:
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
     runs = train(asked, Path(asked.model))
-    scores: dict[str, dict[int, Rewards]] = {arm: {} for arm in ("before", *COLORS)}
+    scores: dict[str, dict[int, Means]] = {arm: {} for arm in ("before", *COLORS)}
     for seed in asked.seeds:
         scores["before"][seed] = heldout(asked, Path(asked.model), seed, asked.out / f"before-{seed}.json")
         for arm in COLORS:

@@ -125,7 +125,7 @@ def _begin(run: PolicyRun[RlvrConfig]) -> Profile | None:
             run.say(verdict.line())
     run.steps.begin(profile)
     if cfg.heldout.tasks and run.world.from_main(read_before(run_dir)) is None:
-        before = ask_heldout(run)
+        before = ask_heldout(cfg, run.domains, run.sampling.worker, run.world)
         if run.world.is_main:
             write_heldout(run_dir, before, samples=cfg.heldout.samples)
     return profile
@@ -150,7 +150,7 @@ def _scores_after(run: PolicyRun[RlvrConfig]) -> list[Score]:
     if not run.cfg.heldout.tasks or before is None:
         return []
     run.sampling.sync.sync()
-    after = ask_heldout(run)
+    after = ask_heldout(run.cfg, run.domains, run.sampling.worker, run.world)
     scores = compare(before, after)
     if run.world.is_main:
         write_heldout(run.run_dir, before, after, scores, samples=run.cfg.heldout.samples)

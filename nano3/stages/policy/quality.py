@@ -72,7 +72,8 @@ class HeldoutQuality:
         return scores
 
     def _ask(self) -> dict[str, Means]:
-        groups = draw_heldout(self.run)
+        run = self.run
+        groups = draw_heldout(run.cfg, run.domains, run.sampling.worker, run.world)
         stopped: list[str] = []
 
         def judge() -> None:
@@ -81,21 +82,21 @@ class HeldoutQuality:
             except JudgeStoppedError as error:
                 stopped.append(str(error))
 
-        self.run.world.agree(attempt(judge))
-        if reasons := [reason for part in self.run.world.gather(stopped) for reason in part]:
+        run.world.agree(attempt(judge))
+        if reasons := [reason for part in run.world.gather(stopped) for reason in part]:
             raise JudgeStoppedError(reasons[0])
-        tell_faults(self.run, groups)
+        tell_faults(groups, run.world)
         good = [group for group in groups if not group.fault]
         found = {name: self._means(good, part) for name, part in MEASURES.items()}
         cut = [(g.environment, g.task.id, sum(s.truncated for s in g.samples) / len(g.samples)) for g in good]
-        return found | {CUT: gather(self.run, cut)}
+        return found | {CUT: gather(run.domains, run.world, cut)}
 
     def _means(self, groups: list[Group], part: str) -> Means:
         rows = []
         for group in groups:
             values = [sample.reward.parts[part] for sample in group.samples if sample.reward is not None]
             rows.append((group.environment, group.task.id, sum(values) / len(values)))
-        return gather(self.run, rows)
+        return gather(self.run.domains, self.run.world, rows)
 
 
 def _compare(before: Means, after: Means, measure: str) -> list[Score]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,16 @@ import numpy as np
 
 from nano3.config.errors import UserError
 from nano3.config.policy import HeldoutTasksConfig
+from nano3.config.rlhf import AnyPolicyConfig
 from nano3.eval.intervals import bootstrap_means, middle95
 from nano3.files import write_atomic
 from nano3.reading import read_json
+from nano3.rl.rollout import RolloutWorker
 from nano3.rl.samples import Group, faults
+from nano3.rl.training.domains import Domain
 from nano3.rl.training.profile import chunk_size
-from nano3.stages.policy.run import PolicyRun
-from nano3.train.world import attempt
+from nano3.stages.run_folder import say
+from nano3.train.world import World, attempt
 
 FILE = "heldout.json"
 STEP = -1_000_000
@@ -52,20 +55,24 @@ class Score:
         return "rose" if self.low > 0 else "fell" if self.high < 0 else "no clear change"
 
 
-def ask_heldout(run: PolicyRun[Any]) -> Means:
+def ask_heldout(cfg: AnyPolicyConfig, domains: Mapping[str, Domain], worker: RolloutWorker, world: World) -> Means:
     """Mean reward of each held-out task, on the main rank; groups with a fault are left out. Every rank must call."""
-    groups = draw_heldout(run)
-    tell_faults(run, groups)
-    return gather(run, [(g.environment, g.task.id, sum(g.rewards) / len(g.samples)) for g in groups if not g.fault])
+    groups = draw_heldout(cfg, domains, worker, world)
+    tell_faults(groups, world)
+    return gather(
+        domains, world, [(g.environment, g.task.id, sum(g.rewards) / len(g.samples)) for g in groups if not g.fault]
+    )
 
 
-def draw_heldout(run: PolicyRun[Any]) -> list[Group]:
+def draw_heldout(
+    cfg: AnyPolicyConfig, domains: Mapping[str, Domain], worker: RolloutWorker, world: World
+) -> list[Group]:
     """This rank's share of the groups of held-out tasks. Every rank must call."""
-    cfg, world = run.cfg, run.world
-    asked = [(each.heldout_environment, task) for each in run.domains.values() for task in each.heldout]
-    run.say(f"asking {len(asked):,} held-out tasks")
+    asked = [(each.heldout_environment, task) for each in domains.values() for task in each.heldout]
+    if world.is_main:
+        say(f"asking {len(asked):,} held-out tasks")
     mine = range(world.data.rank, len(asked), world.data.size)
-    sampler = run.sampling.worker.with_group(cfg.heldout.samples)
+    sampler = worker.with_group(cfg.heldout.samples)
     groups: list[Group] = []
     size = chunk_size(cfg, cfg.heldout.samples)
 
@@ -78,17 +85,17 @@ def draw_heldout(run: PolicyRun[Any]) -> list[Group]:
     return groups
 
 
-def tell_faults(run: PolicyRun[Any], groups: Sequence[Group]) -> None:
+def tell_faults(groups: Sequence[Group], world: World) -> None:
     """Say how many held-out tasks have no reward, by kind of fault. Every rank must call."""
-    dropped = sum(run.world.to_main(faults(groups)), Counter[str]())
+    dropped = sum(world.to_main(faults(groups)), Counter[str]())
     for kind, n in dropped.items():
-        run.say(f"{n:,} held-out tasks have no reward: {kind}")
+        say(f"{n:,} held-out tasks have no reward: {kind}")
 
 
-def gather(run: PolicyRun[Any], own: Sequence[tuple[str, str, float]]) -> Means:
+def gather(domains: Mapping[str, Domain], world: World, own: Sequence[tuple[str, str, float]]) -> Means:
     """All ranks' values on the main rank; `own`: (environment, task, value) of each of this one's. Every rank calls."""
-    found: Means = {name: {} for name, domain in run.domains.items() if domain.heldout}
-    for part in run.world.to_main(list(own)):
+    found: Means = {name: {} for name, domain in domains.items() if domain.heldout}
+    for part in world.to_main(list(own)):
         for name, task, value in part:
             found[name][task] = value
     return found
