@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nano3.cli.bench import compare as bench_compare
 from nano3.cli.bench import compute as bench_compute
 from nano3.cli.options.common import HELP, Json
 from nano3.files import check_free, check_writable
@@ -69,6 +70,7 @@ app.command()(bench_compute.train)
 app.command()(bench_compute.prefill)
 app.command()(bench_compute.decode)
 app.command()(bench_compute.rl)
+app.command()(bench_compare.compare)
 
 
 @app.command()
