@@ -8,6 +8,7 @@ memory (`model.`, the experts of a block in one tensor).
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,21 @@ def load(path: str | Path, dtype: torch.dtype | None = None, device: torch.devic
         allocate(model, dtype, device)
         _copy(checkpoint, wanted, model)
     model.compute_dtype, model.stage = dtype, read_stage(folder)
+    _tell_missing_scales(model, folder)
     return model.eval()
+
+
+def _tell_missing_scales(model: LM, folder: Path) -> None:
+    """A line where the folder promises a quantized cache and lacks scales for one."""
+    cached = model.cfg.quantization is not None and model.cfg.quantization.kv_cache
+    missing = []
+    for i, block in enumerate(model.blocks):
+        if isinstance(mixer := block.mixer, Attention):
+            held = {*mixer.k_proj._buffers, *mixer.v_proj._buffers}
+            missing += [] if {"k_scale", "v_scale"} <= held else [i]
+    if cached and missing:
+        which = f"block{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}"
+        print(f"note: {folder}: no scales of keys and values in {which}: an FP8 cache cannot be used", file=sys.stderr)
 
 
 def stored_dtype(path: str | Path) -> torch.dtype:

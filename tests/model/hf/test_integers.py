@@ -163,8 +163,8 @@ def test_scales_in_bfloat16_are_read(folder):
     ("changes", "message"),
     [
         (
-            {"format": "float-quantized"},
-            "is compressed-tensors float-quantized; nano3 reads int-quantized, pack-quanti",
+            {"format": "marlin-24"},
+            "is compressed-tensors marlin-24; nano3 reads int-quantized, pack-quanti",
         ),
         (
             {"weights": {"group_size": 128}},

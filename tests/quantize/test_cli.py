@@ -1,0 +1,89 @@
+"""`nano3 quantize` and `nano3 quantize inspect` as a user types them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from nano3.cli.app import app, main
+from nano3.data.tokens.tokenizer import Tokenizer
+from nano3.model.hf.folder import load, save
+from nano3.model.lm import LM
+
+CHATS = [{"messages": [{"role": "user", "content": f"Add {i} and {i + 1}."},
+                       {"role": "assistant", "content": f"That is {2 * i + 1}."}]} for i in range(30)]  # fmt: skip
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch, small_config) -> Path:
+    """A folder with a model, its tokenizer and conversations."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NANO3_MODEL", raising=False)
+    tokenizer = Tokenizer.train(["Add and that is user assistant"], 300)
+    model = LM(replace(small_config, vocab_size=tokenizer.vocab_size)).init_weights(1).eval()
+    save(model, tmp_path / "mine", extra=tokenizer.save)
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in CHATS))
+    return tmp_path
+
+
+def run(*arguments: str):
+    result = CliRunner().invoke(app, ["quantize", *arguments])
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def test_a_model_becomes_a_folder_that_is_read_and_inspected(place):
+    facts = json.loads(run("--from", "mine", "--calibrate", "chats.jsonl", "--samples", "20", "--json").stdout)
+    assert facts["out"] == "runs/mine-fp8"
+    assert facts["bytes"] < facts["bytes_bf16"] < facts["bytes_stored"]
+    assert load(facts["out"]).cfg.quantization.algorithm == "FP8"
+    tensors = json.loads(run("inspect", facts["out"], "--reference", "mine", "--json").stdout)
+    fp8 = [tensor for tensor in tensors if tensor["dtype"] == "float8_e4m3fn"]
+    assert {tensor["name"].removesuffix(".weight") for tensor in fp8} == set(facts["modules"])
+    assert all(0.005 < tensor["error"] < 0.05 and tensor["largest"] == pytest.approx(1) for tensor in fp8)
+    assert run("inspect", facts["out"]).stdout.endswith(f"{len(fp8)} FP8 tensors; {len(tensors) - len(fp8) - 2} others "
+                                                        "are not shown (--all)\n")  # fmt: skip
+    again = run("--from", "mine", "--calibrate", "chats.jsonl", "--samples", "20")
+    assert "runs/mine-fp8-2" in again.output
+
+
+def test_a_dry_run_tells_bytes_and_writes_nothing(place):
+    plan = json.loads(run("--from", "mine", "--dry-run", "--json").stdout)
+    assert sorted(path.name for path in place.iterdir()) == ["chats.jsonl", "mine"]
+    facts = json.loads(run("--from", "mine", "--calibrate", "chats.jsonl", "--samples", "5", "--json").stdout)
+    assert plan["bytes"] == facts["bytes"]
+    assert plan["modules"] == facts["modules"]
+    assert "FP8 modules" in run("--from", "mine", "--dry-run").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--from", "nowhere"], "nowhere: no such folder"),
+        (["--from", "mine", "--policy", "half"], "--policy half: no such policy"),
+        (["--from", "mine", "--calibrate", "none.jsonl"], "none.jsonl"),
+        (["--from", "mine", "--samples", "0"], "is not a whole number of at least 1"),
+        (["--from", "mine", "--calibrate", "chats.jsonl", "--out", "mine"], "is the model itself"),
+        (["inspect", "mine", "--reference", "nowhere"], "nowhere: no such folder"),
+    ],
+)
+def test_what_is_wrong_is_one_line(place, capsys, arguments, message):
+    with pytest.raises(SystemExit) as end:
+        main(["quantize", *arguments])
+    assert end.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert message in line
+
+
+def test_what_is_quantized_is_not_quantized_again_and_not_trained(place, capsys):
+    run("--from", "mine", "--calibrate", "chats.jsonl", "--samples", "5", "--out", "fp8")
+    for arguments in (["quantize", "--from", "fp8"], ["sft", "--from", "fp8", "--data", "chats.jsonl"]):
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        assert end.value.code == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert "quantized" in error
