@@ -51,6 +51,7 @@ from nano3.stages.settings import check_policy_settings, check_settings
 from nano3.stages.sft_rows import on_main
 from nano3.stages.sft_tokenizer import find_tokenizer
 from nano3.stages.start import check_weights
+from nano3.train.checkpoint.checkpointer import CheckpointError
 from nano3.train.checkpoint.run_identity import differences
 from nano3.train.tracking.progress import Progress
 from nano3.train.world import World
@@ -198,7 +199,11 @@ def _warm_start(
     folder = run_dir / WARM_START
     begun = _begun(folder, world)
     settings = cfg.sft(training_file(run_dir))
-    result = sft.main(settings, folder, None if begun else source, begun, progress).summary()
+    try:
+        result = sft.main(settings, folder, None if begun else source, begun, progress).summary()
+    except CheckpointError as error:
+        told = str(error).replace("--set ", "--set warm_start.")
+        raise UserError(f"warm_start: {told}") from error
     if not result["interrupted"]:
         on_main(world, lambda: write_atomic(run_dir / SUMMARY, json.dumps(result, indent=1) + "\n"))
     return result

@@ -191,6 +191,9 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(finished, base, tmp_path,
     assert not (parted / "model").exists()
     monkeypatch.undo()
     without_charts(monkeypatch)
+    if (stage, step) == ("sft", 1):
+        with pytest.raises(UserError, match=r"^warm_start: .*--set warm_start\.schedule\.horizon_steps=2"):
+            resume(parted, "warm_start.train.steps=5")
     result = resume(parted)
     assert result.summary()["judging"] == finished[0].summary()["judging"]
     for part in ("warm-start", "grpo"):
