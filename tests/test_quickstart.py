@@ -77,8 +77,7 @@ def served(folder) -> Iterator[None]:
 def test_a_command_of_the_readme_works_as_printed(command, folder, request):
     words = command.split(" #")[0].split()
     if words[0] == "bash":
-        # From the checkout, and on fewer tokens than the ten minutes that the page names.
-        command = f"bash {ROOT / words[1]} {words[2]} 30000"
+        command = f"bash {ROOT / words[1]} {words[2]}"  # from the checkout
     if words == ["nano3", "serve"]:
         return  # started for the command that needs it
     if "http://127.0.0.1:8000" in command:
@@ -88,6 +87,14 @@ def test_a_command_of_the_readme_works_as_printed(command, folder, request):
         check_first_run(folder / "runs" / "pretrain-tiny")
     if words == ["nano3", "sft"]:
         check_first_chat_model(done.stdout)
+    if words[:3] == ["nano3", "eval", "ruler"] and "story/ruler" in words:
+        assert float(re.findall(r"niah_single_1 +([\d.]+)", done.stdout)[0]) > 0
+
+
+@pytest.mark.slow
+def test_the_base_of_the_story_of_context_trains(folder):
+    run(f"bash {ROOT}/docs/context-story/base.sh longer 30000", folder)
+    assert (folder / "longer" / "base" / "model" / "config.json").is_file()
 
 
 FLOORS = {"count": 60, "spell": 55, "sort": 35, "json": 30, "tool": 35, "talk": 25}

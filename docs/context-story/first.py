@@ -20,10 +20,11 @@ CHARACTERS = 3.2
 
 
 def line(rng: random.Random) -> str:
-    """A number, sometimes a sentence, and the number again."""
+    """A number, sometimes a sentence, and the number again, up to three times."""
     value = number(rng, (1, 2, 3, 5, 7, 7))
     between = rng.choice(("", "", "", " The sky is blue."))
-    return f"number is: {value}.{between}\nprovided text is {value}."
+    again = "\n".join([f"provided text is {value}."] * rng.choice((1, 1, 2, 3)))
+    return f"number is: {value}.{between}\n{again}"
 
 
 def needle(rng: random.Random) -> str:
