@@ -31,7 +31,6 @@ from nano3.rl.training.stops import TrainingStoppedError
 from nano3.stages.policy.outcome import RlhfResult
 from nano3.stages.policy.quality import HeldoutQuality
 from nano3.stages.policy.run import PolicyRun, open_run
-from nano3.stages.policy.scores import check_same
 from nano3.stages.run_folder import say
 from nano3.train.feed import PausedError
 from nano3.train.tracking.progress import Progress
@@ -75,7 +74,7 @@ def main(
         heldout = _heldout(run)
         try:
             if run.begun:
-                check_same(cfg.heldout, run_dir, judge=heldout.judge)
+                heldout.check_same()
             else:
                 run.sampling.sync.sync()
                 run.steps.begin(None)
@@ -97,7 +96,7 @@ def main(
 def _feedback(run_dir: Path, cfg: RlhfConfig, tokenizer: Tokenizer, world: World) -> Feedback:
     """The judge of the run, with what turns its scores into rewards."""
     found: list[tuple] = []
-    world.agree(attempt(lambda: found.append(open_judge(cfg.judge.spec, cfg.judge, run_dir))))
+    world.agree(attempt(lambda: found.append(open_judge(cfg.judge.spec, cfg.judge, run_dir, world.device))))
     judge, sizes = found[0]
     if world.is_main:
         say(sizes)
@@ -110,6 +109,7 @@ def _heldout(run: PolicyRun[RlhfConfig]) -> HeldoutQuality:
     cfg, feedback = run.cfg, run.steps.feedback
     assert feedback is not None, "the run has a judge"
     spec = heldout_judge(cfg.judge, cfg.heldout.judge, cfg.prompts)
-    judge = feedback.judge if spec == cfg.judge.spec else open_judge(spec, cfg.judge, run.run_dir)[0]
+    of_run = spec == cfg.judge.spec
+    judge = feedback.judge if of_run else open_judge(spec, cfg.judge, run.run_dir, run.world.device)[0]
     patience = Patience(cfg.judge.tries, cfg.judge.wait, say)
-    return HeldoutQuality(run, Feedback(judge, run.tokenizer, OFF, judged_as(cfg.prompts), patience), spec)
+    return HeldoutQuality(run, Feedback(judge, run.tokenizer, OFF, judged_as(cfg.prompts), patience), spec, of_run)

@@ -50,6 +50,10 @@ class Letters:
         return Judgement(one, other, 3.5 + (other > one) - (one > other))
 
 
+class Elsewhere(Letters):
+    """The same judge at another place."""
+
+
 def equal(messages, first, second):
     return 3, 3, 3.5
 '''
@@ -292,6 +296,11 @@ def test_a_run_goes_on_with_its_judge_at_another_place_but_not_with_other_length
     assert resume(tmp_path / "run", *moved).training.step == 7
     with pytest.raises(UserError, match=r"length_control\.think_weight"):
         resume(tmp_path / "run", "length_control.think_weight=0.1")
+
+
+def test_a_judge_that_also_scores_held_out_prompts_may_be_at_another_place(finished, tmp_path):
+    shutil.copytree(finished[1], tmp_path / "run")
+    assert resume(tmp_path / "run", "judge.spec=rlhf_judges:Elsewhere", "train.steps=7").training.step == 7
 
 
 def test_the_rules_judge_generated_tasks_and_hold_out_those_they_know(begin, tmp_path):

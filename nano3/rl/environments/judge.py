@@ -16,6 +16,12 @@ from nano3.rl.environments.base import EnvironmentFaultError, Message
 
 CHAT = "/v1/chat/completions"
 KEYS = "NANO3_JUDGE_API_KEY"
+REFUSED = (400, 413, 422)
+"""Statuses by which a server refuses one question, as one that is longer than its context, and would do so again."""
+
+
+class RefusedError(EnvironmentFaultError):
+    """The server answers, but not this question."""
 
 
 class Judge:
@@ -54,7 +60,7 @@ class Judge:
         """The model's answer to one user message.
 
         Raises:
-            EnvironmentFaultError: no answer.
+            EnvironmentFaultError: no answer; as a RefusedError where the server refuses this question.
         """
         return self.chat([{"role": "user", "content": prompt}])
 
@@ -90,7 +96,8 @@ class Judge:
         try:
             reply = self._server.request("POST", CHAT, body)
             if reply.status >= 300:
-                raise EnvironmentFaultError("judge", f"HTTP {reply.status}: {self._server.error_text(reply)}")
+                kind = RefusedError if reply.status in REFUSED else EnvironmentFaultError
+                raise kind("judge", f"HTTP {reply.status}: {self._server.error_text(reply)}")
             return str(reply.json()["choices"][0]["message"]["content"] or "")
         except (NoAnswerError, LookupError, TypeError, ValueError) as error:
             raise EnvironmentFaultError("judge", f"{self._server.url}: {error}") from error

@@ -53,7 +53,7 @@ class PairJudge(Protocol):
 
     @property
     def calls(self) -> int:
-        """Comparisons that it was asked for since it was made, one by one."""
+        """Comparisons that it gave a verdict on since it was made, one by one; none of a try that failed."""
         ...
 
     def compare(self, comparisons: Sequence[Comparison]) -> list[Verdict]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any
 
 from nano3.config.errors import UserError
@@ -23,10 +24,11 @@ class FunctionJudge:
 
     def compare(self, comparisons: Sequence[Comparison]) -> list[Verdict]:
         """See PairJudge."""
-        return [self._one(each) for each in comparisons]
+        found = [self._one(each) for each in comparisons]
+        self.calls += len(found)
+        return found
 
     def _one(self, asked: Comparison) -> Verdict:
-        self.calls += 1
         try:
             said = self._function([dict(each) for each in asked.task.messages], asked.response_1, asked.response_2)
         except (UserError, JudgeStoppedError):
@@ -43,6 +45,6 @@ def _read(said: Any) -> Judgement | None:
     if not isinstance(said, Sequence) or len(said) != len(Judgement._fields):
         return None
     for value, (low, high) in zip(said, (SCORES, SCORES, RANKS), strict=True):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        if isinstance(value, bool) or not isinstance(value, Real) or not low <= value <= high:
             return None
-    return Judgement(*said)
+    return Judgement(*(value if isinstance(value, int | float) else float(value) for value in said))

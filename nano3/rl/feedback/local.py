@@ -64,12 +64,11 @@ class LocalJudge:
         read.
 
         Raises:
-            UserError: there is room for none of them.
+            UserError: there is room for none of the first ones that it is asked for, so that its context is no use.
         """
-        self.calls += len(comparisons)
         prompts = [self._prompt(each) for each in comparisons]
         rooms = [self.engine.max_context - len(prompt.ids) for prompt in prompts]
-        if comparisons and max(rooms) < 1:
+        if comparisons and not self.calls and max(rooms) < 1:
             shortest = min(len(prompt.ids) for prompt in prompts)
             raise UserError(
                 f"judge: the shortest of {len(prompts)} comparisons has {shortest} tokens, which leaves no room "
@@ -80,6 +79,10 @@ class LocalJudge:
         verdicts = [Verdict(None, "the comparison is longer than the judge's context")] * len(comparisons)
         for i, (output,) in zip(asked, outputs, strict=True):
             verdicts[i] = _verdict(output, prompts[i])
+        if isinstance(self.engine, Engine):
+            # States kept from before round otherwise than those of a run that is resumed here.
+            self.engine.cache.clear()
+        self.calls += len(comparisons)
         return verdicts
 
     def _prompt(self, asked: Comparison) -> ChatPrompt:
@@ -98,17 +101,25 @@ class LocalJudge:
         return Request(f"judge-{i}", prompt.ids, sampling)
 
 
-def open_local_judge(source: str | Path, settings: LocalSettings | None = None) -> tuple[LocalJudge, str]:
+def open_local_judge(
+    source: str | Path, settings: LocalSettings | None = None, device: torch.device | str | None = None
+) -> tuple[LocalJudge, str]:
     """A judge of the model in a run folder or Hugging Face folder, and its sizes in a line.
 
     The engine reserves `settings.memory` and no more, so that the judge can share a machine with the policy's trainer.
+
+    Args:
+        source: the folder.
+        settings: None: the defaults.
+        device: where it runs; None: a GPU where there is one.
 
     Raises:
         UserError: no model there, or memory for not even one comparison.
     """
     settings = settings or LocalSettings()
     folder = model_folder(source)
-    model = load(folder).requires_grad_(False)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = load(folder, device=device).requires_grad_(False)
     engine = Engine(
         model, Tokenizer.load(folder), memory=int(settings.memory * GIB), max_sequences=settings.sequences,
         max_context=settings.max_context,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nano3.client.server import base_address
 from nano3.config.errors import UserError
@@ -19,16 +19,20 @@ from nano3.rl.feedback.find import RULES, find_judge
 from nano3.rl.feedback.prompts import Prompts
 from nano3.rl.feedback.reward import OFF, LengthControl
 
+if TYPE_CHECKING:
+    import torch
+
 CACHE = "judge.jsonl"
 
 
-def open_judge(spec: str, cfg: JudgeConfig, run_dir: Path) -> tuple[PairJudge, str]:
+def open_judge(spec: str, cfg: JudgeConfig, run_dir: Path, device: torch.device | None = None) -> tuple[PairJudge, str]:
     """A judge with the settings that its kind has, and what it is in a line.
 
     Args:
         spec: as judge.spec.
         cfg: its settings.
         run_dir: where the answers of a URL are kept, unless the settings say otherwise.
+        device: where the model of a folder runs; None: a GPU where there is one.
 
     Raises:
         UserError: as `find_judge`.
@@ -40,7 +44,7 @@ def open_judge(spec: str, cfg: JudgeConfig, run_dir: Path) -> tuple[PairJudge, s
             cfg.max_tokens, cfg.temperature, cfg.seed, cfg.thinking, cfg.thinking_budget or None, cfg.memory,
             cfg.sequences, cfg.max_context or None,
         )  # fmt: skip
-        return open_local_judge(Path(spec).expanduser(), settings)
+        return open_local_judge(Path(spec).expanduser(), settings, device)
     return find_judge(spec, **_options(spec, cfg, run_dir)), f"judge: {spec}"
 
 

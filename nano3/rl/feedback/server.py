@@ -11,7 +11,7 @@ from nano3.data.chat.parsing.output_parser import parse_output
 from nano3.data.preferences.prompt import judge_prompt
 from nano3.data.tokens.vocabulary import THINK_TOKENS
 from nano3.rl.environments.base import EnvironmentFaultError
-from nano3.rl.environments.judge import Judge
+from nano3.rl.environments.judge import Judge, RefusedError
 from nano3.rl.feedback.comparison import Comparison, JudgeStoppedError, Verdict
 from nano3.rl.genrm import parse_judgement
 
@@ -35,11 +35,15 @@ class ServerJudge:
             max_tokens: of an answer, its reasoning included.
         """
         self.calls = 0
+        self._answered = False
         self._judge, self._workers = Judge(url, model, cache, max_tokens, tries), workers
 
     def compare(self, comparisons: Sequence[Comparison]) -> list[Verdict]:
-        """See PairJudge. Reasoning that a server leaves in the text is no part of the judgement."""
-        self.calls += len(comparisons)
+        """See PairJudge. Reasoning that a server leaves in the text is no part of the judgement.
+
+        A comparison that the server refuses, as one longer than its context, cannot be read. Where it refuses all that
+        it was ever asked for, nothing is judged: it counts as a judge that does not answer.
+        """
         with ThreadPoolExecutor(self._workers) as pool:
             futures = [pool.submit(self._one, each) for each in comparisons]
             wait(futures, return_when=FIRST_EXCEPTION)
@@ -50,10 +54,19 @@ class ServerJudge:
             raise JudgeStoppedError(f"judge {' '.join(str(failed).split())}") from failed
         if failed is not None:
             raise failed
-        return [future.result() for future in futures]
+        found = [future.result() for future in futures]
+        self._answered |= any(not refused for _, refused in found)
+        if found and not self._answered:
+            raise JudgeStoppedError(f"judge {found[0][0].text}")
+        self.calls += len(comparisons)
+        return [verdict for verdict, _ in found]
 
-    def _one(self, asked: Comparison) -> Verdict:
-        text = self._judge.chat([*judge_prompt(asked.task.messages, asked.response_1, asked.response_2)])
+    def _one(self, asked: Comparison) -> tuple[Verdict, bool]:
+        """What was said, and whether the server refused to."""
+        try:
+            text = self._judge.chat([*judge_prompt(asked.task.messages, asked.response_1, asked.response_2)])
+        except RefusedError as error:
+            return Verdict(None, f"not judged: {' '.join(str(error).split())}"), True
         # A template may have opened the thinking part in the prompt, so that only its end is in the text.
         opened = THINK_TOKENS[1] in text and THINK_TOKENS[0] not in text
-        return Verdict(parse_judgement(parse_output(text, thinking_open=opened).content), text)
+        return Verdict(parse_judgement(parse_output(text, thinking_open=opened).content), text), False

@@ -10,6 +10,8 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
+
 from nano3.config.genrm import GenrmConfig
 from nano3.data.preferences.pair import PreferencePair
 from nano3.files import write_atomic
@@ -42,7 +44,12 @@ def forget_later(run_dir: Path, step: int) -> None:
 
 
 def judge_pairs(
-    model: Path, pairs: Sequence[PreferencePair], cfg: GenrmConfig, file: Path, say: Callable[[str], None]
+    model: Path,
+    pairs: Sequence[PreferencePair],
+    cfg: GenrmConfig,
+    file: Path,
+    say: Callable[[str], None],
+    device: torch.device | None = None,
 ) -> None:
     """Have the model in a folder judge the pairs, and keep what it says.
 
@@ -54,7 +61,7 @@ def judge_pairs(
         rollout.max_tokens, own.temperature, cfg.data.seed, rollout.thinking, rollout.thinking_budget or None,
         own.memory, own.sequences,
     )  # fmt: skip
-    judge, sizes = open_local_judge(model, settings)
+    judge, sizes = open_local_judge(model, settings, device)
     say(sizes)
     verdicts = judge.compare([_comparison(pair) for pair in pairs])
     lines = [

@@ -238,7 +238,7 @@ def _judge(cfg: GenrmConfig, run_dir: Path, model: Path, name: str, world: World
         if not file.is_file():
             pairs = heldout_pairs(run_dir)
             say(f"judging {len(pairs):,} held-out pairs")
-            judge_pairs(model_folder(model), pairs, cfg, file, say)
+            judge_pairs(model_folder(model), pairs, cfg, file, say, world.device)
 
     on_main(world, judge)
 

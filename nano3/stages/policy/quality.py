@@ -4,6 +4,7 @@ last one."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from nano3.config.rlhf import RlhfConfig
 from nano3.rl.feedback.comparison import JudgeStoppedError
@@ -13,10 +14,12 @@ from nano3.stages.policy.run import PolicyRun
 from nano3.stages.policy.scores import (
     Means,
     Score,
+    check_same,
     compare,
     draw_heldout,
     gather,
     read_before,
+    read_settings,
     tell_faults,
     write_heldout,
 )
@@ -39,6 +42,19 @@ class HeldoutQuality:
     """With the judge of held-out prompts."""
     judge: str
     """Its spec."""
+    of_run: bool
+    """It is the judge of the run."""
+
+    def check_same(self) -> None:
+        """Refuse a resume whose answers from before the first step were scored by another judge, or drawn otherwise.
+        The run's own judge may be at another place now.
+
+        Raises:
+            UserError: what differs.
+        """
+        run = self.run
+        moved = self.of_run and read_settings(run.run_dir).get("judge_of_run", False)
+        check_same(run.cfg.heldout, run.run_dir, **({} if moved else {"judge": self.judge}))
 
     def before(self) -> None:
         """Measure, and keep the values, unless it was done. Every rank must call.
@@ -51,7 +67,7 @@ class HeldoutQuality:
             return
         values = self._ask()
         if run.world.is_main:
-            write_heldout(run.run_dir, values, samples=run.cfg.heldout.samples, judge=self.judge)
+            write_heldout(run.run_dir, values, **self._settings)
 
     def after(self) -> list[Score]:
         """Measure again and compare; on the main rank. Every rank must call.
@@ -68,8 +84,12 @@ class HeldoutQuality:
         if not run.world.is_main:
             return []
         scores = [score for name in before for score in _compare(before[name], after[name], name)]
-        write_heldout(run.run_dir, before, after, scores, samples=run.cfg.heldout.samples, judge=self.judge)
+        write_heldout(run.run_dir, before, after, scores, **self._settings)
         return scores
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        return {"samples": self.run.cfg.heldout.samples, "judge": self.judge, "judge_of_run": self.of_run}
 
     def _ask(self) -> dict[str, Means]:
         run = self.run

@@ -125,6 +125,11 @@ def read_before(run_dir: Path) -> dict[str, Any] | None:
         return None
 
 
+def read_settings(run_dir: Path) -> dict[str, Any]:
+    """All that RUN/heldout.json says; empty where nothing was measured."""
+    return {} if read_before(run_dir) is None else read_json(run_dir / FILE)
+
+
 def check_same(cfg: HeldoutTasksConfig, run_dir: Path, **more: Any) -> None:
     """Refuse settings under which a resumed run would compare other answers than those from before its first step.
 
@@ -136,9 +141,9 @@ def check_same(cfg: HeldoutTasksConfig, run_dir: Path, **more: Any) -> None:
     Raises:
         UserError: heldout.samples, or one of these, is another.
     """
-    if read_before(run_dir) is None or not cfg.tasks:
+    kept = read_settings(run_dir)
+    if not kept or not cfg.tasks:
         return
-    kept = read_json(run_dir / FILE)
     for name, value in {"samples": cfg.samples, **more}.items():
         if kept.get(name) != value:
             raise UserError(

@@ -5,11 +5,14 @@ import json
 import sys
 import types
 
+import numpy as np
 import pytest
+import torch
 
 import nano3
 from nano3.client.server import Tries
 from nano3.config.errors import UserError
+from nano3.config.rlhf import JudgeConfig
 from nano3.data.tasks.catalogue import find_tasks
 from nano3.engine.engine import Engine
 from nano3.rl.environments.base import Task, user
@@ -18,6 +21,7 @@ from nano3.rl.feedback.find import find_judge
 from nano3.rl.feedback.function import FunctionJudge
 from nano3.rl.feedback.groups import Responses, judge_groups
 from nano3.rl.feedback.local import LocalJudge, LocalSettings, open_local_judge
+from nano3.rl.feedback.open import open_judge
 from nano3.rl.feedback.rules import RuleJudge
 from nano3.rl.feedback.server import ServerJudge
 
@@ -97,6 +101,43 @@ def test_a_served_judge_is_asked_once_for_each_and_its_reasoning_does_not_count(
         assert (again.calls, len(asked)) == (5, 4)
 
 
+def test_a_comparison_that_the_server_refuses_is_unread_and_the_others_count(judge_server):
+    """As one that is longer than its context: asking again would stop the run for good."""
+
+    def answer(text):
+        return (200, json.dumps(JUDGEMENT)) if "<response_1>\n3\n" in text else (400, "context\nlength exceeded")
+
+    with judge_server(answer) as (url, _):
+        judge = ServerJudge(url, tries=Tries(n=2, first_wait=0.01))
+        with pytest.raises(JudgeStoppedError, match=r"^judge .*HTTP 400: context length exceeded"):
+            judge.compare([comparison("long"), comparison("longer")])
+        assert judge.calls == 0
+        found = judge.compare([comparison(), comparison("long")])
+        assert [verdict.judgement for verdict in found] == [(5, 2, 1), None]
+        assert "HTTP 400: context length exceeded" in found[1].text
+        # Also where all of them are refused later on.
+        assert judge.compare([comparison("long")])[0].judgement is None
+        assert judge.calls == 3
+
+
+def test_calls_of_a_try_that_failed_do_not_count(judge_server):
+    status = [500]
+    with judge_server(lambda text: (status[0], json.dumps(JUDGEMENT))) as (url, _):
+        judge = ServerJudge(url, tries=Tries(n=1))
+        with pytest.raises(JudgeStoppedError):
+            judge.compare([comparison(str(i)) for i in range(4)])
+        status[0] = 200
+        judge.compare([comparison(str(i)) for i in range(4)])
+        assert judge.calls == 4
+
+
+def test_a_function_may_give_numbers_of_numpy():
+    said = np.int64(4), np.float32(2.5), np.int64(1)
+    (found,) = FunctionJudge(lambda *_: said).compare([comparison()])
+    assert found.judgement == (4, 2.5, 1)
+    json.dumps(list(found.used))
+
+
 def test_a_server_that_stops_raises_one_error_and_keeps_what_it_said(judge_server, tmp_path):
     def answer(text):
         return (200, json.dumps(JUDGEMENT)) if "<response_1>\n3\n" in text else (500, "out of\nmemory")
@@ -129,6 +170,11 @@ def test_a_local_judge_reads_answers_behind_the_reasoning(tokenizer, scripted):
     short.max_context = 10
     with pytest.raises(UserError, match="no room for a judgement"):
         LocalJudge(short).compare([comparison()])
+    # A few long ones in the midst of a run do not end it.
+    short.max_context = 400
+    judge = LocalJudge(short)
+    judge.compare([comparison()])
+    assert [verdict.judgement for verdict in judge.compare([comparison("x" * 5000)] * 2)] == [None, None]
 
 
 def test_a_local_judge_draws_the_same_whatever_it_is_batched_with(tokenizer, model):
@@ -154,6 +200,23 @@ def test_a_judge_from_a_folder_keeps_to_its_memory(tokenizer, model, tmp_path):
     assert "of 512 tokens" in sizes
     assert len(judge.compare([comparison()])) == 1
     assert isinstance(find_judge(str(tmp_path / "model"), memory=0.02, max_context=512), LocalJudge)
+
+
+def test_a_judge_from_a_folder_runs_where_it_is_told_to(tokenizer, model, tmp_path):
+    nano3.save(model, tmp_path / "model")
+    tokenizer.save(tmp_path / "model")
+    cfg = JudgeConfig(memory=0.02, max_context=512)
+    judge, _ = open_judge(str(tmp_path / "model"), cfg, tmp_path, torch.device("meta"))
+    assert isinstance(judge, LocalJudge)
+    assert judge.engine.device.type == "meta"
+
+
+def test_a_local_judge_keeps_no_states_from_comparison_to_comparison(tokenizer, model):
+    """They round otherwise than what is computed anew, so a run that is resumed would get other judgements."""
+    engine = Engine(model, tokenizer, memory=1 << 26, max_context=1024, snapshot_every=64)
+    judge = LocalJudge(engine, LocalSettings(max_tokens=4))
+    judge.compare([comparison("3" * 100), comparison("3" * 100)])
+    assert len(engine.cache) == 0
 
 
 @pytest.fixture
