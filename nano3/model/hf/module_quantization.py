@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from nano3.config.errors import UserError
 from nano3.kernels import Scaled
 from nano3.kernels.scaled import INTEGERS
 from nano3.model.attention import Attention
-from nano3.model.hf.integers import section
+from nano3.model.hf.integer_section import INT4, INT8, section
 from nano3.model.hf.names import published_name
 from nano3.model.hf.quantization import EIGHT_BIT_FLOAT, FP8, METHOD
 from nano3.model.layers import Linear
@@ -40,7 +41,7 @@ def quantization_keys(model: LM) -> tuple[dict[str, Any], dict[str, Any] | None]
         )
     if formats & INTEGERS:
         head, cache = isinstance(model.lm_head.operand(), Scaled), EIGHT_BIT_FLOAT if cached else None
-        return section(formats.pop(), _excluded(model), cache, head), None
+        return section(INT8 if formats == {torch.int8} else INT4, _excluded(model), cache, head), None
     from nano3 import __version__
 
     producer = {"name": "nano3", "version": __version__}

@@ -12,14 +12,14 @@ from typing import Any
 
 from nano3.config.errors import UserError
 from nano3.config.model import Quantization
-from nano3.model.hf import integers
+from nano3.model.hf import integer_section as integers
 from nano3.reading import read_json
 
 FILE = "hf_quant_config.json"
 METHOD, FP8 = "modelopt", "FP8"
 FLOATS = "float-quantized"
 """What compressed-tensors calls the format whose tensors lie as ModelOpt's do."""
-KNOWN = ("", FP8, *(name for name, _ in integers.FORMATS.values()))
+KNOWN = ("", FP8, *integers.FORMATS.values())
 EIGHT_BIT_FLOAT = {"dynamic": False, "num_bits": 8, "type": "float"}
 
 
