@@ -11,8 +11,8 @@ from nano3.data.chat.encoder import ChatEncoder
 from nano3.data.tasks.catalogue import check, find_tasks
 from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.engine.request import ThinkingBudget
+from nano3.eval.tasks.answer import answer
 from nano3.model.find import model_folder
-from nano3.stages.answers import answer
 
 TASKS = [f"generate:{name}" for name in ("count", "spell", "sort", "json", "tool", "talk")]
 GRACE = 2

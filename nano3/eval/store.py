@@ -51,7 +51,7 @@ class Result:
     """What result.json holds."""
 
     kind: str
-    """ruler, lm, experts or heldout."""
+    """ruler, tasks, lm, experts or heldout."""
     name: str
     model: str
     complete: bool

@@ -18,11 +18,12 @@ from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.engine.engine import Engine
 from nano3.engine.protocol import run as engine_run
 from nano3.engine.request import ThinkingBudget
+from nano3.eval.tasks.answer import answer
 from nano3.model.hf.config import read_stage
 from nano3.model.hf.folder import load, save
 from nano3.model.lm import LM
 from nano3.reading import read_json
-from nano3.stages.answers import answer, check_tasks, heldout_tasks
+from nano3.stages.answers import check_tasks, heldout_tasks
 from nano3.stages.sft import main
 from nano3.train.tracking.progress import Silent
 from nano3.train.trainer import Trainer
@@ -192,7 +193,7 @@ def test_tools_are_carried_out_between_the_answers(finished, monkeypatch):
     tokenizer = Tokenizer.load(folder / "model")
     task = next(task for task in find_tasks("generate:tool?levels=2", 0).tasks(20) if len(task.solution) == 5)
     texts = iter([_text(message) for message in task.solution if message["role"] == "assistant"])
-    monkeypatch.setattr("nano3.stages.answers.run", lambda engine, requests: [[_Output(next(texts))]])
+    monkeypatch.setattr("nano3.eval.tasks.answer.run", lambda engine, requests: [[_Output(next(texts))]])
     engine = Engine(load(folder / "model"), tokenizer, max_context=4096)
     (replies,) = answer(engine, ChatEncoder(tokenizer), [task], 8)
     assert [message["role"] for message in replies] == [message["role"] for message in task.solution]
@@ -201,7 +202,7 @@ def test_tools_are_carried_out_between_the_answers(finished, monkeypatch):
     ]
     assert check("tool", task.truth, replies) == 1.0
     cut_off = _Output(_text(task.solution[0]).removesuffix("</function>\n</tool_call>\n"), "length")
-    monkeypatch.setattr("nano3.stages.answers.run", lambda engine, requests: [[cut_off]])
+    monkeypatch.setattr("nano3.eval.tasks.answer.run", lambda engine, requests: [[cut_off]])
     (replies,) = answer(engine, ChatEncoder(tokenizer), [task], 8)
     assert [message["role"] for message in replies] == ["assistant"]
     assert check("tool", task.truth, replies) == 0.0
@@ -219,10 +220,10 @@ def test_tasks_are_asked_with_thinking_without_it_and_within_a_budget(finished, 
         seen.extend(tokenizer.decode(list(request.prompt)[-4:]) for request in requests)
         return engine_run(engine, requests)
 
-    monkeypatch.setattr("nano3.stages.answers.run", watched)
-    replies = answer(engine, ChatEncoder(tokenizer), tasks, 24, thinking=thinking, temperature=1.0, seed=5)
+    monkeypatch.setattr("nano3.eval.tasks.answer.run", watched)
+    replies = answer(engine, ChatEncoder(tokenizer), tasks, 24, thinking=thinking, temperature=1.0, seeds=[5, 6, 7])
     assert all(("</think>" in text) == (kind == "off") for text in seen)
-    again = answer(engine, ChatEncoder(tokenizer), tasks, 24, thinking=thinking, temperature=1.0, seed=5)
+    again = answer(engine, ChatEncoder(tokenizer), tasks, 24, thinking=thinking, temperature=1.0, seeds=[5, 6, 7])
     assert replies == again
     thought = [len(tokenizer.encode(given[0]["reasoning_content"] or "")) for given in replies]
     if kind == "off":
