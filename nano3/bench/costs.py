@@ -60,21 +60,34 @@ def _experts(cfg: ModelConfig) -> int:
     return 2 * cfg.d_model * cfg.d_expert * cfg.n_experts * len(cfg.blocks(MOE))
 
 
-def read_bytes(cfg: ModelConfig, case: Case, each: Mapping[str, float], activations: torch.dtype) -> float:
+def read_bytes(
+    cfg: ModelConfig,
+    case: Case,
+    each: Mapping[str, float],
+    activations: torch.dtype,
+    cache: torch.dtype | None = None,
+) -> float:
     """Bytes that one decoding step has to read: weights in use, scan and conv states, keys and values.
 
-    An expert counts if any of the step's tokens is expected to choose it, with choices that are even and independent;
-    of the input embedding a row a sequence. States are written back too, which is not counted.
+    States are written back too, which is not counted.
 
     Args:
         each: bytes of a weight, as `bytes_each` gives them.
+        activations: type of the conv states.
+        cache: type of keys and values; None: as `activations`.
     """
-    counts = count_parameters(cfg)
-    all_experts = _experts(cfg)
-    embedding = cfg.vocab_size * cfg.d_model
-    chosen = 1 - (1 - cfg.top_k / cfg.n_experts) ** case.batch
-    weights = each["rest"] * (counts.total - embedding - all_experts) + each["experts"] * chosen * all_experts
-    weights += each["embeddings"] * case.batch * cfg.d_model
     past = case.length + case.output / 2
-    states = slot_bytes(cfg, activations) + past * page_bytes(cfg, 1, activations)
-    return weights + case.batch * states
+    states = slot_bytes(cfg, activations) + past * page_bytes(cfg, 1, cache or activations)
+    return weights_read(cfg, case.batch, each) + case.batch * states
+
+
+def weights_read(cfg: ModelConfig, tokens: int, each: Mapping[str, float]) -> float:
+    """Bytes of the weights that one pass over so many tokens has to read.
+
+    An expert counts if any of the tokens is expected to choose it, with choices that are even and independent; of the
+    input embedding a row a token.
+    """
+    embedding, experts = cfg.vocab_size * cfg.d_model, _experts(cfg)
+    chosen = 1 - (1 - cfg.top_k / cfg.n_experts) ** tokens
+    rest = count_parameters(cfg).total - embedding - experts
+    return each["rest"] * rest + each["experts"] * chosen * experts + each["embeddings"] * tokens * cfg.d_model

@@ -37,6 +37,7 @@ def test_the_scripts_are_fresh(tmp_path):
         ("nano3 pretrain --preset ph", ["phase1", "phase2"]),
         ("nano3 pretrain --set optimizer.beta", ["optimizer.beta1=", "optimizer.beta2="]),
         ("nano3 info --model b", ["bench-110m"]),
+        ("nano3 bench roofline --gpu h", ["h100", "h200"]),
     ],
 )
 def test_a_shell_completes(line, expected):

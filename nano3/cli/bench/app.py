@@ -13,6 +13,7 @@ import typer
 
 from nano3.cli.bench import compare as bench_compare
 from nano3.cli.bench import compute as bench_compute
+from nano3.cli.bench.roofline import roofline
 from nano3.cli.options.common import HELP, Json
 from nano3.files import check_free, check_writable
 
@@ -71,6 +72,7 @@ app.command()(bench_compute.prefill)
 app.command()(bench_compute.decode)
 app.command()(bench_compute.rl)
 app.command()(bench_compare.compare)
+app.command()(roofline)
 
 
 @app.command()
