@@ -235,6 +235,7 @@ def model_identity(model: str) -> str:
     if not Path(model).exists():
         return f"preset {model}"
     from nano3.model.find import model_folder
+    from nano3.model.hf.files import weight_files
 
     folder = model_folder(model)
     digest = hashlib.blake2b(digest_size=8)
@@ -242,7 +243,7 @@ def model_identity(model: str) -> str:
         if (folder / name).is_file():
             # The name too: a text that moves from one file to another is another model.
             digest.update(f"{name} {(folder / name).stat().st_size} ".encode() + (folder / name).read_bytes())
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in weight_files(folder):
         _sample(file, digest)
     return digest.hexdigest()
 

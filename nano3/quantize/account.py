@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from nano3.model.hf.files import weight_files
 from nano3.model.hf.read import weight_bytes
 from nano3.model.hf.write import plan_files
 from nano3.quantize.mark import marked_model
@@ -51,6 +52,6 @@ def shares(selection: Selection) -> list[Share]:
 
 def folder_bytes(folder: Path, selection: Selection) -> tuple[int, int, int]:
     """Bytes of the tensors as they are stored, in bf16, and quantized with all scales."""
-    stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    stored = sum(file.stat().st_size for file in weight_files(folder))
     files = plan_files(marked_model(selection), torch.bfloat16, SHARD_BYTES)
     return stored, weight_bytes(folder, torch.bfloat16), ShardFiles(folder, files).total_bytes

@@ -9,12 +9,17 @@ from pathlib import Path
 import torch
 
 from nano3.config.errors import UserError
-from nano3.kernels.scaled import E4M3, E4M3_MAX
+from nano3.kernels import Scaled
+from nano3.kernels.integers import MOST, ZERO, unpack
+from nano3.kernels.scaled import E4M3, E4M3_MAX, INT4, INT8, INTEGERS
 from nano3.model.hf.files import locate, open_weights
+from nano3.model.hf.integers import PACKED, SHAPE
 from nano3.quantize.fp8 import error_of
 
-SMALLEST = 2.0**-10
-"""Half of e4m3's smallest number: what is below it becomes 0."""
+TOP = {E4M3: E4M3_MAX, INT8: MOST, INT4: ZERO}
+"""Type of stored numbers -> their largest magnitude."""
+OF_WEIGHTS = ("weight_scale", "input_scale", SHAPE)
+"""Ends of the names of what belongs to a matrix."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +28,12 @@ class Tensor:
 
     name: str
     dtype: str
+    """As PyTorch names it; int4 for 4 bits, of which two or eight lie in one stored number."""
     shape: tuple[int, ...]
+    """Of the matrix that it stands for."""
     bytes: int
     scale: float | None = None
+    """The largest, where a matrix has several."""
     input_scale: float | None = None
     largest: float | None = None
     """Largest magnitude as a share of what the scale can express."""
@@ -47,38 +55,61 @@ def inspect(folder: Path, reference: Path | None = None) -> Iterator[Tensor]:
     """
     files, before = locate(folder), locate(reference) if reference else {}
     for name in sorted(files):
-        if name.endswith(("weight_scale", "input_scale")):
+        if name.endswith(OF_WEIGHTS):
             continue
-        with open_weights(folder / files[name]) as handle:
-            value = handle.get_tensor(name)
-            shape = tuple(value.shape)
+        value = _read(folder, files, name)
+        weight, scale = value.view(INT4) if name.endswith(PACKED) else value, _scale(folder, files, name)
+        if weight.dtype not in TOP:
             dtype = str(value.dtype).removeprefix("torch.")
-            if value.dtype != E4M3:
-                yield Tensor(name, dtype, shape, value.nbytes, float(value) if name.endswith("_scale") else None)
-                continue
-            scale, given = _scale(folder, files, f"{name}_scale"), name.removesuffix("weight") + "input_scale"
-            inputs = _scale(folder, files, given)
-            magnitudes = value.float().abs()
-            largest, zeros = float(magnitudes.max()) / E4M3_MAX, float((magnitudes == 0).float().mean())
-            error = None
-            if reference and scale is not None:
-                error = _error(reference, before, name, value, scale)
-            yield Tensor(name, dtype, shape, value.nbytes, scale, inputs, largest, zeros, error)
+            own = float(value) if name.endswith("_scale") else None
+            yield Tensor(name, dtype, tuple(value.shape), value.nbytes, own)
+            continue
+        dtype = "int4" if weight.dtype == INT4 else str(weight.dtype).removeprefix("torch.")
+        width = weight.shape[-1] * (2 if weight.dtype == INT4 else 1)
+        numbers = (unpack(weight) if weight.dtype == INT4 else weight).float()
+        error = None
+        if reference and scale is not None:
+            error = _error(reference, before, _plain_name(name), Scaled(weight, scale))
+        given = name.removesuffix("weight") + "input_scale"
+        yield Tensor(
+            name,
+            dtype,
+            (*weight.shape[:-1], width),
+            value.nbytes,
+            None if scale is None else float(scale.abs().amax()),
+            float(_read(folder, files, given).float().amax()) if given in files else None,
+            float(numbers.abs().max()) / TOP[weight.dtype],
+            float((numbers == 0).float().mean()),
+            error,
+        )
 
 
-def _scale(folder: Path, files: dict[str, str], name: str) -> float | None:
-    if name not in files:
-        return None
+def _read(folder: Path, files: dict[str, str], name: str) -> torch.Tensor:
     with open_weights(folder / files[name]) as handle:
-        return float(handle.get_tensor(name).float().amax())
+        return handle.get_tensor(name)
 
 
-def _error(reference: Path, files: dict[str, str], name: str, value: torch.Tensor, scale: float) -> float:
+def _scale(folder: Path, files: dict[str, str], name: str) -> torch.Tensor | None:
+    """Of a matrix, in the shape that it is computed with; None where there is none."""
+    stored = f"{_plain_name(name)}_scale"
+    if stored not in files:
+        return None
+    scale = _read(folder, files, stored)
+    if name.endswith(PACKED):
+        return scale.half()
+    return scale.float().squeeze(-1) if scale.dim() == 2 or scale.shape == (1,) else scale.float()
+
+
+def _plain_name(name: str) -> str:
+    """Of a matrix in an unquantized folder."""
+    return f"{name.removesuffix(PACKED)}weight" if name.endswith(PACKED) else name
+
+
+def _error(reference: Path, files: dict[str, str], name: str, value: Scaled) -> float:
     if name not in files:
         raise UserError(f"{reference}: has no {name}: give the folder that this one was made from")
-    with open_weights(reference / files[name]) as handle:
-        weight = handle.get_tensor(name)
+    weight = _read(reference, files, name)
     if weight.shape != value.shape:
         raise UserError(f"{reference}: {name} has shape {tuple(weight.shape)}, here {tuple(value.shape)}: give the "
                         "folder that this one was made from")  # fmt: skip
-    return error_of(weight.bfloat16(), value, torch.tensor(scale))
+    return error_of(weight if value.dtype in INTEGERS else weight.bfloat16(), value.data, value.scale)

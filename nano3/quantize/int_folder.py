@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from nano3.config.errors import UserError
-from nano3.model.find import model_folder
-from nano3.model.hf.folder import load, save
+from nano3.model.find import model_folder, refuse_adapter
+from nano3.model.hf.folder import load, read_config, save
 from nano3.model.hf.write import check_replaceable, copy_companions
 from nano3.quantize.int_formats import quantize_integers
 
@@ -24,14 +24,27 @@ def quantize_folder(source: str | Path, out: Path, bits: Literal[8, 4]) -> Path:
         The folder that was read.
 
     Raises:
-        UserError: the model is quantized already or cannot be in these bits, or `out` is the model itself, or holds
-            anything but a model.
+        UserError: the model is quantized already, an adapter, or cannot be in these bits; or `out` is the model itself,
+            or holds anything but a model.
     """
-    folder = model_folder(source)
+    folder = plain_folder(source)
     if out.exists() and out.resolve() == folder.resolve():
         raise UserError(f"--out {out}: is the model itself; give another folder")
     check_replaceable(out)
     model = load(folder)
     quantize_integers(model, bits)
     save(model, out, extra=lambda new: copy_companions(folder, new))
+    return folder
+
+
+def plain_folder(source: str | Path) -> Path:
+    """The Hugging Face folder of a model that can be quantized.
+
+    Raises:
+        UserError: no such model, one that is quantized already, or an adapter.
+    """
+    refuse_adapter(source)
+    folder = model_folder(source)
+    if (found := read_config(folder).quantization) is not None:
+        raise UserError(f"{folder}: is quantized already ({found}): give the model that it was made from")
     return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -29,9 +30,17 @@ class Observed:
     """Tokens that each expert was given; empty for a block without experts."""
 
     def see(self, name: str, x: Tensor) -> None:
-        """Count some activations in."""
-        if x.numel():
-            self.largest[name] = max(self.largest.get(name, 0.0), float(x.abs().amax()))
+        """Count some activations in.
+
+        Raises:
+            FloatingPointError: one is no finite number, which no scale holds.
+        """
+        if not x.numel():
+            return
+        largest = float(x.abs().amax())
+        if not math.isfinite(largest):
+            raise FloatingPointError(f"{name} has {largest}")
+        self.largest[name] = max(self.largest.get(name, 0.0), largest)
 
     def silent(self) -> list[int]:
         """Experts that no token was given to."""

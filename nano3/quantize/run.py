@@ -22,6 +22,7 @@ from nano3.files import atomic_folder, exclusive, write_atomic
 from nano3.kernels.scaled import E4M3
 from nano3.model.forward_pass import Pass
 from nano3.model.hf.config import read_stage
+from nano3.model.hf.files import weight_files
 from nano3.model.hf.names import named_tensors
 from nano3.model.hf.read import allocate, check_stored, fill_part
 from nano3.model.hf.write import check_replaceable, copy_companions, plan_files, write_rest
@@ -30,7 +31,7 @@ from nano3.progress import Progress
 from nano3.quantize.fp8 import error_of, scale_of, to_fp8
 from nano3.quantize.hidden import HiddenFiles
 from nano3.quantize.mark import marked_model
-from nano3.quantize.observe import observed
+from nano3.quantize.observe import Observed, observed
 from nano3.quantize.policy import Selection
 from nano3.quantize.rows import CalibrationRows
 from nano3.quantize.shard_files import ShardFiles
@@ -39,6 +40,7 @@ from nano3.reading import read_json
 WORK_SUFFIX = ".part"
 STATE, FILES = "state.json", "model"
 EMBEDDINGS = -1
+NOT_FINITE = "holds a number that is not finite: this model cannot be quantized"
 SHARD_BYTES = 5_000_000_000
 
 
@@ -188,7 +190,7 @@ class _Run:
     def _block(self, number: int, progress: Progress) -> None:
         prefix, block = f"blocks.{number}.", self.model.blocks[number]
         with self._loaded(prefix):
-            with observed(block) as found:  # pyright: ignore[reportArgumentType]
+            with self._finite(prefix, f"block {number}"), observed(block) as found:  # pyright: ignore[reportArgumentType]
                 done = 0
                 for batch in self.rows.batches():
                     count = batch.tokens.shape[1]
@@ -206,11 +208,11 @@ class _Run:
         largest: dict[str, float] = {}
         with self._loaded("norm_f."):
             if "lm_head" in self.selection.chosen:
-                seen = 0.0
-                for batch in self.rows.batches():
-                    x = self.hidden.read(self.n_blocks, batch.start, batch.tokens.shape[1])
-                    seen = max(seen, float(self.model.norm_f(x).abs().amax()))
-                largest = {"lm_head": seen}
+                found = Observed(largest)
+                with self._finite("norm_f.", "the output projection"):
+                    for batch in self.rows.batches():
+                        x = self.hidden.read(self.n_blocks, batch.start, batch.tokens.shape[1])
+                        found.see("lm_head", self.model.norm_f(x))
             self._write("norm_f.", {})
         with self._loaded("lm_head."):
             self.state.largest["head"] = largest
@@ -225,6 +227,21 @@ class _Run:
             yield
         finally:
             allocate(self.model, torch.bfloat16, "meta", prefix)
+
+    @contextmanager
+    def _finite(self, prefix: str, where: str) -> Iterator[None]:
+        """An activation of the part that no scale holds as an error for the user, and a weight that is why."""
+        try:
+            yield
+        except FloatingPointError as error:
+            for name in self.shards.names:
+                stored = self.shards.place(name)
+                if stored.ours.startswith(prefix) and not stored.ours.endswith("_scale"):
+                    value = dict(named_tensors(self.model))[stored.ours]
+                    if not bool((value if stored.expert is None else value[stored.expert]).isfinite().all()):
+                        raise UserError(f"{self.source}: {name} {NOT_FINITE}") from None
+            raise UserError(f"{self.source}: {where}: {error} as input or output in bf16, of which no scale can be "
+                            "made: look for damage in the model or the calibration rows") from None  # fmt: skip
 
     def _write(self, prefix: str, largest: dict[str, float]) -> None:
         """All tensors of a part, its chosen matrices quantized."""
@@ -247,8 +264,8 @@ class _Run:
         stem = name.removesuffix(".weight")
         try:
             data, scale = to_fp8(weight)
-        except ValueError as error:
-            raise UserError(f"{self.source}: {name} {error}: this model cannot be quantized") from None
+        except ValueError:
+            raise UserError(f"{self.source}: {name} {NOT_FINITE}") from None
         self.shards.write(name, data)
         self.shards.write(f"{stem}.weight_scale", scale)
         self.shards.write(f"{stem}.input_scale", input_scale)
@@ -271,7 +288,7 @@ class _Run:
 
     def _identity(self) -> str:
         """What a run is made of: it goes on only with the same."""
-        files = [*sorted(self.source.glob("*.safetensors")), self.source / "config.json"]
+        files = [*weight_files(self.source), self.source / "config.json"]
         sizes = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         parts = [str(self.source.resolve()), sizes, sorted(self.selection.chosen), self.selection.cached]
         return json.dumps([*parts, self.rows.fingerprint, str(self.activations), self.shards.total_bytes])

@@ -246,6 +246,22 @@ def test_identity_tells_other_weights_apart(lm, tmp_path):
     assert model_identity(str(tmp_path / "a")) != model_identity(str(tmp_path / "b"))
 
 
+def test_identity_tells_gguf_files_of_other_weights_apart(lm, tmp_path, monkeypatch):
+    """Their folders hold the same sizes and no weights. So does the hash that a profile of pass rates is known by."""
+    from nano3.model.find import model_folder
+    from nano3.model.gguf.write import write_gguf
+    from nano3.rl.training.profile import folder_hash
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name in ("bf16", "f32", "again"):
+        (tmp_path / name).mkdir()
+        write_gguf(lm, tmp_path / name / "m.gguf", "f32" if name == "f32" else "bf16")
+    files = [tmp_path / name / "m.gguf" for name in ("bf16", "f32", "again")]
+    for hash_of in (lambda file: model_identity(str(file)), lambda file: folder_hash(model_folder(file))):
+        one, other, same = map(hash_of, files)
+        assert one == same != other
+
+
 @pytest.mark.parametrize("change", [{"add_bos_token": True}, {"chat_template": "{{ messages }}"}])
 def test_identity_tells_another_way_to_ask_apart(lm, tokenizer, tmp_path, change):
     import nano3

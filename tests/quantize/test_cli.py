@@ -10,7 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from nano3.cli.app import app, main
+from nano3.config.presets import load_model
 from nano3.data.tokens.tokenizer import Tokenizer
+from nano3.model.gguf.write import write_gguf
 from nano3.model.hf.folder import load, save
 from nano3.model.lm import LM
 
@@ -87,3 +89,42 @@ def test_what_is_quantized_is_not_quantized_again_and_not_trained(place, capsys)
         assert end.value.code == 2
         error = capsys.readouterr().err.splitlines()[-1]
         assert "quantized" in error
+
+
+@pytest.mark.parametrize(("bits", "error"), [(8, 0.01), (4, 0.12)])
+def test_integers_are_inspected(place, bits, error):
+    sizes = {"d_expert": 64, "d_shared": 32, "d_ff": 32, "mamba_n_heads": 8}
+    model = load(place / "mine").cfg
+    save(LM(replace(model, **sizes)).init_weights(1).eval(), place / "even")
+    run("--from", "even", f"--int{bits}", "--out", "integers")
+    tensors = json.loads(run("inspect", "integers", "--reference", "even", "--json").stdout)
+    found = {t["name"].removesuffix("_packed"): t for t in tensors if t["dtype"] == f"int{bits}"}
+    assert found["lm_head.weight"]["shape"] == [model.vocab_size, model.d_model]
+    assert all(error / 4 < t["error"] < error and t["scale"] > 0 and t["largest"] == 1 for t in found.values())
+    assert f"{len(found)} int{bits} tensors" in run("inspect", "integers").stdout
+
+
+def test_integers_are_neither_trained_nor_made_of_what_is_no_plain_model(place, capsys):
+    run("--from", "mine", "--int8", "--out", "int8")
+    (place / "adapter").mkdir()
+    (place / "adapter" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "mine"}))
+    for arguments, message in (
+        (["quantize", "--int8", "--from", "int8"], "int8: is quantized already"),
+        (["quantize", "--int8", "--from", "adapter"], "adapter: is a LoRA adapter; merge it first"),
+        (["sft", "--from", "int8", "--data", "chats.jsonl"], "is quantized, and wanted here as it was before"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        assert end.value.code == 2
+        assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_gguf_file_is_quantized_and_inspected(place, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
+    cfg = replace(load_model("tiny"), pattern="ME*", vocab_size=320, d_model=64, d_shared=64, n_experts=4)
+    write_gguf(LM(cfg).init_weights(2), place / "m.gguf", "bf16")
+    facts = json.loads(run("--from", "m.gguf", "--int8", "--out", "of-gguf", "--json").stdout)
+    assert facts["bytes_stored"] == (place / "m.gguf").stat().st_size
+    assert load("of-gguf").cfg.quantization.algorithm == "INT8"
+    assert json.loads(run("--from", "m.gguf", "--dry-run", "--json").stdout)["bytes_stored"] == facts["bytes_stored"]
+    assert "no quantized tensors" in run("inspect", "m.gguf").stdout

@@ -218,3 +218,21 @@ def test_the_index_of_shards_is_right(source, tmp_path):
         assert {n for n, where in index["weight_map"].items() if where == file.name} == set(load_file(file))
     shutil.copytree(tmp_path / "out", tmp_path / "copy")
     assert load(tmp_path / "copy")
+
+
+def test_activations_that_are_no_numbers_are_refused_by_block(small_model, tmp_path):
+    """No folder is written whose scales no reader takes."""
+    with torch.no_grad():
+        small_model.get_parameter("blocks.3.mixer.up_proj.weight").mul_(1e30)
+    save(small_model, tmp_path / "source")
+    with pytest.raises(UserError, match=r"source: block 3: down_proj has inf as input or output"):
+        quantized(tmp_path / "source", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_norm_that_is_nan_is_named(small_model, tmp_path):
+    with torch.no_grad():
+        small_model.get_parameter("blocks.3.norm.weight")[1] = torch.nan
+    save(small_model, tmp_path / "source")
+    with pytest.raises(UserError, match=r"backbone.layers.3.norm.weight holds a number that is not finite"):
+        quantized(tmp_path / "source", tmp_path / "out")

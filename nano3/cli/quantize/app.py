@@ -158,6 +158,7 @@ def _integers(
     """`--int8` or `--int4`."""
     from nano3.cli.options.model_choice import choose_model
     from nano3.cli.output import bytes_text, plain_table, print_json, print_table, results
+    from nano3.model.hf.files import weight_files
     from nano3.quantize.int_folder import quantize_folder
 
     flag = "--int8" if int8 else "--int4"
@@ -168,7 +169,7 @@ def _integers(
     source = choose_model(from_path, "--from")
     target = out or _free_folder(source, flag.removeprefix("--"))
     folder = quantize_folder(source, target, 8 if int8 else 4)
-    before, after = (sum(f.stat().st_size for f in path.glob("*.safetensors")) for path in (folder, target))
+    before, after = (sum(f.stat().st_size for f in weight_files(path)) for path in (folder, target))
     if as_json:
         return print_json({"model": str(folder), "out": str(target), "bytes_stored": before, "bytes": after})
     table = plain_table("", "", "")

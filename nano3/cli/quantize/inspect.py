@@ -21,6 +21,9 @@ Reference = Annotated[
 All = Annotated[bool, typer.Option("--all", metavar="", help="Also what is not quantized.")]
 
 
+QUANTIZED = {"float8_e4m3fn": "FP8", "int8": "int8", "int4": "int4"}
+
+
 def inspect(folder: Folder, reference: Reference = None, everything: All = False, as_json: Json = False) -> None:
     """List the tensors of a folder: type, shape, scales and error.
 
@@ -53,5 +56,6 @@ def inspect(folder: Folder, reference: Reference = None, everything: All = False
     if shown:
         print_table(console, table)
     left = len(found) - len(shown)
-    quantized = sum(tensor.dtype.startswith("float8") for tensor in found)
-    console.print(f"{quantized:,} FP8 tensors" + (f"; {left:,} others are not shown (--all)" if left else ""))
+    counts = [(sum(t.dtype == dtype for t in found), what) for dtype, what in QUANTIZED.items()]
+    quantized = ", ".join(f"{count:,} {what} tensors" for count, what in counts if count)
+    console.print((quantized or "no quantized tensors") + (f"; {left:,} others are not shown (--all)" if left else ""))

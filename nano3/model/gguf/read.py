@@ -94,6 +94,9 @@ class GgufFile:
                             f"{len(self._data):,}; copy the file again")  # fmt: skip
         return total
 
+    def __enter__(self) -> GgufFile:
+        return self
+
     def __exit__(self, *_: object) -> None:
         self._entries = {}
 

@@ -21,7 +21,7 @@ def open_weights(file: Path) -> Any:
     if file.name == GGUF_LINK:
         from nano3.model.gguf.read import GgufFile
 
-        return GgufFile(Path(read_json(file)["file"]))
+        return GgufFile(*weight_files(file.parent))
     try:
         with file.open("rb") as stream:
             begin = stream.read(200)
@@ -33,6 +33,13 @@ def open_weights(file: Path) -> Any:
             raise UserError(f"{file}: a Git LFS pointer, not the weights: git lfs pull in {file.parent}") from None
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise UserError(f"{file}: cannot be read ({reason}); copy the file again") from None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a folder's weights: safetensors, or the GGUF file that it stands for."""
+    if (link := folder / GGUF_LINK).is_file():
+        return [Path(read_json(link)["file"])]
+    return sorted(folder.glob("*.safetensors"))
 
 
 def locate(folder: Path) -> dict[str, str]:

@@ -215,6 +215,9 @@ class _Checkpoint:
         for source in wanted:
             self._check_type(source)
         missing = [s.name for s in wanted if s.name not in self.stored]
+        if missing and missing[0].removesuffix("weight") + PACKED in self.stored:
+            raise UserError(f"{self.folder}: {missing[0]} is stored as integers of 4 bits: it is quantized, and wanted "
+                            "here as it was before; give the unquantized folder")  # fmt: skip
         if missing:
             raise UserError(f"{self.folder}: {_count(missing)} missing, first {missing[0]}")
         names = {s.name for s in wanted}
@@ -236,7 +239,7 @@ class _Checkpoint:
             return
         if source.stored:
             why = f", others of its block as {source.stored}; copy the folder again"
-        elif self.is_scaled(source.name):
+        elif f"{source.name}_scale" in self.stored and kind in (QUANTIZED, STORED_INTEGERS[INT8]):
             why = f" with {name}_scale: it is quantized, and wanted here as it was before; give the unquantized folder"
         elif kind == QUANTIZED:
             why = f" without {name}_scale, so its numbers mean nothing; copy the folder again, or give the unquantized"

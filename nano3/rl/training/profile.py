@@ -27,6 +27,7 @@ from nano3.config.policy import StopConfig
 from nano3.config.rlhf import AnyPolicyConfig
 from nano3.config.rlvr import RlvrConfig
 from nano3.files import write_atomic
+from nano3.model.hf.files import weight_files
 from nano3.reading import read_json
 from nano3.rl.environments.base import Environment, Task
 from nano3.rl.rollout import RolloutWorker
@@ -138,7 +139,7 @@ def fingerprint(cfg: RlvrConfig, domains: Mapping[str, Domain], model: Path) -> 
 def folder_hash(folder: Path) -> str:
     """Of the weights and the architecture in a Hugging Face folder."""
     digest = hashlib.sha256()
-    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+    for path in sorted([folder / "config.json", *weight_files(folder)]):
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]

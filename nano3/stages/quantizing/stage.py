@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nano3.config.errors import UserError
 from nano3.files import check_writable
-from nano3.model.find import model_folder, refuse_adapter
 from nano3.model.hf.folder import read_config
+from nano3.quantize.int_folder import plain_folder
 from nano3.quantize.policy import Policy, Selection, select
 from nano3.quantize.run import Quantized, quantize_folder
 from nano3.stages.quantizing.rows import Calibration, calibration_rows
@@ -38,9 +37,5 @@ def prepare(source: str | Path, policy: Policy) -> tuple[Path, Selection]:
     Raises:
         UserError: no such model, one that is quantized already, an adapter, or a policy that does not fit.
     """
-    refuse_adapter(source)
-    folder = model_folder(source)
-    cfg = read_config(folder)
-    if cfg.quantization is not None:
-        raise UserError(f"{folder}: is quantized already ({cfg.quantization}): give the model that it was made from")
-    return folder, select(cfg, policy)
+    folder = plain_folder(source)
+    return folder, select(read_config(folder), policy)
