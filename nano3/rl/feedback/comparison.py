@@ -7,10 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from nano3.rl.environments.base import Task
-from nano3.rl.genrm import RANKS, SCORES, Judgement
-
-NEUTRAL = Judgement(sum(SCORES) / 2, sum(SCORES) / 2, sum(RANKS) / 2)
-"""In place of a judgement that cannot be read: both responses are average, neither is better."""
+from nano3.rl.genrm import Judgement
 
 
 class JudgeStoppedError(Exception):
@@ -40,11 +37,6 @@ class Verdict:
     """What was said, for people: the whole output where it is a model's."""
     weights_version: int | None = None
     """Of a local model: GenerationEngine.weights_changed counts it."""
-
-    @property
-    def used(self) -> Judgement:
-        """The judgement that rewards are made of."""
-        return self.judgement or NEUTRAL
 
 
 @runtime_checkable

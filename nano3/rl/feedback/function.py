@@ -44,7 +44,8 @@ def _read(said: Any) -> Judgement | None:
         return parse_judgement(said)
     if not isinstance(said, Sequence) or len(said) != len(Judgement._fields):
         return None
-    for value, (low, high) in zip(said, (SCORES, SCORES, RANKS), strict=True):
-        if isinstance(value, bool) or not isinstance(value, Real) or not low <= value <= high:
-            return None
-    return Judgement(*(value if isinstance(value, int | float) else float(value) for value in said))
+    if not all(isinstance(value, Real) and not isinstance(value, bool) for value in said):
+        return None
+    values = [value if isinstance(value, int) else float(value) for value in said]
+    fits = all(low <= v <= high for v, (low, high) in zip(values, (SCORES, SCORES, RANKS), strict=True))
+    return Judgement(*values) if fits else None

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
-from nano3.rl.circular import base_rewards, pairs
+from nano3.rl.circular import MIDDLE, base_rewards, broken_tie, pairs
 from nano3.rl.environments.base import Task
 from nano3.rl.feedback.comparison import Comparison, PairJudge, Verdict
+from nano3.rl.genrm import SCORES, Judgement
 
 
 @dataclass(frozen=True)
@@ -27,13 +29,30 @@ class JudgedGroup:
 
     responses: Responses
     verdicts: list[Verdict]
-    """N, in the order of nano3.rl.circular.pairs. Those that cannot be read count as neutral: a tie of average
-    responses, so that nobody gains from an output that the judge spoils."""
+    """N, in the order of nano3.rl.circular.pairs."""
+
+    @cached_property
+    def judgements(self) -> list[Judgement]:
+        """What counts of each pair. In place of one that cannot be read stand the scores that the two have from their
+        other comparison. A response without any has the lowest score of the group: it may be what spoils the judge's
+        output, from which it must not gain."""
+        circle = pairs(len(self.responses.answers))
+        read = [
+            (response, score)
+            for pair, verdict in zip(circle, self.verdicts, strict=True)
+            if verdict.judgement is not None
+            for response, score in zip(pair, broken_tie(verdict.judgement), strict=True)
+        ]
+        scores, lowest = dict(read), min((score for _, score in read), default=sum(SCORES) / 2)
+        return [
+            verdict.judgement or Judgement(scores.get(i, lowest), scores.get(j, lowest), MIDDLE)
+            for (i, j), verdict in zip(circle, self.verdicts, strict=True)
+        ]
 
     @property
     def base(self) -> list[float]:
         """Base reward of each response."""
-        return base_rewards(len(self.responses.answers), [verdict.used for verdict in self.verdicts])
+        return base_rewards(len(self.responses.answers), self.judgements)
 
     @property
     def unread(self) -> int:

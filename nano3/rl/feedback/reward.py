@@ -40,6 +40,10 @@ def feedback_rewards(
     """The reward of each response, with TERMS, its lengths, the group's threshold and the judgement in which it stood
     first among the parts.
 
+    A response without a final answer counts as longer than all others of its group. Where all responses are equally
+    good and equally long there is no bonus, so that they have equal rewards. Both are ours; the report says nothing of
+    them.
+
     Args:
         judged: the group with its verdicts.
         lengths: of each response.
@@ -49,18 +53,22 @@ def feedback_rewards(
         ValueError: not one length a response.
     """
     own = settings or LengthControl()
-    base = judged.base
-    found = control(
-        base, [each.think for each in lengths], [each.answer for each in lengths], own.think_weight, own.answer_weight,
-        own.think_bonus, own.answer_bonus, own.quantile,
-    )  # fmt: skip
+    base, answered = judged.base, [bool(answer.strip()) for answer in judged.responses.answers]
+    think, none = [each.think for each in lengths], 1 + max(each.answer for each in lengths)
+    # No answer is no short answer: it would be what all others are measured by, and the one that may have the bonus.
+    answer = [each.answer if there else none for each, there in zip(lengths, answered, strict=True)]
+    bonuses = own.think_bonus, own.answer_bonus if any(answered) else 0.0
+    if all(min(values) == max(values) for values in (base, think, answer)):
+        bonuses = 0.0, 0.0  # for the first of equal ones they would be noise, and hide that there is nothing to learn
+    found = control(base, think, answer, own.think_weight, own.answer_weight, *bonuses, own.quantile)
     rewards = []
     for i, verdict in enumerate(judged.verdicts):
         terms = base[i], *(getattr(found, name)[i] for name in TERMS[1:])
         parts: dict[str, Any] = dict(zip(TERMS, terms, strict=True))
-        parts |= {"threshold": found.threshold, "think_tokens": lengths[i].think, "answer_tokens": lengths[i].answer}
+        parts |= {"threshold": found.threshold, "think_tokens": lengths[i].think, "answer_tokens": lengths[i].answer,
+                  "answered": answered[i]}  # fmt: skip
         parts["judgement"] = {
-            "values": list(verdict.used), "read": verdict.judgement is not None, "text": verdict.text,
+            "values": list(judged.judgements[i]), "read": verdict.judgement is not None, "text": verdict.text,
             "weights_version": verdict.weights_version,
         }  # fmt: skip
         rewards.append(Reward(found.reward[i], base[i] >= HELPFUL, parts))
@@ -84,7 +92,8 @@ def explain(rewards: Sequence[Reward]) -> dict[str, Any]:
     for i, each in enumerate(rewards):
         scores = [comparisons[i]["scores"][0], comparisons[i - 1]["scores"][1]]
         names = ("think_tokens", "answer_tokens", *TERMS)
-        responses.append({"response": i, "scores": scores} | {n: each.parts[n] for n in names} | {"reward": each.value})
+        told = {"response": i, "scores": scores, "answered": each.parts.get("answered", True)}
+        responses.append(told | {n: each.parts[n] for n in names} | {"reward": each.value})
     return {"threshold": rewards[0].parts["threshold"], "comparisons": comparisons, "responses": responses}
 
 
@@ -104,11 +113,15 @@ def explain_lines(told: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"  {each['response']}: ({each['scores'][0]:g} + {each['scores'][1]:g}) / 2 = {each['base']:g}; "
             f"thinking of {each['think_tokens']} tokens {each['think_adjustment']:+.3f}; "
-            f"answer of {each['answer_tokens']} tokens {each['answer_adjustment']:+.3f}; "
+            f"{_answer(each)} {each['answer_adjustment']:+.3f}; "
             f"bonuses {each['think_bonus']:+g} {each['answer_bonus']:+g}; reward {each['reward']:.3f}"
         )
     lines.append(f"bonuses need a base of {told['threshold']:g} or more")
     return lines
+
+
+def _answer(told: Mapping[str, Any]) -> str:
+    return f"answer of {told['answer_tokens']} tokens" if told["answered"] else "no answer"
 
 
 def _comparison(first: int, second: int, judgement: Mapping[str, Any]) -> dict[str, Any]:

@@ -88,7 +88,7 @@ class Feedback:
     def terms(self, group: Group) -> dict[str, float]:
         """Figures of a group with rewards: means over its samples; of the adjustments, whose mean is 0, of their sizes.
 
-        quality                             the judge's score, 1 to 5
+        quality                             the base reward; the judge's scores, ties parted
         think_adjustment, answer_adjustment sizes of the adjustments for length
         think_bonus, answer_bonus           bonuses for concise responses
         think_tokens, final_tokens          tokens of the reasoning, and of the final answer
@@ -96,10 +96,10 @@ class Feedback:
         """
         parts = [sample.reward.parts for sample in group.samples if sample.reward is not None]
 
-        def mean(name: str) -> float:
-            return sum(abs(float(each[name])) for each in parts) / len(parts)
+        def mean(name: str, value: Callable[[float], float] = float) -> float:
+            return sum(value(each[name]) for each in parts) / len(parts)
 
-        found = {"quality": mean("base")} | {name: mean(name) for name in TERMS if name != "base"}
+        found = {"quality": mean("base")} | {name: mean(name, abs) for name in TERMS if name != "base"}
         found |= {"think_tokens": mean("think_tokens"), "final_tokens": mean("answer_tokens")}
         return found | {"unread": sum(not each["judgement"]["read"] for each in parts) / len(parts)}
 

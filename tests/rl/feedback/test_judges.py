@@ -36,7 +36,7 @@ def comparison(first="3", second="4", environment="generate:count"):
 def test_the_rule_judge_knows_right_concise_and_formed_answers():
     judge = RuleJudge()
     found = judge.compare([comparison("3", "4"), comparison("well\n3", "3"), comparison("", "1"), comparison("3", "3")])
-    assert [tuple(verdict.used) for verdict in found] == [(5, 2, 1), (4, 5, 4), (1, 2, 4), (5, 5, 3.5)]
+    assert [verdict.judgement for verdict in found] == [(5, 2, 1), (4, 5, 4), (1, 2, 4), (5, 5, 3.5)]
     assert judge.calls == 4
     with pytest.raises(UserError, match="generate:tool"):
         judge.compare([comparison(environment="generate:tool")])
@@ -64,10 +64,11 @@ def test_every_response_is_shown_once_in_each_place():
     assert asked == [("a", ""), ("", "c"), ("c", "a")]
 
 
-def test_unread_verdicts_are_neutral_and_too_many_make_a_group_useless():
+def test_nobody_gains_from_an_unread_verdict_and_too_many_make_a_group_useless():
     said = iter(["no", json.dumps(JUDGEMENT), (1, 1, 1), (9, 1, 1)])
     (group,) = judge_groups(FunctionJudge(lambda *_: next(said)), [Responses("e", TASK, list("abcd"))])
-    assert group.base == [(3 + 3) / 2, (3 + 5) / 2, (2 + 3.5) / 2, (-1.5 + 3) / 2]
+    # Of a to d: a has no score and d one, the lowest; b has 5 from its other comparison.
+    assert group.base == [-1.5, 5, (2 + 3.5) / 2, -1.5]
     assert (group.unread, group.usable) == (2, True)
     (group,) = judge_groups(FunctionJudge(lambda *_: None), [Responses("e", TASK, list("abc"))])
     assert group.base == [3, 3, 3]
@@ -135,7 +136,7 @@ def test_a_function_may_give_numbers_of_numpy():
     said = np.int64(4), np.float32(2.5), np.int64(1)
     (found,) = FunctionJudge(lambda *_: said).compare([comparison()])
     assert found.judgement == (4, 2.5, 1)
-    json.dumps(list(found.used))
+    json.dumps(found.judgement)
 
 
 def test_a_server_that_stops_raises_one_error_and_keeps_what_it_said(judge_server, tmp_path):

@@ -27,9 +27,9 @@ GROUPS = st.integers(2, 8).flatmap(
 )
 
 
-def judged(judgements):
+def judged(judgements, answers=()):
     verdicts = [Verdict(None if each is None else Judgement(*each), "said") for each in judgements]
-    return JudgedGroup(Responses("e", TASK, [str(i) for i in range(len(verdicts))]), verdicts)
+    return JudgedGroup(Responses("e", TASK, answers or [str(i) for i in range(len(verdicts))]), verdicts)
 
 
 def test_golden_values_of_the_whole_reward():
@@ -68,10 +68,42 @@ def test_every_term_is_there_and_survives_a_file(drawn):
 def test_without_length_control_the_reward_is_the_base_and_equal_lengths_keep_its_order(drawn):
     judgements, lengths = drawn
     group = judged(judgements)
-    used = [verdict.used for verdict in group.verdicts]
+    used = group.judgements
     assert [each.value for each in feedback_rewards(group, lengths, OFF)] == base_rewards(len(used), used)
+    if None not in judgements:
+        assert used == judgements
     alike = feedback_rewards(group, [Lengths(7, 3)] * len(used), LengthControl(think_bonus=0, answer_bonus=0))
     assert [each.value for each in alike] == group.base
+
+
+def test_no_answer_is_no_short_answer():
+    """As of a response that was cut off in its reasoning."""
+    verdicts = [(5, 5, 3.5), (5, 1, 1), (1, 5, 6)]
+    found = feedback_rewards(judged(verdicts, ["3", "so, 3", " \n"]), [Lengths(9, 1), Lengths(9, 3), Lengths(60, 0)])
+    assert [each.parts["answer_bonus"] for each in found] == [0.5, 0, 0]
+    assert [each.parts["answer_adjustment"] for each in found] == pytest.approx([5 / 18, -1 / 18, -4 / 18])
+    assert [each.parts["answer_tokens"] for each in found] == [1, 3, 0]
+    assert "no answer -0.222" in "\n".join(explain_lines(explain(found)))
+
+
+@pytest.mark.parametrize("answers", [["", "3", "3"], ["", "", ""]])
+def test_a_response_without_an_answer_has_no_bonus_for_a_short_one(answers):
+    lengths = [Lengths(9 - i, len(answer)) for i, answer in enumerate(answers)]
+    found = feedback_rewards(judged([(5, 5, 3.5)] * 3, answers), lengths)
+    assert [each.parts["answer_bonus"] for each in found] == [0, 0.5 * bool(answers[1]), 0]
+
+
+def test_responses_that_are_equal_in_all_have_equal_rewards():
+    found = feedback_rewards(judged([(5, 5, 3.5)] * 4), [Lengths(9, 1)] * 4)
+    assert [each.value for each in found] == [5] * 4
+    # Of equally good ones that differ in length the shortest still has its bonus.
+    found = feedback_rewards(judged([(5, 5, 3.5)] * 2), [Lengths(9, 1), Lengths(8, 1)])
+    assert [each.parts["think_bonus"] for each in found] == [0, 0.5]
+
+
+def test_a_response_that_spoils_the_judgements_gains_nothing():
+    # Neither judgement of 4 is read. The others have what their readable ones say.
+    assert judged([(4, 4, 3.5), (4, 1, 1), (2, 3, 4), None, None, (4, 5, 4)]).base == [4.5, 4, 1.5, 3, 1, 4]
 
 
 def test_the_explanation_shows_ties_unread_judgements_and_bonuses():
@@ -80,14 +112,14 @@ def test_the_explanation_shows_ties_unread_judgements_and_bonuses():
         "comparisons (first, second: scores, ranking)",
         "  0, 1: 5 and 2, ranking 1",
         "  1, 2: 3 and 3, ranking 1; a tie, so 5.5 and 0.5",
-        "  2, 0: not read, counts as 3 and 3, ranking 3.5",
+        "  2, 0: not read, counts as 0.5 and 5, ranking 3.5",
         "rewards = base + thinking + answer + bonuses",
-        "  0: (5 + 3) / 2 = 4; thinking of 9 tokens -0.267; answer of 2 tokens -0.167; bonuses +0 +0; reward 3.567",
+        "  0: (5 + 5) / 2 = 5; thinking of 9 tokens -0.267; answer of 2 tokens -0.167; bonuses +0 +0; reward 4.567",
         "  1: (5.5 + 2) / 2 = 3.75; thinking of 4 tokens +0.233; answer of 2 tokens -0.167; bonuses +0 +0; "
         "reward 3.817",
-        "  2: (3 + 0.5) / 2 = 1.75; thinking of 6 tokens +0.033; answer of 1 tokens +0.333; bonuses +0 +0; "
-        "reward 2.117",
-        "bonuses need a base of 3.9 or more",
+        "  2: (0.5 + 0.5) / 2 = 0.5; thinking of 6 tokens +0.033; answer of 1 tokens +0.333; bonuses +0 +0; "
+        "reward 0.867",
+        "bonuses need a base of 4.5 or more",
     ]
     with pytest.raises(ValueError, match="no part 'base'"):
         explain([Reward(1.0), Reward(0.0)])
