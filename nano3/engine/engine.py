@@ -118,6 +118,8 @@ class Engine:
         self._prompt_tokens = self._outputs = self._drafted = self._accepted = 0
 
     def _new_pool(self, kv_dtype: torch.dtype | None) -> StatePool:
+        if kv_dtype == torch.float8_e4m3fn and not self.model.fp8_cache:
+            raise ValueError("kv_dtype float8_e4m3fn needs a model that rounds keys and values: model.use_fp8_cache()")
         counts = self.sizes.n_slots, self.sizes.n_pages, self.page_size
         dtype = self.model.compute_dtype
         return StatePool(self.model.cfg, *counts, dtype=dtype, kv_dtype=kv_dtype, device=self.device)

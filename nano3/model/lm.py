@@ -269,6 +269,11 @@ class LM(nn.Module):
         return self
 
     @property
+    def fp8_cache(self) -> bool:
+        """Whether all attention blocks round keys and values (`use_fp8_cache`)."""
+        return all(block.mixer.fp8_cache for block in self.blocks if isinstance(block.mixer, Attention))
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.embeddings.weight.device

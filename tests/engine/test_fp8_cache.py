@@ -74,5 +74,6 @@ def test_without_scales_it_is_refused(small_config):
 
 
 def test_pages_without_rounding_are_refused(model):
-    with pytest.raises(ValueError, match="need a model with use_fp8_cache"):
-        answers(model, kv_dtype=E4M3)
+    """Before there is an engine that no request can be given to."""
+    with pytest.raises(ValueError, match=r"needs a model that rounds keys and values: model.use_fp8_cache"):
+        Engine(model, Tokenizer.train(["a b"], 263), memory=8 << 20, max_context=64, kv_dtype=E4M3)

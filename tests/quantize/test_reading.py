@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +56,16 @@ def test_compressed_tensors_lays_out_the_same_numbers(folder):
     found = read_config(folder).quantization
     assert found is not None
     assert (found.algorithm, found.kv_cache) == ("FP8", "FP8")
+
+
+def test_scales_of_keys_and_values_beside_the_projections_are_the_same(folder):
+    """Where llm-compressor puts them."""
+    expected = logits(folder)
+    stored = load_file(folder / "model.safetensors")
+    moved = {re.sub(r"[kv]_proj\.(?=[kv]_scale$)", "", name): value for name, value in stored.items()}
+    assert any(name.endswith("mixer.k_scale") for name in moved)
+    save_file(moved, folder / "model.safetensors")
+    assert torch.equal(logits(folder), expected)
 
 
 @pytest.mark.parametrize("wrong", [{"strategy": "channel"}, {"num_bits": 4}, {"dynamic": True}])

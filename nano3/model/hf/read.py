@@ -8,6 +8,7 @@ memory (`model.`, the experts of a block in one tensor).
 from __future__ import annotations
 
 import math
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,8 @@ READ_AS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float32}
 """Stored type -> the type that holds its numbers exactly and that nano3 computes with."""
 QUANTIZED = "F8_E4M3"
 """Stored type of matrices whose numbers are these times a scale beside them."""
+OF_ATTENTION = re.compile(r"\.mixer\.([kv])_scale$")
+"""Scale of keys or values where compressed-tensors' own tools put it, beside the projections."""
 STORED_INTEGERS = {INT8: "I8", INT4: "I32"}
 """Type of a matrix of integers -> how a folder stores it."""
 BYTES = {QUANTIZED: 1, "I8": 1, "I32": 4, "I64": 8}
@@ -148,6 +151,7 @@ class _Checkpoint:
         """The published name of each stored tensor, whatever its prefix -> the stored name."""
         for name in self.files:
             published = "backbone." + name.removeprefix("model.") if name.startswith("model.") else name
+            published = OF_ATTENTION.sub(r".mixer.\1_proj.\1_scale", published)
             if (other := self.stored.setdefault(published, name)) != name:
                 raise UserError(
                     f"{folder}: holds both {other} and {name}; delete one of them, or copy the folder again"
