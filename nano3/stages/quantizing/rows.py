@@ -47,7 +47,7 @@ def calibration_rows(source: Path, folder: Path, calibration: Calibration) -> Ca
     sets = ", ".join(f"{name} {count:,}" for name, count in drawn.by_set.items())
     say(f"calibration: {len(rows):,} rows of {what} ({sets}), {rows.tokens:,} tokens")
     if len(rows) < calibration.samples:
-        say(f"note: {calibration.samples:,} rows were asked for, there are no more")
+        say(f"note: {calibration.samples:,} rows were asked for, no more can be used")
     if drawn.refused:
         say(f"note: {drawn.refused:,} rows were left out; the first: {drawn.first_problem}")
     return rows
