@@ -33,6 +33,7 @@ from nano3.stages.policy.quality import HeldoutQuality
 from nano3.stages.policy.run import PolicyRun, open_run
 from nano3.stages.run_folder import say
 from nano3.train.feed import PausedError
+from nano3.train.signals import stop_requested
 from nano3.train.tracking.progress import Progress
 from nano3.train.world import World, attempt
 
@@ -100,7 +101,7 @@ def _feedback(run_dir: Path, cfg: RlhfConfig, tokenizer: Tokenizer, world: World
     judge, sizes = found[0]
     if world.is_main:
         say(sizes)
-    patience = Patience(cfg.judge.tries, cfg.judge.wait, say)
+    patience = Patience(cfg.judge.tries, cfg.judge.wait, say, stop=stop_requested)
     return Feedback(judge, tokenizer, length_control(cfg.length_control), judged_as(cfg.prompts), patience)
 
 
@@ -111,5 +112,5 @@ def _heldout(run: PolicyRun[RlhfConfig]) -> HeldoutQuality:
     spec = heldout_judge(cfg.judge, cfg.heldout.judge, cfg.prompts)
     of_run = spec == cfg.judge.spec
     judge = feedback.judge if of_run else open_judge(spec, cfg.judge, run.run_dir, run.world.device)[0]
-    patience = Patience(cfg.judge.tries, cfg.judge.wait, say)
+    patience = Patience(cfg.judge.tries, cfg.judge.wait, say, stop=stop_requested)
     return HeldoutQuality(run, Feedback(judge, run.tokenizer, OFF, judged_as(cfg.prompts), patience), spec, of_run)

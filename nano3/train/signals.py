@@ -14,6 +14,14 @@ ECHO_SECONDS = 0.5
 """torchrun passes on a Ctrl-C that the terminal has sent to its processes too: within this time it is the same one."""
 
 
+_open: list[StopRequest] = []
+
+
+def stop_requested() -> bool:
+    """Whether a signal has asked the run in this process to end: what waits for long need not wait any longer."""
+    return any(request.requested for request in _open)
+
+
 class StopRequest:
     """Context manager: the first SIGTERM or Ctrl-C sets `requested`; a second one ends the process at once.
 
@@ -26,11 +34,13 @@ class StopRequest:
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> StopRequest:
+        _open.append(self)
         if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
         return self
 
     def __exit__(self, *exc: object) -> None:
+        _open.remove(self)
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 

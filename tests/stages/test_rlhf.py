@@ -1,8 +1,11 @@
 """Reinforcement learning from a judge's feedback, from a folder to a folder."""
 
 import json
+import os
 import shutil
+import signal
 import sys
+from functools import partialmethod
 
 import pytest
 from safetensors.torch import load_file
@@ -12,7 +15,7 @@ from nano3.config.presets import load_rlhf, load_rlvr
 from nano3.model.hf.config import read_stage
 from nano3.reading import read_json
 from nano3.rl.feedback.reward import TERMS
-from nano3.rl.feedback.scoring import UNREAD
+from nano3.rl.feedback.scoring import UNREAD, Patience
 from nano3.rl.rollout_files import read_rollouts, rollouts_path
 from nano3.rl.saved.explained import explain_prompt, prompt_lines
 from nano3.stages import rlvr
@@ -231,6 +234,22 @@ def test_a_judge_that_answers_again_is_waited_for(finished, begin, tmp_path, jud
     assert begin(tmp_path / "run", "judge.tries=3", "judge.wait=0.01").stopped == ""
     assert_same_run(finished[1], tmp_path / "run")
     assert "it is asleep; the run waits 0.01 s and asks again, at most 2 times more" in capsys.readouterr().err
+
+
+def test_a_signal_ends_the_wait_for_a_judge(begin, tmp_path, judge, monkeypatch):
+    judge.SILENT.update(range(3, 100))
+    slept = []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Patience, "__init__", partialmethod(Patience.__init__, sleep=sleep))
+    result = begin(tmp_path / "run", "judge.tries=5", "judge.wait=600", "heldout.tasks=0")
+    assert result.paused
+    assert result.training.step == 2
+    assert result.last_good == tmp_path / "run" / "checkpoints" / "step-2"
+    assert sum(slept) <= 1
 
 
 @pytest.mark.parametrize("silent", [1, 8])

@@ -13,6 +13,8 @@ from nano3.rl.feedback.lengths import Lengths, part_lengths
 from nano3.rl.feedback.reward import TERMS, LengthControl, feedback_rewards
 from nano3.rl.samples import Group, Sample
 
+LOOK = 1.0
+"""Seconds after which a wait looks whether the run is to end."""
 UNREAD = "judge cannot be read"
 """Kind of the fault of a group most of whose judgements are no judgements."""
 
@@ -27,6 +29,8 @@ class Patience:
     say: Callable[[str], None] = lambda line: None
     """Hears before each wait why."""
     sleep: Callable[[float], object] = time.sleep
+    stop: Callable[[], bool] = lambda: False
+    """Whether the run is asked to end, so that it does not wait any longer."""
 
     def ask(self, judge: PairJudge, groups: Sequence[Responses]) -> list[JudgedGroup]:
         """As `judge_groups`.
@@ -38,9 +42,18 @@ class Patience:
             try:
                 return judge_groups(judge, groups)
             except JudgeStoppedError as error:
-                self.say(f"{error}; the run waits {self.wait:g} s and asks again, at most {left} times more")
-                self.sleep(self.wait)
+                if not self.stop():
+                    self.say(f"{error}; the run waits {self.wait:g} s and asks again, at most {left} times more")
+                    self._pause()
+                if self.stop():
+                    raise
         return judge_groups(judge, groups)
+
+    def _pause(self) -> None:
+        left = self.wait
+        while left > 0 and not self.stop():
+            self.sleep(min(left, LOOK))
+            left -= LOOK
 
 
 class Feedback:
