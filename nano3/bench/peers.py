@@ -201,7 +201,11 @@ def check_peers(names: Sequence[str], kind: Kind, gguf: str) -> None:
         if peer is None:
             raise UserError(f"--against {name}: not known; use one or both of {','.join(PEERS)}")
         if kind not in peer.kinds:
-            raise UserError(f"--against {name}: it does not {kind}; it can do {', '.join(peer.kinds)}")
+            able = [other for other, one in PEERS.items() if kind in one.kinds]
+            raise UserError(
+                f"--against {name}: nano3 bench {kind} cannot compare with it, only with {' and '.join(able)}; "
+                f"{name} takes part in {' and '.join(peer.kinds)}"
+            )
         needed = {module: pip for module, pip in peer.packages.items() if not (gguf and module == WRITES_MODEL)}
         if missing := [pip for module, pip in needed.items() if find_spec(module) is None]:
             raise UserError(f"--against {name}: {' and '.join(missing)} not installed; pip install {' '.join(missing)}")

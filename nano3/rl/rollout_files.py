@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import re
 import struct
 import tokenize
 import zipfile
@@ -26,6 +27,8 @@ from nano3.rl.environments.registry import Source
 from nano3.rl.samples import Group, Sample, Segment, after_prompts
 
 FOLDER = "rollouts"
+FILE = re.compile(r"step-(?P<old>0\d+|)(?P<step>\d*)\.jsonl")
+"""A step's file. Earlier versions counted steps from 0 and wrote six digits, the first of them 0."""
 GIVEN, DRAWN, FORCED = 0, 1, 2
 """What a token is, in the arrays."""
 
@@ -35,6 +38,7 @@ class SavedSample:
     """One line."""
 
     step: int
+    """From 1, as metrics.jsonl counts them."""
     environment: str
     source: Source
     """Of the environment's code, as it was."""
@@ -65,7 +69,23 @@ class SavedSample:
 
 def rollouts_path(folder: Path, step: int) -> Path:
     """A step's file in a run's folder."""
-    return folder / FOLDER / f"step-{step:06d}.jsonl"
+    return folder / FOLDER / f"step-{step}.jsonl"
+
+
+def step_of(path: Path) -> int | None:
+    """The step, from 1, of a file of rollouts; None for another file."""
+    found = FILE.fullmatch(path.name)
+    if found is None or not (found["old"] or found["step"]):
+        return None
+    return int(found["old"]) + 1 if found["old"] else int(found["step"])
+
+
+def cut_rollouts(folder: Path, step: int) -> None:
+    """Remove what was drawn after `step`, for a run that goes on from there and draws it again."""
+    for path in (folder / FOLDER).glob("step-*.jsonl"):
+        if (step_of(path) or 0) > step:
+            path.unlink()
+            arrays_path(path).unlink(missing_ok=True)
 
 
 def arrays_path(path: Path) -> Path:
@@ -82,7 +102,7 @@ def save_rollouts(folder: Path, step: int, groups: Sequence[Group], sources: Map
 
     Args:
         folder: of the run.
-        step: number of the optimizer step.
+        step: number of the optimizer step, from 1.
         groups: what was drawn.
         sources: where each environment's code comes from, by its name.
     """
@@ -110,11 +130,14 @@ def read_rollouts(path: Path) -> Iterator[SavedSample]:
         OSError: the file cannot be read.
     """
     segments = iter(_segments(arrays_path(path)))
+    found = FILE.fullmatch(path.name)
+    counted_from_0 = bool(found and found["old"])
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line:
             continue
         try:
             row = _row(line)
+            row["step"] += counted_from_0
             sample = _sample(row, list(itertools.islice(segments, row["segments"])))
         except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
             raise UserError(f"{path}, line {number}: no saved rollout ({one_line(error)})") from error

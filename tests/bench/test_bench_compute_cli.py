@@ -78,7 +78,7 @@ def test_training_as_a_table_with_its_profile():
         (["prefill", "--gguf", "none.gguf"], ["none.gguf"]),
         (["prefill", "--gguf", __file__], ["--gguf", "--against llama.cpp"]),
         (["decode", "--threads", "9999"], ["--threads is 9999", "cores"]),
-        (["train", "--against", "llama.cpp"], ["llama.cpp", "does not train"]),
+        (["train", "--against", "llama.cpp"], ["llama.cpp", "bench train cannot compare with it"]),
         (["train", "--model", "no-such-model"], ["no-such-model", "tiny"]),
     ],
 )

@@ -17,7 +17,16 @@ def test_peers_that_can_run_pass(monkeypatch):
     ("names", "kind", "installed", "words"),
     [
         (["ollama"], "decode", True, "--against ollama: not known; use one or both of transformers,llama.cpp"),
-        (["llama.cpp"], "train", True, "--against llama.cpp: it does not train; it can do prefill, decode"),
+        *(
+            (
+                ["llama.cpp"],
+                kind,
+                True,
+                f"--against llama.cpp: nano3 bench {kind} cannot compare with it, only with transformers; "
+                "llama.cpp takes part in prefill and decode",
+            )
+            for kind in ("train", "rl")
+        ),
         (["transformers", "llama.cpp"], "decode", False, "transformers not installed; pip install transformers"),
         (["llama.cpp"], "decode", False, "llama-cpp-python and gguf not installed; pip install llama-cpp-python gguf"),
     ],

@@ -158,7 +158,7 @@ def test_the_judge_is_asked_as_often_as_there_are_answers_and_sees_only_final_on
     assert judge.ROUNDS == [4 * 4, 4 * 4]
     assert [line["judge_calls"] for line in steps_of(tmp_path / "run")] == [16, 16]
     assert result.summary()["rollouts"]["judge_calls"] == 32
-    saved = [sample for n in (0, 1) for sample in read_rollouts(rollouts_path(tmp_path / "run", n))]
+    saved = [sample for n in (1, 2) for sample in read_rollouts(rollouts_path(tmp_path / "run", n))]
     assert [sample.rollout.answer for sample in saved] == judge.SHOWN
     assert any(sample.messages[-1].get("reasoning_content") for sample in saved)
     assert "" in judge.SHOWN
@@ -167,7 +167,7 @@ def test_the_judge_is_asked_as_often_as_there_are_answers_and_sees_only_final_on
 def test_every_term_of_the_reward_is_kept_and_measured(finished):
     _, folder = finished
     for line in steps_of(folder):
-        saved = list(read_rollouts(rollouts_path(folder, line["step"] - 1)))
+        saved = list(read_rollouts(rollouts_path(folder, line["step"])))
         parts = [sample.reward.parts for sample in saved if sample.reward]
         assert len(parts) == 16
         for sample in saved:
@@ -186,7 +186,7 @@ def test_every_term_of_the_reward_is_kept_and_measured(finished):
 
 def test_held_out_prompts_are_never_drawn(finished):
     _, folder = finished
-    drawn = {(s.environment, s.task) for n in range(6) for s in read_rollouts(rollouts_path(folder, n))}
+    drawn = {(s.environment, s.task) for n in range(1, 7) for s in read_rollouts(rollouts_path(folder, n))}
     kept = read_json(folder / "heldout.json")
     assert kept["judge"] == "rlhf_judges:Letters"  # the rules do not know these prompts
     for side in ("before", "after"):
@@ -288,7 +288,7 @@ def test_without_length_control_the_reward_is_the_judges_score(begin, tmp_path):
 
 def test_explain_works_the_rewards_out_again(finished):
     _, folder = finished
-    saved = list(read_rollouts(rollouts_path(folder, 3)))
+    saved = list(read_rollouts(rollouts_path(folder, 4)))
     told = explain_prompt(folder, 2, step=3)
     group = saved[8:12]
     assert told["task"] == group[0].task
@@ -298,7 +298,7 @@ def test_explain_works_the_rewards_out_again(finished):
     lines = prompt_lines(json.loads(json.dumps(told)))
     assert lines[0].startswith(f"step 3 · prompt 2 · {group[0].environment}")
     assert sum("(empty)" in line for line in lines) == sum(not answer for answer in told["answers"])
-    assert explain_prompt(folder, 0)["step"] == 5
+    assert explain_prompt(folder, 0)["step"] == 6
     with pytest.raises(UserError, match=r"--prompt 4: step 3 of .* has the prompts 0 to 3"):
         explain_prompt(folder, 4, step=3)
 
@@ -335,7 +335,7 @@ def test_a_folder_judges_with_an_engine_of_its_own(begin, base, tmp_path, capsys
     assert "judge: 0.1 M parameters" in capsys.readouterr().err
     # An untrained model says no judgement that can be read.
     assert UNREAD in result.stopped
-    assert (tmp_path / "run" / "rollouts" / "step-000000.jsonl").is_file()
+    assert (tmp_path / "run" / "rollouts" / "step-1.jsonl").is_file()
 
 
 def test_rlvr_goes_on_from_rlhf(finished, tmp_path):

@@ -18,6 +18,7 @@ from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.model.hf.config import read_stage
 from nano3.reading import read_json
 from nano3.rl.rollout_files import read_rollouts, rollouts_path
+from nano3.rl.saved.groups import saved_steps
 from nano3.rl.training.domains import open_domains
 from nano3.rl.training.profile import Profile
 from nano3.stages.rlvr import main, profile_tasks
@@ -176,7 +177,7 @@ def test_each_step_tells_what_its_samples_came_to(finished):
         assert line["dropped"] == 0
         assert line["mismatch_largest"] < 1e-4
         assert line["dlogp_generated_mean"] < 1e-5
-        saved = list(read_rollouts(rollouts_path(folder, line["step"] - 1)))
+        saved = list(read_rollouts(rollouts_path(folder, line["step"])))
         assert len(saved) == 16
         assert line["reward"] == pytest.approx(sum(value(s) for s in saved) / 16)
         of_much = [value(s) for s in saved if s.environment == "much"]
@@ -186,13 +187,13 @@ def test_each_step_tells_what_its_samples_came_to(finished):
     means = [line["target_mean"] for line in steps]
     assert (means[0], means[-1]) == (0.6, pytest.approx(0.3))
     assert sum(len({s.task for s in read_rollouts(rollouts_path(folder, n)) if s.environment == "much"})
-               for n in range(6)) == 18  # fmt: skip
+               for n in range(1, 7)) == 18  # fmt: skip
 
 
 def test_held_out_tasks_are_never_drawn(finished):
     _, folder = finished
     asked = read_json(folder / "heldout.json")
-    drawn = {(s.environment, s.task) for n in range(6) for s in read_rollouts(rollouts_path(folder, n))}
+    drawn = {(s.environment, s.task) for n in range(1, 7) for s in read_rollouts(rollouts_path(folder, n))}
     profiled = {(name, task) for name, rates in Profile.read(folder).rates.items() for task in rates}
     for side in ("before", "after"):
         held = {(name, task) for name, rewards in asked[side].items() for task in rewards}
@@ -221,7 +222,7 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(finished, base, tmp_path,
     monkeypatch.undo()
     assert resume(parted).training.step == 6
     assert steps_of(parted) == steps_of(whole)
-    assert [tasks_of(parted, n) for n in range(6)] == [tasks_of(whole, n) for n in range(6)]
+    assert [tasks_of(parted, n) for n in range(1, 7)] == [tasks_of(whole, n) for n in range(1, 7)]
     assert read_json(parted / "heldout.json") == read_json(whole / "heldout.json")
     # The reward stalls at once by these settings, so that pass rates are measured anew on both sides of the stop.
     again = sorted(path.name for path in whole.glob("profile-step-*.json"))
@@ -241,7 +242,7 @@ def test_scores_of_other_samples_are_not_compared(finished, tmp_path):
 def test_groups_without_variance_are_filled_up(base, tmp_path):
     run(tmp_path / "run", base, "rollout.refill=3", "train.steps=2", "heldout.tasks=0")
     for line in steps_of(tmp_path / "run"):
-        drawn = [sample[:2] for sample in tasks_of(tmp_path / "run", line["step"] - 1)]
+        drawn = [sample[:2] for sample in tasks_of(tmp_path / "run", line["step"])]
         assert len(drawn) == 4 * line["groups"]
         # No task twice in a step, and with refills each environment keeps its part in what is drawn first.
         assert len(set(drawn)) == line["groups"]
@@ -261,7 +262,7 @@ def test_equal_rewards_end_the_run_with_the_reason(base, tmp_path):
     assert resume(tmp_path / "run", "stop.zero_variance=1").training.step == 6
 
 
-def test_the_last_good_checkpoint_stays_and_can_be_gone_on_from(base, tmp_path):
+def test_the_last_good_checkpoint_stays_and_can_be_gone_on_from(base, tmp_path, monkeypatch):
     sours = "environments.weights={sours=1}", "environments.specs={sours='rlvr_environments:Souring'}"
     settings = "environments.options={}", "curriculum.sampling=uniform", "heldout.tasks=0", "checkpoint.every_steps=1"
     result = run(
@@ -272,6 +273,12 @@ def test_the_last_good_checkpoint_stays_and_can_be_gone_on_from(base, tmp_path):
     assert (result.last_good, result.training.step) == (tmp_path / "run" / "checkpoints" / "step-4", 5)
     assert result.last_good.is_dir()
     cfg = load_rlvr(str(tmp_path / "run"), ["schedule.peak_lr=1e-4"])
+    monkeypatch.setattr(Trainer, "fit", lambda self: (_ for _ in ()).throw(Killed()))
+    with pytest.raises(Killed):
+        main(cfg, tmp_path / "run", resume=True, progress=Silent(), checkpoint=4)
+    # What came after it is gone from the rollouts as from the metrics.
+    assert list(saved_steps(tmp_path / "run")) == [1, 2, 3, 4] == [line["step"] for line in steps_of(tmp_path / "run")]
+    monkeypatch.undo()
     again = main(cfg, tmp_path / "run", resume=True, progress=Silent(), checkpoint=4)
     assert again.training.step == 6
     assert [line["step"] for line in steps_of(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
@@ -303,7 +310,7 @@ def test_an_environment_that_fails_ends_the_run_and_is_named(base, tmp_path):
     result = run(tmp_path / "run", base, broken, uniform, "stop.faults=3", "heldout.tasks=0")
     assert "3 groups in a row of environment much" in result.stopped
     assert "no judge" in result.stopped
-    [first, *_] = read_rollouts(rollouts_path(tmp_path / "run", 0))
+    [first, *_] = read_rollouts(rollouts_path(tmp_path / "run", 1))
     assert first.fault == "no judge"
     result = run(tmp_path / "other", base, broken, uniform, "stop.faults=0", "heldout.tasks=0")
     assert "all 4 groups of step 1 ended in a fault (much: no judge, it does not answer)" in result.stopped
@@ -348,7 +355,7 @@ def test_a_profile_is_used_again_only_by_the_run_that_it_is_of(finished, base, t
     # An environment that the profile advises against is left out.
     alone = "environments.weights={much=1}", "environments.specs={much='rlvr_environments:Letters'}"
     run(tmp_path / "alone", base, *alone, f"curriculum.profile={file}", "train.steps=1", "heldout.tasks=0")
-    assert {sample[0] for sample in tasks_of(tmp_path / "alone", 0)} == {"much"}
+    assert {sample[0] for sample in tasks_of(tmp_path / "alone", 1)} == {"much"}
     with pytest.raises(UserError, match="another sampling"):
         run(tmp_path / "other", base, f"curriculum.profile={file}", "rollout.temperature=0.7", "heldout.tasks=0")
 
@@ -439,7 +446,7 @@ def test_two_ranks_do_what_one_does(base, tmp_path, module_folder):
     done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     one, two = tmp_path / "one", tmp_path / "two"
-    assert [tasks_of(one, n) for n in range(3)] == [tasks_of(two, n) for n in range(3)]
+    assert [tasks_of(one, n) for n in range(1, 4)] == [tasks_of(two, n) for n in range(1, 4)]
     assert Profile.read(one).rates == Profile.read(two).rates
     assert read_json(one / "heldout.json")["before"] == read_json(two / "heldout.json")["before"]
     for ours, theirs in zip(steps_of(one), steps_of(two), strict=True):

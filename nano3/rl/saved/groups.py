@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from nano3.config.errors import UserError
-from nano3.rl.rollout_files import FOLDER, SavedSample, read_rollouts
+from nano3.rl.rollout_files import FOLDER, SavedSample, read_rollouts, step_of
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,7 @@ class SavedGroup:
 
     @property
     def step(self) -> int:
-        """Number of the optimizer step."""
+        """Number of the optimizer step, from 1."""
         return self.samples[0].step
 
     @property
@@ -80,8 +79,8 @@ def saved_steps(run: Path) -> dict[int, Path]:
         raise UserError(f"{run}: no such folder; give the folder of a run of nano3 rlvr or rlhf")
     found = {}
     for path in (run / FOLDER).glob("step-*.jsonl"):
-        if match := re.fullmatch(r"step-(\d+)\.jsonl", path.name):
-            found[int(match[1])] = path
+        if (step := step_of(path)) is not None:
+            found[step] = path
     if not found:
         files = f"{FOLDER}/step-*.jsonl"
         raise UserError(f"{run} has no rollouts (no {files}): it is no run of nano3 rlvr or rlhf that did a step")

@@ -41,7 +41,7 @@ from nano3.rl.feedback.comparison import JudgeStoppedError
 from nano3.rl.feedback.scoring import Feedback
 from nano3.rl.grpo import GRPOLoss
 from nano3.rl.rollout import RolloutWorker
-from nano3.rl.rollout_files import save_rollouts
+from nano3.rl.rollout_files import cut_rollouts, save_rollouts
 from nano3.rl.samples import Group
 from nano3.rl.sync import MismatchError, SyncReport, WeightSync
 from nano3.rl.training.domains import Domain
@@ -205,6 +205,8 @@ class PolicySteps:
             self.say(f"the curriculum's mean goes on falling as over {batches} steps, not {self.cfg.train.steps}")
         self.rules.restore(state["rules"])
         self.profiles, self._done = state["profiles"], self.curriculum.number
+        if self.world.is_main:
+            cut_rollouts(self.run_dir, self._done)
         mismatch = state.get("mismatch", 0.0)
         self._mismatch = math.nan if mismatch is None else mismatch
 
@@ -234,7 +236,7 @@ class PolicySteps:
         curriculum.profile({name: rates for name, rates in profile.rates.items() if name in curriculum.rates})
         for verdict in profile.verdicts():
             self.say(verdict.line())
-        self._on_main(lambda: profile.write(self.run_dir / f"profile-step-{n:06d}.json"))
+        self._on_main(lambda: profile.write(self.run_dir / f"profile-step-{n + 1}.json"))
 
     def _drawn(self, sampling: Sampling, curriculum: Curriculum, n: int) -> tuple[dict[int, Group], list[GroupFacts]]:
         """As `_draw`; where the judge stops, what was drawn is undone, so that the step can be asked for again."""
@@ -313,7 +315,7 @@ class PolicySteps:
         together = {place: group for part in self.world.to_main(written) for place, group in part.items()}
         sources = {name: domain.source for name, domain in self.domains.items()}
         ordered = [together[place] for place in sorted(together)]
-        self._on_main(lambda: save_rollouts(self.run_dir, n, ordered, sources))
+        self._on_main(lambda: save_rollouts(self.run_dir, n + 1, ordered, sources))
 
     def _on_main(self, write: Callable[[], Any]) -> None:
         """What the main rank alone does; an error there, as of a full disk, ends all ranks."""

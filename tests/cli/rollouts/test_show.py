@@ -161,6 +161,6 @@ def test_a_folder_without_rollouts_and_a_damaged_file_are_one_line(run, folder, 
     path.write_text(path.read_text("utf-8")[:-30], "utf-8")
     done = run("rlvr", "show", folder)
     assert (done.code, len(done.err.splitlines())) == (2, 1)
-    assert "step-000002.jsonl, line 16: no saved rollout" in done.err
+    assert "step-2.jsonl, line 16: no saved rollout" in done.err
     path.with_suffix(".npz").unlink()
     assert "is missing" in run("rlvr", "show", folder).err

@@ -3,7 +3,7 @@
 import pytest
 
 from nano3.config.errors import UserError
-from nano3.rl.rollout_files import read_rollouts, rollouts_path, save_rollouts
+from nano3.rl.rollout_files import cut_rollouts, read_rollouts, rollouts_path, save_rollouts
 from nano3.rl.samples import Group
 from nano3.rl.saved.groups import Selection, chosen_steps, read_groups, saved_steps
 from nano3.rl.saved.tally import tally, together
@@ -95,6 +95,21 @@ def test_steps_are_found_in_order(tokenizer, tmp_path):
         chosen_steps(steps, 12, 12)
 
 
+def test_files_that_counted_steps_from_0_are_read_as_from_1(tokenizer, tmp_path):
+    run = make_run(tmp_path, tokenizer, steps=3)
+    for step in (1, 2):
+        for path in (rollouts_path(run, step), rollouts_path(run, step).with_suffix(".npz")):
+            old = path.with_name(f"step-{step - 1:06d}{path.suffix}")
+            path.rename(old)
+        old = old.with_suffix(".jsonl")
+        old.write_text(old.read_text().replace(f'"step": {step},', f'"step": {step - 1},'))
+    steps = saved_steps(run)
+    assert list(steps) == [1, 2, 3]
+    assert [next(read_groups(path)).step for path in steps.values()] == [1, 2, 3]
+    cut_rollouts(run, 1)
+    assert sorted(path.name for path in (run / "rollouts").iterdir()) == ["step-000000.jsonl", "step-000000.npz"]
+
+
 def test_a_folder_without_rollouts_is_told(tmp_path):
     with pytest.raises(UserError, match="has no rollouts"):
         saved_steps(tmp_path)
@@ -104,5 +119,5 @@ def test_a_folder_without_rollouts_is_told(tmp_path):
 
 def test_a_line_that_is_cut_off_is_named(path):
     path.write_text(path.read_text()[:-40])
-    with pytest.raises(UserError, match=r"step-000001\.jsonl, line 16: no saved rollout"):
+    with pytest.raises(UserError, match=r"step-1\.jsonl, line 16: no saved rollout"):
         list(read_rollouts(path))
