@@ -131,7 +131,7 @@ def finished(begin, tmp_path_factory):
 
 def assert_same_run(one, other, steps=6):
     assert steps_of(one) == steps_of(other)
-    assert [tasks_of(one, n) for n in range(steps)] == [tasks_of(other, n) for n in range(steps)]
+    assert [tasks_of(one, n) for n in range(1, steps + 1)] == [tasks_of(other, n) for n in range(1, steps + 1)]
     assert read_json(one / "heldout.json") == read_json(other / "heldout.json")
     ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (one, other))
     assert all(ours[name].equal(theirs[name]) for name in ours)
@@ -289,7 +289,7 @@ def test_without_length_control_the_reward_is_the_judges_score(begin, tmp_path):
 def test_explain_works_the_rewards_out_again(finished):
     _, folder = finished
     saved = list(read_rollouts(rollouts_path(folder, 4)))
-    told = explain_prompt(folder, 2, step=3)
+    told = explain_prompt(folder, 2, step=4)
     group = saved[8:12]
     assert told["task"] == group[0].task
     assert told["answers"] == [sample.rollout.answer for sample in group]
@@ -300,7 +300,7 @@ def test_explain_works_the_rewards_out_again(finished):
     assert sum("(empty)" in line for line in lines) == sum(not answer for answer in told["answers"])
     assert explain_prompt(folder, 0)["step"] == 6
     with pytest.raises(UserError, match=r"--prompt 4: step 3 of .* has the prompts 0 to 3"):
-        explain_prompt(folder, 4, step=3)
+        explain_prompt(folder, 4, step=4)
 
 
 def test_another_judge_of_held_out_prompts_is_not_compared(finished, tmp_path):
