@@ -31,7 +31,7 @@ OfEnvironment = Annotated[
 def show(
     run: RunFolder,
     step: Annotated[
-        int | None, typer.Option(help="The groups of this step.", metavar="N", min=0, show_default=False)
+        int | None, typer.Option(help="The groups of this step.", metavar="N", min=1, show_default=False)
     ] = None,
     env: OfEnvironment = None,
     task: Annotated[

@@ -94,14 +94,14 @@ def explain(
     prompt: Annotated[int, typer.Option(help="Number of the prompt in its step, from 0.", metavar="N", min=0)] = 0,
     step: Annotated[
         int | None,
-        typer.Option(help="Its step, from 0. Default: the last.", metavar="S", min=0, show_default=False),
+        typer.Option(help="Its step, from 1. Default: the last.", metavar="S", min=1, show_default=False),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Show how the rewards of a prompt's answers came about: comparisons, base rewards, lengths and bonuses.
 
     [dim]The third prompt of the first step:[/]
-      nano3 rlhf explain runs/rlhf-tiny --prompt 2 --step 0
+      nano3 rlhf explain runs/rlhf-tiny --prompt 2 --step 1
     """
     from nano3.cli.output import print_json, results
     from nano3.rl.saved.explained import explain_prompt, prompt_lines

@@ -93,9 +93,9 @@ def test_a_finished_run_is_summed_up_listed_and_explained(base, tmp_path):
     assert "8 in all" in done.stdout
     found = read_run(tmp_path / "run")
     assert (found.verb, found.state, found.step) == ("rlhf", "finished", 2)
-    told = json.loads(nano3("explain", "run", "--prompt", 1, "--step", 0, "--json").stdout)
+    told = json.loads(nano3("explain", "run", "--prompt", 1, "--step", 1, "--json").stdout)
     assert len(told["responses"]) == 2
-    shown = nano3("explain", "run", "--prompt", 1, "--step", 0)
+    shown = nano3("explain", "run", "--prompt", 1, "--step", 1)
     assert f"reward {told['responses'][0]['reward']:.3f}" in shown.stdout
     for args, words in ((["--prompt", 9], "prompts 0 to 1"), (["--step", 7], "no rollouts of step 7")):
         assert words in str(nano3("explain", "run", *args).exception)
