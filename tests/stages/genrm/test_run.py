@@ -141,7 +141,7 @@ def test_the_parts_train_on_the_pairs_in_both_orders_and_the_model_moves_in_both
     _, folder = finished
     pairs = in_both_orders(read_pairs(str(folder / "pairs" / "train.jsonl")))
     assert read_json(folder / "warm-start" / "data.json")[0]["rows"] == 24
-    samples = [sample for n in range(3) for sample in read_rollouts(rollouts_path(folder / "grpo", n))]
+    samples = [sample for n in (1, 2, 3) for sample in read_rollouts(rollouts_path(folder / "grpo", n))]
     assert len({sample.task for sample in samples}) > 6
     assert {sample.task.endswith("-swapped") for sample in samples} == {True, False}
     assert {sample.task for sample in samples} < {pair.id for pair in pairs}
