@@ -221,7 +221,7 @@ def _sample(row: Mapping[str, Any], found: Sequence[Segment]) -> SavedSample:
     )  # fmt: skip
 
 
-def _row(line: str) -> Mapping[str, Any]:
+def _row(line: str) -> dict[str, Any]:
     """The fields of a line. Raises ValueError, LookupError or TypeError where one is missing or of another type."""
     row = parse_json(line)
     for name, kind in _FIELDS.items():
