@@ -10,19 +10,11 @@ import typer
 
 from nano3.cli.options.common import HELP, Json, whole_number
 from nano3.cli.quantize.inspect import inspect
+from nano3.cli.quantize.options import Calibrate, From
+from nano3.cli.quantize.sensitivity import sensitivity
 
 app = typer.Typer(rich_markup_mode="rich", context_settings=HELP, invoke_without_command=True)
 
-From = Annotated[
-    str | None,
-    typer.Option(
-        "--from",
-        help="Model: a run folder, a Hugging Face folder, or ORG/NAME\\[@REVISION] of its hub. Default: NANO3_MODEL, "
-        "or the newest finished run in runs/.",
-        metavar="PATH",
-        show_default=False,
-    ),
-]
 SelectiveFp8 = Annotated[
     bool,
     typer.Option(
@@ -48,16 +40,6 @@ PolicyOption = Annotated[
         help="Another choice: selective, everything, attention=fp8|bf16, mamba=fp8|mixed|bf16, kv=fp8|bf16, "
         "edges=fp8|bf16 (first and last two blocks), or a TOML file. Repeatable.",
         metavar="NAME|AXIS=VALUE|FILE",
-        show_default=False,
-    ),
-]
-Calibrate = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--calibrate",
-        help="Conversations to look at activations with: jsonl, json or Parquet files, folders, hub:NAME or "
-        "generate:NAME. Repeatable. Default: the data of the model's sft run, else tasks that nano3 makes.",
-        metavar="ROWS",
         show_default=False,
     ),
 ]
@@ -145,6 +127,7 @@ def quantize(
 
 
 app.command()(inspect)
+app.command()(sensitivity)
 
 
 def _is_given(ctx: typer.Context, name: str) -> bool:
