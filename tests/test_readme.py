@@ -58,7 +58,7 @@ def model(tmp_path_factory):
 @pytest.mark.parametrize("shown", shown_commands())
 def test_shown_command_is_accepted(shown, tmp_path, model):
     for name in re.findall(r"--from (runs/\S+)", shown):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).symlink_to(model)
     for name in re.findall(r"(?:data\.sources\.\w+=|--data )([\w./]+)", shown):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
