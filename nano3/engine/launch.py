@@ -84,20 +84,25 @@ def open_engine(
                 "--engine vllm: n-gram speculation, the CPU and --kv-cache-dtype are the native engine's only"
             )
         return _open_vllm(model, dtype, memory, options), name
+    native = {"memory": memory, "speculate": speculate, **options, **(native_options or {})}
+    return _open_native(model, dtype, find_device(device), kv_cache_dtype, native), name
+
+
+def _open_native(
+    model: str, dtype: str, where: torch.device, kv_cache_dtype: str, options: Mapping[str, Any]
+) -> GenerationEngine:
     from nano3.engine.engine import Engine
 
-    where = find_device(device)
     tokenizer = find_tokenizer(model)
     lm = _load(model, dtype, where)
     if tokenizer is None:
         tokenizer = small_tokenizer(lm.cfg.vocab_size)
         _say(f"{model}: a preset has no training behind it: random weights, and a tokenizer of {tokenizer.vocab_size} "
              "tokens made on the spot")  # fmt: skip
-    options["kv_dtype"] = _cache_dtype(lm, model, kv_cache_dtype)
-    native = Engine(lm, tokenizer, memory=memory, speculate=speculate, **options, **(native_options or {}))
+    native = Engine(lm, tokenizer, kv_dtype=_cache_dtype(lm, model, kv_cache_dtype), **options)
     for note in native.sizes.notes:
         _say(note)
-    return native, name
+    return native
 
 
 def find_device(name: str) -> torch.device:

@@ -54,4 +54,4 @@ def test_what_makes_no_sense_is_one_line(run, plain, tmp_path):
     run("quantize", "--from", plain, "--int8", "--out", tmp_path / "small")
     done = run("quantize", "--from", tmp_path / "small", "--int4", "--out", tmp_path / "smaller")
     assert done.code == 2
-    assert "is quantized already; give the model as it was before" in " ".join(done.err.split())
+    assert "is quantized already (INT8): give the model that it was made from" in " ".join(done.err.split())
