@@ -82,6 +82,7 @@ def tasks(
 
 def _run(options: Mapping[str, Any], plan: Plan) -> None:
     """Evaluate, with the result written however it ends."""
+    from nano3.eval.engine_target import EngineTarget
     from nano3.eval.store import open_store
     from nano3.eval.tasks.plan import GROWING
     from nano3.eval.tasks.run import evaluate, summarize
@@ -101,6 +102,7 @@ def _run(options: Mapping[str, Any], plan: Plan) -> None:
         if left:
             _say_start(len(left), plan.samples * len(plan.sets), folder)
             target = shared.open_target(options)
+            assert isinstance(target, EngineTarget), "there is no --url"
             try:
                 with Progress(len(left), len(left), "tasks", "tasks") as progress, shared.cut_short(save, folder):
                     evaluate(plan, target.engine, store, progress)
