@@ -6,33 +6,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from nano3.config.checks import check
-from nano3.config.lora import LoraConfig
-from nano3.config.model import ModelConfig
 from nano3.config.own_chats import PREFERENCES
-from nano3.config.policy import (
-    HeldoutTasksConfig,
-    ObjectiveConfig,
-    PolicyTrainConfig,
-    RolloutConfig,
-    StopConfig,
-    SyncConfig,
-)
+from nano3.config.policy import HeldoutTasksConfig, PolicySections
 from nano3.config.rlvr import CurriculumConfig, EnvironmentsConfig, RlvrConfig
-from nano3.config.schema import (
-    BalanceConfig,
-    CheckpointConfig,
-    ExpertBiasConfig,
-    ExportConfig,
-    LengthConfig,
-    LogConfig,
-    OptimizerConfig,
-    ParallelConfig,
-    ScheduleConfig,
-)
+from nano3.config.schema import BalanceConfig, CheckpointConfig, LengthConfig, OptimizerConfig, ScheduleConfig
 from nano3.config.sft import AnswerConfig, ChatDataConfig, FilterConfig, ReasoningConfig, SftConfig
 
 ENVIRONMENT = "genrm"
@@ -122,29 +103,16 @@ class JudgingConfig:
 
 
 @dataclass(frozen=True)
-class GenrmConfig:
+class GenrmConfig(PolicySections):
     """All settings of `nano3 rlhf genrm`; the sections that are no others' are those of GRPO."""
 
-    model: ModelConfig = field(default_factory=ModelConfig)
     data: PairsConfig = field(default_factory=PairsConfig)
     warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
     reward: EquationConfig = field(default_factory=EquationConfig)
-    rollout: RolloutConfig = field(default_factory=RolloutConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    train: PolicyTrainConfig = field(default_factory=PolicyTrainConfig)
-    lora: LoraConfig = field(default_factory=LoraConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    balance: ExpertBiasConfig = field(default_factory=ExpertBiasConfig)
-    sync: SyncConfig = field(default_factory=SyncConfig)
-    stop: StopConfig = field(default_factory=StopConfig)
     judging: JudgingConfig = field(default_factory=JudgingConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    export: ExportConfig = field(default_factory=ExportConfig)
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
+        self.rollout.check_one_turn()
         try:
             self.sft("")
         except ValueError as error:
@@ -172,10 +140,8 @@ class GenrmConfig:
             {ENVIRONMENT: 1.0}, options={ENVIRONMENT: {"rows": pairs, "c1": self.reward.c1, "c2": self.reward.c2}},
             heldout_fraction=0.0, seed=self.data.seed,
         )  # fmt: skip
+        sections = {section.name: getattr(self, section.name) for section in fields(PolicySections)}
         return RlvrConfig(
-            model=self.model, environments=environments, rollout=self.rollout, objective=self.objective,
-            curriculum=CurriculumConfig(sampling="uniform"), train=self.train, lora=self.lora,
-            optimizer=self.optimizer, schedule=self.schedule, balance=self.balance, sync=self.sync, stop=self.stop,
-            heldout=HeldoutTasksConfig(tasks=0), checkpoint=self.checkpoint, export=self.export,
-            parallel=self.parallel, log=self.log,
+            **sections, environments=environments, curriculum=CurriculumConfig(sampling="uniform"),
+            heldout=HeldoutTasksConfig(tasks=0),
         )  # fmt: skip

@@ -67,6 +67,11 @@ class RolloutConfig:
         check("rollout", self, "<=", 1, "top_p")
         check("rollout", self, ">=", 0, "max_context", "thinking_budget", "refill", "memory")
 
+    def check_one_turn(self) -> None:
+        """Refuse a number of turns where each prompt is answered once. Raises ValueError."""
+        if self.max_turns != type(self).max_turns:
+            raise ValueError("rollout.max_turns: a prompt of this stage is answered once")
+
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
@@ -185,8 +190,8 @@ class PackedRows:
 
 
 @dataclass(frozen=True)
-class PolicyConfig:
-    """What such a stage has, beside where its tasks and rewards come from."""
+class PolicySections:
+    """Sections of every verb that updates a policy, `nano3 rlhf genrm` among them."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
@@ -202,6 +207,11 @@ class PolicyConfig:
     export: ExportConfig = field(default_factory=ExportConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     log: LogConfig = field(default_factory=LogConfig)
+
+
+@dataclass(frozen=True)
+class PolicyConfig(PolicySections):
+    """What a stage of reinforcement learning has, beside where its tasks and rewards come from."""
 
     def __post_init__(self) -> None:
         if 0 < self.train.sequence_chunk < self.model.chunk_size:

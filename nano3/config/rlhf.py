@@ -136,8 +136,7 @@ class RlhfConfig(PolicyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rollout.max_turns != type(self.rollout).max_turns:
-            raise ValueError("rollout.max_turns: a prompt of this stage is answered once")
+        self.rollout.check_one_turn()
 
     @property
     def environments(self) -> EnvironmentsConfig:

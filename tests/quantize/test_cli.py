@@ -62,6 +62,13 @@ def test_a_dry_run_tells_bytes_and_writes_nothing(place):
     assert "FP8 modules" in run("--from", "mine", "--dry-run").stdout
 
 
+@pytest.mark.parametrize("verb", ["inspect", "sensitivity"])
+def test_options_stand_behind_the_inner_verb(place, verb):
+    done = CliRunner().invoke(app, ["quantize", "--from", "mine", "--int8", verb, "mine"])
+    assert done.exit_code == 2
+    assert f"give options behind {verb}" in done.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

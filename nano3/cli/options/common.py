@@ -25,6 +25,24 @@ def named_as_typed(names: Mapping[str, str]) -> Iterator[None]:
         raise UserError(text) from error
 
 
+def is_for_inner_verb(context: typer.Context, example: str = "") -> bool:
+    """Whether another verb stands behind this one, which then does nothing itself.
+
+    Raises:
+        typer.BadParameter: options stand before that verb: nobody would read them.
+    """
+    inner = context.invoked_subcommand
+    if inner is not None and any(was_typed(context, name) for name in context.params):
+        raise typer.BadParameter(f"give options behind {inner}{f': {example}' if example else ''}")
+    return inner is not None
+
+
+def was_typed(context: typer.Context, name: str) -> bool:
+    """Whether a parameter of the verb comes from the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def complete_model(incomplete: str) -> list[str]:
     """Names of the model presets that begin so."""
     return _presets("models", incomplete)

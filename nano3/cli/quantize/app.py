@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nano3.cli.options.common import HELP, Json, whole_number
+from nano3.cli.options.common import HELP, Json, is_for_inner_verb, was_typed, whole_number
 from nano3.cli.quantize.inspect import inspect
 from nano3.cli.quantize.options import Calibrate, From
 from nano3.cli.quantize.sensitivity import sensitivity
@@ -101,11 +101,11 @@ def quantize(
     [dim]Integers, to be fast on a CPU:[/]
       nano3 quantize --from runs/sft-tiny --int8
     """
-    if ctx.invoked_subcommand is not None:
+    if is_for_inner_verb(ctx, f"nano3 quantize {ctx.invoked_subcommand} ..."):
         return
     if int8 or int4:
         of_fp8 = {"--selective-fp8": selective_fp8, "--policy": policy, "--calibrate": calibrate}
-        of_fp8 |= {f"--{name}": _is_given(ctx, name) for name in ("samples", "length")} | {"--dry-run": dry_run}
+        of_fp8 |= {f"--{name}": was_typed(ctx, name) for name in ("samples", "length")} | {"--dry-run": dry_run}
         return _integers(from_path, out, int8, int4, [name for name, given in of_fp8.items() if given], as_json)
     from nano3.cli.options.model_choice import choose_model
     from nano3.cli.quantize.report import show_plan, show_result
@@ -128,11 +128,6 @@ def quantize(
 
 app.command()(inspect)
 app.command()(sensitivity)
-
-
-def _is_given(ctx: typer.Context, name: str) -> bool:
-    source = ctx.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 def _integers(

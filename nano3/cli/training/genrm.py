@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +18,7 @@ from nano3.cli.options.common import (
     out_option,
     preset_option,
 )
+from nano3.cli.training.policy_summary import tell_stop
 from nano3.cli.training.verb import Parts, Request, run_verb, take_architecture
 
 DEFAULT_PRESET = "tiny"
@@ -97,8 +97,6 @@ def _show_dry_run(cfg: Any, preset: str, as_json: bool) -> None:
 
 def _show_summary(verb: str, summary: dict[str, Any], as_json: bool) -> None:
     from nano3.cli.training.genrm_report import show_genrm_summary
-    from nano3.cli.training.policy_summary import stopped_line
 
     show_genrm_summary(verb, summary, as_json)
-    if summary["stopped"]:
-        print(stopped_line(summary | summary["grpo"]), file=sys.stderr)
+    tell_stop(summary | (summary["grpo"] if summary["stopped"] else {}))

@@ -1,10 +1,26 @@
-"""What finished runs of reinforcement learning have in common on stdout and stderr."""
+"""What the verbs of reinforcement learning share: how settings are checked, shown and summed up."""
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from nano3.cli.output import folder_rows, plain_table, speed_text
+
+
+def check_settings(cfg: Any, ranks: int) -> None:
+    """Refuse settings that cannot be."""
+    from nano3.stages.settings import check_policy_settings
+
+    del ranks  # any number can share the prompts
+    check_policy_settings(cfg)
+
+
+def show_dry_run(cfg: Any, preset: str, as_json: bool) -> None:
+    """Print what the run would be."""
+    from nano3.cli.training.policy_dry_run import show_policy_dry_run
+
+    show_policy_dry_run(cfg, preset, as_json)
 
 
 def run_table(verb: str, summary: dict[str, Any]) -> Any:
@@ -16,11 +32,13 @@ def run_table(verb: str, summary: dict[str, Any]) -> Any:
     return table
 
 
-def stopped_line(summary: dict[str, Any]) -> str:
-    """Why a run stopped, and from where it can go on."""
+def tell_stop(summary: dict[str, Any]) -> None:
+    """Say on stderr why a run stopped, where one did, and from where it can go on."""
+    if not summary["stopped"]:
+        return
     last = summary["last_good_checkpoint"]
     good = f"the last good checkpoint is {last}" if last else "no checkpoint is from before it began"
-    return f"stopped after step {summary['steps']}: {summary['stopped']}; {good}"
+    print(f"stopped after step {summary['steps']}: {summary['stopped']}; {good}", file=sys.stderr)
 
 
 def _change(summary: dict[str, Any]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,10 +16,12 @@ from nano3.cli.options.common import (
     Json,
     Resume,
     RlhfSettings,
+    is_for_inner_verb,
     out_option,
     preset_option,
 )
 from nano3.cli.training.genrm import genrm
+from nano3.cli.training.policy_summary import check_settings, show_dry_run, tell_stop
 from nano3.cli.training.verb import Parts, Request, run_verb, take_architecture
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", context_settings=HELP, no_args_is_help=False)
@@ -75,15 +76,12 @@ def rlhf(
     """
     from nano3.config.presets import load_rlhf
 
-    if context.invoked_subcommand is not None:
-        given = context.get_parameter_source
-        if any(str(given(name)).endswith("COMMANDLINE") for name in context.params):
-            raise typer.BadParameter(f"give options behind {context.invoked_subcommand}")
+    if is_for_inner_verb(context):
         return
     own = [*(settings or []), *([f"judge.spec={json.dumps(judge)}"] if judge else [])]
     request = Request(preset, own, from_path, out, resume, dry_run, as_json, data or [], checkpoint)
     parts = Parts(
-        _own_prompts, _check_prompts, take_architecture, _show_summary, _check_settings, _show_dry_run, ("sft", "rlvr")
+        _own_prompts, _check_prompts, take_architecture, _show_summary, check_settings, show_dry_run, ("sft", "rlvr")
     )
     run_verb("rlhf", load_rlhf, "nano3.stages.rlhf", DEFAULT_PRESET, request, needs_model=True, parts=parts)
 
@@ -130,23 +128,8 @@ def _check_prompts(cfg: Any) -> None:
     check_judges(cfg)
 
 
-def _check_settings(cfg: Any, ranks: int) -> None:
-    from nano3.stages.settings import check_policy_settings
-
-    del ranks  # any number can share the prompts
-    check_policy_settings(cfg)
-
-
-def _show_dry_run(cfg: Any, preset: str, as_json: bool) -> None:
-    from nano3.cli.training.policy_dry_run import show_policy_dry_run
-
-    show_policy_dry_run(cfg, preset, as_json)
-
-
 def _show_summary(verb: str, summary: dict[str, Any], as_json: bool) -> None:
-    from nano3.cli.training.policy_summary import stopped_line
     from nano3.cli.training.rlhf_summary import show_rlhf_summary
 
     show_rlhf_summary(verb, summary, as_json)
-    if summary["stopped"]:
-        print(stopped_line(summary), file=sys.stderr)
+    tell_stop(summary)

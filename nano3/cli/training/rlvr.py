@@ -16,11 +16,13 @@ from nano3.cli.options.common import (
     Json,
     Resume,
     RlvrSettings,
+    is_for_inner_verb,
     out_option,
     preset_option,
 )
 from nano3.cli.rollouts.rescore import rescore
 from nano3.cli.rollouts.show import show
+from nano3.cli.training.policy_summary import check_settings, show_dry_run, tell_stop
 from nano3.cli.training.verb import STOPPED, Parts, Request, run_verb, take_architecture
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", context_settings=HELP, no_args_is_help=False)
@@ -51,10 +53,7 @@ def rlvr(
     """
     from nano3.config.presets import load_rlvr
 
-    if context.invoked_subcommand is not None:
-        given = context.get_parameter_source
-        if any(str(given(name)).endswith("COMMANDLINE") for name in context.params):
-            raise typer.BadParameter(f"give options behind {context.invoked_subcommand}")
+    if is_for_inner_verb(context):
         return
     request = Request(preset, settings or [], from_path, out, resume, dry_run, as_json, [], checkpoint)
     parts = Parts(
@@ -62,8 +61,8 @@ def rlvr(
         _check_environments,
         take_architecture,
         _show_summary,
-        _check_settings,
-        _show_dry_run,
+        check_settings,
+        show_dry_run,
         ("sft",),
     )
     run_verb("rlvr", load_rlvr, "nano3.stages.rlvr", DEFAULT_PRESET, request, needs_model=True, parts=parts)
@@ -129,23 +128,8 @@ def _check_environments(cfg: Any) -> None:
                 )
 
 
-def _check_settings(cfg: Any, ranks: int) -> None:
-    from nano3.stages.settings import check_policy_settings
-
-    del ranks  # any number can share the prompts
-    check_policy_settings(cfg)
-
-
-def _show_dry_run(cfg: Any, preset: str, as_json: bool) -> None:
-    from nano3.cli.training.policy_dry_run import show_policy_dry_run
-
-    show_policy_dry_run(cfg, preset, as_json)
-
-
 def _show_summary(verb: str, summary: dict[str, Any], as_json: bool) -> None:
-    from nano3.cli.training.policy_summary import stopped_line
     from nano3.cli.training.rlvr_summary import show_rlvr_summary
 
     show_rlvr_summary(verb, summary, as_json)
-    if summary["stopped"]:
-        print(stopped_line(summary), file=sys.stderr)
+    tell_stop(summary)

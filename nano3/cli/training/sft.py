@@ -16,6 +16,7 @@ from nano3.cli.options.common import (
     Json,
     Resume,
     SftSettings,
+    is_for_inner_verb,
     out_option,
     preset_option,
 )
@@ -62,10 +63,7 @@ def sft(
     """
     from nano3.config.presets import load_sft
 
-    if context.invoked_subcommand is not None:
-        given = context.get_parameter_source
-        if any(str(given(name)).endswith("COMMANDLINE") for name in context.params):
-            raise typer.BadParameter(f"give options behind {context.invoked_subcommand}: nano3 sft preview --data ...")
+    if is_for_inner_verb(context, "nano3 sft preview --data ..."):
         return
     request = Request(preset, settings or [], from_path, out, resume, dry_run, as_json, data or [], checkpoint)
     parts = Parts(_own_chats, _check_chats, take_architecture, _show_summary)

@@ -55,6 +55,7 @@ def test_without_a_model_it_says_which_verb_makes_one():
         (["--set", "warm_start.train.batch_size=0"], "warm_start.train.batch_size is 0; it must be at least 1"),
         (["--set", "warm_start.train.batch_size=3"], "train.batch_size 3 is not a multiple of train.micro_batch_size"),
         (["--set", "judging.pairs=0"], "judging.pairs is 0; it must be at least 1"),
+        (["--set", "rollout.max_turns=2"], "rollout.max_turns: a prompt of this stage is answered once"),
         (["--set", "reward.c1=-1"], "reward.c1 is -1.0; it must be at least 0"),
         (["--set", "data.heldout_fraction=0"], "data.heldout_fraction is 0.0; it must be above 0"),
         (["--set", "warm_start.steps=3"], "(also warm_start.train.steps)"),
