@@ -142,11 +142,11 @@ async def stop_under_load(process, url):
         while (found := await asyncio.to_thread(metrics, url))["nano3_running"] + found["nano3_queued"] < STREAMS:
             await asyncio.sleep(0.02)
         process.send_signal(signal.SIGTERM)
+        unfinished = sum(not task.done() for task in tasks)
         late = []
         while len(late) < 5:
             late.append(await latecomer(url, body | {"max_tokens": 1}))
             await asyncio.sleep(0.1)
-        unfinished = sum(not task.done() for task in tasks)
         return await asyncio.gather(*tasks), late, unfinished
 
 
