@@ -38,6 +38,7 @@ def model_folder(path: str | Path) -> Path:
     """
     path = Path(path)
     if not path.exists():
+        _refuse_missing_gguf(path)
         raise UserError(f"{path}: no such folder; give a run folder or a Hugging Face folder")
     if is_gguf_file(path):
         return _gguf_folder(path)
@@ -110,8 +111,15 @@ def refuse_adapter(path: str | Path) -> None:
 def check_named(name: str | Path) -> None:
     """Raise UserError for the name of a model that is neither a folder here nor a model preset."""
     presets = preset_names(MODELS)
-    if not Path(name).exists() and str(name) not in presets:
-        raise UserError(f"{name}: no such folder, and no model preset of that name (presets: {', '.join(presets)})")
+    if Path(name).exists() or str(name) in presets:
+        return
+    _refuse_missing_gguf(name)
+    raise UserError(f"{name}: no such folder, and no model preset of that name (presets: {', '.join(presets)})")
+
+
+def _refuse_missing_gguf(path: str | Path) -> None:
+    if Path(path).suffix.lower() == GGUF:
+        raise UserError(f"{path}: no such file; `nano3 export --gguf q8_0 {path}` makes one of the newest run")
 
 
 def checkpoint_steps(run: Path) -> list[int]:

@@ -51,6 +51,7 @@ def test_a_model_becomes_a_folder_that_is_read_and_inspected(place):
                                                         "are not shown (--all)\n")  # fmt: skip
     again = run("--from", "mine", "--calibrate", "chats.jsonl", "--samples", "20")
     assert "runs/mine-fp8-2" in again.output
+    assert "nano3 eval lm --from runs/mine-fp8-2" in again.output, "--model would be a server's"
 
 
 def test_a_dry_run_tells_bytes_and_writes_nothing(place):
@@ -73,6 +74,7 @@ def test_options_stand_behind_the_inner_verb(place, verb):
     ("arguments", "message"),
     [
         (["--from", "nowhere"], "nowhere: no such folder"),
+        (["--from", "x.gguf"], "x.gguf: no such file; `nano3 export --gguf q8_0 x.gguf` makes one"),
         (["--from", "mine", "--policy", "half"], "--policy half: no such policy"),
         (["--from", "mine", "--calibrate", "none.jsonl"], "none.jsonl"),
         (["--from", "mine", "--samples", "0"], "is not a whole number of at least 1"),

@@ -233,7 +233,7 @@ def test_a_judge_that_answers_again_is_waited_for(finished, begin, tmp_path, jud
     judge.SILENT.update({4, 5})
     assert begin(tmp_path / "run", "judge.tries=3", "judge.wait=0.01").stopped == ""
     assert_same_run(finished[1], tmp_path / "run")
-    assert "it is asleep; the run waits 0.01 s and asks again, at most 2 times more" in capsys.readouterr().err
+    assert "it is asleep; the run waits 0.01 s and asks again, at most 2 more times" in capsys.readouterr().err
 
 
 def test_a_signal_ends_the_wait_for_a_judge(begin, tmp_path, judge, monkeypatch):

@@ -106,7 +106,9 @@ def check_target(options: Mapping[str, Any]) -> None:
         # A key in the environment is nobody's wish for this command.
         if name != "api_key" and options.get(name, default) != default:
             flag = "--engine" if name == "engine_name" else f"--{name.replace('_', '-')}"
-            raise UserError(f"{flag} and {kind} contradict each other: it is an option of the other kind of target")
+            other = "a server's model: add --url" if kind == "--from" else "a model of this machine: leave --url out"
+            named = ", or name a folder with --from" if flag == "--model" else ""
+            raise UserError(f"{flag} is an option of {other}{named}")
 
 
 def with_model(options: Mapping[str, Any]) -> dict[str, Any]:

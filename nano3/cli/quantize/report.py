@@ -53,7 +53,7 @@ def show_result(folder: Path, made: Quantized, policy: Policy, as_json: bool) ->
     if made.unused:
         table.add_row("inputs always 0", ", ".join(made.unused[:MOST_SHOWN]))
     table.add_row("talk to it", f"nano3 chat --model {made.folder}")
-    table.add_row("evaluate", f"nano3 eval lm --model {made.folder}")
+    table.add_row("evaluate", f"nano3 eval lm --from {made.folder}")
     print_table(console, table)
 
 

@@ -34,7 +34,8 @@ def show_rlhf_summary(verb: str, summary: dict[str, Any], as_json: bool) -> None
 
 
 def _rollouts_table(rollouts: dict[str, Any]) -> Any:
-    columns = (f"first {rollouts['steps']} steps", f"last {rollouts['steps']} steps")
+    n = rollouts["steps"]
+    columns = ("first step", "last step") if n == 1 else (f"first {n} steps", f"last {n} steps")
     table = plain_table("Rollouts", "", *columns, right=columns)
     for name, words in FIGURES.items():
         if name in rollouts["figures"]:

@@ -43,7 +43,8 @@ class Patience:
                 return judge_groups(judge, groups)
             except JudgeStoppedError as error:
                 if not self.stop():
-                    self.say(f"{error}; the run waits {self.wait:g} s and asks again, at most {left} times more")
+                    times = "time" if left == 1 else "times"
+                    self.say(f"{error}; the run waits {self.wait:g} s and asks again, at most {left} more {times}")
                     self._pause()
                 if self.stop():
                     raise

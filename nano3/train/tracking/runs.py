@@ -184,7 +184,10 @@ def _scores(lines: list[dict[str, Any]]) -> list[Score]:
 
 def _preset(path: Path, verb: str) -> str | None:
     """NAME of runs/VERB-NAME and runs/VERB-NAME-2, where a preset of the verb has that name."""
-    name = path.resolve().name.removeprefix(f"{verb}-")
+    name, prefix = path.resolve().name, f"{verb}-"
+    if not name.startswith(prefix):
+        return None  # sft, rlvr and others are names of presets too, and folders that people name themselves
+    name = name.removeprefix(prefix)
     candidates = (name, re.sub(r"-\d+$", "", name))
     return next((one for one in candidates if one in preset_names(verb)), None)
 

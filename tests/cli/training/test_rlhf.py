@@ -87,6 +87,7 @@ def test_a_finished_run_is_summed_up_listed_and_explained(base, tmp_path):
     done = nano3("--from", base, "--out", "run", *settings(*SMALL, "heldout.tasks=3", "heldout.samples=2"))
     assert done.exit_code == 0, done.output
     assert "Held-out prompts, judged by rules" in done.stdout
+    assert "first step" in done.stdout
     figures = [line.split("  ")[0].strip() for line in done.stdout.splitlines()]
     order = ["reward", "judge's score", "thinking tokens", "answer tokens", "entropy, nats", "policy loss"]
     assert [name for name in figures[: figures.index("policy loss") + 1] if name in order] == order
@@ -107,7 +108,7 @@ def test_a_judge_that_does_not_answer_ends_with_exit_code_3(base, tmp_path, monk
     patience = "judge.tries=2", "judge.wait=0"
     done = nano3("--from", base, "--out", "run", "--judge", "broken_judge:judge", *settings(*SMALL, *patience))
     assert done.exit_code == 3
-    assert "the run waits 0 s and asks again, at most 1 times more" in done.stderr
+    assert "the run waits 0 s and asks again, at most 1 more time" in done.stderr
     assert done.stderr.splitlines()[-1].startswith(
         "stopped after step 0: judge broken_judge:judge: RuntimeError: down for today; the last good checkpoint is "
     )

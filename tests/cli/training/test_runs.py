@@ -58,8 +58,10 @@ def test_the_runs_of_a_folder_with_what_they_are_and_how_they_went(here, run):
     (here / "runs" / "eval-ruler-x").mkdir()
     (here / "runs" / "eval-ruler-x" / "result.json").write_text("{}")
     make_run(here / "runs" / "long", cfg=load_extend_context("tiny", ["train.tokens=256"]))
+    make_run(here / "runs" / "phase1")
     found = listed(run)
-    assert sorted(found) == ["long", "pretrain-tiny-2"]
+    assert sorted(found) == ["long", "phase1", "pretrain-tiny-2"]
+    assert found["phase1"]["preset"] is None, "a folder that somebody named so"
     assert (found["long"]["verb"], found["long"]["preset"]) == ("extend-context", None)
     mine = found["pretrain-tiny-2"]
     expected = {"verb": "pretrain", "preset": "tiny", "state": "finished", "step": 4, "tokens": 256, "seconds": 8.0}

@@ -264,6 +264,8 @@ def test_load_takes_runs_folders_and_presets(small_model, tmp_path):
     assert nano3.load("tiny").cfg.n_blocks > 3
     with pytest.raises(UserError, match="no such folder, and no model preset"):
         nano3.load("tinny")
+    with pytest.raises(UserError, match=r"x\.gguf: no such file; .*--gguf q8_0"):
+        nano3.load("x.gguf")
     with pytest.raises(UserError, match=r"no config.json"):
         nano3.load(tmp_path)
 
