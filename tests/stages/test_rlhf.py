@@ -272,6 +272,7 @@ def test_groups_whose_judgements_cannot_be_read_are_dropped_and_counted(begin, t
         assert line["unread"] == 0
     told = [explain_prompt(tmp_path / "run", n) for n in range(4)]
     assert [each["fault"] for each in told if "fault" in each] == [UNREAD]
+    assert all("judgements without scores" in each["fault_message"] for each in told if "fault" in each)
     result = begin(
         tmp_path / "none", "judge.options={unread=['generate:count', 'mine']}", "heldout.tasks=0", "stop.faults=3"
     )

@@ -126,7 +126,7 @@ class Feedback:
         if not judged.usable:
             for sample in group.samples:
                 sample.reward, sample.fault = None, UNREAD
-                sample.fault_message = f"{judged.unread} of {len(judged.verdicts)} judgements are none"
+                sample.fault_message = f"{judged.unread} of {len(judged.verdicts)} judgements without scores"
             return
         lengths = [self._lengths(sample) for sample in group.samples]
         for sample, reward in zip(group.samples, feedback_rewards(judged, lengths, self.control), strict=True):
