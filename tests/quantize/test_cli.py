@@ -15,6 +15,7 @@ from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.model.gguf.write import write_gguf
 from nano3.model.hf.folder import load, save
 from nano3.model.lm import LM
+from nano3.progress import Progress
 
 CHATS = [{"messages": [{"role": "user", "content": f"Add {i} and {i + 1}."},
                        {"role": "assistant", "content": f"That is {2 * i + 1}."}]} for i in range(30)]  # fmt: skip
@@ -52,6 +53,21 @@ def test_a_model_becomes_a_folder_that_is_read_and_inspected(place):
     again = run("--from", "mine", "--calibrate", "chats.jsonl", "--samples", "20")
     assert "runs/mine-fp8-2" in again.output
     assert "nano3 eval lm --from runs/mine-fp8-2" in again.output, "--model would be a server's"
+
+
+def test_an_interrupted_command_says_how_to_go_on(place, monkeypatch):
+    def stop(self, cost, what=""):
+        raise KeyboardInterrupt
+
+    ask = ["quantize", "--from", "mine", "--calibrate", "chats.jsonl", "--samples", "5"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "sample", stop)
+        cut = CliRunner().invoke(app, ask)
+    assert cut.exit_code != 0
+    assert "the same command goes on, with --out runs/mine-fp8" in cut.output
+    assert not (place / "runs" / "mine-fp8").exists()
+    assert "--out runs/mine-fp8" not in run(*ask[1:]).stdout
+    assert load("runs/mine-fp8").cfg.quantization.algorithm == "FP8"
 
 
 def test_a_dry_run_tells_bytes_and_writes_nothing(place):

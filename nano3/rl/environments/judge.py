@@ -34,6 +34,7 @@ class Judge:
         cache: str | Path | None = None,
         max_tokens: int = 1024,
         tries: Tries | None = None,
+        url_name: str = "judge_url",
     ) -> None:
         """Nothing is asked yet; an API key comes from NANO3_JUDGE_API_KEY.
 
@@ -43,14 +44,15 @@ class Judge:
             cache: a jsonl file in which answers are kept; None: in memory alone.
             max_tokens: of an answer.
             tries: how often and how long an answer is waited for; None: four times, five minutes at the most.
+            url_name: where the URL comes from, for people.
 
         Raises:
             UserError: the URL is none, or the file of answers is damaged.
         """
         key = os.environ.get(KEYS, "")
-        address = base_address(url, "judge_url")
+        address = base_address(url, url_name)
         tries = tries or Tries(n=4, deadline=300.0)
-        self._server = Server(address, key, tries=tries, key_names=KEYS, url_name="judge_url")
+        self._server = Server(address, key, tries=tries, key_names=KEYS, url_name=url_name)
         self._model, self._max_tokens, self._lock = model, max_tokens, threading.Lock()
         self._path = None if cache is None else Path(cache)
         self._under_way: dict[str, threading.Lock] = {}

@@ -17,6 +17,7 @@ LOOK = 1.0
 """Seconds after which a wait looks whether the run is to end."""
 UNREAD = "judge cannot be read"
 """Kind of the fault of a group most of whose judgements are no judgements."""
+REMEDY = "give a --judge that answers as nano3 rlhf genrm teaches"
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class Feedback:
         if not judged.usable:
             for sample in group.samples:
                 sample.reward, sample.fault = None, UNREAD
-                sample.fault_message = f"{judged.unread} of {len(judged.verdicts)} judgements without scores"
+                sample.fault_message = f"{judged.unread} of {len(judged.verdicts)} judgements without scores; {REMEDY}"
             return
         lengths = [self._lengths(sample) for sample in group.samples]
         for sample, reward in zip(group.samples, feedback_rewards(judged, lengths, self.control), strict=True):

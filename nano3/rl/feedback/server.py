@@ -36,7 +36,7 @@ class ServerJudge:
         """
         self.calls = 0
         self._answered = False
-        self._judge, self._workers = Judge(url, model, cache, max_tokens, tries), workers
+        self._judge, self._workers = Judge(url, model, cache, max_tokens, tries, "--judge"), workers
 
     def compare(self, comparisons: Sequence[Comparison]) -> list[Verdict]:
         """See PairJudge. Reasoning that a server leaves in the text is no part of the judgement.

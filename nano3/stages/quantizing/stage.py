@@ -28,7 +28,11 @@ def main(source: str | Path, out: Path, policy: Policy, calibration: Calibration
     folder, selection = prepare(source, policy)
     check_writable(out, "--out")
     rows = calibration_rows(Path(source), folder, calibration)
-    return quantize_folder(folder, out, selection, rows, say)
+    try:
+        return quantize_folder(folder, out, selection, rows, say)
+    except KeyboardInterrupt:
+        say(f"blocks that are done are kept: the same command goes on, with --out {out}")
+        raise
 
 
 def prepare(source: str | Path, policy: Policy) -> tuple[Path, Selection]:

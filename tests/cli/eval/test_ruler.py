@@ -230,7 +230,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_result(run, base_folder):
         (["--dtype", "int3"], "--dtype int3: not known; use one of auto, float32, bfloat16"),
         (["--from", "runs/nothere"], "runs/nothere"),
         (["--url", "http://127.0.0.1:9"], "one of them"),
-        (["--retries", "3"], "--retries and --from contradict each other"),
+        (["--retries", "3"], "--retries is an option of a server's model: add --url"),
         (["--memory", "lots"], "--memory lots: not a size"),
         (["--ctx", "64k", "--memory", "1MiB"], "the largest that fits is"),
         (["--ctx", "256", "--tasks", "vt"], "does not fit in 256 tokens"),

@@ -121,6 +121,11 @@ def test_a_comparison_that_the_server_refuses_is_unread_and_the_others_count(jud
         assert judge.calls == 3
 
 
+def test_an_address_that_answers_to_nothing_is_told_with_its_option():
+    with pytest.raises(JudgeStoppedError, match=r"no answer .*see --judge$"):
+        ServerJudge("http://127.0.0.1:9", tries=Tries(n=1)).compare([comparison()])
+
+
 def test_calls_of_a_try_that_failed_do_not_count(judge_server):
     status = [500]
     with judge_server(lambda text: (status[0], json.dumps(JUDGEMENT))) as (url, _):
