@@ -19,9 +19,10 @@ LAYERS = (
     ("data", "model"),
     ("parallel",),
     ("engine", "train"),
-    ("curate", "quantize", "rl"),
+    ("curate", "quantize"),
+    ("bench", "rl"),
     ("eval", "serve"),
-    ("bench", "chat"),
+    ("chat",),
     ("stages",),
     ("cli",),
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nano3.bench.peers import check_peers
-from nano3.bench.processes import SideError, Worker
+from nano3.bench.processes import WORKER, SideError, Worker
 from nano3.bench.workload import Case, Job, Kind
 from nano3.config.errors import UserError
 from nano3.config.presets import load_model
@@ -45,6 +45,8 @@ class Plan:
     scaling: bool = False
     """Also run nano3 with one thread."""
     profile: bool = False
+    worker: str = WORKER
+    """The module of nano3's own process."""
 
     def __post_init__(self) -> None:
         if self.dtype not in ("auto", *DTYPES):
@@ -168,7 +170,7 @@ def _start(plan: Plan, threads: int, stack: ExitStack) -> dict[str, Worker]:
     workers: dict[str, Worker] = {}
 
     def start(name: str, job: Job, limit: float | None = None) -> None:
-        workers[name] = Worker(job, limit)
+        workers[name] = Worker(job, limit, plan.worker if job.side == OURS else WORKER)
         stack.callback(workers[name].close)
 
     start(OURS, Job(OURS, plan.kind, plan.model, plan.pattern, plan.dtype, threads))

@@ -1,4 +1,4 @@
-"""nano3's side of `nano3 bench train`, `prefill`, `decode` and `rl`."""
+"""nano3's side of `nano3 bench train`, `prefill` and `decode`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from nano3.bench.costs import bytes_each
-from nano3.bench.policy import Policy
 from nano3.bench.workload import Case, Job, prompts
 from nano3.config.errors import UserError
 from nano3.config.presets import load_model as load_model_config
@@ -38,13 +37,16 @@ class Native:
 
     def __init__(self, job: Job) -> None:
         self.model = open_model(job.model, job.pattern)
-        if job.kind in ("train", "rl"):
+        self.set_types(job)
+        self.tokenizer = None if job.kind == "train" else full_tokenizer(self.model.cfg.vocab_size)
+        self._runs = {"train": self._train, "prefill": self._prefill, "decode": self._decode}
+
+    def set_types(self, job: Job) -> None:
+        """Weights and arithmetic as the trainer, or the server, would have them."""
+        if job.kind == "train":
             self.model.to_dtype(torch.float32, compute_dtype(job.dtype, CPU))
         else:
             self.model.to_dtype(*inference_dtypes(job.dtype, CPU, self.model.dtype))
-        self.tokenizer = None if job.kind == "train" else full_tokenizer(self.model.cfg.vocab_size)
-        self._policies: dict[Case, Policy] = {}
-        self._runs = {"train": self._train, "prefill": self._prefill, "decode": self._decode}
 
     def about(self) -> dict[str, Any]:
         """Types, sizes and the backend of each op, and of the decoding step as a whole."""
@@ -58,9 +60,7 @@ class Native:
         }
 
     def run(self, case: Case) -> dict[str, float]:
-        """Seconds of one timed run; in rl also those of its two parts."""
-        if case.kind == "rl":
-            return self._policy(case).step()
+        """Seconds of one timed run."""
         return {"seconds": self._runs[case.kind](case, nullcontext())}
 
     def profile(self, case: Case) -> dict[str, Any]:
@@ -68,11 +68,7 @@ class Native:
         from nano3.bench.profile import Profile
 
         profile = Profile()
-        if case.kind == "rl":
-            with profile:
-                self._policy(case).step()
-        else:
-            self._runs[case.kind](case, profile)
+        self._runs[case.kind](case, profile)
         return profile.tables()
 
     def _train(self, case: Case, around: AbstractContextManager) -> float:
@@ -104,12 +100,6 @@ class Native:
             assert made == case.tokens, f"{made} tokens in {case.output} steps of {case.batch} sequences"
 
         return seconds_of(all_steps, around)
-
-    def _policy(self, case: Case) -> Policy:
-        if case not in self._policies:
-            assert self.tokenizer is not None
-            self._policies[case] = Policy(self.model, self.tokenizer, case)
-        return self._policies[case]
 
     def _engine(self, case: Case) -> Engine:
         """An engine that takes all prompts in one pass when decoding, so that the sequences advance together."""

@@ -16,6 +16,9 @@ from nano3.bench.workload import Case, Job
 from nano3.config.errors import UserError
 from nano3.installation import module_command
 
+WORKER = "nano3.bench.worker"
+"""The module whose process a side is; nano3's own side may have another that calls its `main`."""
+
 
 class SideError(Exception):
     """A side did not give a result; the message says why, in one line."""
@@ -24,18 +27,19 @@ class SideError(Exception):
 class Worker:
     """One `nano3.bench.worker`. Not alive any more after a SideError."""
 
-    def __init__(self, job: Job, limit: float | None) -> None:
+    def __init__(self, job: Job, limit: float | None, module: str = WORKER) -> None:
         """Start it; `ready` waits until its model is loaded.
 
         Args:
             job: what it is to do.
             limit: seconds for loading and for each answer; None: as long as it takes.
+            module: what the process runs.
         """
         self.job, self.limit = job, limit
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         environment = os.environ | {"OMP_NUM_THREADS": str(job.threads), "MKL_NUM_THREADS": str(job.threads)}
         self._process = subprocess.Popen(
-            module_command("nano3.bench.worker"),
+            module_command(module),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, bufsize=0, env=environment,
         )  # fmt: skip
         self._write(job.as_dict())

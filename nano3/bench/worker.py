@@ -29,8 +29,8 @@ class Side(Protocol):
         ...
 
 
-def open_side(job: Job) -> Side:
-    """The side that a job names, its model loaded."""
+def open_side(job: Job, ours: Callable[[Job], Side] | None) -> Side:
+    """The side that a job names, its model loaded; `ours` in place of nano3's usual one."""
     import torch
 
     torch.set_num_threads(job.threads)
@@ -38,7 +38,7 @@ def open_side(job: Job) -> Side:
     if job.side == "nano3":
         from nano3.bench.native import Native
 
-        return Native(job)
+        return (ours or Native)(job)
     if job.side == "ceilings":
         from nano3.bench.ceilings import Ceilings
 
@@ -97,8 +97,8 @@ def guarded(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return {"error": str(error) if isinstance(error, UserError) else line, "user": isinstance(error, UserError)}
 
 
-def main() -> None:
-    """Serve until stdin ends."""
+def serve(ours: Callable[[Job], Side] | None = None) -> None:
+    """Answer until stdin ends; `ours` is nano3's side where it is another than nano3.bench.native's."""
     # Libraries may print: only this file's answers go to the pipe.
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -113,12 +113,17 @@ def main() -> None:
         job = Job(**json.loads(sys.stdin.readline()))
         if job.side == "nano3":
             tune()
-        sides.append(open_side(job))
+        sides.append(open_side(job, ours))
         return {"about": sides[0].about()}
 
     say(guarded(start))
     for line in sys.stdin:
         say(guarded(lambda line=line: answer(sides[0], json.loads(line))))
+
+
+def main() -> None:
+    """The process of a side of nano3.bench."""
+    serve()
 
 
 if __name__ == "__main__":

@@ -44,24 +44,6 @@ def test_every_kind_of_run_takes_time(sizes, case):
     assert side.about()["backends"]["linear"]["backend"]
 
 
-def test_a_step_of_rl_trains_on_what_the_model_drew(sizes):
-    case = Case("rl", 2, 9, 5, group=3)
-    side = Native(Job("nano3", "rl", sizes, dtype="float32"))
-    before = {name: parameter.clone() for name, parameter in side.model.named_parameters()}
-    times = side.run(case)
-    assert times["seconds"] == pytest.approx(times["generate_seconds"] + times["update_seconds"])
-    assert any(not torch.equal(before[name], parameter) for name, parameter in side.model.named_parameters())
-    assert all(parameter.grad is None for parameter in side.model.parameters())
-    policy = side._policy(case)
-    samples = policy.draw()
-    assert [int(sample.trained.sum()) for sample in samples] == [5] * 6
-    # The trainer computes what the engine drew from: the update is on-policy.
-    policy.update(samples)
-    assert policy.loss.take_largest_mismatch() < 1e-4
-    assert [sample.ids.tolist() for sample in policy.draw()] != [sample.ids.tolist() for sample in samples]
-    policy.close()
-
-
 def test_training_gradients_do_not_pile_up(sizes):
     side = Native(Job("nano3", "train", sizes))
     side.run(Case("train", 1, 9))

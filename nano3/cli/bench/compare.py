@@ -11,12 +11,12 @@ import typer
 from nano3.cli.options.common import Json
 from nano3.cli.output import plain_table, print_json, print_table, results
 
-Result = typer.Argument(help="result.json of a measurement, or the folder of its --out.", show_default=False)
+HELP = "result.json of a measurement, or the folder of its --out."
 
 
 def compare(
-    before: Annotated[Path, Result],
-    after: Annotated[Path, Result],
+    before: Annotated[Path, typer.Argument(help=HELP, metavar="BEFORE", show_default=False)],
+    after: Annotated[Path, typer.Argument(help=HELP, metavar="AFTER", show_default=False)],
     as_json: Json = False,
 ) -> None:
     """Two results of train, prefill, decode or rl: tokens a second, their ratio, and whether the spreads overlap.

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from nano3.bench.compute import Plan
 
 MODEL = "bench-110m"
+RL_WORKER = "nano3.stages.policy.bench"
+"""nano3's side of rl trains with nano3.rl, which nano3.bench does not import."""
 RATIO_COLUMN = 2
 FEW_OPS = 4
 """Ops of a backend up to which the head of a bench names them."""
@@ -186,7 +188,9 @@ def rl(
 
     cases = rl_cases(prompts, group, prompt_tokens, output_tokens)
     names, dtypes = _names(against), _names(peer_dtype)
-    plan = Plan("rl", cases, model, "", dtype, threads or 0, repeat, names, dtypes, peer_timeout, "", False, profile)
+    plan = Plan(
+        "rl", cases, model, "", dtype, threads or 0, repeat, names, dtypes, peer_timeout, "", False, profile, RL_WORKER
+    )
     _run(plan, out, as_json)
 
 

@@ -27,7 +27,11 @@ app.command("generate")(data_generate.generate)
 def prepare_command(
     paths: Annotated[
         list[str] | None,
-        typer.Argument(help="Files and folders (PATH::FIELD for another text field). None: the blend of the preset."),
+        typer.Argument(
+            help="Files and folders (PATH::FIELD for another text field). None: the blend of the preset.",
+            metavar="PATH",
+            show_default=False,
+        ),
     ] = None,
     preset: Annotated[str, typer.Option(help="Pretrain preset whose data settings apply.")] = "tiny",
     overrides: Annotated[
@@ -72,7 +76,7 @@ def prepare_command(
 
 @app.command("inspect")
 def inspect_command(
-    path: Annotated[Path, typer.Argument(help="A prepared folder.")],
+    path: Annotated[Path, typer.Argument(help="A prepared folder.", metavar="FOLDER")],
     samples: Annotated[int, typer.Option(min=0, help="Stretches of packed text to show.")] = 2,
     as_json: Json = False,
 ) -> None:

@@ -1,17 +1,27 @@
-"""One step of reinforcement learning: samples drawn by the engine, and the policy's update on them."""
+"""nano3's side of `nano3 bench rl`: one step of reinforcement learning, samples drawn and the policy's update on them.
+
+`python -m nano3.stages.policy.bench` is a worker as nano3.bench.worker is one: nano3.bench lies below nano3.rl and
+nano3.stages, and so is given the module's name.
+"""
 
 from __future__ import annotations
 
 import time
+from functools import cache
+from typing import Any
 
 import numpy as np
+import torch
 
-from nano3.bench.workload import RL_ROWS, Case, advantages, prompts
+from nano3.bench.native import CPU, Native
+from nano3.bench.worker import serve
+from nano3.bench.workload import RL_ROWS, Case, Job, advantages, prompts
 from nano3.config.schema import OptimizerConfig
 from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.engine.engine import Engine
 from nano3.engine.protocol import run
 from nano3.engine.request import Request, Sampling
+from nano3.model.dtype import compute_dtype
 from nano3.model.lm import LM
 from nano3.rl.batch import TrainingSample, pack_samples
 from nano3.rl.grpo import GRPOLoss
@@ -74,3 +84,39 @@ class Policy:
     def close(self) -> None:
         """Free the engine's memory."""
         self.engine.close()
+
+
+class PolicySide(Native):
+    """A model in training types, whose runs are steps of reinforcement learning; see nano3.bench.worker."""
+
+    def set_types(self, job: Job) -> None:
+        """Float32 weights, as `nano3 rlvr` has them."""
+        self.model.to_dtype(torch.float32, compute_dtype(job.dtype, CPU))
+
+    def run(self, case: Case) -> dict[str, float]:
+        """Seconds of one step, and of its two parts."""
+        return self.policy(case).step()
+
+    def profile(self, case: Case) -> dict[str, Any]:
+        """Where the time of a step goes; see nano3.bench.profile."""
+        from nano3.bench.profile import Profile
+
+        profile = Profile()
+        with profile:
+            self.policy(case).step()
+        return profile.tables()
+
+    @cache  # noqa: B019 (one side a process)
+    def policy(self, case: Case) -> Policy:
+        """The policy of a case, the same for all its runs."""
+        assert self.tokenizer is not None
+        return Policy(self.model, self.tokenizer, case)
+
+
+def main() -> None:
+    """The process of this side."""
+    serve(PolicySide)
+
+
+if __name__ == "__main__":
+    main()

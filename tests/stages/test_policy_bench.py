@@ -1,0 +1,49 @@
+"""nano3's side of `nano3 bench rl`."""
+
+import pytest
+import torch
+
+from nano3.bench.workload import Case, Job
+from nano3.stages.policy.bench import PolicySide
+
+SMALL = """
+pattern = "M*E"
+vocab_size = 600
+d_model = 32
+n_heads = 2
+n_kv_heads = 1
+head_dim = 16
+mamba_n_heads = 2
+mamba_head_dim = 16
+d_state = 16
+n_groups = 1
+n_experts = 4
+top_k = 2
+d_expert = 16
+d_shared = 32
+"""
+
+
+@pytest.fixture
+def sizes(tmp_path):
+    path = tmp_path / "small.toml"
+    path.write_text(SMALL)
+    return str(path)
+
+
+def test_a_step_of_rl_trains_on_what_the_model_drew(sizes):
+    case = Case("rl", 2, 9, 5, group=3)
+    side = PolicySide(Job("nano3", "rl", sizes, dtype="float32"))
+    before = {name: parameter.clone() for name, parameter in side.model.named_parameters()}
+    times = side.run(case)
+    assert times["seconds"] == pytest.approx(times["generate_seconds"] + times["update_seconds"])
+    assert any(not torch.equal(before[name], parameter) for name, parameter in side.model.named_parameters())
+    assert all(parameter.grad is None for parameter in side.model.parameters())
+    policy = side.policy(case)
+    samples = policy.draw()
+    assert [int(sample.trained.sum()) for sample in samples] == [5] * 6
+    # The trainer computes what the engine drew from: the update is on-policy.
+    policy.update(samples)
+    assert policy.loss.take_largest_mismatch() < 1e-4
+    assert [sample.ids.tolist() for sample in policy.draw()] != [sample.ids.tolist() for sample in samples]
+    policy.close()
