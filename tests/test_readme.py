@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import nano3
+from nano3.cli.app import main
 from nano3.data.tokens.tokenizer import Tokenizer
 
 from .command_lines import parse
@@ -56,7 +55,7 @@ def model(tmp_path_factory):
 
 
 @pytest.mark.parametrize("shown", shown_commands())
-def test_shown_command_is_accepted(shown, tmp_path, model):
+def test_shown_command_is_accepted(shown, tmp_path, model, capsys, monkeypatch):
     for name in re.findall(r"--from (runs/\S+)", shown):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).symlink_to(model)
@@ -67,9 +66,10 @@ def test_shown_command_is_accepted(shown, tmp_path, model):
     verb = next((a for a in arguments if not a.startswith("-")), "")
     if verb == "data" or "bench" in arguments or not {"--resume", "my.toml", "RUN"}.isdisjoint(arguments):
         arguments = [verb, *(a for a in arguments[1:2] if not a.startswith("-")), "--help"]
-    command = [sys.executable, "-m", "nano3", *arguments, *HARMLESS.get(verb, [])]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        main([*arguments, *HARMLESS.get(verb, [])])
+    assert not end.value.code, capsys.readouterr().err
 
 
 @pytest.mark.parametrize("shown", shown_commands())
