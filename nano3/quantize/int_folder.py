@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
-from typing import Literal
+
+import torch
+from torch import Tensor
 
 from nano3.config.errors import UserError
+from nano3.kernels.scaled import INTEGERS
 from nano3.model.find import model_folder, refuse_adapter
-from nano3.model.hf.folder import load, read_config, save
+from nano3.model.hf.checkpoint import Checkpoint, Source
+from nano3.model.hf.config import read_config, read_stage
+from nano3.model.hf.names import is_stacked, named_tensors, published_name
 from nano3.model.hf.write import check_replaceable, copy_companions
-from nano3.quantize.int_formats import quantize_integers
+from nano3.model.lm import LM
+from nano3.quantize.int_formats import Bits, integer_model, quantize_matrix
+from nano3.quantize.part_files import Part, write_parts
 
 
-def quantize_folder(source: str | Path, out: Path, bits: Literal[8, 4]) -> Path:
+def quantize_folder(source: str | Path, out: Path, bits: Bits) -> Path:
     """Write the model in `source` with all matrices as integers; tokenizer, chat template and settings come along.
+
+    One matrix at a time is in memory, of which an expert's is one.
 
     Args:
         source: run folder or Hugging Face folder.
@@ -31,10 +42,37 @@ def quantize_folder(source: str | Path, out: Path, bits: Literal[8, 4]) -> Path:
     if out.exists() and out.resolve() == folder.resolve():
         raise UserError(f"--out {out}: is the model itself; give another folder")
     check_replaceable(out)
-    model = load(folder)
-    quantize_integers(model, bits)
-    save(model, out, extra=lambda new: copy_companions(folder, new))
+    with Checkpoint(folder) as checkpoint:
+        model, dtype = integer_model(read_config(folder), bits), checkpoint.dtype()
+        model.stage = read_stage(folder)
+        parts = _quantized(checkpoint, model, bits, dtype)
+        write_parts(model, dtype, parts, out, lambda new: copy_companions(folder, new))
     return folder
+
+
+def _quantized(checkpoint: Checkpoint, model: LM, bits: Bits, dtype: torch.dtype) -> Iterator[Part]:
+    """All tensors of a plain folder, one matrix of one expert at a time, those that `model` has as integers as such."""
+    with torch.device("meta"):
+        wanted = checkpoint.wanted(LM(model.cfg))
+    integers = {name for name, tensor in named_tensors(model) if tensor.dtype in INTEGERS}
+    for _, sources in groupby(wanted, key=lambda source: source.ours.split(".")[:2]):
+        for source in sources:
+            for expert, value in _experts(source, checkpoint.read(source.name)):
+                if source.ours in integers:
+                    where = f"{checkpoint.folder}: {published_name(source.ours, expert)}"
+                    yield Part(source.ours, expert, quantize_matrix(value.to(dtype), bits, where))
+                else:
+                    yield Part(source.ours, expert, value)
+        del value  # of the mapped file
+        checkpoint.close()
+
+
+def _experts(source: Source, value: Tensor) -> Iterator[tuple[int | None, Tensor]]:
+    """What a stored tensor holds: a matrix each of experts that are stored together, else itself."""
+    if source.expert is None and is_stacked(source.ours):
+        yield from enumerate(value)
+    else:
+        yield source.expert, value
 
 
 def plain_folder(source: str | Path) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from nano3.config.model import ATTENTION
-from nano3.model.hf.read import empty_scaled
+from nano3.model.hf.checkpoint import empty_scaled
 from nano3.model.layers import Linear
 from nano3.model.lm import LM
 from nano3.model.moe import Experts

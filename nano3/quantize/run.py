@@ -34,7 +34,7 @@ from nano3.quantize.mark import marked_model
 from nano3.quantize.observe import Observed, observed
 from nano3.quantize.policy import Selection
 from nano3.quantize.rows import CalibrationRows
-from nano3.quantize.shard_files import ShardFiles
+from nano3.quantize.shard_files import ShardFiles, check_disk
 from nano3.reading import read_json
 
 WORK_SUFFIX = ".part"
@@ -156,7 +156,8 @@ class _Run:
             return
         shutil.rmtree(self.work / FILES, ignore_errors=True)
         self.hidden.remove()
-        _check_disk(self.work, self.shards.total_bytes + 2 * self._hidden_bytes())
+        need = self.shards.total_bytes + 2 * self._hidden_bytes()
+        check_disk(self.work, need, ", or fewer or shorter calibration rows")
         self.shards.create()
         self._keep()
 
@@ -312,10 +313,3 @@ def _read_state(file: Path) -> State | None:
         return State(**values)
     except (OSError, UserError, TypeError):
         return None
-
-
-def _check_disk(folder: Path, need: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if need > free:
-        raise UserError(f"{folder}: needs {need / 1e9:.3g} GB of disk, {free / 1e9:.3g} GB are free: give --out on "
-                        "another disk, or fewer or shorter calibration rows")  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,9 @@ from nano3.config.errors import UserError
 from nano3.model.hf.write import StoredTensor
 
 TYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float8_e4m3fn: "F8_E4M3"}
-ALIGNMENT = 8
+TYPE_NAMES |= {torch.int8: "I8", torch.int32: "I32", torch.int64: "I64"}
+ALIGNMENT = 64
+"""Bytes: a line of the processor's caches, so that matrices can be computed with where they lie in the mapped file."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +91,8 @@ class ShardFiles:
                 os.fsync(stream.fileno())
 
     def _lay_out(self, file: str, tensors: Sequence[StoredTensor]) -> None:
-        # Wide numbers first, so that each begins at a multiple of its size.
-        ordered = sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)
+        # Whole lines first, then wide numbers first, so that each begins at a multiple of its size.
+        ordered = sorted(tensors, key=lambda tensor: (tensor.nbytes % ALIGNMENT > 0, -tensor.dtype.itemsize))
         entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         end, starts = 0, {}
         for tensor in ordered:
@@ -103,8 +106,22 @@ class ShardFiles:
                 "data_offsets": offsets,
             }
         text = json.dumps(entries, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % ALIGNMENT)
+        text += b" " * (-(8 + len(text)) % ALIGNMENT)
         header = len(text).to_bytes(8, "little") + text
         self._headers[file], self._sizes[file] = header, len(header) + end
         for tensor in ordered:
             self._places[tensor.name] = _Place(file, len(header) + starts[tensor.name], tensor)
+
+
+def check_disk(folder: Path, need: int, or_else: str = "") -> None:
+    """
+    Raises:
+        UserError: less than `need` bytes are free where `folder` is, or is to be.
+    """
+    there = folder.absolute()
+    while not there.exists():
+        there = there.parent
+    free = shutil.disk_usage(there).free
+    if need > free:
+        raise UserError(f"{folder}: needs {need / 1e9:.3g} GB of disk, {free / 1e9:.3g} GB are free: give --out on "
+                        f"another disk{or_else}")  # fmt: skip

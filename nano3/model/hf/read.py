@@ -1,45 +1,24 @@
 """Hugging Face folders in: safetensors with the published `nemotron_h` names.
 
 Tensors are read one at a time from memory-mapped files, so loading needs little more memory than the model.
-Two namings are read: the published one (`backbone.`, one pair of matrices an expert) and that of transformers 5 in
-memory (`model.`, the experts of a block in one tensor).
 """
 
 from __future__ import annotations
 
-import math
-import re
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from nano3.config.errors import UserError
-from nano3.kernels import Scaled
-from nano3.kernels.scaled import E4M3, FLOATS, INT4, INT8
+from nano3.kernels.scaled import FLOATS, INT4
 from nano3.model.attention import Attention
+from nano3.model.hf.checkpoint import BYTES, STORED_INTEGERS, Checkpoint, Source
 from nano3.model.hf.config import read_config, read_stage
-from nano3.model.hf.files import locate, open_weights
-from nano3.model.hf.integers import PACKED, SHAPE, empty
-from nano3.model.hf.names import is_stacked, named_tensors, published_name
-from nano3.model.layers import Linear
+from nano3.model.hf.names import named_tensors
 from nano3.model.lm import FLOAT32_SUFFIXES, LM
-from nano3.model.moe import Experts
 from nano3.model.shards import local_part
-
-READ_AS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float32}
-"""Stored type -> the type that holds its numbers exactly and that nano3 computes with."""
-QUANTIZED = "F8_E4M3"
-"""Stored type of matrices whose numbers are these times a scale beside them."""
-OF_ATTENTION = re.compile(r"\.mixer\.([kv])_scale$")
-"""Scale of keys or values where compressed-tensors' own tools put it, beside the projections."""
-STORED_INTEGERS = {INT8: "I8", INT4: "I32"}
-"""Type of a matrix of integers -> how a folder stores it."""
-BYTES = {QUANTIZED: 1, "I8": 1, "I32": 4, "I64": 8}
-"""Of one number of tensors that stay as they are stored."""
 
 
 def load(path: str | Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> LM:
@@ -61,7 +40,7 @@ def load(path: str | Path, dtype: torch.dtype | None = None, device: torch.devic
     cfg = read_config(folder)
     with torch.device("meta"):
         model = LM(cfg)
-    with _Checkpoint(folder) as checkpoint:
+    with Checkpoint(folder) as checkpoint:
         dtype = dtype or checkpoint.dtype()
         checkpoint.quantize(model)
         wanted = checkpoint.wanted(model)
@@ -87,20 +66,20 @@ def _tell_missing_scales(model: LM, folder: Path) -> None:
 
 def stored_dtype(path: str | Path) -> torch.dtype:
     """Type of the weights in a Hugging Face folder. Raises UserError where `load` would not read it."""
-    with _Checkpoint(Path(path)) as checkpoint:
+    with Checkpoint(Path(path)) as checkpoint:
         return checkpoint.dtype()
 
 
 def weight_bytes(path: str | Path, dtype: torch.dtype) -> int:
     """Bytes of a folder's weights in memory when they are loaded in `dtype`: quantized ones stay as they are."""
-    with _Checkpoint(Path(path)) as checkpoint:
+    with Checkpoint(Path(path)) as checkpoint:
         kinds = ((checkpoint.count(name), checkpoint.type(name)) for name in checkpoint.stored)
         return sum(count * BYTES.get(kind, dtype.itemsize) for count, kind in kinds)
 
 
 def check_stored(model: LM, path: str | Path) -> None:
     """Raise the UserError of `fill` that the headers of the files tell; `model` may be on the meta device."""
-    with _Checkpoint(Path(path)) as checkpoint:
+    with Checkpoint(Path(path)) as checkpoint:
         checkpoint.wanted(model)
 
 
@@ -114,7 +93,7 @@ def fill(model: LM, path: str | Path) -> None:
     Raises:
         UserError: a missing, extra, misshapen, quantized or unreadable tensor, by name.
     """
-    with _Checkpoint(Path(path)) as checkpoint:
+    with Checkpoint(Path(path)) as checkpoint:
         _copy(checkpoint, checkpoint.wanted(model), model)
 
 
@@ -123,174 +102,12 @@ def fill_part(model: LM, path: str | Path, prefix: str) -> None:
 
     The folder is to be checked first, with `check_stored`.
     """
-    with _Checkpoint(Path(path)) as checkpoint:
+    with Checkpoint(Path(path)) as checkpoint:
         tensors = ((name, tensor) for name, tensor in named_tensors(model) if name.startswith(prefix))
         _copy(checkpoint, [source for name, tensor in tensors for source in checkpoint.sources(name, tensor)], model)
 
 
-@dataclass(frozen=True)
-class _Source:
-    """One tensor of a checkpoint, and where it goes."""
-
-    name: str
-    ours: str
-    expert: int | None
-    shape: tuple[int, ...]
-    stored: str = ""
-    """Type that it must be stored as; empty: any that is read as it stands."""
-
-
-class _Checkpoint:
-    """The safetensors files of one folder, opened when first needed."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.files = locate(folder)
-        self.handles: dict[str, Any] = {}
-        self.stored: dict[str, str] = {}
-        """The published name of each stored tensor, whatever its prefix -> the stored name."""
-        for name in self.files:
-            published = "backbone." + name.removeprefix("model.") if name.startswith("model.") else name
-            published = OF_ATTENTION.sub(r".mixer.\1_proj.\1_scale", published)
-            if (other := self.stored.setdefault(published, name)) != name:
-                raise UserError(
-                    f"{folder}: holds both {other} and {name}; delete one of them, or copy the folder again"
-                )
-
-    def __enter__(self) -> _Checkpoint:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self.handles.values():
-            handle.__exit__(None, None, None)
-
-    def sources(self, ours: str, tensor: Tensor) -> list[_Source]:
-        """Where the checkpoint keeps nano3's tensor `ours`: one place, or one an expert."""
-        name, kind = published_name(ours), QUANTIZED if tensor.dtype == E4M3 else STORED_INTEGERS.get(tensor.dtype, "")
-        if not is_stacked(ours) or name in self.stored:
-            return [_source(name, ours, None, tuple(tensor.shape), kind)]
-        shape, experts = tuple(tensor.shape[1:]), range(tensor.shape[0])
-        return [_source(published_name(ours, e), ours, e, shape, kind) for e in experts]
-
-    def wanted(self, model: LM) -> list[_Source]:
-        """All that goes into `model`; raises UserError unless the stored tensors are exactly those."""
-        wanted = [source for name, tensor in named_tensors(model) for source in self.sources(name, tensor)]
-        self._check(wanted)
-        return wanted
-
-    def quantize(self, model: LM) -> None:
-        """Have the modules of `model`, on the meta device, hold scaled weights where the folder has these."""
-        for name, module in model.named_modules():
-            own = published_name(name)
-            if isinstance(module, Linear) and (found := self.scaled(own, module.weight)) is not None:
-                module.use_scaled(found)
-            if isinstance(module, Experts):
-                self._quantize_experts(module, own)
-            for letter in "kv" if isinstance(module, Attention) else ():
-                if f"{own}.{letter}_proj.{letter}_scale" in self.stored:
-                    scale = torch.empty((), device="meta")
-                    module.get_submodule(f"{letter}_proj").register_buffer(f"{letter}_scale", scale)
-
-    def _quantize_experts(self, experts: Experts, own: str) -> None:
-        for projection in ("up_proj", "down_proj"):
-            if (found := self.scaled(f"{own}.0.{projection}", experts.get_parameter(projection))) is not None:
-                experts.use_scaled(projection, found)
-
-    def scaled(self, own: str, weight: Tensor) -> Scaled | None:
-        """What takes the place of a weight, without numbers; None where the folder's `own` module is not quantized."""
-        if self.is_scaled(f"{own}.weight"):
-            return empty_scaled(weight, f"{own}.input_scale" in self.stored)
-        packed = f"{own}.{PACKED}" in self.stored
-        if not packed and not (f"{own}.weight_scale" in self.stored and self._has(f"{own}.weight", "I8")):
-            return None
-        try:
-            return empty(weight, INT4 if packed else INT8)
-        except ValueError as error:
-            raise UserError(f"{self.folder}: {own}: {error}, in which nano3 computes with 4 bits") from error
-
-    def is_scaled(self, name: str) -> bool:
-        """Whether a weight is stored as FP8 numbers with a scale beside them."""
-        return f"{name}_scale" in self.stored and self._has(name, QUANTIZED)
-
-    def _has(self, name: str, kind: str) -> bool:
-        return name in self.stored and self.type(name) == kind
-
-    def _check(self, wanted: list[_Source]) -> None:
-        for source in wanted:
-            self._check_type(source)
-        missing = [s.name for s in wanted if s.name not in self.stored]
-        if missing and missing[0].removesuffix("weight") + PACKED in self.stored:
-            raise UserError(f"{self.folder}: {missing[0]} is stored as integers of 4 bits: it is quantized, and wanted "
-                            "here as it was before; give the unquantized folder")  # fmt: skip
-        if missing:
-            raise UserError(f"{self.folder}: {_count(missing)} missing, first {missing[0]}")
-        names = {s.name for s in wanted}
-        known = {n for n in self.stored if n.endswith(SHAPE) and n.removesuffix(SHAPE) + PACKED in names}
-        extra = sorted(set(self.stored) - names - known)
-        if extra:
-            raise UserError(f"{self.folder}: {_count(extra)} that config.json has no place for, first {extra[0]}")
-        for source in wanted:
-            shape = tuple(self._slice(source.name).get_shape())
-            if shape != source.shape and not (source.name.endswith("_scale") and shape in ((1,), (*source.shape, 1))):
-                raise UserError(f"{self.folder}: {source.name} has shape {shape}, config.json makes it {source.shape}")
-
-    def _check_type(self, source: _Source) -> None:
-        """Stored numbers are weights as they stand, or have a scale; anything else would be read as noise."""
-        if source.name not in self.stored:
-            return
-        name, kind = self.stored[source.name], self.type(source.name)
-        if kind == source.stored if source.stored else kind in READ_AS:
-            return
-        if source.stored:
-            why = f", others of its block as {source.stored}; copy the folder again"
-        elif f"{source.name}_scale" in self.stored and kind in (QUANTIZED, STORED_INTEGERS[INT8]):
-            why = f" with {name}_scale: it is quantized, and wanted here as it was before; give the unquantized folder"
-        elif kind == QUANTIZED:
-            why = f" without {name}_scale, so its numbers mean nothing; copy the folder again, or give the unquantized"
-        else:
-            why = f"; nano3 reads {', '.join(READ_AS)}, and {QUANTIZED} with a scale: give the unquantized folder"
-        raise UserError(f"{self.folder}: {name} is stored as {kind}{why}")
-
-    def dtype(self) -> torch.dtype:
-        """Type to compute with: that of the output projection, or where it is quantized of the embeddings."""
-        quantized = "lm_head.weight_scale" in self.stored
-        name = "backbone.embeddings.weight" if quantized else "lm_head.weight"
-        if name not in self.stored:
-            raise UserError(f"{self.folder}: tensor {name} is missing")
-        self._check_type(_Source(name, "", None, ()))
-        return READ_AS[self.type(name)]
-
-    def type(self, name: str) -> str:
-        """Stored type of a tensor."""
-        return self._slice(name).get_dtype()
-
-    def count(self, name: str) -> int:
-        """Numbers in a tensor."""
-        return math.prod(self._slice(name).get_shape())
-
-    def read(self, name: str) -> Tensor:
-        """One tensor, memory-mapped."""
-        return self._open(name).get_tensor(self.stored[name])
-
-    def _slice(self, name: str) -> Any:
-        return self._open(name).get_slice(self.stored[name])
-
-    def _open(self, name: str) -> Any:
-        file = self.files[self.stored[name]]
-        if file not in self.handles:
-            self.handles[file] = open_weights(self.folder / file)
-            held = set(self.handles[file].keys())
-            lost = sorted(n for n, f in self.files.items() if f == file and n not in held)
-            if lost:
-                raise UserError(f"{self.folder / file}: the index promises {lost[0]}, which is not in the file")
-        return self.handles[file]
-
-
-def _count(names: list[str]) -> str:
-    return f"{len(names)} tensor{'s' if len(names) > 1 else ''}"
-
-
-def _copy(checkpoint: _Checkpoint, wanted: list[_Source], model: LM) -> None:
+def _copy(checkpoint: Checkpoint, wanted: list[Source], model: LM) -> None:
     """One tensor at a time; experts that live on other ranks are not read."""
     parts = {name: local_part(tensor) for name, tensor in named_tensors(model)}
     for source in wanted:
@@ -308,13 +125,7 @@ def _copy(checkpoint: _Checkpoint, wanted: list[_Source], model: LM) -> None:
         local.copy_(value[where])
 
 
-def _source(name: str, ours: str, expert: int | None, shape: tuple[int, ...], kind: str) -> _Source:
-    if kind == STORED_INTEGERS[INT4]:
-        name, shape = name.removesuffix("weight") + PACKED, (*shape[:-1], shape[-1] // 4)
-    return _Source(name, ours, expert, shape, kind)
-
-
-def _scales(scale: Tensor, source: _Source, folder: Path) -> Tensor:
+def _scales(scale: Tensor, source: Source, folder: Path) -> Tensor:
     """In the shape that the model has them; raises UserError unless all are numbers, and positive where there is one a
     matrix or a row."""
     signed = len(source.shape) == 2  # of groups of 4 bits
@@ -325,12 +136,6 @@ def _scales(scale: Tensor, source: _Source, folder: Path) -> Tensor:
     if signed and not scale.half().isfinite().all():
         raise UserError(f"{folder}: {source.name} holds {float(scale.abs().amax())}, too large for float16")
     return scale.reshape(source.shape)
-
-
-def empty_scaled(weight: Tensor, inputs: bool) -> Scaled:
-    """A scaled weight in the place of this one, on its device, without numbers."""
-    scale = torch.empty((), device=weight.device)
-    return Scaled(torch.empty(weight.shape, dtype=E4M3, device=weight.device), scale, scale if inputs else None)
 
 
 def allocate(model: LM, dtype: torch.dtype, device: torch.device | str, prefix: str = "") -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch import Tensor
 from nano3.config.errors import UserError
 from nano3.config.model import ModelConfig
 from nano3.files import atomic_folder, usual_mode
-from nano3.kernels.scaled import FLOATS
+from nano3.kernels.scaled import FLOATS, INTEGERS
 from nano3.model.hf.config import STAGE_KEY, to_hf
 from nano3.model.hf.integers import stored_names, stored_tensors
 from nano3.model.hf.layout import INDEX, SINGLE
@@ -242,15 +243,25 @@ def plan_files(model: LM, dtype: torch.dtype | None, max_shard_bytes: int) -> di
     """File name -> what it holds; the same on every rank, without communication."""
     shards: list[list[StoredTensor]] = [[]]
     room = max_shard_bytes
-    for item in _items(model, dtype):
-        if item.nbytes > room and shards[-1]:
+    for items in _together(_items(model, dtype), max_shard_bytes):
+        size = sum(item.nbytes for item in items)
+        if size > room and shards[-1]:
             shards.append([])
             room = max_shard_bytes
-        shards[-1].append(item)
-        room -= item.nbytes
+        shards[-1] += items
+        room -= size
     if len(shards) == 1:
         return {SINGLE: shards[0]}
     return {f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors": shard for i, shard in enumerate(shards)}
+
+
+def _together(items: Iterable[StoredTensor], most: int) -> Iterable[list[StoredTensor]]:
+    """Items one by one, but all experts' integers of a projection at once where a file can hold them: a mapped file
+    then has them as they are computed with (nano3.model.hf.mapped)."""
+    for _, group in groupby(items, key=lambda item: item.ours):
+        parts = list(group)
+        whole = parts[0].dtype in INTEGERS and sum(part.nbytes for part in parts) <= most
+        yield from [parts] if whole else ([part] for part in parts)
 
 
 def _items(model: LM, dtype: torch.dtype | None) -> Iterable[StoredTensor]:
