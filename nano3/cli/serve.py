@@ -75,6 +75,18 @@ CorsOrigin = Annotated[
         help="Pages from here may call this server; * for all. Repeatable.", metavar="URL", show_default=False
     ),
 ]
+WeightsFolder = Annotated[
+    Path | None,
+    typer.Option(
+        help="Let a trainer replace the weights by models in folders below this one.",
+        metavar="DIR",
+        show_default=False,
+    ),
+]
+LogprobsMode = Annotated[
+    str,
+    typer.Option(help="raw_logprobs: the model's; processed_logprobs: as tokens were drawn.", metavar="MODE"),
+]
 LogLevel = Annotated[str, typer.Option(help="debug, info (each request), warning, error.", metavar="LEVEL")]
 Json = Annotated[
     bool, typer.Option("--json", metavar="", help="Print one JSON line (url, model) on stdout when ready.")
@@ -103,6 +115,8 @@ def serve(
     request_timeout: RequestTimeout = None,
     drain_seconds: DrainSeconds = 30.0,
     cors_origin: CorsOrigin = None,
+    logprobs_mode: LogprobsMode = "raw_logprobs",
+    weights_folder: WeightsFolder = None,
     log_level: LogLevel = "warning",
     as_json: Json = False,
     served_model_name: ServedModelName = None,
@@ -177,13 +191,23 @@ def _run(options: dict[str, Any]) -> None:
 
 def _settings(options: dict[str, Any]) -> Settings:
     from nano3.config.errors import UserError
-    from nano3.serve.settings import MIB, Settings
+    from nano3.serve.settings import MIB, PROCESSED, RAW, Settings
     from nano3.serve.transport.keys import collect_keys
 
     if options["log_level"] not in LOG_LEVELS:
         raise UserError(f"--log-level {options['log_level']}: not known; use one of {', '.join(LOG_LEVELS)}")
+    if options["logprobs_mode"] not in (RAW, PROCESSED):
+        raise UserError(f"--logprobs-mode {options['logprobs_mode']}: not known; use {RAW} or {PROCESSED}")
+    keys = collect_keys(options["api_key"] or (), options["api_key_file"], os.environ)
+    weights = options["weights_folder"]
+    if weights is not None and not weights.is_dir():
+        raise UserError(f"--weights-folder {weights}: no such folder; name one that the trainer writes to")
+    if weights is not None and options["host"] not in LOOPBACK and not keys:
+        raise UserError("--weights-folder: whoever reaches this server could replace its weights; give --api-key too")
     return Settings(
-        api_keys=collect_keys(options["api_key"] or (), options["api_key_file"], os.environ),
+        api_keys=keys,
+        logprobs_mode=options["logprobs_mode"],
+        weights_folder=weights,
         max_queue=options["max_queue"],
         max_body_bytes=options["max_body"] * MIB,
         request_timeout=options["request_timeout"],

@@ -24,11 +24,14 @@ from nano3.engine.sequence_sampler import SequenceSampler, derive_seed, penalize
 from nano3.engine.sizing import Sizes, fit, free_memory
 from nano3.engine.thinking import thinking_tracker
 from nano3.model.head import log_probs, logits
+from nano3.model.hf.read import check_stored, fill
 from nano3.model.lm import LM
 from nano3.model.state.pool import StatePool
 from nano3.openmp import watch_cores
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
 
 SCORED_ROWS = 256
@@ -209,6 +212,13 @@ class Engine:
             slots_used=s.slots.used,
             slots=s.slots.total,
         )
+
+    def load_weights(self, folder: Path) -> int:
+        """Weights of a folder in place of the model's; see GenerationEngine.load_weights."""
+        require_idle(self._scheduler.under_way)
+        check_stored(self.model, folder)
+        fill(self.model, folder)
+        return self.weights_changed()
 
     def weights_changed(self) -> int:
         """Drop the prefix cache; see GenerationEngine.weights_changed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from nano3.data.tokens.tokenizer import CHAT_TOKENS, Tokenizer
@@ -111,6 +112,15 @@ class GenerationEngine(Protocol):
 
         Raises:
             RuntimeError: a sequence is under way, whose tokens would come from two versions; nothing was dropped.
+        """
+        ...
+
+    def load_weights(self, folder: Path) -> int:
+        """Replace the weights by those of a Hugging Face folder of the same architecture, then `weights_changed`.
+
+        Raises:
+            RuntimeError: as weights_changed.
+            UserError: the folder has other tensors, by name; the old weights are still there then.
         """
         ...
 

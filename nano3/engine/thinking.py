@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
 from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.engine.request import Sampling, ThinkingBudget
@@ -17,6 +18,12 @@ def thinking_tracker(sampling: Sampling, tokenizer: Tokenizer) -> ThinkingTracke
         return None
     opener = sampling.grammar.opener if sampling.grammar is not None else ""
     return ThinkingTracker(sampling.thinking, tokenizer, opener)
+
+
+def ends_in_thinking(ids: Sequence[int], tokenizer: Tokenizer) -> bool:
+    """Whether a prompt ends inside a thinking part."""
+    text = tokenizer.decode(ids)
+    return text.rfind(OPEN) > text.rfind(CLOSE)
 
 
 class ThinkingTracker:

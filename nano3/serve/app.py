@@ -13,7 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from nano3 import __version__
 from nano3.engine.protocol import GenerationEngine
-from nano3.serve import completions, status, tokenize
+from nano3.serve import completions, status, tokenize, weights
 from nano3.serve.anthropic import routes as messages
 from nano3.serve.chat import routes as chat
 from nano3.serve.docs_page import add_docs
@@ -39,7 +39,8 @@ def create_app(engine: GenerationEngine, *, name: str, settings: Settings | None
     service = Service(engine, name, settings)
     app = FastAPI(title="nano3", version=__version__, docs_url=None, redoc_url=None, lifespan=_lifespan)
     app.state.service = service
-    routers = [room.router for room in (chat, responses, messages, completions, tokenize, status)]
+    rooms = [chat, responses, messages, completions, tokenize, status]
+    routers = [room.router for room in rooms + [weights] * (settings.weights_folder is not None)]
     for router in routers:
         app.include_router(router)
     add_page(app, start=CONTINUE if settings.text_page else CHAT)

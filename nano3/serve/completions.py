@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
@@ -10,7 +11,8 @@ from fastapi import Request as HttpRequest
 from starlette.responses import Response
 
 from nano3.data.chat.parsing.output_parser import GrowingText
-from nano3.engine.request import Request, Update
+from nano3.engine.request import Request, ThinkingBudget, Update
+from nano3.engine.thinking import ends_in_thinking
 from nano3.serve.documents import COMPLETION_RESPONSES
 from nano3.serve.sampling import grammar_of, sampling_of
 from nano3.serve.schemas import CompletionRequest
@@ -53,7 +55,15 @@ def plan_completions(service: Service, body: CompletionRequest) -> list[Request]
     )
     for prompt in prompts:
         service.check_length(len(prompt), max_tokens, "prompt", "max_tokens")
-    return [Request(new_id("cmpl"), prompt, sampling, body.n or 1) for prompt in prompts]
+    samplings = [replace(sampling, thinking=_budget(service, body, prompt)) for prompt in prompts]
+    return [Request(new_id("cmpl"), prompt, how, body.n or 1) for prompt, how in zip(prompts, samplings, strict=True)]
+
+
+def _budget(service: Service, body: CompletionRequest, prompt: Sequence[int]) -> ThinkingBudget | None:
+    tokens = body.thinking_token_budget
+    if tokens is None or tokens < 0:
+        return None
+    return ThinkingBudget(tokens, open=ends_in_thinking(prompt, service.tokenizer))
 
 
 def _prompts(prompt: Any) -> Sequence[str | Sequence[int]]:
@@ -107,6 +117,7 @@ class _Completions:
         self._requests = requests
         self._outputs = [_Completion(service, body, request.prompt) for request in requests for _ in range(self._n)]
         self._cached = [0] * len(requests)
+        self._versions: set[int] = set()
         self._head = {
             "id": new_id("cmpl"), "object": "text_completion", "created": service.now(), "model": service.name,
         }  # fmt: skip
@@ -128,7 +139,8 @@ class _Completions:
             for index, choice in enumerate(choices):
                 choice["prompt_token_ids"] = list(self._requests[index // self._n].prompt)
         numbered = [{"index": i, "text": str(texts[i])} | choice for i, choice in enumerate(choices)]
-        return JsonAnswer(self._head | {"choices": numbered, "usage": self._usage()})
+        more = {"metadata": {"weight_version": self._weights()}} if self._service.settings.weights_folder else {}
+        return JsonAnswer(self._head | {"choices": numbered, "usage": self._usage()} | more)
 
     async def events(self) -> AsyncIterator[dict[str, Any] | None]:
         """Chunks of a stream; None when nothing came for a while."""
@@ -142,7 +154,12 @@ class _Completions:
         if self._body.include_usage:
             yield self._head | {"choices": [], "usage": self._usage()}
 
+    def _weights(self) -> str:
+        """What a trainer called the weights that computed this; all outputs are of one version."""
+        return self._service.weights.get(max(self._versions), "")
+
     def _add(self, position: int, update: Update) -> tuple[int, dict[str, Any]]:
+        self._versions.add(update.weights_version)
         self._cached[position] = max(self._cached[position], update.cached_tokens)
         index = position * self._n + update.index
         return index, self._outputs[index].add(update)

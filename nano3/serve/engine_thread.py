@@ -7,20 +7,22 @@ import contextlib
 import logging
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from nano3.engine.protocol import GenerationEngine, Stats
 from nano3.engine.request import Request, Update
+from nano3.serve.stream import Stream
 
 log = logging.getLogger(__name__)
 SHUTTING_DOWN = "the server is shutting down"
 MOST_AT_ONCE = 128
 """Outputs that one request may always ask for, however short the queue."""
-Observer = Callable[["Stream", Update, float], None]
+Observer = Callable[[Stream, Update, float], None]
+T = TypeVar("T")
 
 
 class EngineFailedError(RuntimeError):
@@ -39,62 +41,19 @@ class DrainingError(RuntimeError):
     """The server is about to end and takes nothing new."""
 
 
-class Stream:
-    """The updates of one request, read in the event loop that submitted it."""
+class _Change(NamedTuple):
+    """What is to be done to the engine while it computes nothing."""
 
-    def __init__(self, thread: EngineThread, request: Request, arrived: asyncio.Event | None = None) -> None:
-        self.request = request
-        self.loop = asyncio.get_running_loop()
-        self.accepted: asyncio.Future[None] = self.loop.create_future()
-        self.open = set(range(request.n))
-        """Outputs that have not ended, as the reader knows."""
-        self.progress: tuple[int, int] | None = None
-        """(prompt tokens computed, prompt tokens) while nothing has come out."""
-        self.submitted = time.perf_counter()
-        self.last_at: dict[int, float] = {}
-        """When the newest token of each output came."""
-        self.prompt_tokens = len(request.prompt)
-        self.produced: Counter[int] = Counter()
-        """Tokens so far of each output."""
-        self._thread = thread
-        self._updates: deque[Update] = deque()
-        self._arrived = arrived or asyncio.Event()
-
-    def take(self) -> list[Update]:
-        """The updates that came since the last call."""
-        updates = list(self._updates)
-        self._updates.clear()
-        return updates
-
-    async def __aiter__(self) -> AsyncIterator[Update]:
-        while self.open or self._updates:
-            for update in self.take():
-                yield update
-            if self.open and not self._updates:
-                self._arrived.clear()
-                await self._arrived.wait()
-
-    def close(self) -> None:
-        """Drop what is unfinished; before the engine's next step it holds nothing of this request."""
-        if self.open:
-            self._thread.abort(self.request.id)
-
-    def deliver(self, update: Update) -> bool:
-        """Take an update in, in the event loop; whether anybody still waits for it."""
-        if update.index not in self.open:
-            return False
-        if update.finish is not None:
-            self.open.discard(update.index)
-        self._updates.append(update)
-        self._arrived.set()
-        return True
+    action: Callable[[GenerationEngine], Any]
+    done: asyncio.Future[Any]
 
 
 class _Message(NamedTuple):
-    kind: Literal["add", "abort", "abort_all"]
+    kind: Literal["add", "abort", "abort_all", "change"]
     request_id: str = ""
     stream: Stream | None = None
     error: str = ""
+    change: _Change | None = None
 
 
 @dataclass
@@ -130,6 +89,9 @@ class EngineThread:
         self._sequences = 0
         """Sequences submitted and not ended."""
         self._inbox: deque[_Message] = deque()
+        self._changes: deque[_Change] = deque()
+        self._held: list[Stream] = []
+        """Submitted while a change waits; they run after it."""
         self._changed = threading.Condition()
         self._closing = False
         self._preparing = ThreadPoolExecutor(1, "nano3-prepare")
@@ -186,7 +148,7 @@ class EngineThread:
 
     async def submit_all(self, requests: Sequence[Request], arrived: asyncio.Event | None = None) -> list[Stream]:
         """`submit` of several: all are taken in, or none; `arrived` is set whenever updates of any of them come."""
-        streams = [Stream(self, request, arrived) for request in requests]
+        streams = [Stream(request, self.abort, arrived) for request in requests]
         sequences = sum(request.n for request in requests)
         self.ensure_room(sequences)
         for request in requests:
@@ -212,6 +174,18 @@ class EngineThread:
             await asyncio.get_running_loop().run_in_executor(self._preparing, self.engine.prepare, request)
         except ValueError as error:
             raise BadGrammarError(str(error)) from error
+
+    async def change(self, action: Callable[[GenerationEngine], T]) -> T:
+        """Call `action` with the engine once all requests that it has are done; those that come meanwhile wait, and run
+        after it.
+
+        Raises:
+            DrainingError, EngineFailedError: not now; and what `action` raises, which does not end the engine.
+        """
+        self.ensure_room(0)
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._post(_Message("change", change=_Change(action, done)))
+        return await done
 
     def abort(self, request_id: str, error: str = "") -> None:
         """Drop a request before the next step; its reader gets finish `abort`, or `error` with a message."""
@@ -246,6 +220,7 @@ class EngineThread:
             while not self._closing:
                 self._wait_for_work()
                 self._take_messages()
+                self._make_changes()
                 if self.engine.has_work and not self._closing:
                     self._step()
                 self._stats = self.engine.stats()
@@ -259,36 +234,59 @@ class EngineThread:
 
     def _wait_for_work(self) -> None:
         with self._changed:
-            while not (self._inbox or self._closing or self.engine.has_work):
+            while not (self._inbox or self._changes or self._closing or self.engine.has_work):
                 self._changed.wait()
 
     def _take_messages(self) -> None:
         while self._inbox:
             message = self._inbox.popleft()
-            if message.stream is not None:
+            if message.change is not None:
+                self._changes.append(message.change)
+            elif message.stream is not None and self._changes:
+                self._held.append(message.stream)
+            elif message.stream is not None:
                 self._add(message.stream)
             elif message.kind == "abort":
                 self._drop(message.request_id, message.error)
             else:
-                for request_id in list(self._live):
+                for request_id in [*self._live, *(stream.request.id for stream in self._held)]:
                     self._drop(request_id, message.error)
+
+    def _make_changes(self) -> None:
+        if not self._changes or self.engine.has_work:
+            return
+        while self._changes:
+            change = self._changes.popleft()
+            try:
+                result = change.action(self.engine)
+            except Exception as error:
+                _call(change.done.get_loop(), _fail, change.done, error)
+            else:
+                _call(change.done.get_loop(), _finish, change.done, result)
+        held, self._held = self._held, []
+        for stream in held:
+            self._add(stream)
 
     def _add(self, stream: Stream) -> None:
         try:
             self.engine.add(stream.request)
         except ValueError as error:
             self._forget(stream.request.n)
-            _call(stream.loop, _refuse, stream, error)
+            _call(stream.loop, _fail, stream.accepted, error)
             return
         except BaseException as error:
-            _call(stream.loop, _refuse, stream, EngineFailedError(_reason(error)))
+            _call(stream.loop, _fail, stream.accepted, EngineFailedError(_reason(error)))
             raise
         self._live[stream.request.id] = _Live(stream, set(range(stream.request.n)))
-        _call(stream.loop, _accept, stream)
+        _call(stream.loop, _finish, stream.accepted)
 
     def _drop(self, request_id: str, error: str) -> None:
         live = self._live.pop(request_id, None)
         if live is None:
+            for stream in [stream for stream in self._held if stream.request.id == request_id]:
+                self._held.remove(stream)
+                self._forget(stream.request.n)
+                _call(stream.loop, _fail, stream.accepted, DrainingError(error or "the request was dropped"))
             return
         self.engine.abort(request_id)
         self.aborted += 1
@@ -330,9 +328,11 @@ class EngineThread:
             self.failure = failure
             messages, self._inbox = self._inbox, deque()
             self._sequences = 0
-        for message in messages:
-            if message.stream is not None:
-                _call(message.stream.loop, _refuse, message.stream, answer)
+        streams = [message.stream for message in messages if message.stream is not None]
+        for stream in (*self._held, *streams):
+            _call(stream.loop, _fail, stream.accepted, answer)
+        for change in (*self._changes, *(message.change for message in messages if message.change is not None)):
+            _call(change.done.get_loop(), _fail, change.done, answer)
         for live in self._live.values():
             self._tell_end(live, str(answer))
         self._live.clear()
@@ -351,14 +351,14 @@ def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args:
             raise
 
 
-def _accept(stream: Stream) -> None:
-    if not stream.accepted.done():
-        stream.accepted.set_result(None)
+def _finish(future: asyncio.Future[Any], result: Any = None) -> None:
+    if not future.done():
+        future.set_result(result)
 
 
-def _refuse(stream: Stream, error: Exception) -> None:
-    if not stream.accepted.done():
-        stream.accepted.set_exception(error)
+def _fail(future: asyncio.Future[Any], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
 
 
 def _deliver(batch: Iterable[tuple[Stream, Update]], now: float, observer: Observer | None) -> None:

@@ -11,7 +11,8 @@ from prometheus_client.registry import Collector
 
 from nano3.engine.protocol import Stats
 from nano3.engine.request import Update
-from nano3.serve.engine_thread import EngineThread, Stream
+from nano3.serve.engine_thread import EngineThread
+from nano3.serve.stream import Stream
 
 LOG = logging.getLogger("nano3.serve")
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)

@@ -82,9 +82,7 @@ UNSUPPORTED = {
     "structural_tag": "send `tools`, or `guided_grammar` in Lark notation",
     "guided_whitespace_pattern": "send `structured_outputs` with `disable_any_whitespace`",
 }
-CHAT_ONLY = (
-    "messages", "tools", "thinking", "reasoning", "reasoning_budget", "thinking_budget", "thinking_token_budget"
-)  # fmt: skip
+CHAT_ONLY = ("messages", "tools", "thinking", "reasoning", "reasoning_budget", "thinking_budget")
 """Fields that would change an answer, but mean nothing for a plain text."""
 _HARMLESS = {"skip_special_tokens": (None, True), "length_penalty": (None, 1), "prompt_logprobs": (None,)}
 """Values that ask for nothing; of other fields that is every false one."""
@@ -183,6 +181,7 @@ class CompletionRequest(GenerationRequest):
     echo: bool | None = None
     logprobs: Whole | None = Field(None, ge=0, le=MAX_TOP)
     suffix: str | None = None
+    thinking_token_budget: Whole | None = Field(None, ge=-1)
     best_of: Whole | None = Field(None, ge=1)
 
     @model_validator(mode="after")
@@ -195,6 +194,13 @@ class CompletionRequest(GenerationRequest):
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise wrong_field("best_of", "is not supported beyond n; ask for n outputs and choose")
         return self
+
+
+class WeightsRequest(Loose):
+    """Body of /update_weights_from_disk, as SGLang has it."""
+
+    model_path: Text
+    weight_version: Text | None = None
 
 
 class FunctionName(Loose):

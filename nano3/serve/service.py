@@ -20,10 +20,10 @@ from nano3.serve.engine_thread import (
     EngineFailedError,
     EngineThread,
     QueueFullError,
-    Stream,
 )
 from nano3.serve.metrics import Metrics
-from nano3.serve.settings import Settings
+from nano3.serve.settings import PROCESSED, Settings
+from nano3.serve.stream import Stream
 from nano3.serve.tokens import TokenTexts
 from nano3.serve.transport.errors import ApiError
 
@@ -40,6 +40,8 @@ class Service:
     def __init__(self, engine: GenerationEngine, name: str, settings: Settings) -> None:
         self.name, self.settings = name, settings
         self.created = int(time.time())
+        self.weights = {0: ""}
+        """What trainers called each version of the weights; the first are those that the server was started with."""
         self.metrics = Metrics()
         self.thread = EngineThread(engine, max_waiting=settings.max_queue, observer=self.metrics.on_update)
         self.metrics.watch(self.thread)
@@ -146,6 +148,11 @@ class Service:
         return ApiError(400, str(error), param=param, code="invalid_value")
 
 
+def _processed(update: Update) -> Update:
+    """The update with log-probabilities under the distribution that was drawn from."""
+    return update._replace(tokens=tuple(t._replace(log_prob=t.sampled_log_prob) for t in update.tokens))
+
+
 def service_of(request: HttpRequest) -> Service:
     """The service that a route belongs to (a FastAPI dependency)."""
     return cast(Service, request.app.state.service)
@@ -164,6 +171,12 @@ class Generation:
         self.requests = list(requests)
         self._form = form
         self._service = service
+        self._processed = service.settings.logprobs_mode == PROCESSED
+        if self._processed and any(request.sampling.log_probs for request in requests):
+            raise ApiError(
+                400, f"this server reports {PROCESSED}, those of the chosen tokens alone; ask for no alternatives",
+                param="logprobs", code="invalid_value",
+            )  # fmt: skip
         self._streams: list[Stream] = []
         self._arrived = asyncio.Event()
         limit = service.settings.request_timeout
@@ -192,7 +205,7 @@ class Generation:
                 for update in stream.take():
                     if update.finish in ("error", "abort"):
                         raise self._ended(update)
-                    yield position, update
+                    yield position, _processed(update) if self._processed else update
             if not any(stream.open for stream in self._streams):
                 return
             if not await self._wait(tick):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 MIB = 1 << 20
+RAW, PROCESSED = "raw_logprobs", "processed_logprobs"
 
 
 @dataclass(frozen=True)
@@ -34,5 +37,9 @@ class Settings:
     """Whether the page at / is the one that continues a text, and not the one for conversations."""
     opening: str = ""
     """How a text of the model's kind begins, for the page that continues one; empty: not known."""
+    logprobs_mode: Literal["raw_logprobs", "processed_logprobs"] = RAW
+    """What log-probabilities are of: the model as it is, or the distribution that tokens were drawn from."""
+    weights_folder: Path | None = None
+    """Trainers may replace the weights by models in folders below this one; None: they may not."""
     retry_after: int = 1
     """Seconds that a 429 or 503 answer asks its client to wait."""

@@ -153,7 +153,7 @@ def test_wishes_for_thinking_that_are_out_of_form(client: Any, fields: dict[str,
 
 @pytest.mark.parametrize(
     "fields",
-    [{"thinking": {"type": "disabled"}}, {"reasoning": {"effort": "none"}}, {"thinking_token_budget": 4},
+    [{"thinking": {"type": "disabled"}}, {"reasoning": {"effort": "none"}}, {"thinking_budget": 4},
      {"tools": [{"type": "function", "function": {"name": "f"}}]}],
 )  # fmt: skip
 def test_what_a_plain_text_has_no_place_for(client: Any, fields: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from nano3.config.errors import UserError
@@ -159,6 +160,12 @@ class VllmEngine:
         """Read the weights anew from the folder that the engine was opened on, then `weights_changed`."""
         require_idle(len(self._outputs))
         self._llm.collective_rpc("reload_weights")
+        return self.weights_changed()
+
+    def load_weights(self, folder: Path) -> int:
+        """See GenerationEngine.load_weights; what vLLM says of another architecture is its own."""
+        require_idle(len(self._outputs))
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
         return self.weights_changed()
 
     def weights_changed(self) -> int:

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from nano3.serve.metrics import Metrics
 from nano3.serve.transport.errors import ApiError, error_response
 
-PROTECTED = ("/v1/", "/tokenize", "/detokenize")
+PROTECTED = ("/v1/", "/tokenize", "/detokenize", "/update_weights_from_disk", "/weight_info")
 MOST_DISCARDED, DISCARD_SECONDS = 128 << 20, 10.0
 """How much of a body that is too large is read before its refusal."""
 LARGE, LARGE_AT_ONCE = 1 << 20, 8
