@@ -99,7 +99,7 @@ def _open_native(
         tokenizer = small_tokenizer(lm.cfg.vocab_size)
         _say(f"{model}: a preset has no training behind it: random weights, and a tokenizer of {tokenizer.vocab_size} "
              "tokens made on the spot")  # fmt: skip
-    native = Engine(lm, tokenizer, kv_dtype=_cache_dtype(lm, model, kv_cache_dtype), **options)
+    native = Engine(lm, tokenizer, kv_dtype=_settle_cache(lm, model, kv_cache_dtype), **options)
     for note in native.sizes.notes:
         _say(note)
     return native
@@ -185,21 +185,25 @@ def _load(model: str, dtype: str, device: torch.device) -> LM:
     return lm.to_dtype(weights, activations)
 
 
-def _cache_dtype(lm: LM, model: str, name: str) -> torch.dtype | None:
-    """Of keys and values in the engine's pages; for fp8 the model rounds to it from now on.
+def cache_dtype(name: str) -> torch.dtype | None:
+    """Type of keys and values by its name of CACHE_DTYPES; None: as the activations."""
+    import torch
+
+    return {"bfloat16": torch.bfloat16, "fp8": torch.float8_e4m3fn}.get(name)
+
+
+def _settle_cache(lm: LM, model: str, name: str) -> torch.dtype | None:
+    """Type of keys and values in the engine's pages; for fp8 the model rounds to it from now on.
 
     Raises:
         UserError: fp8 without scales.
     """
-    import torch
-
-    if name != "fp8":
-        return torch.bfloat16 if name == "bfloat16" else None
-    try:
-        lm.use_fp8_cache()
-    except ValueError as error:
-        raise UserError(f"{model}: --kv-cache-dtype fp8: {error}: take a folder of `nano3 quantize`") from None
-    return torch.float8_e4m3fn
+    if name == "fp8":
+        try:
+            lm.use_fp8_cache()
+        except ValueError as error:
+            raise UserError(f"{model}: --kv-cache-dtype fp8: {error}: take a folder of `nano3 quantize`") from None
+    return cache_dtype(name)
 
 
 def _settle_adapters(lm: LM, model: str) -> None:

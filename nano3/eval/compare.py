@@ -1,15 +1,13 @@
-"""Results of several stages side by side, with bootstrap intervals and differences from the first."""
+"""Results of several stages side by side, with bootstrap intervals and differences from the first or the one before."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nano3.config.errors import UserError
-from nano3.eval.heldout_tasks import KIND, heldout_scores
+from nano3.eval.compare_stage import HELDOUT, RowKey, Stage, is_share, unit
 from nano3.eval.intervals import (
     bootstrap_means,
     difference_of_few,
@@ -20,32 +18,19 @@ from nano3.eval.intervals import (
 )
 from nano3.eval.ruler.catalogue import SOURCES
 from nano3.eval.ruler.run import AVERAGE_METRIC, GROWING
-from nano3.eval.store import RESULT, RESULT_REMEDY, SAMPLES, SHARES, read_object, read_samples
-from nano3.report import read_lines
 
 if TYPE_CHECKING:
     import numpy as np
 
-METRICS, HELDOUT, BITS = "metrics.jsonl", "held-out", "bits_per_byte"
 FEW = 10
 """Samples, or pairs of them, from which the bootstrap is used."""
 FREE = (*GROWING, "model", "identity", "limit")
 """Settings in which stages differ anyway."""
 
 
-@dataclass(frozen=True)
-class RowKey:
-    """What a row of the comparison is about."""
-
-    kind: str
-    task: str
-    length: int | None
-    metric: str
-
-
 @dataclass
 class Cell:
-    """One stage's number, and how far it lies from the first stage's."""
+    """One stage's number, and how far it lies from another's, its baseline."""
 
     value: float
     n: int | None
@@ -53,7 +38,7 @@ class Cell:
     high: float | None = None
     """95 % interval."""
     change: float | None = None
-    """Value less the first stage's; None for that itself, and where it has none."""
+    """Value less the baseline's; None where there is none."""
     change_low: float | None = None
     change_high: float | None = None
     paired: bool = False
@@ -76,54 +61,24 @@ class Row:
     """By stage; None where a stage does not have it."""
 
 
-@dataclass
-class Stage:
-    """What one argument of the command brings."""
+def compare(stages: Sequence[Stage], seed: int = 0, *, previous: bool = False) -> list[Row]:
+    """A row for each number that any of the stages has, with intervals and differences from a baseline.
 
-    label: str
-    results: list[dict[str, Any]] = field(default_factory=list)
-    """Contents of result.json."""
-    samples: dict[RowKey, dict[int, float]] = field(default_factory=dict)
-    """Scores of single samples by index, where result.json is the mean of them."""
-    scores: dict[RowKey, dict[str, Any]] = field(default_factory=dict)
-    """Scores of result.json."""
-    lost: list[str] = field(default_factory=list)
-    """What is to be noted of samples that are not in their file any more."""
-
-
-def load_stage(argument: str) -> Stage:
-    """The stage behind PATH or LABEL=PATH: a result folder, a folder of result folders, or a training run.
-
-    Raises:
-        UserError: nothing to compare there, or a file out of form.
+    Args:
+        stages: in the order of the columns.
+        seed: of the bootstrap.
+        previous: the baseline of each stage is the one before it that has the number, not the first stage.
     """
-    label, path = _label(argument)
-    stage = Stage(label)
-    if not path.is_dir():
-        raise UserError(f"{path}: no such folder; give a result folder of nano3 eval, or a training run")
-    folders = [path, *sorted(child for child in path.iterdir() if child.is_dir())]
-    for folder in folders:
-        if (folder / RESULT).is_file():
-            _add_result(stage, folder)
-    _add_heldout(stage, path / METRICS)
-    for name, measure, score in heldout_scores(path):
-        stage.scores[RowKey(KIND, name, None, measure)] = score
-    if not stage.scores:
-        raise UserError(f"{path}: no {RESULT} with scores here or one folder below; run nano3 eval first")
-    return stage
-
-
-def compare(stages: Sequence[Stage], seed: int = 0) -> list[Row]:
-    """A row for each number that any of the stages has, with intervals and differences from the first stage."""
     keys = sorted({key for stage in stages for key in stage.scores}, key=_order(stages))
     rows = []
     for key in keys:
-        draws = [_draws(stage, key, seed, place) for place, stage in enumerate(stages)]
-        cells = [_cell(stage, key, drawn) for stage, drawn in zip(stages, draws, strict=True)]
+        cells = [_cell(stage, key, seed) for stage in stages]
         for place in range(1, len(stages)):
-            _set_change(stages, key, cells, draws, place, seed)
-        known = next(stage.scores[key] for stage in stages if key in stage.scores)
-        rows.append(Row(key, known.get("higher_is_better", True), cells))
+            known = [before for before in range(place) if cells[before] is not None]
+            base = known[-1] if previous and known else 0
+            _set_change((stages[base], stages[place]), key, (cells[base], cells[place]), seed)
+        score = next(stage.scores[key] for stage in stages if key in stage.scores)
+        rows.append(Row(key, score.get("higher_is_better", True), cells))
     return rows
 
 
@@ -158,78 +113,6 @@ def document(stages: Sequence[Stage], rows: Sequence[Row]) -> dict[str, Any]:
     return {"stages": [stage.label for stage in stages], "rows": table, "notes": notes(stages)}
 
 
-def _label(argument: str) -> tuple[str, Path]:
-    label, equals, path = argument.partition("=")
-    if equals and label and not Path(argument).exists():
-        return label, Path(path)
-    return Path(argument).resolve().name, Path(argument)
-
-
-def _add_result(stage: Stage, folder: Path) -> None:
-    result = read_object(folder / RESULT, RESULT_REMEDY)
-    try:
-        kind = result["kind"]
-        scores = {RowKey(kind, s["task"], s.get("length"), s["metric"]): s for s in result["scores"]}
-        values = {key: float(s["value"]) for key, s in scores.items()}
-    except (LookupError, TypeError, ValueError) as error:
-        raise UserError(f"{folder / RESULT}: not a result of nano3 eval ({type(error).__name__}: {error})") from error
-    result.setdefault("name", kind)
-    stage.results.append(result)
-    by_task: dict[tuple[str, int | None], dict[int, dict[str, Any]]] = {}
-    for (task, length, index), row in read_samples(folder / SAMPLES).items():
-        by_task.setdefault((task, length), {})[index] = row
-    lost = _lost(result, scores, by_task)
-    if lost:
-        there, all_ = (sum(numbers) for numbers in zip(*lost.values(), strict=True))
-        stage.lost.append(f"{folder}: {SAMPLES} has {there} of {all_} samples; intervals are those of {RESULT}")
-    for key, score in scores.items():
-        if key in stage.scores:
-            raise UserError(
-                f"{folder.parent} holds several results of {kind} on {key.task}: give their folders one by one"
-            )
-        stage.scores[key] = score
-        if key in lost:
-            continue
-        found = _values(by_task.get((key.task, key.length), {}), key.metric, score.get("n") or 0)
-        if found and math.isclose(100 * sum(found.values()) / len(found), values[key], abs_tol=1e-6):
-            stage.samples[key] = found
-
-
-def _lost(
-    result: Mapping[str, Any], scores: Mapping[RowKey, Mapping[str, Any]],
-    by_task: Mapping[tuple[str, int | None], Mapping[int, Any]],
-) -> dict[RowKey, tuple[int, int]]:  # fmt: skip
-    """(samples that are there, samples that there were) of each score whose samples are not all there."""
-    # Other numbers, such as a group's of lm-eval, have no samples of their own.
-    single = (result.get("settings") or {}).get("tasks" if result["kind"] == "ruler" else "versions") or ()
-    found = {}
-    for key, score in scores.items():
-        there, all_ = len(by_task.get((key.task, key.length), ())), score.get("n") or 0
-        if key.task in single and key.metric != AVERAGE_METRIC and there < all_:
-            found[key] = (there, all_)
-    return found
-
-
-def _values(rows: Mapping[int, Mapping[str, Any]], metric: str, n: int) -> dict[int, float]:
-    """A metric of the first `n` samples by index; a larger evaluation may have gone on in the folder."""
-    found = {}
-    for index, row in rows.items():
-        metrics = row.get("metrics") or {}
-        # Behind a metric of the harness may stand its filter: "exact_match (strict-match)".
-        value = metrics.get(metric, metrics.get(metric.partition(" (")[0], row.get("score")))
-        if index < n and isinstance(value, int | float):
-            found[index] = float(value)
-    return found
-
-
-def _add_heldout(stage: Stage, file: Path) -> None:
-    """The last held-out bits per byte of a training run, at each sequence length that it was scored in."""
-    lines = [line for line in read_lines(file) if line.get("kind") == "heldout" and BITS in line]
-    for seq_len, line in {line.get("seq_len"): line for line in lines}.items():
-        score = {"value": line[BITS], "n": None, "stderr": None, "higher_is_better": False, "bytes": line.get("bytes")}
-        stage.scores.setdefault(RowKey("heldout", HELDOUT, seq_len, BITS), score)
-
-
 def _order(stages: Sequence[Stage]) -> Any:
     """Kinds, tasks and metrics as the results have them, the lengths ascending."""
     place: dict[tuple[str, str, str], int] = {}
@@ -239,73 +122,76 @@ def _order(stages: Sequence[Stage]) -> Any:
     return lambda key: (place[key.kind, key.task, key.metric], key.length or 0)
 
 
-def _draws(stage: Stage, key: RowKey, seed: int, place: int) -> np.ndarray | None:
-    """Bootstrap means of a stage's number; other draws for each stage. None where it has no samples, or too few."""
-    groups = _groups(stage, key)
-    if groups is None or _too_few(groups):
-        return None
-    return _mean([
-        100 * bootstrap_means(group, seed + 104729 * place + 7919 * number) for number, group in enumerate(groups)
-    ])  # fmt: skip
+def _draws(groups: Sequence[Sequence[float]] | None, unit: float, seed: int) -> np.ndarray | None:
+    """Bootstrap means of a number; None where it has no samples, or too few."""
+    return None if groups is None or _too_few(groups) else _means(groups, unit, seed)
 
 
-def _cell(stage: Stage, key: RowKey, drawn: np.ndarray | None) -> Cell | None:
+def _cell(stage: Stage, key: RowKey, seed: int) -> Cell | None:
     score = stage.scores.get(key)
     if score is None:
         return None
     groups = _groups(stage, key)
     cell = Cell(float(score["value"]), score.get("n"))
+    drawn = _draws(groups, unit(key), seed)
     if drawn is not None:
         cell.low, cell.high = middle95(drawn)
-    elif groups is not None:
+    elif groups is not None and is_share(key):
         _, low, high = mean_of_means(groups)
         cell.low, cell.high = 100 * low, 100 * high
     else:
-        cell.low, cell.high = told_interval(score, _is_share(key))
-    if _is_share(key) and cell.low is not None and cell.high is not None:
+        cell.low, cell.high = told_interval(score, is_share(key))
+    if is_share(key) and cell.low is not None and cell.high is not None:
         cell.low, cell.high = max(0.0, cell.low), min(100.0, cell.high)
     return cell
 
 
-def _is_share(key: RowKey) -> bool:
-    return key.kind == "ruler" or key.metric.startswith(SHARES)
-
-
-def _set_change(
-    stages: Sequence[Stage], key: RowKey, cells: Sequence[Cell | None], draws: Sequence[np.ndarray | None], place: int,
-    seed: int,
-) -> None:  # fmt: skip
-    """Enter how one stage differs from the first."""
-    first, cell = cells[0], cells[place]
+def _set_change(stages: tuple[Stage, Stage], key: RowKey, cells: tuple[Cell | None, Cell | None], seed: int) -> None:
+    """Enter how the second stage differs from the first, its baseline."""
+    first, cell = cells
     if first is None or cell is None:
         return
-    if key.metric == AVERAGE_METRIC and _parts(stages[0], key) != _parts(stages[place], key):
+    if key.metric == AVERAGE_METRIC and _parts(stages[0], key) != _parts(stages[1], key):
         return  # means over other tasks say nothing about each other
     cell.change = cell.value - first.value
-    pairs = _pairs(stages[0], stages[place], key)
-    if pairs is not None:
-        ends = difference_of_few(pairs) if _too_few(pairs) else None
-        cell.change_low, cell.change_high = _percent(ends) if ends else middle95(pairs_draws(pairs, seed))
-        cell.paired = True
-        return
-    mine, others = draws[place], draws[0]
-    if mine is not None and others is not None:
-        cell.change_low, cell.change_high = middle95(mine - others)
-        return
-    before, now = _groups(stages[0], key), _groups(stages[place], key)
-    if before is not None and now is not None:
-        cell.change_low, cell.change_high = _percent(difference_of_others(before, now))
-        return
-    if first.low is not None and first.high is not None and cell.low is not None and cell.high is not None:
+    pairs = _pairs(*stages, key)
+    cell.paired = pairs is not None
+    ends = _of_pairs(pairs, key, seed) if pairs is not None else _of_others(stages, key, seed)
+    if ends is None and first.low is not None and first.high is not None and cell.low is not None:
         # Newcombe's method 10: the two intervals put together.
-        cell.change_low = cell.change - math.hypot(cell.value - cell.low, first.high - first.value)
-        cell.change_high = cell.change + math.hypot(cell.high - cell.value, first.value - first.low)
+        high = cell.value if cell.high is None else cell.high
+        ends = (
+            cell.change - math.hypot(cell.value - cell.low, first.high - first.value),
+            cell.change + math.hypot(high - cell.value, first.value - first.low),
+        )
+    if ends is not None:
+        cell.change_low, cell.change_high = ends
 
 
-def pairs_draws(groups: Sequence[Sequence[float]], seed: int) -> np.ndarray:
-    """Bootstrap means of paired differences, -100 to 100: the mean over groups of each group's mean."""
-    drawn = [100 * bootstrap_means(group, seed + 7919 * number) for number, group in enumerate(groups)]
-    return _mean(drawn)
+def _of_pairs(pairs: Sequence[Sequence[float]], key: RowKey, seed: int) -> tuple[float, float] | None:
+    """Interval of the mean difference of pairs; None of a few that are no shares."""
+    if not _too_few(pairs):
+        return middle95(_means(pairs, unit(key), seed))
+    return _percent(difference_of_few(pairs)) if is_share(key) else None
+
+
+def _of_others(stages: tuple[Stage, Stage], key: RowKey, seed: int) -> tuple[float, float] | None:
+    """Interval of the difference where the samples are not the same; None where there are none, or few that are no
+    shares."""
+    before, now = (_groups(stage, key) for stage in stages)
+    # Two stages that are not paired are drawn apart, by other seeds.
+    drawn = _draws(before, unit(key), seed), _draws(now, unit(key), seed + 104729)
+    if drawn[0] is not None and drawn[1] is not None:
+        return middle95(drawn[1] - drawn[0])
+    if before is not None and now is not None and is_share(key):
+        return _percent(difference_of_others(before, now))
+    return None
+
+
+def _means(groups: Sequence[Sequence[float]], unit: float, seed: int) -> np.ndarray:
+    """Bootstrap means: of each group's mean, the mean over groups."""
+    drawn = [unit * bootstrap_means(group, seed + 7919 * number) for number, group in enumerate(groups)]
+    return sum(drawn[1:], drawn[0]) / len(drawn)
 
 
 def _too_few(groups: Sequence[Sequence[float]]) -> bool:
@@ -387,10 +273,6 @@ def _parts(stage: Stage, key: RowKey) -> list[RowKey]:
     """The numbers that a mean over tasks is of."""
     parts = [k for k in stage.scores if (k.kind, k.length) == (key.kind, key.length) and k.metric != AVERAGE_METRIC]
     return sorted(parts, key=lambda k: (k.task, k.metric))
-
-
-def _mean(drawn: Sequence[np.ndarray]) -> np.ndarray:
-    return sum(drawn[1:], drawn[0]) / len(drawn)
 
 
 def _in_order(values: Mapping[int, float]) -> list[float]:

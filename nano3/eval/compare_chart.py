@@ -1,17 +1,21 @@
-"""Chart of a comparison: lines over the length where tasks have lengths, bars elsewhere."""
+"""Chart of a comparison: lines over the length where tasks have lengths, else bars; many stages are lines over them."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nano3.eval.compare import Cell, Row, Stage
+from nano3.eval import compare_course
+from nano3.eval.chart_parts import COLORS, dress, whiskers
+from nano3.eval.compare import Cell, Row
+from nano3.eval.compare_stage import Stage
 from nano3.eval.ruler.run import AVERAGE_METRIC, length_text
-from nano3.report import BLUE, GREEN, GRID, INK, MUTED, ORANGE
+from nano3.report import INK, MUTED
 
-COLORS = (BLUE, ORANGE, GREEN, "#7c3aed", "#be185d", "#0891b2", "#854d0e")
+COURSE = 4
+"""Stages from which a number is drawn over them."""
+LEGEND = "Filled points differ clearly from the stage that they are compared with (95 %), hollow ones do not."
 ACROSS = 4
 UPRIGHT = 2
 """Bars whose names stand side by side; those of more lean."""
@@ -29,31 +33,52 @@ def draw(stages: Sequence[Stage], rows: Sequence[Row], path: Path) -> Path:
         rows: of the comparison.
         path: PNG file; its folder is made.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (_bars_and_lengths if len(stages) < COURSE else _course)(stages, rows).savefig(path)
+    return path
 
+
+def _course(stages: Sequence[Stage], rows: Sequence[Row]) -> Any:
+    """The figure of many stages."""
+    panels = compare_course.panels(rows)
+    drawn, axes = _figure(len(panels), compare_course.ACROSS, 3.5, 2.5)
+    for axis, panel in zip(axes, panels, strict=True):
+        compare_course.draw_panel(axis, panel, stages)
+    drawn.suptitle(LEGEND, x=0.01, ha="left", fontsize=9, color=MUTED)
+    return drawn
+
+
+def _bars_and_lengths(stages: Sequence[Stage], rows: Sequence[Row]) -> Any:
+    """The figure of a few stages, each in a colour."""
     panels = _panels(rows)
-    across = min(ACROSS, len(panels))
-    down = -(-len(panels) // across)
     names = max(
         (len(name) for panel in panels if _leans(panel) for name in "\n".join(_bar_names(panel)).split("\n")), default=0
     )
-    size = (3.5 * across + 0.6, (2.7 + LETTER * names) * down + 0.9)
-    figure = Figure(figsize=size, dpi=150, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    axes = list(figure.subplots(down, across, squeeze=False).flat)
-    for axis, panel in zip(axes, panels, strict=False):
+    drawn, axes = _figure(len(panels), ACROSS, 3.5, 2.7 + LETTER * names)
+    for axis, panel in zip(axes, panels, strict=True):
         (_lines if panel[0].key.length is not None else _bars)(axis, panel, len(stages))
-    for axis in axes[len(panels) :]:
-        axis.set_visible(False)
     handles = [_handle(place) for place in range(len(stages))]
-    figure.legend(
+    drawn.legend(
         handles, [stage.label for stage in stages], loc="outside upper left", ncols=len(stages), frameon=False,
         fontsize=9,
     )  # fmt: skip
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    return path
+    return drawn
+
+
+def _figure(panels: int, most_across: int, width: float, height: float) -> tuple[Any, list[Any]]:
+    """A figure and the axes of its panels, each so many inches wide and high."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    across = min(most_across, panels)
+    down = -(-panels // across)
+    size = (width * across + 0.6, height * down + 0.9)
+    drawn = Figure(figsize=size, dpi=150, layout="constrained", facecolor="white")
+    FigureCanvasAgg(drawn)
+    axes = list(drawn.subplots(down, across, squeeze=False).flat)
+    for axis in axes[panels:]:
+        axis.set_visible(False)
+    return drawn, axes[:panels]
 
 
 def _panels(rows: Sequence[Row]) -> list[list[Row]]:
@@ -83,7 +108,7 @@ def _lines(axis: Any, panel: Sequence[Row], n_stages: int) -> None:
         cells = [cell for _, cell in known]
         at = [place + SHIFT * (stage - (n_stages - 1) / 2) for place, _ in known]
         axis.errorbar(
-            at, [cell.value for cell in cells], yerr=_whiskers(cells), color=_color(stage), marker="o", markersize=3.5,
+            at, [cell.value for cell in cells], yerr=whiskers(cells), color=_color(stage), marker="o", markersize=3.5,
             linewidth=1.6, capsize=2,
         )  # fmt: skip
     axis.set_xticks(range(len(lengths)), [length_text(length) for length in lengths], fontsize=8)
@@ -91,7 +116,7 @@ def _lines(axis: Any, panel: Sequence[Row], n_stages: int) -> None:
     axis.set_xlim(-0.5, len(lengths) - 0.5)
     if all(_is_share(row) for row in panel):
         axis.set_ylim(-4, 104)
-        return _dress(axis, panel[0].key.task)
+        return dress(axis, panel[0].key.task)
     axis.margins(y=0.2)
     _number(axis, panel)
 
@@ -103,7 +128,7 @@ def _bars(axis: Any, panel: Sequence[Row], n_stages: int) -> None:
         cells = [cell for _, cell in known]
         at = [place + width * (stage - (n_stages - 1) / 2) for place, _ in known]
         axis.bar(at, [cell.value for cell in cells], 0.9 * width, color=_color(stage))
-        axis.errorbar(at, [cell.value for cell in cells], yerr=_whiskers(cells), fmt="none", ecolor=INK, capsize=2,
+        axis.errorbar(at, [cell.value for cell in cells], yerr=whiskers(cells), fmt="none", ecolor=INK, capsize=2,
                       linewidth=1)  # fmt: skip
         for x, cell in zip(at, cells, strict=True):
             top = cell.value if cell.high is None else cell.high
@@ -114,7 +139,7 @@ def _bars(axis: Any, panel: Sequence[Row], n_stages: int) -> None:
     axis.set_xticks(range(len(panel)), _bar_names(panel), fontsize=7, **lean)
     axis.margins(y=0.12)
     if share:
-        return _dress(axis, panel[0].key.kind)
+        return dress(axis, panel[0].key.kind)
     _number(axis, panel)
 
 
@@ -133,7 +158,7 @@ def _number(axis: Any, panel: Sequence[Row]) -> None:
     """Dress a panel of one number that is no share."""
     key, better = panel[0].key, "" if panel[0].higher_is_better else " (lower is better)"
     axis.set_ylabel(key.metric.replace("_", " "), color=MUTED, fontsize=8)
-    _dress(axis, key.task + better)
+    dress(axis, key.task + better)
 
 
 def _known(panel: Sequence[Row], stage: int) -> list[tuple[int, Cell]]:
@@ -143,21 +168,6 @@ def _known(panel: Sequence[Row], stage: int) -> list[tuple[int, Cell]]:
         (place, cell) for place, cell, first, metric in cells
         if cell is not None and not (metric == AVERAGE_METRIC and stage and first is not None and cell.change is None)
     ]  # fmt: skip
-
-
-def _whiskers(cells: Sequence[Cell]) -> list[list[float]]:
-    low = [math.nan if cell.low is None else max(0.0, cell.value - cell.low) for cell in cells]
-    high = [math.nan if cell.high is None else max(0.0, cell.high - cell.value) for cell in cells]
-    return [low, high]
-
-
-def _dress(axis: Any, title: str) -> None:
-    axis.set_title(title, fontsize=9, color=INK, loc="left")
-    axis.grid(True, axis="y", color=GRID, linewidth=0.8)
-    axis.set_axisbelow(True)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.spines[["left", "bottom"]].set_color(MUTED)
-    axis.tick_params(colors=MUTED, which="both", labelsize=8)
 
 
 def _handle(stage: int) -> Any:

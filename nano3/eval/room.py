@@ -25,7 +25,9 @@ class Room:
     """Tokens that the model was made for."""
 
 
-def check_context(model: str, length: int, *, dtype: str, device: str, memory: int | None) -> tuple[str, ...]:
+def check_context(
+    model: str, length: int, *, dtype: str, device: str, memory: int | None, kv_cache_dtype: str = "auto"
+) -> tuple[str, ...]:
     """Refuse a context that the engine has no memory for; what there is to note about one that it has memory for.
 
     Args:
@@ -34,11 +36,12 @@ def check_context(model: str, length: int, *, dtype: str, device: str, memory: i
         dtype: of the weights.
         device: where the model runs.
         memory: bytes for sequences.
+        kv_cache_dtype: of keys and values.
 
     Raises:
         UserError: it does not fit; the line says what it takes and the largest context that fits.
     """
-    room = find_room(model, length, dtype=dtype, device=device, memory=memory)
+    room = find_room(model, length, dtype=dtype, device=device, memory=memory, kv_cache_dtype=kv_cache_dtype)
     if room is None:
         return ()  # loading it says so
     if room.need > room.memory:
@@ -49,7 +52,9 @@ def check_context(model: str, length: int, *, dtype: str, device: str, memory: i
     return ()
 
 
-def find_room(model: str, length: int, *, dtype: str, device: str, memory: int | None) -> Room | None:
+def find_room(
+    model: str, length: int, *, dtype: str, device: str, memory: int | None, kv_cache_dtype: str = "auto"
+) -> Room | None:
     """What a context takes; None where there is no such model.
 
     Args:
@@ -58,6 +63,7 @@ def find_room(model: str, length: int, *, dtype: str, device: str, memory: int |
         dtype: of the weights, as open_engine takes it.
         device: as open_engine takes it.
         memory: bytes for sequences; None: a share of what is free beside the weights.
+        kv_cache_dtype: of keys and values, as open_engine takes it.
 
     Raises:
         UserError: no such device or dtype.
@@ -66,7 +72,7 @@ def find_room(model: str, length: int, *, dtype: str, device: str, memory: int |
 
     from nano3.config.presets import load_model as load_preset
     from nano3.config.presets import preset_names
-    from nano3.engine.launch import find_device
+    from nano3.engine.launch import cache_dtype, find_device
     from nano3.engine.sizing import SHARE_OF_FREE, available_memory, bytes_of_page
     from nano3.model.count import count_parameters
     from nano3.model.dtype import inference_dtypes
@@ -84,7 +90,7 @@ def find_room(model: str, length: int, *, dtype: str, device: str, memory: int |
         held = weight_bytes(folder, weights) if folder else count_parameters(cfg).total * weights.itemsize
         rest = available_memory(where) - held
         memory = int(max(0, rest) * SHARE_OF_FREE[where.type])
-    slot, page = slot_bytes(cfg, activations), bytes_of_page(cfg, PAGE, activations)
+    slot, page = slot_bytes(cfg, activations), bytes_of_page(cfg, PAGE, cache_dtype(kv_cache_dtype) or activations)
     need = slot + -(-length // PAGE) * page
     largest = max(0, (memory - slot) // page) * PAGE if page else 0
     return Room(need, memory, largest, cfg.max_position_embeddings)

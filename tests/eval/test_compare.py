@@ -8,8 +8,10 @@ import random
 import pytest
 
 from nano3.config.errors import UserError
-from nano3.eval.compare import RowKey, compare, document, load_stage, notes
+from nano3.eval.compare import compare, document, notes
 from nano3.eval.compare_chart import draw
+from nano3.eval.compare_stage import RowKey, load_stage
+from nano3.eval.compare_text import FIRST, PREVIOUS, card, cell_text
 from nano3.eval.store import Result, Score, open_store
 
 ALL = "string_match_all"
@@ -250,3 +252,84 @@ def test_held_out_tasks_of_reinforcement_learning_are_rows(tmp_path):
     (tmp_path / "rlhf" / "heldout.json").write_text('{"before": [1]}', "utf-8")
     with pytest.raises(UserError, match=r"heldout\.json: no held-out tasks"):
         load_stage(str(tmp_path / "rlhf"))
+
+
+def test_one_result_has_one_interval(folders):
+    """However often and wherever it stands."""
+    stages = [load_stage(str(folders / name)) for name in ("a", "a", "b", "a")]
+    for row in compare(stages):
+        first, again, _, last = row.cells
+        assert (first.low, first.high) == (again.low, again.high) == (last.low, last.high)
+        assert (again.change, again.change_low < 0 < again.change_high) == (0.0, True)
+
+
+def test_each_stage_can_be_compared_with_the_one_before(folders):
+    names = ("a", "b", "empty", "a")
+    (folders / "empty").mkdir()
+    (folders / "empty" / "metrics.jsonl").write_text('{"kind": "heldout", "step": 1, "bits_per_byte": 2}\n')
+    stages = [load_stage(str(folders / name)) for name in names]
+    first, previous = (row_of(compare(stages, previous=each), "vt").cells for each in (False, True))
+    assert first[3].change == 0
+    assert previous[3].change == pytest.approx(-first[1].change), "the stage between has no such number"
+    assert previous[1] == first[1]
+    assert previous[3].paired
+
+
+def tasks(folder, lengths: list[float]) -> None:
+    """A result of held-out tasks, all of them solved, by so many tokens of reasoning."""
+    with open_store(folder, {"seed": 0, "sets": {"sort": True}}) as store:
+        for index, tokens in enumerate(lengths):
+            metrics = {"accuracy": 1.0, "thinking_tokens": tokens}
+            store.add({"task": "sort", "length": None, "index": index, "score": 1.0, "metrics": metrics})
+        n, mean = len(lengths), sum(lengths) / len(lengths)
+        scores = [
+            Score("sort", None, "accuracy", 100.0, 0.0, n),
+            Score("sort", None, "thinking_tokens", mean, 9.0, n, False),
+        ]
+        store.finish(Result("tasks", "tasks", "m", True, {"seed": 0}, scores))
+
+
+def test_numbers_that_are_no_shares_are_compared_sample_by_sample(tmp_path):
+    """Lengths that differ much from task to task, each 2 tokens shorter or as long: far clearer than their spread."""
+    before = [float(10 + 7 * i % 60) for i in range(40)]
+    tasks(tmp_path / "a", before)
+    tasks(tmp_path / "b", [length - 2 * (i % 2) for i, length in enumerate(before)])
+    cell = {row.key.metric: row.cells[1] for row in compare([load_stage(str(tmp_path / name)) for name in "ab"])}
+    lengths = cell["thinking_tokens"]
+    assert lengths.paired
+    assert lengths.change == pytest.approx(-1.0)
+    assert -1.4 < lengths.change_low < lengths.change_high < -0.6
+    assert lengths.low < lengths.value < lengths.high
+
+
+def test_a_card_has_every_number_and_names_its_baseline(folders):
+    stages = [load_stage(f"{label}={folders / name}") for label, name in (("one", "a"), ("2*", "b"))]
+    rows = compare(stages)
+    page = card(stages, rows, ["a note"], "c.png", FIRST)
+    assert page.startswith("# one to 2*\n\n![scores by stage, with 95 % intervals](c.png)\n")
+    assert "difference from the first" in page
+    assert "difference from the one before" in card(stages, rows, [], "c.png", PREVIOUS)
+    lines = [line for line in page.splitlines() if line.startswith("|")]
+    assert lines[0] == "|  | length | one | 2\\* |"
+    assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
+    assert len(lines) == 2 + len(rows)
+    for row in rows:
+        assert any(cell_text(row.cells[0]) in line for line in lines)
+    assert page.endswith("- a note\n")
+
+
+def test_a_chart_of_many_stages_draws_each_number_over_them(folders, monkeypatch):
+    """A panel for each task, with a line for each length and a point for each stage that has the number."""
+    from nano3.eval import compare_course
+
+    (folders / "d").mkdir()
+    (folders / "d" / "metrics.jsonl").write_text('{"kind": "heldout", "step": 1, "bits_per_byte": 2}\n')
+    stages = [load_stage(str(folders / name)) for name in ("a", "b", "d", "a")]
+    drawn = []
+    draw_panel = compare_course.draw_panel
+    monkeypatch.setattr(compare_course, "draw_panel", lambda axis, *rest: (draw_panel(axis, *rest), drawn.append(axis)))
+    assert draw(stages, compare(stages), folders / "c.png").is_file()
+    lines = {axis.get_title("left"): [list(line.get_ydata()) for line in axis.lines] for axis in drawn}
+    vt = [row_of(compare(stages), "vt").cells[place].value for place in (0, 1, 3)]
+    assert vt in lines["RULER: vt, %"]
+    assert [2.0] in lines["held-out: bits per byte (lower is better)"]

@@ -13,7 +13,13 @@ from nano3.config.errors import UserError
 from nano3.files import check_writable
 
 if TYPE_CHECKING:
-    from nano3.eval.compare import Cell, Row, Stage
+    from nano3.eval.compare import Row
+    from nano3.eval.compare_stage import Stage
+
+FIRST = "first"
+SUFFIXES = (".png", ".md")
+SIDE_BY_SIDE = 3
+"""Most stages whose differences stand beside their values; of more they stand below."""
 
 Runs = Annotated[
     list[str],
@@ -24,39 +30,54 @@ Runs = Annotated[
 ]  # fmt: skip
 Out = Annotated[
     Path | None,
-    typer.Option(help="Also draw a chart, into this PNG file.", metavar="FILE", dir_okay=False, show_default=False),
-]
+    typer.Option(
+        help="Also draw a chart, into this PNG file; a name that ends in .md: a page with the table, and the chart "
+        "beside it.", metavar="FILE", dir_okay=False, show_default=False,
+    ),
+]  # fmt: skip
+Baseline = Annotated[
+    str,
+    typer.Option(
+        help="What a stage is compared with: the first, or the previous one. Default: first.", metavar="first|previous",
+        show_default=False,
+    ),
+]  # fmt: skip
 Seed = Annotated[int, typer.Option(help="Decides the bootstrap's draws. Default: 0.", metavar="N", show_default=False)]
 
 
-def compare(runs: Runs, out: Out = None, seed: Seed = 0, as_json: Json = False) -> None:
+def compare(runs: Runs, out: Out = None, baseline: Baseline = FIRST, seed: Seed = 0, as_json: Json = False) -> None:
     """Show the results of several stages side by side.
 
-    With 95 % intervals (bootstrap over samples) and differences from the first stage.
+    With 95 % intervals (bootstrap over samples) and differences from the first stage, or each from the one before.
 
     [dim]Before and after long-context training:[/]
       nano3 eval compare before=runs/a after=runs/b --out compare.png
+
+    [dim]What each stage changed, as a page with table and chart:[/]
+      nano3 eval compare runs/pretrain-tiny runs/sft-tiny runs/rlvr-tiny --baseline previous --out card.md
     """
-    if out is not None and out.suffix.lower() != ".png":
-        raise UserError(f"--out {out}: give the name of a PNG file")
+    from nano3.eval import compare as comparing
+    from nano3.eval.compare_stage import load_stage
+    from nano3.eval.compare_text import BASELINES, PREVIOUS
+
+    if out is not None and out.suffix.lower() not in SUFFIXES:
+        raise UserError(f"--out {out}: give the name of a PNG file, or of a page that ends in .md")
+    if baseline not in BASELINES:
+        raise UserError(f"--baseline {baseline}: write {' or '.join(BASELINES)}")
     if out is not None:
         check_writable(out.parent, "--out")
-    from nano3.eval import compare as comparing
-
-    stages = [comparing.load_stage(run) for run in runs]
+    stages = [load_stage(run) for run in runs]
     _tell_apart(stages)
-    rows = comparing.compare(stages, seed)
+    rows = comparing.compare(stages, seed, previous=baseline == PREVIOUS)
     if out is not None:
-        from nano3.eval.compare_chart import draw
-
-        print(f"wrote {draw(stages, rows, out)}", file=sys.stderr)
+        _write(stages, rows, out, baseline)
     if as_json:
         from nano3.cli.output import print_json
 
         return print_json(comparing.document(stages, rows))
     for note in comparing.notes(stages):
         print(f"note: {note}", file=sys.stderr)
-    _show(stages, rows)
+    _show(stages, rows, baseline)
 
 
 def _tell_apart(stages: list[Stage]) -> None:
@@ -68,40 +89,37 @@ def _tell_apart(stages: list[Stage]) -> None:
             stage.label = f"{stage.label} ({seen[stage.label]})"
 
 
-def _show(stages: list[Stage], rows: list[Row]) -> None:
+def _write(stages: list[Stage], rows: list[Row], out: Path, baseline: str) -> None:
+    """The chart, and of a page the page beside it."""
+    from nano3.eval.compare import notes
+    from nano3.eval.compare_chart import draw
+    from nano3.eval.compare_text import card
+    from nano3.files import write_atomic
+
+    chart = draw(stages, rows, out.with_suffix(".png"))
+    print(f"wrote {chart}", file=sys.stderr)
+    if out.suffix.lower() != chart.suffix:
+        write_atomic(out, card(stages, rows, notes(stages), chart.name, baseline))
+        print(f"wrote {out}", file=sys.stderr)
+
+
+def _show(stages: list[Stage], rows: list[Row], baseline: str) -> None:
     from nano3.cli.output import plain_table, print_table, results
-    from nano3.eval.ruler.run import length_text
+    from nano3.eval.compare_text import BASELINES, STAR, any_differs, cell_text, row_length, row_name
 
     labels = tuple(stage.label for stage in stages)
     with_length = any(row.key.length is not None for row in rows)
     heads = ("", "length") if with_length else ("",)
-    table = plain_table("Value (95 % interval), difference from the first", *heads, *labels, right=("length", *labels))
+    title = f"Value (95 % interval), difference from {BASELINES[baseline]}"
+    table = plain_table(title, *heads, *labels, right=("length", *labels))
+    between = " " if len(stages) <= SIDE_BY_SIDE else "\n"
     before = None
     for row in rows:
-        key = row.key
-        if before is not None and before != key.kind:
+        if before is not None and before != row.key.kind:
             table.add_section()
-        before = key.kind
-        length = "" if key.length is None else length_text(key.length)
-        name = key.task if key.kind == "ruler" else f"{key.task}, {key.metric}"
-        places = (name, length) if with_length else (name,)
-        table.add_row(*places, *(_cell(cell) for cell in row.cells))
+        before = row.key.kind
+        places = (row_name(row), row_length(row)) if with_length else (row_name(row),)
+        table.add_row(*places, *(cell_text(cell, between) for cell in row.cells))
     print_table(results(), table)
-    if any(cell is not None and cell.differs for row in rows for cell in row.cells):
-        results().print("* the 95 % interval of the difference leaves out 0", style="dim")
-
-
-def _cell(cell: Cell | None) -> str:
-    if cell is None:
-        return ""
-    digits = 1 if abs(cell.value) >= 10 or cell.value == 0 else 3
-    text = f"{cell.value:.{digits}f}"
-    if cell.low is not None and cell.high is not None:
-        text += f" ({_rounded(cell.low, digits - 1)}-{_rounded(cell.high, digits - 1)})"
-    if cell.change is not None:
-        text += f" {_rounded(cell.change, digits, '+')}" + ("*" if cell.differs else "")
-    return text
-
-
-def _rounded(value: float, digits: int, sign: str = "") -> str:
-    return f"{round(value, digits) + 0.0:{sign}.{digits}f}"  # + 0.0: never -0
+    if any_differs(rows):
+        results().print(STAR, style="dim")

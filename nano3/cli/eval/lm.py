@@ -107,6 +107,7 @@ def lm(
     out: Annotated[Path | None, shared.out_option("lm")] = None,
     as_json: Json = False,
     dtype: engines.Dtype = "auto",
+    kv_cache_dtype: engines.KvCacheDtype = "auto",
     device: engines.Device = "auto",
     memory: engines.Memory = None,
     max_sequences: engines.MaxSequences = None,
@@ -194,8 +195,10 @@ def _check_context(options: dict[str, Any], wanted: int) -> None:
 
     if options["engine_name"] != "native":
         return
-    room = find_room(options["from_"], wanted + 1, dtype=options["dtype"], device=options["device"],
-                     memory=engines.parse_bytes(options["memory"]))  # fmt: skip
+    room = find_room(
+        options["from_"], wanted + 1, dtype=options["dtype"], kv_cache_dtype=options["kv_cache_dtype"],
+        device=options["device"], memory=engines.parse_bytes(options["memory"]),
+    )  # fmt: skip
     if room is not None and room.need > room.memory and room.largest > 1:
         raise _no_room(wanted, room.largest - 1)
 
@@ -244,7 +247,7 @@ def _settings(options: dict[str, Any], target: Target, found: list[Found], conte
     names = ("num_fewshot", "chat", "thinking", "system", "prefix", "max_gen_toks", "seed", "limit")
     own = (
         {"url": getattr(target, "url", ""), "tokenizer": options["tokenizer"] or "the server's"} if served
-        else {"engine": options["engine_name"], "dtype": options["dtype"]}
+        else {"engine": options["engine_name"], **shared.number_types(options)}
     )  # fmt: skip
     return {
         "kind": "lm",

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from nano3.eval.target import Target
 
 EXIT_SERVER_GONE = 3
-LOCAL = {"dtype": "auto", "device": "auto", "memory": None, "max_sequences": None, "max_context": None,
-         "engine_name": "native"}  # fmt: skip
+LOCAL = {"dtype": "auto", "kv_cache_dtype": "auto", "device": "auto", "memory": None, "max_sequences": None,
+         "max_context": None, "engine_name": "native"}  # fmt: skip
 """Options of a model of this machine, and their defaults."""
 SERVER = {"model": "", "api_key": "", "tokenizer": "", "concurrency": 8, "timeout": 3600.0, "retries": 6}
 """Options of a server."""
@@ -149,7 +149,7 @@ class Subject:
         from nano3.model.find import model_name
 
         name, identity = model_name(options["from_"]), model_identity(options["from_"])
-        settings = {"dtype": options["dtype"], "engine": options["engine_name"]}
+        settings = {"engine": options["engine_name"], **number_types(options)}
         return cls(
             name, identity, settings, (),
             lambda: open_target(options, max_context=max_context, prefix_cache=prefix_cache),
@@ -181,12 +181,20 @@ def open_target(options: Mapping[str, Any], *, max_context: int | None = None, p
         options["from_"],
         prefix_cache=prefix_cache,
         dtype=options["dtype"],
+        kv_cache_dtype=options.get("kv_cache_dtype", "auto"),
         device=options["device"],
         memory=parse_bytes(options["memory"]),
         max_sequences=options["max_sequences"],
         max_context=options["max_context"] or max_context,
         engine=options["engine_name"],
     )
+
+
+def number_types(options: Mapping[str, Any]) -> dict[str, str]:
+    """What the options say about types of numbers, for the settings of a result; the cache's only where it is another
+    than the activations'."""
+    cache = options.get("kv_cache_dtype", "auto")
+    return {"dtype": options["dtype"], **({"kv_cache_dtype": cache} if cache != "auto" else {})}
 
 
 def check_out(out: Path | None) -> None:

@@ -86,6 +86,7 @@ def ruler(
     timeout: shared.Timeout = 3600.0,
     retries: shared.Retries = 6,
     dtype: engines.Dtype = "auto",
+    kv_cache_dtype: engines.KvCacheDtype = "auto",
     device: engines.Device = "auto",
     memory: engines.Memory = None,
     max_sequences: engines.MaxSequences = None,
@@ -190,7 +191,7 @@ def _open(options: Mapping[str, Any], subject: shared.Subject, longest: int) -> 
     if options["url"] is None and options["engine_name"] == "native":
         notes = check_context(
             options["from_"], longest, dtype=options["dtype"], device=options["device"],
-            memory=engines.parse_bytes(options["memory"]),
+            memory=engines.parse_bytes(options["memory"]), kv_cache_dtype=options["kv_cache_dtype"],
         )  # fmt: skip
     target = subject.open()
     if target.max_context is not None and target.max_context < longest:

@@ -52,6 +52,7 @@ def tasks(
     out: Annotated[Path | None, shared.out_option("tasks")] = None,
     as_json: Json = False,
     dtype: engines.Dtype = "auto",
+    kv_cache_dtype: engines.KvCacheDtype = "auto",
     device: engines.Device = "auto",
     memory: engines.Memory = None,
     max_sequences: engines.MaxSequences = None,
@@ -89,7 +90,7 @@ def _run(options: Mapping[str, Any], plan: Plan) -> None:
     from nano3.progress import Progress
 
     subject = shared.Subject.of(options)
-    settings = plan.settings(subject.name, subject.identity, dtype=options["dtype"])
+    settings = plan.settings(subject.name, subject.identity, **shared.number_types(options))
     folder = shared.result_folder(options["out"], f"eval-tasks-{subject.name}", settings, GROWING)
     with open_store(folder, settings, GROWING) as store:
 

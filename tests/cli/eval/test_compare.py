@@ -46,7 +46,22 @@ def test_json_has_the_numbers(run, results):
     assert found["rows"][0]["stages"]["a (2)"]["change"] == 0
 
 
+def test_a_page_has_its_chart_beside_it(run, results):
+    done = run("eval", "compare", results / "a", results / "b", results / "a", "--baseline", "previous",
+               "--out", results / "card.md")  # fmt: skip
+    assert done.code == 0
+    page = (results / "card.md").read_text("utf-8")
+    assert "](card.png)" in page
+    assert "| 61.0 (57-65) +11.0\\* | 50.0 (46-54) -11.0\\* |" in page
+    assert "- b: lm was run with fewshot True (a: False)" in page
+    assert (results / "card.png").is_file()
+    assert "difference from the one before" in done.out
+
+
 def test_wrong_input_is_one_line(run, results):
+    assert run("eval", "compare", results / "a", "--baseline", "last").err.startswith(
+        "error: --baseline last: write first or previous"
+    )
     assert run("eval", "compare", results / "a", "--out", "c.svg").err.startswith("error: --out c.svg: give")
     assert "several results of lm on arc: give their folders one by one" in run("eval", "compare", results).err
     missing = run("eval", "compare", results / "nothing")

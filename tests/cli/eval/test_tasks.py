@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
+from nano3.cli.app import main
 from nano3.data.tasks.catalogue import check, find_generator
 from nano3.progress import Progress
 
@@ -93,3 +95,37 @@ def test_tasks_that_pass_the_context_are_told(run, model_folder, tmp_path):
                "--max-tokens", 10**9)  # fmt: skip
     assert done.code == 0, done.err
     assert "note: 2 tasks were not asked, and count as not solved" in done.err
+
+
+@pytest.fixture(scope="module")
+def fp8_folder(model_folder, tmp_path_factory):
+    """The small model in FP8, with scales of keys and values."""
+    out = tmp_path_factory.mktemp("fp8") / "fp8"
+    with pytest.raises(SystemExit) as end:
+        main(["quantize", "--from", str(model_folder), "--calibrate", "generate:count", "--samples", "4",
+              "--length", "128", "--out", str(out)])  # fmt: skip
+    assert not end.value.code
+    return out
+
+
+def test_a_cache_in_fp8_is_another_evaluation(run, fp8_folder, model_folder, tmp_path):
+    ask = ("eval", "tasks", "count", "--samples", 2, "--max-tokens", 4, "--out", tmp_path / "out", "--json")
+    plain = json.loads(run(*ask, "--from", fp8_folder).out)
+    assert "kv_cache_dtype" not in plain["settings"]
+    other = run(*ask, "--from", fp8_folder, "--kv-cache-dtype", "fp8")
+    assert other.code == 2
+    assert "kv_cache_dtype" in other.err
+    done = run(*ask[:-2], tmp_path / "fp8", "--json", "--from", fp8_folder, "--kv-cache-dtype", "fp8")
+    assert json.loads(done.out)["settings"]["kv_cache_dtype"] == "fp8"
+    refused = run(*ask[:-2], tmp_path / "none", "--from", model_folder, "--kv-cache-dtype", "fp8")
+    assert refused.code == 2
+    assert "take a folder of `nano3 quantize`" in refused.err
+
+
+def test_twice_the_context_fits_with_a_cache_in_fp8(run, fp8_folder, tmp_path):
+    """By what --memory leaves for keys and values, of bf16 activations."""
+    ask = ("eval", "ruler", "--from", fp8_folder, "--ctx", "256k", "--memory", "4MiB", "--tasks", "niah_single_1",
+           "--dtype", "bfloat16")  # fmt: skip
+    fits = [int(re.findall(r"largest that fits is (\d+)", run(*ask, *more).err)[0])
+            for more in ((), ("--kv-cache-dtype", "fp8"))]  # fmt: skip
+    assert fits[1] > 1.2 * fits[0]
