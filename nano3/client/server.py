@@ -116,6 +116,7 @@ class Server:
         keep: int | None = None,
         key_names: str = KEY_NAMES,
         url_name: str = "--url",
+        model_name: str = "--model",
         proxies: bool = False,
         wait: Callable[[float], object] = time.sleep,
         tell: Callable[[str], None] = lambda _: None,
@@ -127,7 +128,7 @@ class Server:
             timeout: seconds without a byte until one try is given up; None: any.
             tries: of `request`.
             keep: connections kept open between requests; None: all.
-            key_names, url_name: where key and address come from, for people.
+            key_names, url_name, model_name: where key, address and the wanted model come from, for people.
             proxies: use those of the environment.
             wait: sleeps; a true value ends the tries.
             tell: is given a line before each further try.
@@ -142,7 +143,8 @@ class Server:
         except (httpx2.InvalidURL, httpx2.UnsupportedProtocol, ValueError) as error:
             raise UserError(f"{url_name} {url}: no address of a server: {error}") from error
         self.url, self._key, self._timeout, self._tries = url, api_key, timeout, tries
-        self._key_names, self._url_name, self._wait, self._tell = key_names, url_name, wait, tell
+        self._key_names, self._url_name, self._model_name = key_names, url_name, model_name
+        self._wait, self._tell = wait, tell
 
     def request(self, method: str, path: str, body: Any = None) -> Reply:
         """The answer to one request, tried again while it fails in a way that may pass: the network, 408, 409, 425, 429
@@ -187,9 +189,11 @@ class Server:
         except ValueError:
             models = {}
         if not wanted and not models:
-            raise UserError(f"{self.url}{MODELS} lists no model (HTTP {reply.status}); name one with --model")
+            raise UserError(
+                f"{self.url}{MODELS} lists no model (HTTP {reply.status}); name one with {self._model_name}"
+            )
         if wanted and models and wanted not in models:
-            raise UserError(f"--model {wanted}: {self.url} has no such model; it has {', '.join(models)}")
+            raise UserError(f"{self._model_name} {wanted}: {self.url} has no such model; it has {', '.join(models)}")
         name = wanted or next(iter(models))
         return name, models.get(name, {})
 

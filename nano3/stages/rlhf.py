@@ -11,31 +11,19 @@ The run folder:
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 from nano3.config.rlhf import RlhfConfig
-from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.rl.feedback.comparison import JudgeStoppedError
-from nano3.rl.feedback.open import (
-    check_judges,
-    check_prompts,
-    heldout_judge,
-    judged_as,
-    length_control,
-    open_judge,
-)
-from nano3.rl.feedback.reward import OFF
-from nano3.rl.feedback.scoring import Feedback, Patience
+from nano3.rl.feedback.open import check_judges, check_prompts, judge_bytes
+from nano3.rl.feedback.scoring import UNREAD
 from nano3.rl.training.stops import TrainingStoppedError
+from nano3.stages.policy.judges import Judges
 from nano3.stages.policy.outcome import RlhfResult
 from nano3.stages.policy.quality import HeldoutQuality
-from nano3.stages.policy.run import PolicyRun, open_run
-from nano3.stages.run_folder import say
+from nano3.stages.policy.run import open_run
 from nano3.train.feed import PausedError
-from nano3.train.signals import stop_requested
 from nano3.train.tracking.progress import Progress
-from nano3.train.world import World, attempt
 
 STAGE = "rlhf"
 
@@ -70,9 +58,10 @@ def main(
     run_dir = Path(run_dir)
     check_prompts(cfg.prompts)
     check_judges(cfg)
-    make_feedback = partial(_feedback, run_dir)
-    with open_run(STAGE, cfg, run_dir, from_path, resume, progress, checkpoint, make_feedback) as run:
-        heldout = _heldout(run)
+    judges = Judges(run_dir)
+    beside = judge_bytes(cfg)
+    with open_run(STAGE, cfg, run_dir, from_path, resume, progress, checkpoint, judges.open, beside) as run:
+        heldout = HeldoutQuality(run, judges.heldout, judges.heldout_spec, judges.heldout_spec == cfg.judge.spec)
         try:
             if run.begun:
                 heldout.check_same()
@@ -91,26 +80,5 @@ def main(
             return RlhfResult(run_dir, run.stopped_at(), stopped=str(stop), last_good=good, paused=True)
         except TrainingStoppedError as stop:
             good = run.last_good(stop.since)
-            return RlhfResult(run_dir, run.stopped_at(), stopped=str(stop), last_good=good)
-
-
-def _feedback(run_dir: Path, cfg: RlhfConfig, tokenizer: Tokenizer, world: World) -> Feedback:
-    """The judge of the run, with what turns its scores into rewards."""
-    found: list[tuple] = []
-    world.agree(attempt(lambda: found.append(open_judge(cfg.judge.spec, cfg.judge, run_dir, world.device))))
-    judge, sizes = found[0]
-    if world.is_main:
-        say(sizes)
-    patience = Patience(cfg.judge.tries, cfg.judge.wait, say, stop=stop_requested)
-    return Feedback(judge, tokenizer, length_control(cfg.length_control), judged_as(cfg.prompts), patience)
-
-
-def _heldout(run: PolicyRun[RlhfConfig]) -> HeldoutQuality:
-    """What asks held-out prompts: by the judge of the run where no other is wanted, so that a model is loaded once."""
-    cfg, feedback = run.cfg, run.steps.feedback
-    assert feedback is not None, "the run has a judge"
-    spec = heldout_judge(cfg.judge, cfg.heldout.judge, cfg.prompts)
-    of_run = spec == cfg.judge.spec
-    judge = feedback.judge if of_run else open_judge(spec, cfg.judge, run.run_dir, run.world.device)[0]
-    patience = Patience(cfg.judge.tries, cfg.judge.wait, say, stop=stop_requested)
-    return HeldoutQuality(run, Feedback(judge, run.tokenizer, OFF, judged_as(cfg.prompts), patience), spec, of_run)
+            unread = stop.fault == UNREAD
+            return RlhfResult(run_dir, run.stopped_at(), stopped=str(stop), last_good=good, unread=unread)

@@ -26,8 +26,16 @@ SHORT_PIECE = 4096
 """Tokens of a piece beside which nothing much is won by shorter ones."""
 
 
-def check_room(cfg: RunConfig, world: World) -> None:
+def check_room(cfg: RunConfig, world: World, beside: int = 0) -> int:
     """Refuse a run whose estimated memory is surely more than what is free for this rank.
+
+    Args:
+        cfg: of the run.
+        world: the ranks.
+        beside: bytes that other models take on this rank: copies for rollouts, a judge.
+
+    Returns:
+        Bytes that the estimate leaves free; below 0 where the run may fit nevertheless.
 
     Raises:
         UserError: it does not fit; the line says what it takes, what there is, the largest length that fits (halving)
@@ -37,15 +45,17 @@ def check_room(cfg: RunConfig, world: World) -> None:
     here = 1 if world.device.type == "cuda" else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     free = available_memory(world.device) // here
     need = rank_bytes(cfg, dtype, ranks=world.size)
-    if need * CERTAIN <= free:
-        return
-    largest = largest_seq_len(cfg, free, dtype, world.size)
+    if need * CERTAIN + beside <= free:
+        return free - need - beside
+    largest = largest_seq_len(cfg, free - beside, dtype, world.size)
     fits = f"the longest that fits is {largest}" if largest else "half of that and so on does not fit either"
     where = f"on {world.device}" if world.device.type == "cuda" else "in main memory"
     setting = next((name for kind, name in _SETTING.items() if isinstance(cfg, kind)), "data.seq_len")
+    a_rank = " a rank" if world.size > 1 else ""
+    others = f", other models and rollouts {_gb(beside)}," if beside else ""
     raise UserError(
         f"{setting}: training on {cfg.train.micro_batch_size} x {cfg.data.seq_len} tokens takes about {_gb(need)}"
-        f"{' a rank' if world.size > 1 else ''} and {_gb(free)} are free {where}: {fits}; {_advice(cfg)}"
+        f"{a_rank}{others} and {_gb(free)} are free {where}: {fits}; {_advice(cfg)}"
     )
 
 

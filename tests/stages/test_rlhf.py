@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from functools import partialmethod
 
@@ -23,6 +24,7 @@ from nano3.stages.rlhf import main
 from nano3.train.tracking.progress import Silent
 from nano3.train.trainer import Trainer
 
+from ..rl import answering_server
 from .policy_runs import Killed, save_base, steps_of, tasks_of
 
 JUDGES = '''
@@ -59,6 +61,17 @@ class Elsewhere(Letters):
 
 def equal(messages, first, second):
     return 3, 3, 3.5
+
+
+class OfOneRank(Letters):
+    """Can be made on the first rank alone, and outside of torchrun."""
+
+    def __init__(self):
+        import os
+
+        if os.environ.get("RANK", "0") != "0":
+            raise TypeError("no judge on this rank")
+        super().__init__()
 '''
 SETTINGS = [
     "prompts.weights={mine=3, made=1}",
@@ -330,13 +343,70 @@ def test_the_rules_judge_generated_tasks_and_hold_out_those_they_know(begin, tmp
     assert 1 <= line["quality"] <= 5
 
 
-def test_a_folder_judges_with_an_engine_of_its_own(begin, base, tmp_path, capsys):
-    settings = "judge.memory=0.02", "judge.max_tokens=4", "judge.max_context=1024", "heldout.tasks=0", "stop.faults=4"
-    result = begin(tmp_path / "run", f"judge.spec={base}", *settings)
+def test_a_judge_that_cannot_be_read_is_refused_before_anything_is_drawn(begin, base, tmp_path, capsys):
+    settings = "judge.memory=0.02", "judge.max_tokens=4", "judge.max_context=1024"
+    with pytest.raises(UserError, match=r"none of 4 judgements asked for before the run can be read"):
+        begin(tmp_path / "run", f"judge.spec={base}", *settings)  # an untrained model
     assert "judge: 0.1 M parameters" in capsys.readouterr().err
-    # An untrained model says no judgement that can be read.
-    assert UNREAD in result.stopped
-    assert (tmp_path / "run" / "rollouts" / "step-1.jsonl").is_file()
+    with pytest.raises(UserError, match="none of 4 judgements"):
+        begin(tmp_path / "run", f"heldout.judge={base}", *settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_judge_that_never_answered_is_not_waited_for_and_one_that_did_is(begin, tmp_path, capsys):
+    judgement = json.dumps({"score_1": 5, "score_2": 2, "ranking": 1})
+    asked = []
+
+    def answer(messages):
+        asked.append(messages)
+        return (200, judgement) if len(asked) <= 4 else (401, "asleep")
+
+    few = "train.steps=1", "heldout.tasks=0", "judge.tries=2"
+    with answering_server.server(answer) as (url, _):
+        result = begin(tmp_path / "run", f"judge.spec={url}", "judge.wait=0.01", *few)
+        assert result.paused
+        assert "the run waits 0.01 s and asks again" in capsys.readouterr().err
+    # The server is gone: with this judge the run began, so it waits again; another one that is not there is refused.
+    assert resume(tmp_path / "run").paused
+    with pytest.raises(UserError, match="is a server running there"):
+        resume(tmp_path / "run", "judge.spec=http://127.0.0.1:9", "judge.wait=600")
+    with pytest.raises(UserError, match="is a server running there"):
+        begin(tmp_path / "other", "judge.spec=http://127.0.0.1:9", "judge.wait=600", *few)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_judge_that_does_not_fit_beside_training_is_refused(begin, base, tmp_path):
+    with pytest.raises(UserError, match=r"other models and rollouts 1[01]\d\d\d GB, and"):
+        begin(tmp_path / "run", f"judge.spec={base}", "judge.memory=10000")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_two_ranks_do_what_one_does_and_end_together(begin, base, tmp_path, module_folder):
+    few = ["train.steps=3", "train.dtype=float32", "heldout.tasks=2"]
+    begin(tmp_path / "one", *few)
+    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "nano3"]
+    sources = f"prompts.sources={{mine='{module_folder / 'prompts.jsonl'}', made='generate:count?levels=3-4'}}"
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(module_folder)}
+
+    def run(folder, *more):
+        settings = [word for setting in [*SETTINGS, sources, *few, *more] for word in ("--set", setting)]
+        command = [*ranks, "rlhf", "--from", str(base), "--out", str(folder), *settings]
+        return subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+
+    done = run(tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert [tasks_of(one, n) for n in range(1, 4)] == [tasks_of(two, n) for n in range(1, 4)]
+    assert read_json(one / "heldout.json")["before"] == read_json(two / "heldout.json")["before"]
+    for ours, theirs in zip(steps_of(one), steps_of(two), strict=True):
+        for name in ("reward", "quality", "judge_calls", "groups", "tokens"):
+            assert ours[name] == pytest.approx(theirs[name]), name
+        assert ours["policy_loss"] == pytest.approx(theirs["policy_loss"], rel=1e-3, abs=1e-5)
+    # A judge that only the second rank cannot open ends both.
+    failed = run(tmp_path / "failed", "heldout.judge=rlhf_judges:OfOneRank")
+    assert failed.returncode != 0
+    assert "no judge on this rank" in failed.stderr
 
 
 def test_rlvr_goes_on_from_rlhf(finished, tmp_path):

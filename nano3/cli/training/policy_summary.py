@@ -46,4 +46,5 @@ def _change(summary: dict[str, Any]) -> str:
     if not summary["stopped"] or summary.get("paused"):
         return ""
     step = summary["last_good_step"]
-    return ("" if step is None else f" --checkpoint {step}") + " --set KEY=VALUE"
+    change = " --judge JUDGE" if summary.get("unread") else " --set KEY=VALUE"
+    return ("" if step is None else f" --checkpoint {step}") + change

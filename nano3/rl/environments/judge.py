@@ -35,6 +35,7 @@ class Judge:
         max_tokens: int = 1024,
         tries: Tries | None = None,
         url_name: str = "judge_url",
+        model_name: str = "judge_model",
     ) -> None:
         """Nothing is asked yet; an API key comes from NANO3_JUDGE_API_KEY.
 
@@ -44,7 +45,7 @@ class Judge:
             cache: a jsonl file in which answers are kept; None: in memory alone.
             max_tokens: of an answer.
             tries: how often and how long an answer is waited for; None: four times, five minutes at the most.
-            url_name: where the URL comes from, for people.
+            url_name, model_name: where URL and model come from, for people.
 
         Raises:
             UserError: the URL is none, or the file of answers is damaged.
@@ -52,7 +53,9 @@ class Judge:
         key = os.environ.get(KEYS, "")
         address = base_address(url, url_name)
         tries = tries or Tries(n=4, deadline=300.0)
-        self._server = Server(address, key, tries=tries, key_names=KEYS, url_name=url_name)
+        self._server = Server(
+            address, key, tries=tries, key_names=KEYS, url_name=url_name, model_name=model_name
+        )  # fmt: skip
         self._model, self._max_tokens, self._lock = model, max_tokens, threading.Lock()
         self._path = None if cache is None else Path(cache)
         self._under_way: dict[str, threading.Lock] = {}
@@ -84,6 +87,11 @@ class Judge:
             answer = self._asked(body)
             self._keep(key, answer)
         return answer
+
+    def find_model(self) -> None:
+        """Ask the server for the wanted model, or for its first. Raises UserError: no answer, or no such model."""
+        with self._lock:
+            self._model = self._server.find_model(self._model)[0]
 
     def _keep(self, key: str, answer: str) -> None:
         with self._lock:

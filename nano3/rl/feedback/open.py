@@ -23,9 +23,12 @@ if TYPE_CHECKING:
     import torch
 
 CACHE = "judge.jsonl"
+GIB = 1 << 30
 
 
-def open_judge(spec: str, cfg: JudgeConfig, run_dir: Path, device: torch.device | None = None) -> tuple[PairJudge, str]:
+def open_judge(
+    spec: str, cfg: JudgeConfig, run_dir: Path, device: torch.device | None = None, option: str = "--judge"
+) -> tuple[PairJudge, str]:
     """A judge with the settings that its kind has, and what it is in a line.
 
     Args:
@@ -33,6 +36,7 @@ def open_judge(spec: str, cfg: JudgeConfig, run_dir: Path, device: torch.device 
         cfg: its settings.
         run_dir: where the answers of a URL are kept, unless the settings say otherwise.
         device: where the model of a folder runs; None: a GPU where there is one.
+        option: where the spec comes from, for people.
 
     Raises:
         UserError: as `find_judge`.
@@ -45,7 +49,8 @@ def open_judge(spec: str, cfg: JudgeConfig, run_dir: Path, device: torch.device 
             cfg.sequences, cfg.max_context or None,
         )  # fmt: skip
         return open_local_judge(Path(spec).expanduser(), settings, device)
-    return find_judge(spec, **_options(spec, cfg, run_dir)), f"judge: {spec}"
+    options = _options(spec, cfg, run_dir) | ({"url_name": option} if _is_url(spec) else {})
+    return find_judge(spec, **options), f"judge: {spec}"
 
 
 def check_judge(spec: str, cfg: JudgeConfig, prompts: PromptsConfig) -> None:
@@ -90,6 +95,15 @@ def check_prompts(prompts: PromptsConfig) -> None:
             Prompts(source, n=1)
         else:
             check_spec(source, f"prompts.sources.{name}")
+
+
+def judge_bytes(cfg: RlhfConfig) -> int:
+    """Bytes that the models of the judges of a run and of its held-out prompts take, weights and states."""
+    from nano3.model.hf.folder import stored_dtype, weight_bytes
+
+    specs = {cfg.judge.spec, *([cfg.heldout.judge] if cfg.heldout.tasks else [])}
+    folders = [model_folder(Path(spec).expanduser()) for spec in specs if spec and _is_folder(spec)]
+    return sum(weight_bytes(folder, stored_dtype(folder)) + int(cfg.judge.memory * GIB) for folder in folders)
 
 
 def heldout_judge(cfg: JudgeConfig, chosen: str, prompts: PromptsConfig) -> str:

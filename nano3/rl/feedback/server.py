@@ -27,16 +27,24 @@ class ServerJudge:
         max_tokens: int = 4096,
         workers: int = 8,
         tries: Tries | None = None,
+        url_name: str = "--judge",
     ) -> None:
         """Nothing is asked yet; see nano3.rl.environments.judge.Judge for the key and the other arguments.
 
         Args:
             workers: comparisons that are asked for at once.
             max_tokens: of an answer, its reasoning included.
+            url_name: where the URL comes from, for people.
         """
         self.calls = 0
         self._answered = False
-        self._judge, self._workers = Judge(url, model, cache, max_tokens, tries, "--judge"), workers
+        self.url, self.url_name = url, url_name
+        self._judge, self._workers = Judge(url, model, cache, max_tokens, tries, url_name, "judge.model"), workers
+
+    def find_model(self) -> None:
+        """Ask the server which models it has. Raises UserError where none answers there in half a minute, or none has
+        the name that is wanted."""
+        self._judge.find_model()
 
     def compare(self, comparisons: Sequence[Comparison]) -> list[Verdict]:
         """See PairJudge. Reasoning that a server leaves in the text is no part of the judgement.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,9 @@ from nano3.config.rlhf import AnyPolicyConfig
 from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.engine.engine import Engine
 from nano3.engine.request import Sampling
+from nano3.engine.sizing import SHARE_OF_FREE, available_memory
+from nano3.model.count import MASTER_BYTES, count_parameters
+from nano3.model.hf.folder import stored_dtype, weight_bytes
 from nano3.model.lm import LM
 from nano3.rl.grpo import Objective
 from nano3.rl.probe import Probe, make_prompts
@@ -20,15 +24,41 @@ from nano3.train.world import World
 GIB = 1 << 30
 LEAST_CONTEXT = 256
 """Tokens of context that the weight sync's probe needs."""
+LEAST_SHARE = 0.05
+"""Part of the free memory that the engine takes where the estimate of training leaves none."""
 
 
-def open_engine(cfg: AnyPolicyConfig, model: Any, tokenizer: Tokenizer, world: World) -> Engine:
-    """An engine on the trainer's own model; on a copy, filled at each sync, where that is sharded or has adapters."""
-    sharded = world.loss.size > 1 and cfg.parallel.fsdp
-    runs = _copy_of(model, world) if sharded or cfg.lora.rank else model
+def open_engine(
+    cfg: AnyPolicyConfig, model: Any, tokenizer: Tokenizer, world: World, left: int | None = None
+) -> Engine:
+    """An engine on the trainer's own model; on a copy, filled at each sync, where that is sharded or has adapters.
+
+    Args:
+        cfg: of the run.
+        model: the trainer's.
+        tokenizer: of the model.
+        world: the ranks.
+        left: bytes that training leaves free on this rank. Where rollout.memory is 0 the engine takes its part of
+            these, not of what is free before gradients, optimizer and activations are there; None: nothing trains.
+    """
+    runs = _copy_of(model, world) if _on_a_copy(cfg, world) else model
     memory = int(cfg.rollout.memory * GIB) if cfg.rollout.memory else None
+    if memory is None and left is not None:
+        memory = int(max(left * SHARE_OF_FREE[world.device.type], LEAST_SHARE * available_memory(world.device)))
     context = max(cfg.context, LEAST_CONTEXT)
     return Engine(runs, tokenizer, memory=memory, max_sequences=cfg.rollout.sequences, max_context=context)
+
+
+def bytes_beside(cfg: AnyPolicyConfig, source: Path, world: World) -> int:
+    """Bytes that rollouts and the reference model surely take beside the trainer's: a copy of the weights in float32
+    where there is one, rollout.memory, and the weights of `source` for a KL term."""
+    copy = MASTER_BYTES * count_parameters(cfg.model).total if _on_a_copy(cfg, world) else 0
+    reference = weight_bytes(source, stored_dtype(source)) if cfg.objective.kl_coef else 0
+    return copy + reference + int(cfg.rollout.memory * GIB)
+
+
+def _on_a_copy(cfg: AnyPolicyConfig, world: World) -> bool:
+    return (world.loss.size > 1 and cfg.parallel.fsdp) or bool(cfg.lora.rank)
 
 
 def rollout_worker(cfg: AnyPolicyConfig, engine: Engine) -> RolloutWorker:

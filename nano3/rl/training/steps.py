@@ -331,7 +331,9 @@ class PolicySteps:
         if all(fact.fault for fact in facts):
             first = facts[0]
             what = f"{first.environment}: {first.fault}" + (f", {first.fault_message}" if first.fault_message else "")
-            raise TrainingStoppedError(f"all {len(facts)} groups of step {n + 1} ended in a fault ({what})", n)
+            raise TrainingStoppedError(
+                f"all {len(facts)} groups of step {n + 1} ended in a fault ({what})", n, first.fault
+            )
         self.rules.note_shares(self._values["truncated"], self._values["zero_variance"], n)
 
     def _chosen(self, facts: Sequence[GroupFacts]) -> set[int]:

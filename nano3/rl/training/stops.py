@@ -10,14 +10,15 @@ from nano3.config.policy import StopConfig
 
 
 class TrainingStoppedError(UserError):
-    """A stop rule ended the run. `since`: number of steps before the trouble began."""
+    """A stop rule ended the run. `since`: number of steps before the trouble began; `fault`: kind of the fault in which
+    groups ended, where that was it."""
 
-    def __init__(self, reason: str, since: int) -> None:
+    def __init__(self, reason: str, since: int, fault: str = "") -> None:
         super().__init__(reason)
-        self.since = since
+        self.since, self.fault = since, fault
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (str(self), self.since)
+        return type(self), (str(self), self.since, self.fault)
 
 
 class StopRules:
@@ -42,6 +43,7 @@ class StopRules:
                     f"{n} groups in a row of environment {environment} ended in a fault, the last one in: {fault} "
                     "(stop.faults)",
                     step,
+                    fault,
                 )
 
     def note_shares(self, truncated: float, zero_variance: float, step: int) -> None:

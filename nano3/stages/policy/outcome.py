@@ -73,10 +73,12 @@ class RlhfResult(PolicyResult):
     """Who scored held-out prompts."""
     paused: bool = False
     """It stopped since the judge does not answer: it goes on as it is."""
+    unread: bool = False
+    """It stopped since the judge's answers cannot be read: it goes on with another judge."""
 
     def summary(self) -> dict[str, Any]:
         """The result as JSON values."""
-        told = {"paused": self.paused, "heldout_judge": self.heldout_judge or None}
+        told = {"paused": self.paused, "unread": self.unread, "heldout_judge": self.heldout_judge or None}
         return super().summary() | told | {"rollouts": rollout_figures(self.run_dir)}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,7 @@ from nano3.model.hf.folder import fill, load, read_config
 from nano3.rl.feedback.scoring import Feedback
 from nano3.rl.grpo import GRPOLoss
 from nano3.rl.training.domains import Domain, open_domains
-from nano3.rl.training.engines import objective, open_engine, rollout_worker, weight_sync
+from nano3.rl.training.engines import bytes_beside, objective, open_engine, rollout_worker, weight_sync
 from nano3.rl.training.prompts import refuse_long_prompts
 from nano3.rl.training.steps import PolicySteps, Sampling
 from nano3.stages import adapters
@@ -96,7 +96,8 @@ def open_run(
     resume: bool,
     progress: Progress | None,
     checkpoint: int | None,
-    make_feedback: Callable[[Config, Tokenizer, World], Feedback] | None = None,
+    make_feedback: Callable[[Config, Tokenizer, World, Mapping[str, Domain]], Feedback] | None = None,
+    beside: int = 0,
 ) -> Iterator[PolicyRun[Config]]:
     """Open a run of `stage`, or open it again, up to before its first step; `config.toml` is written then.
 
@@ -109,6 +110,7 @@ def open_run(
         progress: where training reports; None: the terminal.
         checkpoint: with `resume`, continue from that of this step instead of the newest; None: from the newest.
         make_feedback: makes what gives rewards, where environments have none; called before weights are loaded.
+        beside: bytes that the models of that take.
 
     Raises:
         UserError: environments, model or settings that cannot be used, or neither `from_path` nor `resume` is given.
@@ -120,11 +122,11 @@ def open_run(
         cfg = dataclasses.replace(cfg, model=read_config(model_folder(source)))
     with processes() as world:
         cfg = adapters.settle(cfg, source)
-        _check(cfg, source if fresh else None, world)
+        left = _check(cfg, source, fresh, world, beside)
         tokenizer = _tokenizer(source, run_dir / TOKENIZER if resume else None)
         cfg = cast(Config, with_token_ids(cast(Any, cfg), tokenizer))
         domains = open_domains(cfg.environments, cfg.heldout.tasks)
-        feedback = make_feedback(cfg, tokenizer, world) if make_feedback is not None else None
+        feedback = make_feedback(cfg, tokenizer, world, domains) if make_feedback is not None else None
         with exclusive(run_dir) if world.is_main else nullcontext():
             steps = PolicySteps(cfg, domains, loss := GRPOLoss(objective(cfg)), run_dir, world, say, feedback)
             trainer = _trainer(stage, cfg, steps, loss, domains, tokenizer, run_dir, progress, world)
@@ -136,20 +138,27 @@ def open_run(
                     keep_start(run_dir, source, tokenizer)
             if world.is_main:
                 write_atomic(run_dir / "config.toml", to_toml(cfg))
-            steps.open(sampling := _sampling(cfg, trainer.model, tokenizer, source, world))
+            steps.open(sampling := _sampling(cfg, trainer.model, tokenizer, source, world, left))
             refuse_long_prompts(domains, sampling.worker)
             yield PolicyRun(cfg, source, run_dir, tokenizer, domains, steps, trainer, sampling, world, begun)
 
 
-def _check(cfg: AnyPolicyConfig, begins_from: Path | None, world: World) -> None:
-    """Refuse what cannot be before any work; `begins_from`: where a run that begins takes its weights from."""
-    if begins_from is not None:
-        check_weights(cfg.model, begins_from)
+def _check(cfg: AnyPolicyConfig, source: Path, fresh: bool, world: World, beside: int) -> int:
+    """Refuse what cannot be before any work. Returns the bytes that training leaves free on this rank."""
+    if fresh:
+        check_weights(cfg.model, source)
     check_policy_settings(cfg)
     model = empty_model(cfg.model)
     adapters.add(model, cfg.lora)
     frozen_names(model, cfg.train.freeze)
-    world.agree(attempt(lambda: check_room(cast(Any, cfg), world)))
+    left: list[int] = []
+
+    def room() -> None:
+        others = beside + bytes_beside(cfg, model_folder(source), world)
+        left.append(check_room(cast(Any, cfg), world, others))
+
+    world.agree(attempt(room))
+    return left[0]
 
 
 def _tokenizer(source: Path, kept: Path | None) -> Tokenizer:
@@ -177,9 +186,12 @@ def _trainer(
     return Trainer(cfg, model, steps, run_dir, None, loss, progress, world, inputs)
 
 
-def _sampling(cfg: AnyPolicyConfig, model: Any, tokenizer: Tokenizer, source: Path, world: World) -> Sampling:
-    """The engine with what draws from it, and the model that a KL term compares with."""
-    engine = open_engine(cfg, model, tokenizer, world)
+def _sampling(
+    cfg: AnyPolicyConfig, model: Any, tokenizer: Tokenizer, source: Path, world: World, left: int
+) -> Sampling:
+    """The engine with what draws from it, and the model that a KL term compares with; `left`: bytes that training
+    leaves free."""
+    engine = open_engine(cfg, model, tokenizer, world, left)
     if world.is_main:
         for note in engine.sizes.notes:
             say(f"rollouts: {note}")
