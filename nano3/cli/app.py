@@ -57,8 +57,16 @@ class VerbGroup(TyperGroup):
         command = get_command(import_module(VERBS[cmd_name]).app)
         command.name = cmd_name
         command.params = [p for p in command.params if p.name not in _ROOT_OPTIONS]
-        _leave_ranges_out(command)
+        _tidy_help(command)
         return command
+
+    def get_help_option(self, ctx: Any) -> Any:
+        """That of --help; it and those of completion take no value, so none is shown."""
+        option = super().get_help_option(ctx)
+        for flag in [option, *(p for p in self.params if p.name in _ROOT_OPTIONS)]:
+            if flag is not None:
+                flag.metavar = ""  # type: ignore[attr-defined]
+        return option
 
     def invoke(self, ctx: Any) -> Any:
         """Run the verb; a Ctrl-C that it leaves alone reaches `main`, where typer would end without a word."""
@@ -74,9 +82,10 @@ class VerbGroup(TyperGroup):
         return super().resolve_command(ctx, args)
 
 
-def _leave_ranges_out(command: Any) -> None:
-    """Keep `[0<=x<=1]`, and the type of --help, out of the help, where they take the width that the words need; errors
-    still tell a range."""
+def _tidy_help(command: Any) -> None:
+    """Let the help of a verb, and of its inner verbs, fit the terminal: its sentences flow, and `[0<=x<=1]` and the
+    type of --help, which take the width that the words need, are left out. Errors still tell a range."""
+    command.help = _flowing(command.help or "")
     for parameter in command.params:
         parameter._get_number_range_help_str = lambda: None
     help_option = command.get_help_option
@@ -89,7 +98,16 @@ def _leave_ranges_out(command: Any) -> None:
 
     command.get_help_option = without_type
     for inner in getattr(command, "commands", {}).values():
-        _leave_ranges_out(inner)
+        _tidy_help(inner)
+
+
+def _flowing(text: str) -> str:
+    """A help text without the line ends of its source, but for those of examples, whose lines are indented."""
+    paragraphs = text.split("\n\n")
+    # The empty tag keeps typer from removing an indentation that all lines but the first have.
+    return "\n\n".join(
+        part.replace("\n  ", "\n[dim][/]  ") if "\n  " in part else part.replace("\n", " ") for part in paragraphs
+    )
 
 
 app = typer.Typer(

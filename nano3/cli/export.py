@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from nano3.cli.options.common import HELP, Json
+from nano3.cli.options.force import Force, check_new_model
 from nano3.cli.output import print_json
 
 app = typer.Typer(rich_markup_mode="rich", context_settings=HELP)
@@ -16,9 +17,7 @@ app = typer.Typer(rich_markup_mode="rich", context_settings=HELP)
 
 @app.command()
 def export(
-    file: Annotated[
-        Path, typer.Argument(help="File to write; a GGUF file there is replaced.", metavar="FILE", show_default=False)
-    ],
+    file: Annotated[Path, typer.Argument(help="File to write.", metavar="FILE", show_default=False)],
     gguf: Annotated[
         str,
         typer.Option(
@@ -39,6 +38,7 @@ def export(
             show_default=False,
         ),
     ] = None,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Write a model as a GGUF file, which llama.cpp, Ollama and LM Studio run.
@@ -55,6 +55,8 @@ def export(
     from nano3.cli.options.model_choice import choose_model
     from nano3.stages.exporting.gguf import main
 
+    if file.exists() and not file.is_dir():
+        check_new_model(file, force, "")
     model = choose_model(source, "--from")
     written = main(model, file, gguf)
     for name in written.kept:

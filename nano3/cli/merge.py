@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from nano3.cli.options.common import HELP, Json
+from nano3.cli.options.force import Force, check_new_model
 from nano3.cli.output import print_json
 
 app = typer.Typer(rich_markup_mode="rich", context_settings=HELP)
@@ -36,6 +37,7 @@ def merge(
             show_default=False,
         ),
     ] = None,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Add a LoRA adapter to the weights of its model, and write a Hugging Face folder.
@@ -51,6 +53,7 @@ def merge(
     from nano3.model.find import adapter_base, local_model
     from nano3.model.lora.merge_folder import merge_folder
 
+    check_new_model(out, force)
     model = local_model(base) if base else adapter_base(adapter)
     report = merge_folder(adapter, model, out)
     for line in report.lines()[:-1]:

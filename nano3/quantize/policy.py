@@ -39,7 +39,8 @@ class Policy:
 
     def __str__(self) -> str:
         axes = ", ".join(f"{f.name} {getattr(self, f.name)}" for f in fields(self) if f.name != "rules")
-        return axes + (f", {len(self.rules)} rules" if self.rules else "")
+        name = next((f"{name}: " for name, policy in NAMED.items() if policy == self), "")
+        return name + axes + (f", {len(self.rules)} rules" if self.rules else "")
 
 
 NAMED = {"selective": Policy(), "everything": Policy(attention="fp8", mamba="fp8")}

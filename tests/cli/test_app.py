@@ -8,8 +8,9 @@ import time
 from itertools import pairwise
 
 import pytest
+from typer.main import get_command
 
-from nano3.cli.app import VERBS, main
+from nano3.cli.app import VERBS, app, main
 from nano3.config.errors import UserError
 
 RUN = [sys.executable, "-c", "from nano3.cli.app import main; main()"]
@@ -51,20 +52,31 @@ assert "transformers" not in sys.modules
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("verb", ["generate", "serve", "chat", "pretrain", "bench serve", "eval ruler", "eval lm",
-                                  "eval experts", "eval compare"])  # fmt: skip
-def test_help_at_80_columns_leaves_half_of_them_to_the_words_and_breaks_no_example(verb):
-    lines = nano3(*verb.split(), "--help", COLUMNS="80").stdout.splitlines()
+def all_verbs(group, path=()):
+    """Every verb and inner verb, as its words."""
+    for name in group.list_commands(None) if hasattr(group, "list_commands") else ():
+        yield (*path, name)
+        yield from all_verbs(group.get_command(None, name), (*path, name))
+
+
+@pytest.mark.parametrize("verb", list(all_verbs(get_command(app))), ids=" ".join)
+def test_help_at_80_columns_leaves_half_of_them_to_the_words_and_breaks_no_line(verb, monkeypatch, capsys):
+    for name in ("COLUMNS", "TERMINAL_WIDTH"):
+        monkeypatch.setenv(name, "80")
+    with pytest.raises(SystemExit) as end:
+        main([*verb, "--help"])
+    assert end.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
     table = [line for line in lines if line.startswith("│")]
     words = [line[:40].rstrip() for line in table]
     assert not [line for line in words if "x<=" in line]
-    began = [line for line in table if line[:28].strip(" │")]  # other rows go on with the words of the one before
+    began = [line for line in table if line[1:8].strip(" *").startswith("-")]  # others go on with the words before
     assert all(line[41:].strip(" │") for line in began), "a row without words in its right half"
-    examples = [line.strip() for line in lines if line.startswith("   ") and "nano3 " in line]
-    assert examples
-    after = [later for line, later in pairwise(lines) if line.strip() in examples]
-    broken = [line for line in after if line.strip() and ("nano3 " not in line or not line.startswith("   "))]
-    assert not broken
+    for line, later in pairwise([line.rstrip() for line in lines[: lines.index(table[0])]]):
+        if line.startswith("   "):  # of an example
+            assert later.startswith("   ") or not (later or line.endswith("\\")), f"{line!r} is broken"
+        elif line and later and not later.startswith(("   ", "╭")):
+            assert len(f"{line} {later.split()[0]}") > 79, f"{line!r} ends early"
 
 
 def test_version():

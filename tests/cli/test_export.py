@@ -76,6 +76,15 @@ def test_an_adapter_is_merged_on_the_way(folder, tmp_path, capsys):
     weight = lambda m: m.blocks[0].mixer.in_proj.weight  # noqa: E731
     assert torch.equal(weight(file), weight(merged))
     assert not torch.equal(weight(file), weight(base))
+    # What is there now is replaced only when that is asked for.
+    for command in (
+        ["export", "--gguf", "q4_0", tmp_path / "m.gguf", "--from", folder],
+        ["merge", tmp_path / "adapter", "--out", tmp_path / "merged"],
+    ):
+        code, _, error = run(capsys, *command)
+        assert code == 2
+        assert "there is a model already: give another name, or --force to replace it" in error
+        assert run(capsys, *command, "--force")[0] == 0
 
 
 def test_a_tokenizer_that_llama_cpp_has_not_is_one_line(model_folder, tmp_path, capsys):

@@ -73,7 +73,7 @@ def test_another_base_may_be_named(base, adapter, tmp_path):
 
 @pytest.mark.parametrize("kind", ["no adapter", "nothing", "no base", "not a model"])
 def test_wrong_folders_are_one_line_and_exit_code_2(base, adapter, tmp_path, capsys, kind):
-    arguments, words = [adapter, "--out", tmp_path / "merged"], "holds notes.txt"
+    arguments, words = [adapter, "--out", tmp_path / "merged"], "holds other files (notes.txt)"
     if kind == "no adapter":
         arguments[0], words = base, "no adapter_config.json there"
     elif kind == "nothing":

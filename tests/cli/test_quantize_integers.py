@@ -45,7 +45,7 @@ def test_what_makes_no_sense_is_one_line(run, plain, tmp_path):
         ("--int8", "--policy", "everything"): "--policy is about FP8, and --int8 quantizes all matrices",
         ("--int4", "--samples", "10"): "--samples is about FP8",
         ("--int8", "--out", plain): "is the model itself",
-        ("--int8", "--out", tmp_path / "own"): "holds diary.txt, which saving a model here would delete",
+        ("--int8", "--out", tmp_path / "own"): "holds other files (diary.txt): give a new or an empty folder",
     }
     for arguments, message in cases.items():
         done = run("quantize", "--from", plain, *arguments)

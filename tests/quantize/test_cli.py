@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -152,4 +154,48 @@ def test_a_gguf_file_is_quantized_and_inspected(place, monkeypatch):
     assert facts["bytes_stored"] == (place / "m.gguf").stat().st_size
     assert load("of-gguf").cfg.quantization.algorithm == "INT8"
     assert json.loads(run("--from", "m.gguf", "--dry-run", "--json").stdout)["bytes_stored"] == facts["bytes_stored"]
-    assert "no quantized tensors" in run("inspect", "m.gguf").stdout
+    assert "no quantized tensors" in run("inspect", "m.gguf", "--all").stdout
+
+
+def test_the_policy_is_told_and_what_is_not_quantized_is_said_to_be_so(place, capsys):
+    done = run("--from", "mine", "--calibrate", "chats.jsonl", "--samples", "5", "--policy", "everything")
+    assert "policy: everything: attention fp8, mamba fp8, kv fp8, edges fp8; " in done.stderr
+    assert "everything: attention fp8" in done.stdout
+    done = run("--from", "mine", "--int8")
+    assert "policy: int8 in all matrices; embeddings, convolutions, routers and norms stay as they are" in done.stderr
+    # The newest of the two is inspected where none is named.
+    done = run("inspect")
+    assert done.stderr.startswith("model: runs/mine-int8 (the newest quantized one;")
+    assert "int8 tensors" in done.stdout
+    for more in ([], ["--json"]):
+        with pytest.raises(SystemExit) as end:
+            main(["quantize", "inspect", "mine", *more])
+        assert end.value.code == 2
+        assert re.search(
+            r"mine: is not quantized: \d+ tensors of .*float32.*; --all lists them", capsys.readouterr().err
+        )
+    assert "no quantized tensors" in run("inspect", "mine", "--all").stdout
+
+
+@pytest.mark.parametrize("form", [["--int8"], ["--int4"], ["--calibrate", "chats.jsonl", "--samples", "5"]])
+def test_a_model_is_replaced_only_when_asked_for(place, capsys, form):
+    sizes = {"d_expert": 64, "d_shared": 32, "d_ff": 32, "mamba_n_heads": 8}
+    even = LM(replace(load(place / "mine").cfg, **sizes)).init_weights(1).eval()
+    save(even, place / "even", extra=Tokenizer.load(place / "mine").save)
+    shutil.copytree(place / "even", place / "other")
+    before = (place / "other" / "model.safetensors").read_bytes()
+    (place / "run" / "charts").mkdir(parents=True)
+    (place / "run" / ".lock").touch()
+    for out, words in (("other", "--out other: there is a model already: give another name, or --force to replace it"),
+                       ("run", "--out run: holds other files (charts)")):  # fmt: skip
+        with pytest.raises(SystemExit) as end:
+            main(["quantize", "--from", "even", "--out", out, *form])
+        assert end.value.code == 2
+        assert words in capsys.readouterr().err
+    assert (place / "other" / "model.safetensors").read_bytes() == before
+    run("--from", "even", "--out", "other", *form, "--force")
+    assert load("other").cfg.quantization is not None
+    # Never anything but a model.
+    with pytest.raises(SystemExit):
+        main(["quantize", "--from", "even", "--out", "run", *form, "--force"])
+    assert "holds charts, which saving a model here would delete" in capsys.readouterr().err

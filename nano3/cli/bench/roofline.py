@@ -99,7 +99,7 @@ def roofline(
       nano3 bench roofline --model nano3-30b-a3b --gpu h200 --isl 8k --osl 16k
 
     [dim]A device of your own:[/]
-      nano3 bench roofline --bandwidth 50 --tflops 2 --memory 24 --isl 512 --osl 512
+      nano3 bench roofline --bandwidth 50 --tflops 2 --memory 24 --isl 8k
     """
     from nano3.bench.roofline.gpus import choose_gpu
 

@@ -51,6 +51,49 @@ def choose_model(given: str | Path | None, option: str, server: bool = False, st
     return str(run)
 
 
+def choose_run(given: Path | None, stages: tuple[str, ...]) -> Path:
+    """The folder of a run: the one named, else the newest finished run in runs/ of one of these verbs.
+
+    Raises:
+        UserError: none is named and there is no such run.
+    """
+    if given is not None:
+        return given
+    run, words = newest_finished_run(RUNS, stages), " or ".join(stages)
+    if run is None:
+        raise UserError(
+            f"no run is named and {RUNS}/ holds no finished {words} run: give the folder of one, or make one with "
+            f"`nano3 {stages[0]}`"
+        )
+    _say(f"run: {run} (the newest finished {words} run; its folder as argument names another)")
+    return run
+
+
+def choose_quantized(given: str | None) -> str:
+    """The folder of a quantized model: the one named, else the newest in runs/.
+
+    Raises:
+        UserError: none is named and there is none.
+    """
+    if given is not None:
+        return given
+    configs = [config for config in RUNS.glob("*/config.json") if _is_quantized(config)]
+    if not configs:
+        raise UserError(
+            f"no folder is named and {RUNS}/ holds no quantized model: name one, or make one with `nano3 quantize`"
+        )
+    newest = max(configs, key=lambda config: config.stat().st_mtime_ns).parent
+    _say(f"model: {newest} (the newest quantized one; its folder as argument names another)")
+    return str(newest)
+
+
+def _is_quantized(config: Path) -> bool:
+    try:
+        return "quantization_config" in read_json(config)
+    except (OSError, ValueError, TypeError):
+        return False
+
+
 def _tell_earlier_end(run: Path) -> None:
     """Say of a run that went on after its end, and has no new end yet, which model it has."""
     steps = checkpoint_steps(run)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from nano3.cli.options.common import HELP, Json, is_for_inner_verb, was_typed, whole_number
+from nano3.cli.options.force import Force, check_new_model
 from nano3.cli.quantize.inspect import inspect
 from nano3.cli.quantize.options import Calibrate, From
 from nano3.cli.quantize.sensitivity import sensitivity
@@ -39,7 +40,7 @@ PolicyOption = Annotated[
         "--policy",
         help="Another choice: selective, everything, attention=fp8|bf16, mamba=fp8|mixed|bf16, kv=fp8|bf16, "
         "edges=fp8|bf16 (first and last two blocks), or a TOML file. Repeatable.",
-        metavar="NAME|AXIS=VALUE|FILE",
+        metavar="POLICY",
         show_default=False,
     ),
 ]
@@ -86,6 +87,7 @@ def quantize(
     samples: Samples = 1000,
     length: Length = 4096,
     out: Out = None,
+    force: Force = False,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
@@ -96,7 +98,7 @@ def quantize(
       nano3 quantize
 
     [dim]Everything in FP8 but the cache, with your own conversations:[/]
-      nano3 quantize --from runs/sft-tiny --policy everything --policy kv=bf16 --calibrate chats.jsonl
+      nano3 quantize --policy everything --policy kv=bf16 --calibrate chats.jsonl
 
     [dim]Integers, to be fast on a CPU:[/]
       nano3 quantize --from runs/sft-tiny --int8
@@ -106,7 +108,7 @@ def quantize(
     if int8 or int4:
         of_fp8 = {"--selective-fp8": selective_fp8, "--policy": policy, "--calibrate": calibrate}
         of_fp8 |= {f"--{name}": was_typed(ctx, name) for name in ("samples", "length")} | {"--dry-run": dry_run}
-        return _integers(from_path, out, int8, int4, [name for name, given in of_fp8.items() if given], as_json)
+        return _integers(from_path, out, force, int8, int4, [name for name, given in of_fp8.items() if given], as_json)
     from nano3.cli.options.model_choice import choose_model
     from nano3.cli.quantize.report import show_plan, show_result
     from nano3.quantize.policy import read_policy
@@ -121,7 +123,8 @@ def quantize(
     folder, selection = stage.prepare(source, chosen)
     if dry_run:
         return show_plan(folder, selection, chosen, as_json)
-    target = out or _free_folder(source, "fp8")
+    target = _target(out, force, source, "fp8")
+    print(f"policy: {chosen}; {len(selection.modules):,} modules become FP8", file=sys.stderr)
     made = stage.main(source, target, chosen, Calibration(tuple(calibrate or ()), samples, length))
     show_result(folder, made, chosen, as_json)
 
@@ -131,7 +134,7 @@ app.command()(sensitivity)
 
 
 def _integers(
-    from_path: str | None, out: Path | None, int8: bool, int4: bool, others: list[str], as_json: bool
+    from_path: str | None, out: Path | None, force: bool, int8: bool, int4: bool, others: list[str], as_json: bool
 ) -> None:
     """`--int8` or `--int4`."""
     from nano3.cli.options.model_choice import choose_model
@@ -145,17 +148,28 @@ def _integers(
     if others:
         raise typer.BadParameter(f"{others[0]} is about FP8, and {flag} quantizes all matrices: leave one of them out")
     source = choose_model(from_path, "--from")
-    target = out or _free_folder(source, flag.removeprefix("--"))
+    target = _target(out, force, source, flag.removeprefix("--"))
+    policy = f"{flag.removeprefix('--')} in all matrices; embeddings, convolutions, routers and norms stay as they are"
+    print(f"policy: {policy}", file=sys.stderr)
     folder = quantize_folder(source, target, 8 if int8 else 4)
     before, after = (sum(f.stat().st_size for f in weight_files(path)) for path in (folder, target))
     if as_json:
         return print_json({"model": str(folder), "out": str(target), "bytes_stored": before, "bytes": after})
     table = plain_table("", "", "")
     table.add_row("model", f"{target} (a Hugging Face folder)")
+    table.add_row("policy", policy)
     table.add_row("size", f"{bytes_text(after)}, {after / before:.2f} of what it was")
     table.add_row("talk to it", f"nano3 chat --model {target}")
     table.add_row("measure it", f"nano3 bench decode --model {target}")
     print_table(results(), table)
+
+
+def _target(out: Path | None, force: bool, source: str, kind: str) -> Path:
+    """Where the model goes: `out`, where nothing is lost there, else a folder that is free."""
+    if out is None:
+        return _free_folder(source, kind)
+    check_new_model(out, force, source=Path(source))
+    return out
 
 
 def _free_folder(source: str, kind: str) -> Path:

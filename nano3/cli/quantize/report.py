@@ -46,6 +46,7 @@ def show_result(folder: Path, made: Quantized, policy: Policy, as_json: bool) ->
     print_table(console, _by_kind(made.selection, made.errors))
     table = plain_table("", "", "")
     table.add_row("model", f"{made.folder} (a Hugging Face folder)")
+    table.add_row("policy", str(policy))
     table.add_row("size", f"{bytes_text(made.bytes)}, {made.bytes / before:.2f} of bf16")
     if made.silent:
         table.add_row("experts without tokens", "; ".join(f"block {b}: {_some(e)}" for b, e in made.silent.items()))

@@ -66,7 +66,7 @@ def sensitivity(
       nano3 quantize sensitivity --out sensitivity/
 
     [dim]Block by block, on your own conversations:[/]
-      nano3 quantize sensitivity --from runs/sft-tiny --by block --calibrate chats.jsonl
+      nano3 quantize sensitivity --by block --calibrate chats.jsonl
     """
     from nano3.cli.options.model_choice import choose_model
 

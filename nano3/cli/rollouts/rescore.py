@@ -26,7 +26,7 @@ CHANGED_EXIT = 1
 
 
 def rescore(
-    run: RunFolder,
+    run: RunFolder = None,
     env: OfEnvironment = None,
     step: Annotated[
         str | None,
@@ -49,10 +49,12 @@ def rescore(
     [dim]In CI, after an update of an environment:[/]
       nano3 rlvr rescore runs/rlvr-tiny --check
     """
+    from nano3.cli.options.model_choice import choose_run
     from nano3.cli.rollouts.rescored import Report, line_of, show_reports
     from nano3.files import check_writable, write_atomic
     from nano3.rl.saved.groups import chosen_steps, saved_steps
 
+    run = choose_run(run, ("rlvr",))
     steps = chosen_steps(saved_steps(run), *step_range(step))
     if out is not None:
         check_writable(out.parent, "--out")

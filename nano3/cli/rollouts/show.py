@@ -22,14 +22,23 @@ if TYPE_CHECKING:
 
 STEPS, GROUPS, SAMPLES, PAGE = 15, 40, 4, 40
 """Rows, samples, and samples of a page where no --limit is given."""
-RunFolder = Annotated[Path, typer.Argument(help="Folder of a run of nano3 rlvr.", metavar="RUN", show_default=False)]
+RunFolder = Annotated[
+    Path | None,
+    typer.Argument(
+        help="Folder of a run of nano3 rlvr. Default: the newest finished one in runs/.",
+        metavar="RUN",
+        show_default=False,
+    ),
+]
+KINDS = ("rlvr", "rlhf")
+"""Verbs whose runs have rollouts."""
 OfEnvironment = Annotated[
     str | None, typer.Option("--env", help="Only of this environment.", metavar="NAME", show_default=False)
 ]
 
 
 def show(
-    run: RunFolder,
+    run: RunFolder = None,
     step: Annotated[
         int | None, typer.Option(help="The groups of this step.", metavar="N", min=1, show_default=False)
     ] = None,
@@ -67,11 +76,13 @@ def show(
       nano3 rlvr show runs/rlvr-tiny --env count --failed
       nano3 rlvr show runs/rlvr-tiny --env count --failed --html wrong.html
     """
+    from nano3.cli.options.model_choice import choose_run
     from nano3.rl.saved.groups import Selection, chosen_steps, saved_steps
 
     if passed and failed:
         raise typer.BadParameter("--passed and --failed exclude each other; leave both out for all samples")
     selection = Selection(env, task, sample, True if passed else False if failed else None, truncated or None)
+    run = choose_run(run, KINDS)
     steps = chosen_steps(saved_steps(run), step, step)
     if html is not None:
         return _page(run, steps, selection, limit or PAGE, html)
@@ -129,7 +140,8 @@ def _page(run: Path, steps: dict[int, Path], selection: Selection, limit: int, p
 
 
 def newest(steps: dict[int, Path], selection: Selection, limit: int) -> tuple[list[Chosen], str]:
-    """The first `limit` samples that are asked for, those of the last step first, and a line where there are more.
+    """The first `limit` samples that are asked for, those of the last step first, and a line where there are more, or
+    steps that were not read for that.
 
     Raises:
         UserError: there is none.
@@ -138,6 +150,11 @@ def newest(steps: dict[int, Path], selection: Selection, limit: int) -> tuple[li
 
     found, left = [], limit
     for path in reversed(list(steps.values())):
+        if not left:
+            more = f"--limit {2 * limit}, or one --step"
+            return found, f"the first {limit} samples; steps before {found[-1][0].step} are not read for more: {more}"
+        if not selection.may_be_in(path):
+            continue
         for group, samples in selection.groups(read_groups(path)):
             if not left:
                 return found, f"the first {limit} samples; there are more: --limit {2 * limit}, or one --step or --task"

@@ -68,7 +68,7 @@ def _judging_table(summary: dict[str, Any]) -> Any:
     title = f"Judgements of {summary['pairs']['heldout']:,} held-out pairs, means"
     table = plain_table(title, "", *columns, right=tuple(columns))
     for row in measures:
-        name, digits = row["name"], ".3f" if row["name"] in SHARES else ".2f"
+        name, digits = row["name"], _digits(row)
         means = [row["stages"][stage] for stage in stages]
         shown = [
             f"{mean['value']:{digits}} ({mean['low']:{digits}} to {mean['high']:{digits}})"
@@ -81,6 +81,15 @@ def _judging_table(summary: dict[str, Any]) -> Any:
     table.caption = "in brackets 95 % intervals; + better, - worse than the best constant by a paired bootstrap"
     table.caption_justify = "left"
     return table
+
+
+def _digits(row: dict[str, Any]) -> str:
+    """Shares with three, other means with two, or one where a number has two before the point: at 120 columns no row
+    then breaks."""
+    if row["name"] in SHARES:
+        return ".3f"
+    bounds = [mean[end] for mean in (*row["stages"].values(), row["change"]) if mean for end in ("low", "high")]
+    return ".1f" if max(map(abs, (row["constant"], *bounds))) >= 10 else ".2f"
 
 
 def _run_table(command: str, summary: dict[str, Any]) -> Any:

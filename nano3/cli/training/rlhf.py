@@ -88,7 +88,14 @@ def rlhf(
 
 @app.command()
 def explain(
-    run: Annotated[Path, typer.Argument(help="Folder of a run of nano3 rlhf.", metavar="RUN", show_default=False)],
+    run: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Folder of a run of nano3 rlhf. Default: the newest finished one in runs/.",
+            metavar="RUN",
+            show_default=False,
+        ),
+    ] = None,
     prompt: Annotated[int, typer.Option(help="Number of the prompt in its step, from 0.", metavar="N", min=0)] = 0,
     step: Annotated[
         int | None,
@@ -96,15 +103,16 @@ def explain(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show how the rewards of a prompt's answers came about: comparisons, base rewards, lengths and bonuses.
+    """Show how the rewards of a prompt's answers came about: question, comparisons, base rewards, lengths and bonuses.
 
     [dim]The third prompt of the first step:[/]
       nano3 rlhf explain runs/rlhf-tiny --prompt 2 --step 1
     """
+    from nano3.cli.options.model_choice import choose_run
     from nano3.cli.output import print_json, results
     from nano3.rl.saved.explained import explain_prompt, prompt_lines
 
-    told = explain_prompt(run, prompt, step)
+    told = explain_prompt(choose_run(run, ("rlhf",)), prompt, step)
     if as_json:
         return print_json(told)
     for line in prompt_lines(told):

@@ -48,8 +48,10 @@ def rlvr(
     Exit code 3: a stop rule ended the run, with the reason.
 
     [dim]Your own tasks, after a look at how hard they are:[/]
-      nano3 rlvr profile --set 'environments.weights={math=1}' --set environments.options.math.rows=tasks.jsonl
-      nano3 rlvr --set 'environments.weights={math=1}' --set environments.options.math.rows=tasks.jsonl --from MODEL
+      nano3 rlvr profile --set 'environments.weights={math=1}' \\
+        --set environments.options.math.rows=tasks.jsonl
+      nano3 rlvr --from MODEL --set 'environments.weights={math=1}' \\
+        --set environments.options.math.rows=tasks.jsonl
     """
     from nano3.config.presets import load_rlvr
 

@@ -119,6 +119,7 @@ def check_replaceable(folder: Path) -> None:
         raise UserError(f"{folder}: is a file; give a folder to save the model in")
     names = sorted(entry.name for entry in folder.iterdir())
     foreign = [n for n in names if not any(fnmatch(n, expected) for expected in EXPECTED_NAMES)]
+    foreign.sort(key=lambda name: name.startswith("."))  # a hidden file says least of what the folder is
     if foreign:
         raise UserError(f"{folder}: holds {foreign[0]}, which saving a model here would delete; give another folder")
     if names and "config.json" not in names:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,25 +99,46 @@ def explain(rewards: Sequence[Reward]) -> dict[str, Any]:
 
 def explain_lines(told: Mapping[str, Any]) -> list[str]:
     """What `explain` gives as lines of text."""
-    lines = ["comparisons (first, second: scores, ranking)"]
+    lines = ["comparisons of each answer with the next (scores, ranking)"]
+    compared = []
     for each in told["comparisons"]:
-        line = f"  {each['first']}, {each['second']}: "
+        line = ""
         if not each["read"]:
             line += "not read, counts as "
         line += f"{each['judged'][0]:g} and {each['judged'][1]:g}, ranking {each['ranking']:g}"
         if each["scores"] != each["judged"]:
             line += f"; a tie, so {each['scores'][0]:g} and {each['scores'][1]:g}"
-        lines.append(line)
+        compared.append(line)
+    lines += numbered(compared)
     lines.append("rewards = base + thinking + answer + bonuses")
-    for each in told["responses"]:
-        lines.append(
-            f"  {each['response']}: ({each['scores'][0]:g} + {each['scores'][1]:g}) / 2 = {each['base']:g}; "
-            f"thinking of {each['think_tokens']} tokens {each['think_adjustment']:+.3f}; "
-            f"{_answer(each)} {each['answer_adjustment']:+.3f}; "
-            f"bonuses {each['think_bonus']:+g} {each['answer_bonus']:+g}; reward {each['reward']:.3f}"
-        )
+    lines += numbered(
+        f"({each['scores'][0]:g} + {each['scores'][1]:g}) / 2 = {each['base']:g}; "
+        f"thinking of {each['think_tokens']} tokens {each['think_adjustment']:+.3f}; "
+        f"{_answer(each)} {each['answer_adjustment']:+.3f}; "
+        f"bonuses {each['think_bonus']:+g} {each['answer_bonus']:+g}; reward {each['reward']:.3f}"
+        for each in told["responses"]
+    )
     lines.append(f"bonuses need a base of {told['threshold']:g} or more")
     return lines
+
+
+def numbered(texts: Iterable[str]) -> list[str]:
+    """Texts under their numbers from 0, equal ones as one line: `0, 2 to 4: text`."""
+    places: dict[str, list[int]] = {}
+    for number, text in enumerate(texts):
+        places.setdefault(text, []).append(number)
+    return [f"  {_ranges(numbers)}: {text}" for text, numbers in places.items()]
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Rising numbers, three or more in a row as `2 to 4`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
 
 
 def _answer(told: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,6 +129,15 @@ class Selection:
     def of_samples(self) -> bool:
         """Whether it asks for certain samples of a group."""
         return not (self.index is self.passed is self.truncated is None)
+
+    def may_be_in(self, path: Path) -> bool:
+        """Whether such samples may be in a file: it has the names of environment and task somewhere. Far faster than to
+        read its samples."""
+        names = [json.dumps(name).encode() for name in (self.environment, self.task) if name is not None]
+        if not names:
+            return True
+        text = path.read_bytes()
+        return all(name in text for name in names)
 
     def groups(self, groups: Iterable[SavedGroup]) -> Iterator[tuple[SavedGroup, list[SavedSample]]]:
         """Groups that have such samples, with these samples."""

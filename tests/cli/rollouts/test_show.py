@@ -105,6 +105,30 @@ def test_where_there_are_more_it_says_how_to_see_them(show):
     assert "there are more" not in show("--truncated").err
 
 
+def test_only_the_files_of_what_is_shown_are_read(run, folder):
+    for step in (1, 2):
+        rollouts_path(folder, step).write_text("damaged\n", "utf-8")
+    one = run("rlvr", "show", folder, "--task", "say-1", "--limit", 1, "--sample", 0)
+    assert one.code == 0, one.err
+    assert "the first 1 samples; steps before 3 are not read for more: --limit 2, or one --step" in one.err
+    # A file that does not have the name cannot have the task.
+    assert "--task say-1" not in run("rlvr", "show", folder, "--task", "say-1", "--limit", 9, "--json").err
+
+
+def test_without_a_folder_the_newest_run_is_shown(run, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "no run is named and runs/ holds no finished rlvr or rlhf run" in run("rlvr", "show").err
+    shutil.copytree(folder, tmp_path / "runs" / "rlvr-a")
+    config = tmp_path / "runs" / "rlvr-a" / "config.toml"
+    config.write_text(config.read_text("utf-8") + "[curriculum]\n", "utf-8")
+    assert "holds no finished" in run("rlvr", "show").err
+    (tmp_path / "runs" / "rlvr-a" / "model").mkdir()
+    (tmp_path / "runs" / "rlvr-a" / "model" / "config.json").write_text("{}", "utf-8")
+    found = run("rlvr", "show")
+    assert found.err.startswith("run: runs/rlvr-a (the newest finished rlvr or rlhf run;")
+    assert "Rollouts of runs/rlvr-a" in found.out
+
+
 def test_without_a_tokenizer_the_messages_are_shown(show, folder):
     shutil.rmtree(folder / "tokenizer")
     done = show("--step", 1, "--task", "say-2", "--sample", 0)

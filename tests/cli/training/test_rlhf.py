@@ -98,6 +98,17 @@ def test_a_finished_run_is_summed_up_listed_and_explained(base, tmp_path):
     assert len(told["responses"]) == 2
     shown = nano3("explain", "run", "--prompt", 1, "--step", 1)
     assert f"reward {told['responses'][0]['reward']:.3f}" in shown.stdout
+    assert re.match(r"\S[^<]*\S$", told["question"])
+    assert "\nquestion\n  " + told["question"].split("\n")[0] in shown.stdout
+    # Without a folder the newest finished run of rlhf is taken, not that of another verb.
+    for name, section in (("rlhf-a", "length_control"), ("rlvr-b", "curriculum")):
+        shutil.copytree(tmp_path / "run", tmp_path / "runs" / name)
+        (tmp_path / "runs" / name / "config.toml").write_text(f"[train]\nsteps = 2\n[{section}]\n", "utf-8")
+    newest = nano3("explain", "--prompt", 1, "--step", 1)
+    assert newest.stderr == "run: runs/rlhf-a (the newest finished rlhf run; its folder as argument names another)\n"
+    assert newest.stdout == shown.stdout
+    shutil.rmtree(tmp_path / "runs")
+    assert "no run is named and runs/ holds no finished rlhf run" in str(nano3("explain").exception)
     for args, words in ((["--prompt", 9], "prompts 0 to 1"), (["--step", 7], "no rollouts of step 7")):
         assert words in str(nano3("explain", "run", *args).exception)
 
