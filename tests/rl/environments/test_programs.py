@@ -291,7 +291,7 @@ def test_what_is_taken_as_a_proof():
         "by_elab do return default", "by rfl\nelab_rules : command | _ => pure ()",
         "by rfl\nbuiltin_initialize f", "by rfl\nsimproc f (_) := fun _ => pure default", "by rfl\nrun_meta pure ()",
         "by rfl\nlocal notation3 \"x\" => 1", "by rfl\ninfixl:65 \" + \" => f", "by rfl\nopen Nat Lean in def f := 1",
-        "by exact Lean.Elab.f",
+        "by exact Lean.Elab.f", "by bv_decide\nnamespace X\ntheorem t : True := trivial", "by rfl\nexport X (t)",
     ],
 )  # fmt: skip
 def test_what_could_make_lean_accept_anything_is_no_proof(cheat):
