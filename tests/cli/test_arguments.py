@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from typer.core import TyperArgument
-from typer.main import get_command
 
 from nano3.cli.app import VERBS, VerbGroup
 
