@@ -50,7 +50,7 @@ class RolloutConfig:
     sequences: int = 64
     """Most sequences that the engine runs at once."""
     memory: float = 0.0
-    """GiB for the engine's states, keys and values; 0: a part of what is free."""
+    """GiB for the engine's states, keys and values; 0: a part of what training leaves free."""
     overlap: bool = False
     """Draw on while environments answer, for slow ones such as a model that plays the user; log-probabilities may then
     differ in their last bits from run to run."""

@@ -1,5 +1,6 @@
 """`nano3 rlhf genrm` on the command line: what it refuses, what it would do, and what it prints of a run."""
 
+import copy
 import json
 
 import pytest
@@ -93,6 +94,15 @@ def test_the_summary_sets_each_figure_beside_the_best_constant(capsys):
     assert "+1.000 (+1.000 to +1.000)" in agreement
     assert "nano3 rlhf --judge runs/genrm-tiny" in shown
     assert "2 rows left out" in shown
+    # Also with numbers of two digits each row stays one line of 120 columns.
+    wide = copy.deepcopy(summary)
+    for stage in (wide["judging"]["measures"][-1]["stages"]).values():
+        stage |= {"value": -12.345, "low": -13.456, "high": -11.234}
+    show_genrm_summary("genrm", wide, False)
+    lines = capsys.readouterr().out.splitlines()
+    rows = lines[lines.index(next(line for line in lines if "──" in line)) + 1 :]
+    assert [line for line in rows[:5] if line.startswith("   ")] == []
+    assert "-12.3 (-13.5 to -11.2)" in rows[4]
     stopped = summary | {"stopped": "why", "model": None, "last_good_step": 2}
     show_genrm_summary("genrm", stopped, False)
     assert "nano3 rlhf genrm --resume --out runs/genrm-tiny --checkpoint 2 --set KEY=VALUE" in " ".join(

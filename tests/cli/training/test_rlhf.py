@@ -129,6 +129,17 @@ def test_a_judge_that_does_not_answer_ends_with_exit_code_3(base, tmp_path, monk
     assert json.loads(again.stdout)["steps"] == 2
 
 
+def test_a_run_whose_judge_cannot_be_read_goes_on_with_another(base, tmp_path, monkeypatch):
+    (tmp_path / "mute_judge.py").write_text("def judge(messages, first, second):\n    return 'hm'\n", "utf-8")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    done = nano3("--from", base, "--out", "run", "--judge", "mute_judge:judge", *settings(*SMALL))
+    assert done.exit_code == 3
+    assert "judge cannot be read" in done.stderr
+    assert "nano3 rlhf --resume --out run --judge JUDGE\n" in re.sub(" +\n", "\n", done.stdout)
+    again = nano3("--resume", "--out", "run", "--judge", "rules", "--json")
+    assert again.exit_code == 0, again.output
+
+
 def test_options_stand_behind_the_inner_verb():
     done = nano3("--json", "explain", "run")
     assert done.exit_code == 2

@@ -1,0 +1,55 @@
+"""Memory of training and of what runs beside it, reckoned before a run."""
+
+import dataclasses
+
+import pytest
+
+from nano3.config.errors import UserError
+from nano3.config.presets import load_rlhf
+from nano3.data.tokens.tokenizer import Tokenizer
+from nano3.engine.sizing import available_memory
+from nano3.model.lm import LM
+from nano3.rl.feedback.open import judge_bytes
+from nano3.rl.training.engines import bytes_beside, open_engine
+from nano3.stages.room import check_room
+from nano3.train.world import World
+
+from .policy_runs import save_base
+
+MIB, GIB = 1 << 20, 1 << 30
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return save_base(tmp_path_factory.mktemp("base") / "base")
+
+
+def test_what_runs_beside_training_leaves_less_and_may_be_too_much():
+    cfg, free = load_rlhf("tiny"), available_memory(World().device)
+    alone, beside = check_room(cfg, World()), check_room(cfg, World(), GIB)
+    assert alone - beside == pytest.approx(GIB, abs=free / 10)  # others take and free memory meanwhile
+    with pytest.raises(UserError, match=r"takes about .* MB, other models and rollouts .* GB, and .* are free"):
+        check_room(cfg, World(), 2 * free)
+
+
+def test_copies_rollouts_references_and_judges_count(base):
+    stored = (base / "model.safetensors").stat().st_size
+    tiny = load_rlhf("tiny", ["objective.kl_coef=0"])
+    assert bytes_beside(tiny, base, World()) == 0
+    cfg = load_rlhf("tiny", ["rollout.memory=2", "objective.kl_coef=0.1", "lora.rank=2"])
+    parameters = sum(weight.numel() for weight in LM(cfg.model).parameters())
+    assert bytes_beside(cfg, base, World()) == pytest.approx(2 * GIB + stored + 4 * parameters, rel=0.01)
+    judged = load_rlhf("tiny", [f"judge.spec={base}", "judge.memory=3", "heldout.judge=rules"])
+    assert judge_bytes(judged) == pytest.approx(3 * GIB + stored, abs=0.1 * stored)
+    assert judge_bytes(dataclasses.replace(judged, judge=tiny.judge)) == 0
+
+
+@pytest.mark.parametrize("left", [64 * MIB, -GIB])
+def test_rollouts_take_a_part_of_what_training_leaves(left, base):
+    tokenizer = Tokenizer.load(base)
+    model = LM(dataclasses.replace(load_rlhf("tiny").model, vocab_size=tokenizer.vocab_size)).init_weights(0)
+    cfg = load_rlhf("tiny", ["rollout.sequences=100000", "rollout.max_tokens=64"])
+    taken = open_engine(cfg, model, tokenizer, World(), left).sizes.total_bytes
+    if left > 0:
+        assert taken <= max(left, 0.05 * available_memory(World().device))
+    assert 0 < taken < 0.1 * available_memory(World().device)
