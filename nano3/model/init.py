@@ -23,14 +23,28 @@ def init_weights(model: nn.Module, cfg: ModelConfig, seed: int) -> None:
     """
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            # A stream of its own for each name: sharding or a changed pattern does not move other parameters.
-            generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) ^ (seed * 0x9E3779B1 & 0xFFFFFFFF))
-            values = _draw(name, torch.empty(parameter.shape), cfg, generator)
+            values = initial_values(name, parameter.shape, cfg, seed)
             local, where = local_part(parameter)
             local.copy_(values[where])
         for name, buffer in model.named_buffers():
             if name.endswith("e_score_correction_bias"):
                 buffer.zero_()
+
+
+def initial_values(name: str, shape: torch.Size, cfg: ModelConfig, seed: int) -> Tensor:
+    """One parameter's, float32."""
+    return _draw(name, torch.empty(shape), cfg, generator_of(name, seed))
+
+
+def generator_of(name: str, seed: int) -> torch.Generator:
+    """A stream of its own for each name: sharding or a changed pattern does not move other parameters."""
+    return torch.Generator().manual_seed(zlib.crc32(name.encode()) ^ (seed * 0x9E3779B1 & 0xFFFFFFFF))
+
+
+def deviation(name: str, cfg: ModelConfig) -> float:
+    """Standard deviation of a matrix's initial weights."""
+    rescaled = cfg.rescale_prenorm_residual and name.endswith(RESIDUAL_WRITERS)
+    return cfg.init_std / math.sqrt(cfg.n_blocks) if rescaled else cfg.init_std
 
 
 def _draw(name: str, out: Tensor, cfg: ModelConfig, generator: torch.Generator) -> Tensor:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from nano3.config.presets import load_model as load_preset
 from nano3.model.hf.folder import load, save
 from nano3.model.lm import LM
 
@@ -55,3 +56,23 @@ def test_what_makes_no_sense_is_one_line(run, plain, tmp_path):
     done = run("quantize", "--from", tmp_path / "small", "--int4", "--out", tmp_path / "smaller")
     assert done.code == 2
     assert "is quantized already (INT8): give the model that it was made from" in " ".join(done.err.split())
+
+
+@pytest.mark.parametrize("flag", ["--int8", "--int4"])
+def test_a_preset_becomes_random_weights_that_can_be_run(run, tmp_path, flag):
+    done = run("quantize", "--from", "tiny", flag, "--out", tmp_path / "random", "--json")
+    assert done.code == 0
+    assert "random weights, to measure with" in " ".join(done.err.split())
+    facts = json.loads(done.out)
+    assert (facts["model"], facts["bytes_stored"]) == ("tiny", None)
+    model = load(tmp_path / "random")
+    drawn = model.blocks[0].mixer.in_proj.operand().dequantized()
+    assert float(drawn.std()) == pytest.approx(model.cfg.init_std, rel=0.05)
+    assert abs(float(drawn.mean())) < 0.02 * model.cfg.init_std
+    down = load_preset("tiny").n_blocks ** -0.5 * model.cfg.init_std
+    assert float(model.blocks[0].mixer.out_proj.operand().dequantized().std()) == pytest.approx(down, rel=0.05)
+    done = run("generate", "--model", tmp_path / "random", "--prompt", "a", "--max-tokens", "3")
+    assert done.code == 0
+    run("quantize", "--from", "tiny", flag, "--out", tmp_path / "again")
+    first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("random", "again"))
+    assert first == second

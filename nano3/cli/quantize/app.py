@@ -102,6 +102,9 @@ def quantize(
 
     [dim]Integers, to be fast on a CPU:[/]
       nano3 quantize --from runs/sft-tiny --int8
+
+    [dim]Random weights in the shape of the published model, to measure with (18 GB):[/]
+      nano3 quantize --from nano3-30b-a3b --int4
     """
     if is_for_inner_verb(ctx, f"nano3 quantize {ctx.invoked_subcommand} ..."):
         return
@@ -139,8 +142,7 @@ def _integers(
     """`--int8` or `--int4`."""
     from nano3.cli.options.model_choice import choose_model
     from nano3.cli.output import bytes_text, plain_table, print_json, print_table, results
-    from nano3.model.hf.files import weight_files
-    from nano3.quantize.int_folder import quantize_folder
+    from nano3.stages.quantizing import integers
 
     flag = "--int8" if int8 else "--int4"
     if int8 and int4:
@@ -151,14 +153,14 @@ def _integers(
     target = _target(out, force, source, flag.removeprefix("--"))
     policy = f"{flag.removeprefix('--')} in all matrices; embeddings, convolutions, routers and norms stay as they are"
     print(f"policy: {policy}", file=sys.stderr)
-    folder = quantize_folder(source, target, 8 if int8 else 4)
-    before, after = (sum(f.stat().st_size for f in weight_files(path)) for path in (folder, target))
+    made = integers.main(source, target, 8 if int8 else 4)
+    before, after = made.bytes_stored, made.bytes
     if as_json:
-        return print_json({"model": str(folder), "out": str(target), "bytes_stored": before, "bytes": after})
+        return print_json({"model": made.source, "out": str(target), "bytes_stored": before, "bytes": after})
     table = plain_table("", "", "")
     table.add_row("model", f"{target} (a Hugging Face folder)")
     table.add_row("policy", policy)
-    table.add_row("size", f"{bytes_text(after)}, {after / before:.2f} of what it was")
+    table.add_row("size", bytes_text(after) + (f", {after / before:.2f} of what it was" if before else ""))
     table.add_row("talk to it", f"nano3 chat --model {target}")
     table.add_row("measure it", f"nano3 bench decode --model {target}")
     print_table(results(), table)

@@ -6,6 +6,7 @@ Tensors are read one at a time from memory-mapped files, so loading needs little
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -16,7 +17,8 @@ from nano3.kernels.scaled import FLOATS, INT4
 from nano3.model.attention import Attention
 from nano3.model.hf.checkpoint import BYTES, STORED_INTEGERS, Checkpoint, Source
 from nano3.model.hf.config import read_config, read_stage
-from nano3.model.hf.names import named_tensors
+from nano3.model.hf.mapped import map_integers, read_ahead
+from nano3.model.hf.names import is_stacked, named_tensors, published_name
 from nano3.model.lm import FLOAT32_SUFFIXES, LM
 from nano3.model.shards import local_part
 
@@ -25,7 +27,8 @@ def load(path: str | Path, dtype: torch.dtype | None = None, device: torch.devic
     """Model from a Hugging Face folder.
 
     Matrices stored in FP8 or in integers with their scales stay as they are stored, whatever the folder's lists say;
-    scales of keys and values are kept as `k_proj.k_scale` and `v_proj.v_scale`.
+    scales of keys and values are kept as `k_proj.k_scale` and `v_proj.v_scale`. On a CPU integers are not copied where
+    they lie in the files as they are computed with (nano3.model.hf.mapped).
 
     Args:
         path: folder with config.json and model.safetensors, or shards with an index.
@@ -44,8 +47,10 @@ def load(path: str | Path, dtype: torch.dtype | None = None, device: torch.devic
         dtype = dtype or checkpoint.dtype()
         checkpoint.quantize(model)
         wanted = checkpoint.wanted(model)
-        allocate(model, dtype, device)
-        _copy(checkpoint, wanted, model)
+        mapped = map_integers(model, checkpoint, wanted) if torch.device(device).type == "cpu" else set()
+        allocate(model, dtype, device, kept=mapped)
+        _copy(checkpoint, [source for source in wanted if source.ours not in mapped], model)
+        _check_mapped(model, mapped, folder)
     model.compute_dtype, model.stage = dtype, read_stage(folder)
     _tell_missing_scales(model, folder)
     return model.eval()
@@ -138,15 +143,27 @@ def _scales(scale: Tensor, source: Source, folder: Path) -> Tensor:
     return scale.reshape(source.shape)
 
 
-def allocate(model: LM, dtype: torch.dtype, device: torch.device | str, prefix: str = "") -> None:
-    """Replace the meta tensors of `model` whose names begin with `prefix` by empty real ones; those that stay in
-    float32 or in what they are stored as do so whatever `dtype` is."""
+def _check_mapped(model: LM, mapped: set[str], folder: Path) -> None:
+    """Raise UserError where a scale is no number; reads all that is mapped from disk."""
+    tensors = {name: tensor for name, tensor in named_tensors(model) if name in mapped}
+    read_ahead(list(tensors.values()))
+    for name, tensor in tensors.items():
+        if name.endswith("_scale"):
+            for expert, scale in enumerate(tensor) if is_stacked(name) else [(None, tensor)]:
+                _scales(scale, Source(published_name(name, expert), name, expert, tuple(scale.shape)), folder)
+
+
+def allocate(
+    model: LM, dtype: torch.dtype, device: torch.device | str, prefix: str = "", kept: Collection[str] = ()
+) -> None:
+    """Replace the tensors of `model` whose names begin with `prefix` and are not `kept`, as a rule meta tensors, by
+    empty real ones; those that stay in float32 or in what they are stored as do so whatever `dtype` is."""
     for name, tensor in list(named_tensors(model)):
-        if not name.startswith(prefix):
+        if not name.startswith(prefix) or name in kept:
             continue
-        kept = torch.float32 if name.endswith(FLOAT32_SUFFIXES) else dtype
-        kept = tensor.dtype if name.endswith("_scale") else kept
-        real = torch.empty(tensor.shape, dtype=kept if tensor.dtype in FLOATS else tensor.dtype, device=device)
+        own = torch.float32 if name.endswith(FLOAT32_SUFFIXES) else dtype
+        own = tensor.dtype if name.endswith("_scale") else own
+        real = torch.empty(tensor.shape, dtype=own if tensor.dtype in FLOATS else tensor.dtype, device=device)
         owner, leaf = name.rsplit(".", 1)
         module = model.get_submodule(owner)
         if leaf in module._parameters:

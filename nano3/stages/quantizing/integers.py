@@ -1,0 +1,51 @@
+"""`nano3 quantize --int8` and `--int4`: a trained model's matrices as integers, or random ones in a preset's shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from nano3.config.presets import MODELS, load_model, preset_names
+from nano3.engine.launch import small_tokenizer
+from nano3.model.hf.files import weight_files
+from nano3.quantize.int_folder import quantize_folder
+from nano3.quantize.int_formats import Bits
+from nano3.quantize.random_folder import write_random
+from nano3.stages.run_folder import say
+
+
+@dataclass(frozen=True)
+class Integers:
+    """What was made."""
+
+    source: str
+    bytes: int
+    """Of the new files with tensors."""
+    bytes_stored: int | None
+    """Of those before; None where there were none."""
+
+
+def main(source: str | Path, out: Path, bits: Bits) -> Integers:
+    """Write `out`.
+
+    Args:
+        source: run folder, Hugging Face folder or GGUF file; or a model preset, whose weights are random.
+        out: a Hugging Face folder, which appears whole or not at all.
+        bits: of a weight.
+
+    Raises:
+        UserError: a model that cannot be quantized so, or a place that must not be written.
+    """
+    if Path(source).exists() or str(source) not in preset_names(MODELS):
+        folder = quantize_folder(source, out, bits)
+        return Integers(str(folder), _size(out), _size(folder))
+    cfg = load_model(str(source))
+    tokenizer = small_tokenizer(cfg.vocab_size)
+    say(f"{source}: a preset has no training behind it: random weights, to measure with, and a tokenizer of "
+        f"{tokenizer.vocab_size} tokens")  # fmt: skip
+    write_random(cfg, out, bits, extra=tokenizer.save)
+    return Integers(str(source), _size(out), None)
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in weight_files(folder))
