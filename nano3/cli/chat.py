@@ -67,6 +67,7 @@ def chat(
     max_sequences: engines.MaxSequences = None,
     max_context: engines.MaxContext = None,
     engine_name: engines.EngineName = "native",
+    engine_arg: engines.EngineArg = None,
 ) -> None:
     """Talk with a model at the terminal. /help lists what can be done there.
 

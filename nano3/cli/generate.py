@@ -101,6 +101,7 @@ def generate(
     max_sequences: engines.MaxSequences = None,
     max_context: engines.MaxContext = None,
     engine_name: engines.EngineName = "native",
+    engine_arg: engines.EngineArg = None,
 ) -> None:
     """Continue a text, or answer a message, with a local model.
 

@@ -15,6 +15,7 @@ from nano3.cli.options.common import HELP
 from nano3.cli.options.engine import (
     Device,
     Dtype,
+    EngineArg,
     EngineName,
     KvCacheDtype,
     MaxContext,
@@ -22,6 +23,7 @@ from nano3.cli.options.engine import (
     Memory,
     Model,
     parse_bytes,
+    parse_engine_args,
 )
 from nano3.cli.options.model_choice import choose_model
 from nano3.cli.options.vllm_flags import (
@@ -109,6 +111,7 @@ def serve(
     kv_cache_dtype: KvCacheDtype = "auto",
     device: Device = "auto",
     engine_name: EngineName = "native",
+    engine_arg: EngineArg = None,
     speculative_ngram: Speculate = 0,
     max_queue: MaxQueue = 512,
     max_body: MaxBody = 16,
@@ -169,6 +172,7 @@ def _run(options: dict[str, Any]) -> None:
             engine=options["engine_name"],
             memory=memory,
             speculate=options["speculative_ngram"],
+            vllm_arguments=parse_engine_args(options["engine_arg"]),
             **{key: options[key] for key in ("dtype", "device", "max_sequences", "max_context", "kv_cache_dtype")},
         )
         name = options["served_name"] or name

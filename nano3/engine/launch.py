@@ -42,6 +42,7 @@ def open_engine(
     speculate: int = 0,
     kv_cache_dtype: str = "auto",
     native_options: Mapping[str, Any] | None = None,
+    vllm_arguments: Mapping[str, Any] | None = None,
 ) -> tuple[GenerationEngine, str]:
     """Load a model and its tokenizer into an engine; what had to be lowered is said on stderr.
 
@@ -59,6 +60,7 @@ def open_engine(
         kv_cache_dtype: of keys and values: auto (as the activations), bfloat16, or fp8 with the scales in the model's
             folder, in which twice as many fit.
         native_options: further settings of the native engine, by the names of `Engine`; vLLM has its own.
+        vllm_arguments: further settings of vLLM, by the names of its EngineArgs.
 
     Returns:
         The engine, and the model's name for clients: the folder's or the preset's.
@@ -83,7 +85,9 @@ def open_engine(
             raise UserError(
                 "--engine vllm: n-gram speculation, the CPU and --kv-cache-dtype are the native engine's only"
             )
-        return _open_vllm(model, dtype, memory, options), name
+        return _open_vllm(model, dtype, memory, options | {"arguments": vllm_arguments or {}}), name
+    if vllm_arguments:
+        raise UserError(f"--engine-arg {next(iter(vllm_arguments))}: a setting of vLLM; add --engine vllm")
     native = {"memory": memory, "speculate": speculate, **options, **(native_options or {})}
     return _open_native(model, dtype, find_device(device), kv_cache_dtype, native), name
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -91,14 +92,43 @@ EngineName = Annotated[
     str,
     typer.Option("--engine", help="native, or vllm (the extra of that name).", metavar="NAME", show_default=False),
 ]
+EngineArg = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A setting of vLLM's EngineArgs, such as mamba_ssm_cache_dtype=float32. Repeatable.",
+        metavar="NAME=VALUE",
+        show_default=False,
+    ),
+]
+
+
+def parse_engine_args(given: Sequence[str] | None) -> dict[str, Any]:
+    """Settings of --engine-arg by name: a value that is JSON (a number, true, a list) is read so, any other is a word.
+
+    Raises:
+        UserError: one without =, or a name given twice.
+    """
+    found: dict[str, Any] = {}
+    for text in given or ():
+        name, equals, value = text.partition("=")
+        name = name.strip().lstrip("-").replace("-", "_")
+        if not equals or not name:
+            raise UserError(f"--engine-arg {text}: not NAME=VALUE")
+        if name in found:
+            raise UserError(f"--engine-arg {name}: given twice")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
 
 
 def open_from(options: Mapping[str, Any]) -> tuple[GenerationEngine, str]:
     """The engine that a verb's options ask for, and the model's name.
 
     Args:
-        options: model, dtype, device, memory, max_sequences, max_context, engine_name, as the command line gave them
-            (`ctx.params`).
+        options: model, dtype, device, memory, max_sequences, max_context, engine_name, engine_arg, as the command
+            line gave them (`ctx.params`).
 
     Raises:
         UserError: no such model, or a wrong option.
@@ -117,4 +147,5 @@ def open_from(options: Mapping[str, Any]) -> tuple[GenerationEngine, str]:
         max_context=options["max_context"],
         engine=options["engine_name"],
         kv_cache_dtype=options.get("kv_cache_dtype", "auto"),
+        vllm_arguments=parse_engine_args(options.get("engine_arg")),
     )

@@ -7,12 +7,14 @@ answer alike. Thinking budgets and grammars that begin after thinking run inside
 from __future__ import annotations
 
 import json
+import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from nano3.config.errors import UserError
+from nano3.config.typed import nearest
 from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.engine.detokenize import TextStream
 from nano3.engine.grammar.masks import GrammarCompiler, one_line
@@ -41,6 +43,7 @@ class VllmEngine:
         memory: int | None = None,
         max_sequences: int | None = None,
         max_context: int | None = None,
+        arguments: Mapping[str, Any] | None = None,
     ) -> None:
         """Load the model onto the GPU.
 
@@ -50,9 +53,11 @@ class VllmEngine:
             memory: bytes for keys, values and states; None: vLLM's own share.
             max_sequences: most sequences computed at once; None: vLLM's own default.
             max_context: most tokens of prompt and output together; None: what the model was made for.
+            arguments: further settings of vLLM, by the names of its EngineArgs.
 
         Raises:
-            UserError: vLLM is not installed, or there is no model in the folder.
+            UserError: vLLM is not installed, there is no model in the folder, or vLLM has no such setting or cannot
+                meet it.
         """
         vllm = _import_vllm()
         from nano3.model.find import model_folder, refuse_adapter
@@ -62,10 +67,15 @@ class VllmEngine:
         folder = str(self.folder)
         self.tokenizer = Tokenizer.load(folder)
         self.eos_ids = ends_of_text(self.tokenizer)
-        arguments = engine_arguments(folder, dtype, memory, max_sequences, max_context)
+        own = engine_arguments(folder, dtype, memory, max_sequences, max_context)
+        check_arguments(arguments or {}, own, vars(vllm.EngineArgs).get("__dataclass_fields__", {}))
         # The same library as the native engine's; white space without end is a known way for JSON to fail.
         structured = vllm.config.StructuredOutputsConfig(backend="guidance", disable_any_whitespace=True)
-        self._llm = vllm.LLMEngine.from_engine_args(vllm.EngineArgs(**arguments, structured_outputs_config=structured))
+        try:
+            asked = vllm.EngineArgs(**own, **(arguments or {}), structured_outputs_config=structured)
+            self._llm = vllm.LLMEngine.from_engine_args(asked)
+        except (ValueError, NotImplementedError) as error:
+            raise UserError(f"--engine vllm: {one_line(str(error))}") from error
         self._vllm = vllm
         self.max_context: int = self._llm.model_config.max_model_len
         self.page_size: int = self._llm.vllm_config.cache_config.block_size
@@ -122,7 +132,9 @@ class VllmEngine:
 
     def step(self) -> list[Update]:
         """One pass of the model over some tokens of some requests."""
-        updates = []
+        updates: list[Update] = []
+        if not self._outputs:
+            return updates  # vLLM would wait for one without end
         for answer in self._llm.step():
             output = self._outputs.get(answer.request_id)
             if output is None:
@@ -212,6 +224,21 @@ def engine_arguments(
         "async_scheduling": False,
         **{name: value for name, value in limits.items() if value is not None},
     }
+
+
+def check_arguments(arguments: Mapping[str, Any], own: Mapping[str, Any], known: Iterable[str]) -> None:
+    """Refuse settings that vLLM has not (of this release), and those that are nano3's to make.
+
+    Raises:
+        UserError: the setting, and the nearest that there is.
+    """
+    for name in arguments:
+        if name in own or name == "structured_outputs_config":
+            raise UserError(f"--engine-arg {name}: nano3 sets it itself")
+        if known and name not in known:
+            close = nearest(name, known)
+            hint = f"; did you mean {close}?" if close else ""
+            raise UserError(f"--engine-arg {name}: vLLM has no such setting{hint}")
 
 
 def sampling_options(
@@ -374,6 +401,8 @@ def __getattr__(name: str) -> Any:
 
 
 def _import_vllm() -> Any:
+    # Its second model runner, the default on GPUs since 0.32, takes no logits processors of this kind.
+    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
     try:
         import vllm  # pyright: ignore[reportMissingImports]
         import vllm.config  # pyright: ignore[reportMissingImports]

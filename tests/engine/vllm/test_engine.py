@@ -13,7 +13,7 @@ from nano3.engine.grammar.masks import GrammarCompiler
 from nano3.engine.protocol import run
 from nano3.engine.request import Grammar, Request, Sampling, ThinkingBudget
 from nano3.engine.vllm.control import CONTROL, control_row, controlled_row
-from nano3.engine.vllm.engine import VllmEngine, VllmOutput, engine_arguments, sampling_options
+from nano3.engine.vllm.engine import VllmEngine, VllmOutput, check_arguments, engine_arguments, sampling_options
 
 pytestmark = pytest.mark.any_isa
 
@@ -241,6 +241,28 @@ def test_outputs_beyond_those_that_run_at_once_wait(engine):
     engine.abort("a")
     stats = engine.stats()
     assert (stats.running, stats.waiting) == (0, 0)
+
+
+def test_an_idle_engine_does_not_ask_vllm_which_would_wait_for_ever(engine):
+    def step():
+        raise AssertionError("vLLM's step blocks while nothing is outstanding")
+
+    engine.core.step = step
+    assert engine.step() == []
+    engine.add(Request("a", (10, 11)))
+    engine.abort("a")
+    assert engine.step() == []
+
+
+def test_settings_of_vllm_are_checked_against_those_that_it_has():
+    known = ("mamba_ssm_cache_dtype", "max_num_seqs", "enforce_eager")
+    check_arguments({"mamba_ssm_cache_dtype": "float32"}, {"max_num_seqs": 2}, known)
+    with pytest.raises(
+        UserError, match=r"mamba_ssm_cache_dtyp: vLLM has no such .* did you mean mamba_ssm_cache_dtype"
+    ):
+        check_arguments({"mamba_ssm_cache_dtyp": "float32"}, {}, known)
+    with pytest.raises(UserError, match="max_num_seqs: nano3 sets it itself"):
+        check_arguments({"max_num_seqs": 4}, {"max_num_seqs": 2}, known)
 
 
 @pytest.mark.parametrize("after_thinking", [False, True])
