@@ -12,8 +12,9 @@ from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.engine.grammar.masks import GrammarCompiler
 from nano3.engine.protocol import run
 from nano3.engine.request import Grammar, Request, Sampling, ThinkingBudget
+from nano3.engine.vllm.arguments import check_arguments, engine_arguments, sampling_options
 from nano3.engine.vllm.control import CONTROL, control_row, controlled_row
-from nano3.engine.vllm.engine import VllmEngine, VllmOutput, check_arguments, engine_arguments, sampling_options
+from nano3.engine.vllm.engine import VllmEngine, VllmOutput
 
 pytestmark = pytest.mark.any_isa
 
