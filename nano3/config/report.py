@@ -71,7 +71,7 @@ def diff_from_report(cfg: PretrainConfig | SftConfig | AnyPolicyConfig | GenrmCo
     """Settings whose value differs from the one that the report publishes; the blend's come last.
 
     The report gives the lengths of its mixture, not their shares: these are no difference. Of a context extension there
-    is a row for parallelism, of which nano3 has one kind.
+    is a row for parallelism.
     """
     if isinstance(cfg, RlvrConfig | RlhfConfig | GenrmConfig):
         return _policy_differences(cfg)
@@ -93,7 +93,7 @@ def diff_from_report(cfg: PretrainConfig | SftConfig | AnyPolicyConfig | GenrmCo
         sections["context.lengths"] = next(section for key, section in sections.items() if key.startswith(_LENGTHS))
     rows = [Difference(key, here_flat[key], report_flat[key], sections[key]) for key in settings + blend]
     if phase == "long-context":
-        rows.append(Difference("parallelism", "data (FSDP)" if cfg.parallel.fsdp else "data", _PARALLELISM, "§2.5"))
+        rows.append(Difference("parallelism", cfg.parallel.kinds, _PARALLELISM, "§2.5"))
     return rows
 
 

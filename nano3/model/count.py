@@ -119,15 +119,38 @@ def _parts(cfg: Any, total: int, element: int) -> tuple[int, int, int]:
 def rank_bytes(cfg: RunConfig, dtype: str = "", seq_len: int = 0, ranks: int = 1) -> int:
     """Estimate of the bytes that one of `ranks` processes holds; arguments as `memory`'s.
 
-    Under FSDP a rank has its share, and at a time one block and both embeddings whole, with their gradients.
+    Under FSDP a rank has its share, and at a time one block, with the experts that it computes, and both embeddings
+    whole, with their gradients. Where ranks share a sequence each has its part of the activations, and all keys and
+    values of one attention block.
     """
-    held = memory(cfg, dtype, seq_len)
-    own = held.activations + held.working
-    if ranks == 1 or not cfg.parallel.fsdp:
+    held, parallel = memory(cfg, dtype, seq_len), cfg.parallel
+    own = (held.activations + held.working) // parallel.context
+    if parallel.context > 1:
+        own += _gathered_keys(cfg, dtype, seq_len)
+    if ranks == 1 or not parallel.fsdp:
         return held.shared + own
-    block = max(block_parameters(cfg.model, symbol) for symbol in cfg.model.pattern)
+    block = max(_gathered_parameters(cfg, symbol) for symbol in cfg.model.pattern)
     gathered = 2 * MASTER_BYTES * (block + 2 * cfg.model.vocab_size * cfg.model.d_model)
-    return held.shared // ranks + gathered + own
+    return held.shared * parallel.replicate // ranks + gathered + own
+
+
+def _gathered_parameters(cfg: RunConfig, symbol: str) -> int:
+    """Parameters of one block that a rank has whole while it computes: of the experts, its own."""
+    model, whole = cfg.model, block_parameters(cfg.model, symbol)
+    if symbol != MOE:
+        return whole
+    return whole - model.n_experts * _expert_parameters(model) * (cfg.parallel.expert - 1) // cfg.parallel.expert
+
+
+def _gathered_keys(cfg: RunConfig, dtype: str, seq_len: int) -> int:
+    """Bytes of the keys and values of whole sequences in one attention block, twice: as they arrive and in order; and
+    of their gradients."""
+    model = cfg.model
+    if not model.blocks(ATTENTION):
+        return 0
+    element = COMPUTE_BYTES.get(dtype or cfg.train.dtype, COMPUTE_BYTES["bfloat16"])
+    tokens = cfg.train.micro_batch_size * (seq_len or cfg.data.seq_len)
+    return tokens * 2 * model.n_kv_heads * model.head_dim * (3 * element + MASTER_BYTES)
 
 
 def largest_seq_len(cfg: RunConfig, limit: int, dtype: str = "", ranks: int = 1) -> int:
@@ -140,11 +163,11 @@ def largest_seq_len(cfg: RunConfig, limit: int, dtype: str = "", ranks: int = 1)
 
 
 def most_ranks(cfg: RunConfig) -> int:
-    """Most processes among which the batch can be divided: data parallelism is the only one. Micro-batches shrink to
-    what each has."""
+    """Most processes among which the batch can be divided, with those that share each of its sequences. Micro-batches
+    shrink to what each has."""
     train = cfg.train
     steps = (train.batch_size * cfg.data.seq_len // length for length in cfg.lengths)
-    return math.gcd(train.batch_size, *steps)
+    return math.gcd(train.batch_size, *steps) * cfg.parallel.context
 
 
 def _activation_bytes(cfg: RunConfig, element: int, tokens: int) -> int:

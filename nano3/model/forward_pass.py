@@ -79,10 +79,20 @@ class Context(Protocol):
 
 
 class Slices(Protocol):
-    """Everyone who holds a slice of these rows: a process group, one member a slice."""
+    """Everyone who holds slices of the same rows: a process group. Members call each method alike."""
+
+    @property
+    def each(self) -> int:
+        """Slices of a row that each member holds: (B, T) of B / each rows, the first slices of all rows first."""
+        ...
 
     def sum(self, values: Tensor) -> Tensor:
-        """`values`, integers of one shape on all members, added up over them, in place or not; each must call."""
+        """`values`, integers of one shape on all members, added up over them, in place or not."""
+        ...
+
+    def sum_rows(self, values: Tensor) -> Tensor:
+        """values (..., B, E), integers, of the own slices -> the same shape: in each place the sum over all slices of
+        its row."""
         ...
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal, TypedDict, Unpack, overload
 
@@ -66,19 +66,21 @@ class Hidden:
         """Scalar: load-balancing loss summed over MoE blocks; each is 1 when routing is even. Of a slice of rows its
         share: the shares add up to the loss of the whole rows, and all `slices` must read theirs."""
         self._check("balance_loss")
-        counts = self._over_slices([stats.load for stats in self.routing])
+        counts = [stats.load for stats in self.routing]
+        if self.slices is not None and counts:  # one collective for all blocks
+            counts = self.slices.sum(torch.stack(counts)).unbind()
         return self._sum([stats.balance(load) for stats, load in zip(self.routing, counts, strict=True)])
 
     @property
     def sequence_balance_loss(self) -> Tensor:
         """Scalar: as `balance_loss`, each row's own and averaged over the rows that have tokens."""
         self._check("sequence_balance_loss")
-        counts = self._over_slices([stats.row_choices for stats in self.routing])
-        return self._sum([stats.sequence_balance(rows) for stats, rows in zip(self.routing, counts, strict=True)])
-
-    def _over_slices(self, counts: list[Tensor]) -> Sequence[Tensor]:
-        """Those of each MoE block, of all slices together: one collective."""
-        return counts if self.slices is None or not counts else self.slices.sum(torch.stack(counts)).unbind()
+        counts, each = [stats.row_choices for stats in self.routing], 1
+        if self.slices is not None and counts:
+            counts, each = self.slices.sum_rows(torch.stack(counts)).unbind(), self.slices.each
+        # Every slice counts as a row in the mean.
+        losses = [stats.sequence_balance(rows) for stats, rows in zip(self.routing, counts, strict=True)]
+        return self._sum(losses) * each if each > 1 else self._sum(losses)
 
     def _sum(self, losses: list[Tensor]) -> Tensor:
         return torch.stack(losses).sum() if losses else torch.zeros((), device=self.x.device)

@@ -88,7 +88,7 @@ def profile_tasks(cfg: RlvrConfig, source: str | Path, out: str | Path) -> Profi
     """
     folder = model_folder(source)
     cfg = dataclasses.replace(cfg, model=read_config(folder))
-    with processes() as world:
+    with processes(cfg) as world:
         tokenizer = find_tokenizer("", Path(source))
         cfg = with_token_ids(cast(Any, cfg), tokenizer)
         domains = open_domains(cfg.environments, cfg.heldout.tasks)

@@ -13,27 +13,35 @@ from typing import TypeVar
 import torch
 
 from nano3.config.errors import UserError
+from nano3.config.genrm import GenrmConfig
 from nano3.config.model import ModelConfig
+from nano3.config.rlhf import AnyPolicyConfig
 from nano3.config.run import RunConfig
 from nano3.config.schema import ExportConfig
 from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.files import atomic_folder, write_atomic
 from nano3.model.hf.folder import save
 from nano3.model.lm import LM
+from nano3.parallel.layout import axes_of
 from nano3.reading import read_json
 from nano3.stages.new_run import START, TOKENIZER, check_new_run
-from nano3.stages.settings import fit_micro_batch
+from nano3.stages.settings import check_parallel, fit_micro_batch
 from nano3.train.checkpoint.checkpointer import step_folders
 from nano3.train.numerics import tuned_process
-from nano3.train.world import World, init_world
+from nano3.train.world import World, init_world, n_processes
 
 Config = TypeVar("Config", bound=RunConfig)
 
 
 @contextmanager
-def processes() -> Iterator[World]:
-    """The processes of the run, set up for numerical work."""
-    world = init_world()
+def processes(cfg: RunConfig | AnyPolicyConfig | GenrmConfig) -> Iterator[World]:
+    """The processes of the run, arranged as `cfg` says and set up for numerical work.
+
+    Raises:
+        UserError: they cannot be arranged so, or the stage cannot use it.
+    """
+    check_parallel(cfg, n_processes())
+    world = init_world(axes_of(cfg.parallel))
     try:
         with tuned_process(world.device):
             yield world

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import asdict
 from typing import TypeVar
 
 from nano3.config.errors import UserError
+from nano3.config.genrm import GenrmConfig
 from nano3.config.policy import PolicyConfig
+from nano3.config.rlhf import AnyPolicyConfig
 from nano3.config.run import RunConfig
+from nano3.config.schema import ParallelConfig, PretrainConfig
+from nano3.config.sft import SftConfig
 from nano3.data.tokens.steps import make_plans
+from nano3.parallel.layout import check_lengths, layout_of
 from nano3.train.schedule import build_schedule
 from nano3.train.tracking.trackers import check_trackers
 
@@ -34,6 +40,26 @@ def check_policy_settings(cfg: PolicyConfig) -> None:
     """The same for reinforcement learning, whose steps have no fixed number of sequences."""
     build_schedule(cfg.schedule, 0, cfg.train.steps)
     check_trackers(cfg.log)
+
+
+def check_parallel(cfg: RunConfig | AnyPolicyConfig | GenrmConfig, n_processes: int) -> None:
+    """Refuse an arrangement of processes that these cannot have, or that the stage cannot use.
+
+    Raises:
+        UserError: which setting, and the nearest value that is possible.
+    """
+    parallel = cfg.parallel
+    if not isinstance(cfg, PretrainConfig | SftConfig):
+        # Whatever is more than the default; 0 leaves the number of shards open.
+        if changed := next((name for name, n in asdict(parallel).items() if name != "fsdp" and n > 1), None):
+            n, default = getattr(parallel, changed), getattr(ParallelConfig(), changed)
+            raise UserError(
+                f"parallel.{changed} is {n}: reinforcement learning shares out weights and data alone "
+                f"(parallel.fsdp); --set parallel.{changed}={default}"
+            )
+        return
+    layout_of(parallel, cfg.model, n_processes)
+    check_lengths(parallel, cfg.model, [*cfg.lengths, *getattr(cfg, "heldout_lengths", [])])
 
 
 def fit_micro_batch(cfg: Config, ranks: int) -> Config:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol, runtime_checkable
 
@@ -72,29 +72,43 @@ class MeasuredSource(Protocol):
 
 
 class Feed:
-    """Asks a source for each step, one step ahead where it allows that."""
+    """Asks a source for each step, one step ahead where it allows that.
 
-    def __init__(self, source: StepSource) -> None:
-        self.source = source
+    Args:
+        source: of the micro-batches.
+        cut: takes this rank's part of one, where ranks share each of them; None: it is all this rank's.
+    """
+
+    def __init__(self, source: StepSource, cut: Callable[[Any], Any] | None = None) -> None:
+        self.source, self._cut = source, cut
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="nano3-feed")
         self._ahead: dict[int, Future[Sequence[Any]]] = {}
 
     def get(self, step: int) -> Sequence[Any]:
         """This rank's micro-batches of step `step` (from 0), on the CPU."""
         if not self.source.ahead:
-            return self.source.step(step)
-        ready = self._ahead.pop(step, None) or self._pool.submit(self.source.step, step)
+            return self._read(step)
+        ready = self._ahead.pop(step, None) or self._pool.submit(self._read, step)
         return ready.result()
 
     def prepare(self, step: int) -> None:
         """Read step `step`, which comes next, in the background, if the source allows it."""
         if self.source.ahead:
-            self._ahead = {step: self._pool.submit(self.source.step, step)}
+            self._ahead = {step: self._pool.submit(self._read, step)}
+
+    def _read(self, step: int) -> Sequence[Any]:
+        batches = self.source.step(step)
+        return batches if self._cut is None else [self._cut(batch) for batch in batches]
 
     def close(self) -> None:
         """Stop reading."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         self.source.close()
+
+
+def sequence_length(batch: Any) -> int:
+    """Tokens of a micro-batch's sequences; of whole ones, where it holds slices of them."""
+    return getattr(batch, "seq_len", batch.tokens.shape[-1])
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

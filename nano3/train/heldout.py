@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 import torch
 
 from nano3.config.schema import ScoringConfig
-from nano3.model.head import nll_sum
+from nano3.model.head import IGNORED, nll_sum
+from nano3.parallel.context import SharedSequences, around
 from nano3.train.feed import to_device
 from nano3.train.parallel import release
 from nano3.train.world import World
@@ -121,6 +122,7 @@ def evaluate(
     micro_batch: int,
     world: World,
     tick: Callable[[], None] | None = None,
+    shared: SharedSequences | None = None,
 ) -> HeldoutScore:
     """Score the first `n_sequences` held-out sequences, shared out over the ranks.
 
@@ -131,6 +133,7 @@ def evaluate(
         micro_batch: sequences in one forward pass.
         world: the processes that share the work; each gets the same score back.
         tick: called after each forward pass.
+        shared: the processes that share out each sequence; None: every one scores whole sequences.
     """
     count = min(n_sequences, len(source))
     starts = list(range(0, count, micro_batch))
@@ -138,24 +141,36 @@ def evaluate(
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        for first in range(0, len(starts), world.data.size):
-            mine = first + world.data.rank
+        for turn in range(0, len(starts), world.data.size):
+            mine = turn + world.data.rank
             # A rank with nothing left scores the last batch again and drops it: sharded forwards need every rank.
             start = starts[min(mine, len(starts) - 1)]
-            scored = _score(model, source, start, min(micro_batch, count - start), world.device)
+            stop = min(start + micro_batch, count)
+            # Ranks that exchange tokens go through their blocks in as many pieces as each other: batches of one size.
+            first = max(0, stop - micro_batch) if world.data.size > 1 else start
+            scored = _score(model, source, range(start, stop), start - first, world, shared)
             totals += scored if mine < len(starts) else 0.0
             if tick is not None:
                 tick()
     model.train(was_training)
     release(model)
     # Over those that share the sequences out: along any other axis they are the same ones.
-    nll, targets, n_bytes = world.data.sum(totals.to(world.device)).tolist()
+    nll, targets, n_bytes = (world.data if shared is None else world.loss).sum(totals.to(world.device)).tolist()
     return HeldoutScore(nll / max(targets, 1), nll / math.log(2) / max(n_bytes, 1), int(targets), int(n_bytes))
 
 
-def _score(model: Any, source: HeldoutSource, start: int, count: int, device: torch.device) -> torch.Tensor:
-    """(sum of negative log-likelihood, targets, bytes) of some sequences, as float64."""
-    batch = to_device(source.batch(start, count), device)
-    hidden = model.hidden(batch.tokens, batch.document_ids, valid=batch.valid, statistics=())
+def _score(
+    model: Any, source: HeldoutSource, rows: range, extra: int, world: World, shared: SharedSequences | None
+) -> torch.Tensor:
+    """(sum of negative log-likelihood, targets, bytes) of this process's part of some sequences, as float64; `extra`
+    sequences before them go through the model too."""
+    batch = source.batch(rows.start - extra, len(rows) + extra)
+    if extra:
+        targets = batch.targets.clone()
+        targets[:extra] = IGNORED
+        batch = replace(batch, targets=targets)
+    batch = to_device(batch if shared is None else shared.cut(batch), world.device)
+    hidden = model.hidden(batch.tokens, batch.document_ids, **around(batch, shared), statistics=())
     nll = nll_sum(model.lm_head, hidden.x, batch.targets).item()
-    return torch.tensor([nll, batch.n_targets, source.bytes_of(start, count)], dtype=torch.float64)
+    n_bytes = source.bytes_of(rows.start, len(rows)) if world.context.rank == 0 or shared is None else 0
+    return torch.tensor([nll, batch.n_targets, n_bytes], dtype=torch.float64)

@@ -8,8 +8,9 @@ from typing import Any, Literal, Protocol
 from torch import Tensor
 
 from nano3.config.schema import BalanceConfig, ExpertBiasConfig
-from nano3.model.forward_pass import Slices, Statistic
+from nano3.model.forward_pass import Statistic
 from nano3.model.head import nll_sum
+from nano3.parallel.context import SharedSequences, around
 from nano3.train.tally import Metric
 
 
@@ -61,31 +62,32 @@ class NextTokenLoss:
         self,
         balance_coef: float,
         balance_type: Literal["aux_loss", "seq_aux_loss"] = "aux_loss",
-        slices: Slices | None = None,
+        shared: SharedSequences | None = None,
     ) -> None:
         """Choose the balance loss.
 
         Args:
             balance_coef: its coefficient.
             balance_type: over the micro-batch, or of each row alone; see nano3.config.schema.BalanceConfig.
-            slices: the processes that share out each row (World.context); None: rows are whole.
+            shared: the processes that share out each row, of which batches are a part (`SharedSequences.cut`); None:
+                rows are whole.
         """
-        self.balance_coef, self.slices = balance_coef, slices
+        self.balance_coef, self.shared = balance_coef, shared
         self._balance: Statistic = "sequence_balance_loss" if balance_type == "seq_aux_loss" else "balance_loss"
 
     @classmethod
-    def of(cls, balance: ExpertBiasConfig, slices: Slices | None = None) -> NextTokenLoss:
+    def of(cls, balance: ExpertBiasConfig, shared: SharedSequences | None = None) -> NextTokenLoss:
         """By a section of settings; one without a balance loss belongs to a stage with a loss of its own."""
         if not isinstance(balance, BalanceConfig):
             raise TypeError("balance has no loss_coef: give the trainer a loss")
-        return cls(balance.loss_coef, balance.loss_type, slices)
+        return cls(balance.loss_coef, balance.loss_type, shared)
 
     def __call__(self, model: Any, batch: Any, scale: Scale) -> LossParts:
         hidden = model.hidden(
             batch.tokens,
             batch.document_ids,
-            valid=batch.valid,
-            slices=self.slices,
+            **around(batch, self.shared),
+            slices=self.shared,
             statistics=("loads", self._balance),
         )
         nll = nll_sum(model.lm_head, hidden.x, batch.targets) / max(scale.targets, 1)

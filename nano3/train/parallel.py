@@ -1,4 +1,4 @@
-"""Data parallelism applied from outside: FSDP2 shards or full copies; the model knows no ranks."""
+"""Parallelism applied from outside: shards, divided experts, or full copies; the model knows no ranks."""
 
 from __future__ import annotations
 
@@ -7,35 +7,35 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule
 
 from nano3.config.schema import ParallelConfig
+from nano3.parallel.layout import layout_of
+from nano3.parallel.plan import shard
 from nano3.train.world import World
 
 
 def parallelize(model: Any, world: World, cfg: ParallelConfig) -> None:
     """Prepare `model` (with `.blocks` and `.hidden`) for training on all ranks, in place.
 
-    With `cfg.fsdp`, each block and the root hold float32 shards, gathered and reduced in float32, so that router,
-    norms and A_log come out as on one rank. Otherwise every rank keeps a copy and `sync_gradients` adds them up.
-    Gradients are summed, not averaged: the loss is already normalised over the global batch. Both concern the ranks of
-    `world.loss` alone.
+    With `cfg.fsdp`, each block and the root hold float32 shards (nano3.parallel.plan), so that router, norms and A_log
+    come out as on one rank. Otherwise every rank keeps a copy and `sync_gradients` adds them up. Gradients are summed,
+    not averaged: the loss is already normalised over the global batch. Both concern the ranks of `world.loss` alone.
+
+    Raises:
+        UserError: the ranks of `world` cannot be arranged as `cfg` says.
+        ValueError: `world` was opened for another number of ranks to a sequence.
     """
+    layout = layout_of(cfg, model.cfg, world.loss.size)
+    if layout.context != world.context.size:
+        ranks = world.context.size
+        raise ValueError(f"parallel.context is {layout.context}, and the world has {ranks} ranks a sequence")
     if world.loss.size == 1:
         return
-    if not cfg.fsdp:
+    if cfg.fsdp:
+        shard(model, layout, world.loss_mesh())
+    else:
         _same_start(model, world)
-        return
-    mesh = world.loss_mesh()
-    for block in model.blocks:
-        fully_shard(block, mesh=mesh)
-    # The output projection is used after `hidden` returns, so the root's weights stay gathered until the backward.
-    fully_shard(model, mesh=mesh, reshard_after_forward=False)
-    register_fsdp_forward_method(model, "hidden")
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.set_gradient_divide_factor(1.0)
-            module.set_force_sum_reduction_for_comms(True)
 
 
 def sync_gradients(model: nn.Module, world: World) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nano3.config.errors import UserError
 from nano3.train.balance import update_biases
-from nano3.train.feed import to_device
+from nano3.train.feed import sequence_length, to_device
 from nano3.train.loss import LossFunction, LossParts, Scale
 from nano3.train.optimizer import clip_gradients, gradient_norm, parameters_of
 from nano3.train.parallel import sync_gradients
@@ -135,7 +135,7 @@ def _whole_batches(batches: Sequence[Any], world: World) -> float:
 def _size(batches: Sequence[Any], cost: Callable[[int], float]) -> list[float]:
     """Targets, tokens, operations and micro-batches with any token, of this rank."""
     tokens = [int(batch.n_tokens) for batch in batches]
-    flops = sum(n * cost(batch.tokens.shape[-1]) for n, batch in zip(tokens, batches, strict=True))
+    flops = sum(n * cost(sequence_length(batch)) for n, batch in zip(tokens, batches, strict=True))
     return [sum(int(batch.n_targets) for batch in batches), sum(tokens), flops, sum(n > 0 for n in tokens)]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from nano3.config.model import MOE
 from nano3.model.count import flops_per_token
 from nano3.model.dtype import compute_dtype
+from nano3.parallel.context import SharedSequences
 from nano3.train.balance import load_stats
 from nano3.train.checkpoint.checkpointer import Checkpointer, CheckpointError, Saved, load_tensors, step_folders
 from nano3.train.checkpoint.run_identity import (
@@ -24,7 +25,7 @@ from nano3.train.checkpoint.run_identity import (
 )
 from nano3.train.checkpoint.snapshot import optimizer_steps, rng_tensors, set_optimizer_steps, set_rng, state_tensors
 from nano3.train.checkpoint.source_state import SourceState, restore_source, stored_source
-from nano3.train.feed import Feed, MeasuredSource, PausedError, StepSource
+from nano3.train.feed import Feed, MeasuredSource, PausedError, StepSource, sequence_length
 from nano3.train.freeze import freeze
 from nano3.train.heldout import Heldout, HeldoutScore, evaluate
 from nano3.train.loss import LossFunction, NextTokenLoss
@@ -82,8 +83,9 @@ class Trainer:
         self._move_to(Position(schedule_start=cfg.schedule.start_tokens, schedule_start_step=cfg.schedule.start_steps))
         self.progress = progress or make_progress(self.world.is_main)
         self.model = self._place(model)
+        self.shared = SharedSequences(self.world.context.handle) if self.world.context.size > 1 else None
         self.optimizer = build_optimizer(model, cfg.optimizer)
-        self.recipe = self._recipe(loss or self._next_token_loss())
+        self.recipe = self._recipe(loss or NextTokenLoss.of(cfg.balance, self.shared))
         self.checkpoints = Checkpointer(
             self.run_dir / "checkpoints",
             cfg.checkpoint.keep,
@@ -91,7 +93,7 @@ class Trainer:
             self.world,
             self.progress.say,
         )
-        self.feed = Feed(source)
+        self.feed = Feed(source, self.shared and self.shared.cut)
         self.record = Record(self.run_dir, self.recipe.loss.shown, self.progress, self.world.is_main)
         self._flops = cache(lambda seq_len: flops_per_token(model.cfg, seq_len))
         self._resumed, self._saved_step = False, -1
@@ -223,7 +225,7 @@ class Trainer:
             values, times = self.feed.source.measured()
             result, clock = replace(result, metrics={**values, **result.metrics}), {**clock, **times}
         position.seconds += seconds
-        self._report(result, lr, max(batch.tokens.shape[-1] for batch in batches), clock)
+        self._report(result, lr, max(map(sequence_length, batches)), clock)
         self.checkpoints.poll()
         return result
 
@@ -281,7 +283,7 @@ class Trainer:
             self.progress.say(f"scoring {n_sequences:,} held-out sequences of {seq_len:,} tokens")
             tick = self._scoring(n_sequences, rows, place)
         started = time.perf_counter()
-        score = evaluate(self.model, heldout.text(seq_len, final), n_sequences, rows, self.world, tick)
+        score = evaluate(self.model, heldout.text(seq_len, final), n_sequences, rows, self.world, tick, self.shared)
         self._scores[seq_len] = score
         clock = {"seconds": self.position.seconds, "evaluation_seconds": time.perf_counter() - started}
         marks = {FINAL: True} if final else {}
@@ -372,9 +374,6 @@ class Trainer:
             # Not before: so no rank ever holds more than its shards.
             model.to_empty(device=self.world.device)
         return model
-
-    def _next_token_loss(self) -> NextTokenLoss:
-        return NextTokenLoss.of(self.cfg.balance, self.world.context if self.world.context.size > 1 else None)
 
     def _recipe(self, loss: LossFunction) -> Recipe:
         clip_norm, bias_rate = self.cfg.optimizer.clip_norm, self.cfg.balance.bias_rate

@@ -163,8 +163,7 @@ def init_world(axes: Mapping[str, int] | None = None) -> World:
     Raises:
         UserError: the processes do not divide into these axes.
     """
-    device, owns = _local_device(), not dist.is_initialized()
-    size = int(os.environ.get("WORLD_SIZE", "1")) if owns else dist.get_world_size()
+    device, owns, size = _local_device(), not dist.is_initialized(), n_processes()
     _check_axes(size, axes or {})
     if owns and size == 1:
         return World(device=device)
@@ -173,6 +172,11 @@ def init_world(axes: Mapping[str, int] | None = None) -> World:
     background, control = (dist.new_group(backend="gloo") if size > 1 else None for _ in range(2))
     mesh, groups, joined = _grouped(device, size, axes or {})
     return World(dist.get_rank(), size, device, background, control, owns, mesh, groups, joined)
+
+
+def n_processes() -> int:
+    """Processes that torchrun started; one without it."""
+    return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _check_axes(size: int, axes: Mapping[str, int]) -> None:

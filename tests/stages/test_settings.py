@@ -97,6 +97,22 @@ def test_the_torchrun_command_of_the_readme_trains(torchrun, tmp_path):
 
 
 @pytest.mark.slow
+def test_torchrun_divides_the_experts_and_goes_on_with_them(torchrun, tmp_path):
+    short = ("--data", "notes.txt", "--set", "sample.tokens=0", "--set", "parallel.expert=2")
+    short = (*short, "--set", "schedule.horizon_tokens=8192")
+    done = torchrun(*short, "--set", "train.tokens=4096")
+    assert done.returncode == 0, done.stderr
+    done = torchrun("--resume", "--set", "train.tokens=8192")
+    assert done.returncode == 0, done.stderr
+    assert "expert = 2" in (tmp_path / "runs" / "two" / "config.toml").read_text()
+    assert "resuming from" in done.stderr
+    done = torchrun(*short, "--set", "parallel.expert=3", "--out", "runs/three")
+    assert done.returncode != 0
+    assert "error: parallel.expert is 3: 16 experts of" in done.stderr
+    assert not (tmp_path / "runs" / "three").exists()
+
+
+@pytest.mark.slow
 def test_an_error_under_torchrun_stands_once(torchrun):
     done = torchrun("--set", "train.tokens=0")
     assert done.returncode != 0

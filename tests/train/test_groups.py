@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from nano3.model.lm import LM
 from nano3.train.checkpoint.checkpointer import load_tensors
+from nano3.train.heldout import evaluate
 from nano3.train.tracking.metrics import read_metrics, without_clock
 from nano3.train.world import World
 
@@ -95,24 +97,6 @@ def test_ranks_that_share_their_data_count_once(tiny, complete, tmp_path, fsdp, 
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
 
 
-@pytest.mark.parametrize("kind", [pytest.param("aux_loss", marks=pytest.mark.slow), "seq_aux_loss"])
-def test_ranks_that_hold_slices_of_a_row_balance_it_as_a_whole(tiny, complete, tmp_path, kind):
-    """In a model whose blocks take each token alone, so that slices need nothing of each other."""
-    settings = {
-        "model": {"pattern": "E-EE"},
-        "balance": {"loss_coef": 0.5, "loss_type": kind, "bias_rate": 0.01},
-        "parallel": {"fsdp": False},
-    }
-    tiny.trainer(tmp_path / "one", tiny.config(**settings), tiny.RaggedSource()).fit()
-    complete(tmp_path / "two", "--source", "ragged", "--axes", '{"context": 2}', ranks=2, settings=settings)
-    one, two = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
-    assert len(one) == len(two) > 6
-    for alone, sliced in zip(one, two, strict=True):
-        numbers = alone.keys() & {"loss", "balance_loss", "grad_norm", "tokens", "bits_per_byte"}
-        assert {name: sliced[name] for name in numbers} == pytest.approx({n: alone[n] for n in numbers}, rel=1e-5)
-        assert sliced.get("shares") == alone.get("shares")
-
-
 ALIKE = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -157,10 +141,13 @@ warnings.simplefilter("error", UserWarning)
 sys.path.insert(0, sys.argv[1])
 import tiny_run as tiny
 from nano3.model.lm import LM
+from nano3.parallel.context import SharedSequences
 from nano3.train.heldout import evaluate
 world = init_world({"context": 2})
 print(world.loss.size, world.loss_mesh().size(), world.loss_mesh().mesh_dim_names)
-print(evaluate(LM(tiny.MODEL).init_weights(0), tiny.TinySource(8), 5, 2, world).targets)
+for shared in (None, SharedSequences(world.context.handle)):
+    score = evaluate(LM(tiny.MODEL).init_weights(0), tiny.TinySource(8), 5, 2, world, shared=shared)
+    print(score.targets, score.bytes, round(score.bits_per_byte, 4))
 world.close()
 """
 
@@ -169,8 +156,9 @@ def test_ranks_that_share_each_sequence_score_it_once_and_mesh_without_warnings(
     started = processes("-c", BEGIN + HELDOUT, str(Path(__file__).parent), ranks=2)
     outputs = [process.communicate(timeout=120) for process in started]
     assert [process.returncode for process in started] == [0, 0], outputs
-    targets = tiny.TinySource(8).batch(0, 5).n_targets
-    assert [out.splitlines() for out, _ in outputs] == [["2 2 ('loss',)", str(targets)]] * 2
+    alone = evaluate(LM(tiny.MODEL).init_weights(0), tiny.TinySource(8), 5, 2, World())
+    line = f"{alone.targets} {alone.bytes} {alone.bits_per_byte:.4f}"
+    assert [out.splitlines() for out, _ in outputs] == [["2 2 ('loss',)", line, line]] * 2
 
 
 SOURCES = """

@@ -10,15 +10,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from nano3.config.model import ModelConfig
 from nano3.config.schema import PretrainConfig
 from nano3.data.tokens.steps import TextSteps, make_plans
 from nano3.model.lm import LM
+from nano3.parallel.layout import axes_of
 from nano3.train.heldout import Heldout
 from nano3.train.tracking.progress import Silent
 from nano3.train.trainer import Trainer
-from nano3.train.world import Group, World, init_world
+from nano3.train.world import World, init_world
 
 SEQ_LEN, VOCAB = 16, 48
 MODEL = ModelConfig(
@@ -135,20 +137,14 @@ class PaddedSource(TinySource):
 
 
 class RaggedSource(TinySource):
-    """Rows of different lengths with padding behind them; of each the slice of one of the processes of a group."""
-
-    def __init__(self, context: Group | None = None) -> None:
-        super().__init__()
-        self.context = context or Group()
+    """Rows of different lengths with padding behind them."""
 
     def batch(self, start: int, count: int) -> TinyBatch:
-        batch, size = super().batch(start, count), SEQ_LEN // self.context.size
+        batch = super().batch(start, count)
         lengths = torch.tensor([[3 + 5 * (i // 2 % 3)] for i in range(start, start + count)])
         valid = torch.arange(SEQ_LEN) < lengths
         targets, ids = batch.targets.masked_fill(~valid, -100), batch.document_ids.masked_fill(~valid, 2)
-        slices = (m.split(size, 1)[self.context.rank].contiguous() for m in (batch.tokens, targets, ids, valid))
-        tokens, targets, ids, valid = slices
-        return TinyBatch(tokens, targets, ids, batch.documents, valid)
+        return replace(batch, targets=targets, document_ids=ids, valid=valid)
 
 
 SOURCES = {"ragged": RaggedSource, "plain": TinySource, "slow": SlowSource, "padded": PaddedSource}
@@ -164,6 +160,28 @@ class Printing(Silent):
         print(message, flush=True)
 
 
+def keep_gradients(run: Trainer, file: Path) -> None:
+    """Write the gradients of each step, whole and as they are when the weights move, to FILE-1, FILE-2, ..."""
+
+    def keep(optimizer, *rest) -> None:
+        gradients = {name: whole(p.grad) for name, p in run.model.named_parameters() if p.grad is not None}
+        if run.world.is_main:
+            torch.save(gradients, file.with_name(f"{file.name}-{run.position.step + 1}"))
+
+    run.optimizer.register_step_pre_hook(keep)
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """All values of a tensor that may be sharded; every process must call."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def crowd(model: LM) -> None:
+    """Let every token choose the first experts, whatever the router says."""
+    for bias in model.expert_biases():
+        whole(bias)[: model.cfg.top_k] = 100.0
+
+
 def main() -> None:
     """Train in RUN with the settings of a JSON object {section: {key: value}}; print the result."""
     parser = argparse.ArgumentParser()
@@ -172,10 +190,16 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--source", choices=SOURCES, default="plain")
     parser.add_argument("--axes", type=json.loads, default={}, help="processes along axes beside data")
+    parser.add_argument("--gradients", type=Path, help="keep them in files of this name")
+    parser.add_argument("--crowd", action="store_true", help="all tokens choose the first experts")
     args = parser.parse_args()
-    cfg, world = config(**args.settings), init_world(args.axes)
-    rows = RaggedSource(world.context) if args.source == "ragged" else SOURCES[args.source]()
-    run = trainer(args.run_dir, cfg, rows, progress=Printing(), world=world)
+    cfg = config(**args.settings)
+    world = init_world({**axes_of(cfg.parallel), **args.axes})
+    run = trainer(args.run_dir, cfg, SOURCES[args.source](), progress=Printing(), world=world)
+    if args.gradients:
+        keep_gradients(run, args.gradients)
+    if args.crowd:
+        crowd(run.model)
     try:
         if args.resume:
             run.resume()

@@ -1,0 +1,176 @@
+"""Context parallelism: each process of a group holds an early and a late slice of every sequence.
+
+Mamba-2 blocks hand on the tail of their convolution and the state of their scan, whose size does not depend on the
+length; attention blocks gather keys and values, of which this model has few heads. Both for all slices at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from nano3.model.forward_pass import Edge, Keys, OwnSlice
+from nano3.model.head import IGNORED
+from nano3.model.lm import PassOptions
+from nano3.parallel.collectives import gather
+from nano3.parallel.layout import SLICES_EACH
+
+
+@dataclass(frozen=True)
+class SlicedBatch:
+    """What a process holds of a micro-batch of B sequences of T tokens: slices of L tokens, those of the early slice in
+    the first B rows, those of the late one in the others."""
+
+    tokens: Tensor
+    """(2B, L) int64."""
+    targets: Tensor
+    """(2B, L) int64; made before the cut, so that the last token of a slice predicts the first of the next one."""
+    document_ids: Tensor
+    """(2B, L)."""
+    valid: Tensor | None
+    """(2B, L) bool, False at padding; None: no padding."""
+    whole_ids: Tensor
+    """(B, T) document ids of the whole sequences."""
+    documents: list[str]
+    """Names of the documents in the whole sequences."""
+
+    @property
+    def n_targets(self) -> int:
+        """Positions of these slices that are scored."""
+        return int((self.targets != IGNORED).sum())
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of these slices, padding not counted."""
+        return self.tokens.numel() if self.valid is None else int(self.valid.sum())
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens of a whole sequence."""
+        return self.whole_ids.shape[1]
+
+
+class SharedSequences:
+    """The processes that share out each sequence (nano3.model.forward_pass.Slices), as one of them sees them."""
+
+    each = SLICES_EACH
+
+    def __init__(self, group: Any) -> None:
+        """`group`: the process group; all of its members are given the same micro-batches."""
+        self.group = group
+        self.arrange(dist.get_rank(group), dist.get_world_size(group))
+
+    def arrange(self, rank: int, size: int) -> None:
+        """Say which slices each of `size` processes holds; this one is number `rank`."""
+        self.rank, self.size = rank, size
+        held = [[i, self.count - 1 - i] for i in range(size)]
+        self.own = held[rank]
+        """Numbers of the slices that this process holds, of `count`."""
+        gathered = list(chain(*held))
+        self._places = [gathered.index(i) for i in range(self.count)]
+
+    @property
+    def count(self) -> int:
+        """Slices of a sequence."""
+        return self.each * self.size
+
+    def cut(self, batch: Any) -> SlicedBatch:
+        """This process's part of a micro-batch with tokens, targets, document_ids (B, T), valid and documents."""
+        ids = batch.document_ids
+        if ids is None:
+            ids = torch.zeros(batch.tokens.shape, dtype=torch.int32, device=batch.tokens.device)
+        tokens, targets, own_ids = (self.take(m) for m in (batch.tokens, batch.targets, ids))
+        valid = None if batch.valid is None else self.take(batch.valid)
+        return SlicedBatch(tokens, targets, own_ids, valid, ids, batch.documents)
+
+    def take(self, x: Tensor) -> Tensor:
+        """x (B, T, ...) -> the own slices (2B, L, ...)."""
+        if x.shape[1] % self.count:
+            raise ValueError(f"a sequence of {x.shape[1]} tokens does not divide into {self.count} slices")
+        parts = x.split(x.shape[1] // self.count, dim=1)
+        return torch.cat([parts[i] for i in self.own])
+
+    def sum(self, values: Tensor) -> Tensor:
+        """`values`, of one shape on all processes, added up over them, in place."""
+        dist.all_reduce(values, group=self.group)
+        return values
+
+    def sum_rows(self, values: Tensor) -> Tensor:
+        """values (..., 2B, E) of the own slices -> the same shape, in each row the sum over all slices of its
+        sequence."""
+        rows = values.unflatten(-2, (self.each, -1)).sum(-3)
+        return torch.cat([self.sum(rows)] * self.each, dim=-2)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """x (2B, ...) of the own slices -> (count, B, ...) of all, in their order; differentiable."""
+        return self.in_order(gather(x, self.group))
+
+    def in_order(self, x: Tensor) -> Tensor:
+        """x (processes, 2B, ...) of the slices of each process -> (count, B, ...)."""
+        return x.unflatten(1, (self.each, -1)).flatten(0, 1)[self._places]
+
+    def choose(self, x: Tensor) -> Tensor:
+        """x (count, B, ...) -> (2B, ...), the own slices."""
+        return x[self.own].flatten(0, 1)
+
+
+def around(batch: Any, shared: SharedSequences | None) -> PassOptions:
+    """What LM.hidden is told of a micro-batch beside its tokens and documents; `shared`: of which it is a part."""
+    if shared is None:
+        return {"valid": batch.valid}
+    neighbours = Neighbours(shared, batch.whole_ids)
+    return {"valid": batch.valid, "boundary": neighbours, "context": neighbours}
+
+
+class Neighbours:
+    """Boundary and context (nano3.model.forward_pass) of the slices of one micro-batch.
+
+    What a slice is given always depends on what all processes sent, if only with a gradient of 0: no process leaves out
+    a collective of the backward pass.
+    """
+
+    def __init__(self, shared: SharedSequences, whole_ids: Tensor) -> None:
+        """`whole_ids` (B, T): documents of the whole sequences."""
+        self.shared, self.ids = shared, whole_ids
+        self.length = whole_ids.shape[1] // shared.count
+        # Before the first slice another document ends: nothing goes on.
+        ends = [whole_ids[:, i * self.length - 1] if i else whole_ids[:, 0] - 1 for i in shared.own]
+        self.previous_ids: Tensor | None = torch.cat(ends)
+
+    def enter(self, block: int, own: OwnSlice) -> Edge:
+        """The state before each own slice: states and decays of all slices before it, put together."""
+        # That of the first slice is another's; its document begins here, so it is not read.
+        conv = self.shared.choose(self.shared.gather(own.tail()).roll(1, 0))
+        state, decay = own.summary(conv)
+        shape = state.shape[1:]
+        packed = self.shared.gather(torch.cat([state.flatten(1), decay], dim=1))
+        states = packed[..., : -decay.shape[1]].unflatten(-1, shape)
+        decays = packed[..., -decay.shape[1] :, None, None]
+        starts = [states[0]]
+        for i in range(self.shared.count - 1):
+            starts.append(states[i] + decays[i] * starts[i])
+        return Edge(conv, self.shared.choose(torch.stack(starts)))
+
+    def leave(self, block: int, end: Edge) -> None:
+        """The slices after this one know it from `enter`."""
+
+    def gather(self, block: int, own: Keys) -> Keys:
+        """Keys and values up to the end of each own slice, in front of those of the early slice others that none of its
+        queries sees."""
+        both = self.shared.gather(torch.stack([own.keys, own.values], dim=1))  # (count, B, 2, L, Hkv, Dh)
+        both = both.movedim(0, 2).flatten(2, 3)  # (B, 2, T, Hkv, Dh)
+        longest = (max(self.shared.own) + 1) * self.length
+        rows = [self._up_to((i + 1) * self.length, longest, both) for i in self.shared.own]
+        keys_values, ids = (torch.cat(parts) for parts in zip(*rows, strict=True))
+        return Keys(keys_values[:, 0], keys_values[:, 1], ids)
+
+    def _up_to(self, stop: int, longest: int, both: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions up to `stop`, with so many of a document of their own in front that they are `longest`."""
+        ahead = self.ids[:, :1] - 1
+        ids = torch.cat([ahead.expand(-1, longest - stop), self.ids[:, :stop]], dim=1)
+        return torch.cat([both[:, :, stop:longest], both[:, :, :stop]], dim=2), ids

@@ -1,0 +1,146 @@
+"""The arrangement of a run's processes, by the section `parallel` of its settings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from nano3.config.errors import UserError
+from nano3.config.model import MAMBA, MOE, ModelConfig
+from nano3.config.schema import ParallelConfig
+
+CONTEXT = "context"
+"""The axis of the processes that share out each sequence."""
+EXPERT_AXES = ("replicate", "shard", "expert")
+"""Axes of the processes as the experts' weights see them."""
+SLICES_EACH = 2
+"""Slices of a sequence that one process holds: an early and a late one, since late tokens see more keys."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Degrees of each kind of parallelism; process = (replica * shard + s) * context + c.
+
+    Of the `shard * context` processes of a replica, which hold the model's weights once, each run of `expert` holds the
+    experts once: neighbours, so that the exchange of tokens stays inside a machine where it can.
+    """
+
+    replicate: int = 1
+    """Replicas: groups of processes that hold all weights."""
+    shard: int = 1
+    """Processes of a replica that read different sequences."""
+    context: int = 1
+    """Processes that share out each sequence."""
+    expert: int = 1
+    """Processes among which the experts of a block are divided."""
+
+    @property
+    def replica(self) -> int:
+        """Processes that hold the weights once."""
+        return self.shard * self.context
+
+    @property
+    def size(self) -> int:
+        """All processes."""
+        return self.replicate * self.replica
+
+    @property
+    def expert_shape(self) -> tuple[int, int, int]:
+        """Number of processes along EXPERT_AXES."""
+        return self.replicate, self.replica // self.expert, self.expert
+
+    @property
+    def n_slices(self) -> int:
+        """Slices of one sequence; 1: it stays whole."""
+        return SLICES_EACH * self.context if self.context > 1 else 1
+
+
+def axes_of(cfg: ParallelConfig) -> dict[str, int]:
+    """Number of processes along each axis beside that of the data, for nano3.train.world.init_world."""
+    return {CONTEXT: cfg.context} if cfg.context > 1 else {}
+
+
+def layout_of(cfg: ParallelConfig, model: ModelConfig, size: int) -> Layout:
+    """The layout of `size` processes that train `model`.
+
+    Raises:
+        UserError: they cannot be arranged so; the line names the setting and the nearest value that is possible.
+    """
+    _check_copies(cfg)
+    if size % (cfg.replicate * cfg.context):
+        name = "context" if cfg.context > 1 and (cfg.replicate == 1 or size % cfg.replicate == 0) else "replicate"
+        other = cfg.replicate if name == "context" else 1
+        reason = f"{_processes(size)} cannot be divided into so many groups"
+        raise _wrong(name, cfg, reason, _divisors(size // other), size)
+    layout = Layout(cfg.replicate, size // (cfg.replicate * cfg.context), cfg.context, cfg.expert)
+    if cfg.shard and cfg.shard != layout.shard:
+        reason = f"{_processes(size)} leave another number"
+        raise _wrong("shard", cfg, reason, [layout.shard], size)
+    _check_experts(cfg, model, layout)
+    return layout
+
+
+def check_lengths(cfg: ParallelConfig, model: ModelConfig, lengths: Iterable[int]) -> None:
+    """Refuse sequences that do not divide into slices.
+
+    Args:
+        cfg: the settings.
+        model: whose convolution sees the end of the slice before.
+        lengths: tokens of the sequences.
+
+    Raises:
+        UserError: which, and the nearest number of processes among which they can be shared out.
+    """
+    if cfg.context == 1:
+        return
+    shortest = model.d_conv - 1 if model.blocks(MAMBA) else 1
+    slices = SLICES_EACH * cfg.context
+    for length in lengths:
+        if length % slices or length // slices < shortest:
+            most = length // (SLICES_EACH * shortest)
+            fitting = [n for n in range(1, most + 1) if length % (SLICES_EACH * n) == 0]
+            reason = f"sequences of {length} tokens do not divide into {slices} slices of at least {shortest}"
+            raise _wrong("context", cfg, reason, [1, *fitting])
+
+
+def _check_copies(cfg: ParallelConfig) -> None:
+    for name in ("replicate", "shard", "expert"):
+        if not cfg.fsdp and getattr(cfg, name) > 1:
+            raise UserError(
+                f"parallel.{name} is {getattr(cfg, name)} with parallel.fsdp = false, where every process holds all "
+                f"weights: --set parallel.fsdp=true, or --set parallel.{name}=1"
+            )
+
+
+def _check_experts(cfg: ParallelConfig, model: ModelConfig, layout: Layout) -> None:
+    if cfg.expert == 1:
+        return
+    if not model.blocks(MOE):
+        raise _wrong("expert", cfg, "the model has no experts", [1], layout.size)
+    possible = [n for n in _divisors(math.gcd(model.n_experts, layout.replica)) if _divides(model, layout.replica // n)]
+    if cfg.expert in possible:
+        return
+    whose = f"{_processes(layout.replica)} of a replica" if layout.replicate > 1 else _processes(layout.size)
+    reason = f"{model.n_experts} experts of {model.d_expert} x {model.d_model} cannot be divided among {whose} so"
+    raise _wrong("expert", cfg, reason, possible or [1], layout.size)
+
+
+def _divides(model: ModelConfig, shards: int) -> bool:
+    """Whether an expert's matrices divide into so many equal parts."""
+    return any(size % shards == 0 for size in (model.d_expert, model.d_model))
+
+
+def _divisors(n: int) -> list[int]:
+    return [k for k in range(1, n + 1) if n % k == 0]
+
+
+def _wrong(name: str, cfg: ParallelConfig, reason: str, possible: Iterable[int], size: int = 0) -> UserError:
+    asked = getattr(cfg, name)
+    nearest = min(possible, key=lambda n: (abs(n - asked), n))
+    start = ", or start more with torchrun" if size == 1 else ""
+    return UserError(f"parallel.{name} is {asked}: {reason}; the nearest is --set parallel.{name}={nearest}{start}")
+
+
+def _processes(n: int) -> str:
+    return "one process" if n == 1 else f"{n} processes"

@@ -1,0 +1,89 @@
+"""A run goes on with another arrangement of ranks, and leaves the same checkpoint and the same folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from nano3.model.hf.folder import load
+
+from .conftest import same_run
+
+BALANCED = {"balance": {"loss_coef": 0.1, "bias_rate": 0.05}, "schedule": {"horizon_tokens": 384}}
+
+AGAIN = """
+import json
+import sys
+sys.path.insert(0, sys.argv[1])
+import tiny_run as tiny
+from pathlib import Path
+from nano3.model.hf.folder import save
+from nano3.parallel.layout import axes_of
+from nano3.train.checkpoint.checkpointer import Checkpointer
+from nano3.train.checkpoint.snapshot import state_tensors
+from nano3.train.world import init_world
+
+run_dir, settings = Path(sys.argv[2]), json.loads(sys.argv[3])
+cfg = tiny.config(**settings)
+world = init_world(axes_of(cfg.parallel))
+run = tiny.trainer(run_dir, cfg, world=world)
+assert run.resume() is not None
+folder = Path(sys.argv[4])
+again = Checkpointer(folder / "checkpoints", 2, False, world, print)
+again.save(run.position.step, state_tensors(run.model, run.optimizer), {})
+save(run.model, folder / "model")
+run.feed.close()
+world.close()
+"""
+
+
+@pytest.fixture
+def loaded_again(processes, tmp_path):
+    """Loads a run's last checkpoint on `ranks` processes; returns a folder with what these saved of it."""
+
+    def run(run_dir, name, ranks=2, **settings):
+        script = str(Path(__file__).parents[1] / "train")
+        arguments = ["-c", AGAIN, script, str(run_dir), json.dumps(settings), str(tmp_path / name)]
+        outputs = [process.communicate(timeout=300) for process in processes(*arguments, ranks=ranks)]
+        assert (tmp_path / name / "model" / "config.json").exists(), outputs
+        return tmp_path / name
+
+    return run
+
+
+LAYOUTS = {
+    "divided experts": (2, {"expert": 2}),
+    "divided and sharded experts": (4, {"expert": 2}),
+    "replicas": (4, {"expert": 2, "replicate": 2}),
+}
+
+
+@pytest.mark.parametrize(
+    "layout", ["divided experts", *(pytest.param(name, marks=pytest.mark.slow) for name in list(LAYOUTS)[1:])]
+)
+def test_state_is_the_same_bits_in_every_arrangement(finish, loaded_again, layout):
+    """From one process into the arrangement and back again, moments included; and the folder that it exports."""
+    ranks, parallel = LAYOUTS[layout]
+    settings = {**BALANCED, "train": {"tokens": 192, "micro_batch_size": 1}}
+    run = finish("one", **settings)
+    there = loaded_again(run.folder, "there", ranks, **settings, parallel=parallel)
+    first, second = run.state(3), run.at(there).state(3)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert any(value.any() for name, value in first.items() if name.endswith("exp_avg_sq"))
+    weights = load(there / "model").state_dict()
+    assert all(torch.equal(value, first[f"model.{name}"]) for name, value in weights.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["from one to two", "from two to two"])
+def test_a_run_goes_on_as_if_it_had_not_stopped(finish, way):
+    divided, half = {"parallel": {"expert": 2}}, {"train": {"tokens": 192}}
+    layout = {"ranks": 2, **divided} if "two to" in way else {}
+    before = finish("run", **BALANCED, **half, **layout)
+    assert before.metrics[-1]["step"] == 3
+    run = finish("run", "--resume", ranks=2, **BALANCED, **divided)
+    same_run(run, finish("one", **BALANCED), first_gradients=4)

@@ -1,0 +1,153 @@
+"""Slices of sequences that are cut anywhere in documents, on ranks that are threads of this process: their one graph of
+gradients spans all of them, so that hundreds of arrangements are quick to compare with whole sequences."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from nano3.config.model import ModelConfig
+from nano3.model.lm import LM
+from nano3.parallel.context import SharedSequences, around
+from nano3.train.heldout import to_device
+
+from ..train.tiny_run import TinyBatch
+
+T, VOCAB = 48, 128
+SMALL = ModelConfig(
+    pattern="ME*M", vocab_size=VOCAB, d_model=12, init_std=0.3, n_heads=2, n_kv_heads=1, head_dim=6, mamba_n_heads=4,
+    mamba_head_dim=4, d_state=6, n_groups=2, chunk_size=5, n_experts=4, top_k=2, d_expert=6, d_shared=6,
+)  # fmt: skip
+WAYS = {"whole": (0, False), "recomputed": (0, True), "in pieces": (5, True)}
+
+
+class Ranks:
+    """A group of ranks that are threads: each gives its part, and all are given all parts."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.parts = size, [torch.empty(0)] * size
+        self.barrier = threading.Barrier(size, timeout=120)
+
+    def all(self, rank: int, x: torch.Tensor) -> list[torch.Tensor]:
+        self.parts[rank] = x
+        self.barrier.wait()
+        parts = list(self.parts)
+        self.barrier.wait()
+        return parts
+
+
+class Shared(SharedSequences):
+    """With the collectives of threads in the place of those of processes."""
+
+    def __init__(self, ranks: Ranks, rank: int) -> None:
+        self._ranks = ranks
+        self.arrange(rank, ranks.size)
+
+    def gather(self, x: torch.Tensor) -> torch.Tensor:
+        return self.in_order(torch.stack(self._ranks.all(self.rank, x)))
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        return torch.stack(self._ranks.all(self.rank, values)).sum(0)
+
+
+def the_model(way: str) -> LM:
+    model = LM(SMALL).init_weights(1).double().train()
+    model.compute_dtype = torch.float64
+    model.sequence_chunk, model.checkpoint_activations = WAYS[way]
+    return model
+
+
+def batch_of(starts: list[set[int]], tokens: torch.Tensor | None = None) -> TinyBatch:
+    """A row for each set of places where documents begin."""
+    ids = torch.zeros(len(starts), T, dtype=torch.int32)
+    for row, places in enumerate(starts):
+        for place in places:
+            ids[row, place:] += 1
+    if tokens is None:
+        tokens = torch.randint(VOCAB, (len(starts), T), generator=torch.Generator().manual_seed(0))
+    return TinyBatch(tokens, tokens.roll(-1, 1), ids, [])
+
+
+def outputs_of(model: LM, batch: TinyBatch, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Output (B, T, D), loads, and the balance loss of each row alone and of all, on `size` ranks."""
+    if size == 1:
+        hidden = model.hidden(batch.tokens, batch.document_ids)
+        return hidden.x, hidden.loads, hidden.balance_loss + 2 * hidden.sequence_balance_loss
+    ranks = Ranks(size)
+
+    def run(rank: int):
+        shared = Shared(ranks, rank)
+        own = to_device(shared.cut(batch), torch.device("cpu"))
+        hidden = model.hidden(own.tokens, own.document_ids, **around(own, shared), slices=shared)
+        balance = hidden.balance_loss + 2 * hidden.sequence_balance_loss
+        return shared, hidden.x.unflatten(0, (shared.each, -1)), hidden.loads, balance
+
+    with ThreadPoolExecutor(size) as pool:
+        found = list(pool.map(run, range(size)))
+    slices = {i: x[k] for shared, x, _, _ in found for k, i in enumerate(shared.own)}
+    loads, balances = (torch.stack([rank[k] for rank in found]).sum(0) for k in (2, 3))
+    return torch.cat([slices[i] for i in range(len(slices))], dim=1), loads, balances
+
+
+def gradients_of(model: LM, x: torch.Tensor, balance: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    weights = torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(2))
+    ((x * weights).sum() + balance).backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+BORDERS = [border + near for border in (6, 12, 18, 24, 30, 36, 42) for near in (-3, -2, -1, 0, 1, 2, 3)]
+PLACES = st.sets(st.sampled_from(BORDERS) | st.integers(1, T - 1), max_size=10)
+
+
+@pytest.mark.parametrize(
+    ("way", "size"),
+    [
+        ("whole", 2),
+        ("in pieces", 4),
+        *(pytest.param(way, size, marks=pytest.mark.slow) for way, size in (("whole", 4), ("in pieces", 2))),
+        *(pytest.param("recomputed", size, marks=pytest.mark.slow) for size in (2, 4)),
+    ],
+)
+@given(starts=st.lists(PLACES, min_size=1, max_size=2))
+@example(starts=[set()])
+@example(starts=[{11, 12, 13, 14}, {24}])  # documents of one token around a border, and one that begins there
+@example(starts=[{5}, {1, 46, 47}])  # documents longer than two slices
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_slices_are_the_whole_sequences_wherever_documents_begin(way, size, starts):
+    model, batch = the_model(way), batch_of(starts)
+    x, loads, balance = outputs_of(model, batch, size)
+    found = gradients_of(model, x, balance)
+    model.sequence_chunk, model.checkpoint_activations = WAYS["whole"]
+    expected, whole_loads, whole_balance = outputs_of(model, batch, 1)
+    torch.testing.assert_close(x, expected, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(balance, whole_balance, rtol=1e-11, atol=0)
+    assert torch.equal(loads, whole_loads)
+    for name, gradient in gradients_of(model, expected, whole_balance).items():
+        assert (found[name] - gradient).abs().max() <= 1e-9 * gradient.abs().max(), name
+
+
+@pytest.mark.parametrize("changed", range(4))
+def test_a_document_leaves_the_bits_of_the_others_alone(changed):
+    """Outputs, and gradients by position: each token is one of its own, and so has its own row of the embedding."""
+    model, starts = the_model("whole"), [0, 11, 12, 40, T]
+    tokens = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(3))
+    place = slice(starts[changed], starts[changed + 1])
+    other = tokens[:T].clone()
+    other[place] = tokens[T : 2 * T][place]
+    results = []
+    for row in (tokens[:T], other):
+        x, _, balance = outputs_of(model, batch_of([set(starts[1:-1])], row.unsqueeze(0)), 2)
+        results.append((x[0], gradients_of(model, x, 0 * balance)["embeddings.weight"][row]))
+    (x, gradient), (x_other, gradient_other) = results
+    elsewhere = torch.ones(T, dtype=torch.bool)
+    elsewhere[place] = False
+    assert torch.equal(x[elsewhere], x_other[elsewhere])
+    assert torch.equal(gradient[elsewhere], gradient_other[elsewhere])
+    assert (x[place] - x_other[place]).abs().max() > 1e-3
+    assert gradient.abs().amax(1).min() > 1e-9

@@ -1,0 +1,46 @@
+"""Experts divided among ranks: the same numbers as on one process, whoever has how many tokens."""
+
+from __future__ import annotations
+
+import pytest
+
+from .conftest import same_run
+
+BALANCED = {"balance": {"loss_coef": 0.1, "bias_rate": 0.05}, "optimizer": {"clip_norm": 0.5}}
+DIVIDED = {**BALANCED, "parallel": {"expert": 2}}
+IN_PIECES = {"checkpoint_activations": "block", "sequence_chunk": 8}
+
+
+def test_two_ranks_that_divide_the_experts_train_as_one(finish):
+    same_run(finish("two", ranks=2, **DIVIDED), finish("one", **BALANCED))
+
+
+@pytest.mark.parametrize(
+    "train", [{}, pytest.param(IN_PIECES, marks=pytest.mark.slow)], ids=["whole", "pieces of sequences"]
+)
+def test_all_tokens_choose_the_experts_of_one_rank(finish, train):
+    run = finish("two", "--crowd", ranks=2, **DIVIDED, train=train)
+    assert {tuple(share > 0 for share in block) for block in run.metrics[-2]["shares"]} == {(True, True, False, False)}
+    same_run(run, finish("one", "--crowd", **BALANCED))
+
+
+@pytest.mark.slow
+def test_a_rank_has_padding_alone(finish):
+    train = {"micro_batch_size": 1, "batch_size": 2, "tokens": 96}
+    run = finish("two", "--source", "padded", ranks=2, **DIVIDED, train=train)
+    same_run(run, finish("one", "--source", "padded", **BALANCED, train=train))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", [{"expert": 2}, {"expert": 4}, {"expert": 2, "replicate": 2}], ids=str)
+def test_four_ranks_shard_experts_that_they_divide(finish, parallel):
+    train = {"train": {"micro_batch_size": 1}}
+    run = finish("four", ranks=4, **BALANCED, **train, parallel=parallel)
+    same_run(run, finish("one", **BALANCED, **train))
+
+
+@pytest.mark.slow
+def test_all_tokens_choose_one_rank_of_two_pairs(finish):
+    train = {"train": {"micro_batch_size": 1}}
+    run = finish("four", "--crowd", ranks=4, **DIVIDED, **train)
+    same_run(run, finish("one", "--crowd", **BALANCED, **train))

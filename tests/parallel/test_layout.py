@@ -1,0 +1,87 @@
+"""Which arrangements of processes there are, and what is said of the others."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from nano3.config.errors import UserError
+from nano3.config.presets import load_model, load_pretrain, load_rlhf, load_rlvr, load_sft
+from nano3.config.schema import ParallelConfig
+from nano3.parallel.layout import Layout, check_lengths, layout_of
+from nano3.stages.settings import check_parallel
+
+NANO = load_model("nano3-30b-a3b")
+
+
+@pytest.mark.parametrize(
+    ("size", "settings", "layout", "experts"),
+    [
+        (1, {}, Layout(), (1, 1, 1)),
+        (8, {}, Layout(shard=8), (1, 8, 1)),
+        (256, {"expert": 8}, Layout(shard=256, expert=8), (1, 32, 8)),
+        (256, {"expert": 8, "replicate": 4}, Layout(4, 64, 1, 8), (4, 8, 8)),
+        (256, {"expert": 8, "context": 64}, Layout(1, 4, 64, 8), (1, 32, 8)),
+        (256, {"expert": 128, "context": 64, "shard": 4}, Layout(1, 4, 64, 128), (1, 2, 128)),
+    ],
+)
+def test_the_processes_are_divided_as_the_settings_say(size, settings, layout, experts):
+    assert layout_of(ParallelConfig(**settings), NANO, size) == layout
+    assert layout.size == size
+    assert layout.expert_shape == experts
+
+
+@pytest.mark.parametrize(
+    ("size", "settings", "error"),
+    [
+        (8, {"context": 3}, r"parallel.context is 3: 8 processes cannot .* --set parallel.context=2$"),
+        (8, {"context": 8, "replicate": 2}, r"parallel.context is 8: .* --set parallel.context=4$"),
+        (8, {"replicate": 3}, r"parallel.replicate is 3: .* --set parallel.replicate=2$"),
+        (8, {"shard": 4}, r"parallel.shard is 4: 8 processes leave another number; .* --set parallel.shard=8$"),
+        (8, {"expert": 3}, r"parallel.expert is 3: 128 experts .* --set parallel.expert=2$"),
+        (6, {"expert": 4}, r"parallel.expert is 4: 128 experts .* 6 processes so; .* --set parallel.expert=2$"),
+        (8, {"expert": 8, "replicate": 2}, r"among 4 processes of a replica so; .* --set parallel.expert=4$"),
+        (1, {"expert": 2}, r"among one process so; .* --set parallel.expert=1, or start more with torchrun$"),
+        (1, {"context": 2}, r"parallel.context is 2: one process cannot be .*=1, or start more with torchrun$"),
+        (2, {"expert": 2, "fsdp": False}, r"parallel.expert is 2 with parallel.fsdp = false, .* parallel.fsdp=true"),
+        (2, {"replicate": 2, "fsdp": False}, r"parallel.replicate is 2 with parallel.fsdp = false"),
+    ],
+)
+def test_an_impossible_arrangement_is_refused_with_the_nearest(size, settings, error):
+    with pytest.raises(UserError, match=error):
+        layout_of(ParallelConfig(**settings), NANO, size)
+
+
+def test_experts_whose_matrices_do_not_divide_among_their_shards_are_refused():
+    odd = replace(NANO, d_model=36, d_expert=10)
+    assert layout_of(ParallelConfig(expert=4), odd, 8).expert_shape == (1, 2, 4)
+    with pytest.raises(UserError, match=r"128 experts of 10 x 36 cannot be divided among 16 processes so; .*expert=4$"):
+        layout_of(ParallelConfig(expert=2), odd, 16)
+    dense = replace(NANO, pattern="M*-")
+    with pytest.raises(UserError, match=r"the model has no experts; the nearest is --set parallel.expert=1"):
+        layout_of(ParallelConfig(expert=2), dense, 2)
+
+
+def test_sequences_that_do_not_divide_into_slices_are_refused():
+    check_lengths(ParallelConfig(context=4), NANO, [512, 64])
+    with pytest.raises(UserError, match=r"parallel.context is 3: sequences of 512 tokens .* 6 slices .*context=2$"):
+        check_lengths(ParallelConfig(context=3), NANO, [768, 512])
+    with pytest.raises(UserError, match=r"context is 8: sequences of 32 tokens .* 16 slices of at least 3; .*=4$"):
+        check_lengths(ParallelConfig(context=8), NANO, [32])
+    check_lengths(ParallelConfig(context=8), replace(NANO, pattern="E*"), [32])
+
+
+@pytest.mark.parametrize("setting", ["expert", "context", "replicate", "shard"])
+@pytest.mark.parametrize("load", [load_rlvr, load_rlhf])
+def test_reinforcement_learning_refuses_what_it_cannot_use(load, setting):
+    check_parallel(load("tiny", []), 2)
+    with pytest.raises(UserError, match=rf"{setting} is 2: reinforcement learning .*--set parallel.{setting}="):
+        check_parallel(load("tiny", [f"parallel.{setting}=2"]), 2)
+
+
+@pytest.mark.parametrize("load", [load_pretrain, load_sft])
+def test_stages_that_train_on_given_rows_use_all_of_them(load):
+    check_parallel(load("tiny", ["parallel.expert=2", "parallel.context=2"]), 4)
+    with pytest.raises(UserError, match=r"parallel.context is 3: sequences of"):
+        check_parallel(load("tiny", ["parallel.context=3"]), 3)
