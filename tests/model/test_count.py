@@ -139,6 +139,21 @@ def test_ranks_share_the_weights_but_not_the_activations():
     assert rank_bytes(copies, ranks=48) == held.total
 
 
+def test_ranks_share_sequences_and_gather_their_own_experts_alone():
+    cfg = load_extend_context("long-context")
+    held, model = memory(cfg), cfg.model
+    alone, shared, divided, replicas = (
+        rank_bytes(replace(cfg, parallel=replace(cfg.parallel, **settings)), ranks=256)
+        for settings in ({}, {"context": 64}, {"context": 64, "expert": 8}, {"replicate": 4})
+    )
+    keys = 524288 * 2 * model.n_kv_heads * model.head_dim * (3 * 2 + 4)
+    assert alone - shared == held.activations + held.working - (held.activations + held.working) // 64 - keys
+    experts = model.n_experts * 2 * model.d_model * model.d_expert
+    assert shared - divided == 2 * 4 * experts * 7 // 8
+    assert replicas - alone == held.shared * 4 // 256 - held.shared // 256
+    assert most_ranks(replace(cfg, parallel=replace(cfg.parallel, context=64))) == 48 * 64
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("length", [16384, 32768])
 def test_the_estimate_in_pieces_is_near_what_a_step_takes(length):
