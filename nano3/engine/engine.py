@@ -106,7 +106,7 @@ class Engine:
         self.model, self.tokenizer = model, tokenizer
         self.device = model.device
         self.eos_ids = ends_of_text(tokenizer) if eos_ids is None else eos_ids
-        room = free_memory(self.device) if memory is None else memory
+        room = free_memory(self.device, model.mapped_bytes) if memory is None else memory
         wanted = max_sequences, max_context or model.cfg.max_position_embeddings, page_size, snapshot_every, kv_dtype
         self.sizes: Sizes = fit(model.cfg, model.compute_dtype, room, *wanted)
         self.max_context, self.page_size = self.sizes.max_context, page_size

@@ -43,9 +43,10 @@ def available_memory(device: torch.device) -> int:
     return main_memory_free()
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that `auto` may take on `device`."""
-    return int(available_memory(device) * SHARE_OF_FREE[device.type])
+def free_memory(device: torch.device, mapped: int = 0) -> int:
+    """Bytes that `auto` may take on `device`. Weights in `mapped` bytes of files are to stay in memory, though the
+    system could have it back."""
+    return int(max(0, available_memory(device) - mapped) * SHARE_OF_FREE[device.type])
 
 
 def check_room(model: str, need: int, dtype: torch.dtype, device: torch.device) -> None:

@@ -113,6 +113,7 @@ class LM(nn.Module):
         self.checkpoint_activations = False
         self.sequence_chunk = 0  # most tokens of a pass through a block; 0: any number
         self.stage = ""  # what trained the weights, as config.json says it
+        self.mapped_bytes = 0  # of weights that lie in mapped files, whose memory the system counts as free
         self.embeddings = nn.Embedding(cfg.vocab_size, cfg.d_model, _weight=torch.empty(cfg.vocab_size, cfg.d_model))
         self.blocks = nn.ModuleList(Block(cfg, symbol) for symbol in cfg.pattern)
         self.norm_f = RMSNorm(cfg.d_model, cfg.norm_eps)

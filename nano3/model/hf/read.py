@@ -146,6 +146,7 @@ def _scales(scale: Tensor, source: Source, folder: Path) -> Tensor:
 def _check_mapped(model: LM, mapped: set[str], folder: Path) -> None:
     """Raise UserError where a scale is no number; reads all that is mapped from disk."""
     tensors = {name: tensor for name, tensor in named_tensors(model) if name in mapped}
+    model.mapped_bytes = sum(tensor.nbytes for tensor in tensors.values())
     read_ahead(list(tensors.values()))
     for name, tensor in tensors.items():
         if name.endswith("_scale"):

@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from nano3.config.errors import UserError
 from nano3.config.presets import load_model
+from nano3.data.tokens.tokenizer import Tokenizer
+from nano3.engine.engine import Engine
 from nano3.model.hf import mapped
 from nano3.model.hf.folder import load, save
 from nano3.model.hf.names import named_tensors
@@ -22,14 +24,14 @@ from nano3.model.lm import LM
 from nano3.quantize.int_folder import quantize_folder
 from nano3.quantize.random_folder import write_random
 
-TOKENS = torch.randint(0, 96, (2, 21), generator=torch.Generator().manual_seed(3))
+TOKENS = torch.randint(0, 288, (2, 21), generator=torch.Generator().manual_seed(3))
 UP = "blocks.1.mixer.experts.up_proj"
 
 
 @pytest.fixture(params=[8, 4])
 def folder(small_config, tmp_path, request, monkeypatch) -> Path:
     monkeypatch.setattr(mapped, "LEAST", 1)
-    sizes = {"d_expert": 64, "d_shared": 64, "d_ff": 64, "mamba_n_heads": 8, "d_model": 64, "vocab_size": 96}
+    sizes = {"d_expert": 64, "d_shared": 64, "d_ff": 64, "mamba_n_heads": 8, "d_model": 64, "vocab_size": 288}
     save(LM(replace(small_config, **sizes)).init_weights(1).eval(), tmp_path / "plain", dtype=torch.bfloat16)
     quantize_folder(tmp_path / "plain", tmp_path / "small", request.param)
     return tmp_path / "small"
@@ -88,6 +90,17 @@ def test_a_scale_that_is_none_is_refused(folder):
     file.write_bytes(data)
     with pytest.raises(UserError, match=f"{name} is nan, which is no scale"):
         load(folder)
+
+
+def test_the_engine_leaves_room_for_what_is_mapped(folder, monkeypatch):
+    model = load(folder)
+    assert 0 < model.mapped_bytes < (folder / "model.safetensors").stat().st_size
+    tokenizer, free = Tokenizer.train(["a b"], 263), model.mapped_bytes + 4000
+    monkeypatch.setattr("nano3.engine.sizing.available_memory", lambda _: free)
+    with pytest.raises(UserError, match="memory of 1000 B has no room for one sequence"):
+        Engine(model, tokenizer, max_context=64, page_size=8)
+    free += 1 << 20
+    assert Engine(model, tokenizer, max_context=64, page_size=8).sizes.total_bytes < 1 << 20
 
 
 ANONYMOUS = """
