@@ -34,7 +34,7 @@ bfloat16. Those with VNNI are the level below with other products of 8-bit integ
 ROUNDING = frozenset({"amx", "avx512bf16"})
 """Levels with bfloat16 products."""
 LIBRARY = "_native.so"
-ABI = 7
+ABI = 8
 """Of the sources this file belongs to; see src/abi.cpp."""
 TYPES = {torch.float32: 0, torch.bfloat16: 1}
 _UNKNOWN = "the compiler did not know it when nano3 was installed, or the operating system does not allow it"

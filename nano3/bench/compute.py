@@ -5,20 +5,21 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nano3.bench.peers import check_peers
+from nano3.bench.peers import DTYPES, GGUF_TYPES, OTHER_TYPES, Chosen, check_peers, choose_peers
 from nano3.bench.processes import WORKER, SideError, Worker
 from nano3.bench.workload import Case, Job, Kind
 from nano3.config.errors import UserError
 from nano3.config.presets import load_model
 from nano3.cores import usable_cores
 
+if TYPE_CHECKING:
+    from nano3.model.lm import LM
+
 OURS, SINGLE, CEILINGS = "nano3", "nano3, 1 thread", "ceilings"
-GGUF_TYPES = {"float32": "f32", "bfloat16": "bf16"}
-DTYPES = tuple(GGUF_TYPES)
 PARTS = ("generate", "update")
 Say = Callable[[str], None]
 
@@ -61,7 +62,7 @@ class Plan:
             raise UserError(f"--threads is {self.threads}, but nano3 may use {cores} cores of this machine")
         if not self.peer_timeout > 0:
             raise UserError(f"--peer-timeout is {self.peer_timeout:g}; it must be above 0")
-        if self.gguf and "llama.cpp" not in self.against:
+        if self.gguf and not any(text.partition(":")[0] == "llama.cpp" for text in self.against):
             raise UserError("--gguf is a model for llama.cpp: add --against llama.cpp, or leave it out")
         check_peers(self.against, self.kind, self.gguf)
 
@@ -178,34 +179,45 @@ def _start(plan: Plan, threads: int, stack: ExitStack) -> dict[str, Worker]:
         start(SINGLE, Job(OURS, plan.kind, plan.model, plan.pattern, plan.dtype, 1))
     if plan.against:
         temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nano3-bench-")))
-        for name, kind, source, dtype in _peer_jobs(plan, temporary):
-            start(name, Job(kind, plan.kind, source, dtype=dtype, threads=threads), plan.peer_timeout)
+        for name, job in _peer_jobs(plan, temporary):
+            start(name, replace(job, threads=threads), plan.peer_timeout)
     start(CEILINGS, Job(CEILINGS, plan.kind, threads=threads))
     return workers
 
 
-def _peer_jobs(plan: Plan, temporary: Path) -> Iterator[tuple[str, str, str, str]]:
-    """(name, side, model, dtype) of each peer, with nano3's weights written to `temporary` in the peer's own form."""
+def _peer_jobs(plan: Plan, temporary: Path) -> Iterator[tuple[str, Job]]:
+    """(name, job) of each peer, with nano3's weights written to `temporary` in the peer's own form."""
     from nano3.bench.native import open_model
 
+    chosen = choose_peers(plan.against, plan.peer_dtypes)
     model = open_model(plan.model, plan.pattern)
-    if "transformers" in plan.against:
+    if any(peer.name == "transformers" for peer in chosen):
         from nano3.model.hf.folder import save
 
         save(model, temporary / "model")
-        for dtype in plan.peer_dtypes:
-            yield f"transformers {dtype}", "transformers", str(temporary / "model"), dtype
-    if "llama.cpp" not in plan.against:
-        return
     if plan.gguf:
-        yield f"llama.cpp {Path(plan.gguf).stem}", "llama.cpp", plan.gguf, "that of the file"
-        return
-    from nano3.model.gguf.write import write_gguf
+        yield (
+            f"llama.cpp {Path(plan.gguf).stem}",
+            Job("llama.cpp", plan.kind, plan.gguf, dtype="that of the file", own=True),
+        )
+    for peer in chosen:
+        if peer.name == "transformers":
+            yield peer.title, Job(peer.name, plan.kind, str(temporary / "model"), dtype=peer.dtype)
+        elif not plan.gguf:
+            yield peer.title, Job(peer.name, plan.kind, str(_gguf(model, peer, temporary)), dtype=peer.dtype)
 
-    for dtype in plan.peer_dtypes:
-        path = temporary / f"{dtype}.gguf"
-        write_gguf(model, path, GGUF_TYPES[dtype])
-        yield f"llama.cpp {dtype}", "llama.cpp", str(path), dtype
+
+def _gguf(model: LM, peer: Chosen, temporary: Path) -> Path:
+    """The model's GGUF file in a peer's type; in bf16 where llama.cpp is to make the type itself."""
+    from nano3.model.gguf.write import TYPES, write_gguf
+
+    kind = GGUF_TYPES.get(peer.dtype, peer.dtype)
+    if kind not in TYPES and OTHER_TYPES.fullmatch(kind):
+        kind = "bf16"
+    path = temporary / f"{kind}.gguf"
+    if not path.exists():
+        write_gguf(model, path, kind)
+    return path
 
 
 def _default_threads() -> int:

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
-from nano3.bench.ceilings import READS, UNITS, read_ceiling
-from nano3.bench.compute import OURS, SINGLE, Measured, Runs
+from nano3.bench.ceilings import FIRST_KIB, MATMULS, READS, read_ceiling, unit
+from nano3.bench.compute import CEILINGS, OURS, SINGLE, Measured, Runs
 from nano3.bench.costs import flops, read_bytes
-from nano3.bench.workload import Case
+from nano3.bench.versions import versions
+from nano3.bench.workload import SEED, Case
 from nano3.config.model import ModelConfig
 from nano3.files import write_atomic
 from nano3.model.count import count_parameters
@@ -31,14 +32,18 @@ def summary(measured: Measured, cpu: str) -> dict[str, Any]:
     """
     plan, ours = measured.plan, measured.about[OURS]
     cfg = ModelConfig(**ours["config"])
-    ceilings = {name: {**spread([rates[name] for rates in measured.ceilings]), "unit": UNITS[name]} for name in UNITS}
+    names = measured.ceilings[0] if measured.ceilings else ()
+    ceilings = {name: {**spread([rates[name] for rates in measured.ceilings]), "unit": unit(name)} for name in names}
+    cache = measured.about.get(CEILINGS, {}).get("cache_bytes", 0)
     pairs = zip(plan.cases, measured.runs, strict=True)
     return {
         "kind": plan.kind,
         "model": plan.model,
         "pattern": cfg.pattern,
         "parameters": asdict(count_parameters(cfg)),
-        "machine": {"cpu": cpu, "threads": measured.threads, "torch": torch.__version__},
+        "machine": {"cpu": cpu, "threads": measured.threads, "torch": torch.__version__, "cache_bytes": cache},
+        "versions": versions(),
+        "seed": SEED,
         "repeat": plan.repeat,
         "sides": {
             name: {key: value for key, value in about.items() if key not in ("config", "backends")}
@@ -46,7 +51,7 @@ def summary(measured: Measured, cpu: str) -> dict[str, Any]:
         },
         "backends": ours["backends"],
         "ceilings": ceilings,
-        "cases": [_case(cfg, case, runs, ours, ceilings) for case, runs in pairs],
+        "cases": [_case(cfg, case, runs, ours, ceilings, cache) for case, runs in pairs],
         "profiles": measured.profiles,
     }
 
@@ -56,10 +61,12 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def _case(cfg: ModelConfig, case: Case, runs: dict[str, Runs], ours: dict, ceilings: dict) -> dict[str, Any]:
+def _case(
+    cfg: ModelConfig, case: Case, runs: dict[str, Runs], ours: dict, ceilings: dict, cache: int
+) -> dict[str, Any]:
     sides = {name: _side(case, side) for name, side in runs.items()}
     mine = sides[OURS]
-    mine |= _use(cfg, case, mine["seconds"]["median"], ours, ceilings)
+    mine |= _use(cfg, case, mine["seconds"]["median"], ours, ceilings, cache)
     ratios = {name: _ratio(runs[OURS], side) for name, side in runs.items() if name != OURS and side.seconds}
     result = {"name": case.name, **asdict(case), "tokens": case.tokens, "sides": sides, "ratios": ratios}
     peers = [name for name in ratios if name != SINGLE]
@@ -92,27 +99,36 @@ def _parts(case: Case, runs: Runs) -> dict[str, Any]:
     }
 
 
-def _use(cfg: ModelConfig, case: Case, seconds: float, ours: dict, ceilings: dict) -> dict[str, float]:
+def _use(cfg: ModelConfig, case: Case, seconds: float, ours: dict, ceilings: dict, cache: int) -> dict[str, Any]:
     """Arithmetic and traffic at the median, and their shares of the best that the machine did in any round."""
     counted = flops(cfg, case)
     rate = counted / seconds
-    use = {
-        "flops": counted,
-        "flops_per_second": rate,
-        "share_of_matmul": rate / ceilings[f"matmul_{ours['activations']}"]["max"],
-    }
+    use: dict[str, Any] = {"flops": counted, "flops_per_second": rate}
+    if not ceilings:
+        return use
+    best = max(ceilings[name]["max"] for name in _products(ours) if name in ceilings)
+    use["share_of_matmul"] = rate / best
     if case.kind == "decode":
         activations = getattr(torch, ours["activations"])
         step = seconds / case.output
         read = read_bytes(cfg, case, ours["bytes_each"], activations)
-        best = read_ceiling(read, {name: ceilings[name]["max"] for name in READS})
+        name, best = read_ceiling(read, {name: each["max"] for name, each in ceilings.items()})
         use |= {
             "seconds_per_step": step,
             "read_bytes_per_step": read,
             "read_bytes_per_second": read / step,
+            "read_ceiling": name,
             "share_of_read": read / step / best,
+            "fits_cache": read <= cache,
         }
     return use
+
+
+def _products(ours: dict) -> list[str]:
+    """Ceilings of the products that the arithmetic may be: of the activations' type, and of integers where weights are
+    of those."""
+    integers = [MATMULS["int8"]] if ours.get("integers") else []
+    return [MATMULS[ours["activations"]], *integers]
 
 
 def _ratio(ours: Runs, peer: Runs) -> dict[str, float]:
@@ -174,7 +190,33 @@ def use_rows(figures: dict[str, Any]) -> Iterator[tuple[str, ...]]:
 
 def _read_share(side: dict[str, Any]) -> str:
     """Nothing for a model so small that no reading was measured that its weights could be held against."""
-    return f"{side['share_of_read']:.1%}" if side["read_bytes_per_step"] >= min(READS.values()) else "-"
+    return f"{side['share_of_read']:.1%}" if side["read_bytes_per_step"] >= FIRST_KIB << 10 else "-"
+
+
+def shown_ceilings(figures: dict[str, Any]) -> list[str]:
+    """Names of the ceilings to show: all but the sizes of reading that nothing was held against, the largest apart."""
+    held = {case["sides"][OURS].get("read_ceiling") for case in figures["cases"]}
+    measured = figures["ceilings"]
+    largest = max((name for name in measured if name in READS), key=lambda name: READS[name], default="")
+    return [name for name in measured if name not in READS or name in held or name == largest]
+
+
+def cache_notes(figures: dict[str, Any]) -> list[str]:
+    """What is read from a cache and not from memory, a line each."""
+    cache = figures["machine"]["cache_bytes"]
+    notes = []
+    for case in figures["cases"]:
+        side = case["sides"][OURS]
+        read = side.get("read_bytes_per_step", 0)
+        if side.get("fits_cache") and read >= FIRST_KIB << 10:
+            notes.append(
+                f"{case['name']}: the {read / 2**20:,.0f} MiB that a step reads fit the processor's cache of "
+                f"{cache / 2**20:,.0f} MiB, and are held against reading as much over and over, not against memory"
+            )
+    largest = max((READS[name] for name in figures["ceilings"] if name in READS), default=0)
+    if 0 < largest <= cache:
+        notes.append(f"memory was too short for a buffer beyond that cache: the largest read was {largest >> 20} MiB")
+    return notes
 
 
 def scaled(value: float) -> str:

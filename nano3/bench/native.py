@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from nano3.bench.costs import bytes_each
-from nano3.bench.workload import Case, Job, prompts
+from nano3.bench.workload import SEED, Case, Job, prompts
 from nano3.config.errors import UserError
 from nano3.config.presets import load_model as load_model_config
 from nano3.data.tokens.tokenizer import Tokenizer
@@ -20,6 +20,7 @@ from nano3.engine.engine import Engine
 from nano3.engine.launch import small_tokenizer
 from nano3.engine.request import Request, Sampling
 from nano3.kernels import explain
+from nano3.kernels.scaled import INTEGERS
 from nano3.model import step
 from nano3.model.dtype import compute_dtype, inference_dtypes
 from nano3.model.head import nll_sum
@@ -55,6 +56,7 @@ class Native:
             "weights": _name(self.model.dtype),
             "activations": _name(self.model.compute_dtype),
             "bytes_each": bytes_each(self.model),
+            "integers": any(tensor.dtype in INTEGERS for tensor in self.model.state_dict().values()),
             "config": dataclasses.asdict(self.model.cfg),
             "backends": {op: {"backend": backend, "reason": reason} for op, backend, reason in choices},
         }
@@ -131,7 +133,7 @@ def open_model(name: str, pattern: str = "") -> LM:
         cfg = dataclasses.replace(cfg, pattern=pattern) if pattern else cfg
     except ValueError as error:
         raise UserError(f"--pattern: {error}") from error
-    return LM(cfg).init_weights(0).eval()
+    return LM(cfg).init_weights(SEED).eval()
 
 
 def full_tokenizer(vocab_size: int) -> Tokenizer:

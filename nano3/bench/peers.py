@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -117,11 +118,24 @@ class LlamaCpp:
         self._quiet = llama_cpp.llama_log_callback(lambda *_: None)
         llama_cpp.llama_log_set(self._quiet, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
-        self.model = llama_cpp.llama_model_load_from_file(job.model.encode(), llama_cpp.llama_model_default_params())
+        file = self._converted(job.model, job.dtype) if OTHER_TYPES.fullmatch(job.dtype) and not job.own else job.model
+        self.model = llama_cpp.llama_model_load_from_file(file.encode(), llama_cpp.llama_model_default_params())
         if not self.model:
-            raise UserError(f"--gguf {job.model}: llama.cpp cannot load it")
+            raise UserError(f"{'--gguf' if job.own else 'GGUF file'} {job.model}: llama.cpp cannot load it")
         vocab: Any = llama_cpp.llama_model_get_vocab(self.model)
         self.vocab_size = llama_cpp.llama_vocab_n_tokens(vocab)
+
+    def _converted(self, file: str, kind: str) -> str:
+        """A GGUF file of bf16 in another type, by llama.cpp's own quantization, beside it."""
+        number = getattr(self.lib, f"LLAMA_FTYPE_MOSTLY_{kind.upper()}", None)
+        if number is None:
+            raise UserError(f"--against llama.cpp:{kind}: this llama.cpp knows no such type")
+        params = self.lib.llama_model_quantize_default_params()
+        params.ftype, params.nthread = number, self.threads
+        out = f"{file.removesuffix('.gguf')}-{kind}.gguf"
+        if self.lib.llama_model_quantize(file.encode(), out.encode(), ctypes.byref(params)):
+            raise UserError(f"--against llama.cpp:{kind}: llama.cpp cannot bring this model into that type")
+        return out
 
     def about(self) -> dict[str, Any]:
         """Version."""
@@ -192,14 +206,61 @@ PEERS = {
     "transformers": Peer(Transformers, {"transformers": "transformers"}, ("train", "prefill", "decode", "rl")),
     "llama.cpp": Peer(LlamaCpp, {"llama_cpp": "llama-cpp-python", WRITES_MODEL: WRITES_MODEL}, ("prefill", "decode")),
 }
+GGUF_TYPES = {"float32": "f32", "bfloat16": "bf16"}
+DTYPES = tuple(GGUF_TYPES)
+OTHER_TYPES = re.compile(r"(i?q|tq)\d\w*|f16|mxfp4_moe", re.IGNORECASE)
+"""Types of GGUF files that nano3 does not write: llama.cpp makes them of a file of bf16."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A peer as --against names it."""
+
+    name: str
+    dtype: str
+    """float32 or bfloat16; of llama.cpp any type of a GGUF file."""
+
+    @property
+    def title(self) -> str:
+        """Its name in tables."""
+        return f"{self.name} {self.dtype}"
+
+
+def choose_peers(texts: Sequence[str], dtypes: Sequence[str]) -> list[Chosen]:
+    """The peers of `--against NAME[:TYPE]`; those without a type are taken in each of `dtypes`.
+
+    Raises:
+        UserError: an unknown peer or type.
+    """
+    found: list[Chosen] = []
+    for text in texts:
+        name, colon, kind = text.partition(":")
+        if name not in PEERS:
+            raise UserError(f"--against {name}: not known; use one or both of {','.join(PEERS)}")
+        kinds = [_check_dtype(name, kind)] if colon else list(dtypes)
+        found += [Chosen(name, each) for each in kinds]
+    return list(dict.fromkeys(found))
+
+
+def _check_dtype(name: str, kind: str) -> str:
+    kind = kind.lower()
+    if name == "llama.cpp":
+        from nano3.model.gguf.write import TYPES
+
+        kind = {short: long for long, short in GGUF_TYPES.items()}.get(kind, kind)
+        if kind not in (*DTYPES, *TYPES) and not OTHER_TYPES.fullmatch(kind):
+            known = ", ".join(TYPES)
+            raise UserError(f"--against llama.cpp:{kind}: not a type of GGUF files, such as {known} or q4_k_m")
+    elif kind not in DTYPES:
+        raise UserError(f"--against {name}:{kind}: not known; use {' or '.join(DTYPES)}")
+    return kind
 
 
 def check_peers(names: Sequence[str], kind: Kind, gguf: str) -> None:
     """Raise UserError for a peer that is unknown, not installed, unable to do this, or lacks its model file."""
-    for name in names:
-        peer = PEERS.get(name)
-        if peer is None:
-            raise UserError(f"--against {name}: not known; use one or both of {','.join(PEERS)}")
+    for chosen in choose_peers(names, DTYPES):
+        name = chosen.name
+        peer = PEERS[name]
         if kind not in peer.kinds:
             able = [other for other, one in PEERS.items() if kind in one.kinds]
             raise UserError(

@@ -10,6 +10,8 @@ from typing import Any, Literal
 from nano3.config.errors import UserError
 
 Kind = Literal["train", "prefill", "decode", "rl"]
+SEED = 0
+"""Of a preset's random weights."""
 FIRST_ID = 5
 """Random tokens come from here on: the ids below are special in most vocabularies."""
 RL_ROWS = 16
@@ -65,6 +67,8 @@ class Job:
     """Other blocks than the preset's."""
     dtype: str = "auto"
     threads: int = 1
+    own: bool = False
+    """llama.cpp: the file is the user's, in whatever type."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

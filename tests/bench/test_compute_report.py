@@ -6,10 +6,19 @@ import json
 import pytest
 from matplotlib.image import imread
 
-from nano3.bench.ceilings import READS, UNITS, read_ceiling
+from nano3.bench.ceilings import MATMULS, MOVES, READS
 from nano3.bench.compute import SINGLE, Measured, Plan, Runs
 from nano3.bench.compute_chart import ceiling_rate, conditions
-from nano3.bench.compute_report import failures, scaled, speed_rows, summary, use_rows, write
+from nano3.bench.compute_report import (
+    cache_notes,
+    failures,
+    scaled,
+    shown_ceilings,
+    speed_rows,
+    summary,
+    use_rows,
+    write,
+)
 from nano3.bench.costs import flops, read_bytes
 from nano3.bench.workload import Case
 from nano3.config.presets import load_model
@@ -23,14 +32,15 @@ TWO = {"experts": 2.0, "embeddings": 2.0, "rest": 2.0}
 def measured(**changes):
     ours = {"weights": "bfloat16", "activations": "float32", "bytes_each": TWO, "config": dataclasses.asdict(CFG),
             "backends": {"linear": {"backend": "cpu", "reason": "C++"}}}  # fmt: skip
-    ceilings = [dict.fromkeys(UNITS, rate) | {"read_256_KiB": 2 * rate} for rate in (1e9, 3e9, 4e9)]
+    names = [*MATMULS.values(), *MOVES, *READS]
+    ceilings = [dict.fromkeys(names, rate) | {"read_4_MiB": 2 * rate} for rate in (1e9, 3e9, 4e9)]
     runs = {
         "nano3": Runs([2.0, 1.0, 4.0], 1 << 30),
         PEER: Runs([6.0, 5.0, 8.0], 3 << 30),
         DEAD: Runs(failed="did not finish in 9 s"),
     }
-    whole = Measured(Plan("decode", [CASE], "tiny", repeat=3), 2, {"nano3": ours, PEER: {"version": "5"}, DEAD: {}},
-                     [runs], ceilings, [])  # fmt: skip
+    about = {"nano3": ours, PEER: {"version": "5"}, DEAD: {}, "ceilings": {"cache_bytes": 64 << 20}}
+    whole = Measured(Plan("decode", [CASE], "tiny", repeat=3), 2, about, [runs], ceilings, [])
     return dataclasses.replace(whole, **changes)
 
 
@@ -81,15 +91,23 @@ def test_use_of_the_machine_is_measured_against_its_own_ceilings():
     assert ceiling_rate(figures["cases"][0]) == pytest.approx(256 / nearest)
 
 
-@pytest.mark.parametrize(
-    ("size", "best"),
-    [(10, 20), (256 << 10, 20), (300 << 10, 35), (15 << 20, 50), (16 << 20, 50), (1 << 40, 50)],
-)
-def test_no_share_of_reading_exceeds_one_where_larger_weights_are_read_faster(size, best):
-    """Rates as they come from machines: a call's own cost slows down the smallest, others lie in a cache."""
-    rates = dict(zip(READS, (20, 35, 50, 45, 30, 40, 11, 10), strict=True))
-    assert read_ceiling(size, rates) == best
-    assert all(rate <= read_ceiling(READS[name], rates) for name, rate in rates.items())
+def test_products_of_integer_weights_are_held_against_those_of_integers():
+    whole = measured()
+    whole.about["nano3"]["integers"] = True
+    for rates in whole.ceilings:
+        rates["matmul_int8"] *= 10
+    assert summary(whole, "a CPU")["cases"][0]["sides"]["nano3"]["share_of_matmul"] < flops(CFG, CASE) / 2 / 3e10
+
+
+def test_what_fits_the_cache_is_told():
+    figures = summary(measured(), "a CPU")
+    (note,) = cache_notes(figures)
+    assert "8 sequences" in note
+    assert "64 MiB" in note
+    assert shown_ceilings(figures) == [*MATMULS.values(), *MOVES, "read_4_MiB", "read_1_GiB"]
+    whole = measured()
+    whole.about["ceilings"]["cache_bytes"] = 1 << 20
+    assert cache_notes(summary(whole, "a CPU")) == []
 
 
 def test_a_side_without_a_run_says_why():

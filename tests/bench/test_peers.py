@@ -3,7 +3,7 @@
 import pytest
 
 from nano3.bench import peers
-from nano3.bench.peers import check_peers
+from nano3.bench.peers import Chosen, check_peers, choose_peers
 from nano3.config.errors import UserError
 
 
@@ -44,3 +44,23 @@ def test_llama_cpp_needs_gguf_or_a_file(monkeypatch):
     check_peers(["llama.cpp"], "decode", "model.gguf")
     with pytest.raises(UserError, match="pip install gguf"):
         check_peers(["llama.cpp"], "decode", "")
+
+
+def test_a_peer_without_a_type_is_taken_in_each():
+    assert choose_peers(["transformers", "llama.cpp:q4_0"], ["float32", "bfloat16"]) == [
+        Chosen("transformers", "float32"),
+        Chosen("transformers", "bfloat16"),
+        Chosen("llama.cpp", "q4_0"),
+    ]
+
+
+def test_types_are_named_as_one_names_them():
+    named = ["llama.cpp:bf16", "llama.cpp:Q4_K_M", "llama.cpp:float32", "llama.cpp:f32", "transformers:bfloat16"]
+    found = [peer.title for peer in choose_peers(named, [])]
+    assert found == ["llama.cpp bfloat16", "llama.cpp q4_k_m", "llama.cpp float32", "transformers bfloat16"]
+
+
+@pytest.mark.parametrize("text", ["transformers:q4_0", "llama.cpp:int8", "llama.cpp:", "ollama:q4_0"])
+def test_a_type_that_is_none_is_one_line(text):
+    with pytest.raises(UserError, match=f"--against {text.partition(':')[0]}"):
+        choose_peers([text], ["float32"])

@@ -23,6 +23,7 @@ namespace {
 #include "log_probs.inl"
 #include "best.inl"
 #include "draw.inl"
+#include "read.inl"
 #include "program.inl"
 #include "program_blocks.inl"
 #include "gemm.inl"
@@ -51,5 +52,6 @@ namespace {
 #include "exports/log_probs.inl"
 #include "exports/best.inl"
 #include "exports/draw.inl"
+#include "exports/read.inl"
 #include "exports/scan.inl"
 #endif

@@ -11,171 +11,94 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nano3.cli.options.common import Json, complete_model
+from nano3.cli.bench.options import Extras, Output, Peers, PeersOrFile, Profile, Setting, TinySetting, names
+from nano3.cli.options.groups import grouped
 from nano3.files import check_free, check_writable
 
 if TYPE_CHECKING:
     from nano3.bench.compute import Plan
 
-MODEL = "bench-110m"
 RL_WORKER = "nano3.stages.policy.bench"
 """nano3's side of rl trains with nano3.rl, which nano3.bench does not import."""
 RATIO_COLUMN = 2
 FEW_OPS = 4
 """Ops of a backend up to which the head of a bench names them."""
-Model = Annotated[
-    str,
-    typer.Option(
-        help="A model preset (random weights), a TOML file of sizes, a run folder or a Hugging Face folder.",
-        metavar="PRESET|PATH",
-        autocompletion=complete_model,
-    ),
-]
-Dtype = Annotated[str, typer.Option(help="auto, float32 or bfloat16.", metavar="TYPE")]
-Threads = Annotated[int | None, typer.Option(help="Threads of every side.", metavar="N", show_default=False, min=1)]
-Repeat = Annotated[int, typer.Option(help="Counted runs; the median is shown.", metavar="N")]
-Against = Annotated[
-    str,
-    typer.Option(
-        help="Run these in turn with nano3: transformers, llama.cpp.", metavar="NAME,NAME", show_default=False
-    ),
-]
-PeerDtype = Annotated[str, typer.Option(help="What peers compute in, or read their weights in.", metavar="TYPE,TYPE")]
-PeerTimeout = Annotated[float, typer.Option(help="Seconds until a run of a peer is given up.", metavar="SECONDS")]
-Gguf = Annotated[
-    Path | None,
-    typer.Option(
-        help="A model for llama.cpp instead of nano3's own weights.",
-        metavar="FILE",
-        exists=True,
-        dir_okay=False,
-        show_default=False,
-    ),
-]
-Scaling = Annotated[bool, typer.Option("--scaling", metavar="", help="Also run nano3 with one thread, in turn.")]
-Profile = Annotated[bool, typer.Option("--profile", metavar="", help="Also show where the time of a run goes.")]
-Out = Annotated[
-    Path | None,
-    typer.Option(
-        help="Also write result.json and speed.png here: a new folder.",
-        metavar="DIR",
-        file_okay=False,
-        show_default=False,
-    ),
-]
 
 
+@grouped
 def train(
-    model: Model = MODEL,
-    dtype: Dtype = "auto",
-    threads: Threads = None,
-    repeat: Repeat = 5,
+    setting: Setting,
     batch: Annotated[int, typer.Option(help="Sequences.", metavar="N")] = 4,
     seq_len: Annotated[str, typer.Option(help="Tokens of each, one or several lengths.", metavar="N,N")] = "1024",
     pattern: Annotated[
         str, typer.Option(help="Other blocks than the preset's.", metavar="SYMBOLS", show_default=False)
     ] = "",
     forward_only: Annotated[bool, typer.Option("--forward-only", metavar="", help="No backward pass.")] = False,
-    against: Against = "",
-    peer_dtype: PeerDtype = "float32,bfloat16",
-    peer_timeout: PeerTimeout = 300.0,
-    scaling: Scaling = False,
-    profile: Profile = False,
-    out: Out = None,
-    as_json: Json = False,
+    *,
+    peers: Peers,
+    extras: Extras,
+    output: Output,
 ) -> None:
     """Forward and backward pass on random tokens: tokens a second, FLOP/s, peak memory.
 
     [dim]Beside transformers:[/]  nano3 bench train --against transformers
     """
-    from nano3.bench.compute import Plan
     from nano3.bench.workload import train_cases
 
     cases = train_cases(batch, seq_len, forward_only)
-    names, dtypes = _names(against), _names(peer_dtype)
-    plan = Plan(
-        "train", cases, model, pattern, dtype, threads or 0, repeat, names, dtypes, peer_timeout, "", scaling, profile
-    )
-    _run(plan, out, as_json)
+    measure_and_show("train", cases, setting, peers, output, pattern=pattern, **vars(extras))
 
 
+@grouped
 def prefill(
-    model: Model = MODEL,
-    dtype: Dtype = "auto",
-    threads: Threads = None,
-    repeat: Repeat = 5,
+    setting: Setting,
     prompt_tokens: Annotated[str, typer.Option(help="Lengths of the prompt.", metavar="N,N")] = "4096",
-    against: Against = "",
-    peer_dtype: PeerDtype = "float32,bfloat16",
-    peer_timeout: PeerTimeout = 300.0,
-    gguf: Gguf = None,
-    scaling: Scaling = False,
-    profile: Profile = False,
-    out: Out = None,
-    as_json: Json = False,
+    *,
+    peers: PeersOrFile,
+    extras: Extras,
+    output: Output,
 ) -> None:
     """One prompt through the engine until the first token.
 
     [dim]Cost by length:[/]  nano3 bench prefill --prompt-tokens 4096,16384,65536
     """
-    from nano3.bench.compute import Plan
     from nano3.bench.workload import prefill_cases
 
-    cases, file = prefill_cases(prompt_tokens), str(gguf or "")
-    names, dtypes = _names(against), _names(peer_dtype)
-    plan = Plan(
-        "prefill", cases, model, "", dtype, threads or 0, repeat, names, dtypes, peer_timeout, file, scaling, profile
-    )
-    _run(plan, out, as_json)
+    measure_and_show("prefill", prefill_cases(prompt_tokens), setting, peers, output, **vars(extras))
 
 
+@grouped
 def decode(
-    model: Model = MODEL,
-    dtype: Dtype = "auto",
-    threads: Threads = None,
-    repeat: Repeat = 5,
+    setting: Setting,
     sequences: Annotated[str, typer.Option(help="Sequences that run at once.", metavar="N,N")] = "1,8,32",
     prompt_tokens: Annotated[int, typer.Option(help="Tokens of each prompt.", metavar="N")] = 128,
     output_tokens: Annotated[int, typer.Option(help="Tokens that each sequence gets.", metavar="N")] = 64,
-    against: Against = "",
-    peer_dtype: PeerDtype = "float32,bfloat16",
-    peer_timeout: PeerTimeout = 300.0,
-    gguf: Gguf = None,
-    scaling: Scaling = False,
-    profile: Profile = False,
-    out: Out = None,
-    as_json: Json = False,
+    *,
+    peers: PeersOrFile,
+    extras: Extras,
+    output: Output,
 ) -> None:
     """Greedy decoding through the engine: tokens a second, time and bytes read a step.
 
-    [dim]Beside both peers:[/]  nano3 bench decode --against transformers,llama.cpp
+    [dim]Beside both peers:[/]  nano3 bench decode --against transformers,llama.cpp:q4_0
     """
-    from nano3.bench.compute import Plan
     from nano3.bench.workload import decode_cases
 
-    cases, file = decode_cases(sequences, prompt_tokens, output_tokens), str(gguf or "")
-    names, dtypes = _names(against), _names(peer_dtype)
-    plan = Plan(
-        "decode", cases, model, "", dtype, threads or 0, repeat, names, dtypes, peer_timeout, file, scaling, profile
-    )
-    _run(plan, out, as_json)
+    cases = decode_cases(sequences, prompt_tokens, output_tokens)
+    measure_and_show("decode", cases, setting, peers, output, **vars(extras))
 
 
+@grouped
 def rl(
-    model: Model = "tiny",
-    dtype: Dtype = "auto",
-    threads: Threads = None,
-    repeat: Repeat = 5,
+    setting: TinySetting,
     prompts: Annotated[int, typer.Option(help="Prompts of a step.", metavar="N")] = 8,
     group: Annotated[int, typer.Option(help="Samples of each prompt.", metavar="N")] = 16,
     prompt_tokens: Annotated[int, typer.Option(help="Tokens of each prompt.", metavar="N")] = 64,
     output_tokens: Annotated[int, typer.Option(help="Tokens of each sample.", metavar="N")] = 64,
-    against: Against = "",
-    peer_dtype: PeerDtype = "float32,bfloat16",
-    peer_timeout: PeerTimeout = 300.0,
     profile: Profile = False,
-    out: Out = None,
-    as_json: Json = False,
+    *,
+    peers: Peers,
+    output: Output,
 ) -> None:
     """One step of reinforcement learning: samples drawn, and the policy's update on them.
 
@@ -183,19 +106,34 @@ def rl(
 
     [dim]Beside transformers:[/]  nano3 bench rl --against transformers
     """
-    from nano3.bench.compute import Plan
     from nano3.bench.workload import rl_cases
 
     cases = rl_cases(prompts, group, prompt_tokens, output_tokens)
-    names, dtypes = _names(against), _names(peer_dtype)
-    plan = Plan(
-        "rl", cases, model, "", dtype, threads or 0, repeat, names, dtypes, peer_timeout, "", False, profile, RL_WORKER
-    )
-    _run(plan, out, as_json)
+    measure_and_show("rl", cases, setting, peers, output, profile=profile, worker=RL_WORKER)
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+def measure_and_show(
+    kind: Any, cases: Sequence[Any], setting: Setting, peers: Peers, output: Output, **more: Any
+) -> None:
+    """Measure the cases, write what is to be written, and print the tables. Raises UserError."""
+    from nano3.bench.compute import Plan
+
+    plan = Plan(kind, cases, **settings(setting, peers), **more)
+    _run(plan, output.out, output.as_json)
+
+
+def settings(setting: Setting, peers: Peers) -> dict[str, Any]:
+    """Fields of a Plan."""
+    return {
+        "model": setting.model,
+        "dtype": setting.dtype,
+        "threads": setting.threads or 0,
+        "repeat": setting.repeat,
+        "against": names(*peers.against or ()),
+        "peer_dtypes": names(peers.peer_dtype),
+        "peer_timeout": peers.peer_timeout,
+        "gguf": str(getattr(peers, "gguf", None) or ""),
+    }
 
 
 def _run(plan: Plan, out: Path | None, as_json: bool) -> None:
@@ -205,7 +143,7 @@ def _run(plan: Plan, out: Path | None, as_json: bool) -> None:
     from nano3.bench.compute import measure
     from nano3.cli.hardware import detect
 
-    with _progress() as say:
+    with progress() as say:
         measured = measure(plan, say)
     # Imports torch, for which a wrong input need not wait.
     from nano3.bench.compute_report import summary, write
@@ -217,7 +155,7 @@ def _run(plan: Plan, out: Path | None, as_json: bool) -> None:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
+def progress() -> Iterator[Callable[[str], None]]:
     """What goes on, on one line of stderr that goes away at the end; a line each where stderr is no terminal."""
     if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         yield lambda text: print(text, file=sys.stderr, flush=True)
@@ -231,7 +169,15 @@ def _progress() -> Iterator[Callable[[str], None]]:
 def _show(figures: dict[str, Any], as_json: bool) -> None:
     from nano3.bench.ceilings import TITLES
     from nano3.bench.compute_chart import threads_text
-    from nano3.bench.compute_report import failures, part_rows, scaled, speed_rows, use_rows
+    from nano3.bench.compute_report import (
+        cache_notes,
+        failures,
+        part_rows,
+        scaled,
+        shown_ceilings,
+        speed_rows,
+        use_rows,
+    )
     from nano3.cli.output import plain_table, print_json, print_table, results
 
     if as_json:
@@ -241,7 +187,8 @@ def _show(figures: dict[str, Any], as_json: bool) -> None:
     facts.add_row("machine", f"{machine['cpu']}, {threads_text(machine['threads'])}, torch {machine['torch']}")
     facts.add_row("weights, activations", f"{ours['weights']}, {ours['activations']}")
     facts.add_row("backends", backends_text(figures["backends"]))
-    for name, rate in figures["ceilings"].items():
+    for name in shown_ceilings(figures):
+        rate = figures["ceilings"][name]
         text = f"{scaled(rate['median'])}{rate['unit']}"
         if rate["min"] < rate["max"]:
             text += f" ({scaled(rate['min']).strip()} - {scaled(rate['max']).strip()})"
@@ -266,6 +213,8 @@ def _show(figures: dict[str, Any], as_json: bool) -> None:
     for row in use_rows(figures):
         uses.add_row(*row)
     print_table(console, uses)
+    for note in cache_notes(figures):
+        console.print(note)
     for case, profile in zip(figures["cases"], figures["profiles"], strict=False):
         for key, title in (("ops", "ops"), ("torch", "ops of PyTorch")):
             _show_profile(f"Self time by {title}, {case['name']}", profile[key])

@@ -1,0 +1,1 @@
+"""Memory by itself: what reading takes where nothing is computed."""
