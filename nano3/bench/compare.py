@@ -1,4 +1,4 @@
-"""Two results of `nano3 bench train`, `prefill`, `decode` or `rl` side by side."""
+"""Two results of a bench side by side."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from nano3.config.errors import UserError
 from nano3.reading import read_json
 
-KINDS = ("train", "prefill", "decode", "rl")
+KINDS = ("train", "prefill", "decode", "rl", "throughput", "kernels", "scaling")
 FASTER, SLOWER, WITHIN = "faster", "slower", "within the spread"
 
 
@@ -36,8 +36,11 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def rate(side: dict[str, Any]) -> dict[str, float]:
-    """Tokens a second of one side: median, least and most."""
-    return {key: float(side["tokens_per_second"][key]) for key in ("median", "min", "max")}
+    """Tokens a second of one side, of an op calls a second: median, least and most."""
+    if "tokens_per_second" in side:
+        return {key: float(side["tokens_per_second"][key]) for key in ("median", "min", "max")}
+    seconds = side["seconds"]
+    return {key: 1 / seconds[of] for key, of in (("median", "median"), ("min", "max"), ("max", "min"))}
 
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
@@ -51,17 +54,24 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     """
     if before["kind"] != after["kind"]:
         raise UserError(f"the one is of bench {before['kind']}, the other of {after['kind']}: compare like with like")
-    earlier = {case["name"]: case for case in before["cases"]}
-    rows = [row for case in after["cases"] if case["name"] in earlier for row in _rows(earlier[case["name"]], case)]
+    earlier = {_work(before, case): case for case in before["cases"]}
+    pairs = [(earlier[work], case) for case in after["cases"] if (work := _work(after, case)) in earlier]
+    rows = [row for was, now in pairs for row in _rows(was, now)]
     if not rows:
         raise UserError("the two have no case in common: measure the same lengths and numbers of sequences")
     return {"kind": after["kind"], "differences": list(_differences(before, after)), "rows": rows}
 
 
+def _work(result: dict[str, Any], case: dict[str, Any]) -> tuple:
+    """What makes two cases the same: not only their name, but all that was to be done."""
+    sizes = (case.get(key) for key in ("length", "output", "group", "requests", "forward_only", "shapes"))
+    return case["name"], result.get("work"), str(result.get("fixed")), *sizes
+
+
 def _rows(before: dict[str, Any], after: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for name, side in after["sides"].items():
         other = before["sides"].get(name, {"failed": "missing"})
-        if "tokens_per_second" not in side or "tokens_per_second" not in other:
+        if "seconds" not in side or "seconds" not in other:
             continue
         was, now = rate(other), rate(side)
         pairs = (("median", "median"), ("min", "max"), ("max", "min"))
@@ -78,7 +88,7 @@ def _verdict(ratio: dict[str, float]) -> str:
 def _differences(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
     """What else differs, so that speed is not laid at the wrong door."""
     pairs = {name: (before["machine"].get(name), after["machine"].get(name)) for name in ("cpu", "threads", "torch")}
-    pairs |= {name: (before.get(name), after.get(name)) for name in ("model", "pattern", "repeat")}
+    pairs |= {name: (before.get(name), after.get(name)) for name in ("model", "pattern", "dtype", "seed", "repeat")}
     sides = sorted(before.get("sides", {}).keys() & after.get("sides", {}).keys())
     for side in sides:
         for key in ("version", "weights", "activations"):

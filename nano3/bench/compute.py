@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nano3.bench.peers import DTYPES, GGUF_TYPES, OTHER_TYPES, Chosen, check_peers, choose_peers
+from nano3.bench.peers.table import Chosen, check_peers, choose_peers
+from nano3.bench.peers.types import DTYPES, GGUF_TYPES, OTHER_TYPES
 from nano3.bench.processes import WORKER, SideError, Worker
 from nano3.bench.workload import Case, Job, Kind
 from nano3.config.errors import UserError
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 OURS, SINGLE, CEILINGS = "nano3", "nano3, 1 thread", "ceilings"
 PARTS = ("generate", "update")
+FOLDER_PEERS = ("transformers", "vllm")
+"""Those that read a Hugging Face folder."""
 Say = Callable[[str], None]
 
 
@@ -48,6 +51,16 @@ class Plan:
     profile: bool = False
     worker: str = WORKER
     """The module of nano3's own process."""
+    warm: Case | None = None
+    """The first run of each case, which does not count, where that is not the case itself."""
+    device: str = "cpu"
+    """Of nano3's own process; elsewhere than on the CPU nothing is measured as a ceiling."""
+    experts: int = 0
+    """Of a block, in place of the preset's; 0: the preset's."""
+    ceilings: bool = True
+    """Whether the machine's rates are measured too."""
+    memory: int = 0
+    """throughput: bytes for sequences; 0: most of what is free."""
 
     def __post_init__(self) -> None:
         if self.dtype not in ("auto", *DTYPES):
@@ -75,6 +88,8 @@ class Runs:
     peak_memory: int = 0
     failed: str = ""
     """Why there are no (more) runs, in one line."""
+    details: list[dict[str, Any]] = field(default_factory=list)
+    """throughput: figures of each run (nano3.bench.throughput.figures)."""
     parts: dict[str, list[float]] = field(default_factory=dict)
     """Seconds of the parts of each run, where it has some: generate and update."""
 
@@ -95,8 +110,8 @@ class Measured:
     """With --profile: one a case."""
 
 
-def measure(plan: Plan, say: Say) -> Measured:
-    """Run everything; `say` is told what goes on.
+def measure(plan: Plan, say: Say, decide: Callable[[Worker], Sequence[Case]] | None = None) -> Measured:
+    """Run everything; `say` is told what goes on, and `decide` makes the cases when nano3's own process is ready.
 
     Raises:
         UserError: a wrong input.
@@ -108,9 +123,14 @@ def measure(plan: Plan, say: Say) -> Measured:
     with ExitStack() as stack:
         say("loading")
         rotation = Rotation(_start(plan, threads, stack), say)
+        if decide is not None:
+            try:
+                plan = replace(plan, cases=decide(rotation.workers[OURS]))
+            except SideError as failure:
+                raise RuntimeError(f"{OURS}: {failure}") from failure
         measured = Measured(plan, threads, rotation.about, [], rotation.ceilings, [])
         for case in plan.cases:
-            measured.runs.append(rotation.case(case, plan.repeat))
+            measured.runs.append(rotation.case(case, plan.repeat, plan.warm))
             if plan.profile:
                 say(f"{case.name}: profile")
                 measured.profiles.append(rotation.workers[OURS].profile(case))
@@ -128,28 +148,31 @@ class Rotation:
         for name, worker in workers.items():
             self.about[name] = self._ask(name, worker.ready) or {}
 
-    def case(self, case: Case, repeat: int) -> dict[str, Runs]:
-        """One round that does not count, then `repeat` that do."""
+    def case(self, case: Case, repeat: int, warm: Case | None = None) -> dict[str, Runs]:
+        """One round that does not count (`warm`, else the case itself), then `repeat` that do."""
         runs = {name: Runs() for name in self.workers if name != CEILINGS}
         for number in range(repeat + 1):
             for name, worker in self.workers.items():
                 if name in self.lost or (name == CEILINGS and number == 0):
                     continue
                 self.say(f"{case.name}: {name}, " + (f"run {number} of {repeat}" if number else "first run"))
-                result = self._ask(name, lambda worker=worker: worker.run(case))
+                work = case if number or warm is None else warm
+                result = self._ask(name, lambda worker=worker, work=work: worker.run(work))
                 if result is not None and number:
                     self._keep(name, result, runs)
         for name, reason in self.lost.items():
             runs[name].failed = reason
         return runs
 
-    def _keep(self, name: str, result: dict[str, float], runs: dict[str, Runs]) -> None:
+    def _keep(self, name: str, result: dict[str, Any], runs: dict[str, Runs]) -> None:
         peak = int(result.pop("peak_memory"))
         if name == CEILINGS:
             self.ceilings.append(result)
             return
         runs[name].seconds.append(result["seconds"])
         runs[name].peak_memory = peak
+        if "details" in result:
+            runs[name].details.append(result["details"])
         for part in PARTS:
             if f"{part}_seconds" in result:
                 runs[name].parts.setdefault(part, []).append(result[f"{part}_seconds"])
@@ -174,14 +197,26 @@ def _start(plan: Plan, threads: int, stack: ExitStack) -> dict[str, Worker]:
         workers[name] = Worker(job, limit, plan.worker if job.side == OURS else WORKER)
         stack.callback(workers[name].close)
 
-    start(OURS, Job(OURS, plan.kind, plan.model, plan.pattern, plan.dtype, threads))
+    job = Job(
+        OURS,
+        plan.kind,
+        plan.model,
+        plan.pattern,
+        plan.dtype,
+        threads,
+        device=plan.device,
+        memory=plan.memory,
+        experts=plan.experts,
+    )
+    start(OURS, job)
     if plan.scaling:
-        start(SINGLE, Job(OURS, plan.kind, plan.model, plan.pattern, plan.dtype, 1))
+        start(SINGLE, replace(job, threads=1))
     if plan.against:
         temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nano3-bench-")))
         for name, job in _peer_jobs(plan, temporary):
             start(name, replace(job, threads=threads), plan.peer_timeout)
-    start(CEILINGS, Job(CEILINGS, plan.kind, threads=threads))
+    if plan.device == "cpu" and plan.ceilings:
+        start(CEILINGS, Job(CEILINGS, plan.kind, threads=threads))
     return workers
 
 
@@ -190,18 +225,21 @@ def _peer_jobs(plan: Plan, temporary: Path) -> Iterator[tuple[str, Job]]:
     from nano3.bench.native import open_model
 
     chosen = choose_peers(plan.against, plan.peer_dtypes)
-    model = open_model(plan.model, plan.pattern)
-    if any(peer.name == "transformers" for peer in chosen):
+    model = open_model(plan.model, plan.pattern, plan.experts)
+    if any(peer.name in FOLDER_PEERS for peer in chosen):
+        from nano3.bench.native import full_tokenizer
         from nano3.model.hf.folder import save
 
         save(model, temporary / "model")
+        if any(peer.name == "vllm" for peer in chosen):
+            full_tokenizer(model.cfg.vocab_size).save(temporary / "model")
     if plan.gguf:
         yield (
             f"llama.cpp {Path(plan.gguf).stem}",
             Job("llama.cpp", plan.kind, plan.gguf, dtype="that of the file", own=True),
         )
     for peer in chosen:
-        if peer.name == "transformers":
+        if peer.name in FOLDER_PEERS:
             yield peer.title, Job(peer.name, plan.kind, str(temporary / "model"), dtype=peer.dtype)
         elif not plan.gguf:
             yield peer.title, Job(peer.name, plan.kind, str(_gguf(model, peer, temporary)), dtype=peer.dtype)

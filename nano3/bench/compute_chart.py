@@ -75,7 +75,7 @@ def _lines(axis: Any, cases: list[dict[str, Any]]) -> None:
     axis.set_ylim(0, None)
     axis.set_xlabel("tokens of the sequence", color=MUTED, fontsize=9)
     axis.legend(frameon=False, fontsize=8)
-    _plain(axis)
+    plain(axis)
 
 
 def _bars(axis: Any, case: dict[str, Any]) -> None:
@@ -96,10 +96,11 @@ def _bars(axis: Any, case: dict[str, Any]) -> None:
     axis.set_xlim(-0.6, len(sides) - 0.4)
     axis.set_xticks(range(len(sides)), [name.replace(" ", "\n") for name in sides], fontsize=8)
     axis.set_title(case["name"], fontsize=10, color=INK, loc="left")
-    _plain(axis)
+    plain(axis)
 
 
-def _plain(axis: Any) -> None:
+def plain(axis: Any) -> None:
+    """A grid behind, no frame."""
     axis.grid(True, axis="y", color=GRID, linewidth=0.8)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)

@@ -66,7 +66,7 @@ def _case(
 ) -> dict[str, Any]:
     sides = {name: _side(case, side) for name, side in runs.items()}
     mine = sides[OURS]
-    mine |= _use(cfg, case, mine["seconds"]["median"], ours, ceilings, cache)
+    mine |= _use(cfg, case, mine, ours, ceilings, cache)
     ratios = {name: _ratio(runs[OURS], side) for name, side in runs.items() if name != OURS and side.seconds}
     result = {"name": case.name, **asdict(case), "tokens": case.tokens, "sides": sides, "ratios": ratios}
     peers = [name for name in ratios if name != SINGLE]
@@ -84,9 +84,16 @@ def _side(case: Case, runs: Runs) -> dict[str, Any]:
         "seconds": {**seconds, "all": runs.seconds},
         "tokens_per_second": rates,
         "peak_memory_bytes": runs.peak_memory,
+        **(details_of(runs) if runs.details else {}),
         **({"parts": _parts(case, runs)} if runs.parts else {}),
         **({"failed": runs.failed} if runs.failed else {}),
     }
+
+
+def details_of(runs: Runs) -> dict[str, Any]:
+    """The figures of the run that took the median time."""
+    median = statistics.median_low(runs.seconds)
+    return runs.details[runs.seconds.index(median)]
 
 
 def _parts(case: Case, runs: Runs) -> dict[str, Any]:
@@ -99,18 +106,18 @@ def _parts(case: Case, runs: Runs) -> dict[str, Any]:
     }
 
 
-def _use(cfg: ModelConfig, case: Case, seconds: float, ours: dict, ceilings: dict, cache: int) -> dict[str, Any]:
+def _use(cfg: ModelConfig, case: Case, mine: dict, ours: dict, ceilings: dict, cache: int) -> dict[str, Any]:
     """Arithmetic and traffic at the median, and their shares of the best that the machine did in any round."""
-    counted = flops(cfg, case)
+    counted, seconds = flops(cfg, case), mine["seconds"]["median"]
     rate = counted / seconds
     use: dict[str, Any] = {"flops": counted, "flops_per_second": rate}
     if not ceilings:
         return use
     best = max(ceilings[name]["max"] for name in _products(ours) if name in ceilings)
     use["share_of_matmul"] = rate / best
-    if case.kind == "decode":
+    step = _step_seconds(case, mine)
+    if step:
         activations = getattr(torch, ours["activations"])
-        step = seconds / case.output
         read = read_bytes(cfg, case, ours["bytes_each"], activations)
         name, best = read_ceiling(read, {name: each["max"] for name, each in ceilings.items()})
         use |= {
@@ -122,6 +129,14 @@ def _use(cfg: ModelConfig, case: Case, seconds: float, ours: dict, ceilings: dic
             "fits_cache": read <= cache,
         }
     return use
+
+
+def _step_seconds(case: Case, mine: dict) -> float:
+    """Of one decoding step, 0 where there are none; of requests that come together, the median between two tokens."""
+    if case.kind == "throughput":
+        found = mine["latency"]["inter_token_s"]
+        return found["p50"] if found else 0.0
+    return mine["seconds"]["median"] / case.output if case.kind == "decode" else 0.0
 
 
 def _products(ours: dict) -> list[str]:
@@ -206,7 +221,7 @@ def cache_notes(figures: dict[str, Any]) -> list[str]:
     cache = figures["machine"]["cache_bytes"]
     notes = []
     for case in figures["cases"]:
-        side = case["sides"][OURS]
+        side = case["sides"].get(OURS, {})
         read = side.get("read_bytes_per_step", 0)
         if side.get("fits_cache") and read >= FIRST_KIB << 10:
             notes.append(

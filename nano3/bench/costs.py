@@ -22,6 +22,9 @@ def flops(cfg: ModelConfig, case: Case) -> float:
     decoding); the backward pass as twice the forward pass. Not counted: norms, activations, the convolution, anything
     computed again. The output projection counts where logits are needed: all positions in training, else the last.
     """
+    if case.kind == "throughput":
+        prompts = case.sequences * flops(cfg, Case("prefill", 1, case.length))
+        return prompts + (case.tokens - case.sequences) * _decoded_token(cfg, case)
     if case.kind == "decode":
         return case.tokens * _decoded_token(cfg, case)
     if case.kind == "rl":

@@ -37,7 +37,7 @@ class Native:
     """One model and its runs; see nano3.bench.worker."""
 
     def __init__(self, job: Job) -> None:
-        self.model = open_model(job.model, job.pattern)
+        self.model = open_model(job.model, job.pattern, job.experts)
         self.set_types(job)
         self.tokenizer = None if job.kind == "train" else full_tokenizer(self.model.cfg.vocab_size)
         self._runs = {"train": self._train, "prefill": self._prefill, "decode": self._decode}
@@ -51,7 +51,7 @@ class Native:
 
     def about(self) -> dict[str, Any]:
         """Types, sizes and the backend of each op, and of the decoding step as a whole."""
-        choices = [*explain(CPU), ("decoding step", *step.explain(self.model))]
+        choices = [*explain(self.model.device), ("decoding step", *step.explain(self.model))]
         return {
             "weights": _name(self.model.dtype),
             "activations": _name(self.model.compute_dtype),
@@ -61,7 +61,7 @@ class Native:
             "backends": {op: {"backend": backend, "reason": reason} for op, backend, reason in choices},
         }
 
-    def run(self, case: Case) -> dict[str, float]:
+    def run(self, case: Case) -> dict[str, Any]:
         """Seconds of one timed run."""
         return {"seconds": self._runs[case.kind](case, nullcontext())}
 
@@ -118,17 +118,23 @@ class Native:
         )
 
 
-def open_model(name: str, pattern: str = "") -> LM:
+def open_model(name: str, pattern: str = "", experts: int = 0) -> LM:
     """The model of a run folder or Hugging Face folder, or of a preset or TOML file of sizes (random weights, seed 0).
 
     Raises:
-        UserError: no such model, or `pattern` for one whose weights are given.
+        UserError: no such model, or `pattern` or `experts` for one whose weights are given.
     """
     if Path(name).is_dir():
         if pattern:
             raise UserError(f"--pattern: the blocks of {name} are those of its weights; name a preset instead")
+        if experts:
+            raise UserError(f"--axis experts: the experts of {name} are those of its weights; name a preset instead")
         return load_model(name)
     cfg = load_model_config(name)
+    try:
+        cfg = dataclasses.replace(cfg, n_experts=experts) if experts else cfg
+    except ValueError as error:
+        raise UserError(f"--experts {experts}: {error}") from error
     try:
         cfg = dataclasses.replace(cfg, pattern=pattern) if pattern else cfg
     except ValueError as error:

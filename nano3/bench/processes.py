@@ -48,7 +48,12 @@ class Worker:
         """What the side says about itself. Raises SideError or, for a wrong input, UserError."""
         return self._read()["about"]
 
-    def run(self, case: Case) -> dict[str, float]:
+    def fits(self, case: Case) -> dict[str, int]:
+        """How many requests of a case fit in memory. Raises as `ready`."""
+        self._write({"do": "fits", "case": asdict(case)})
+        return self._read()
+
+    def run(self, case: Case) -> dict[str, Any]:
         """One timed run. Raises as `ready`."""
         self._write({"do": "run", "case": asdict(case)})
         return self._read()

@@ -1,8 +1,8 @@
 """One side of a measurement in a process of its own: `python -m nano3.bench.worker`.
 
 Reads JSON lines on stdin and answers each with one on stdout. The first is the Job; then `{"do": "run", "case": ...}`
-times one run and `{"do": "profile", "case": ...}` profiles one. A process each keeps memory, threads and settings of
-the sides apart.
+times one run, "profile" profiles one, and "fits" tells how many of its requests fit in memory. A process each keeps
+memory, threads and settings of the sides apart.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Side(Protocol):
         """What there is to say about it: types, sizes, versions."""
         ...
 
-    def run(self, case: Case) -> dict[str, float]:
+    def run(self, case: Case) -> dict[str, Any]:
         """Do the work once; `seconds`, or for the ceilings their rates."""
         ...
 
@@ -43,7 +43,7 @@ def open_side(job: Job, ours: Callable[[Job], Side] | None) -> Side:
         from nano3.bench.ceilings import Ceilings
 
         return Ceilings(job)
-    from nano3.bench.peers import PEERS
+    from nano3.bench.peers.table import PEERS
 
     return PEERS[job.side].side(job)
 
@@ -83,6 +83,8 @@ def _peak_elsewhere() -> int:
 def answer(side: Any, command: dict[str, Any]) -> dict[str, Any]:
     """What one command gives."""
     case = Case(**command["case"])
+    if command["do"] == "fits":
+        return side.fits(case)
     if command["do"] == "profile":
         return {"profile": side.profile(case)}
     return {**side.run(case), "peak_memory": peak_memory()}

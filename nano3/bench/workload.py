@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from nano3.config.errors import UserError
 
-Kind = Literal["train", "prefill", "decode", "rl"]
+Kind = Literal["train", "prefill", "decode", "rl", "throughput"]
 SEED = 0
 """Of a preset's random weights."""
 FIRST_ID = 5
@@ -33,22 +33,26 @@ class Case:
     """train: a forward pass without the backward pass."""
     group: int = 1
     """rl: samples of each prompt."""
+    requests: int = 0
+    """throughput: requests in all, `batch` at a time; 0: as many."""
 
     @property
     def sequences(self) -> int:
         """Sequences that the timed part works on."""
-        return self.batch * self.group
+        return (self.requests or self.batch) * self.group
 
     @property
     def tokens(self) -> int:
         """Tokens that the timed part works on; in rl those that are drawn, and then trained on."""
-        return self.sequences * (self.output if self.kind in ("decode", "rl") else self.length)
+        return self.sequences * (self.length if self.kind in ("train", "prefill") else self.output)
 
     @property
     def name(self) -> str:
         """The case in a few words."""
         if self.kind == "rl":
             return f"{self.batch} x {self.group} samples of {self.output:,} tokens"
+        if self.kind == "throughput":
+            return f"{self.batch} at a time"
         if self.kind == "decode":
             return f"{self.batch} sequence{'s' if self.batch > 1 else ''}"
         return f"{self.length:,} tokens" if self.batch == 1 else f"{self.batch} x {self.length:,} tokens"
@@ -67,6 +71,12 @@ class Job:
     """Other blocks than the preset's."""
     dtype: str = "auto"
     threads: int = 1
+    experts: int = 0
+    """Other than the preset's number; 0: that."""
+    device: str = "cpu"
+    """throughput: where nano3 computes."""
+    memory: int = 0
+    """throughput: bytes for sequences; 0: most of what is free."""
     own: bool = False
     """llama.cpp: the file is the user's, in whatever type."""
 
@@ -76,9 +86,9 @@ class Job:
 
 
 def prompts(case: Case, vocab_size: int) -> list[list[int]]:
-    """Random tokens, (batch, length), the same for every side and run."""
+    """Random tokens, (batch or requests, length), the same for every side and run."""
     draw, first = random.Random(case.batch), min(FIRST_ID, vocab_size - 1)
-    return [draw.choices(range(first, vocab_size), k=case.length) for _ in range(case.batch)]
+    return [draw.choices(range(first, vocab_size), k=case.length) for _ in range(case.requests or case.batch)]
 
 
 def advantages(case: Case) -> list[float]:

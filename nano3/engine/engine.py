@@ -108,7 +108,8 @@ class Engine:
         self.eos_ids = ends_of_text(tokenizer) if eos_ids is None else eos_ids
         room = free_memory(self.device, model.mapped_bytes) if memory is None else memory
         wanted = max_sequences, max_context or model.cfg.max_position_embeddings, page_size, snapshot_every, kv_dtype
-        self.sizes: Sizes = fit(model.cfg, model.compute_dtype, room, *wanted)
+        kept = prefix_cache or speculate > 0
+        self.sizes: Sizes = fit(model.cfg, model.compute_dtype, room, *wanted, kept=kept)
         self.max_context, self.page_size = self.sizes.max_context, page_size
         sizes = self.sizes.max_sequences, self.max_context
         limits = Limits(*sizes, step_tokens, mixed_step_tokens, snapshot_every, prefix_cache, speculate, exact)

@@ -82,9 +82,11 @@ def fit(
     page_size: int,
     snapshot_every: int,
     kv_dtype: torch.dtype | None = None,
+    kept: bool = True,
 ) -> Sizes:
     """Divide `memory` bytes; too little lowers the context, then the number of sequences.
 
+    Without `kept` no states are kept beside those of running sequences, and all the rest is for their pages.
     Conv states are of `dtype`, keys and values of `kv_dtype` (None: the same). Beside each page there is room for the
     experts that its tokens used: any request may ask for them.
 
@@ -107,10 +109,12 @@ def fit(
     if running < max_sequences:
         notes.append(f"at most {running} sequences at once: {memory / 2**30:.2f} GiB hold no more states")
     left = memory - running * slot - pages_each * page
-    n_pages = _extra(left // 2, page, running * 2 * pages_each - pages_each) + pages_each
-    kept = _extra(left - (n_pages - pages_each) * page, slot, n_pages * page_size // snapshot_every + running)
-    total = (running + kept) * slot + n_pages * page
-    return Sizes(running, max_context, running + kept, n_pages, total, tuple(notes))
+    most = running * (2 if kept else 1) * pages_each - pages_each
+    n_pages = _extra(left // 2 if kept else left, page, most) + pages_each
+    most = n_pages * page_size // snapshot_every + running if kept else 0
+    spare = _extra(left - (n_pages - pages_each) * page, slot, most)
+    total = (running + spare) * slot + n_pages * page
+    return Sizes(running, max_context, running + spare, n_pages, total, tuple(notes))
 
 
 def bytes_of_page(cfg: ModelConfig, page_size: int, kv_dtype: torch.dtype) -> int:

@@ -221,10 +221,10 @@ def flops_per_token(cfg: ModelConfig, seq_len: int) -> float:
     """
     matmuls = 2 * count_parameters(cfg).active_without_embedding
     attention = 2 * 2 * cfg.n_heads * cfg.head_dim * seq_len / 2 * len(cfg.blocks(ATTENTION))
-    return 3.0 * (matmuls + attention + _scan_flops(cfg, seq_len) * len(cfg.blocks(MAMBA)))
+    return 3.0 * (matmuls + attention + scan_flops(cfg, seq_len) * len(cfg.blocks(MAMBA)))
 
 
-def _scan_flops(cfg: ModelConfig, seq_len: int) -> float:
+def scan_flops(cfg: ModelConfig, seq_len: int) -> float:
     """Forward operations of one scan on one token: C B^T and its product with x inside a chunk, states in and out."""
     distance = min(cfg.chunk_size, seq_len) / 2
     inside = 2 * distance * (cfg.n_groups * cfg.d_state + cfg.d_inner)

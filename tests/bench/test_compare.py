@@ -9,6 +9,7 @@ import pytest
 
 from nano3.bench.compare import compare
 from nano3.cli.app import main
+from nano3.config.errors import UserError
 
 
 def result(*rates, name="1 sequence", **changes):
@@ -39,6 +40,30 @@ def test_a_difference_counts_where_all_runs_agree(rates, verdict):
 def test_the_ratio_has_the_spread_of_both():
     (row,) = compare(result(10, 20, 40), result(20, 40, 80))["rows"]
     assert row["ratio"] == {"median": 2.0, "min": 0.5, "max": 8.0}
+
+
+def test_only_the_same_work_is_compared():
+    before, after = result(10, 11, 12), result(20, 21, 22)
+    before["cases"][0] |= {"length": 8192, "output": 16384}
+    after["cases"][0] |= {"length": 8192, "output": 128}
+    with pytest.raises(UserError, match="no case in common"):
+        compare(before, after)
+    after["cases"][0] |= {"output": 16384}
+    assert compare(before, after)["rows"][0]["verdict"] == "faster"
+    with pytest.raises(UserError, match="no case in common"):
+        compare(before | {"work": "train"}, after | {"work": "decode"})
+
+
+def test_an_op_is_compared_by_its_time():
+    results = []
+    for seconds in ([0.4, 0.5, 0.8], [0.1, 0.2, 0.25]):
+        side = {"seconds": {"median": seconds[1], "min": seconds[0], "max": seconds[2], "all": seconds}}
+        whole = result(1, 2, kind="kernels")
+        whole["cases"] = [{"name": "linear, forward", "shapes": "8x8", "sides": {"cpu": side}}]
+        results.append(whole)
+    (row,) = compare(*results)["rows"]
+    assert (row["side"], row["verdict"]) == ("cpu", "faster")
+    assert row["ratio"]["median"] == pytest.approx(2.5)
 
 
 def test_other_circumstances_are_told():

@@ -2,8 +2,8 @@
 
 import pytest
 
-from nano3.bench import peers
-from nano3.bench.peers import Chosen, check_peers, choose_peers
+from nano3.bench.peers import table as peers
+from nano3.bench.peers.table import Chosen, check_peers, choose_peers
 from nano3.config.errors import UserError
 
 
@@ -16,14 +16,14 @@ def test_peers_that_can_run_pass(monkeypatch):
 @pytest.mark.parametrize(
     ("names", "kind", "installed", "words"),
     [
-        (["ollama"], "decode", True, "--against ollama: not known; use one or both of transformers,llama.cpp"),
+        (["ollama"], "decode", True, "--against ollama: not known; use one or several of transformers,llama.cpp,vllm"),
         *(
             (
                 ["llama.cpp"],
                 kind,
                 True,
                 f"--against llama.cpp: nano3 bench {kind} cannot compare with it, only with transformers; "
-                "llama.cpp takes part in prefill and decode",
+                "llama.cpp takes part in prefill and decode and throughput",
             )
             for kind in ("train", "rl")
         ),

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from nano3.config.errors import UserError
 from nano3.config.presets import load_model
-from nano3.engine.sizing import fit
+from nano3.engine.sizing import bytes_of_page, fit
 from nano3.memory import container_free
 from nano3.model.state.pool import StatePool, page_bytes, slot_bytes
 
@@ -91,3 +91,12 @@ def test_a_container_leaves_what_is_below_its_limit_and_files_do_not_count(tmp_p
     assert container_free(tmp_path) == 400
     (tmp_path / "memory.max").write_text("max\n")
     assert container_free(tmp_path) > 1 << 60
+
+
+@given(st.integers(1, 64), st.integers(1, 1 << 16))
+def test_without_kept_states_so_many_whole_sequences_fit_as_their_bytes_say(n, tokens):
+    each = slot_bytes(CFG, torch.float32) + -(-tokens // 64) * bytes_of_page(CFG, 64, torch.float32)
+    got = sizes(n * each, max_sequences=n, max_context=tokens, kept=False)
+    assert (got.max_sequences, got.max_context, got.n_slots, got.notes) == (n, tokens, n, ())
+    assert got.n_pages == n * -(-tokens // 64)
+    assert got.total_bytes == n * each

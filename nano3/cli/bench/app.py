@@ -13,7 +13,11 @@ import typer
 
 from nano3.cli.bench import compare as bench_compare
 from nano3.cli.bench import compute as bench_compute
+from nano3.cli.bench.kernels import kernels
+from nano3.cli.bench.options import ApiKey, out_option
 from nano3.cli.bench.roofline import roofline
+from nano3.cli.bench.scaling import scaling
+from nano3.cli.bench.throughput import throughput
 from nano3.cli.options.common import HELP, Json
 from nano3.files import check_free, check_writable
 
@@ -47,19 +51,7 @@ ModelName = Annotated[
     str,
     typer.Option(help="Model name. Default: the first one the server lists.", metavar="NAME", show_default=False),
 ]
-ApiKey = Annotated[
-    str,
-    typer.Option(envvar="NANO3_API_KEY", help="Key of the server, if it wants one.", metavar="KEY", show_default=False),
-]
-Out = Annotated[
-    Path | None,
-    typer.Option(
-        help="Also write result.json, requests.jsonl and latency.png here: a new folder.",
-        metavar="DIR",
-        file_okay=False,
-        show_default=False,
-    ),
-]  # fmt: skip
+Out = Annotated[Path | None, out_option("result.json, requests.jsonl and latency.png")]
 
 
 @app.callback()
@@ -71,6 +63,9 @@ app.command()(bench_compute.train)
 app.command()(bench_compute.prefill)
 app.command()(bench_compute.decode)
 app.command()(bench_compute.rl)
+app.command()(throughput)
+app.command()(kernels)
+app.command()(scaling)
 app.command()(bench_compare.compare)
 app.command()(roofline)
 

@@ -19,7 +19,7 @@ def compare(
     after: Annotated[Path, typer.Argument(help=HELP, metavar="AFTER", show_default=False)],
     as_json: Json = False,
 ) -> None:
-    """Two results of train, prefill, decode or rl: tokens a second, their ratio, and whether the spreads overlap.
+    """Two results of a bench: speeds, their ratio, and whether the spreads overlap.
 
     [dim]Before and after a change:[/]  nano3 bench compare before/ after/
     """
@@ -32,7 +32,8 @@ def compare(
     for line in found["differences"]:
         print(f"differs: {line}", file=sys.stderr)
     columns = ("case", "side", "before", "after", "ratio", "")
-    table = plain_table(f"bench {found['kind']}, tokens/s", *columns, right=("before", "after", "ratio"))
+    unit = "calls/s" if found["kind"] == "kernels" else "tokens/s"
+    table = plain_table(f"bench {found['kind']}, {unit}", *columns, right=("before", "after", "ratio"))
     for row in found["rows"]:
         speeds = (f"{s['median']:,.1f} ({s['min']:,.1f} - {s['max']:,.1f})" for s in (row["before"], row["after"]))
         ratio = "{median:.2f} ({min:.2f} - {max:.2f})".format(**row["ratio"])

@@ -11,6 +11,21 @@ import typer
 from nano3.cli.options.common import Json, complete_model
 
 MODEL = "bench-110m"
+UNITS = {"k": 1024, "m": 1024**2}
+
+
+def token_count(text: str | int) -> int:
+    """A number of tokens: 8192, or 8k for as many."""
+    written = str(text).strip().lower()
+    unit = UNITS.get(written[-1:], 1)
+    digits = written[:-1] if unit > 1 else written
+    if not digits.isascii() or not digits.isdigit() or int(digits) < 1:
+        raise typer.BadParameter(f"{text!r} is no number of tokens, such as 8192 or 8k")
+    return int(digits) * unit
+
+
+Isl = Annotated[int, typer.Option("--isl", parser=token_count, help="Tokens of each prompt; 8k is 8192.", metavar="N")]
+Osl = Annotated[int, typer.Option("--osl", parser=token_count, help="Tokens of each answer.", metavar="N")]
 Model = Annotated[
     str,
     typer.Option(
@@ -47,6 +62,12 @@ Gguf = Annotated[
 ]
 Profile = Annotated[bool, typer.Option("--profile", metavar="", help="Also show where the time of a run goes.")]
 Scaling = Annotated[bool, typer.Option("--scaling", metavar="", help="Also run nano3 with one thread, in turn.")]
+
+
+ApiKey = Annotated[
+    str,
+    typer.Option(envvar="NANO3_API_KEY", help="Key of the server, if it wants one.", metavar="KEY", show_default=False),
+]
 
 
 def out_option(files: str) -> typer.models.OptionInfo:

@@ -8,22 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
+from nano3.cli.bench.options import Isl, Osl
 from nano3.cli.options.common import Json, complete_model
 from nano3.config.errors import UserError
 from nano3.files import check_free, check_writable
 
 MODEL, GPU = "nano3-30b-a3b", "h200"
-UNITS = {"k": 1024, "m": 1024**2}
-
-
-def _tokens(text: str | int) -> int:
-    """A number of tokens: 8192, or 8k for as many."""
-    written = str(text).strip().lower()
-    unit = UNITS.get(written[-1:], 1)
-    digits = written[:-1] if unit > 1 else written
-    if not digits.isascii() or not digits.isdigit() or int(digits) < 1:
-        raise typer.BadParameter(f"{text!r} is no number of tokens, such as 8192 or 8k")
-    return int(digits) * unit
 
 
 def _rates(text: str) -> tuple[float, ...]:
@@ -58,8 +48,6 @@ GpuName = Annotated[
         show_default=False,
     ),
 ]
-Isl = Annotated[int, typer.Option("--isl", parser=_tokens, help="Tokens of each prompt; 8k is 8192.", metavar="N")]
-Osl = Annotated[int, typer.Option("--osl", parser=_tokens, help="Tokens of each answer.", metavar="N")]
 Bandwidth = Annotated[
     float | None,
     typer.Option(help="Of the device's memory, in place of the published figure.", metavar="GB/S", show_default=False),

@@ -1,0 +1,1 @@
+"""`nano3 bench kernels`: each op of nano3.kernels by itself."""

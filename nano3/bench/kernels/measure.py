@@ -1,0 +1,169 @@
+"""Times each op by every backend that this machine has, forward and backward, beside the machine's ceilings."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nano3 import kernels
+from nano3.bench.ceilings import MATMULS, Ceilings, read_ceiling, unit
+from nano3.bench.kernels.cases import DECODING, OpCase, Sizes, cases
+from nano3.bench.workload import SEED, Case, Job
+from nano3.config.errors import UserError
+from nano3.config.model import ModelConfig
+from nano3.kernels.dispatch import ops as all_ops
+
+SLOW = 2.0
+"""Seconds; a first run that takes longer is the only one."""
+AT_A_TIME = 0.05
+"""Seconds that one timed run takes at the least, where an op is short: many calls of it."""
+FORWARD, BOTH = "forward", "forward and backward"
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to time."""
+
+    cfg: ModelConfig
+    sizes: Sizes
+    dtype: torch.dtype
+    ops: tuple[str, ...] = ()
+    """Empty: all."""
+    repeat: int = 5
+    forward_only: bool = False
+    reference: bool = True
+    """Also time the reference, which is slow by design."""
+
+    def __post_init__(self) -> None:
+        for op in self.ops:
+            if op not in all_ops():
+                raise UserError(f"--op {op}: no such op; ops: {', '.join(all_ops())}")
+        counts = {f"--{name}": value for name, value in vars(self.sizes).items()}
+        for option, value in {"--repeat": self.repeat, **counts}.items():
+            if value < 1:
+                raise UserError(f"{option} is {value}; it must be at least 1")
+
+
+def measure(plan: Plan, threads: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """All cases with their times, and the ceilings that their shares refer to."""
+    torch.set_num_threads(threads)
+    say("ceilings")
+    side = Ceilings(Job("ceilings", "decode", threads=threads))
+    before = side.run(Case("decode", 1, 1, 1))
+    found = []
+    for case in cases(plan.cfg, plan.sizes, plan.dtype, list(plan.ops) or all_ops(), SEED):
+        for passes in _passes(case, plan.forward_only):
+            say(f"{case.op}, {passes}")
+            found.append((case, passes, _times(case, passes, plan)))
+    after = side.run(Case("decode", 1, 1, 1))
+    rates = {name: max(before[name], after[name]) for name in before}
+    about = side.about()
+    return {
+        "ceilings": {name: {"median": r, "min": min(before[name], after[name]), "max": r, "unit": unit(name)}
+                     for name, r in rates.items()},
+        "read_by": about["read_by"],
+        "cache_bytes": about["cache_bytes"],
+        "cases": [_figures(case, passes, times, rates, plan.dtype) for case, passes, times in found],
+    }  # fmt: skip
+
+
+def _passes(case: OpCase, forward_only: bool) -> Sequence[str]:
+    return (FORWARD,) if forward_only or case.op in DECODING or not case.leaves else (FORWARD, BOTH)
+
+
+def _times(case: OpCase, passes: str, plan: Plan) -> dict[str, list[float]]:
+    """Seconds of each run by backend. Backends take turns, so that a busy moment meets all of them."""
+    names = [name for name in _usable(case.op) if plan.reference or name != "reference"]
+    runs = {name: _run(case, passes, name) for name in names}
+    counts: dict[str, int] = {}
+    times: dict[str, list[float]] = {}
+    for name, run in runs.items():
+        first = _seconds(run, 1)
+        if first > SLOW:
+            times[name] = [first]
+        else:
+            counts[name] = max(1, round(AT_A_TIME / max(_seconds(run, 1), 1e-6)))
+    for _ in range(plan.repeat):
+        for name, count in counts.items():
+            times.setdefault(name, []).append(_seconds(runs[name], count) / count)
+    return {name: times[name] for name in names}
+
+
+def _usable(op: str) -> Iterator[str]:
+    """Backends of an op that can run here, the one that nano3 takes by itself first."""
+    for name in kernels.backends(op):
+        try:
+            kernels.choose(op, CPU, name)
+        except ValueError:
+            continue
+        yield name
+
+
+def _run(case: OpCase, passes: str, backend: str) -> Callable[[], object]:
+    if passes == FORWARD:
+
+        def forward() -> None:
+            with torch.inference_mode():
+                case.run(backend=backend)
+
+        return forward
+
+    def both() -> None:
+        leaves = [leaf.requires_grad_() for leaf in case.leaves]
+        results = case.run(backend=backend)
+        total = sum(part.float().sum() for part in _floating(results))
+        torch.autograd.grad(total, leaves, allow_unused=True)
+
+    return both
+
+
+def _floating(results: Tensor | tuple) -> list[Tensor]:
+    parts = results if isinstance(results, tuple) else (results,)
+    return [part for part in parts if part.is_floating_point() and part.requires_grad]
+
+
+def _seconds(run: Callable[[], object], count: int) -> float:
+    start = time.perf_counter()
+    for _ in range(count):
+        run()
+    return time.perf_counter() - start
+
+
+def _figures(
+    case: OpCase, passes: str, times: dict[str, list[float]], rates: dict[str, float], dtype: torch.dtype
+) -> dict[str, Any]:
+    """Times by backend; work, and the least time that the ceilings allow for it."""
+    from nano3.bench.compute_report import spread
+
+    flops = case.flops * (1 if passes == FORWARD else 3)
+    moved = case.bytes + (case.gradient_bytes if passes == BOTH else 0)
+    ceiling, bandwidth = read_ceiling(moved, rates)
+    peak = rates[MATMULS[str(dtype).removeprefix("torch.")]]
+    least = max(flops / peak, moved / bandwidth)
+    sides = {}
+    for name, seconds in times.items():
+        all_ = spread(seconds)
+        sides[name] = {
+            "seconds": {**all_, "all": seconds},
+            "flops_per_second": flops / all_["median"],
+            "bytes_per_second": moved / all_["median"],
+            "share_of_roofline": least / all_["median"],
+        }
+    return {
+        "name": f"{case.op}, {passes}",
+        "op": case.op,
+        "passes": passes,
+        "shapes": case.shapes,
+        "flops": flops,
+        "bytes": moved,
+        "roofline_seconds": least,
+        "bound": "compute" if flops / peak > moved / bandwidth else "memory",
+        "read_ceiling": ceiling,
+        "sides": sides,
+    }

@@ -1,0 +1,80 @@
+"""Table and chart of `nano3 bench kernels`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from nano3.bench.compute_chart import plain, threads_text
+from nano3.bench.compute_report import scaled
+from nano3.files import write_atomic
+from nano3.report import BLUE, INK, MUTED, ORANGE
+
+SHORT = {"forward": "forward", "forward and backward": "and backward"}
+
+
+def rows(figures: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Op, passes, backend, ms, FLOP/s, bytes/s, share of the roofline and what bounds it, times as fast as the slowest
+    way to say it in PyTorch: each backend's time over that of nano3's own choice."""
+    for case in figures["cases"]:
+        first = next(iter(case["sides"].values()))["seconds"]["median"]
+        for place, (name, side) in enumerate(case["sides"].items()):
+            median = side["seconds"]["median"]
+            yield (
+                "" if place else case["op"],
+                "" if place else SHORT[case["passes"]],
+                name,
+                f"{median * 1000:,.3f}" if median < 0.1 else f"{median * 1000:,.0f}",
+                f"{median / first:.2f}" if place else "",
+                f"{scaled(side['flops_per_second'])}FLOP/s",
+                f"{scaled(side['bytes_per_second'])}B/s",
+                f"{side['share_of_roofline']:.1%} {case['bound']}",
+            )
+
+
+def write(figures: dict[str, Any], folder: Path) -> list[Path]:
+    """Write result.json and kernels.png into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    result = folder / "result.json"
+    write_atomic(result, json.dumps(figures, indent=2) + "\n")
+    return [result, draw(figures, folder / "kernels.png")]
+
+
+def draw(figures: dict[str, Any], path: Path) -> Path:
+    """The share of the roofline that nano3's own choice reaches, a bar an op; a tick where the next backend is."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    cases, machine = figures["cases"], figures["machine"]
+    figure = Figure(figsize=(8, 1.4 + 0.28 * len(cases)), dpi=150, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    title = f"Kernels at the sizes of {figures['model']}: share of the roofline"
+    figure.suptitle(title, fontsize=12, fontweight="bold", color=INK, x=0.01, ha="left")
+    where = f"{machine['cpu']}, {threads_text(machine['threads'])}, {figures['dtype']}"
+    figure.supxlabel(where, fontsize=8, color=MUTED, x=0.01, ha="left")
+    axis = figure.subplots()
+    labelled = set()
+    for place, case in enumerate(reversed(cases)):
+        (first, best), *others = case["sides"].items()
+        axis.barh(place, 100 * best["share_of_roofline"], 0.7, color=BLUE)
+        axis.annotate(
+            f"{first}, {best['seconds']['median'] * 1000:,.3g} ms", (100 * best["share_of_roofline"], place), (4, 0),
+            textcoords="offset points", va="center", fontsize=7, color=MUTED,
+        )  # fmt: skip
+        for name, side in others[:1]:
+            label = None if labelled else "the next backend"
+            labelled.add(name)
+            axis.plot([100 * side["share_of_roofline"]], [place], "|", color=ORANGE, markersize=9, mew=2, label=label)
+    axis.set_yticks(range(len(cases)), [case["name"] for case in reversed(cases)], fontsize=8)
+    axis.set_ylim(-0.6, len(cases) - 0.4)
+    axis.set_xlim(0, max(100, *(112 * next(iter(case["sides"].values()))["share_of_roofline"] for case in cases)))
+    axis.set_xlabel("% of what the measured ceilings allow", color=MUTED, fontsize=9)
+    if labelled:
+        axis.legend(frameon=False, fontsize=8, loc="lower right")
+    plain(axis)
+    axis.grid(visible=False, axis="y")
+    axis.grid(visible=True, axis="x")
+    figure.savefig(path)
+    return path

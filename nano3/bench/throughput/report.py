@@ -1,0 +1,126 @@
+"""Tables and chart of `nano3 bench throughput`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from nano3.bench import compute_report
+from nano3.bench.compute import OURS, Measured
+from nano3.bench.compute_chart import COLORS, plain, threads_text
+from nano3.bench.throughput.measure import Load, Search
+from nano3.files import write_atomic
+from nano3.report import INK, MUTED
+
+
+def summary(measured: Measured, cpu: str, load: Load, search: Search) -> dict[str, Any]:
+    """compute_report.summary, with the load and what `auto` found."""
+    found = compute_report.summary(measured, cpu)
+    return found | {"load": {"isl": load.isl, "osl": load.osl}, "auto": search.as_dict(), "notes": []}
+
+
+def rate_rows(figures: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """At a time, side, output and all tokens a second, those of a user, ratio, peak memory."""
+    for case, name, side in _sides(figures):
+        if "latency" not in side:
+            yield case["name"], name, "-", "-", "-", "-", "-"
+            continue
+        ratio, user, memory = (
+            case["ratios"].get(name),
+            side["tokens_per_second_per_user"],
+            side.get("peak_memory_bytes"),
+        )
+        yield (
+            case["name"],
+            name,
+            f"{side['output_tokens_per_second']:,.1f}",
+            f"{side['total_tokens_per_second']:,.1f}",
+            f"{user:,.1f}" if user else "-",
+            f"{ratio['median']:.2f}" if ratio else "",
+            f"{memory / 2**30:.2f} GiB" if memory else "-",
+        )
+
+
+def latency_rows(figures: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """At a time, side; milliseconds to the first token and between tokens: mean, and within which 99 of 100 came."""
+    for case, name, side in _sides(figures):
+        if "latency" in side:
+            kinds = [side["latency"][kind] for kind in ("first_token_s", "inter_token_s")]
+            times = [f"{kind[key] * 1000:,.1f}" if kind else "-" for kind in kinds for key in ("mean", "p99")]
+            yield case["name"], name, *times
+
+
+def use_lines(figures: dict[str, Any]) -> Iterator[str]:
+    """nano3's use of the machine, a line a case: arithmetic of the whole, reading of a decoding step."""
+    for case in figures["cases"]:
+        side = case["sides"].get(OURS, {})
+        if "share_of_matmul" not in side:
+            continue
+        rate = compute_report.scaled(side["flops_per_second"])
+        line = f"{case['name']}: {rate}FLOP/s, {side['share_of_matmul']:.1%} of a matmul"
+        if "share_of_read" in side:
+            read = compute_report.scaled(side["read_bytes_per_second"])
+            line += f"; a decoding step reads {read}B/s, {side['share_of_read']:.1%} of the best"
+        yield line
+
+
+def auto_text(figures: dict[str, Any]) -> str:
+    """What `auto` chose and from what; empty where it was not asked."""
+    found = figures["auto"]
+    if not found:
+        return ""
+    tried = ", ".join(f"{p['concurrency']}: {p['reckoned_output_tokens_per_second']:,.0f}" for p in found["probes"])
+    fit = f" of {found['fits']:,} that fit in {found['memory_bytes'] / 2**20:,.0f} MiB" if "fits" in found else ""
+    return f"{found['chosen']} at a time{fit}; output tokens/s reckoned from short runs: {tried}"
+
+
+def _sides(figures: dict[str, Any]) -> Iterator[tuple[dict, str, dict]]:
+    for case in figures["cases"]:
+        yield from ((case, name, side) for name, side in case["sides"].items())
+
+
+def write(figures: dict[str, Any], folder: Path) -> list[Path]:
+    """Write result.json and throughput.png into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    result = folder / "result.json"
+    write_atomic(result, json.dumps(figures, indent=2) + "\n")
+    return [result, draw(figures, folder / "throughput.png")]
+
+
+def draw(figures: dict[str, Any], path: Path) -> Path:
+    """Output tokens a second by requests at a time, and what a user gets of them, a line or a point a side."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    load, machine = figures["load"], figures["machine"]
+    figure = Figure(figsize=(10, 4.2), dpi=150, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    title = f"Throughput, {figures['model']}: {load['isl']:,} tokens in, {load['osl']:,} out"
+    figure.suptitle(title, fontsize=12, fontweight="bold", color=INK, x=0.01, ha="left")
+    where = machine["cpu"] + (f", {threads_text(machine['threads'])}" if machine["threads"] else "")
+    figure.supxlabel(where, fontsize=8, color=MUTED, x=0.01, ha="left")
+    left, right = figure.subplots(1, 2)
+    for name, color in zip(figures["cases"][0]["sides"], COLORS * 2, strict=False):
+        own = [(case["batch"], case["sides"][name]) for case in figures["cases"] if "latency" in case["sides"][name]]
+        rates = [side["output_tokens_per_second"] for _, side in own]
+        users = [side["tokens_per_second_per_user"] or 0.0 for _, side in own]
+        left.plot([batch for batch, _ in own], rates, color=color, marker="o", markersize=5, label=name)
+        right.plot(users, rates, color=color, marker="o", markersize=5, label=name)
+        for (batch, _), user, rate in zip(own, users, rates, strict=True):
+            right.annotate(f"{batch}", (user, rate), (5, 4), textcoords="offset points", fontsize=8, color=MUTED)
+    batches = [case["batch"] for case in figures["cases"]]
+    left.set_xscale("log", base=2)
+    left.set_xticks(batches, [f"{batch:,}" for batch in batches], minor=False)
+    left.set_xticks([], minor=True)
+    left.set_xlabel("requests at a time", color=MUTED, fontsize=9)
+    right.set_xlabel("tokens/s of a user (beside the points: requests at a time)", color=MUTED, fontsize=9)
+    for axis in (left, right):
+        axis.set_ylim(0, None)
+        axis.set_ylabel("output tokens/s", color=MUTED, fontsize=9)
+        plain(axis)
+    right.set_xlim(0, None)
+    left.legend(frameon=False, fontsize=8)
+    figure.savefig(path)
+    return path

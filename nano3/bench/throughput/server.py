@@ -1,0 +1,93 @@
+"""The same load on an OpenAI-compatible server, such as vLLM's or nano3's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from nano3.bench.compute_report import spread
+from nano3.bench.serving import Workload
+from nano3.bench.serving import measure as send_load
+from nano3.bench.serving_client import Target, error_kinds, find_model
+from nano3.bench.serving_prompts import Lengths
+from nano3.bench.throughput.auto import choose
+from nano3.bench.throughput.figures import figures
+from nano3.bench.throughput.measure import Load, Search
+from nano3.bench.versions import versions
+from nano3.bench.workload import Case
+from nano3.config.errors import UserError
+
+MOST = 1024
+"""Requests at a time up to which `auto` looks; a server does not say what fits in its memory."""
+SIDE = "server"
+
+
+def measure_server(target: Target, load: Load, seed: int, cpu: str, say: Callable[[str], None]) -> dict[str, Any]:
+    """Figures as of nano3.bench.throughput.report.summary, with one side: the server.
+
+    Prompts are random words of that many tokens. Requests that failed are counted and are in no figure.
+
+    Raises:
+        UserError: the server cannot be reached, or answers nothing.
+    """
+    target, search, notes = find_model(target), Search(), []
+
+    def run(case: Case) -> dict[str, Any]:
+        lengths = Lengths(case.length, case.output, 0.0)
+        workload = Workload(case.sequences, None, case.batch, lengths, warmup=1, seed=seed)
+        measured = send_load(target, workload)
+        errors = error_kinds(measured.samples)
+        notes.extend(note for note in measured.notes if note not in notes)
+        if errors:
+            counted = ", ".join(f"{kind}: {count}" for kind, count in errors.items())
+            notes.append(f"{case.name}: {sum(errors.values())} of {case.sequences} requests failed ({counted})")
+        return {**figures(measured.samples, measured.seconds), "errors": errors, "duration": measured.seconds}
+
+    def probe(case: Case) -> Mapping[str, Any]:
+        found = run(case)
+        return found if not found["errors"] and found["latency"]["inter_token_s"] else {}
+
+    cases = load.cases()
+    if not cases:
+        most = min(MOST, load.requests or MOST)
+        search.chosen, search.probes = choose(probe, Load(load.isl, load.osl).case(1), most, say)
+        cases = [load.case(search.chosen)]
+    shown = []
+    for case in cases:
+        say(f"{case.name}: {target.url}")
+        shown.append(_case(case, run(case)))
+    return {
+        "kind": "throughput",
+        "model": target.model,
+        "load": {"isl": load.isl, "osl": load.osl},
+        "auto": search.as_dict(),
+        "machine": {"cpu": f"{target.url} (client: {cpu})", "threads": 0, "torch": "", "cache_bytes": 0},
+        "versions": versions(),
+        "seed": seed,
+        "repeat": 1,
+        "sides": {SIDE: {"url": target.url, "model": target.model}},
+        "ceilings": {},
+        "cases": shown,
+        "notes": notes,
+    }
+
+
+def _case(case: Case, found: dict[str, Any]) -> dict[str, Any]:
+    if not found["completed"]:
+        raise UserError(f"{case.name}: no request was answered ({', '.join(found['errors'])}); is the server up?")
+    seconds = found.pop("duration")
+    side = {
+        "seconds": {**spread([seconds]), "all": [seconds]},
+        "tokens_per_second": spread([found["output_tokens_per_second"]]),
+        **found,
+    }
+    return {
+        "name": case.name,
+        "batch": case.batch,
+        "length": case.length,
+        "output": case.output,
+        "requests": case.sequences,
+        "tokens": case.tokens,
+        "sides": {SIDE: side},
+        "ratios": {},
+    }

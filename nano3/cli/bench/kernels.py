@@ -1,0 +1,133 @@
+"""`nano3 bench kernels`: each op by itself, against the machine's ceilings and the other backends."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nano3.cli.bench.compute import progress
+from nano3.cli.bench.options import Output, Setting, names, out_option
+from nano3.cli.options.groups import grouped
+from nano3.config.errors import UserError
+from nano3.files import check_free, check_writable
+
+Ops = Annotated[
+    list[str] | None,
+    typer.Option("--op", help="Only these ops. Repeatable. Default: all.", metavar="NAME,NAME", show_default=False),
+]
+
+
+@dataclass(frozen=True)
+class ChartOutput(Output):
+    """Where the result goes."""
+
+    out: Annotated[Path | None, out_option("result.json and kernels.png")] = None
+
+
+@grouped
+def kernels(
+    setting: Setting,
+    op: Ops = None,
+    tokens: Annotated[int, typer.Option(help="Of the sequence that an op takes.", metavar="N")] = 1024,
+    sequences: Annotated[int, typer.Option(help="Of which an op of decoding takes a token each.", metavar="N")] = 8,
+    context: Annotated[int, typer.Option(help="Positions that such a token attends to.", metavar="N")] = 1024,
+    forward_only: Annotated[bool, typer.Option("--forward-only", metavar="", help="No backward passes.")] = False,
+    no_reference: Annotated[bool, typer.Option("--no-reference", metavar="", help="Leave the slow one out.")] = False,
+    *,
+    output: ChartOutput,
+) -> None:
+    """Every op of nano3.kernels at the sizes of a model, by each backend: time, FLOP/s, bytes/s, share of the roofline.
+
+    [dim]Two ops, at the length of your data:[/]  nano3 bench kernels --op attention,ssd_scan --tokens 4096
+    """
+    if output.out is not None:
+        check_free(output.out)
+        check_writable(output.out, "--out")
+    from nano3.cli.hardware import detect
+    from nano3.cli.info import find_model
+
+    cfg = find_model(setting.model)
+    from nano3.bench.kernels.cases import Sizes
+    from nano3.bench.kernels.measure import Plan, measure
+
+    dtype, threads = _dtype(setting.dtype), _threads(setting.threads)
+    sizes = Sizes(tokens, sequences, context)
+    plan = Plan(cfg, sizes, dtype, names(*op or ()), setting.repeat, forward_only, not no_reference)
+    with progress() as say:
+        measured = measure(plan, threads, say)
+    from nano3.bench.kernels.report import write
+    from nano3.bench.versions import versions
+    from nano3.bench.workload import SEED
+
+    cache = measured.pop("cache_bytes")
+    versions_ = versions()
+    found = {
+        "kind": "kernels",
+        "model": setting.model,
+        "dtype": str(dtype).removeprefix("torch."),
+        "load": vars(sizes),
+        "machine": {"cpu": detect().cpu, "threads": threads, "torch": versions_["torch"], "cache_bytes": cache},
+        "versions": versions_,
+        "seed": SEED,
+        "repeat": setting.repeat,
+        **measured,
+    }
+    for path in write(found, output.out) if output.out is not None else []:
+        print(f"wrote {path}", file=sys.stderr)
+    _show(found, output.as_json)
+
+
+def _dtype(name: str) -> Any:
+    import torch
+
+    from nano3.bench.peers.types import DTYPES
+    from nano3.model.dtype import compute_dtype
+
+    if name not in ("auto", *DTYPES):
+        raise UserError(f"--dtype {name}: not known; use auto, {', '.join(DTYPES)}")
+    return compute_dtype(name, torch.device("cpu"))
+
+
+def _threads(wanted: int | None) -> int:
+    import torch
+
+    from nano3.cores import usable_cores
+
+    if (wanted or 1) > (cores := usable_cores()):
+        raise UserError(f"--threads is {wanted}, but nano3 may use {cores} cores of this machine")
+    return wanted or torch.get_num_threads()
+
+
+def _show(found: dict[str, Any], as_json: bool) -> None:
+    from nano3.bench.ceilings import READS, TITLES
+    from nano3.bench.compute_chart import threads_text
+    from nano3.bench.compute_report import scaled
+    from nano3.bench.kernels.report import rows
+    from nano3.cli.output import plain_table, print_json, print_table, results
+
+    if as_json:
+        return print_json(found)
+    console, machine, load = results(), found["machine"], found["load"]
+    facts = plain_table(f"kernels, {found['model']}, {found['dtype']}", "", "")
+    facts.add_row("machine", f"{machine['cpu']}, {threads_text(machine['threads'])}, torch {machine['torch']}")
+    facts.add_row(
+        "sizes", f"{load['tokens']:,} tokens; decoding: {load['sequences']} sequences, {load['context']:,} each"
+    )
+    held = {case["read_ceiling"] for case in found["cases"]}
+    for name, rate in found["ceilings"].items():
+        if name not in READS or name in held:
+            facts.add_row(TITLES[name], f"{scaled(rate['max'])}{rate['unit']}")
+    print_table(console, facts)
+    right = ("ms", "x the time", "work", "moved", "of the roofline")
+    table = plain_table("Ops", "", "", "backend", *right, right=right)
+    for row in rows(found):
+        table.add_row(*row)
+    print_table(console, table)
+    console.print(
+        "of the roofline: the least time that the ceilings allow over the median time, and which of them bounds it; "
+        f"what fits the cache of {machine['cache_bytes'] / 2**20:,.0f} MiB is held against reading as much from there"
+    )

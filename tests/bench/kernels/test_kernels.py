@@ -1,0 +1,91 @@
+"""Every op of nano3.kernels, timed at small sizes."""
+
+import json
+
+import pytest
+import torch
+from nano3.kernels.dispatch import ops
+from typer.testing import CliRunner
+
+from nano3 import kernels
+from nano3.bench.kernels.cases import DECODING, Maker, Sizes
+from nano3.bench.kernels.measure import BOTH, _figures, _run
+from nano3.bench.kernels.report import rows
+from nano3.cli.bench.app import app
+from nano3.config.errors import UserError
+from nano3.config.presets import load_model
+
+CFG = load_model("tiny")
+SIZES = Sizes(tokens=24, sequences=3, context=70)
+
+
+@pytest.mark.parametrize("op", ops())
+def test_every_op_has_a_case_that_all_backends_take(op):
+    case = Maker(CFG, SIZES, torch.float32, 0).make(op)
+    assert case.op == op
+    assert case.flops > 0
+    assert case.bytes >= sum(leaf.nbytes for leaf in case.leaves)
+    assert bool(case.leaves) == (op not in DECODING)
+    for backend in kernels.backends(op):
+        case.run(backend=backend)
+
+
+@pytest.mark.parametrize("op", [op for op in ops() if op not in DECODING])
+def test_every_other_op_has_a_backward_pass_by_all_backends(op):
+    case = Maker(CFG, SIZES, torch.float32, 0).make(op)
+    for backend in kernels.backends(op):
+        _run(case, BOTH, backend)()
+
+
+def test_work_is_counted_by_hand():
+    make = Maker(CFG, SIZES, torch.bfloat16, 0)
+    linear = make.make("linear")
+    O, I = CFG.d_in_proj, CFG.d_model
+    assert linear.flops == 2 * 24 * O * I
+    assert linear.bytes == 2 * (24 * I + O * I + 24 * O)
+    assert linear.gradient_bytes == 2 * (2 * (24 * I + O * I) + 24 * O)
+    paged = make.make("paged_attention")
+    assert paged.flops == 4 * CFG.n_heads * CFG.head_dim * 3 * 70
+
+
+def test_shares_are_of_the_ceiling_that_binds():
+    case = Maker(CFG, SIZES, torch.float32, 0).make("linear")
+    rates = {"matmul_float32": case.flops, "read_256_KiB": 4.0 * case.bytes}
+    found = _figures(case, "forward", {"cpu": [2.0, 4.0, 2.0], "eager": [8.0]}, rates, torch.float32)
+    assert (found["roofline_seconds"], found["bound"]) == (1.0, "compute")
+    assert found["sides"]["cpu"]["share_of_roofline"] == 0.5
+    assert found["sides"]["eager"]["share_of_roofline"] == 0.125
+    memory = _figures(case, "forward", {"cpu": [2.0]}, rates | {"read_256_KiB": case.bytes / 2}, torch.float32)
+    assert (memory["roofline_seconds"], memory["bound"]) == (2.0, "memory")
+    both = _figures(case, "forward and backward", {"cpu": [3.0]}, rates, torch.float32)
+    assert both["flops"] == 3 * case.flops
+    shown = list(rows({"cases": [found]}))
+    assert [row[2] for row in shown] == ["cpu", "eager"]
+    assert shown[1][4] == "4.00"
+
+
+def test_the_verb_from_outside(tmp_path, monkeypatch):
+    monkeypatch.setattr("nano3.bench.ceilings.MATMUL", 128)
+    monkeypatch.setattr("nano3.bench.ceilings.largest_bytes", lambda cache, free: 1 << 20)
+    monkeypatch.setattr("nano3.bench.kernels.measure.AT_A_TIME", 0.001)
+    args = ["kernels", "--model", "tiny", "--op", "rms_norm,ssd_step", "--op", "attention", "--tokens", "16"]
+    done = CliRunner().invoke(app, [*args, "--repeat", "2", "--json", "--threads", "1", "--out", str(tmp_path / "o")])
+    assert done.exit_code == 0, done.output
+    found = json.loads((tmp_path / "o" / "result.json").read_text())
+    assert [case["name"] for case in found["cases"]] == [
+        "rms_norm, forward", "rms_norm, forward and backward", "ssd_step, forward", "attention, forward",
+        "attention, forward and backward",
+    ]  # fmt: skip
+    for case in found["cases"]:
+        assert {"eager", "reference"} <= case["sides"].keys()
+        for side in case["sides"].values():
+            assert len(side["seconds"]["all"]) == 2
+            assert side["flops_per_second"] * side["seconds"]["median"] == pytest.approx(case["flops"])
+            assert side["share_of_roofline"] * side["seconds"]["median"] == pytest.approx(case["roofline_seconds"])
+    assert (tmp_path / "o" / "kernels.png").stat().st_size > 5000
+
+
+def test_an_op_that_is_none_is_one_line():
+    done = CliRunner().invoke(app, ["kernels", "--model", "tiny", "--op", "softmax"])
+    assert isinstance(done.exception, UserError)
+    assert "--op softmax: no such op; ops: linear" in str(done.exception)

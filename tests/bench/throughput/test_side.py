@@ -1,0 +1,87 @@
+"""nano3's side: whole requests on a small model."""
+
+import pytest
+
+from nano3.bench.serving_client import Sample
+from nano3.bench.throughput.figures import figures
+from nano3.bench.throughput.requests import run_requests
+from nano3.bench.throughput.side import EngineSide
+from nano3.bench.workload import Case, Job, prompts
+from nano3.config.errors import UserError
+from nano3.engine.engine import Engine
+
+SMALL = """
+pattern = "M*E"
+vocab_size = 600
+d_model = 32
+n_heads = 2
+n_kv_heads = 1
+head_dim = 16
+mamba_n_heads = 2
+mamba_head_dim = 16
+d_state = 16
+n_groups = 1
+n_experts = 4
+top_k = 2
+d_expert = 16
+d_shared = 32
+"""
+CASE = Case("throughput", 2, 9, 5, requests=5)
+
+
+@pytest.fixture
+def side(tmp_path):
+    path = tmp_path / "small.toml"
+    path.write_text(SMALL)
+    return EngineSide(Job("nano3", "throughput", str(path), memory=1 << 20))
+
+
+def test_all_requests_get_all_their_tokens(side):
+    found = side.run(CASE)
+    details = found["details"]
+    assert (details["requests"], details["completed"]) == (5, 5)
+    assert (details["prompt_tokens"], details["output_tokens"]) == (45, 25)
+    assert details["output_tokens_per_second"] * found["seconds"] == pytest.approx(25)
+    assert details["total_tokens_per_second"] * found["seconds"] == pytest.approx(70)
+
+
+def test_never_more_under_way_than_wanted(side, monkeypatch):
+    engine = Engine(side.model, side.tokenizer, memory=1 << 20, max_sequences=8, max_context=14, prefix_cache=False)
+    step, seen = engine.step, []
+
+    def counted():
+        seen.append(engine.stats().running + engine.stats().waiting)
+        return step()
+
+    monkeypatch.setattr(engine, "step", counted)
+    samples = run_requests(engine, prompts(CASE, 600), CASE)
+    assert max(seen) == 2
+    assert [sample.output_tokens for sample in samples] == [5] * 5
+    assert [len(sample.chunks) for sample in samples] == [5] * 5
+    engine.close()
+
+
+def test_what_does_not_fit_is_one_line_that_says_how_many_do(side):
+    room = side.fits(CASE)
+    assert room["fits"] == (1 << 20) // room["sequence_bytes"]
+    many = Case("throughput", room["fits"] + 1, 9, 5)
+    with pytest.raises(UserError, match=rf"--concurrency {many.batch}.*at most {room['fits']} fit") as told:
+        side.run(many)
+    assert "\n" not in str(told.value)
+    side.run(Case("throughput", room["fits"], 9, 5))
+
+
+def test_figures_are_those_of_the_times():
+    """Two answers of three tokens: first ones after 1 and 3 s, then one each 0.5 s."""
+    samples = [
+        Sample(0.0, end=2.0, chunks=[1.0, 1.5, 2.0], prompt_tokens=10, output_tokens=3),
+        Sample(0.0, end=4.0, chunks=[3.0, 3.5, 4.0], prompt_tokens=10, output_tokens=3),
+        Sample(0.0, end=1.0, error="timed out"),
+    ]
+    found = figures(samples, 4.0)
+    assert (found["requests"], found["completed"]) == (3, 2)
+    assert found["output_tokens_per_second"] == 1.5
+    assert found["total_tokens_per_second"] == 6.5
+    assert found["tokens_per_second_per_user"] == 2.0
+    assert found["latency"]["first_token_s"]["mean"] == 2.0
+    assert found["latency"]["inter_token_s"]["max"] == 0.5
