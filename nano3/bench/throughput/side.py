@@ -30,7 +30,7 @@ class EngineSide(Native):
     def __init__(self, job: Job) -> None:
         self.device = find_device(job.device)
         super().__init__(job)
-        self.memory = job.memory or int(SHARE * available_memory(self.device))
+        self.memory = job.memory or int(SHARE * max(0, available_memory(self.device) - self.model.mapped_bytes))
 
     def set_types(self, job: Job) -> None:
         """As the server has them, on the device."""
