@@ -18,6 +18,8 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
+from nano3.cli.help_text import tidy_help
+
 VERBS = {
     "pretrain": "nano3.cli.training.pretrain",
     "extend-context": "nano3.cli.training.extend_context",
@@ -57,7 +59,7 @@ class VerbGroup(TyperGroup):
         command = get_command(import_module(VERBS[cmd_name]).app)
         command.name = cmd_name
         command.params = [p for p in command.params if p.name not in _ROOT_OPTIONS]
-        _tidy_help(command)
+        tidy_help(command)
         return command
 
     def get_help_option(self, ctx: Any) -> Any:
@@ -80,34 +82,6 @@ class VerbGroup(TyperGroup):
         if args and args[0] not in VERBS:
             self.commands = {verb: self.get_command(ctx, verb) for verb in VERBS}
         return super().resolve_command(ctx, args)
-
-
-def _tidy_help(command: Any) -> None:
-    """Let the help of a verb, and of its inner verbs, fit the terminal: its sentences flow, and `[0<=x<=1]` and the
-    type of --help, which take the width that the words need, are left out. Errors still tell a range."""
-    command.help = _flowing(command.help or "")
-    for parameter in command.params:
-        parameter._get_number_range_help_str = lambda: None
-    help_option = command.get_help_option
-
-    def without_type(ctx: Any) -> Any:
-        option = help_option(ctx)
-        if option is not None:
-            option.metavar = ""
-        return option
-
-    command.get_help_option = without_type
-    for inner in getattr(command, "commands", {}).values():
-        _tidy_help(inner)
-
-
-def _flowing(text: str) -> str:
-    """A help text without the line ends of its source, but for those of examples, whose lines are indented."""
-    paragraphs = text.split("\n\n")
-    # The empty tag keeps typer from removing an indentation that all lines but the first have.
-    return "\n\n".join(
-        part.replace("\n  ", "\n[dim][/]  ") if "\n  " in part else part.replace("\n", " ") for part in paragraphs
-    )
 
 
 app = typer.Typer(

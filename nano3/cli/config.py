@@ -25,7 +25,7 @@ def config(
         str | None,
         typer.Argument(
             help="A setting, a section, or a part of a name. Default: all.",
-            metavar="[KEY]",
+            metavar="KEY",
             show_default=False,
             autocompletion=complete_key,
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from nano3.config.errors import UserError
 from nano3.config.presets import load_pretrain
 from nano3.data.chat.encoder import ChatEncoder
 from nano3.data.chat.template import ChatTemplate
+from nano3.data.tokens.shards import Manifest, read_manifest, write_manifest
 from nano3.engine.launch import small_tokenizer
 from nano3.model.hf.files import locate
 from nano3.model.lora.folder import load_adapter
@@ -191,3 +193,14 @@ def test_a_row_of_the_workplace_that_is_none(change):
     row = {"prompt": "Hi", "ground_truth": [{"name": "delete_email", "arguments": {"email_id": 1}}]}
     with pytest.raises(UserError, match=r"workplace_assistant, row 1: (office|ground_truth) is"):
         load_environment("workplace_assistant", rows=[row | change])
+
+
+@pytest.mark.parametrize("change", [{"bytes": None}, {"documents": [1]}, {"shards": ["x"]}, {"tokens": -1},
+                                    {"dtype": "object"}, {"skipped": {"a": None}}, {"named": [1]}])  # fmt: skip
+def test_a_prepared_folder_whose_manifest_has_values_of_another_type(tmp_path, change):
+    right = Manifest("key", 0, 1, 2, 3, "uint16", 300)
+    write_manifest(tmp_path, right)
+    assert read_manifest(tmp_path) == right
+    (tmp_path / "manifest.json").write_text(json.dumps(asdict(right) | change))
+    with pytest.raises(UserError, match=r"manifest\.json is damaged \(it is not what was written\): delete it"):
+        read_manifest(tmp_path)

@@ -35,7 +35,7 @@ def prepare_command(
     ] = None,
     preset: Annotated[str, typer.Option(help="Pretrain preset whose data settings apply.")] = "tiny",
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting.")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting.")
     ] = None,
     tokenizer: Annotated[
         str, typer.Option(help="`train`, `mistral`, a tokenizer.json, or a folder that holds one; empty: the preset's.")
@@ -111,7 +111,7 @@ def _report_prepared(folders: dict[str, list[Path]], as_json: bool) -> None:
     numbers = ("documents", "tokens", "bytes/token")
     table = plain_table("prepared", "category", *numbers, right=numbers)
     for row in rows:
-        density = row["bytes"] / row["tokens"]
+        density = row["bytes"] / max(1, row["tokens"])
         table.add_row(row["category"], f"{row['documents']:,}", f"{row['tokens']:,}", f"{density:.3f}")
     results().print(table)
     for row in rows:

@@ -54,7 +54,7 @@ def compare(runs: Runs, out: Out = None, baseline: Baseline = FIRST, seed: Seed 
       nano3 eval compare before=runs/a after=runs/b --out compare.png
 
     [dim]What each stage changed, as a page with table and chart:[/]
-      nano3 eval compare runs/pretrain-tiny runs/sft-tiny runs/rlvr-tiny --baseline previous --out card.md
+      nano3 eval compare runs/a runs/b runs/c --baseline previous --out card.md
     """
     from nano3.eval import compare as comparing
     from nano3.eval.compare_stage import load_stage

@@ -62,7 +62,7 @@ def runs() -> None:
 @app.command("list")
 def list_(
     folder: Annotated[
-        Path, typer.Argument(help="Folder of runs, or one run. Default: runs.", metavar="[FOLDER]", show_default=False)
+        Path, typer.Argument(help="Folder of runs, or one run. Default: runs.", metavar="FOLDER", show_default=False)
     ] = RUNS,
     as_json: Json = False,
 ) -> None:

@@ -11,8 +11,10 @@ from __future__ import annotations
 import json
 import zlib
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,6 +27,7 @@ MANIFEST, PLAN = "manifest.json", "plan.json"
 """What a prepared folder holds, and what it is going to hold."""
 FORMAT = "nano3-shards-1"
 INDEX_COLUMNS = 4
+DTYPES = ("uint16", "uint32")
 SHARD_TOKENS = 1 << 24
 """Tokens after which a shard is closed, at the end of a document."""
 
@@ -148,9 +151,29 @@ def read_meta(folder: Path, number: int) -> ShardMeta | None:
     if not path.is_file():
         return None
     try:
-        return ShardMeta(**read_json(path))
+        return _typed(ShardMeta, read_json(path))
     except (ValueError, TypeError) as error:
         raise damaged(path, "it is not what was written") from error
+
+
+Written = TypeVar("Written", ShardMeta, Manifest)
+_FITS: dict[str, Callable[[Any], bool]] = {
+    "int": lambda value: type(value) is int and value >= 0,
+    "str": lambda value: isinstance(value, str),
+    "list[str]": lambda value: isinstance(value, list) and all(isinstance(each, str) for each in value),
+    "dict[str, int]": lambda value: isinstance(value, dict) and all(map(_FITS["int"], value.values())),
+    "dict[str, list[str]]": lambda value: isinstance(value, dict) and all(map(_FITS["list[str]"], value.values())),
+}
+"""By the type of a field, whether a JSON value is of it."""
+
+
+def _typed(kind: type[Written], values: Any) -> Written:
+    """What these JSON values are of. Raises TypeError where they are not those of its fields."""
+    made = kind(**values)
+    wrong = [each.name for each in fields(made) if not _FITS[str(each.type)](getattr(made, each.name))]
+    if wrong or made.dtype not in DTYPES:
+        raise TypeError(f"{(wrong or ['dtype'])[0]} is of another type")
+    return made
 
 
 def damaged(path: Path, what: str) -> UserError:
@@ -198,7 +221,7 @@ def read_manifest(folder: Path) -> Manifest:
             raise UserError(
                 f"{path} has format {table.get('format')!r}, this nano3 reads {FORMAT!r}: prepare the data again"
             )
-        return Manifest(**table)
+        return _typed(Manifest, table)
     except (TypeError, AttributeError) as error:
         raise damaged(path, "it is not what was written") from error
 
