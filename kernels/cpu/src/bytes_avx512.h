@@ -27,6 +27,29 @@ struct Q {
         return _mm512_add_epi32(c.v, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
 #endif
     }
+    // Fours of many outputs, as fma's weights; and the codes in the halves of their bytes.
+    static Q weights(V fours) { return shift(_mm512_castps_si512(fours.v)); }
+    static Q low_codes(V fours) { return _mm512_and_si512(_mm512_castps_si512(fours.v), _mm512_set1_epi8(15)); }
+    static Q high_codes(V fours) { return low_codes(_mm512_castsi512_ps(_mm512_srli_epi16(_mm512_castps_si512(fours.v), 4))); }
+    // One four everywhere.
+    static Q all(const int8_t* four) {
+        int32_t bits;
+        std::memcpy(&bits, four, sizeof(bits));
+        return _mm512_set1_epi32(bits);
+    }
+    // Sums of codes times x over a group of 32, from `start` on: 16 bits hold 32 products of 15 and 127 in pairs.
+#ifdef BYTES_VNNI
+    static Q begin(int32_t start) { return _mm512_set1_epi32(start); }
+    static Q add_codes(Q codes, Q x, Q c) { return fma(codes, x, c); }
+    static V end(Q c, int32_t) { return _mm512_cvtepi32_ps(c.v); }
+#else
+    static Q begin(int32_t) { return zero(); }
+    static Q add_codes(Q codes, Q x, Q c) { return _mm512_add_epi16(c.v, _mm512_maddubs_epi16(codes.v, x.v)); }
+    static V end(Q c, int32_t start) {
+        __m512i sums = _mm512_madd_epi16(c.v, _mm512_set1_epi16(1));
+        return _mm512_cvtepi32_ps(_mm512_add_epi32(sums, _mm512_set1_epi32(start)));
+    }
+#endif
     // As V's.
     static Q quad(Q a, Q b, Q c, Q d) { return pair<0x88, 0xDD>(pair<0x44, 0xEE>(a, b), pair<0x44, 0xEE>(c, d)); }
     static Q join(Q a, Q b, Q c, Q d) { return fold<0x88, 0xDD>(fold<0x88, 0xDD>(a, b), fold<0x88, 0xDD>(c, d)); }

@@ -8,6 +8,7 @@ namespace {
 #include "product_bf16.inl"
 #endif
 #include "rounded.inl"
+#include "rounded_panels.inl"
 #include "dense.inl"
 #include "norm.inl"
 #include "conv.inl"

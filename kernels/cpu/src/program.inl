@@ -53,6 +53,7 @@ struct Input {
     const float* x;
     const char* rounded;
     i64 stride;
+    bool panels;  // rows are laid out for them
 };
 
 // What one thread has for itself.
@@ -61,6 +62,7 @@ struct OwnScratch {
     float *part, *total;  // (n, SLICE) each
     float *rows;          // (n, D or E): rows of one expert, scores of the router
     char *rounded[INPUTS], *gathered;  // of a single sequence; rows of one expert
+    char* room;                        // of panels
     float *query, *scores;
     i64 *order, *ends, *next, *active;
     DrawScratch draw;
@@ -101,6 +103,10 @@ static i64 rounded_bytes(const Program& p) {
     return most_of(most, most_row_bytes(most_of(inner_width(p), query_width(p))));
 }
 
+static i64 room_bytes(const Program& p) {
+    return p.rounded && p.n >= PANELS_FROM ? panel_bytes(most_of(most_of(p.D, widest(p)), inner_width(p))) : 0;
+}
+
 static StepScratch divide_scratch(const Program& p, int threads, Arena& arena) {
     StepScratch s;
     i64 n = p.n, q = p.R * p.Dh;
@@ -122,11 +128,12 @@ static StepScratch divide_scratch(const Program& p, int threads, Arena& arena) {
     s.outs = arena.take<float>(s.n_parts * q);
     s.tops = arena.take<float>(s.n_parts * p.R);
     s.sums = arena.take<float>(s.n_parts * p.R);
-    for (i64 i = 0; i < INPUTS; i++) s.rounded[i] = arena.take<char>(n * rounded_bytes(p));
+    for (i64 i = 0; i < INPUTS; i++) s.rounded[i] = arena.take<char>((n + SPARE_ROWS) * rounded_bytes(p));
     for (int t = 0; t < threads; t++) {
         OwnScratch own;
         for (i64 i = 0; i < INPUTS; i++) own.rounded[i] = arena.take<char>(rounded_bytes(p));
         own.gathered = arena.take<char>(p.rounded ? n * most_row_bytes(p.D) : 0);
+        own.room = arena.take<char>(room_bytes(p));
         own.normed = arena.take<float>(p.D);
         own.part = arena.take<float>(n * SLICE);
         own.total = arena.take<float>(n * SLICE);

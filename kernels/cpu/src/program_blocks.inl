@@ -73,38 +73,42 @@ template <class T, class S> struct DecodeStep {
     const float* norm(const ProgramBlock& b) const { return norm(b.norm, s.normed, first_of_block(&b - p.blocks)); }
 
     // Rows x (count, I) as w multiplies them. Where there are few, each thread rounds its own: sooner done than waited for.
-    Input input(const Weights& w, const float* x, i64 count, i64 I, i64 place = 0) const {
-        if (!is_rounded(w)) return {x, nullptr, 0};
+    Input input(const Weights& w, const float* x, i64 count, i64 I, i64 place = 0, bool panels = false) const {
+        if (!is_rounded(w)) return {x, nullptr, 0, false};
         const i64 stride = rounded_row_bytes(w.type, I);
         if (n == 1) {
             char* own_rows = own().rounded[place];
             for (i64 m = 0; m < count; m++) round_row(w, x + m * I, I, own_rows + m * stride);
-            return {x, own_rows, stride};
+            return {x, own_rows, stride, false};
         }
         char* rows = s.rounded[place];
-        share(count, w.data, [&](i64 m) { round_row(w, x + m * I, I, rows + m * stride); });
-        return {x, rows, stride};
+        share(count, w.data, [&](i64 m) { round_row(w, x + m * I, I, rows + m * stride, panels); });
+        return {x, rows, stride, panels};
     }
-    // The same for another matrix that reads them.
+    // Rows of all sequences; then for another matrix that reads them.
+    Input input_of_all(const Weights& w, const float* x, i64 I, i64 place = 0) const {
+        return input(w, x, n, I, place, by_panels_in_step(w, n));
+    }
     Input input_like(const Input& first, const Weights& like, const Weights& w, const float* x, i64 I, i64 place) const {
         const bool same = like.type == w.type && (like.input_scale == w.input_scale ||
                                                   (like.input_scale && w.input_scale && *like.input_scale == *w.input_scale));
-        return same ? first : input(w, x, n, I, place);
+        const bool panels = by_panels_in_step(w, n);
+        if (!same || (w.type == INT4 && first.panels != panels)) return input_of_all(w, x, I, place);
+        return {first.x, first.rounded, first.stride, panels};
     }
 
     // y (M, count) = rows first_row .. first_row + M of x (rows, I) times outputs first .. first + count of w.
     void multiply(const Input& x, i64 first_row, i64 M, const Weights& w, i64 first, i64 count, i64 I, float* y,
                   i64 ldy) const {
-        if (x.rounded) {
-            product_rounded(x.rounded + first_row * x.stride, x.stride, M, w, first, count, I, y, ldy);
-        } else {
-            product(x.x + first_row * I, I, M, (const T*)w.data + first * I, count, I, y, ldy);
-        }
+        if (!x.rounded) return product(x.x + first_row * I, I, M, (const T*)w.data + first * I, count, I, y, ldy);
+        const char* rows = x.rounded + first_row * x.stride;
+        if (x.panels) product_by_panels(rows, x.stride, M, w, first, count, I, {y, F32, ldy}, own().room);
+        else product_rounded(rows, x.stride, M, w, first, count, I, y, ldy);
     }
 
     // y (n, O) = x (n, I) w^T.
     void apply(const float* rows, i64 I, const Weights& w, i64 O, float* y) const {
-        const Input x = input(w, rows, n, I);
+        const Input x = input_of_all(w, rows, I);
         share(tasks(O, slice()), nullptr, [&](i64 task) {
             i64 start = task * slice();
             multiply(x, 0, n, w, start, least(slice(), O - start), I, y + start, O);
@@ -113,7 +117,7 @@ template <class T, class S> struct DecodeStep {
 
     // The residual stream += x (n, I) w^T.
     void add(const float* rows, i64 I, const Weights& w, const void* soon) const {
-        const Input x = input(w, rows, n, I);
+        const Input x = input_of_all(w, rows, I);
         float* part = own().part;
         const i64 slice = out_slice();
         share(tasks(p.D, slice), soon, [&](i64 task) {
@@ -146,7 +150,7 @@ template <class T, class S> struct DecodeStep {
 
     // The projection's slices go through the convolution at once: channels do not mix there.
     void mamba(const ProgramBlock& b) const {
-        const Input x = input(b.in, norm(b), n, p.D);
+        const Input x = input_of_all(b.in, norm(b), p.D);
         const i64 inner = inner_width(p), C = channels(p), O = inner + C + p.H, past = p.W - 1, slice = mamba_slice();
         const i64 first_head = omp_get_thread_num() * p.H / omp_get_num_threads();
         share(tasks(O, slice), (float*)b.second_state + (p.slots[0] * p.H + first_head) * p.P * p.N, [&](i64 task) {
@@ -197,7 +201,7 @@ template <class T, class S> struct DecodeStep {
 
     // Queries, scaled, and the new keys and values in their pages.
     void project(const ProgramBlock& b, const float* rows) const {
-        const Input x = input(b.in, rows, n, p.D), k = input_like(x, b.in, b.second, rows, p.D, 1);
+        const Input x = input_of_all(b.in, rows, p.D), k = input_like(x, b.in, b.second, rows, p.D, 1);
         const Input v = input_like(x, b.in, b.third, rows, p.D, 2);
         const i64 Q = query_width(p), KV = p.heads * p.Dh, q_tasks = tasks(Q, slice()), kv_tasks = tasks(KV, slice());
         float *part = own().part, scale = std::sqrt(float(p.Dh));
@@ -259,7 +263,7 @@ template <class T, class S> struct DecodeStep {
     }
 
     void mlp(const ProgramBlock& b) const {
-        const Input x = input(b.in, norm(b), n, p.D);
+        const Input x = input_of_all(b.in, norm(b), p.D);
         share(tasks(b.F, slice()), first_of(b.out, p.D, b.F, out_slice()), [&](i64 task) { up(b, x, task * slice()); });
         add(s.wide, b.F, b.out, after(b));
     }
@@ -285,7 +289,6 @@ template <class T, class S> struct DecodeStep {
     }
 
     static const i64 ROUTED = 8;  // sequences routed by one task
-
     void route(const ProgramBlock& b, const float* x, i64 start) const {
         i64 count = least(ROUTED, n - start);
         float* scores = own().rows;
@@ -318,7 +321,7 @@ template <class T, class S> struct DecodeStep {
     void experts_up(const ProgramBlock& b, const Input& x, i64 n_active) const {
         OwnScratch& o = own();
         const bool gate_later = is_rounded(b.third);  // its rows are rounded as they are
-        const Input own_rows = {o.rows, x.rounded ? o.gathered : nullptr, x.stride};
+        const Input own_rows = {o.rows, x.rounded ? o.gathered : nullptr, x.stride, false};
         i64 slices = tasks(p.F, slice()), gathered = -1;
         const void* soon = (const char*)first_of(b.third, p.D, p.F, out_slice()) +
                            o.active[0] * p.D * weight_row_bytes(b.third.type, p.F);
@@ -344,7 +347,7 @@ template <class T, class S> struct DecodeStep {
         OwnScratch& o = own();
         const i64 slice = out_slice();
         const Input hidden = input(b.third, s.hidden, n * p.K, p.F);
-        const Input shared = b.F ? input(b.out, s.wide, n, b.F, 1) : hidden;
+        const Input shared = b.F ? input_of_all(b.out, s.wide, b.F, 1) : hidden;
         share(tasks(p.D, slice), after(b), [&](i64 task) {
             i64 start = task * slice, count = least(slice, p.D - start);
             std::memset(o.total, 0, sizeof(float) * n * SLICE);

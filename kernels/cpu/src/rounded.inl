@@ -1,3 +1,22 @@
+// Matrices as data and scale, and the rows that they multiply, rounded once for all products of a step. See scaled.py and
+// integers.py for the numbers.
+
+// Laid out as in rounded.py: every field has 8 bytes.
+struct Weights {
+    const void* data;          // (outputs, I)
+    const void* scale;         // E4M3: float, one for each `O` outputs; INT8: float, one an output; INT4: float16 (outputs, I / 32)
+    const float* input_scale;  // E4M3: one for all, or null
+    i64 type;                  // Type
+    i64 O;                     // outputs of one expert
+};
+
+static inline bool is_rounded(const Weights& w) { return w.type > BF16; }
+static i64 weight_row_bytes(i64 type, i64 I) {
+    return type == F32 ? 4 * I : type == BF16 ? 2 * I : type == INT4 ? I / 2 : I;
+}
+
+#include "panel_layout.inl"
+
 // Integers for the instructions that the unit is for, and where the processor may have better ones for those too.
 namespace plain {
 #ifdef NANO3_EMULATE
@@ -12,6 +31,9 @@ namespace plain {
 #include "bytes_avx2.h"
 #endif
 #include "integers.inl"
+#ifndef TILES
+#include "panel.inl"
+#endif
 }  // namespace plain
 #if defined(UNIT_AVX512) || (defined(UNIT_AVX2) && __GNUC__ >= 11)
 #define MORE_VNNI
@@ -29,28 +51,18 @@ namespace more {
 #endif
 #include "product.inl"
 #include "integers.inl"
+#include "panel.inl"
 }  // namespace more
 #pragma GCC pop_options
 #undef BYTES_VNNI
 #endif
 typedef plain::Nibbles Nibbles;
-
-// Matrices as data and scale, and the rows that they multiply, rounded once for all products of a step. See scaled.py and
-// integers.py for the numbers.
-
-// Laid out as in rounded.py: every field has 8 bytes.
-struct Weights {
-    const void* data;          // (outputs, I)
-    const void* scale;         // E4M3: float, one for each `O` outputs; INT8: float, one an output; INT4: float16 (outputs, I / 32)
-    const float* input_scale;  // E4M3: one for all, or null
-    i64 type;                  // Type
-    i64 O;                     // outputs of one expert
-};
-
-static inline bool is_rounded(const Weights& w) { return w.type > BF16; }
-static i64 weight_row_bytes(i64 type, i64 I) {
-    return type == F32 ? 4 * I : type == BF16 ? 2 * I : type == INT4 ? I / 2 : I;
-}
+#ifndef TILES
+using plain::ACROSS;
+#endif
+#ifdef TILES
+#include "panel_tiles.inl"
+#endif
 
 // A rounded row: what its sums are to be multiplied by, the sum of its integers, and from ROUNDED_HEAD on its numbers.
 struct RoundedHead {
@@ -123,6 +135,19 @@ static void spread_blocks(const int8_t* q, i64 I, char* to) {
     }
 }
 
+// Each group's even numbers, then its odd ones; behind all of them -8 times the groups' sums.
+static void spread_groups(const int8_t* q, i64 I, char* to) {
+    const int HALF = 16;
+    for (i64 i = 0; i < I; i += 2 * HALF) {
+        int8_t* numbers = (int8_t*)to + i;
+        int32_t sum = 0;
+        for (int k = 0; k < HALF; k++) numbers[k] = q[i + 2 * k], numbers[HALF + k] = q[i + 2 * k + 1];
+        for (int k = 0; k < 2 * HALF; k++) sum += numbers[k];
+        sum *= -8;
+        std::memcpy(to + I + i / 8, &sum, sizeof(sum));
+    }
+}
+
 // x / scale as an e4m3 number: cut off at 448, to nearest, ties to even; nan stays nan.
 static inline float to_e4m3(float x, float scale) {
     float z = x / scale, step;
@@ -158,25 +183,32 @@ static RoundedHead round_e4m3(const Weights& w, const float* x, i64 I, rounded8*
     } else {
         for (i64 i = 0; i < I; i++) store_as(to + i, x[i] * factor);
     }
+    std::memset(to + I, 0, (round_up(I, 64 / i64(sizeof(*to))) - I) * sizeof(*to));  // tiles read 64 bytes at a time
     return {E4M3_SHIFT / factor * (w.input_scale ? *w.input_scale : 1.0f), 0};
 }
 
-// One row (I) as matrices like w multiply it.
-static void round_row(const Weights& w, const float* x, i64 I, char* to) {
+// The numbers of a row as 4-bit weights multiply them, by panels (rounded_panels.inl) or not.
+static void spread(const int8_t* q, i64 I, bool panels, char* to) {
+    if (panels) spread_groups(q, I, to);
+    else spread_blocks(q, I, to);
+}
+static RoundedHead round_spread(const float* x, i64 I, bool panels, char* to) {
+    int8_t q[4096];
+    Buffer<int8_t> wide(I <= i64(sizeof(q)) ? 0 : I);
+    int8_t* numbers = I <= i64(sizeof(q)) ? q : wide.data;
+    if (!wide.ok()) return {NAN, 0};
+    const RoundedHead head = round_integers(x, I, numbers);
+    spread(numbers, I, panels, to);
+    return head;
+}
+
+// One row (I) as matrices like w multiply it, by panels or not.
+static void round_row(const Weights& w, const float* x, i64 I, char* to, bool panels = false) {
     RoundedHead head;
     if (w.type == INT8) {
         head = round_integers(x, I, (int8_t*)(to + ROUNDED_HEAD));
     } else if (w.type == INT4) {
-        int8_t q[4096];
-        head = {0, 0};
-        if (I <= i64(sizeof(q))) {
-            head = round_integers(x, I, q);
-            spread_blocks(q, I, to + ROUNDED_HEAD);
-        } else {
-            Buffer<int8_t> wide(I);
-            head = wide.ok() ? round_integers(x, I, wide.data) : RoundedHead{NAN, 0};
-            if (wide.ok()) spread_blocks(wide.data, I, to + ROUNDED_HEAD);
-        }
+        head = round_spread(x, I, panels, to + ROUNDED_HEAD);
     } else {
         head = round_e4m3(w, x, I, (rounded8*)(to + ROUNDED_HEAD));
     }

@@ -4,13 +4,15 @@ struct Tile {
     float sums[16][16];
 };
 static thread_local Tile tiles[8];
-static thread_local bool tiles_are_on = false;
-static inline void tiles_on() { tiles_are_on = true; }
-static inline void tiles_off() { tiles_are_on = false; }
+static thread_local int inner_bytes = 0;
+static inline void tiles_on(int bytes = 64) { inner_bytes = bytes; }
+static inline void tiles_off() { inner_bytes = 0; }
 template <int T> static inline void tile_zero() { tiles[T] = Tile{}; }
 template <int T, class X> static inline void tile_load(const X* p, i64 row) {
-    if (!tiles_are_on) std::abort();
-    for (int r = 0; r < 16; r++) std::memcpy(tiles[T].sums[r], p + r * row, 64);
+    if (!inner_bytes) std::abort();
+    const int rows = T < 6 ? 16 : inner_bytes / 4, bytes = T < 4 || T > 5 ? 64 : inner_bytes;
+    tiles[T] = Tile{};
+    for (int r = 0; r < rows; r++) std::memcpy(tiles[T].sums[r], p + r * row, bytes);
 }
 template <int T, class X> static inline void tile_store(X* p, i64 row = 16) {
     for (int r = 0; r < 16; r++) std::memcpy(p + r * row, tiles[T].sums[r], 64);
@@ -34,14 +36,15 @@ template <int C, int A, int B> static inline void tile_dot_bytes() {
                 for (int h = 0; h < 4; h++) sums[m][n] += a[m][k][h] * b[k][n][h];
     std::memcpy(tiles[C].sums, sums, sizeof(sums));
 }
-static inline void transpose_16(const float* from, float* to) {
+static inline void transpose_16(const float* from, float* to, i64 row_bytes = 64) {
     for (int r = 0; r < 16; r++)
-        for (int c = 0; c < 16; c++) std::memcpy(to + c * 16 + r, from + r * 16 + c, sizeof(float));
+        for (int c = 0; c < 16; c++) std::memcpy(to + c * 16 + r, (const char*)from + r * row_bytes + c * 4, sizeof(float));
 }
 static inline int tiles_allowed() { return 1; }
 #else
-// Between tiles_on and tiles_off a thread may use the others.
-static inline void tiles_on() {
+// Between tiles_on and tiles_off a thread may use the others. With fewer bytes than 64 tiles 4 and 5 hold so many of each of
+// 16 rows, and 6 and 7 a row for each four of them.
+static inline void tiles_on(int bytes = 64) {
     alignas(64) struct {
         uint8_t palette, start_row, reserved[14];
         uint16_t row_bytes[16];
@@ -49,6 +52,7 @@ static inline void tiles_on() {
     } shape = {};
     shape.palette = 1;
     for (int t = 0; t < 8; t++) shape.row_bytes[t] = 64, shape.rows[t] = 16;
+    for (int t = 4; t < 6; t++) shape.row_bytes[t] = uint16_t(bytes), shape.rows[t + 2] = uint8_t(bytes / 4);
     asm volatile("ldtilecfg %0" ::"m"(shape));
 }
 static inline void tiles_off() { asm volatile("tilerelease"); }
@@ -72,10 +76,10 @@ template <int C, int A, int B> static inline void tile_dot_bytes() {
 }
 
 // A 16 x 16 matrix of anything of four bytes.
-static inline void transpose_16(const float* from, float* to) {
+static inline void transpose_16(const float* from, float* to, i64 row_bytes = 64) {
     __m512 a[16], b[16];
 #pragma GCC unroll 16
-    for (int r = 0; r < 16; r++) a[r] = _mm512_loadu_ps(from + r * 16);
+    for (int r = 0; r < 16; r++) a[r] = _mm512_loadu_ps((const char*)from + r * row_bytes);
 #pragma GCC unroll 8
     for (int r = 0; r < 16; r += 2) {
         b[r] = _mm512_unpacklo_ps(a[r], a[r + 1]);

@@ -11,6 +11,8 @@ struct V {
     static V load(const bf16* p) { return widen(_mm256_loadu_si256((const __m256i*)p)); }
     static V load(const float* p, int n) { return _mm512_maskz_loadu_ps(mask(n), p); }
     static V load(const bf16* p, int n) { return widen(_mm256_maskz_loadu_epi16(mask(n), p)); }
+    // float16 numbers.
+    static V halves(const uint16_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
     // 2^-8 times e4m3 numbers.
     static V load(const e4m3* p) { return widen_e4m3(_mm_loadu_si128((const __m128i*)p)); }
     static V load(const e4m3* p, int n) { return widen_e4m3(_mm_maskz_loadu_epi8(mask(n), p)); }

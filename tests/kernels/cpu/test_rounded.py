@@ -81,7 +81,7 @@ def test_int8_extremes_are_exact_at_every_level():
 
 
 @pytest.mark.usefixtures("level")
-@pytest.mark.parametrize("rows", [1, 3, 4, 7, 17, 40])
+@pytest.mark.parametrize("rows", [1, 3, 4, 7, 17, 40, 150])
 @torch.inference_mode()
 def test_int4_sums_are_exact_at_every_level(rows):
     for outputs, width in [(1, 32), (2, 64), (5, 96), (35, 128), (64, 1056), (19, 4160)]:
@@ -92,6 +92,21 @@ def test_int4_sums_are_exact_at_every_level(rows):
         powers = Scaled(w.data, torch.randint(-2, 3, w.scale.shape).float().exp2().half())
         if width < 2000:  # beyond, a sum may need more digits than float32 has
             assert torch.equal(rounded.linear(x, powers), int4_product(x, powers).float())
+
+
+@pytest.mark.usefixtures("level")
+@pytest.mark.parametrize("name", ["int8", "int4", "e4m3", "e4m3 weights"])
+@torch.inference_mode()
+def test_nan_stays_in_its_row(name):
+    for width in (96, 160):
+        w, x = FORMATS[name](torch.randn(35, width)), torch.randn(50, width)
+        clean = rounded.linear(x, w)
+        x[37, 5] = torch.nan
+        x[49, width - 1] = torch.nan
+        y = rounded.linear(x, w)
+        assert y[[37, 49]].isnan().all()
+        others = [row for row in range(50) if row not in (37, 49)]
+        assert torch.equal(y[others], clean[others])
 
 
 def numbers_of_e4m3():
@@ -116,7 +131,7 @@ def test_every_e4m3_number_is_read(level):
 
 
 @pytest.mark.parametrize("inputs", [True, False])
-@pytest.mark.parametrize("rows", [1, 4, 7, 40])
+@pytest.mark.parametrize("rows", [1, 4, 7, 40, 70])
 @torch.inference_mode()
 def test_e4m3_products_at_every_level(level, rows, inputs):
     for outputs, width in [(5, 31), (35, 100), (64, 1029), (16, 64)]:
@@ -146,6 +161,18 @@ def test_mlps_and_experts_at_every_level(name, rows):
 
 
 @pytest.mark.usefixtures("level")
+@pytest.mark.parametrize("name", FORMATS)
+@torch.inference_mode()
+def test_experts_of_many_rows_beside_some_of_few(name):
+    quantize, x = FORMATS[name], torch.randn(90, 64)
+    up, down = quantize(torch.randn(5, 96, 64)), quantize(torch.randn(5, 64, 96) / 30)
+    ids = torch.tensor([[0, 3]] * 70 + [[3, 1]] * 17 + [[4, 0]] * 3)
+    weights = torch.rand(90, 2)
+    expected = kernels.grouped_mlp(x, up, down, ids, weights, backend="reference")
+    same(rounded.grouped_mlp(x, up, down, ids, weights), expected, 2e-2)
+
+
+@pytest.mark.usefixtures("level")
 @torch.inference_mode()
 def test_an_expert_that_does_not_exist_is_an_error():
     up, down = quantize_int8(torch.randn(5, 96, 64)), quantize_int8(torch.randn(5, 64, 96))
@@ -168,15 +195,28 @@ def test_the_decoding_step_takes_them(name, lengths, dtype):
 
 
 @pytest.mark.usefixtures("level")
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("sequences", [6, 33])
 @torch.inference_mode()
-def test_a_step_may_mix_formats():
+def test_the_decoding_step_of_bfloat16_activations(name, sequences):
+    case = Case(ROUND, torch.bfloat16, tuple(range(1, sequences + 1)), quantize=FORMATS[name])
+    hidden, logits, _ = step(case, compute=torch.bfloat16)
+    expected = case.expected()
+    same(hidden, expected[0], 6e-2)
+    same(logits, expected[1], 6e-2)
+
+
+@pytest.mark.usefixtures("level")
+@pytest.mark.parametrize("lengths", [(5, 9, 4), tuple(range(1, 21))])
+@torch.inference_mode()
+def test_a_step_may_mix_formats(lengths):
     kinds = [*FORMATS.values(), lambda matrix: matrix]
     count = iter(range(100))
 
     def quantize(matrix):
         return kinds[next(count) * 2 % len(kinds)](matrix)
 
-    case = Case(ROUND, torch.float32, (5, 9, 4), quantize=quantize)
+    case = Case(ROUND, torch.float32, lengths, quantize=quantize)
     hidden, logits, _ = step(case)
     expected = case.expected()
     same(hidden, expected[0], 4e-2)
