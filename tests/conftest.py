@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import tomllib
+from pathlib import Path
 
 # `pytest -n 2` has a process for each core: two threads in each would wait for the other process's.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -22,6 +24,24 @@ from nano3.model.lm import LM
 
 settings.register_profile("nano3", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("nano3")
+
+DURATIONS = Path(__file__).with_name("durations.toml")
+"""Seconds of the files that take longest, on one core."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the order of `pytest_collection_modifyitems`: pytest-xdist would begin with the files of most tests."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest, so that no process has a long one left when the others are done."""
+    if "PYTEST_XDIST_WORKER" in os.environ and items:
+        runs = "slow" if any(item.get_closest_marker("slow") for item in items) else "default"
+        seconds = tomllib.loads(DURATIONS.read_text("utf-8"))[runs]
+        items.sort(key=lambda item: -seconds.get(item.nodeid.split("::")[0], 0))
 
 
 @pytest.fixture(scope="session")
