@@ -225,6 +225,12 @@ def _peer_jobs(plan: Plan, temporary: Path) -> Iterator[tuple[str, Job]]:
     from nano3.bench.native import open_model
 
     chosen = choose_peers(plan.against, plan.peer_dtypes)
+    if plan.gguf:  # a model of any size, which need not be opened here
+        job = Job("llama.cpp", plan.kind, plan.gguf, dtype="that of the file", own=True)
+        yield f"llama.cpp {Path(plan.gguf).stem}", job
+        chosen = [peer for peer in chosen if peer.name in FOLDER_PEERS]
+    if not chosen:
+        return
     model = open_model(plan.model, plan.pattern, plan.experts)
     if any(peer.name in FOLDER_PEERS for peer in chosen):
         from nano3.bench.native import full_tokenizer
@@ -233,15 +239,10 @@ def _peer_jobs(plan: Plan, temporary: Path) -> Iterator[tuple[str, Job]]:
         save(model, temporary / "model")
         if any(peer.name == "vllm" for peer in chosen):
             full_tokenizer(model.cfg.vocab_size).save(temporary / "model")
-    if plan.gguf:
-        yield (
-            f"llama.cpp {Path(plan.gguf).stem}",
-            Job("llama.cpp", plan.kind, plan.gguf, dtype="that of the file", own=True),
-        )
     for peer in chosen:
         if peer.name in FOLDER_PEERS:
             yield peer.title, Job(peer.name, plan.kind, str(temporary / "model"), dtype=peer.dtype)
-        elif not plan.gguf:
+        else:
             yield peer.title, Job(peer.name, plan.kind, str(_gguf(model, peer, temporary)), dtype=peer.dtype)
 
 
