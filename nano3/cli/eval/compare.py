@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -42,10 +44,20 @@ Baseline = Annotated[
         show_default=False,
     ),
 ]  # fmt: skip
+Without = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Leave out rows of this name, as the table has it; with wildcards: '*perplexity'. Repeatable.",
+        metavar="NAME", show_default=False,
+    ),
+]  # fmt: skip
 Seed = Annotated[int, typer.Option(help="Decides the bootstrap's draws. Default: 0.", metavar="N", show_default=False)]
 
 
-def compare(runs: Runs, out: Out = None, baseline: Baseline = FIRST, seed: Seed = 0, as_json: Json = False) -> None:
+def compare(
+    runs: Runs, out: Out = None, baseline: Baseline = FIRST, without: Without = None, seed: Seed = 0,
+    as_json: Json = False,
+) -> None:  # fmt: skip
     """Show the results of several stages side by side.
 
     With 95 % intervals (bootstrap over samples) and differences from the first stage, or each from the one before.
@@ -68,7 +80,7 @@ def compare(runs: Runs, out: Out = None, baseline: Baseline = FIRST, seed: Seed 
         check_writable(out.parent, "--out")
     stages = [load_stage(run) for run in runs]
     _tell_apart(stages)
-    rows = comparing.compare(stages, seed, previous=baseline == PREVIOUS)
+    rows = _kept(comparing.compare(stages, seed, previous=baseline == PREVIOUS), without or ())
     if out is not None:
         _write(stages, rows, out, baseline)
     if as_json:
@@ -87,6 +99,21 @@ def _tell_apart(stages: list[Stage]) -> None:
         seen[stage.label] = seen.get(stage.label, 0) + 1
         if seen[stage.label] > 1:
             stage.label = f"{stage.label} ({seen[stage.label]})"
+
+
+def _kept(rows: list[Row], without: Sequence[str]) -> list[Row]:
+    """The rows that are not left out. Raises UserError for a name that fits none, and where none is left."""
+    from nano3.eval.compare_text import row_name
+
+    for pattern in without:
+        left = [row for row in rows if not fnmatchcase(row_name(row), pattern)]
+        if len(left) == len(rows):
+            names = ", ".join(dict.fromkeys(row_name(row) for row in rows))
+            raise UserError(f"--without {pattern}: no row has that name; there are {names}")
+        rows = left
+    if not rows:
+        raise UserError("--without: no row is left to compare")
+    return rows
 
 
 def _write(stages: list[Stage], rows: list[Row], out: Path, baseline: str) -> None:

@@ -58,6 +58,22 @@ def test_a_page_has_its_chart_beside_it(run, results):
     assert "difference from the one before" in done.out
 
 
+def test_rows_can_be_left_out(run, results):
+    file = results / "a" / "result.json"
+    result = json.loads(file.read_text())
+    result["scores"].append({**result["scores"][0], "task": "text", "metric": "byte_perplexity"})
+    file.write_text(json.dumps(result))
+    ask = ("eval", "compare", results / "a", results / "b")
+    assert "text, byte_perplexity" in run(*ask).out
+    shown = run(*ask, "--without", "*perplexity")
+    assert "arc, acc" in shown.out
+    assert "perplexity" not in shown.out
+    assert "--without foo: no row has that name; there are arc, acc, text, byte_perplexity" in " ".join(
+        run(*ask, "--without", "foo").err.split()
+    )
+    assert "no row is left" in run(*ask, "--without", "*").err
+
+
 def test_wrong_input_is_one_line(run, results):
     assert run("eval", "compare", results / "a", "--baseline", "last").err.startswith(
         "error: --baseline last: write first or previous"
