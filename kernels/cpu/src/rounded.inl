@@ -137,12 +137,14 @@ static void spread_blocks(const int8_t* q, i64 I, char* to) {
 
 // Each group's even numbers, then its odd ones; behind all of them -8 times the groups' sums.
 static void spread_groups(const int8_t* q, i64 I, char* to) {
-    const int HALF = 16;
-    for (i64 i = 0; i < I; i += 2 * HALF) {
-        int8_t* numbers = (int8_t*)to + i;
+    const __m256i apart = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15));
+    const int N = 32;
+    for (i64 i = 0; i < I; i += N) {
+        const __m256i numbers = _mm256_loadu_si256((const __m256i*)(q + i));
+        const __m256i halves = _mm256_shuffle_epi8(numbers, apart);
+        _mm256_storeu_si256((__m256i*)(to + i), _mm256_permute4x64_epi64(halves, 0xd8));
         int32_t sum = 0;
-        for (int k = 0; k < HALF; k++) numbers[k] = q[i + 2 * k], numbers[HALF + k] = q[i + 2 * k + 1];
-        for (int k = 0; k < 2 * HALF; k++) sum += numbers[k];
+        for (int k = 0; k < N; k++) sum += q[i + k];
         sum *= -8;
         std::memcpy(to + I + i / 8, &sum, sizeof(sum));
     }

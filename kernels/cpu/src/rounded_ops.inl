@@ -14,14 +14,17 @@ struct RoundedRows {
     char* at(i64 row) const { return data + row * stride; }
 };
 
-// Rows as they are given.
+// Rows as they are given, or of what their squared ReLU gives.
 struct Given {
     const void* data;
     int type;
+    bool squared;
     // Row m of I numbers; room: for I of them.
     const float* row(i64 m, i64 I, float* room) const {
-        if (type == F32) return (const float*)data + m * I;
-        widen_row((const bf16*)data + m * I, room, I);
+        if (type == F32 && !squared) return (const float*)data + m * I;
+        if (type == F32) std::memcpy(room, (const float*)data + m * I, I * sizeof(float));
+        else widen_row((const bf16*)data + m * I, room, I);
+        if (squared) squared_relu(room, I, 1.0f);
         return room;
     }
 };
@@ -78,9 +81,7 @@ static int rounded_mlp(const Given& x, i64 M, const Weights& up, const Weights& 
     if (!hidden.ok()) return NO_MEMORY;
     int outcome = rounded_linear(x, M, up, F, D, hidden.data, F32, threads);
     if (outcome != DONE) return outcome;
-#pragma omp parallel for schedule(static) num_threads(threads) if (M * F > ALONE)
-    for (i64 m = 0; m < M; m++) squared_relu(hidden.at(m * F), F, 1.0f);
-    return rounded_linear({hidden.data, F32}, M, down, D, F, y, y_type, threads);
+    return rounded_linear({hidden.data, F32, true}, M, down, D, F, y, y_type, threads);
 }
 
 static void product_of_expert(const char* rows, i64 stride, i64 M, const Weights& w, i64 first, i64 count, i64 I, float* y,
@@ -89,69 +90,83 @@ static void product_of_expert(const char* rows, i64 stride, i64 M, const Weights
     else product_rounded(rows, stride, M, w, first, count, I, y, ldy);
 }
 
+// Rows (n) sorted by expert and what becomes of them.
+struct ExpertRows {
+    const i64 *order, *ends, *expert_ids;
+    i64 count_of(i64 e) const { return ends[e + 1] - ends[e]; }
+    // Whether row r goes through panels with all of its expert's.
+    bool by_panels(const Weights& w, i64 r) const { return ::by_panels(w, count_of(expert_ids[order[r]])); }
+};
+
+// total (S, count) = each token's sum over its experts, in the order of their numbers, of outputs `start` on.
+static void experts_down(const ExpertRows& sorted, const RoundedRows& active, const Weights& down, const float* gates, i64 S,
+                         i64 K, i64 E, i64 start, i64 count, i64 F, i64 D, float* part, float* total, char* room) {
+    std::memset(total, 0, S * count * sizeof(float));
+    for (i64 e = 0; e < E; e++) {
+        const i64 first = sorted.ends[e], rows = sorted.count_of(e);
+        if (!rows) continue;
+        product_of_expert(active.at(first), active.stride, rows, down, e * D + start, count, F, part, count, room);
+        for (i64 r = 0; r < rows; r++) {
+            const i64 choice = sorted.order[first + r];
+            float *to = total + choice / K * count, *from = part + r * count;
+            const V gate(gates[choice]);
+            over(count, [&](auto lanes, i64 i) {
+                lanes.store(V::fma(gate, lanes.load(from + i), lanes.load(to + i)), to + i);
+            });
+        }
+    }
+}
+
 static int rounded_experts(
     const Given& x, const Weights& up, const Weights& down, const i64* expert_ids, const float* gates, i64 S, i64 K, i64 E,
     i64 F, i64 D, void* y, int y_type, int threads) {
     const i64 n = S * K;
     Buffer<i64> order(n), ends(E + 1);
-    int sorted = sort_choices(expert_ids, n, E, order, ends);
-    if (sorted != DONE) return sorted;
-    Buffer<ExpertSlice> up_slices(E * ((F + SLICE - 1) / SLICE)), down_slices(E * ((D + SLICE - 1) / SLICE));
-    if (!up_slices.ok() || !down_slices.ok()) return NO_MEMORY;
-    const i64 n_up = expert_slices(ends, E, F, up_slices), n_down = expert_slices(ends, E, D, down_slices);
-    // Of 4 bits, how rows are laid out depends on how many an expert has.
-    Weights plain = up;
-    if (up.type == INT4) plain.type = INT8;
-    RoundedRows tokens(plain, S, D), rows(up, n, D), active(down, n, F);
-    Buffer<float> hidden(n * F), out(n * D), totals(threads * D);
-    Buffer<i64> places(n);
+    int outcome = sort_choices(expert_ids, n, E, order, ends);
+    if (outcome != DONE) return outcome;
+    const ExpertRows sorted = {order.data, ends.data, expert_ids};
+    Buffer<ExpertSlice> slices(E * ((F + SLICE - 1) / SLICE));
+    if (!slices.ok()) return NO_MEMORY;
+    const i64 n_up = expert_slices(ends, E, F, slices), slice = D < 2 * SLICE * threads ? SLICE / 2 : SLICE;
+    i64 most = 0;
+    for (i64 e = 0; e < E; e++) most = most_of(most, sorted.count_of(e));
+    RoundedRows tokens(up, S, D), rows(up, n, D), active(down, n, F);
+    Buffer<float> hidden(n * F), parts(threads * most * slice), totals(threads * S * slice);
+    Buffer<float> wide(threads * most_of(F, D));
     Rooms rooms(threads, most_of(F, D));
-    if (!tokens.ok() || !rows.ok() || !active.ok() || !hidden.ok() || !out.ok() || !totals.ok() || !places.ok() ||
+    if (!tokens.ok() || !rows.ok() || !active.ok() || !hidden.ok() || !parts.ok() || !totals.ok() || !wide.ok() ||
         !rooms.ok())
         return NO_MEMORY;
     const i64 read = least(E, n);  // experts
-    const auto rows_of = [&](i64 e) { return ends[e + 1] - ends[e]; };
 #pragma omp parallel num_threads(threads) if (2 * F * D * (n + READING * read) > ALONE)
     {
+        const int me = omp_get_thread_num();
+        float* own = wide.at(me * most_of(F, D));
 #pragma omp for schedule(static)
-        for (i64 s = 0; s < S; s++) round_row(plain, x.row(s, D, totals.at(omp_get_thread_num() * D)), D, tokens.at(s));
+        for (i64 s = 0; s < S; s++) round_row(up, x.row(s, D, own), D, tokens.at(s), true);
 #pragma omp for schedule(static)
         for (i64 r = 0; r < n; r++) {
-            const char* token = tokens.at(order[r] / K);
-            std::memcpy(rows.at(r), token, up.type == INT4 ? ROUNDED_HEAD : rows.stride);
-            if (up.type == INT4)
-                spread((const int8_t*)token + ROUNDED_HEAD, D, by_panels(up, rows_of(expert_ids[order[r]])),
-                       rows.at(r) + ROUNDED_HEAD);
-            places[order[r]] = r;
+            const i64 s = order[r] / K;
+            if (up.type != INT4 || sorted.by_panels(up, r)) std::memcpy(rows.at(r), tokens.at(s), rows.stride);
+            else round_row(up, x.row(s, D, own), D, rows.at(r));
         }
 #pragma omp for schedule(dynamic, 1)
         for (i64 s = 0; s < n_up; s++) {
-            const i64 e = up_slices[s].expert, start = up_slices[s].start, count = least(SLICE, F - start), first = ends[e];
-            product_of_expert(rows.at(first), rows.stride, rows_of(e), up, e * F + start, count, D,
+            const i64 e = slices[s].expert, start = slices[s].start, count = least(SLICE, F - start), first = ends[e];
+            product_of_expert(rows.at(first), rows.stride, sorted.count_of(e), up, e * F + start, count, D,
                               hidden.at(first * F + start), F, rooms.own());
         }
+        const Given squared = {hidden.data, F32, true};
 #pragma omp for schedule(static)
-        for (i64 r = 0; r < n; r++) {
-            squared_relu(hidden.at(r * F), F, 1.0f);
-            round_row(down, hidden.at(r * F), F, active.at(r), by_panels(down, rows_of(expert_ids[order[r]])));
-        }
+        for (i64 r = 0; r < n; r++)
+            round_row(down, squared.row(r, F, own), F, active.at(r), sorted.by_panels(down, r));
 #pragma omp for schedule(dynamic, 1)
-        for (i64 s = 0; s < n_down; s++) {
-            const i64 e = down_slices[s].expert, start = down_slices[s].start, count = least(SLICE, D - start);
-            const i64 first = ends[e];
-            product_of_expert(active.at(first), active.stride, rows_of(e), down, e * D + start, count, F,
-                              out.at(first * D + start), D, rooms.own());
-        }
-        // A token's experts in the order of its choices, so that the sum always has the same order.
-        float* total = totals.at(omp_get_thread_num() * D);
-#pragma omp for schedule(static)
-        for (i64 s = 0; s < S; s++) {
-            for (i64 k = 0; k < K; k++) {
-                const float *row = out.at(places[s * K + k] * D), gate = gates[s * K + k];
-                for (i64 d = 0; d < D; d++) total[d] = k ? total[d] + gate * row[d] : gate * row[d];
-            }
-            if (y_type == F32) narrow_row(total, (float*)y + s * D, D);
-            else narrow_row(total, (bf16*)y + s * D, D);
+        for (i64 start = 0; start < D; start += slice) {
+            const i64 count = least(slice, D - start);
+            float* total = totals.at(me * S * slice);
+            experts_down(sorted, active, down, gates, S, K, E, start, count, F, D, parts.at(me * most * slice), total,
+                         rooms.own());
+            store_part(total, count, y, y_type, S, D, start, count);
         }
     }
     return DONE;
