@@ -62,7 +62,7 @@ def served(folder) -> Iterator[None]:
     """`nano3 serve` in the background until the last command is done."""
     with (folder / "serve.log").open("w") as log:
         process = subprocess.Popen(["nano3", "serve"], cwd=folder, env=environment(folder), stderr=log)
-        end = time.monotonic() + 120
+        end = time.monotonic() + 300
         while "serving" not in (folder / "serve.log").read_text():
             assert process.poll() is None, (folder / "serve.log").read_text()
             assert time.monotonic() < end

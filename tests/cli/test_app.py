@@ -135,7 +135,7 @@ def test_ctrl_c_exits_130_without_a_traceback(tmp_path):
     writer = os.open(fifo, os.O_WRONLY)
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=20)
+    _, stderr = process.communicate(timeout=120)
     os.close(writer)
     assert process.returncode == 130
     assert b"Traceback" not in stderr

@@ -20,7 +20,7 @@ import pytest
 
 FAST = ("--dtype", "float32", "--memory", "64MiB", "--max-context", 2048)
 GREEDY = ("--temperature", 0, "--max-tokens", 12)
-WAIT_S = 30
+WAIT_S = 120
 RESET = object()
 """In a play: the connection breaks there."""
 

@@ -184,7 +184,7 @@ def test_a_reader_who_has_enough_ends_it_with_code_141(model_folder):
     assert process.stdout.read(1)
     process.stdout.close()
     assert process.stderr.read() == b""
-    assert process.wait(30) == 141
+    assert process.wait(120) == 141
     process.stderr.close()
 
 

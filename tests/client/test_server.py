@@ -145,7 +145,7 @@ def test_a_slow_answer_ends_with_the_time_limit() -> None:
             server.request("GET", "/x")
         with pytest.raises(UserError, match=r"no answer in time.*is a server running there"):
             server.find_model()
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 60
 
 
 def test_the_model_is_the_wanted_or_the_first_listed(scripted: Scripted) -> None:

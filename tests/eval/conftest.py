@@ -68,7 +68,7 @@ def served(make_engine) -> Iterator[str]:
         time.sleep(0.01)
     yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     server.should_exit = True
-    thread.join(timeout=30)
+    thread.join(timeout=120)
 
 
 @pytest.fixture

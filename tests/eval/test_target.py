@@ -137,12 +137,12 @@ def test_what_is_under_way_is_given_out_when_the_next_prompt_cannot_be_written(s
         if path == "/v1/models":
             return 200, MODELS
         asked.set()
-        released.wait(10)
+        released.wait(120)
         return 200, completion("hi")
 
     def prompts():
         yield 0, Prompt(text="x")
-        asked.wait(10)
+        asked.wait(120)
         threading.Timer(0.05, released.set).start()
         raise ServerGone("no /tokenize")
 
@@ -206,7 +206,7 @@ def test_requests_under_way_when_another_is_refused_are_asked_again_too(serve_an
         assert len(server.notes) == 1
 
 
-def wait_until(holds, seconds=20):
+def wait_until(holds, seconds=120):
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end

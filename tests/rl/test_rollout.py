@@ -139,7 +139,7 @@ def test_what_is_drawn_depends_on_run_step_prompt_and_sample_alone(model, tokeni
 
 @pytest.mark.parametrize("overlap", [False, True])
 def test_a_sample_goes_on_while_another_one_is_still_being_drawn(scripted, overlap):
-    measured, gave_up = threading.Event(), time.monotonic() + 20
+    measured, gave_up = threading.Event(), time.monotonic() + 120
 
     class Noting(Asking):
         def verify(self, task, rollout):
@@ -164,7 +164,7 @@ def test_with_overlap_others_are_drawn_while_an_environment_answers(scripted):
     class Slow(Asking):
         def step(self, task, rollout):
             if task.id == "t0":
-                assert drawn.wait(20)
+                assert drawn.wait(120)
             return super().step(task, rollout)
 
         def verify(self, task, rollout):

@@ -99,13 +99,13 @@ def test_an_environment_that_hangs_is_a_fault_of_its_group(engine):
     class Hanging(Fixed):
         def verify(self, task, rollout):
             if task.id == "t0":
-                released.wait(30)
+                released.wait(120)
             return Reward(1.0)
 
-    groups = draw(engine, Hanging(["a", "b", "c"]), workers=1, environment_seconds=0.2)
+    groups = draw(engine, Hanging(["a", "b", "c"]), workers=1, environment_seconds=1.5)
     released.set()
     assert [group.fault for group in groups] == ["time", "", ""]
-    assert "0.2 seconds" in groups[0].samples[0].fault_message
+    assert "1.5 seconds" in groups[0].samples[0].fault_message
 
 
 @pytest.mark.parametrize("ending", [SystemExit, KeyboardInterrupt, MemoryError])
@@ -149,7 +149,7 @@ def test_questions_are_asked_by_so_many_threads_and_answers_come_with_their_keys
             raise EnvironmentFaultError("judge", "no answer")
         return 1 // (number - 5)
 
-    asker = Asker(3, 30.0)
+    asker = Asker(3, 120.0)
     assert not asker.busy
     assert list(asker.answers(wait=True)) == []
     for number in range(9):
@@ -166,8 +166,8 @@ def test_questions_are_asked_by_so_many_threads_and_answers_come_with_their_keys
 
 
 def test_who_does_not_wait_is_given_what_is_there():
-    asker, released = Asker(1, 30.0), threading.Event()
-    asker.ask("slow", lambda: released.wait(30))
+    asker, released = Asker(1, 120.0), threading.Event()
+    asker.ask("slow", lambda: released.wait(120))
     asker.ask("fast", lambda: 2)
     assert list(asker.answers(wait=False)) == []
     assert asker.busy

@@ -85,7 +85,7 @@ def running(engine: Engine, **settings: Any) -> Iterator[RunningServer]:
         yield RunningServer(url_of(listener), engine, engine.tokenizer, NAME, app.state.service)
     finally:
         server.should_exit = True
-        thread.join(30)
+        thread.join(120)
         assert not thread.is_alive()
 
 

@@ -282,7 +282,7 @@ def test_a_closed_stream_stops_the_computation(server, ask):
                  extra_body=PLAIN | {"ignore_eos": True})  # fmt: skip
     next(iter(stream))
     stream.close()
-    for _ in range(100):
+    for _ in range(2000):
         running = [line for line in httpx2.get(f"{server.url}/metrics").text.splitlines()
                    if line.startswith("nano3_running ")]  # fmt: skip
         if running == ["nano3_running 0.0"]:

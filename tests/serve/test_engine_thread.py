@@ -39,7 +39,7 @@ class Slow(Engine):
 
     def step(self):
         self.began.set()
-        assert self.leave.acquire(timeout=20)
+        assert self.leave.acquire(timeout=120)
         return super().step()
 
 
@@ -52,7 +52,7 @@ class SlowToPrepare(Engine):
 
     def prepare(self, request):
         self.began.set()
-        assert self.leave.wait(timeout=20)
+        assert self.leave.wait(timeout=120)
         super().prepare(request)
 
 

@@ -85,7 +85,7 @@ def complete(launch):
     """Runs tiny_run.py to its end on `ranks` processes; returns what the first rank printed."""
 
     def run(run_dir, *flags, ranks=1, settings=None):
-        outputs = [p.communicate(timeout=120) for p in launch(run_dir, *flags, ranks=ranks, settings=settings)]
+        outputs = [p.communicate(timeout=300) for p in launch(run_dir, *flags, ranks=ranks, settings=settings)]
         return outputs[0][0]
 
     return run

@@ -126,7 +126,7 @@ world.close()
 
 def test_ranks_that_share_their_data_take_every_decision_alike(processes, tmp_path):
     started = processes("-c", BEGIN + ALIKE, str(Path(__file__).parent), str(tmp_path), ranks=2)
-    outputs = [process.communicate(timeout=120) for process in started]
+    outputs = [process.communicate(timeout=300) for process in started]
     assert [process.returncode for process in started] == [0, 0], outputs
     lines = [out.splitlines() for out, _ in outputs]
     assert [rank[0] for rank in lines] == ["{}", "{'kl': 2.0}"]
@@ -154,7 +154,7 @@ world.close()
 
 def test_ranks_that_share_each_sequence_score_it_once_and_mesh_without_warnings(tiny, processes):
     started = processes("-c", BEGIN + HELDOUT, str(Path(__file__).parent), ranks=2)
-    outputs = [process.communicate(timeout=120) for process in started]
+    outputs = [process.communicate(timeout=300) for process in started]
     assert [process.returncode for process in started] == [0, 0], outputs
     alone = evaluate(LM(tiny.MODEL).init_weights(0), tiny.TinySource(8), 5, 2, World())
     line = f"{alone.targets} {alone.bytes} {alone.bits_per_byte:.4f}"

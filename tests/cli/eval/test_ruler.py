@@ -346,7 +346,7 @@ def test_ctrl_c_leaves_what_is_done(base_folder):
     while process.poll() is None and not (file.exists() and file.read_bytes().count(b"\n") >= 2):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "give the same command again to go on" in err
     found = result("r")

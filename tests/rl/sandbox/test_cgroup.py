@@ -105,9 +105,9 @@ def test_without_a_hierarchy_there_are_no_groups(tmp_path):
 
 
 def test_all_processes_of_a_group_are_killed_and_one_that_is_gone_is_no_error(tmp_path):
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     (tmp_path / "cgroup.procs").write_text(f"{gone.pid}\n{child.pid}\n")
     cgroup.Groups([tmp_path, tmp_path / "missing"]).kill()
-    assert child.wait(timeout=20) == -9
+    assert child.wait(timeout=120) == -9

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from .scripted import Handler, Script
+from .scripted import WAIT_S, Handler, Script
 
 CHROMIUM = "/usr/bin/chromium"
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
              "--disable-component-update", "--disable-sync"]  # fmt: skip
+
+expect.set_options(timeout=1000 * WAIT_S)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from playwright.sync_api import Page
 from nano3.serve.page_routes import CHAT, HEADERS, media_type
 
 USAGE = {"prompt_tokens": 21, "completion_tokens": 12, "prompt_tokens_details": {"cached_tokens": 16}}
-WAIT_S = 10
+WAIT_S = 60
 
 
 def delta(finish=None, **fields):

@@ -16,7 +16,7 @@ def test_a_client_that_sends_everything_first_reads_the_refusal(tokenizer, chunk
         host, port = server.url.removeprefix("http://").split(":")
         length = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: %d" % SIZE
         body = b"%x\r\n%s\r\n0\r\n\r\n" % (SIZE, b" " * SIZE) if chunked else b" " * SIZE
-        with socket.create_connection((host, int(port)), timeout=20) as connection:
+        with socket.create_connection((host, int(port)), timeout=120) as connection:
             head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
             connection.sendall(head + length + b"\r\n\r\n" + body)
             # A reset of the connection would take what was not yet read with it.

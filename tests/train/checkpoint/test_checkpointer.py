@@ -229,7 +229,7 @@ assert values == sorted(values) and values[0] == 1.0 and values[-1] == 2.0 and l
 
 def test_a_process_killed_at_any_rename_leaves_the_step_that_it_saves_again(processes, tmp_path):
     [process] = processes("-c", KILLED, str(tmp_path))
-    output = process.communicate(timeout=120)
+    output = process.communicate(timeout=300)
     assert process.returncode == 0, output
 
 
