@@ -117,7 +117,7 @@ def _run(case: OpCase, passes: str, backend: str) -> Callable[[], object]:
     def both() -> None:
         leaves = [leaf.requires_grad_() for leaf in case.leaves]
         results = case.run(backend=backend)
-        total = sum(part.float().sum() for part in _floating(results))
+        total = torch.stack([part.float().sum() for part in _floating(results)]).sum()
         torch.autograd.grad(total, leaves, allow_unused=True)
 
     return both

@@ -8,29 +8,28 @@ from pathlib import Path
 from typing import Any
 
 from nano3.bench.compute_chart import plain, threads_text
-from nano3.bench.compute_report import scaled
 from nano3.files import write_atomic
-from nano3.report import BLUE, INK, MUTED, ORANGE
-
-SHORT = {"forward": "forward", "forward and backward": "and backward"}
+from nano3.report import BLUE, GRID, INK, MUTED, ORANGE
 
 
 def rows(figures: dict[str, Any]) -> Iterator[tuple[str, ...]]:
-    """Op, passes, backend, ms, FLOP/s, bytes/s, share of the roofline and what bounds it, times as fast as the slowest
-    way to say it in PyTorch: each backend's time over that of nano3's own choice."""
+    """Op (or `and backward` of the op before), backend, ms, how many times those of nano3's own choice, GFLOP/s, GB/s,
+    share of the roofline, and what bounds it."""
+    before = ""
     for case in figures["cases"]:
         first = next(iter(case["sides"].values()))["seconds"]["median"]
+        label, before = "  and backward" if before == case["op"] else case["name"].removesuffix(", forward"), case["op"]
         for place, (name, side) in enumerate(case["sides"].items()):
             median = side["seconds"]["median"]
             yield (
-                "" if place else case["op"],
-                "" if place else SHORT[case["passes"]],
+                "" if place else label,
                 name,
                 f"{median * 1000:,.3f}" if median < 0.1 else f"{median * 1000:,.0f}",
-                f"{median / first:.2f}" if place else "",
-                f"{scaled(side['flops_per_second'])}FLOP/s",
-                f"{scaled(side['bytes_per_second'])}B/s",
-                f"{side['share_of_roofline']:.1%} {case['bound']}",
+                f"{median / first:,.2f}" if place else "",
+                f"{side['flops_per_second'] / 1e9:,.1f}",
+                f"{side['bytes_per_second'] / 1e9:,.1f}",
+                f"{side['share_of_roofline']:.1%}",
+                case["bound"],
             )
 
 
@@ -75,6 +74,6 @@ def draw(figures: dict[str, Any], path: Path) -> Path:
         axis.legend(frameon=False, fontsize=8, loc="lower right")
     plain(axis)
     axis.grid(visible=False, axis="y")
-    axis.grid(visible=True, axis="x")
+    axis.grid(visible=True, axis="x", color=GRID, linewidth=0.8)
     figure.savefig(path)
     return path

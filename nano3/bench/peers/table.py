@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from nano3.bench.peers.llama_cpp import LlamaCpp
-from nano3.bench.peers.transformers import Transformers
+from nano3.bench.peers.hugging_face import Transformers
+from nano3.bench.peers.llama import LlamaCpp
 from nano3.bench.peers.types import DTYPES, GGUF_TYPES, OTHER_TYPES
-from nano3.bench.peers.vllm import Vllm
+from nano3.bench.peers.vllm_engine import Vllm
 from nano3.bench.workload import Job, Kind
 from nano3.config.errors import UserError
 

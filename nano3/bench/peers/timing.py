@@ -23,8 +23,8 @@ def seconds_of(run: Callable[[], object]) -> float:
 
 def lockstep(began: float, times: Sequence[float], case: Case, rows: int) -> list[Sample]:
     """Requests of one batch, whose tokens came at the same times."""
-    one = {"prompt_tokens": case.length, "output_tokens": len(times)}
-    return [Sample(began, times[-1], list(times), **one) for _ in range(rows)]
+    one = Sample(began, times[-1], list(times), prompt_tokens=case.length, output_tokens=len(times))
+    return [one] * rows
 
 
 def timed(samples: Sequence[Sample], seconds: float) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from nano3.bench.compute_chart import COLORS, plain, threads_text
 from nano3.files import write_atomic
 from nano3.report import INK, MUTED
 
-TITLES = {"length": "tokens of a sequence", "batch": "sequences", "experts": "experts"}
+TITLES = {"length": "tokens of a sequence", "batch": "sequences", "experts": "experts of a block"}
+EACH = {"length": "token", "batch": "sequence", "experts": "expert"}
 
 
 def axes(figures: dict[str, Any]) -> list[str]:
@@ -47,7 +48,7 @@ def growth_lines(figures: dict[str, Any]) -> Iterator[str]:
         for name, each in sides.items():
             yield (
                 f"{name}, {axis}: time grows with power {each['time']:.2f}, peak memory by "
-                f"{each['bytes_each'] / 2**20:,.3g} MiB for each of {TITLES[axis]}"
+                f"{each['bytes_each'] / 2**20:,.3g} MiB for each {EACH[axis]}"
             )
 
 

@@ -25,7 +25,7 @@ def rate_rows(figures: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     """At a time, side, output and all tokens a second, those of a user, ratio, peak memory."""
     for case, name, side in _sides(figures):
         if "latency" not in side:
-            yield case["name"], name, "-", "-", "-", "-", "-"
+            yield f"{case['batch']:,}", name, "-", "-", "-", "-", "-"
             continue
         ratio, user, memory = (
             case["ratios"].get(name),
@@ -33,7 +33,7 @@ def rate_rows(figures: dict[str, Any]) -> Iterator[tuple[str, ...]]:
             side.get("peak_memory_bytes"),
         )
         yield (
-            case["name"],
+            f"{case['batch']:,}",
             name,
             f"{side['output_tokens_per_second']:,.1f}",
             f"{side['total_tokens_per_second']:,.1f}",
@@ -49,7 +49,7 @@ def latency_rows(figures: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         if "latency" in side:
             kinds = [side["latency"][kind] for kind in ("first_token_s", "inter_token_s")]
             times = [f"{kind[key] * 1000:,.1f}" if kind else "-" for kind in kinds for key in ("mean", "p99")]
-            yield case["name"], name, *times
+            yield f"{case['batch']:,}", name, *times
 
 
 def use_lines(figures: dict[str, Any]) -> Iterator[str]:
@@ -90,7 +90,7 @@ def write(figures: dict[str, Any], folder: Path) -> list[Path]:
 
 
 def draw(figures: dict[str, Any], path: Path) -> Path:
-    """Output tokens a second by requests at a time, and what a user gets of them, a line or a point a side."""
+    """Output tokens a second by requests at a time, and what a user gets of them: lines, or bars of one case."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -102,17 +102,41 @@ def draw(figures: dict[str, Any], path: Path) -> Path:
     where = machine["cpu"] + (f", {threads_text(machine['threads'])}" if machine["threads"] else "")
     figure.supxlabel(where, fontsize=8, color=MUTED, x=0.01, ha="left")
     left, right = figure.subplots(1, 2)
-    for name, color in zip(figures["cases"][0]["sides"], COLORS * 2, strict=False):
-        own = [(case["batch"], case["sides"][name]) for case in figures["cases"] if "latency" in case["sides"][name]]
+    if len(figures["cases"]) == 1:
+        _bars(left, figures["cases"][0], "output_tokens_per_second", "output tokens/s")
+        _bars(right, figures["cases"][0], "tokens_per_second_per_user", "tokens/s of a user")
+    else:
+        _lines(left, right, figures["cases"])
+    figure.savefig(path)
+    return path
+
+
+def _bars(axis: Any, case: dict[str, Any], key: str, label: str) -> None:
+    """One rate of every side at one number of requests at a time."""
+    rates = {name: side[key] or 0.0 for name, side in case["sides"].items() if "latency" in side}
+    for place, ((_, rate), color) in enumerate(zip(rates.items(), COLORS * 2, strict=False)):
+        axis.bar(place, rate, 0.6, color=color)
+        axis.annotate(f"{rate:,.4g}", (place, rate), (0, 3), textcoords="offset points", ha="center", color=INK)
+    axis.set_xticks(range(len(rates)), [name.replace(" ", "\n") for name in rates], fontsize=8)
+    axis.set_xlim(-0.7, max(1, len(rates)) - 0.3)
+    axis.set_ylim(0, 1.15 * max(rates.values(), default=1.0) or 1.0)
+    axis.set_title(f"{label}, {case['name']}", fontsize=10, color=INK, loc="left")
+    plain(axis)
+
+
+def _lines(left: Any, right: Any, cases: list[dict[str, Any]]) -> None:
+    """Output tokens a second over requests at a time, and over what a user gets."""
+    for name, color in zip(cases[0]["sides"], COLORS * 2, strict=False):
+        own = [(case["batch"], case["sides"][name]) for case in cases if "latency" in case["sides"][name]]
         rates = [side["output_tokens_per_second"] for _, side in own]
         users = [side["tokens_per_second_per_user"] or 0.0 for _, side in own]
         left.plot([batch for batch, _ in own], rates, color=color, marker="o", markersize=5, label=name)
         right.plot(users, rates, color=color, marker="o", markersize=5, label=name)
         for (batch, _), user, rate in zip(own, users, rates, strict=True):
             right.annotate(f"{batch}", (user, rate), (5, 4), textcoords="offset points", fontsize=8, color=MUTED)
-    batches = [case["batch"] for case in figures["cases"]]
+    batches = [case["batch"] for case in cases]
     left.set_xscale("log", base=2)
-    left.set_xticks(batches, [f"{batch:,}" for batch in batches], minor=False)
+    left.set_xticks(batches, [f"{batch:,}" for batch in batches])
     left.set_xticks([], minor=True)
     left.set_xlabel("requests at a time", color=MUTED, fontsize=9)
     right.set_xlabel("tokens/s of a user (beside the points: requests at a time)", color=MUTED, fontsize=9)
@@ -122,5 +146,3 @@ def draw(figures: dict[str, Any], path: Path) -> Path:
         plain(axis)
     right.set_xlim(0, None)
     left.legend(frameon=False, fontsize=8)
-    figure.savefig(path)
-    return path

@@ -15,6 +15,8 @@ from nano3.cli.options.groups import grouped
 from nano3.config.errors import UserError
 from nano3.files import check_free, check_writable
 
+WIDE = 100
+"""Columns of a terminal from which on there is room for what bounds an op."""
 Ops = Annotated[
     list[str] | None,
     typer.Option("--op", help="Only these ops. Repeatable. Default: all.", metavar="NAME,NAME", show_default=False),
@@ -122,12 +124,13 @@ def _show(found: dict[str, Any], as_json: bool) -> None:
         if name not in READS or name in held:
             facts.add_row(TITLES[name], f"{scaled(rate['max'])}{rate['unit']}")
     print_table(console, facts)
-    right = ("ms", "x the time", "work", "moved", "of the roofline")
-    table = plain_table("Ops", "", "", "backend", *right, right=right)
+    columns = ("ms", "x as long", "GFLOP/s", "GB/s", "roofline")
+    wide = ("bound by",) if console.width >= WIDE else ()
+    table = plain_table("Ops", "", "backend", *columns, *wide, right=columns)
     for row in rows(found):
-        table.add_row(*row)
+        table.add_row(*row[: 2 + len(columns) + len(wide)])
     print_table(console, table)
     console.print(
-        "of the roofline: the least time that the ceilings allow over the median time, and which of them bounds it; "
+        "roofline: the least time that the ceilings allow over the median time; "
         f"what fits the cache of {machine['cache_bytes'] / 2**20:,.0f} MiB is held against reading as much from there"
     )

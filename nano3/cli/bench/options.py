@@ -42,8 +42,8 @@ Repeat = Annotated[int, typer.Option(help="Counted runs; the median is shown.", 
 Against = Annotated[
     list[str] | None,
     typer.Option(
-        help="Run these in turn with nano3: transformers, llama.cpp, each with :TYPE if wanted (llama.cpp:q4_0). "
-        "Repeatable.",
+        help="Run these in turn with nano3: transformers, llama.cpp, or in throughput vllm, each with :TYPE if wanted "
+        "(llama.cpp:q4_0). Repeatable.",
         metavar="NAME[:TYPE],...",
         show_default=False,
     ),

@@ -95,12 +95,12 @@ def _show(found: dict[str, Any], as_json: bool) -> None:
     facts = plain_table(f"scaling, {found['work']}, {found['model']}", "", "")
     facts.add_row("machine", f"{machine['cpu']}, {threads_text(machine['threads'])}, torch {machine['torch']}")
     facts.add_row("weights, activations", f"{ours['weights']}, {ours['activations']}")
-    fixed = found["fixed"]
-    facts.add_row("where it is not changed", f"{fixed['length']:,} tokens, {fixed['batch']} sequences")
+    fixed, several = found["fixed"], "s" * (found["fixed"]["batch"] > 1)
+    facts.add_row("where it is not changed", f"{fixed['length']:,} tokens, {fixed['batch']} sequence{several}")
     print_table(console, facts)
-    columns = ("ms", "x the first", "tokens/s", "peak memory", "x that of the first")
+    columns = ("ms", "x", "tokens/s", "peak memory", "x ")
     for axis in axes(found):
-        table = plain_table(f"By {TITLES[axis]}", "", "", *columns, right=("", *columns))
+        table = plain_table(f"By {TITLES[axis]} (x: times the first)", axis, "", *columns, right=(axis, *columns))
         for row in rows(found, axis):
             table.add_row(*row)
         print_table(console, table)

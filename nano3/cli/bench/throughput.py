@@ -156,13 +156,13 @@ def _show(found: dict[str, Any], as_json: bool) -> None:
     if auto := auto_text(found):
         facts.add_row("auto", auto)
     print_table(console, facts)
-    columns = ("output tokens/s", "all tokens/s", "a user's", "nano3 is x", "peak memory")
-    rates = plain_table("Tokens a second", "", "", *columns, right=columns)
+    columns = ("output", "all", "a user's", "nano3 is x", "peak memory")
+    rates = plain_table("Tokens a second", "at a time", "", *columns, right=("at a time", *columns))
     for row in rate_rows(found):
         rates.add_row(*row)
     print_table(console, rates)
-    columns = ("first token", "99 %", "between tokens", "of these 99 %")
-    times = plain_table("Milliseconds", "", "", *columns, right=columns)
+    columns = ("first token", "99 % within", "between tokens", "99 % within ")
+    times = plain_table("Milliseconds", "at a time", "", *columns, right=("at a time", *columns))
     for row in latency_rows(found):
         times.add_row(*row)
     print_table(console, times)

@@ -60,8 +60,10 @@ def test_shares_are_of_the_ceiling_that_binds():
     both = _figures(case, "forward and backward", {"cpu": [3.0]}, rates, torch.float32)
     assert both["flops"] == 3 * case.flops
     shown = list(rows({"cases": [found]}))
-    assert [row[2] for row in shown] == ["cpu", "eager"]
-    assert shown[1][4] == "4.00"
+    assert [row[:2] for row in shown] == [("linear", "cpu"), ("", "eager")]
+    assert shown[1][3] == "4.00"
+    assert next(rows({"cases": [both]}))[0] == "linear, forward and backward"
+    assert list(rows({"cases": [found, both]}))[2][0] == "  and backward"
 
 
 def test_the_verb_from_outside(tmp_path, monkeypatch):

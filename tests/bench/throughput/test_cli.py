@@ -28,7 +28,7 @@ def test_numbers_add_up_and_files_are_there(tmp_path):
     assert side["latency"]["first_token_s"]["max"] <= seconds
     assert 0 < side["share_of_matmul"] < 1.1
     assert (out / "throughput.png").stat().st_size > 5000
-    assert [row[:2] for row in rate_rows(found)] == [("2 at a time", "nano3")]
+    assert [row[:2] for row in rate_rows(found)] == [("2", "nano3")]
     assert [len(row) for row in latency_rows(found)] == [6]
 
 
