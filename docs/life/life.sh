@@ -97,7 +97,8 @@ score fp8 &
 scoring=$!
 scored
 
-nano3 serve --model fp8 --port 0 --json > served.json 2> served.log &
+rm -f served.json
+nano3 serve --model fp8 --port 0 --json --log-level info > served.json 2> served.log &
 server=$!
 until [ -s served.json ]; do kill -0 "$server"; sleep 0.2; done
 url=$(python -c 'import json; print(json.load(open("served.json"))["url"])')
