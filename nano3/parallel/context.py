@@ -68,7 +68,7 @@ class SharedSequences:
     def arrange(self, rank: int, size: int) -> None:
         """Say which slices each of `size` processes holds; this one is number `rank`."""
         self.rank, self.size = rank, size
-        held = [[i, self.count - 1 - i] for i in range(size)]
+        held = [slices_of(size, i) for i in range(size)]
         self.own = held[rank]
         """Numbers of the slices that this process holds, of `count`."""
         gathered = list(chain(*held))
@@ -125,6 +125,11 @@ def around(batch: Any, shared: SharedSequences | None) -> PassOptions:
         return {"valid": batch.valid}
     neighbours = Neighbours(shared, batch.whole_ids)
     return {"valid": batch.valid, "boundary": neighbours, "context": neighbours}
+
+
+def slices_of(size: int, rank: int) -> list[int]:
+    """Numbers of the slices of a sequence that process `rank` of `size` holds: an early and a late one."""
+    return [rank, SLICES_EACH * size - 1 - rank]
 
 
 class Neighbours:

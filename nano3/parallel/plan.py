@@ -13,6 +13,7 @@ from torch.distributed.tensor import Shard
 from nano3.config.errors import UserError
 from nano3.parallel.experts import divide_experts
 from nano3.parallel.layout import EXPERT_AXES, Layout
+from nano3.parallel.shards import shard_axis
 
 
 def shard(model: Any, layout: Layout, processes: DeviceMesh) -> None:
@@ -58,9 +59,7 @@ def _place_experts(model: nn.Module, layout: Layout, dense: DeviceMesh) -> Any:
     def place(parameter: nn.Parameter) -> Any:
         if parameter not in divided:
             return ShardPlacementResult(Shard(0), of_others)
-        # Not along the experts, which are divided already: gathering would take two steps.
-        axis = next(axis for axis in (1, 2) if parameter.shape[axis] % shards == 0)
-        return ShardPlacementResult(Shard(axis), of_experts)
+        return ShardPlacementResult(Shard(shard_axis(tuple(parameter.shape), shards)), of_experts)
 
     return place
 

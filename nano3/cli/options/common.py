@@ -184,6 +184,16 @@ DryRun = Annotated[
         "--dry-run", metavar="", help="Show settings, size, memory and the difference from the report; run nothing."
     ),
 ]
+Processes = Annotated[
+    int | None,
+    typer.Option(
+        "--world", metavar="N", min=1, help="With --dry-run: what each of N processes of torchrun would hold."
+    ),
+]
+Rank = Annotated[
+    int | None,
+    typer.Option("--rank", metavar="R", min=0, help="With --world: of which process, from 0; else the first."),
+]
 Json = Annotated[bool, typer.Option("--json", metavar="", help="Print the result on stdout as one JSON object.")]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from nano3.cli.hardware import detect
 from nano3.cli.output import bytes_text, count_text, plain_table, print_json, print_table, results, value_text
+from nano3.cli.training.processes import process_facts, process_table
 from nano3.config.presets import to_toml
 from nano3.config.report import diff_from_report, report_phase
 from nano3.config.schema import PretrainConfig
@@ -17,16 +18,20 @@ from nano3.memory import main_memory_free
 from nano3.model.count import count_parameters, flops_per_token, largest_seq_len, memory, most_ranks, rank_bytes
 
 
-def show_dry_run(cfg: PretrainConfig | SftConfig, preset: str, as_json: bool) -> None:
-    """Print what the run would be, as tables or as one JSON object.
+def show_dry_run(
+    cfg: PretrainConfig | SftConfig, preset: str, as_json: bool, world: int | None = None, rank: int = 0
+) -> None:
+    """Print what the run would be, as tables or as one JSON object; `world`: of so many processes, and `rank` of them.
 
     Raises:
-        UserError: a path that the settings name is not there.
+        UserError: a path that the settings name is not there, or the processes cannot be arranged as the settings say.
     """
     from nano3.data.texts.readings import reading_warning
 
     _check_data(cfg)
     facts = dry_run_facts(cfg)
+    if world is not None:
+        facts["process"] = process_facts(cfg, world, rank, facts["compute_dtype"])
     if warning := reading_warning(facts["readings"]):
         print(warning, file=sys.stderr)
     if as_json:
@@ -111,6 +116,8 @@ def _print_tables(cfg: PretrainConfig | SftConfig, preset: str, facts: dict[str,
     print_table(console, _difference_table(facts))
     print_table(console, _size_table(cfg, facts))
     print_table(console, _memory_table(cfg, facts))
+    if "process" in facts:
+        print_table(console, process_table(facts["process"]))
     console.print("Dry run: nothing was run. Drop [bold]--dry-run[/] to start.")
 
 

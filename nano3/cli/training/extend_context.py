@@ -15,6 +15,8 @@ from nano3.cli.options.common import (
     DryRun,
     FromPath,
     Json,
+    Processes,
+    Rank,
     Resume,
     out_option,
     preset_option,
@@ -35,6 +37,8 @@ def extend_context(
     resume: Resume = False,
     checkpoint: Checkpoint = None,
     dry_run: DryRun = False,
+    world: Processes = None,
+    rank: Rank = None,
     as_json: Json = False,
 ) -> None:
     """Go on training a model with long sequences, mixed with short ones.
@@ -55,7 +59,9 @@ def extend_context(
 
     if any(text.split("=")[0].strip() == "data.seq_len" for text in settings or []):
         raise UserError("--set data.seq_len: extend-context takes its sequence lengths from context.lengths")
-    request = Request(preset, settings or [], from_path, out, resume, dry_run, as_json, data or [], checkpoint)
+    request = Request(
+        preset, settings or [], from_path, out, resume, dry_run, as_json, data or [], checkpoint, world, rank
+    )
     run_verb(
         "extend-context", load_extend_context, "nano3.stages.extend_context", DEFAULT_PRESET, request, needs_model=True
     )

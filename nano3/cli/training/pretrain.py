@@ -14,6 +14,8 @@ from nano3.cli.options.common import (
     DryRun,
     FromPath,
     Json,
+    Processes,
+    Rank,
     Resume,
     Settings,
     out_option,
@@ -35,6 +37,8 @@ def pretrain(
     resume: Resume = False,
     checkpoint: Checkpoint = None,
     dry_run: DryRun = False,
+    world: Processes = None,
+    rank: Rank = None,
     as_json: Json = False,
 ) -> None:
     """Train a model on text.
@@ -52,5 +56,7 @@ def pretrain(
     """
     from nano3.config.presets import load_pretrain
 
-    request = Request(preset, settings or [], from_path, out, resume, dry_run, as_json, data or [], checkpoint)
+    request = Request(
+        preset, settings or [], from_path, out, resume, dry_run, as_json, data or [], checkpoint, world, rank
+    )
     run_verb("pretrain", load_pretrain, "nano3.stages.pretrain", DEFAULT_PRESET, request)

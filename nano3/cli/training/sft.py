@@ -14,6 +14,8 @@ from nano3.cli.options.common import (
     DryRun,
     FromPath,
     Json,
+    Processes,
+    Rank,
     Resume,
     SftSettings,
     is_for_inner_verb,
@@ -48,6 +50,8 @@ def sft(
     resume: Resume = False,
     checkpoint: Checkpoint = None,
     dry_run: DryRun = False,
+    world: Processes = None,
+    rank: Rank = None,
     as_json: Json = False,
 ) -> None:
     """Train a model on conversations, so that it chats, thinks and calls tools.
@@ -65,7 +69,9 @@ def sft(
 
     if is_for_inner_verb(context, "nano3 sft preview --data ..."):
         return
-    request = Request(preset, settings or [], from_path, out, resume, dry_run, as_json, data or [], checkpoint)
+    request = Request(
+        preset, settings or [], from_path, out, resume, dry_run, as_json, data or [], checkpoint, world, rank
+    )
     parts = Parts(_own_chats, _check_chats, take_architecture, _show_summary)
     run_verb("sft", load_sft, "nano3.stages.sft", DEFAULT_PRESET, request, needs_model=True, parts=parts)
 

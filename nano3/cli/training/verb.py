@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ class Request:
     as_json: bool
     data: list[str]
     checkpoint: int | None = None
+    world: int | None = None
+    rank: int | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ def run_verb(
     preset = request.preset
     if request.checkpoint is not None and not request.resume:
         raise UserError(f"--checkpoint {request.checkpoint} says where a run goes on: add --resume")
+    _check_processes(request)
     run_dir = choose_run_dir(request.out, f"{verb}-{Path(preset or default).stem}", request.resume)
     if request.resume:
         _check_verb(verb, run_dir)
@@ -96,7 +100,7 @@ def run_verb(
         raise UserError("--set model.* and --from contradict each other: the model's sizes come with its weights")
     source = _source(request, needs_model and not request.resume and not request.dry_run, parts.starts_from)
     if request.dry_run:
-        show = parts.show_dry_run or _show_dry_run
+        show = parts.show_dry_run or partial(_show_dry_run, world=request.world, rank=request.rank)
         with named_as_typed(_data_as_typed(request)):
             return show(cfg if source is None else parts.adopt(cfg, source), name, request.as_json)
     with named_as_typed(_data_as_typed(request)):
@@ -178,10 +182,21 @@ def _source(request: Request, needed: bool, stages: tuple[str, ...]) -> Path | N
     return source
 
 
-def _show_dry_run(cfg: Any, preset: str, as_json: bool) -> None:
+def _show_dry_run(cfg: Any, preset: str, as_json: bool, world: int | None, rank: int | None) -> None:
     from nano3.cli.training.dry_run import show_dry_run
 
-    show_dry_run(cfg, preset, as_json)
+    show_dry_run(cfg, preset, as_json, world, rank or 0)
+
+
+def _check_processes(request: Request) -> None:
+    """Refuse options about the processes of a run that is not there."""
+    from nano3.config.errors import UserError
+
+    if request.world is not None and not request.dry_run:
+        raise UserError(f"--world {request.world} is for a run that is not started: add --dry-run, or start torchrun")
+    if request.rank is not None and request.rank >= (request.world or 0):
+        which = f"one of 0 to {request.world - 1}" if request.world else "one of those of --world N"
+        raise UserError(f"--rank {request.rank}: name {which}")
 
 
 def _resume_command(verb: str, run_dir: Path) -> str:
