@@ -108,7 +108,7 @@ def test_torchrun_divides_the_experts_and_goes_on_with_them(torchrun, tmp_path):
     assert "resuming from" in done.stderr
     done = torchrun(*short, "--set", "parallel.expert=3", "--out", "runs/three")
     assert done.returncode != 0
-    assert "error: parallel.expert is 3: 16 experts of" in done.stderr
+    assert "error: parallel.expert is 3: 8 experts of" in done.stderr
     assert not (tmp_path / "runs" / "three").exists()
 
 
