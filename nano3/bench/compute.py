@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nano3.bench.peers.table import Chosen, check_peers, choose_peers
-from nano3.bench.peers.types import DTYPES, GGUF_TYPES, OTHER_TYPES
+from nano3.bench.peers.types import DTYPES, GGUF_TYPES, is_converted
 from nano3.bench.processes import WORKER, SideError, Worker
 from nano3.bench.workload import Case, Job, Kind
 from nano3.config.errors import UserError
@@ -248,11 +248,9 @@ def _peer_jobs(plan: Plan, temporary: Path) -> Iterator[tuple[str, Job]]:
 
 def _gguf(model: LM, peer: Chosen, temporary: Path) -> Path:
     """The model's GGUF file in a peer's type; in bf16 where llama.cpp is to make the type itself."""
-    from nano3.model.gguf.write import TYPES, write_gguf
+    from nano3.model.gguf.write import write_gguf
 
-    kind = GGUF_TYPES.get(peer.dtype, peer.dtype)
-    if kind not in TYPES and OTHER_TYPES.fullmatch(kind):
-        kind = "bf16"
+    kind = "bf16" if is_converted(peer.dtype) else GGUF_TYPES.get(peer.dtype, peer.dtype)
     path = temporary / f"{kind}.gguf"
     if not path.exists():
         write_gguf(model, path, kind)

@@ -4,6 +4,7 @@ import pytest
 
 from nano3.bench.peers import table as peers
 from nano3.bench.peers.table import Chosen, check_peers, choose_peers
+from nano3.bench.peers.types import is_converted
 from nano3.config.errors import UserError
 
 
@@ -64,3 +65,10 @@ def test_types_are_named_as_one_names_them():
 def test_a_type_that_is_none_is_one_line(text):
     with pytest.raises(UserError, match=f"--against {text.partition(':')[0]}"):
         choose_peers([text], ["float32"])
+
+
+def test_only_what_nano3_does_not_write_is_made_by_llama_cpp():
+    assert [kind for kind in ("float32", "bf16", "q8_0", "q5_0", "q4_0", "q4_k_m", "f16") if is_converted(kind)] == [
+        "q4_k_m",
+        "f16",
+    ]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nano3.bench.peers.timing import WARM_TOKENS, lockstep, seconds_of, timed
-from nano3.bench.peers.types import OTHER_TYPES
+from nano3.bench.peers.types import is_converted
 from nano3.bench.serving_client import Sample
 from nano3.bench.workload import Case, Job, prompts
 from nano3.config.errors import UserError
@@ -25,7 +25,7 @@ class LlamaCpp:
         self._quiet = llama_cpp.llama_log_callback(lambda *_: None)
         llama_cpp.llama_log_set(self._quiet, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
-        file = self._converted(job.model, job.dtype) if OTHER_TYPES.fullmatch(job.dtype) and not job.own else job.model
+        file = self._converted(job.model, job.dtype) if is_converted(job.dtype) and not job.own else job.model
         self.model = llama_cpp.llama_model_load_from_file(file.encode(), llama_cpp.llama_model_default_params())
         if not self.model:
             raise UserError(f"{'--gguf' if job.own else 'GGUF file'} {job.model}: llama.cpp cannot load it")
