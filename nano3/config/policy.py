@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -48,7 +49,14 @@ class RolloutConfig:
     """Most times that further prompts are drawn in a step for groups that were dropped or whose rewards are all equal,
     from which nothing is learnt (dynamic sampling, arXiv 2503.14476). 0: such groups just count as nothing."""
     sequences: int = 64
-    """Most sequences that the engine runs at once."""
+    """Most sequences that the engine, or each server, runs at once."""
+    servers: list[str] = field(default_factory=list)
+    """Addresses of servers that draw the samples, such as http://10.0.0.2:8000: `nano3 serve --weights-folder DIR`, or
+    vLLM in its development mode. Empty: the engine in the trainer's process. A key is read from NANO3_API_KEY."""
+    server_weights: str = ""
+    """Folder through which they get the weights, on a disk that they see at the same path; empty: RUN/served."""
+    server_seconds: float = 3600.0
+    """For one answer of a server, and for its taking the weights; without it in time, the server is lost for a step."""
     memory: float = 0.0
     """GiB for the engine's states, keys and values; 0: a part of what training leaves free."""
     overlap: bool = False
@@ -63,9 +71,19 @@ class RolloutConfig:
         check("rollout", self, ">=", 1, "prompts", "max_tokens", "max_turns", "sequences")
         check("rollout", self, ">=", 2, "group")
         check("rollout", self, "<=", 128, "group")
-        check("rollout", self, ">", 0, "temperature", "top_p")
+        check("rollout", self, ">", 0, "temperature", "top_p", "server_seconds")
         check("rollout", self, "<=", 1, "top_p")
         check("rollout", self, ">=", 0, "max_context", "thinking_budget", "refill", "memory")
+        self._check_servers()
+
+    def _check_servers(self) -> None:
+        for url in self.servers:
+            if not re.fullmatch(r"https?://[^\s/?#@]+(/.*)?", url):
+                raise ValueError(f"rollout.servers: {url!r} is no address; give such as http://10.0.0.2:8000")
+        if twice := [url for url in self.servers if self.servers.count(url) > 1]:
+            raise ValueError(f"rollout.servers names {twice[0]} twice")
+        if self.servers and self.replay_experts:
+            raise ValueError("rollout.replay_experts: servers do not tell the experts of their tokens; leave it out")
 
     def check_one_turn(self) -> None:
         """Refuse a number of turns where each prompt is answered once. Raises ValueError."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from nano3.config.errors import UserError
 from nano3.data.tokens.tokenizer import CHAT_TOKENS, Tokenizer
 from nano3.engine.output import Output
 from nano3.engine.request import Request, Update
@@ -46,6 +47,10 @@ class Stats:
     slots_used: int = 0
     """State slots in use, by sequences and by the prefix cache."""
     slots: int = 0
+
+
+class ServersGoneError(UserError):
+    """An engine on servers has none left that has the weights; the line says why each is lost."""
 
 
 class GenerationEngine(Protocol):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from nano3.config.errors import UserError
-from nano3.engine.protocol import GenerationEngine
+from nano3.engine.protocol import GenerationEngine, ServersGoneError
 from nano3.engine.request import Sampling
 from nano3.model.hf.folder import save, stored_dtype
 from nano3.model.hf.names import is_adapter
@@ -62,6 +62,29 @@ class ReadsFolder(Protocol):
         ...
 
 
+@runtime_checkable
+class OnServers(Protocol):
+    """An engine whose weights are those of servers (nano3.engine.remote.engine.RemoteEngine)."""
+
+    folder: Path
+    """Through which they go."""
+    weights: Any
+    """What the servers have."""
+
+    def load_weights(self, folder: Path) -> int:
+        """Send the folder's weights to all servers; the version of weights_changed."""
+        ...
+
+    def adopt(self, weights: Any) -> None:
+        """Know what another process has sent."""
+        ...
+
+    @property
+    def parts(self) -> list[tuple[str, GenerationEngine]]:
+        """(address, engine on it alone) of each server that has the weights."""
+        ...
+
+
 @dataclass(frozen=True)
 class SyncReport:
     """One sync."""
@@ -86,9 +109,10 @@ class WeightSync:
 
     How they get there follows from the engine: nothing is copied where it runs the very model; they are copied in
     place into another LM of its own (of the rollouts' type; addresses stay, so its decoding program holds); they are
-    saved to the folder of an engine that reads one. Of a model with LoRA adapters the merged weights are sent, so that
-    an engine on a copy decodes at full speed; one that runs the very model computes them unmerged. Under FSDP the
-    model's shards are gathered, every rank must call `sync` and has an engine on an LM of its own.
+    saved to the folder of an engine that reads one, or to one that servers read, each of which is measured by a rank.
+    Of a model with LoRA adapters the merged weights are sent, so that an engine on a copy decodes at full speed; one
+    that runs the very model computes them unmerged. Under FSDP the model's shards are gathered, every rank must call
+    `sync` and has an engine of its own, on an LM of its own or on the same servers.
     """
 
     def __init__(
@@ -132,7 +156,7 @@ class WeightSync:
                 f"weight sync: the probe takes {self.probe.n_tokens} tokens of context, the engine has "
                 f"{engine.max_context}; raise max_context, or give a probe of shorter prompts"
             )
-        self._send = _way(model, engine, replaced_folder)
+        self._send = _way(model, engine, replaced_folder, self.world)
 
     def sync(self) -> SyncReport:
         """Send the weights, tell the engine, and measure.
@@ -145,15 +169,38 @@ class WeightSync:
         started = time.perf_counter()
         version = self._send()
         self.world.agree(attempt(self._check_dropped))
-        rollouts: list[ProbeRollouts] = []
         narrow = self.dtype if self.bound is None else None
-        experts = narrow is not None and getattr(self.engine, "reports_experts", False)
-        self.world.agree(attempt(lambda: rollouts.append(self.probe.rollouts(self.engine, experts))))
-        measured = self.probe.compare(rollouts[0], self.model, self.temperature, narrow)
-        report = SyncReport(version, measured, time.perf_counter() - started)
-        log.info("weights %d: generated %s; prompt %s", version, measured.generated, measured.prompt)
-        self.world.agree(attempt(lambda: self._judge(report)))
-        return report
+        probed: list[tuple[str, ProbeRollouts]] = []
+        self.world.agree(attempt(lambda: probed.extend(self._probed(narrow is not None))))
+        reports = []
+        # A sharded model needs every rank in every pass: one with fewer servers than another measures its last again.
+        for i in range(max(self.world.gather(len(probed)))):
+            where, rollouts = probed[min(i, len(probed) - 1)]
+            measured = self.probe.compare(rollouts, self.model, self.temperature, narrow)
+            report = SyncReport(version, measured, time.perf_counter() - started)
+            log.info("weights %d%s: generated %s; prompt %s", version, where, measured.generated, measured.prompt)
+            self.world.agree(attempt(lambda where=where, report=report: self._judge(report, where)))
+            reports.append(report)
+        return max(reports, key=lambda report: report.measured.generated.largest)
+
+    def _probed(self, narrow: bool) -> list[tuple[str, ProbeRollouts]]:
+        """What the engine answers to the probe; of servers, what those answer that are this rank's to measure."""
+        if not isinstance(self.engine, OnServers):
+            experts = narrow and getattr(self.engine, "reports_experts", False)
+            return [("", self.probe.rollouts(self.engine, experts))]
+        found, gone = [], ServersGoneError("no server is left")
+        parts = self.engine.parts
+        mine = parts[self.world.data.rank :: self.world.data.size]
+        for place, (url, part) in enumerate([*mine, *(part for part in parts if part not in mine)]):
+            if place >= len(mine) and found:
+                break
+            try:
+                found.append((f" at {url}", self.probe.rollouts(part)))
+            except ServersGoneError as error:  # this one; the others go on
+                gone = error
+        if not found:
+            raise gone
+        return found
 
     def _check_idle(self) -> None:
         if self.engine.has_work:
@@ -167,7 +214,7 @@ class WeightSync:
                 "weights_changed() must drop its prefix cache"
             )
 
-    def _judge(self, report: SyncReport) -> None:
+    def _judge(self, report: SyncReport, where: str = "") -> None:
         measured = report.measured
         if measured.cached_at_first == 0 and self._holds("generated", measured) and self._holds("prompt", measured):
             return
@@ -175,7 +222,7 @@ class WeightSync:
         by_rounding = f"what rounding makes, {TIMES:g} times typically and {FAR_TIMES:g} times at far tokens"
         limits = by_rounding if self.bound is None else str(self.bound)
         raise MismatchError(
-            f"weight sync {report.version}: engine and trainer differ: {'; '.join(parts)}; bounds: {limits}. "
+            f"weight sync {report.version}: engine{where} and trainer differ: {'; '.join(parts)}; bounds: {limits}. "
             f"{self._likely_cause(measured)}"
         )
 
@@ -212,9 +259,14 @@ class WeightSync:
             return (
                 f"Prompts agree, so the weights arrived, but tokens are drawn from another distribution: rollouts have "
                 f"temperature {s.temperature:g}, top_p {s.top_p:g}, top_k {s.top_k}, min_p {s.min_p:g}, the trainer "
-                f"temperature {self.temperature:g} and no cut: make them equal"
+                f"temperature {self.temperature:g} and no cut: make them equal{self._of_servers()}"
             )
         return "Prompts differ already: the weights did not all arrive, or the two do not run the same model"
+
+    def _of_servers(self) -> str:
+        return (
+            ", and start servers with --logprobs-mode processed_logprobs" if isinstance(self.engine, OnServers) else ""
+        )
 
     def _agrees(self, part: str, measured: Measured) -> bool:
         """Whether it is within the bounds but for single tokens."""
@@ -249,8 +301,10 @@ def _whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def _way(model: Any, engine: Any, replaced_folder: Path | None) -> Callable[[], int]:
+def _way(model: Any, engine: Any, replaced_folder: Path | None, world: World) -> Callable[[], int]:
     """What sends the weights and returns their version."""
+    if isinstance(engine, OnServers):
+        return lambda: _to_servers(model, engine, world)
     if isinstance(engine, ReadsFolder):
         if replaced_folder is None or Path(replaced_folder).resolve() != engine.folder.resolve():
             raise UserError(
@@ -270,6 +324,17 @@ def _way(model: Any, engine: Any, replaced_folder: Path | None) -> Callable[[], 
         return engine.weights_changed()
 
     return copy
+
+
+def _to_servers(model: Any, engine: OnServers, world: World) -> int:
+    """The main rank sends, in the type that is computed with; all know what became of it."""
+    with merged(model):
+        save(model, engine.folder, dtype=model.compute_dtype)
+    world.agree(attempt(lambda: engine.load_weights(engine.folder)) if world.is_main else None)
+    weights = world.from_main(engine.weights)
+    if not world.is_main:
+        engine.adopt(weights)
+    return weights.number
 
 
 def _through_folder(model: Any, engine: Any) -> int:

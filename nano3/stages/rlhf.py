@@ -14,6 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nano3.config.rlhf import RlhfConfig
+from nano3.engine.protocol import ServersGoneError
 from nano3.rl.feedback.comparison import JudgeStoppedError
 from nano3.rl.feedback.open import check_judges, check_prompts, judge_bytes
 from nano3.rl.feedback.scoring import UNREAD
@@ -48,8 +49,8 @@ def main(
         checkpoint: with `resume`, continue from that of this step instead.
 
     Returns:
-        Also where a stop rule ended the run, or the judge does not answer any more: `stopped` says why. In the second
-        case all is saved, and a resume is the run that was not stopped.
+        Also where a stop rule ended the run, or judge or servers do not answer any more: `stopped` says why. In the
+        second case all is saved, and a resume is the run that was not stopped.
 
     Raises:
         UserError: prompts, judge, model or settings that cannot be used, or neither `from_path` nor `resume` is given.
@@ -75,7 +76,7 @@ def main(
             run.steps.judge_update()
             run.export()
             return RlhfResult(run_dir, training, heldout.after(), heldout_judge=heldout.judge)
-        except (PausedError, JudgeStoppedError) as stop:
+        except (PausedError, JudgeStoppedError, ServersGoneError) as stop:
             good = run.last_good()
             return RlhfResult(run_dir, run.stopped_at(), stopped=str(stop), last_good=good, paused=True)
         except TrainingStoppedError as stop:

@@ -7,6 +7,7 @@ The run folder:
     profile.json                    nano3.rl.training.profile; after a stall also profile-step-N.json
     heldout.json                    nano3.stages.policy.scores
     rollouts/step-N.jsonl, .npz     nano3.rl.rollout_files
+    served/                         with rollout.servers, while it runs: the newest weights, as the servers read them
 """
 
 from __future__ import annotations
@@ -16,19 +17,21 @@ from pathlib import Path
 from typing import Any, cast
 
 from nano3.config.rlvr import RlvrConfig
+from nano3.engine.protocol import ServersGoneError
 from nano3.model.dtype import compute_dtype
 from nano3.model.find import model_folder
 from nano3.model.hf.folder import load, read_config
 from nano3.rl.training.domains import open_domains
-from nano3.rl.training.engines import open_engine, rollout_worker
+from nano3.rl.training.engines import open_engine, rollout_worker, weight_sync
 from nano3.rl.training.profile import FILE, Profile, check_fingerprint, fingerprint, measure
 from nano3.rl.training.prompts import refuse_long_prompts
 from nano3.rl.training.stops import TrainingStoppedError
 from nano3.stages.policy.outcome import ProfileResult, RlvrResult
-from nano3.stages.policy.run import PolicyRun, open_run
+from nano3.stages.policy.run import SERVED, PolicyRun, open_run, remove_served
 from nano3.stages.policy.scores import Score, ask_heldout, check_same, compare, read_before, write_heldout
 from nano3.stages.run_folder import processes, say, with_token_ids
 from nano3.stages.sft_tokenizer import find_tokenizer
+from nano3.train.feed import PausedError
 from nano3.train.tracking.progress import Progress
 
 STAGE = "rlvr"
@@ -54,7 +57,8 @@ def main(
         checkpoint: with `resume`, continue from that of this step instead.
 
     Returns:
-        Also where a stop rule ended the run: `stopped` says why.
+        Also where a stop rule ended the run, or no server of its rollouts answers any more: `stopped` says why. In the
+        second case all is saved, and a resume is the run that was not stopped.
 
     Raises:
         UserError: environments, model or settings that cannot be used, or neither `from_path` nor `resume` is given.
@@ -62,20 +66,22 @@ def main(
     """
     run_dir = Path(run_dir)
     with open_run(STAGE, cfg, run_dir, from_path, resume, progress, checkpoint) as run:
-        verdicts = []
+        verdicts, scores = [], []
         try:
             profile = _begin(run)
             verdicts = profile.verdicts() if profile is not None else []
             training = run.trainer.fit()
             if not training.interrupted:
                 run.steps.judge_update()
+                run.export()
+                scores = _scores_after(run)
+            return RlvrResult(run_dir, training, scores, profile=verdicts)
+        except (PausedError, ServersGoneError) as stop:
+            good = run.last_good()
+            return RlvrResult(run_dir, run.stopped_at(), [], str(stop), good, paused=True, profile=verdicts)
         except TrainingStoppedError as stop:
             good = run.last_good(stop.since)
-            return RlvrResult(run_dir, run.stopped_at(), stopped=str(stop), last_good=good, profile=verdicts)
-        if training.interrupted:
-            return RlvrResult(run_dir, training, profile=verdicts)
-        run.export()
-        return RlvrResult(run_dir, training, _scores_after(run), profile=verdicts)
+            return RlvrResult(run_dir, run.stopped_at(), [], str(stop), good, profile=verdicts)
 
 
 def profile_tasks(cfg: RlvrConfig, source: str | Path, out: str | Path) -> ProfileResult:
@@ -96,15 +102,20 @@ def profile_tasks(cfg: RlvrConfig, source: str | Path, out: str | Path) -> Profi
         model.compute_dtype = compute_dtype(cfg.train.dtype, world.device)
         alone = dataclasses.replace(cfg, lora=dataclasses.replace(cfg.lora, rank=0, targets=[]))
         parallel = dataclasses.replace(cfg.parallel, fsdp=False)
-        worker = rollout_worker(
-            cfg, open_engine(dataclasses.replace(alone, parallel=parallel), model, tokenizer, world)
-        )
+        alone = dataclasses.replace(alone, parallel=parallel)
+        served = Path(out).with_suffix(f".{SERVED}")
+        engine = open_engine(alone, model, tokenizer, world, served)
+        worker = rollout_worker(cfg, engine)
         refuse_long_prompts(domains, worker)
         found = fingerprint(cfg, domains, folder)
         try:
+            if cfg.rollout.servers:
+                weight_sync(alone, model, engine, world).sync()
             profile = measure(cfg, domains, worker, 0, world, say, found, Path(out))
-        except TrainingStoppedError as stop:
+        except (TrainingStoppedError, ServersGoneError) as stop:
             return ProfileResult(Path(out), stopped=str(stop))
+        finally:
+            remove_served(served, world)
         return ProfileResult(Path(out), profile.verdicts(), profile.faults)
 
 

@@ -66,7 +66,7 @@ def rlhf(
     """Train a model on a judge's comparisons of its own answers, with less reasoning where that does as well.
 
     Without options: the newest model of sft or rlvr answers tasks that nano3 makes itself, judged by their rules, in
-    minutes on a laptop CPU. Exit code 3: a stop rule ended the run, or the judge does not answer any more.
+    minutes on a laptop CPU. Exit code 3: a stop rule ended the run, or judge or servers do not answer any more.
 
     [dim]Your own prompts and judge:[/]
       nano3 rlhf --data prompts.jsonl --judge http://127.0.0.1:8000 --from MODEL

@@ -45,7 +45,7 @@ def rlvr(
     """Train a model on verifiable rewards of many environments at once, with a curriculum of pass rates.
 
     Without options: the newest sft run's model learns from tasks that nano3 makes itself, in minutes on a laptop CPU.
-    Exit code 3: a stop rule ended the run, with the reason.
+    Exit code 3: a stop rule ended the run, or no server of its rollouts answers any more, with the reason.
 
     [dim]Your own tasks, after a look at how hard they are:[/]
       nano3 rlvr profile --set 'environments.weights={math=1}' \\

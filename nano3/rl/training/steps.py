@@ -33,6 +33,7 @@ import torch
 
 from nano3.config.errors import UserError
 from nano3.config.rlhf import AnyPolicyConfig
+from nano3.engine.protocol import ServersGoneError
 from nano3.model.head import log_probs
 from nano3.rl.advantage import group_advantages
 from nano3.rl.batch import PolicyBatch, TrainingSample, pack_samples
@@ -144,7 +145,7 @@ class PolicySteps:
 
         Raises:
             TrainingStoppedError: a stop rule holds, or engine and trainer disagree.
-            PausedError: the judge does not answer.
+            PausedError: the judge does not answer, or no server of the rollouts does.
         """
         sampling, curriculum = self._opened
         report = self._sync(sampling, n)
@@ -225,6 +226,8 @@ class PolicySteps:
             return sampling.sync.sync()
         except MismatchError as error:
             raise TrainingStoppedError(str(error), n) from error
+        except ServersGoneError as error:
+            raise PausedError(str(error)) from error
 
     def _profile_again(self, sampling: Sampling, curriculum: Curriculum, n: int) -> None:
         self.say(f"step {n + 1}: the reward has stalled, pass rates are measured anew")
@@ -232,6 +235,8 @@ class PolicySteps:
             profile = measure(self.cfg, self.domains, sampling.worker, self.profiles, self.world, self.say)
         except TrainingStoppedError as stop:
             raise TrainingStoppedError(str(stop), n) from stop
+        except ServersGoneError as error:
+            raise PausedError(str(error)) from error
         self.profiles += 1
         curriculum.profile({name: rates for name, rates in profile.rates.items() if name in curriculum.rates})
         for verdict in profile.verdicts():
@@ -239,14 +244,13 @@ class PolicySteps:
         self._on_main(lambda: profile.write(self.run_dir / f"profile-step-{n + 1}.json"))
 
     def _drawn(self, sampling: Sampling, curriculum: Curriculum, n: int) -> tuple[dict[int, Group], list[GroupFacts]]:
-        """As `_draw`; where the judge stops, what was drawn is undone, so that the step can be asked for again."""
-        if self.feedback is None:
-            return self._draw(sampling, curriculum, n)
+        """As `_draw`; where judge or servers stop, what was drawn is undone: the step can be asked for again."""
         before = copy.deepcopy(curriculum.state())
-        self.feedback.take_calls()  # those of held-out prompts are no step's
+        if self.feedback is not None:
+            self.feedback.take_calls()  # those of held-out prompts are no step's
         try:
             return self._draw(sampling, curriculum, n)
-        except JudgeStoppedError as error:
+        except (JudgeStoppedError, ServersGoneError) as error:
             self.curriculum = Curriculum.restore(before)
             raise PausedError(str(error)) from error
 

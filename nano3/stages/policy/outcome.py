@@ -28,10 +28,12 @@ class PolicyResult:
     scores: list[Score] = field(default_factory=list)
     """Held-out tasks before and after."""
     stopped: str = ""
-    """Why the run ended before its last step, where nobody interrupted it: by a stop rule, or since a judge does not
-    answer. Empty: it did not."""
+    """Why the run ended before its last step, where nobody interrupted it: by a stop rule, or since a judge or every
+    server does not answer. Empty: it did not."""
     last_good: Path | None = None
     """Of a stopped run: the newest checkpoint from before the trouble began; None where there is none."""
+    paused: bool = False
+    """It stopped since the judge, or every server of its rollouts, does not answer: it goes on as it is."""
 
     @property
     def model_dir(self) -> Path:
@@ -47,6 +49,7 @@ class PolicyResult:
             "model": str(self.model_dir) if finished else None,
             **{name: training[name] for name in ("interrupted", "steps", "tokens", "seconds", "tokens_per_second")},
             "stopped": self.stopped or None,
+            "paused": self.paused,
             "last_good_checkpoint": str(self.last_good) if self.last_good else None,
             "last_good_step": step_of(self.last_good) if self.last_good else None,
             "heldout": [asdict(score) | {"verdict": score.verdict} for score in self.scores],
@@ -71,14 +74,12 @@ class RlhfResult(PolicyResult):
 
     heldout_judge: str = ""
     """Who scored held-out prompts."""
-    paused: bool = False
-    """It stopped since the judge does not answer: it goes on as it is."""
     unread: bool = False
     """It stopped since the judge's answers cannot be read: it goes on with another judge."""
 
     def summary(self) -> dict[str, Any]:
         """The result as JSON values."""
-        told = {"paused": self.paused, "unread": self.unread, "heldout_judge": self.heldout_judge or None}
+        told = {"unread": self.unread, "heldout_judge": self.heldout_judge or None}
         return super().summary() | told | {"rollouts": rollout_figures(self.run_dir)}
 
 

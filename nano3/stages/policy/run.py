@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ from nano3.train.trainer import Trainer
 from nano3.train.world import World, attempt
 
 Config = TypeVar("Config", bound=AnyPolicyConfig)
+SERVED = "served"
+"""Folder of a run through which servers get the weights of its rollouts."""
 
 
 @dataclass(frozen=True)
@@ -138,9 +141,18 @@ def open_run(
                     keep_start(run_dir, source, tokenizer)
             if world.is_main:
                 write_atomic(run_dir / "config.toml", to_toml(cfg))
-            steps.open(sampling := _sampling(cfg, trainer.model, tokenizer, source, world, left))
+            steps.open(sampling := _sampling(cfg, trainer.model, tokenizer, source, run_dir, world, left))
             refuse_long_prompts(domains, sampling.worker)
-            yield PolicyRun(cfg, source, run_dir, tokenizer, domains, steps, trainer, sampling, world, begun)
+            try:
+                yield PolicyRun(cfg, source, run_dir, tokenizer, domains, steps, trainer, sampling, world, begun)
+            finally:
+                remove_served(run_dir / SERVED, world)
+
+
+def remove_served(folder: Path, world: World) -> None:
+    """Remove the weights that servers were sent last: every sync writes them anew."""
+    if world.is_main:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check(cfg: AnyPolicyConfig, source: Path, fresh: bool, world: World, beside: int) -> int:
@@ -187,14 +199,12 @@ def _trainer(
 
 
 def _sampling(
-    cfg: AnyPolicyConfig, model: Any, tokenizer: Tokenizer, source: Path, world: World, left: int
+    cfg: AnyPolicyConfig, model: Any, tokenizer: Tokenizer, source: Path, run_dir: Path, world: World, left: int
 ) -> Sampling:
     """The engine with what draws from it, and the model that a KL term compares with; `left`: bytes that training
     leaves free."""
-    engine = open_engine(cfg, model, tokenizer, world, left)
-    if world.is_main:
-        for note in engine.sizes.notes:
-            say(f"rollouts: {note}")
+    tell = (lambda line: say(f"rollouts: {line}")) if world.is_main else (lambda line: None)
+    engine = open_engine(cfg, model, tokenizer, world, run_dir / SERVED, left, tell)
     reference = None
     if cfg.objective.kl_coef:
         reference = load(model_folder(source), device=world.device).requires_grad_(False)

@@ -1,0 +1,1 @@
+"""The engine protocol on servers: `nano3 serve` and vLLM, by their HTTP API alone."""

@@ -1,0 +1,147 @@
+"""vLLM's own endpoints (vllm/entrypoints/serve/dev of 0.32), on a small server that answers as its source says."""
+
+import json
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from nano3.config.errors import UserError
+from nano3.engine.protocol import ServersGoneError, run
+from nano3.engine.remote import place
+from nano3.engine.remote.engine import RemoteEngine
+from nano3.engine.request import Request, Sampling
+
+CHOICE = {"index": 0, "token_ids": [5], "logprobs": {"token_logprobs": [-1]}}
+DEV = ("/pause?mode=wait", "/collective_rpc", "/reset_prefix_cache", "/update_weight_version", "/resume")
+
+
+@contextmanager
+def vllm(**answers):
+    """A server of one model; `answers`: path without its signs -> (status, body) in place of the usual one."""
+    asked, state = [], {"weight_version": None}
+
+    def usual(path, body):
+        if path == "/v1/completions":
+            choices = [
+                {"index": i, "text": "", "finish_reason": "length", "stop_reason": None, "token_ids": [5, 6 + i],
+                 "prompt_token_ids": body["prompt"], "logprobs": {"token_logprobs": [-0.5, -1.5], "tokens": ["", ""]}}
+                for i in reversed(range(body["n"]))
+            ]  # fmt: skip
+            return 200, {"choices": choices, "usage": {"prompt_tokens_details": None}}
+        if path == "/update_weight_version":
+            state["weight_version"] = body["new_version"]
+        return 200, {
+            "/v1/models": {"data": [{"id": "served", "owned_by": "vllm", "max_model_len": 512}]},
+            "/weight_info": state, "/reset_prefix_cache": {"success": True}, "/collective_rpc": {"results": [None]},
+        }.get(path, {})  # fmt: skip
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.answer(None)
+
+        def do_POST(self):
+            data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            asked.append((self.path, json.loads(data) if data else None))
+            self.answer(asked[-1][1])
+
+        def answer(self, body):
+            path = self.path.partition("?")[0]
+            status, told = answers.get(path.strip("/").replace("/", "_")) or usual(path, body)
+            data = json.dumps(told).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *args):
+            pass
+
+    served = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=served.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{served.server_port}", asked
+    finally:
+        served.shutdown()
+        served.server_close()
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(place, "FIRST_WAIT", 0.01)
+
+
+def test_weights_go_in_between_pause_and_resume(tokenizer, tmp_path):
+    with vllm() as (url, asked):
+        assert RemoteEngine([url], tokenizer, tmp_path).load_weights(tmp_path / "w") == 1
+    assert tuple(path for path, _ in asked) == DEV
+    bodies = dict(asked)
+    folder = {"weights_path": str(tmp_path / "w")}
+    assert bodies["/collective_rpc"] == {"method": "reload_weights", "kwargs": folder}
+    assert bodies["/update_weight_version"]["new_version"].endswith("-1")
+
+
+def test_token_ids_go_out_and_come_back(tokenizer, tmp_path):
+    with vllm() as (url, asked):
+        engine = RemoteEngine([url], tokenizer, tmp_path)
+        engine.load_weights(tmp_path)
+        [outputs] = run(engine, [Request("a", (40, 41), Sampling(seed=(1 << 64) - 1, max_tokens=2), 2)])
+    body = asked[-1][1]
+    assert body["prompt"] == [40, 41]
+    assert (body["return_token_ids"], body["logprobs"], body["n"], body["seed"]) == (True, 0, 2, -1)
+    assert (body["temperature"], body["top_p"], body["top_k"], body["min_p"]) == (1, 1, 0, 0)
+    assert set(body["stop_token_ids"]) == engine.eos_ids
+    assert [output.ids for output in outputs] == [[5, 6], [5, 7]]
+    assert [output.sampled_log_probs.tolist() for output in outputs] == [[-0.5, -1.5]] * 2
+    assert {output.finish for output in outputs} == {"length"}
+    assert engine.max_context == 512
+
+
+@pytest.mark.parametrize(
+    ("answers", "words"),
+    [
+        ({"collective_rpc": (404, {})}, "VLLM_SERVER_DEV_MODE=1 vllm serve"),
+        ({"collective_rpc": (500, {"error": "no such tensor"})}, "no such tensor"),
+        ({"reset_prefix_cache": (200, {"success": False})}, "kept its prefix cache"),
+        ({"pause": (401, {"error": "Unauthorized"})}, "NANO3_API_KEY"),
+    ],
+)
+def test_a_server_that_does_not_take_weights(tokenizer, tmp_path, answers, words):
+    with vllm(**answers) as (url, _):
+        engine = RemoteEngine([url], tokenizer, tmp_path)
+        with pytest.raises(UserError, match=words) as caught:
+            engine.load_weights(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("answers", "words"),
+    [
+        ({"weight_info": (200, {"weight_version": "other"})}, "the weights other"),
+        ({"v1_completions": (200, {"choices": [{"index": 0, "text": "a", "logprobs": None}]})}, "vLLM's form"),
+        ({"v1_completions": (200, {"choices": [CHOICE | {"token_ids": None}]})}, "token_ids"),
+        ({"v1_completions": (200, {"choices": [CHOICE | {"prompt_token_ids": [9]}]})}, "prompt_token_ids"),
+        ({"v1_completions": (503, {"error": "overloaded"})}, "overloaded"),
+    ],
+)  # fmt: skip
+def test_answers_that_are_not_taken(tokenizer, tmp_path, answers, words):
+    with vllm(**answers) as (url, _):
+        engine = RemoteEngine([url], tokenizer, tmp_path)
+        engine.load_weights(tmp_path)
+        with pytest.raises(ServersGoneError, match=words) as caught:
+            run(engine, [Request("a", (40,), Sampling(max_tokens=2))])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_server_without_versions_is_taken_at_its_word(tokenizer, tmp_path):
+    with vllm(update_weight_version=(404, {}), weight_info=(404, {})) as (url, _):
+        engine = RemoteEngine([url], tokenizer, tmp_path)
+        engine.load_weights(tmp_path)
+        [[output]] = run(engine, [Request("a", (40,), Sampling(max_tokens=2))])
+    assert output.ids == [5, 6]
+
+
+def test_a_thinking_budget_is_refused(tokenizer, tmp_path):
+    with vllm() as (url, _), pytest.raises(UserError, match=r"rollout\.thinking_budget: .* nano3 serve"):
+        RemoteEngine([url], tokenizer, tmp_path, thinking=True)
