@@ -43,7 +43,7 @@ def tell_stop(summary: dict[str, Any]) -> None:
 
 def _change(summary: dict[str, Any]) -> str:
     """Options with which a run that a stop rule ended goes on; one that paused goes on as it is."""
-    if not summary["stopped"] or summary["paused"]:
+    if not summary["stopped"] or summary.get("paused"):
         return ""
     step = summary["last_good_step"]
     change = " --judge JUDGE" if summary.get("unread") else " --set KEY=VALUE"
