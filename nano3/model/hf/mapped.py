@@ -69,12 +69,15 @@ def map_integers(model: LM, checkpoint: Checkpoint, wanted: list[Source]) -> set
     files: dict[str, _File] = {}
     mapped = set()
     for name, owner, leaf in _of_integers(model):
-        place = owner._parameters if leaf in owner._parameters else owner._buffers
-        value = place[leaf]
-        assert value is not None
-        if (found := _in_place(checkpoint, files, sources[name], value)) is not None:
-            place[leaf] = torch.nn.Parameter(found, requires_grad=False) if place is owner._parameters else found
-            mapped.add(name)
+        value = owner.get_parameter(leaf) if leaf in owner._parameters else owner.get_buffer(leaf)
+        found = _in_place(checkpoint, files, sources[name], value)
+        if found is None:
+            continue
+        if leaf in owner._parameters:
+            owner._parameters[leaf] = torch.nn.Parameter(found, requires_grad=False)
+        else:
+            owner._buffers[leaf] = found
+        mapped.add(name)
     return mapped
 
 
