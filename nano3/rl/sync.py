@@ -22,6 +22,7 @@ from nano3.model.hf.names import is_adapter
 from nano3.model.lora.merge import merged, unmerged
 from nano3.rl.probe import Gap, Measured, Probe, ProbeRollouts, make_prompts
 from nano3.rl.rounding import FAR_TIMES, TIMES
+from nano3.rl.served import write_served
 from nano3.train.world import World, attempt
 
 log = logging.getLogger(__name__)
@@ -329,7 +330,7 @@ def _way(model: Any, engine: Any, replaced_folder: Path | None, world: World) ->
 def _to_servers(model: Any, engine: OnServers, world: World) -> int:
     """The main rank sends, in the type that is computed with; all know what became of it."""
     with merged(model):
-        save(model, engine.folder, dtype=model.compute_dtype)
+        write_served(model, engine.folder, world)
     world.agree(attempt(lambda: engine.load_weights(engine.folder)) if world.is_main else None)
     weights = world.from_main(engine.weights)
     if not world.is_main:

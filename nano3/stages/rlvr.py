@@ -21,13 +21,14 @@ from nano3.engine.protocol import ServersGoneError
 from nano3.model.dtype import compute_dtype
 from nano3.model.find import model_folder
 from nano3.model.hf.folder import load, read_config
+from nano3.rl.served import remove_served
 from nano3.rl.training.domains import open_domains
 from nano3.rl.training.engines import open_engine, rollout_worker, weight_sync
 from nano3.rl.training.profile import FILE, Profile, check_fingerprint, fingerprint, measure
 from nano3.rl.training.prompts import refuse_long_prompts
 from nano3.rl.training.stops import TrainingStoppedError
 from nano3.stages.policy.outcome import ProfileResult, RlvrResult
-from nano3.stages.policy.run import SERVED, PolicyRun, open_run, remove_served
+from nano3.stages.policy.run import SERVED, PolicyRun, open_run, sends_through_run
 from nano3.stages.policy.scores import Score, ask_heldout, check_same, compare, read_before, write_heldout
 from nano3.stages.run_folder import processes, say, with_token_ids
 from nano3.stages.sft_tokenizer import find_tokenizer
@@ -115,7 +116,8 @@ def profile_tasks(cfg: RlvrConfig, source: str | Path, out: str | Path) -> Profi
         except (TrainingStoppedError, ServersGoneError) as stop:
             return ProfileResult(Path(out), stopped=str(stop))
         finally:
-            remove_served(served, world)
+            if sends_through_run(cfg):
+                remove_served(served, world)
         return ProfileResult(Path(out), profile.verdicts(), profile.faults)
 
 

@@ -348,7 +348,10 @@ def test_half_of_the_environments_fail_and_the_others_train(base, tmp_path):
 
 def test_a_profile_is_used_again_only_by_the_run_that_it_is_of(finished, base, tmp_path):
     file = tmp_path / "profile.json"
+    mine = tmp_path / "profile.served" / "mine"
+    mine.mkdir(parents=True)
     result = profile_tasks(load_rlvr("tiny", SETTINGS), base, file)
+    assert mine.is_dir()
     assert {row["environment"] for row in result.summary()["profile"]} == {"much", "little"}
     run(tmp_path / "run", base, f"curriculum.profile={file}", "train.steps=1")
     assert Profile.read(tmp_path / "run").rates == Profile.read(file).rates

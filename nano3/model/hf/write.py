@@ -37,6 +37,8 @@ from nano3.model.shards import is_sharded, local_part
 
 SCALES = ("_scale",)
 """Ends of the names that quantized weights, keys and values bring along."""
+FOR_SERVERS = ".nano3-for-servers"
+"""Empty file in a folder of weights that a run wrote for servers, and may replace and remove."""
 # What a Hugging Face folder of a model holds; a folder with anything else is not replaced.
 EXPECTED_NAMES = (
     "config.json",
@@ -51,9 +53,10 @@ EXPECTED_NAMES = (
     "README.md",
     "LICENSE*",
     ".gitattributes",
+    FOR_SERVERS,
 )
 REWRITTEN = ("config.json", "*.safetensors", "*.safetensors.index.json", "hf_quant_config.json")
-OF_THE_MODEL = ("README.md", "LICENSE*")
+OF_THE_MODEL = ("README.md", "LICENSE*", FOR_SERVERS)
 """Files that are about one model alone, and not about one that is made from it."""
 
 

@@ -20,6 +20,7 @@ from nano3.model.lm import LM
 from nano3.rl.grpo import Objective
 from nano3.rl.probe import Probe, make_prompts
 from nano3.rl.rollout import RolloutSettings, RolloutWorker
+from nano3.rl.served import check_served
 from nano3.rl.sync import Bound, WeightSync
 from nano3.train.world import World, attempt
 
@@ -89,10 +90,12 @@ def _on_servers(
 
     own = cfg.rollout
     found: list[RemoteEngine] = []
+    folder = Path(own.server_weights) if own.server_weights else folder
 
     def connect() -> None:
+        check_served(folder)
         engine = RemoteEngine(
-            own.servers, tokenizer, Path(own.server_weights) if own.server_weights else folder,
+            own.servers, tokenizer, folder,
             sequences=max(1, own.sequences // world.data.size), max_context=max(cfg.context, LEAST_CONTEXT),
             seconds=own.server_seconds, say=say, thinking=own.thinking_budget > 0,
         )  # fmt: skip

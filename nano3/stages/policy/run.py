@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from nano3.model.find import model_folder
 from nano3.model.hf.folder import fill, load, read_config
 from nano3.rl.feedback.scoring import Feedback
 from nano3.rl.grpo import GRPOLoss
+from nano3.rl.served import remove_served
 from nano3.rl.training.domains import Domain, open_domains
 from nano3.rl.training.engines import bytes_beside, objective, open_engine, rollout_worker, weight_sync
 from nano3.rl.training.prompts import refuse_long_prompts
@@ -146,13 +146,13 @@ def open_run(
             try:
                 yield PolicyRun(cfg, source, run_dir, tokenizer, domains, steps, trainer, sampling, world, begun)
             finally:
-                remove_served(run_dir / SERVED, world)
+                if sends_through_run(cfg):
+                    remove_served(run_dir / SERVED, world)
 
 
-def remove_served(folder: Path, world: World) -> None:
-    """Remove the weights that servers were sent last: every sync writes them anew."""
-    if world.is_main:
-        shutil.rmtree(folder, ignore_errors=True)
+def sends_through_run(cfg: AnyPolicyConfig) -> bool:
+    """Whether servers get weights through a folder of the run, of which no copy need stay: each sync writes it anew."""
+    return bool(cfg.rollout.servers) and not cfg.rollout.server_weights
 
 
 def _check(cfg: AnyPolicyConfig, source: Path, fresh: bool, world: World, beside: int) -> int:
