@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import secrets
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,21 +22,35 @@ from nano3.config.errors import UserError
 MOST = 1024
 """Requests at a time up to which `auto` looks; a server does not say what fits in its memory."""
 SIDE = "server"
+SEED_BITS = 48
+"""Of a random seed: two measurements of one server share no prompts."""
 
 
-def measure_server(target: Target, load: Load, seed: int, cpu: str, say: Callable[[str], None]) -> dict[str, Any]:
+def measure_server(
+    target: Target, load: Load, seed: int | None, cpu: str, say: Callable[[str], None]
+) -> dict[str, Any]:
     """Figures as of nano3.bench.throughput.report.summary, with one side: the server.
 
-    Prompts are random words of that many tokens. Requests that failed are counted and are in no figure.
+    Prompts are random words of that many tokens, others in each run: a server may keep those that it has seen. Requests
+    that failed are counted and are in no figure.
+
+    Args:
+        target: the server.
+        load: what is sent.
+        seed: of the first run's prompts, each later run has the next; None: a random one.
+        cpu: this machine's.
+        say: told what goes on.
 
     Raises:
         UserError: the server cannot be reached, or answers nothing.
     """
     target, search, notes = find_model(target), Search(), []
+    seed = secrets.randbits(SEED_BITS) if seed is None else seed
+    seeds = itertools.count(seed)
 
     def run(case: Case) -> dict[str, Any]:
         lengths = Lengths(case.length, case.output, 0.0)
-        workload = Workload(case.sequences, None, case.batch, lengths, warmup=1, seed=seed)
+        workload = Workload(case.sequences, None, case.batch, lengths, warmup=1, seed=next(seeds))
         measured = send_load(target, workload)
         errors = error_kinds(measured.samples)
         notes.extend(note for note in measured.notes if note not in notes)
@@ -55,7 +71,11 @@ def measure_server(target: Target, load: Load, seed: int, cpu: str, say: Callabl
     shown = []
     for case in cases:
         say(f"{case.name}: {target.url}")
-        shown.append(_case(case, run(case)))
+        found = run(case)
+        if cached := found["cached_prompt_tokens"]:
+            share = f"{cached:,} of {found['prompt_tokens']:,} prompt tokens"
+            notes.append(f"{case.name}: {share} came from the server's cache, not from computing")
+        shown.append(_case(case, found))
     return {
         "kind": "throughput",
         "model": target.model,

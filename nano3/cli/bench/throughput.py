@@ -134,7 +134,7 @@ def _on_server(url: str, api_key: str, load: Load) -> dict[str, Any]:
 
     target = Target(base_address(url), "completions", "", api_key, timeout=86400.0)
     with progress() as say:
-        return measure_server(target, load, 0, detect().cpu, say)
+        return measure_server(target, load, None, detect().cpu, say)
 
 
 def _show(found: dict[str, Any], as_json: bool) -> None:

@@ -1,6 +1,7 @@
 """`nano3 bench throughput` as a user types it."""
 
 import json
+from collections import Counter
 
 import pytest
 from typer.testing import CliRunner
@@ -8,6 +9,7 @@ from typer.testing import CliRunner
 from nano3.bench.throughput.report import draw, latency_rows, rate_rows
 from nano3.cli.bench.app import app
 from nano3.config.errors import UserError
+from tests.bench.conftest import DONE, WHOLE, usage
 
 
 def test_numbers_add_up_and_files_are_there(tmp_path):
@@ -61,3 +63,32 @@ def test_a_server_is_measured_in_the_same_figures(scripted, tmp_path):
         assert side["completed"] == case["batch"]
         assert side["output_tokens"] == 3 * case["batch"]
     assert draw(found, tmp_path / "chart.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("concurrency", ["1,2", "auto"])
+def test_no_prompt_is_sent_to_a_server_in_two_runs(scripted, concurrency):
+    args = ["throughput", "--url", scripted.url, "--isl", "40", "--osl", "3", "--requests", "2", "--json"]
+    seeds = set()
+    for _ in range(2):
+        done = CliRunner().invoke(app, [*args, "--concurrency", concurrency])
+        assert done.exit_code == 0, done.output
+        seeds.add(json.loads(done.stdout)["seed"])
+    # Only a run's warm-up prompt comes twice, one time after the other.
+    sent = [body["prompt"] for body in scripted.bodies]
+    assert len(sent) >= 2 * 2 * 4
+    assert all(
+        count == 1 or sent.index(text) + 1 == len(sent) - 1 - sent[::-1].index(text)
+        for text, count in Counter(sent).items()
+    )
+    assert len(seeds) == 2
+
+
+def test_prompts_from_a_servers_cache_are_counted_and_told(scripted):
+    scripted.answer = lambda body, number: (200, [*WHOLE[:-2], usage(cached=number % 2), DONE])
+    args = ["throughput", "--url", scripted.url, "--isl", "40", "--osl", "3", "--concurrency", "2", "--json"]
+    found = json.loads(CliRunner().invoke(app, args).stdout)
+    [case] = found["cases"]
+    assert case["sides"]["server"]["cached_prompt_tokens"] == 1
+    assert "2 at a time: 1 of 14 prompt tokens came from the server's cache, not from computing" in found["notes"]
+    scripted.answer = lambda body, number: (200, [*WHOLE[:-2], usage(cached=0), DONE])
+    assert not any("cache" in note for note in json.loads(CliRunner().invoke(app, args).stdout)["notes"])
