@@ -157,6 +157,7 @@ class WeightSync:
                 f"weight sync: the probe takes {self.probe.n_tokens} tokens of context, the engine has "
                 f"{engine.max_context}; raise max_context, or give a probe of shorter prompts"
             )
+        self._gone: list[str] = []
         self._send = _way(model, engine, replaced_folder, self.world)
 
     def sync(self) -> SyncReport:
@@ -173,6 +174,13 @@ class WeightSync:
         narrow = self.dtype if self.bound is None else None
         probed: list[tuple[str, ProbeRollouts]] = []
         self.world.agree(attempt(lambda: probed.extend(self._probed(narrow is not None))))
+        if isinstance(self.engine, OnServers):
+            # None is asked twice, since it then keeps states of its own answer: a rank without one measures another's.
+            everywhere = [each for rank in self.world.gather(probed) for each in rank]
+            gone = [reason for rank in self.world.gather(self._gone) for reason in rank]
+            if not everywhere:
+                raise ServersGoneError("; ".join(gone))
+            probed = probed or everywhere[:1]
         reports = []
         # A sharded model needs every rank in every pass: one with fewer servers than another measures its last again.
         for i in range(max(self.world.gather(len(probed)))):
@@ -185,22 +193,18 @@ class WeightSync:
         return max(reports, key=lambda report: report.measured.generated.largest)
 
     def _probed(self, narrow: bool) -> list[tuple[str, ProbeRollouts]]:
-        """What the engine answers to the probe; of servers, what those answer that are this rank's to measure."""
+        """What the engine answers to the probe; of servers, what those answer that are this rank's to ask, if any."""
         if not isinstance(self.engine, OnServers):
             experts = narrow and getattr(self.engine, "reports_experts", False)
             return [("", self.probe.rollouts(self.engine, experts))]
-        found, gone = [], ServersGoneError("no server is left")
-        parts = self.engine.parts
-        mine = parts[self.world.data.rank :: self.world.data.size]
-        for place, (url, part) in enumerate([*mine, *(part for part in parts if part not in mine)]):
-            if place >= len(mine) and found:
-                break
+        found, self._gone = [], []
+        data = self.world.data
+        mine = self.engine.parts[data.rank :: data.size] if self.world.context.rank == 0 else []
+        for url, part in mine:
             try:
                 found.append((f" at {url}", self.probe.rollouts(part)))
             except ServersGoneError as error:  # this one; the others go on
-                gone = error
-        if not found:
-            raise gone
+                self._gone.append(str(error))
         return found
 
     def _check_idle(self) -> None:

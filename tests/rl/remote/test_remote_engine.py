@@ -1,6 +1,8 @@
 """The engine protocol on real servers: the outputs of a local engine, and what becomes of a server that fails."""
 
 import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from nano3.engine.remote.engine import RemoteEngine
 from nano3.engine.request import Grammar, Request, Sampling, ThinkingBudget
 from nano3.model.hf.folder import save
 from nano3.rl.sync import MismatchError, WeightSync
+from nano3.train.world import World
 
 from ...serve.conftest import running
 
@@ -72,6 +75,15 @@ class Breaking(Engine):
             if self.left < 0:
                 raise RuntimeError("out of memory")
         return super().step()
+
+
+class DiesAtOnce(Breaking):
+    """Fails at its first step after the weights came."""
+
+    def load_weights(self, folder):
+        version = super().load_weights(folder)
+        self.left = 0
+        return version
 
 
 class Stale(Engine):
@@ -198,6 +210,38 @@ def test_a_server_that_did_not_take_the_weights_is_found(serve, connect, model):
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)))
     with pytest.raises(MismatchError, match=f"engine at {servers[1].url} and trainer differ.*did not all arrive"):
         sync.sync()
+
+
+class Rank(World):
+    """One of two ranks that are threads of a process."""
+
+    meeting, said = threading.Barrier(2), [None, None]
+
+    def gather(self, value):
+        self.said[self.rank] = value
+        self.meeting.wait(60)
+        found = list(self.said)
+        self.meeting.wait(60)
+        return found
+
+    def from_main(self, value):
+        return self.gather(value)[0]
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_ranks_that_outnumber_the_servers_ask_none_twice(serve, tokenizer, model, tmp_path, dies):
+    urls = [server.url for server in serve(*([Engine, DiesAtOnce] if dies else [Engine]))]
+
+    def sync(rank):
+        engine = RemoteEngine(urls, tokenizer, tmp_path / f"w{rank}")
+        world = Rank(rank=rank, size=2)
+        return WeightSync(copy.deepcopy(model), engine, world=world).sync().measured
+
+    with ThreadPoolExecutor(2) as ranks:
+        first, second = ranks.map(sync, range(2))
+    assert first == second
+    assert first.cached_at_first == 0
+    assert first.generated.largest < 1e-4
 
 
 def test_log_probs_of_another_temperature_are_refused(serve, connect, model):
