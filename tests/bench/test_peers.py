@@ -1,11 +1,18 @@
-"""What is said about a peer that cannot run."""
+"""What is said about a peer that cannot run, and how vLLM is run."""
+
+import sys
+from types import SimpleNamespace
 
 import pytest
 
+from nano3.bench.native import full_tokenizer, open_model
 from nano3.bench.peers import table as peers
 from nano3.bench.peers.table import Chosen, check_peers, choose_peers
 from nano3.bench.peers.types import is_converted
+from nano3.bench.peers.vllm_engine import Vllm
+from nano3.bench.workload import Case, Job
 from nano3.config.errors import UserError
+from nano3.engine.engine import Engine
 
 
 def test_peers_that_can_run_pass(monkeypatch):
@@ -72,3 +79,27 @@ def test_only_what_nano3_does_not_write_is_made_by_llama_cpp():
         "q4_k_m",
         "f16",
     ]
+
+
+def test_vllm_keeps_no_prompts_and_is_warm_before_the_clock_starts(monkeypatch):
+    model, opened, given = open_model("tiny"), [], []
+
+    class Recorded(Engine):
+        def __init__(self, folder, *, dtype, max_sequences, max_context, prefix_cache):
+            opened.append((max_sequences, max_context, prefix_cache))
+            tokenizer = full_tokenizer(model.cfg.vocab_size)
+            sizes = {"max_sequences": max_sequences, "max_context": max_context, "memory": 64 << 20}
+            super().__init__(model, tokenizer, prefix_cache=prefix_cache, **sizes)
+
+        def add(self, request):
+            given.append((len(request.prompt), request.sampling.max_tokens))
+            super().add(request)
+
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(__version__="0"))
+    monkeypatch.setattr("nano3.engine.vllm.engine.VllmEngine", Recorded)
+    side = Vllm(Job("vllm", "throughput", "folder", dtype="float32"))
+    case = Case("throughput", 2, 9, 6, requests=3)
+    for _ in range(2):
+        assert side.run(case)["details"]["output_tokens"] == 18
+    assert opened == [(2, 15, False)]
+    assert given == [(9, 4)] * 2 + [(9, 6)] * 6

@@ -16,7 +16,12 @@ NEVER = 1 << 40
 
 
 def engine_arguments(
-    folder: str, dtype: str, memory: int | None, max_sequences: int | None, max_context: int | None
+    folder: str,
+    dtype: str,
+    memory: int | None,
+    max_sequences: int | None,
+    max_context: int | None,
+    prefix_cache: bool = True,
 ) -> dict[str, Any]:
     """Keywords for vLLM's EngineArgs."""
     limits = {"kv_cache_memory_bytes": memory, "max_num_seqs": max_sequences, "max_model_len": max_context}
@@ -25,7 +30,7 @@ def engine_arguments(
         "dtype": dtype,
         "max_logprobs": MAX_TOP,
         "logprobs_mode": "raw_logprobs",
-        "enable_prefix_caching": True,
+        "enable_prefix_caching": prefix_cache,
         "disable_log_stats": True,
         "logits_processors": ["nano3.engine.vllm.engine:LogitsControl"],
         # The processor reads an output's tokens before it masks the next one.

@@ -39,6 +39,7 @@ class VllmEngine:
         memory: int | None = None,
         max_sequences: int | None = None,
         max_context: int | None = None,
+        prefix_cache: bool = True,
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
         """Load the model onto the GPU.
@@ -49,6 +50,7 @@ class VllmEngine:
             memory: bytes for keys, values and states; None: vLLM's own share.
             max_sequences: most sequences computed at once; None: vLLM's own default.
             max_context: most tokens of prompt and output together; None: what the model was made for.
+            prefix_cache: keep keys, values and states of prompts for others that begin alike.
             arguments: further settings of vLLM, by the names of its EngineArgs.
 
         Raises:
@@ -63,7 +65,7 @@ class VllmEngine:
         folder = str(self.folder)
         self.tokenizer = Tokenizer.load(folder)
         self.eos_ids = ends_of_text(self.tokenizer)
-        own = engine_arguments(folder, dtype, memory, max_sequences, max_context)
+        own = engine_arguments(folder, dtype, memory, max_sequences, max_context, prefix_cache)
         check_arguments(arguments or {}, own, vars(vllm.EngineArgs).get("__dataclass_fields__", {}))
         # The same library as the native engine's; white space without end is a known way for JSON to fail.
         structured = vllm.config.StructuredOutputsConfig(backend="guidance", disable_any_whitespace=True)

@@ -106,7 +106,10 @@ def test_grammars_are_handed_on(grammar, expected):
 def test_memory_and_limits_are_handed_on_when_given():
     given = engine_arguments("folder", "auto", 1 << 30, 8, 4096)
     assert (given["kv_cache_memory_bytes"], given["max_num_seqs"], given["max_model_len"]) == (1 << 30, 8, 4096)
-    assert "max_num_seqs" not in engine_arguments("folder", "auto", None, None, None)
+    unlimited = engine_arguments("folder", "auto", None, None, None)
+    assert "max_num_seqs" not in unlimited
+    assert unlimited["enable_prefix_caching"]
+    assert not engine_arguments("folder", "auto", None, None, None, prefix_cache=False)["enable_prefix_caching"]
 
 
 def test_pieces_of_output_become_updates():
