@@ -22,7 +22,7 @@ def is_passing(status: int) -> bool:
 
 def pause(attempt: int, asked: float, first: float = 1.0, longest: float = LONGEST_WAIT) -> float:
     """Seconds to wait after try `attempt` (from 0) failed: `first`, doubled each time, or longer where asked to."""
-    return min(longest, max(first * 2**attempt, asked))
+    return min(longest, max(first * 2.0 ** min(attempt, 64), asked))
 
 
 def seconds_of(retry_after: str | None) -> float:

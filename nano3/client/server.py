@@ -17,6 +17,8 @@ from nano3.reading import parse_json
 
 CONNECT_SECONDS = 10.0
 KEY_NAMES = "--api-key or NANO3_API_KEY"
+FULL = 429
+"""Too Many Requests."""
 MODELS = "/v1/models"
 MODELS_SECONDS = 30.0
 """In which a server must list its models."""
@@ -55,6 +57,8 @@ class Tries:
     longest_wait: float = LONGEST_WAIT
     deadline: float = math.inf
     """Seconds for all tries together."""
+    patient: bool = False
+    """A full server (429) is asked until the deadline, however often."""
     json_only: bool = False
     """An answer that is no JSON was cut, and is asked for again."""
 
@@ -155,7 +159,8 @@ class Server:
         """
         reason, asked, tries = "", 0.0, self._tries
         end = time.monotonic() + tries.deadline
-        for attempt in range(tries.n):
+        attempt = failed = 0
+        while failed < tries.n:
             if attempt:
                 seconds = pause(attempt - 1, asked, tries.first_wait, tries.longest_wait)
                 if time.monotonic() + seconds >= end:
@@ -163,14 +168,17 @@ class Server:
                 self._tell(f"{self.url}: {reason}; trying again in {seconds:g} s")
                 if self._wait(seconds):
                     raise NoAnswerError(reason, attempt, f"in {attempt} attempts")
+            attempt += 1
             try:
                 reply = self._try(method, path, body, end)
                 if not is_passing(reply.status):
                     return self._whole(reply)
                 reason, asked = self._refusal(reply), reply.asked
+                failed += not (tries.patient and reply.status == FULL)
             except (httpx2.HTTPError, ValueError) as error:
                 reason, asked = self.clean(_reason(error)), 0.0
-        raise NoAnswerError(reason, tries.n, f"in {tries.n} attempts")
+                failed += 1
+        raise NoAnswerError(reason, attempt, f"in {attempt} attempts")
 
     def find_model(self, wanted: str = "") -> tuple[str, dict[str, Any]]:
         """A model's name and what the server tells of it: the wanted one, else the first that it lists.

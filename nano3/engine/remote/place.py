@@ -14,8 +14,9 @@ from nano3.engine.request import Request, Update
 
 PATH = "/v1/completions"
 KEY = "NANO3_API_KEY"
-TRIES, FIRST_WAIT = 4, 0.5
-"""Of each request: a server that does not answer for some seconds is lost."""
+TRIES, FIRST_WAIT, LONGEST_WAIT = 4, 0.5, 10.0
+"""Of each request: a server that fails for some seconds is lost; a full one is asked again for as long as one answer
+may take."""
 
 
 class LostError(Exception):
@@ -41,14 +42,15 @@ class Place:
         Args:
             url: its address.
             api_key: sent as bearer token.
-            seconds: for one answer.
+            seconds: for one answer, all tries together.
             name: of the setting that gave the address, for people.
 
         Raises:
             UserError: no address, no server there, or it refuses the key.
         """
         self.url = base_address(url, name)
-        tries = Tries(TRIES, FIRST_WAIT)
+        # A deadline: what ran out of time is not sent again, to be computed twice.
+        tries = Tries(TRIES, FIRST_WAIT, LONGEST_WAIT, deadline=seconds, patient=True)
         self._server = Server(self.url, api_key, timeout=seconds, tries=tries, key_names=KEY, url_name=name)
         self._model, listed = self._server.find_model()
         self.max_context: int | None = listed.get("max_model_len")

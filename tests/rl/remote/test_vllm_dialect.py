@@ -19,7 +19,8 @@ DEV = ("/pause?mode=wait", "/collective_rpc", "/reset_prefix_cache", "/update_we
 
 @contextmanager
 def vllm(**answers):
-    """A server of one model; `answers`: path without its signs -> (status, body) in place of the usual one."""
+    """A server of one model; `answers`: path without its signs -> (status, body) in place of the usual one, or what
+    gives that or None."""
     asked, state = [], {"weight_version": None}
 
     def usual(path, body):
@@ -48,7 +49,8 @@ def vllm(**answers):
 
         def answer(self, body):
             path = self.path.partition("?")[0]
-            status, told = answers.get(path.strip("/").replace("/", "_")) or usual(path, body)
+            given = answers.get(path.strip("/").replace("/", "_"))
+            status, told = (given() if callable(given) else given) or usual(path, body)
             data = json.dumps(told).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(data)))
@@ -132,6 +134,26 @@ def test_answers_that_are_not_taken(tokenizer, tmp_path, answers, words):
         with pytest.raises(ServersGoneError, match=words) as caught:
             run(engine, [Request("a", (40,), Sampling(max_tokens=2))])
     assert "\n" not in str(caught.value)
+
+
+def test_a_request_that_ran_out_of_time_is_not_sent_again(tokenizer, tmp_path):
+    end = threading.Event()
+    with vllm(v1_completions=lambda: end.wait(60) and None) as (url, asked):
+        engine = RemoteEngine([url], tokenizer, tmp_path, seconds=2)
+        engine.load_weights(tmp_path)
+        with pytest.raises(ServersGoneError, match="no answer in time"):
+            run(engine, [Request("a", (40,), Sampling(max_tokens=2))])
+        end.set()
+    assert [path for path, _ in asked].count("/v1/completions") == 1
+
+
+def test_a_full_server_is_waited_for(tokenizer, tmp_path):
+    full = [(429, {"error": "the queue is full"})] * 6
+    with vllm(v1_completions=lambda: full.pop() if full else None) as (url, _):
+        engine = RemoteEngine([url], tokenizer, tmp_path)
+        engine.load_weights(tmp_path)
+        [[output]] = run(engine, [Request("a", (40,), Sampling(max_tokens=2))])
+    assert output.ids == [5, 6]
 
 
 def test_a_server_without_versions_is_taken_at_its_word(tokenizer, tmp_path):
