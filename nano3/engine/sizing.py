@@ -43,10 +43,15 @@ def available_memory(device: torch.device) -> int:
     return main_memory_free()
 
 
+def memory_beside(device: torch.device, mapped: int) -> int:
+    """Bytes that are free on `device` beside weights in `mapped` bytes of files, which are to stay in main memory
+    though the system could have it back."""
+    return max(0, available_memory(device) - (mapped if device.type == "cpu" else 0))
+
+
 def free_memory(device: torch.device, mapped: int = 0) -> int:
-    """Bytes that `auto` may take on `device`. Weights in `mapped` bytes of files are to stay in memory, though the
-    system could have it back."""
-    return int(max(0, available_memory(device) - mapped) * SHARE_OF_FREE[device.type])
+    """Bytes of `memory_beside` that `auto` may take on `device`."""
+    return int(memory_beside(device, mapped) * SHARE_OF_FREE[device.type])
 
 
 def check_room(model: str, need: int, dtype: torch.dtype, device: torch.device) -> None:

@@ -27,11 +27,7 @@ def rate_rows(figures: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         if "latency" not in side:
             yield f"{case['batch']:,}", name, "-", "-", "-", "-", "-"
             continue
-        ratio, user, memory = (
-            case["ratios"].get(name),
-            side["tokens_per_second_per_user"],
-            side.get("peak_memory_bytes"),
-        )
+        ratio, user = case["ratios"].get(name), side["tokens_per_second_per_user"]
         yield (
             f"{case['batch']:,}",
             name,
@@ -39,8 +35,15 @@ def rate_rows(figures: dict[str, Any]) -> Iterator[tuple[str, ...]]:
             f"{side['total_tokens_per_second']:,.1f}",
             f"{user:,.1f}" if user else "-",
             f"{ratio['median']:.2f}" if ratio else "",
-            f"{memory / 2**30:.2f} GiB" if memory else "-",
+            _peak(side),
         )
+
+
+def _peak(side: dict[str, Any]) -> str:
+    """Of the GPU where the side computes there and tells, else of its process."""
+    if "device_peak_bytes" in side:
+        return f"{side['device_peak_bytes'] / 2**30:.2f} GiB (GPU)"
+    return f"{side['peak_memory_bytes'] / 2**30:.2f} GiB" if side.get("peak_memory_bytes") else "-"
 
 
 def latency_rows(figures: dict[str, Any]) -> Iterator[tuple[str, ...]]:

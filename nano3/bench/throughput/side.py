@@ -15,7 +15,7 @@ from nano3.bench.workload import Case, Job, prompts
 from nano3.config.errors import UserError
 from nano3.engine.engine import Engine
 from nano3.engine.launch import find_device
-from nano3.engine.sizing import available_memory, bytes_of_page
+from nano3.engine.sizing import bytes_of_page, memory_beside
 from nano3.model.dtype import inference_dtypes
 from nano3.model.state.pool import slot_bytes
 
@@ -30,7 +30,7 @@ class EngineSide(Native):
     def __init__(self, job: Job) -> None:
         self.device = find_device(job.device)
         super().__init__(job)
-        self.memory = job.memory or int(SHARE * max(0, available_memory(self.device) - self.model.mapped_bytes))
+        self.memory = job.memory or int(SHARE * memory_beside(self.device, self.model.mapped_bytes))
 
     def set_types(self, job: Job) -> None:
         """As the server has them, on the device."""
@@ -65,6 +65,9 @@ class EngineSide(Native):
                 f"{there} are free for them; at most {room['fits']} fit: take fewer, shorter ones, or more --memory"
             )
         assert self.tokenizer is not None
+        on_gpu = self.device.type == "cuda"
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats(self.device)
         engine = Engine(
             self.model, self.tokenizer, memory=case.batch * room["sequence_bytes"], max_sequences=case.batch,
             max_context=case.length + case.output, page_size=PAGE, prefix_cache=False,
@@ -77,7 +80,7 @@ class EngineSide(Native):
         finally:
             engine.close()
         details = figures(samples, seconds)
-        if self.device.type == "cuda":
+        if on_gpu:
             details["device_peak_bytes"] = torch.cuda.max_memory_allocated(self.device)
         return {"seconds": seconds, "details": details}
 

@@ -1,14 +1,17 @@
 """nano3's side: whole requests on a small model."""
 
 import pytest
+import torch
 
 from nano3.bench.serving_client import Sample
 from nano3.bench.throughput.figures import figures
+from nano3.bench.throughput.report import rate_rows
 from nano3.bench.throughput.requests import run_requests
 from nano3.bench.throughput.side import EngineSide
 from nano3.bench.workload import Case, Job, prompts
 from nano3.config.errors import UserError
 from nano3.engine.engine import Engine
+from nano3.engine.sizing import free_memory, memory_beside
 
 SMALL = """
 pattern = "M*E"
@@ -85,3 +88,25 @@ def test_figures_are_those_of_the_times():
     assert found["tokens_per_second_per_user"] == 2.0
     assert found["latency"]["first_token_s"]["mean"] == 2.0
     assert found["latency"]["inter_token_s"]["max"] == 0.5
+
+
+def test_the_peak_of_a_gpu_is_that_of_the_run_and_is_shown(side, monkeypatch):
+    peak = [1 << 40]  # of runs before
+    monkeypatch.setattr("torch.cuda.reset_peak_memory_stats", lambda device: peak.append(3 << 29))
+    monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda device: peak[-1])
+    assert "device_peak_bytes" not in side.run(CASE)["details"]
+    side.device = torch.device("cuda")
+    details = side.run(CASE)["details"]
+    case = {"batch": 2, "ratios": {}, "sides": {"nano3": details | {"peak_memory_bytes": 7 << 30}}}
+    assert [row[-1] for row in rate_rows({"cases": [case]})] == ["1.50 GiB (GPU)"]
+    del details["device_peak_bytes"]
+    case["sides"] = {"nano3": details | {"peak_memory_bytes": 7 << 30}}
+    assert [row[-1] for row in rate_rows({"cases": [case]})] == ["7.00 GiB"]
+
+
+def test_mapped_files_take_room_of_main_memory_only(monkeypatch):
+    monkeypatch.setattr("nano3.engine.sizing.available_memory", lambda device: 1000)
+    assert memory_beside(torch.device("cpu"), 300) == 700
+    assert memory_beside(torch.device("cpu"), 1300) == 0
+    assert memory_beside(torch.device("cuda"), 300) == 1000
+    assert free_memory(torch.device("cuda"), 1300) == free_memory(torch.device("cuda")) > 0
