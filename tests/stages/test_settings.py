@@ -58,6 +58,27 @@ def test_wrong_settings_are_refused_without_torch(settings, tmp_path, monkeypatc
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        (("parallel.context=4",), "error: data.sources.mine: "),  # the next that is wrong
+        (("parallel.context=2", "train.batch_size=2"), "error: data.sources.mine: "),
+        (("parallel.context=3",), "error: parallel.context is 3: 4 processes cannot be divided"),
+        (("parallel.context=2", "train.batch_size=3"), "batch_size 3 cannot be shared evenly by 2 processes"),
+        (("parallel.expert=3",), "error: parallel.expert is 3: "),
+    ],
+)
+def test_processes_that_share_sequences_count_once(settings, error, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.chdir(tmp_path)
+    settings = ("train.batch_size=1", "train.micro_batch_size=1", "data.sources.mine=nowhere", *settings)
+    arguments = [part for text in (*settings, "data.blend={mine=1}") for part in ("--set", text)]
+    with pytest.raises(SystemExit):
+        app.main(["pretrain", "--out", "runs/x", *arguments])
+    assert error in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_other_ranks_leave_an_error_to_the_main_one(monkeypatch, capsys):
     waited = []
     monkeypatch.setattr(app.time, "sleep", waited.append)

@@ -53,8 +53,8 @@ class Parts:
     show_summary: Callable[[str, dict[str, Any], bool], None]
     """Prints a verb's result, as JSON or not."""
     check_settings: Callable[[Any, int], None] | None = None
-    """Raises an error for settings that contradict each other, given the number of ranks; None: as for training on
-    sequences."""
+    """Raises an error for settings that contradict each other, given the number of ranks that read different
+    sequences; None: as for training on sequences."""
     show_dry_run: Callable[[Any, str, bool], None] | None = None
     """Prints what a run with these settings, of a preset, would be; None: as for training on text."""
     starts_from: tuple[str, ...] = ()
@@ -104,7 +104,7 @@ def run_verb(
         with named_as_typed(_data_as_typed(request)):
             return show(cfg if source is None else parts.adopt(cfg, source), name, request.as_json)
     with named_as_typed(_data_as_typed(request)):
-        _check(cfg, run_dir, parts)
+        _check(cfg, run_dir, parts, None if request.resume else source)
     try:
         main = import_module(stage).main
         result = main(cfg, run_dir, source, request.resume, checkpoint=request.checkpoint).summary()
@@ -127,22 +127,42 @@ def _data_as_typed(request: Request) -> dict[str, str]:
     return {f"data.sources.{name}:": "--data:" for name in category_names(request.data)}
 
 
-def _check(cfg: Any, run_dir: Path, parts: Parts) -> None:
+def _check(cfg: Any, run_dir: Path, parts: Parts, source: Path | None) -> None:
     """Refuse folders, settings and data that cannot be: nothing here imports torch, for which a wrong input need not
-    wait."""
+    wait.
+
+    Args:
+        cfg: settings.
+        run_dir: of the run.
+        parts: of the verb.
+        source: the model whose architecture the run takes; None: it has that of `cfg`.
+    """
     from nano3.data.tokens.tokenizer import tokenizer_file
     from nano3.files import check_writable
     from nano3.splits import SPLITS, TRAINED
     from nano3.stages.new_run import TOKENIZER
-    from nano3.stages.settings import check_settings
+    from nano3.stages.settings import check_parallel, check_settings
 
     if is_main_rank():
         check_writable(run_dir, "--out")
-    (parts.check_settings or check_settings)(cfg, int(os.environ.get("WORLD_SIZE", "1")))
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    check_parallel(cfg if source is None else _with_model_of(cfg, source), processes)
+    readers = processes // cfg.parallel.context  # the processes that share out a sequence read the same
+    (parts.check_settings or check_settings)(cfg, readers)
     parts.check_data(cfg)
     tokenizer = getattr(cfg.data, "tokenizer", TRAINED)  # conversations take the model's own
     if tokenizer not in ("", *SPLITS) and not (run_dir / TOKENIZER).is_dir():  # which a resume goes on with
         tokenizer_file(tokenizer)
+
+
+def _with_model_of(cfg: Any, source: Path) -> Any:
+    """`cfg` with the architecture of the model in `source`, where it has a section `model`."""
+    import dataclasses
+
+    from nano3.model.find import model_folder
+    from nano3.model.hf.config import read_config
+
+    return dataclasses.replace(cfg, model=read_config(model_folder(source))) if hasattr(cfg, "model") else cfg
 
 
 def _load(load: Callable[[str, list[str]], Any], name: str, request: Request, parts: Parts) -> Any:
@@ -223,13 +243,9 @@ def take_architecture(cfg: Any, source: Path) -> Any:
     Raises:
         UserError: weights that do not fit it.
     """
-    import dataclasses
-
-    from nano3.model.find import model_folder
-    from nano3.model.hf.config import read_config
     from nano3.stages.start import check_weights
 
-    cfg = dataclasses.replace(cfg, model=read_config(model_folder(source)))
+    cfg = _with_model_of(cfg, source)
     check_weights(cfg.model, source)
     return cfg
 
