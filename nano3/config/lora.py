@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 from nano3.config.checks import check
+
+
+class TrainPasses(Protocol):
+    """What a section `train` says of passes through a block."""
+
+    @property
+    def checkpoint_activations(self) -> str: ...
+    @property
+    def sequence_chunk(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -30,3 +39,19 @@ class LoraConfig:
         check("lora", self, "<", 1, "dropout")
         if self.targets and not self.rank:
             raise ValueError("lora.targets names projections, but lora.rank is 0: set the rank, such as lora.rank=16")
+
+    def check_passes(self, train: TrainPasses, context: int) -> None:
+        """Refuse dropout where a block is computed again in pieces, which would draw other masks.
+
+        Raises:
+            ValueError: which settings, and what to do.
+        """
+        if not (self.rank and self.dropout):
+            return
+        way = f"lora.dropout is {self.dropout:g} with"
+        what = "the backward pass would drop other inputs than the forward pass; set lora.dropout=0"
+        if train.sequence_chunk:
+            raise ValueError(f"{way} train.sequence_chunk = {train.sequence_chunk}: {what} or train.sequence_chunk=0")
+        if context > 1 and train.checkpoint_activations == "block":
+            both = f'parallel.context = {context} and train.checkpoint_activations = "block"'
+            raise ValueError(f"{way} {both}: {what} or train.checkpoint_activations=none")

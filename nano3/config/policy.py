@@ -237,6 +237,7 @@ class PolicyConfig(PolicySections):
                 f"train.sequence_chunk is {self.train.sequence_chunk}; it must be 0 or at least model.chunk_size, "
                 f"{self.model.chunk_size}"
             )
+        self.lora.check_passes(self.train, self.parallel.context)
         if self.rollout.max_context > self.train.pack_length + 1:
             raise ValueError(
                 f"rollout.max_context is {self.rollout.max_context}: a sample of that length has no room in a row of "

@@ -159,6 +159,7 @@ class SftConfig:
 
     def __post_init__(self) -> None:
         self.train.check_sizes(self.model.chunk_size)
+        self.lora.check_passes(self.train, self.parallel.context)
 
     @property
     def lengths(self) -> dict[int, float]:

@@ -134,6 +134,14 @@ def test_torchrun_divides_the_experts_and_goes_on_with_them(torchrun, tmp_path):
 
 
 @pytest.mark.slow
+def test_torchrun_divides_the_one_sequence_of_a_step(torchrun, tmp_path):
+    one = ("--set", "parallel.context=2", "--set", "train.batch_size=1", "--set", "train.micro_batch_size=1")
+    done = torchrun("--data", "notes.txt", "--set", "sample.tokens=0", *one, "--set", "train.tokens=2048")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "two" / "model" / "config.json").is_file()
+
+
+@pytest.mark.slow
 def test_an_error_under_torchrun_stands_once(torchrun):
     done = torchrun("--set", "train.tokens=0")
     assert done.returncode != 0
