@@ -70,13 +70,14 @@ def layout_of(cfg: ParallelConfig, model: ModelConfig, size: int) -> Layout:
     _check_copies(cfg)
     if size % (cfg.replicate * cfg.context):
         name = "context" if cfg.context > 1 and (cfg.replicate == 1 or size % cfg.replicate == 0) else "replicate"
-        other = cfg.replicate if name == "context" else 1
+        # The other one stays as it is where the number of processes allows it at all.
+        other = cfg.replicate if name == "context" else math.gcd(size, cfg.context)
         reason = f"{_processes(size)} cannot be divided into so many groups"
         raise _wrong(name, cfg, reason, _divisors(size // other), size)
     layout = Layout(cfg.replicate, size // (cfg.replicate * cfg.context), cfg.context, cfg.expert)
     if cfg.shard and cfg.shard != layout.shard:
         reason = f"{_processes(size)} leave another number"
-        raise _wrong("shard", cfg, reason, [layout.shard], size)
+        raise _wrong("shard", cfg, reason, [layout.shard if cfg.fsdp else 0], size)
     _check_experts(cfg, model, layout)
     return layout
 
@@ -106,10 +107,11 @@ def check_lengths(cfg: ParallelConfig, model: ModelConfig, lengths: Iterable[int
 
 def _check_copies(cfg: ParallelConfig) -> None:
     for name in ("replicate", "shard", "expert"):
+        default = getattr(ParallelConfig(), name)
         if not cfg.fsdp and getattr(cfg, name) > 1:
             raise UserError(
                 f"parallel.{name} is {getattr(cfg, name)} with parallel.fsdp = false, where every process holds all "
-                f"weights: --set parallel.fsdp=true, or --set parallel.{name}=1"
+                f"weights: --set parallel.fsdp=true, or --set parallel.{name}={default}"
             )
 
 

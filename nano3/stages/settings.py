@@ -50,9 +50,10 @@ def check_parallel(cfg: RunConfig | AnyPolicyConfig | GenrmConfig, n_processes: 
     """
     parallel = cfg.parallel
     if not isinstance(cfg, PretrainConfig | SftConfig):
-        # Whatever is more than the default; 0 leaves the number of shards open.
-        if changed := next((name for name, n in asdict(parallel).items() if name != "fsdp" and n > 1), None):
-            n, default = getattr(parallel, changed), getattr(ParallelConfig(), changed)
+        defaults = asdict(ParallelConfig())
+        differs = (name for name, n in asdict(parallel).items() if name != "fsdp" and n != defaults[name])
+        if changed := next(differs, None):
+            n, default = getattr(parallel, changed), defaults[changed]
             raise UserError(
                 f"parallel.{changed} is {n}: reinforcement learning shares out weights and data alone "
                 f"(parallel.fsdp); --set parallel.{changed}={default}"

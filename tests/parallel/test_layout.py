@@ -45,7 +45,10 @@ def test_the_processes_are_divided_as_the_settings_say(size, settings, layout, e
         (1, {"expert": 2}, r"among one process so; .* --set parallel.expert=1, or start more with torchrun$"),
         (1, {"context": 2}, r"parallel.context is 2: one process cannot be .*=1, or start more with torchrun$"),
         (2, {"expert": 2, "fsdp": False}, r"parallel.expert is 2 with parallel.fsdp = false, .* parallel.fsdp=true"),
-        (2, {"replicate": 2, "fsdp": False}, r"parallel.replicate is 2 with parallel.fsdp = false"),
+        (2, {"replicate": 2, "fsdp": False}, r"parallel.replicate is 2 with parallel.fsdp = false, .*replicate=1$"),
+        (2, {"shard": 2, "fsdp": False}, r"parallel.shard is 2 with parallel.fsdp = false, .*--set parallel.shard=0$"),
+        (2, {"shard": 1, "fsdp": False}, r"parallel.shard is 1: 2 processes .*--set parallel.shard=0$"),
+        (4, {"replicate": 3, "context": 4}, r"parallel.replicate is 3: 4 processes .* --set parallel.replicate=1$"),
     ],
 )
 def test_an_impossible_arrangement_is_refused_with_the_nearest(size, settings, error):
@@ -78,6 +81,11 @@ def test_reinforcement_learning_refuses_what_it_cannot_use(load, setting):
     check_parallel(load("tiny", []), 2)
     with pytest.raises(UserError, match=rf"{setting} is 2: reinforcement learning .*--set parallel.{setting}="):
         check_parallel(load("tiny", [f"parallel.{setting}=2"]), 2)
+
+
+def test_reinforcement_learning_refuses_a_number_of_shards_at_once():
+    with pytest.raises(UserError, match=r"parallel.shard is 1: reinforcement .* --set parallel.shard=0$"):
+        check_parallel(load_rlvr("tiny", ["parallel.shard=1"]), 2)
 
 
 @pytest.mark.parametrize("load", [load_pretrain, load_sft])
