@@ -69,6 +69,8 @@ class Meter:
     def add(self, tokens: int, seconds: float, flops: float) -> dict[str, float]:
         """Count one step, of so many tokens and operations; returns the wall-clock values of its metrics line."""
         first, seconds = self.tokens == 0, max(seconds, 1e-9)
+        # What was reached could be reached: on shared cores the peak may have been measured in a bad moment.
+        self.peak = max(self.peak, flops / seconds)
         now, mfu = tokens / seconds, flops / seconds / self.peak
         self.rate = now if first else self.smoothing * self.rate + (1 - self.smoothing) * now
         self.mfu = mfu if first else self.smoothing * self.mfu + (1 - self.smoothing) * mfu
