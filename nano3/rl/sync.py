@@ -21,8 +21,8 @@ from nano3.model.hf.folder import save, stored_dtype
 from nano3.model.hf.names import is_adapter
 from nano3.model.lora.merge import merged, unmerged
 from nano3.rl.probe import Gap, Measured, Probe, ProbeRollouts, make_prompts
+from nano3.rl.remote.served import write_served
 from nano3.rl.rounding import FAR_TIMES, TIMES
-from nano3.rl.served import write_served
 from nano3.train.world import World, attempt
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class ReadsFolder(Protocol):
 
 @runtime_checkable
 class OnServers(Protocol):
-    """An engine whose weights are those of servers (nano3.engine.remote.engine.RemoteEngine)."""
+    """An engine whose weights are those of servers (nano3.rl.remote.engine.RemoteEngine)."""
 
     folder: Path
     """Through which they go."""

@@ -21,7 +21,7 @@ from nano3.engine.protocol import ServersGoneError
 from nano3.model.dtype import compute_dtype
 from nano3.model.find import model_folder
 from nano3.model.hf.folder import load, read_config
-from nano3.rl.served import remove_served
+from nano3.rl.remote.served import remove_served
 from nano3.rl.training.domains import open_domains
 from nano3.rl.training.engines import open_engine, rollout_worker, weight_sync
 from nano3.rl.training.profile import FILE, Profile, check_fingerprint, fingerprint, measure

@@ -19,8 +19,8 @@ from nano3.model.hf.folder import stored_dtype, weight_bytes
 from nano3.model.lm import LM
 from nano3.rl.grpo import Objective
 from nano3.rl.probe import Probe, make_prompts
+from nano3.rl.remote.served import check_served
 from nano3.rl.rollout import RolloutSettings, RolloutWorker
-from nano3.rl.served import check_served
 from nano3.rl.sync import Bound, WeightSync
 from nano3.train.world import World, attempt
 
@@ -86,7 +86,7 @@ def _on_a_copy(cfg: AnyPolicyConfig, world: World) -> bool:
 def _on_servers(
     cfg: AnyPolicyConfig, tokenizer: Tokenizer, world: World, folder: Path, say: Callable[[str], None]
 ) -> GenerationEngine:
-    from nano3.engine.remote.engine import RemoteEngine
+    from nano3.rl.remote.engine import RemoteEngine
 
     own = cfg.rollout
     found: list[RemoteEngine] = []

@@ -19,7 +19,7 @@ from nano3.model.find import model_folder
 from nano3.model.hf.folder import fill, load, read_config
 from nano3.rl.feedback.scoring import Feedback
 from nano3.rl.grpo import GRPOLoss
-from nano3.rl.served import remove_served
+from nano3.rl.remote.served import remove_served
 from nano3.rl.training.domains import Domain, open_domains
 from nano3.rl.training.engines import bytes_beside, objective, open_engine, rollout_worker, weight_sync
 from nano3.rl.training.prompts import refuse_long_prompts

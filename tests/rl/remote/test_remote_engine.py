@@ -11,10 +11,10 @@ import torch
 from nano3.config.errors import UserError
 from nano3.engine.engine import Engine
 from nano3.engine.protocol import ServersGoneError, run
-from nano3.engine.remote import place
-from nano3.engine.remote.engine import RemoteEngine
 from nano3.engine.request import Grammar, Request, Sampling, ThinkingBudget
 from nano3.model.hf.folder import save
+from nano3.rl.remote import place
+from nano3.rl.remote.engine import RemoteEngine
 from nano3.rl.sync import MismatchError, WeightSync
 from nano3.train.world import World
 

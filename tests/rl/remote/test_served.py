@@ -4,7 +4,7 @@ import pytest
 
 from nano3.config.errors import UserError
 from nano3.model.hf.folder import load, save
-from nano3.rl.served import check_served, remove_served, write_served
+from nano3.rl.remote.served import check_served, remove_served, write_served
 from nano3.train.world import World
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from nano3.config.errors import UserError
 from nano3.engine.protocol import ServersGoneError, run
-from nano3.engine.remote import place
-from nano3.engine.remote.engine import RemoteEngine
 from nano3.engine.request import Request, Sampling
+from nano3.rl.remote import place
+from nano3.rl.remote.engine import RemoteEngine
 
 CHOICE = {"index": 0, "token_ids": [5], "logprobs": {"token_logprobs": [-1]}}
 DEV = ("/pause?mode=wait", "/collective_rpc", "/reset_prefix_cache", "/update_weight_version", "/resume")

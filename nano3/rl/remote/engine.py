@@ -16,9 +16,9 @@ from typing import NamedTuple
 from nano3.config.errors import UserError
 from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.engine.protocol import ServersGoneError, Stats, ends_of_text, require_idle
-from nano3.engine.remote.place import KEY, LostError, Place, RefusedError
-from nano3.engine.remote.tokens import refusal
 from nano3.engine.request import Request, Update
+from nano3.rl.remote.place import KEY, LostError, Place, RefusedError
+from nano3.rl.remote.tokens import refusal
 
 SETTING = "rollout.servers"
 PAGE = 64

@@ -1,6 +1,6 @@
 """What servers do not share: how weights get into one, and how it tells which ones it has.
 
-Rollouts are asked of all by /v1/completions, in the fields of vLLM (nano3.engine.remote.tokens).
+Rollouts are asked of all by /v1/completions, in the fields of vLLM (nano3.rl.remote.tokens).
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ from typing import Any
 from nano3.client.server import NoAnswerError, Server, Tries, base_address
 from nano3.config.errors import UserError
 from nano3.data.tokens.tokenizer import Tokenizer
-from nano3.engine.remote.dialects import dialect_of
-from nano3.engine.remote.tokens import AnswerError, body_of, updates_of
 from nano3.engine.request import Request, Update
+from nano3.rl.remote.dialects import dialect_of
+from nano3.rl.remote.tokens import AnswerError, body_of, updates_of
 
 PATH = "/v1/completions"
 KEY = "NANO3_API_KEY"
