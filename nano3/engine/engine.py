@@ -106,10 +106,8 @@ class Engine:
         self.model, self.tokenizer = model, tokenizer
         self.device = model.device
         self.eos_ids = ends_of_text(tokenizer) if eos_ids is None else eos_ids
-        room = free_memory(self.device, model.mapped_bytes) if memory is None else memory
-        wanted = max_sequences, max_context or model.cfg.max_position_embeddings, page_size, snapshot_every, kv_dtype
-        kept = prefix_cache or speculate > 0
-        self.sizes: Sizes = fit(model.cfg, model.compute_dtype, room, *wanted, kept=kept)
+        wanted = max_sequences, max_context, page_size, snapshot_every, kv_dtype
+        self.sizes = _fit(model, memory, *wanted, kept=prefix_cache or speculate > 0)
         self.max_context, self.page_size = self.sizes.max_context, page_size
         sizes = self.sizes.max_sequences, self.max_context
         limits = Limits(*sizes, step_tokens, mixed_step_tokens, snapshot_every, prefix_cache, speculate, exact)
@@ -352,6 +350,22 @@ class Engine:
             if not sequences:
                 del self._sequences[update.request_id]
             self._scheduler.remove(done, keep=update.finish != "error")
+
+
+def _fit(
+    model: LM,
+    memory: int | None,
+    max_sequences: int,
+    max_context: int | None,
+    page_size: int,
+    snapshot_every: int,
+    kv_dtype: torch.dtype | None,
+    kept: bool,
+) -> Sizes:
+    """`sizing.fit`, by default for the model's own context and a part of the free memory; raises UserError."""
+    room = free_memory(model.device, model.mapped_bytes) if memory is None else memory
+    wanted = max_sequences, max_context or model.cfg.max_position_embeddings, page_size, snapshot_every, kv_dtype
+    return fit(model.cfg, model.compute_dtype, room, *wanted, kept=kept)
 
 
 def _with_experts(updates: list[Update], works: list[Work]) -> list[Update]:

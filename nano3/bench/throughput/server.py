@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from nano3.bench.compute_report import spread
@@ -44,38 +45,17 @@ def measure_server(
     Raises:
         UserError: the server cannot be reached, or answers nothing.
     """
-    target, search, notes = find_model(target), Search(), []
     seed = secrets.randbits(SEED_BITS) if seed is None else seed
-    seeds = itertools.count(seed)
-
-    def run(case: Case) -> dict[str, Any]:
-        lengths = Lengths(case.length, case.output, 0.0)
-        workload = Workload(case.sequences, None, case.batch, lengths, warmup=1, seed=next(seeds))
-        measured = send_load(target, workload)
-        errors = error_kinds(measured.samples)
-        notes.extend(note for note in measured.notes if note not in notes)
-        if errors:
-            counted = ", ".join(f"{kind}: {count}" for kind, count in errors.items())
-            notes.append(f"{case.name}: {sum(errors.values())} of {case.sequences} requests failed ({counted})")
-        return {**figures(measured.samples, measured.seconds), "errors": errors, "duration": measured.seconds}
-
-    def probe(case: Case) -> Mapping[str, Any]:
-        found = run(case)
-        return found if not found["errors"] and found["latency"]["inter_token_s"] else {}
-
-    cases = load.cases()
+    runs, search = _Runs(find_model(target), itertools.count(seed)), Search()
+    target, cases = runs.target, load.cases()
     if not cases:
         most = min(MOST, load.requests or MOST)
-        search.chosen, search.probes = choose(probe, Load(load.isl, load.osl).case(1), most, say)
+        search.chosen, search.probes = choose(runs.probe, Load(load.isl, load.osl).case(1), most, say)
         cases = [load.case(search.chosen)]
     shown = []
     for case in cases:
         say(f"{case.name}: {target.url}")
-        found = run(case)
-        if cached := found["cached_prompt_tokens"]:
-            share = f"{cached:,} of {found['prompt_tokens']:,} prompt tokens"
-            notes.append(f"{case.name}: {share} came from the server's cache, not from computing")
-        shown.append(_case(case, found))
+        shown.append(runs.measure(case))
     return {
         "kind": "throughput",
         "model": target.model,
@@ -88,8 +68,41 @@ def measure_server(
         "sides": {SIDE: {"url": target.url, "model": target.model}},
         "ceilings": {},
         "cases": shown,
-        "notes": notes,
+        "notes": runs.notes,
     }
+
+
+@dataclass
+class _Runs:
+    """Runs of the load, each with prompts of its own, and the notes on them."""
+
+    target: Target
+    seeds: Iterator[int]
+    notes: list[str] = field(default_factory=list)
+
+    def measure(self, case: Case) -> dict[str, Any]:
+        """One run as a case of the summary; raises UserError where nothing was answered."""
+        found = self._run(case)
+        if cached := found["cached_prompt_tokens"]:
+            share = f"{cached:,} of {found['prompt_tokens']:,} prompt tokens"
+            self.notes.append(f"{case.name}: {share} came from the server's cache, not from computing")
+        return _case(case, found)
+
+    def probe(self, case: Case) -> Mapping[str, Any]:
+        """Figures of a run for `auto`; empty where a request failed or no time between tokens was seen."""
+        found = self._run(case)
+        return found if not found["errors"] and found["latency"]["inter_token_s"] else {}
+
+    def _run(self, case: Case) -> dict[str, Any]:
+        lengths = Lengths(case.length, case.output, 0.0)
+        workload = Workload(case.sequences, None, case.batch, lengths, warmup=1, seed=next(self.seeds))
+        measured = send_load(self.target, workload)
+        errors = error_kinds(measured.samples)
+        self.notes.extend(note for note in measured.notes if note not in self.notes)
+        if errors:
+            counted = ", ".join(f"{kind}: {count}" for kind, count in errors.items())
+            self.notes.append(f"{case.name}: {sum(errors.values())} of {case.sequences} requests failed ({counted})")
+        return {**figures(measured.samples, measured.seconds), "errors": errors, "duration": measured.seconds}
 
 
 def _case(case: Case, found: dict[str, Any]) -> dict[str, Any]:
