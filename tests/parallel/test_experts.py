@@ -11,8 +11,11 @@ DIVIDED = {**BALANCED, "parallel": {"expert": 2}}
 IN_PIECES = {"checkpoint_activations": "block", "sequence_chunk": 8}
 
 
-def test_two_ranks_that_divide_the_experts_train_as_one(finish):
-    same_run(finish("two", ranks=2, **DIVIDED), finish("one", **BALANCED))
+@pytest.mark.parametrize(
+    "train", [{}, pytest.param({"checkpoint_activations": "block"}, marks=pytest.mark.slow)], ids=["kept", "recomputed"]
+)
+def test_two_ranks_that_divide_the_experts_train_as_one(finish, train):
+    same_run(finish("two", ranks=2, **DIVIDED, train=train), finish("one", **BALANCED))
 
 
 @pytest.mark.parametrize(
