@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import asdict
+from importlib.metadata import version
 from typing import TypeVar
 
 from nano3.config.errors import UserError
@@ -14,11 +16,14 @@ from nano3.config.run import RunConfig
 from nano3.config.schema import ParallelConfig, PretrainConfig
 from nano3.config.sft import SftConfig
 from nano3.data.tokens.steps import make_plans
+from nano3.model.lora.targets import expert_targets
 from nano3.parallel.layout import check_lengths, layout_of
 from nano3.train.schedule import build_schedule
 from nano3.train.tracking.trackers import check_trackers
 
 Config = TypeVar("Config", bound=RunConfig)
+EXPERT_TORCH = (2, 13)
+"""The first PyTorch whose FSDP shards the parameters of a block over two sets of processes."""
 
 
 def check_settings(cfg: RunConfig, ranks: int) -> None:
@@ -61,6 +66,22 @@ def check_parallel(cfg: RunConfig | AnyPolicyConfig | GenrmConfig, n_processes: 
         return
     layout_of(parallel, cfg.model, n_processes)
     check_lengths(parallel, cfg.model, [*cfg.lengths, *getattr(cfg, "heldout_lengths", [])])
+    if parallel.expert > 1:
+        _check_expert_torch(parallel.expert)
+    if parallel.expert > 1 and isinstance(cfg, SftConfig) and (names := expert_targets(cfg.model, cfg.lora)):
+        raise UserError(
+            f"parallel.expert is {parallel.expert}: it divides experts, not adapters such as {names[0]} of theirs; "
+            "choose lora.targets without experts, or --set parallel.expert=1"
+        )
+
+
+def _check_expert_torch(expert: int) -> None:
+    installed, needed = version("torch"), ".".join(map(str, EXPERT_TORCH))
+    if tuple(map(int, re.findall(r"\d+", installed)[:2])) < EXPERT_TORCH:
+        raise UserError(
+            f"parallel.expert is {expert}: it needs PyTorch {needed} or newer, and {installed} is installed; "
+            f"pip install 'torch>={needed}', or --set parallel.expert=1"
+        )
 
 
 def fit_micro_batch(cfg: Config, ranks: int) -> Config:

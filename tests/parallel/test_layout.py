@@ -93,3 +93,27 @@ def test_stages_that_train_on_given_rows_use_all_of_them(load):
     check_parallel(load("tiny", ["parallel.expert=2", "parallel.context=2"]), 4)
     with pytest.raises(UserError, match=r"parallel.context is 3: sequences of"):
         check_parallel(load("tiny", ["parallel.context=3"]), 3)
+
+
+def test_adapters_of_experts_that_are_divided_are_refused():
+    divided = ["parallel.expert=2", "lora.rank=2"]
+    for targets in ([], ['lora.targets=["q_proj","*.experts.down_proj"]']):
+        check_parallel(load_sft("tiny", ["lora.rank=2", *targets]), 2)
+        with pytest.raises(UserError, match=r"expert is 2: .* adapters such as blocks.\d+.mixer.experts.* of theirs"):
+            check_parallel(load_sft("tiny", [*divided, *targets]), 2)
+    check_parallel(load_sft("tiny", [*divided, 'lora.targets=["q_proj","*.shared_experts.*"]']), 2)
+
+
+def test_dividing_experts_needs_a_newer_pytorch(monkeypatch, tmp_path):
+    settings = load_pretrain("tiny", ["parallel.expert=2"])
+    for installed, refused in (("2.12.1+cpu", True), ("2.13.0+cpu", False), ("2.14.0a0+git12", False)):
+        record = tmp_path / installed / f"torch-{installed}.dist-info"
+        record.mkdir(parents=True)
+        (record / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {installed}\n")
+        monkeypatch.syspath_prepend(record.parent)
+        if refused:
+            with pytest.raises(UserError, match=r"needs PyTorch 2.13 or newer, and 2.12.1\+cpu is installed; .*=1$"):
+                check_parallel(settings, 2)
+            check_parallel(load_pretrain("tiny", []), 2)
+        else:
+            check_parallel(settings, 2)

@@ -39,6 +39,13 @@ def adapter_parameters(cfg: ModelConfig, lora: LoraConfig) -> int:
     return lora.rank * sum(sizes)
 
 
+def expert_targets(cfg: ModelConfig, lora: LoraConfig) -> list[str]:
+    """Names of the routed experts' projections that get adapters."""
+    if not lora.rank:
+        return []
+    return [p.name for p in projections(cfg) if ".experts." in p.name and is_target(p.name, lora)]
+
+
 def projections(cfg: ModelConfig) -> Iterator[Projection]:
     """All that can have an adapter, in the model's order."""
     for i, symbol in enumerate(cfg.pattern):
