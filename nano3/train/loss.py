@@ -49,6 +49,22 @@ class LossFunction(Protocol):
     def __call__(self, model: Any, batch: Any, scale: Scale) -> LossParts: ...
 
 
+def check_shared(loss: LossFunction, shared: SharedSequences | None) -> LossFunction:
+    """`loss`, which is given slices of sequences where processes share them out: taken for whole ones, they would lack
+    all that lies before them.
+
+    Raises:
+        ValueError: `loss.shared` is not of the same processes as `shared`.
+    """
+    if shared is None or getattr(getattr(loss, "shared", None), "group", None) is shared.group:
+        return loss
+    raise ValueError(
+        f"parallel.context is {shared.size}, and {type(loss).__name__} does not say that it takes slices of sequences: "
+        "its attribute `shared` has to be a SharedSequences of world.context, of which the model is told by "
+        "nano3.parallel.context.around; or set parallel.context=1"
+    )
+
+
 class NextTokenLoss:
     """Mean negative log-likelihood of the next token plus `balance_coef` times the load-balancing loss.
 

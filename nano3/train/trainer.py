@@ -28,7 +28,7 @@ from nano3.train.checkpoint.source_state import SourceState, restore_source, sto
 from nano3.train.feed import Feed, MeasuredSource, PausedError, StepSource, sequence_length
 from nano3.train.freeze import freeze
 from nano3.train.heldout import Heldout, HeldoutScore, evaluate
-from nano3.train.loss import LossFunction, NextTokenLoss
+from nano3.train.loss import LossFunction, NextTokenLoss, check_shared
 from nano3.train.optimizer import build_optimizer, set_lr
 from nano3.train.parallel import parallelize
 from nano3.train.position import Position, Result, RunLength
@@ -55,7 +55,8 @@ class Trainer:
         source: this rank's micro-batches of each optimizer step.
         run_dir: RUN folder; must not hold another run unless `resume` is called.
         heldout: held-out text and when it is scored; none by default.
-        loss: micro-batch loss; next-token loss with the load-balancing loss by default.
+        loss: micro-batch loss; next-token loss with the load-balancing loss by default. Where ranks share out each
+            sequence it is given slices of them, and its attribute `shared` must say so (nano3.train.loss.check_shared).
         progress: where to report; the terminal by default.
         world: the ranks; from torchrun's environment by default.
         inputs: name and fingerprint of whatever else decides the numbers (tokenizer, texts); a resume with others is
@@ -82,10 +83,11 @@ class Trainer:
         self.length = RunLength(cfg.train.tokens, cfg.train.steps)
         self._move_to(Position(schedule_start=cfg.schedule.start_tokens, schedule_start_step=cfg.schedule.start_steps))
         self.progress = progress or make_progress(self.world.is_main)
-        self.model = self._place(model)
         self.shared = SharedSequences(self.world.context.handle) if self.world.context.size > 1 else None
+        loss = check_shared(loss or NextTokenLoss.of(cfg.balance, self.shared), self.shared)
+        self.model = self._place(model)
         self.optimizer = build_optimizer(model, cfg.optimizer)
-        self.recipe = self._recipe(loss or NextTokenLoss.of(cfg.balance, self.shared))
+        self.recipe = self._recipe(loss)
         self.checkpoints = Checkpointer(
             self.run_dir / "checkpoints",
             cfg.checkpoint.keep,

@@ -2,10 +2,13 @@ import dataclasses
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch.nn.functional import cross_entropy
 
 from nano3.model.lm import LM
-from nano3.train.loss import NextTokenLoss, Scale
+from nano3.parallel.context import SharedSequences
+from nano3.train.loss import NextTokenLoss, Scale, check_shared
+from nano3.train.world import Group, World
 
 
 @pytest.fixture
@@ -55,3 +58,32 @@ def test_a_batch_without_targets_gives_zero(model, tiny):
     loss.total.backward()
     assert loss.metrics["loss"][0].item() == 0.0
     assert torch.count_nonzero(model.lm_head.weight.grad) == 0
+
+
+class OfWholeSequences:
+    """A loss that calls the model as if nothing lay before its batch."""
+
+    shown = "loss"
+
+    def __call__(self, model, batch, scale):
+        raise AssertionError("no batch comes so far")
+
+
+@pytest.fixture
+def group():
+    """A process group; of one, which is enough to tell it from others."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield dist.group.WORLD
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("loss", [OfWholeSequences(), NextTokenLoss(0.0)], ids=["of a stranger", "told of no slices"])
+def test_a_loss_that_does_not_know_of_slices_is_given_none(loss, tiny, group, tmp_path):
+    world = World(0, 2, groups={"context": Group(0, 2, group)})
+    with pytest.raises(ValueError, match=rf"{type(loss).__name__} does not say that it takes slices of sequences"):
+        tiny.trainer(tmp_path, loss=loss, world=world)
+    told, other = SharedSequences(group), SharedSequences(dist.new_group())
+    assert check_shared(knows := NextTokenLoss(0.0, shared=told), SharedSequences(group)) is knows
+    assert check_shared(loss, None) is loss
+    with pytest.raises(ValueError, match="does not say"):
+        check_shared(NextTokenLoss(0.0, shared=other), told)
