@@ -15,7 +15,7 @@ from nano3.engine.detokenize import TextStream
 from nano3.engine.grammar.masks import GrammarCompiler, GrammarMatcher
 from nano3.engine.passes import Passed, Passes, rows_of
 from nano3.engine.prefix_cache import PrefixCache
-from nano3.engine.protocol import Stats, ends_of_text, require_idle
+from nano3.engine.protocol import MixedWeightsError, Stats, ends_of_text, require_idle
 from nano3.engine.request import Request, Sampling, Token, Update
 from nano3.engine.sampler import score
 from nano3.engine.scheduler import Limits, Scheduler, Work
@@ -216,7 +216,11 @@ class Engine:
         """Weights of a folder in place of the model's; see GenerationEngine.load_weights."""
         require_idle(self._scheduler.under_way)
         check_stored(self.model, folder)
-        fill(self.model, folder)
+        try:
+            fill(self.model, folder)
+        except Exception as error:
+            self.weights_changed()
+            raise MixedWeightsError(error) from error
         return self.weights_changed()
 
     def weights_changed(self) -> int:

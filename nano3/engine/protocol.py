@@ -49,6 +49,14 @@ class Stats:
     slots: int = 0
 
 
+class MixedWeightsError(RuntimeError):
+    """Loading of weights ended half way: some are new, some old. The line says why."""
+
+    def __init__(self, reason: Exception) -> None:
+        why = " ".join(str(reason).split()) or type(reason).__name__
+        super().__init__(f"loading ended half way, and some weights are new, some old: load again ({why})")
+
+
 class ServersGoneError(UserError):
     """An engine on servers has none left that has the weights; the line says why each is lost."""
 
@@ -126,6 +134,7 @@ class GenerationEngine(Protocol):
         Raises:
             RuntimeError: as weights_changed.
             UserError: the folder has other tensors, by name; the old weights are still there then.
+            MixedWeightsError: it ended half way; `weights_changed` was called for what is there now.
         """
         ...
 

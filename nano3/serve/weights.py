@@ -13,7 +13,7 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel
 
 from nano3.config.errors import UserError
-from nano3.engine.protocol import GenerationEngine
+from nano3.engine.protocol import GenerationEngine, MixedWeightsError
 from nano3.serve.documents import errors
 from nano3.serve.engine_thread import DrainingError, EngineFailedError
 from nano3.serve.schemas import WeightsRequest
@@ -50,8 +50,7 @@ async def update_weights(body: WeightsRequest, service: TheService) -> Updated:
     def load(engine: GenerationEngine) -> None:
         try:
             service.weights[engine.load_weights(folder)] = name
-        except Exception:
-            # Whether none or some of them arrived: they are not what the trainer takes them for.
+        except RuntimeError:  # some are new, some old; or vLLM kept states of the old ones
             service.weights = dict.fromkeys(service.weights, "")
             raise
 
@@ -61,6 +60,8 @@ async def update_weights(body: WeightsRequest, service: TheService) -> Updated:
         raise service.unavailable(error) from error
     except (UserError, ValueError) as error:
         raise ApiError(400, str(error), param="model_path", code="wrong_weights") from error
+    except MixedWeightsError as error:
+        raise ApiError(500, str(error), code="mixed_weights") from error
     except OSError as error:
         raise ApiError(500, f"{folder} cannot be read: {error}", code="unreadable_weights") from error
     return Updated(message=f"weights of {folder}")
@@ -75,12 +76,19 @@ async def weight_info(service: TheService) -> WeightInfo:
 def _allowed(root: Path | None, path: str) -> Path:
     """The folder, which must lie below the one that the server was started with."""
     folder = Path(path)
-    inside = root is not None and folder.resolve().is_relative_to(root.resolve())
+    try:
+        inside = root is not None and folder.resolve().is_relative_to(root.resolve())
+    except (OSError, ValueError, RuntimeError):  # a zero byte, or links in a circle
+        inside = False
     if not inside or not folder.is_absolute():
         raise ApiError(
             400, f"{json.dumps(path)} is no absolute path below the folder that --weights-folder names",
             param="model_path", code="invalid_value",
         )  # fmt: skip
-    if not folder.is_dir():
-        raise ApiError(400, f"{path} does not exist on this machine", param="model_path", code="not_found")
+    try:
+        there = folder.is_dir()
+    except OSError:  # too long a name
+        there = False
+    if not there:
+        raise ApiError(400, f"{json.dumps(path)} does not exist on this machine", param="model_path", code="not_found")
     return folder

@@ -8,7 +8,7 @@ import torch
 
 from nano3.engine.protocol import run
 from nano3.engine.request import Request, Sampling, ThinkingBudget
-from nano3.model.hf.folder import load, save
+from nano3.model.hf.folder import fill, load, save
 from nano3.model.lm import LM
 
 from .conftest import new_engine, random_model
@@ -87,8 +87,11 @@ def test_what_cannot_be_loaded_is_refused_in_a_line(start, tokenizer, other, tmp
     cfg = random_model(tokenizer).cfg
     save(LM(cfg.__class__(**{**cfg.__dict__, "d_expert": 16})).init_weights(0), other.parent / "narrow")
     save(random_model(tokenizer), tmp_path / "elsewhere")
+    circle = other.parent / "circle"
+    circle.symlink_to(circle)
     server = start(weights_folder=other.parent)
     with server.client() as client:
+        assert update(client, other, weight_version="good").status_code == 200
         before = drawn(complete(client))
         for path, words in (
             (other.parent / "narrow", "experts"),
@@ -96,13 +99,38 @@ def test_what_cannot_be_loaded_is_refused_in_a_line(start, tokenizer, other, tmp
             (tmp_path / "elsewhere", "--weights-folder"),
             (other.parent / ".." / "elsewhere", "--weights-folder"),
             ("other", "--weights-folder"),
+            (f"{other}\0", "--weights-folder"),
+            (other.parent / ("a" * 300), "does not exist"),
+            (circle / "x", "--weights-folder"),
         ):
             answer = update(client, path, weight_version="x")
             assert answer.status_code == 400, path
             assert words in answer.json()["error"]["message"]
             assert "\n" not in answer.json()["error"]["message"]
-        assert client.get("/weight_info").json() == {"weight_version": ""}
+        assert client.get("/weight_info").json() == {"weight_version": "good"}
         assert same(drawn(complete(client)), before)
+
+
+def test_weights_that_came_half_way_have_no_name_and_drop_what_was_kept(start, other, monkeypatch):
+    def breaks(model, folder):
+        fill(model, folder)
+        raise OSError("input/output error")
+
+    server = start(weights_folder=other.parent)
+    with server.client() as client:
+        assert update(client, other, weight_version="good").status_code == 200
+        complete(client)
+        monkeypatch.setattr("nano3.engine.engine.fill", breaks)
+        answer = update(client, other, weight_version="bad")
+        assert answer.status_code == 500
+        assert "load again (input/output error)" in answer.json()["error"]["message"]
+        assert client.get("/weight_info").json() == {"weight_version": ""}
+        after = complete(client).json()
+        assert after["metadata"] == {"weight_version": ""}
+        assert after["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+        monkeypatch.undo()
+        assert update(client, other, weight_version="again").status_code == 200
+        assert client.get("/weight_info").json() == {"weight_version": "again"}
 
 
 def test_without_the_option_nobody_replaces_weights(client, other):

@@ -16,7 +16,7 @@ from nano3.config.errors import UserError
 from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.engine.detokenize import TextStream
 from nano3.engine.grammar.masks import GrammarCompiler, one_line
-from nano3.engine.protocol import Stats, ends_of_text, require_idle
+from nano3.engine.protocol import MixedWeightsError, Stats, ends_of_text, require_idle
 from nano3.engine.request import FinishReason, Request, Sampling, Token, Update
 from nano3.engine.sequence_sampler import derive_seed, has_penalties
 from nano3.engine.thinking import ThinkingTracker, thinking_tracker
@@ -175,7 +175,11 @@ class VllmEngine:
     def load_weights(self, folder: Path) -> int:
         """See GenerationEngine.load_weights; what vLLM says of another architecture is its own."""
         require_idle(len(self._outputs))
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
+        try:
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
+        except Exception as error:  # vLLM does not tell how far it came
+            self.weights_changed()
+            raise MixedWeightsError(error) from error
         return self.weights_changed()
 
     def weights_changed(self) -> int:

@@ -10,7 +10,7 @@ import torch
 from nano3.config.errors import UserError
 from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.engine.grammar.masks import GrammarCompiler
-from nano3.engine.protocol import run
+from nano3.engine.protocol import MixedWeightsError, run
 from nano3.engine.request import Grammar, Request, Sampling, ThinkingBudget
 from nano3.engine.vllm.arguments import check_arguments, engine_arguments, sampling_options
 from nano3.engine.vllm.control import CONTROL, control_row, controlled_row
@@ -236,6 +236,16 @@ def test_changed_weights_reset_vllms_prefix_cache(engine):
     engine.core.reset_prefix_cache = lambda: False
     with pytest.raises(RuntimeError, match="kept its prefix cache"):
         engine.weights_changed()
+
+
+def test_a_load_that_breaks_off_leaves_no_states_of_the_old_weights(engine, tmp_path):
+    def fail(*_, **__):
+        raise OSError("input/output\nerror")
+
+    engine.core.collective_rpc = fail
+    with pytest.raises(MixedWeightsError, match=r"load again \(input/output error\)"):
+        engine.load_weights(tmp_path)
+    assert engine.calls == ["reset_prefix_cache"]
 
 
 def test_outputs_beyond_those_that_run_at_once_wait(engine):
