@@ -123,10 +123,7 @@ class EngineThread:
 
     def ensure_room(self, sequences: int) -> None:
         """Raise what `submit` of so many sequences would raise now."""
-        if self.draining or self._closing:
-            raise DrainingError(SHUTTING_DOWN)
-        if self.failure is not None:
-            raise EngineFailedError(_reason(self.failure))
+        self._ensure_open()
         if self.max_waiting is None:
             return
         most = max(self.max_waiting, MOST_AT_ONCE)
@@ -136,6 +133,12 @@ class EngineThread:
         beyond = self._sequences - self._stats.max_running
         if beyond > 0 and beyond + sequences > self.max_waiting:
             raise QueueFullError(f"the queue is full ({beyond} of {self.max_waiting} waiting)")
+
+    def _ensure_open(self) -> None:
+        if self.draining or self._closing:
+            raise DrainingError(SHUTTING_DOWN)
+        if self.failure is not None:
+            raise EngineFailedError(_reason(self.failure))
 
     async def submit(self, request: Request) -> Stream:
         """Hand a request to the engine; returns when it has been taken in.
@@ -182,9 +185,10 @@ class EngineThread:
         Raises:
             DrainingError, EngineFailedError: not now; and what `action` raises, which does not end the engine.
         """
-        self.ensure_room(0)
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._post(_Message("change", change=_Change(action, done)))
+        with self._changed:  # in which the engine ends too: then nobody would answer
+            self._ensure_open()
+            self._post(_Message("change", change=_Change(action, done)))
         return await done
 
     def abort(self, request_id: str, error: str = "") -> None:

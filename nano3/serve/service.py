@@ -189,7 +189,10 @@ class Generation:
             ApiError: one of them can not run, or not now; then none does.
         """
         try:
-            self._streams = await self._service.thread.submit_all(self.requests, self._arrived)
+            async with asyncio.timeout(self._left()):  # they wait while weights are replaced
+                self._streams = await self._service.thread.submit_all(self.requests, self._arrived)
+        except TimeoutError as error:
+            raise self._time_up() from error
         except (QueueFullError, DrainingError, EngineFailedError, ValueError) as error:
             raise self._service.unavailable(error, self._form) from error
 
@@ -228,16 +231,23 @@ class Generation:
 
     async def _wait(self, tick: float | None) -> bool:
         """Whether something arrived within the tick."""
-        left = None if self._deadline is None else self._deadline - time.monotonic()
+        left = self._left()
         if left is not None and left <= 0:
-            limit = self._service.settings.request_timeout
-            raise ApiError(504, f"the answer was not complete within {limit:g} s", code="timeout")
+            raise self._time_up()
         timeout = min((t for t in (tick, left) if t is not None), default=None)
         try:
             await asyncio.wait_for(self._arrived.wait(), timeout)
         except TimeoutError:
             return False
         return True
+
+    def _left(self) -> float | None:
+        """Seconds until time is up; None: no limit."""
+        return None if self._deadline is None else self._deadline - time.monotonic()
+
+    def _time_up(self) -> ApiError:
+        limit = self._service.settings.request_timeout
+        return ApiError(504, f"the answer was not complete within {limit:g} s", code="timeout")
 
     def _ended(self, update: Update) -> ApiError:
         thread = self._service.thread

@@ -214,6 +214,49 @@ def test_a_failure_ends_everything_that_waits_and_comes(make_engine, where, capl
     play(engine, scenario)
 
 
+def test_a_full_queue_does_not_refuse_a_change(make_engine):
+    engine = make_engine(Slow)
+
+    async def scenario(thread):
+        running = [await thread.submit(request("a", n=engine.sizes.max_sequences + 2))]
+        change = asyncio.ensure_future(thread.change(lambda _: "done"))
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFullError):
+            await thread.submit(request("b"))
+        engine.leave.release(1000)
+        assert await change == "done"
+        await collect(running[0])
+
+    play(engine, scenario, max_waiting=1)
+
+
+def test_a_change_that_waits_is_answered_when_the_engine_breaks(make_engine, caplog):
+    engine = make_engine(Breaking)
+
+    async def scenario(thread):
+        await thread.submit(request("a", max_tokens=2000, ignore_eos=True))
+        change = asyncio.ensure_future(thread.change(lambda _: "done"))
+        await asyncio.sleep(0)
+        engine.broken = "step"
+        with pytest.raises(EngineFailedError, match="out of luck"):
+            await asyncio.wait_for(change, 20)
+
+    play(engine, scenario)
+
+
+def test_a_change_asked_for_while_the_engine_ends_is_refused(make_engine, monkeypatch):
+    async def scenario(thread):
+        loop = asyncio.get_running_loop()
+        new = loop.create_future
+        # The engine ends behind the first thing that `change` does, before it can have posted anything.
+        monkeypatch.setattr(loop, "create_future", lambda: (thread.close(), monkeypatch.undo(), new())[-1])
+        with pytest.raises(DrainingError):
+            async with asyncio.timeout(20):
+                await thread.change(lambda _: "done")
+
+    play(make_engine(), scenario)
+
+
 def test_draining_lets_accepted_requests_end(make_engine):
     async def scenario(thread):
         stream = await thread.submit(request("a", max_tokens=30, ignore_eos=True))

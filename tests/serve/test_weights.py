@@ -2,10 +2,12 @@
 
 import math
 import threading
+import time
 
 import pytest
 import torch
 
+from nano3.engine.engine import Engine
 from nano3.engine.protocol import run
 from nano3.engine.request import Request, Sampling, ThinkingBudget
 from nano3.model.hf.folder import fill, load, save
@@ -81,6 +83,37 @@ def test_requests_under_way_end_with_the_old_weights_and_later_ones_wait(start, 
     assert not same(drawn(answers["later"]), expected)
     assert answers["first"].json()["metadata"] == {"weight_version": ""}
     assert answers["later"].json()["metadata"] == {"weight_version": "new"}
+
+
+class SlowToLoad(Engine):
+    """Waits for leave to load weights."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.leave, self.began = threading.Event(), threading.Event()
+
+    def load_weights(self, folder):
+        self.began.set()
+        assert self.leave.wait(timeout=120)
+        return super().load_weights(folder)
+
+
+def test_the_time_of_a_request_runs_while_it_waits_for_new_weights(start, make_engine, other):
+    engine = make_engine(SlowToLoad)
+    server = start(engine, weights_folder=other.parent, request_timeout=0.2)
+    answers = []
+    with server.client() as client:
+        loading = threading.Thread(target=lambda: answers.append(update(client, other, weight_version="new")))
+        loading.start()
+        assert engine.began.wait(60)
+        late = complete(client)
+        engine.leave.set()
+        loading.join()
+        assert client.get("/weight_info").json() == {"weight_version": "new"}
+    assert (late.status_code, late.json()["error"]["code"]) == (504, "timeout")
+    assert answers[0].status_code == 200
+    while server.service.thread.unfinished:  # what ran out of time is forgotten
+        time.sleep(0.01)
 
 
 def test_what_cannot_be_loaded_is_refused_in_a_line(start, tokenizer, other, tmp_path):
