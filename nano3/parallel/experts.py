@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
@@ -38,7 +39,7 @@ class Exchange:
         tokens = order // top_k
         counts, theirs = self._counts(chosen)
         sent, received = counts.sum(1).tolist(), theirs.sum(1).tolist()
-        rows = all_to_all(x.index_select(0, tokens), sent, received, self.group)
+        rows = all_to_all(copies(x, order, top_k), sent, received, self.group)
         results = all_to_all(self._own(rows, theirs), received, sent, self.group)
         wide = torch.promote_types(x.dtype, torch.float32)
         gates = weights.flatten()[order].to(wide).unsqueeze(1)
@@ -61,6 +62,32 @@ class Exchange:
         ones = torch.ones(ids.shape, dtype=torch.float32, device=rows.device)
         with _local_weights(self.experts):
             return self.compute(rows, ids, ones)
+
+
+def copies(x: Tensor, order: Tensor, n: int) -> Tensor:
+    """x (S, D) -> (S * n, D): of `n` copies of each row in a line, those at `order` (S * n), a permutation.
+
+    Gradients of a row's copies are added in float32, as where experts are not divided.
+    """
+    return _Copies.apply(x, order, n)
+
+
+class _Copies(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, n: int) -> Tensor:
+        ctx.save_for_backward(order)
+        ctx.shape = len(x), n
+        return x.index_select(0, order // n)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor):
+        (order,) = ctx.saved_tensors
+        places = torch.empty_like(order)
+        places[order] = torch.arange(len(order), device=order.device)
+        wide = torch.promote_types(gradient.dtype, torch.float32)
+        total = gradient[places].unflatten(0, ctx.shape).sum(1, dtype=wide)
+        return total.to(gradient.dtype), None, None
 
 
 def divide_experts(model: nn.Module, mesh: DeviceMesh) -> set[nn.Parameter]:
