@@ -152,6 +152,7 @@ from nano3.kernels.cpu.native import native
 from nano3.model.lm import LM
 from nano3.model.state.plan import Plan
 from nano3.model import step as step_module
+from nano3.model.decode import program
 from nano3.config.model import ModelConfig
 from tests.model.steps import PAGE, SIZES, filled_pool, spans
 
@@ -172,7 +173,7 @@ pools = [filled_pool(model) for _ in range(3)]
 decode(pools[0])  # with the self-check
 torch.set_num_threads(9)
 if case == "long" and native().library is not None:  # the weights alone would be few bytes
-    step_module.SMALL_STEP = step_module._STEPS[model].program.weight_bytes + 1000
+    program.SMALL_STEP = step_module._STEPS[model].program.weight_bytes + 1000
 openmp._WATCH._shared_until = float("inf")
 alone, more = decode(pools[1])
 openmp._WATCH._shared_until = 0.0

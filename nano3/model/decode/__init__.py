@@ -1,0 +1,1 @@
+"""One token of each of many sequences through the whole model at once."""
