@@ -19,6 +19,7 @@ from .sequence_ops import (
     causal_conv1d_step,
     mamba_step,
     paged_attention,
+    paged_decode,
     ssd_scan,
     ssd_step,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "log_probs",
     "mamba_step",
     "paged_attention",
+    "paged_decode",
     "quantize_e4m3",
     "quantize_int4",
     "quantize_int8",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from .dispatch import choose
@@ -227,6 +228,50 @@ def paged_attention(
     _check_groups("paged_attention", q.shape[1], key_pages.shape[2])
     run = choose("paged_attention", q.device, backend)[1]
     return run(q, key_pages, value_pages, page_table, query_lengths, key_lengths)
+
+
+def paged_decode(
+    q: Tensor,
+    key_pages: Tensor,
+    value_pages: Tensor,
+    page_table: Tensor,
+    counts: Tensor,
+    key_scale: Tensor | None = None,
+    value_scale: Tensor | None = None,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """`paged_attention` of one query a sequence, with all lengths in tensors, so that a CUDA graph can read them; no
+    gradient. On CUDA nothing waits for the device.
+
+    Args:
+        q: (B, Hq, Dh): the query of each sequence, at its last position.
+        key_pages, value_pages: (number of pages, page size, Hkv, Dh), cast to q.dtype where they have another type.
+        page_table: (B, most pages) int32 or int64: the pages of each sequence in order; what lies behind its last is
+            not read.
+        counts: (B,) int32 or int64: positions of each sequence, the query's own included, at most what its row of the
+            table has room for (not checked); 0: a row of padding.
+        key_scale, value_scale: () fp32: keys and values are the pages' numbers times these (e4m3 pages); None: 1.
+
+    Returns:
+        (B, Hq, Dh) in q.dtype, zeros where the count is 0.
+
+    Raises:
+        ValueError: shapes that do not go together, or tables and counts that are no integers.
+    """
+    rows = q.shape[:1]
+    if page_table.dim() != 2 or page_table.shape[:1] != rows or counts.shape != rows:
+        shapes = f"q {tuple(q.shape)}, page_table {tuple(page_table.shape)}, counts {tuple(counts.shape)}"
+        raise ValueError(f"paged_decode: {shapes}; they need one row a sequence")
+    if key_pages.shape != value_pages.shape or key_pages.shape[3:] != q.shape[2:]:
+        shapes = f"key_pages {tuple(key_pages.shape)}, value_pages {tuple(value_pages.shape)}"
+        raise ValueError(f"paged_decode: {shapes} for q {tuple(q.shape)}")
+    if not {page_table.dtype, counts.dtype} <= {torch.int32, torch.int64}:
+        raise ValueError(f"paged_decode: page_table of {page_table.dtype} and counts of {counts.dtype}; they must be "
+                         "int32 or int64")  # fmt: skip
+    _check_groups("paged_decode", q.shape[1], key_pages.shape[2])
+    run = choose("paged_decode", q.device, backend)[1]
+    return run(q, key_pages, value_pages, page_table, counts, key_scale, value_scale)
 
 
 def _check_documents(op: str, document_ids: Tensor | None, x: Tensor) -> None:

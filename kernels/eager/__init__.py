@@ -40,6 +40,7 @@ FUNCTIONS: dict[str, Callable] = {
     "mamba_step": mamba.mamba_step,
     "attention": attention.attention,
     "paged_attention": paged.paged_attention,
+    "paged_decode": paged.paged_decode,
     "route": route.route,
     "best_tokens": best_tokens,
     **{op: _transformable(op, function) for op, function in _WITH_BACKWARD.items()},

@@ -101,3 +101,34 @@ def _decode_group(out, q, key_pages, value_pages, page_table, group, key_lengths
         v = v.to(product).masked_fill(outside[:, None, :, None], 0)  # pages hold whatever was there: 0 * nan is nan
     values = scores.softmax(-1).to(product) @ v.to(product)
     out[positions] = values.flatten(1, 2).to(out.dtype)
+
+
+def paged_decode(
+    q: Tensor,
+    key_pages: Tensor,
+    value_pages: Tensor,
+    page_table: Tensor,
+    counts: Tensor,
+    key_scale: Tensor | None = None,
+    value_scale: Tensor | None = None,
+) -> Tensor:
+    """See nano3.kernels.paged_decode; no host synchronisation on other devices than CPUs."""
+    size, wide = key_pages.shape[1], accumulator(q.dtype)
+    if q.device.type == "cpu" and counts.numel():
+        page_table = page_table[:, : max(1, -(-int(counts.max()) // size))]
+    lengths = counts.unsqueeze(1)
+    used = torch.arange(page_table.shape[1], device=q.device) * size < lengths
+    pages = page_table.masked_fill(~used, 0)  # what lies behind a sequence's last page may be no page
+    k, v = (m[pages].flatten(1, 2).transpose(1, 2) for m in (key_pages, value_pages))  # (B, Hkv, S, Dh)
+    product = matmul_dtype(q.dtype, q.device)
+    grouped = q.unflatten(1, (key_pages.shape[2], -1)).to(product)  # (B, Hkv, Hq/Hkv, Dh)
+    scores = (grouped @ k.to(product).transpose(2, 3)).to(wide).mul_(q.shape[-1] ** -0.5)
+    if key_scale is not None:
+        scores.mul_(key_scale)
+    outside = torch.arange(k.shape[2], device=q.device) >= lengths
+    scores.masked_fill_(outside[:, None, None], float("-inf"))
+    v = v.to(product).masked_fill(outside[:, None, :, None], 0)  # pages hold whatever was there: 0 * nan is nan
+    values = scores.softmax(-1).to(product) @ v
+    if value_scale is not None:
+        values = values.to(wide) * value_scale
+    return values.flatten(1, 2).masked_fill_((lengths == 0).unsqueeze(2), 0).to(q.dtype)

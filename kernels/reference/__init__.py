@@ -15,6 +15,7 @@ FUNCTIONS: dict[str, Callable] = {
     "mamba_step": mamba.mamba_step,
     "attention": attention.attention,
     "paged_attention": paged.paged_attention,
+    "paged_decode": paged.paged_decode,
     "route": route.route,
     "grouped_mlp": experts.grouped_mlp,
     "squared_relu_mlp": experts.squared_relu_mlp,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..common import accumulator
 from .attention import attention
 
 
@@ -26,3 +27,26 @@ def paged_attention(
         outputs.append(attention(q[None, start : start + queries], k[None].to(q.dtype), v[None].to(q.dtype))[0])
         start += queries
     return torch.cat(outputs) if outputs else torch.empty_like(q)
+
+
+def paged_decode(
+    q: Tensor,
+    key_pages: Tensor,
+    value_pages: Tensor,
+    page_table: Tensor,
+    counts: Tensor,
+    key_scale: Tensor | None = None,
+    value_scale: Tensor | None = None,
+) -> Tensor:
+    """See nano3.kernels.paged_decode."""
+    wide, size = accumulator(q.dtype), key_pages.shape[1]
+    out = torch.zeros_like(q)
+    for row, count in enumerate(counts.tolist()):
+        if not count:
+            continue
+        pages = page_table[row, : -(-count // size)].long()
+        k, v = (m[pages].flatten(0, 1)[:count].to(wide) for m in (key_pages, value_pages))
+        k = k if key_scale is None else k * key_scale.to(wide)
+        v = v if value_scale is None else v * value_scale.to(wide)
+        out[row] = attention(q[row].to(wide)[None, None], k[None], v[None])[0, 0].to(q.dtype)
+    return out

@@ -83,3 +83,43 @@ def test_lengths_that_do_not_fit_are_refused(lengths):
     q, keys, values, table, _, _ = paged([5], [1])
     with pytest.raises(ValueError, match="paged_attention"):
         kernels.paged_attention(q, keys, values, table, lengths[1], lengths[0])
+
+
+def decoding(counts, **options):
+    """Arguments of paged_decode: `paged` with one query each, counts of 0 among them, and no page behind the last."""
+    q, keys, values, table, *_ = paged(counts, [1] * len(counts), **options)
+    for row, count in enumerate(counts):
+        table[row, -(-count // keys.shape[1]) :] = -(1 << 20)
+    return q, keys, values, table, torch.tensor(counts)
+
+
+@pytest.mark.parametrize("counts", [[5], [1, 9, 3], [40, 0, 3, 8, 200], [0, 0]])
+@pytest.mark.parametrize("integers", [torch.int32, torch.int64])
+@pytest.mark.parametrize("backend", ["eager", "reference", None])
+def test_decoding_over_pages_equals_attention_of_each_sequence(counts, integers, backend):
+    q, keys, values, table, lengths = decoding(counts)
+    got = kernels.paged_decode(q, keys, values, table.to(integers), lengths.to(integers), backend=backend)
+    for row, count in enumerate(counts):
+        k, v = (m[table[row, : -(-count // 4)]].flatten(0, 1)[None, :count] for m in (keys, values))
+        expected = kernels.attention(q[None, row : row + 1], k, v, backend="reference")[0, 0] if count else 0 * q[row]
+        torch.testing.assert_close(got[row], expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("backend", ["eager", "reference", None])
+def test_pages_of_e4m3_are_read_times_their_scales(backend):
+    q, keys, values, table, counts = decoding([9, 0, 4], dtype=torch.float32)
+    pages = [m.nan_to_num(448).to(torch.float8_e4m3fn) for m in (keys, values)]
+    scales = torch.tensor(0.37), torch.tensor(2.5)
+    got = kernels.paged_decode(q, *pages, table, counts, *scales, backend=backend)
+    wide = [m.double() * scale.double() for m, scale in zip(pages, scales, strict=True)]
+    expected = kernels.paged_decode(q.double(), *wide, table, counts, backend="reference")
+    torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_tables_and_counts_that_do_not_fit_are_refused():
+    q, keys, values, table, counts = decoding([5, 3])
+    for wrong in ((q[:1], keys, values, table, counts), (q, keys, values, table, counts[:1]),
+                  (q[..., :4], keys, values, table, counts), (q, keys, values, table, counts.float()),
+                  (q[:, :3], keys, values, table, counts)):  # fmt: skip
+        with pytest.raises(ValueError, match="paged_decode"):
+            kernels.paged_decode(*wrong)

@@ -13,7 +13,7 @@ from nano3 import kernels
 from nano3.config.model import ModelConfig
 from nano3.model.count import scan_flops
 
-DECODING = frozenset({"causal_conv1d_step", "ssd_step", "mamba_step", "paged_attention", "best_tokens"})
+DECODING = frozenset({"causal_conv1d_step", "ssd_step", "mamba_step", "paged_attention", "paged_decode", "best_tokens"})
 """Ops of decoding: one token of each sequence, no gradient."""
 PAGE = 64
 
@@ -166,6 +166,15 @@ class Maker:
 
     def paged_attention(self) -> OpCase:
         """Attention of one new token of each sequence."""
+        B, L = self.sizes.sequences, self.sizes.context
+        return self._paged("paged_attention", kernels.paged_attention, [1] * B, [L] * B)
+
+    def paged_decode(self) -> OpCase:
+        """The same with its lengths in a tensor."""
+        lengths = torch.full((self.sizes.sequences,), self.sizes.context, dtype=torch.int32)
+        return self._paged("paged_decode", kernels.paged_decode, lengths)
+
+    def _paged(self, op: str, attend: Callable, *lengths: Any) -> OpCase:
         B, L, cfg = self.sizes.sequences, self.sizes.context, self.cfg
         pages = -(-L // PAGE)
         q = self.normal(B, cfg.n_heads, cfg.head_dim)
@@ -173,11 +182,11 @@ class Maker:
         table = torch.arange(B * pages).view(B, pages)
 
         def run(**b: Any) -> Tensor:
-            return kernels.paged_attention(q, keys, values, table, [1] * B, [L] * B, **b)
+            return attend(q, keys, values, table, *lengths, **b)
 
         moved = 2 * B * L * cfg.n_kv_heads * cfg.head_dim * keys.itemsize + 2 * q.nbytes
         flops = 2 * 2 * cfg.n_heads * cfg.head_dim * B * L
-        return OpCase("paged_attention", run, (), f"{B} x {L} x {cfg.n_heads} x {cfg.head_dim}", flops, moved)
+        return OpCase(op, run, (), f"{B} x {L} x {cfg.n_heads} x {cfg.head_dim}", flops, moved)
 
     def route(self) -> OpCase:
         """The router of a mixture of experts."""
