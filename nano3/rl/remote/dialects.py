@@ -8,12 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from nano3.client.server import NoAnswerError
 from nano3.config.errors import UserError
 
 if TYPE_CHECKING:
     from nano3.client.server import Reply, Server
 
 UPDATE, INFO = "/update_weights_from_disk", "/weight_info"
+PAUSED = "it stays paused and answers nobody until it takes weights: send it POST /resume, or restart it"
 
 
 class Dialect(Protocol):
@@ -70,6 +72,14 @@ class Vllm:
     def load_weights(self, server: Server, folder: Path, version: str) -> None:
         """Between a pause, which lets requests end, and its end."""
         _accepted(server, "/pause", server.request("POST", "/pause?mode=wait"))
+        try:
+            self._replace(server, folder, version)
+        except UserError as error:
+            raise UserError(f"{error}; {PAUSED}") from error
+        except NoAnswerError as error:
+            raise NoAnswerError(f"{error.reason}; {PAUSED}", error.tries, error.limit) from error
+
+    def _replace(self, server: Server, folder: Path, version: str) -> None:
         body = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
         _accepted(server, "/collective_rpc", server.request("POST", "/collective_rpc", body))
         reply = server.request("POST", "/reset_prefix_cache")

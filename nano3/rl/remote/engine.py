@@ -17,7 +17,7 @@ from nano3.config.errors import UserError
 from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.engine.protocol import ServersGoneError, Stats, ends_of_text, require_idle
 from nano3.engine.request import Request, Update
-from nano3.rl.remote.place import KEY, LostError, Place, RefusedError
+from nano3.rl.remote.place import KEY, LostError, Place, RefusedError, UnusableError
 from nano3.rl.remote.tokens import refusal
 
 SETTING = "rollout.servers"
@@ -44,6 +44,7 @@ class _Outcome(NamedTuple):
     updates: list[Update]
     lost: str = ""
     refused: str = ""
+    unusable: str = ""
 
 
 class RemoteEngine:
@@ -52,7 +53,8 @@ class RemoteEngine:
     Prompts go out as token ids, and ids come back with their log-probabilities: nothing is made to text and read again.
     Each request's outputs are drawn by one server, with the request's own seed, so that who draws them does not matter:
     that with the fewest sequences under way gets it. A server that does not answer, or answers with other weights than
-    those sent last, is lost until the next `load_weights`; its requests go to the others.
+    those sent last, is lost until the next `load_weights`; its requests go to the others. So does one whose answer
+    cannot be used: its server is lost once another answers it well, and without such another its outputs are errors.
     """
 
     reports_experts = False
@@ -94,6 +96,7 @@ class RemoteEngine:
         if not self.max_context:
             raise UserError(f"{SETTING}: {urls[0]} does not tell max_model_len: set rollout.max_context")
         self._run = secrets.token_hex(4)
+        self._probing = False  # whether an answer that cannot be used is the server's fault, whatever others answer
         self.weights = Weights(lost=("it has no weights of this run yet",) * len(urls))
         self._adopt_lost()
         self._begin()
@@ -131,6 +134,7 @@ class RemoteEngine:
         """Forget a request; what a server goes on to draw for it is not read."""
         self._waiting = deque(request for request in self._waiting if request.id != request_id)
         self._asked.pop(request_id, None)
+        self._unusable.pop(request_id, None)
 
     def step(self) -> list[Update]:
         """The outputs that came since, whole; it waits a moment where none did.
@@ -219,12 +223,14 @@ class RemoteEngine:
     def _begin(self) -> None:
         self._waiting: deque[Request] = deque()
         self._asked: dict[str, Request] = {}
+        self._unusable: dict[str, dict[Place, str]] = {}  # by request: who answered it so, and why
         self._outcomes: SimpleQueue[_Outcome] = SimpleQueue()
         self._counts = {"prompt": 0, "cached": 0, "output": 0}
 
     def _on(self, place: Place) -> RemoteEngine:
         other = copy.copy(self)
         other._places = [place]
+        other._probing = True
         other._begin()
         return other
 
@@ -249,7 +255,10 @@ class RemoteEngine:
         while self._waiting:
             request = self._waiting[0]
             live = [place for place in self._places if not place.lost]
-            free = [place for place in live if not place.running or place.running + request.n <= self._sequences]
+            unusable = self._unusable.get(request.id, {})
+            live = [place for place in live if place not in unusable] or live
+            # What is asked again does not wait for room, and with it all behind it.
+            free = [p for p in live if unusable or not p.running or p.running + request.n <= self._sequences]
             if not free:
                 return
             self._waiting.popleft()
@@ -268,6 +277,8 @@ class RemoteEngine:
             outcome = outcome._replace(lost=str(error))
         except RefusedError as error:
             outcome = outcome._replace(refused=str(error))
+        except UnusableError as error:
+            outcome = outcome._replace(unusable=str(error))
         except BaseException as error:  # a thread that ends without an outcome would be waited for for ever
             outcome = outcome._replace(lost=f"{type(error).__name__}: {error}")
         self._outcomes.put(outcome)
@@ -278,17 +289,41 @@ class RemoteEngine:
         if self._asked.get(request.id) is not request:
             return []  # aborted
         del self._asked[request.id]
+        if outcome.unusable:
+            return self._take_unusable(outcome)
         if outcome.lost:
-            if not place.lost:
-                place.lost = outcome.lost
-                self._say(_lost(place, outcome.lost))
+            self._lose(place, outcome.lost)
             self._waiting.appendleft(request)
             return []
         if outcome.refused:
-            return [Update(request.id, index, finish="error", error=outcome.refused) for index in range(request.n)]
+            return self._errors(request, outcome.refused)
+        for other, reason in self._unusable.pop(request.id, {}).items():
+            self._lose(other, f"{reason}; {place.url} answers the same request well")
         self._counts["cached"] += sum(update.cached_tokens for update in outcome.updates)
         self._counts["output"] += sum(len(update.tokens) for update in outcome.updates)
         return outcome.updates
+
+    def _take_unusable(self, outcome: _Outcome) -> list[Update]:
+        """Ask another server; where none is left, the request is to blame."""
+        request, place = outcome.request, outcome.place
+        unusable = self._unusable.setdefault(request.id, {})
+        unusable[place] = outcome.unusable
+        if self._probing:
+            self._lose(place, outcome.unusable)
+        elif all(other.lost or other in unusable for other in self._places):
+            reasons = "; ".join(f"{other.url}: {reason}" for other, reason in unusable.items())
+            return self._errors(request, reasons)
+        self._waiting.appendleft(request)
+        return []
+
+    def _lose(self, place: Place, reason: str) -> None:
+        if not place.lost:
+            place.lost = reason
+            self._say(_lost(place, reason))
+
+    def _errors(self, request: Request, reason: str) -> list[Update]:
+        self._unusable.pop(request.id, None)
+        return [Update(request.id, index, finish="error", error=reason) for index in range(request.n)]
 
     def _gone(self) -> ServersGoneError:
         reasons = "; ".join(f"{place.url}: {place.lost}" for place in self._places)

@@ -10,7 +10,7 @@ from nano3.config.errors import UserError
 from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.engine.request import Request, Update
 from nano3.rl.remote.dialects import dialect_of
-from nano3.rl.remote.tokens import AnswerError, body_of, updates_of
+from nano3.rl.remote.tokens import AnswerError, body_of, unclear_thinking, updates_of
 
 PATH = "/v1/completions"
 KEY = "NANO3_API_KEY"
@@ -24,7 +24,11 @@ class LostError(Exception):
 
 
 class RefusedError(Exception):
-    """The server refuses this request, as any other would."""
+    """This request cannot be asked of any server; the message says why, in one line."""
+
+
+class UnusableError(Exception):
+    """The server's answer to this request cannot be used; the message says why, in one line."""
 
 
 class Place:
@@ -69,8 +73,10 @@ class Place:
             weights: number and name of those that the answer must come from.
 
         Raises:
-            LostError, RefusedError: as they say.
+            LostError, RefusedError, UnusableError: as they say.
         """
+        if reason := unclear_thinking(request, tokenizer):
+            raise RefusedError(reason)
         try:
             reply = self._server.request("POST", PATH, body_of(request, self._model, eos_ids, room))
             if reply.status in (400, 422):
@@ -83,7 +89,7 @@ class Place:
         except NoAnswerError as error:
             raise LostError(error.reason) from error
         except (AnswerError, ValueError) as error:
-            raise LostError(f"its answer cannot be used: {error}") from error
+            raise UnusableError(f"its answer cannot be used: {error}") from error
 
     def load_weights(self, folder: Path, version: str) -> None:
         """Put the weights of a folder there under a name.

@@ -35,6 +35,18 @@ def refusal(request: Request) -> str:
     return ""
 
 
+def unclear_thinking(request: Request, tokenizer: Tokenizer) -> str:
+    """Why a server would begin the request's thinking budget elsewhere, in one line; empty: it would not."""
+    thinking = request.sampling.thinking
+    if thinking is None or thinking.open == ends_in_thinking(request.prompt, tokenizer):
+        return ""
+    wanted, shown = ("open", "ends outside") if thinking.open else ("closed", "ends in")
+    return (
+        f"thinking is {wanted}, but the prompt {shown} <think> ... </think>, and servers go by the prompt: the chat "
+        "template writes no such marks, or the text of the conversation has some"
+    )
+
+
 def body_of(request: Request, model: str, eos_ids: frozenset[int], room: int) -> dict[str, Any]:
     """The request in fields that nano3 serve and vLLM share. No default of the server's stays in force.
 
@@ -134,8 +146,6 @@ def _tokens(
     """With those that the thinking budget wrote, which are known from the tokens before them."""
     s, tokens = request.sampling, []
     tracker = None if s.thinking is None else thinking_tracker(s, tokenizer)
-    if s.thinking is not None and s.thinking.open != ends_in_thinking(request.prompt, tokenizer):
-        raise AnswerError("its thinking budget began elsewhere: the prompt does not show whether thinking is open")
     for token_id, log_prob in zip(ids, log_probs, strict=True):
         forced = tracker.forced if tracker is not None else None
         if forced is not None and forced != token_id:

@@ -165,6 +165,18 @@ def test_a_request_that_a_server_refuses_ends_with_an_error_and_the_server_stays
     assert right.n_tokens == 2
 
 
+def test_a_prompt_with_thinking_marks_in_its_text_costs_no_server(serve, connect, model, tokenizer):
+    engine = connect(serve(Engine, Engine))
+    send(engine, model)
+    closed = Sampling(max_tokens=3, ignore_eos=True, thinking=ThinkingBudget(3, open=False))
+    prompts = [tuple(tokenizer.encode(text, special=True)) for text in ("why <think>?", "why?")]
+    [[wrong], [right]] = run(engine, [Request(f"r{i}", prompt, closed) for i, prompt in enumerate(prompts)])
+    assert wrong.finish == "error"
+    assert "thinking is closed, but the prompt ends in <think>" in wrong.error
+    assert right.n_tokens == 3
+    assert len(engine.parts) == 2
+
+
 def test_requests_of_a_server_that_dies_go_to_the_others(serve, connect, model, tokenizer):
     engine = connect(serve(Engine, Breaking), sequences=4)
     send(engine, model)

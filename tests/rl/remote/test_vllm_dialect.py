@@ -115,18 +115,30 @@ def test_a_server_that_does_not_take_weights(tokenizer, tmp_path, answers, words
         with pytest.raises(UserError, match=words) as caught:
             engine.load_weights(tmp_path)
     assert "\n" not in str(caught.value)
+    assert ("stays paused" in str(caught.value)) == ("pause" not in answers)
+
+
+def test_a_server_that_dies_while_it_takes_weights_may_be_paused(tokenizer, tmp_path):
+    with vllm(reset_prefix_cache=(503, {"error": "busy"})) as (url, _):
+        engine = RemoteEngine([url], tokenizer, tmp_path)
+        with pytest.raises(ServersGoneError, match=r"busy.*stays paused"):
+            engine.load_weights(tmp_path)
+
+
+UNUSABLE = [
+    ({"choices": [{"index": 0, "text": "a", "logprobs": None}]}, "vLLM's form"),
+    ({"choices": [CHOICE | {"token_ids": None}]}, "token_ids"),
+    ({"choices": [CHOICE | {"prompt_token_ids": [9]}]}, "prompt_token_ids"),
+]
 
 
 @pytest.mark.parametrize(
     ("answers", "words"),
     [
         ({"weight_info": (200, {"weight_version": "other"})}, "the weights other"),
-        ({"v1_completions": (200, {"choices": [{"index": 0, "text": "a", "logprobs": None}]})}, "vLLM's form"),
-        ({"v1_completions": (200, {"choices": [CHOICE | {"token_ids": None}]})}, "token_ids"),
-        ({"v1_completions": (200, {"choices": [CHOICE | {"prompt_token_ids": [9]}]})}, "prompt_token_ids"),
         ({"v1_completions": (503, {"error": "overloaded"})}, "overloaded"),
     ],
-)  # fmt: skip
+)
 def test_answers_that_are_not_taken(tokenizer, tmp_path, answers, words):
     with vllm(**answers) as (url, _):
         engine = RemoteEngine([url], tokenizer, tmp_path)
@@ -134,6 +146,49 @@ def test_answers_that_are_not_taken(tokenizer, tmp_path, answers, words):
         with pytest.raises(ServersGoneError, match=words) as caught:
             run(engine, [Request("a", (40,), Sampling(max_tokens=2))])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("answer", "words"), UNUSABLE)
+def test_a_server_whose_answer_to_the_probe_cannot_be_used_is_lost(tokenizer, tmp_path, answer, words):
+    with vllm(v1_completions=(200, answer)) as (url, _):
+        engine = RemoteEngine([url], tokenizer, tmp_path)
+        engine.load_weights(tmp_path)
+        [(_, probed)] = engine.parts
+        with pytest.raises(ServersGoneError, match=words) as caught:
+            run(probed, [Request("a", (40,), Sampling(max_tokens=2))])
+    assert "\n" not in str(caught.value)
+    assert not engine.parts
+
+
+@pytest.mark.parametrize(("answer", "words"), UNUSABLE)
+def test_a_request_without_a_usable_answer_ends_in_an_error_and_no_server_is_lost(tokenizer, tmp_path, answer, words):
+    broken = [answer] * 2
+    with (
+        vllm(v1_completions=lambda: (200, broken.pop()) if broken else None) as (first, _),
+        vllm(v1_completions=lambda: (200, broken.pop()) if broken else None) as (second, _),
+    ):
+        engine = RemoteEngine([first, second], tokenizer, tmp_path)
+        engine.load_weights(tmp_path)
+        [[wrong]] = run(engine, [Request("a", (40,), Sampling(max_tokens=2))])
+        [[right]] = run(engine, [Request("b", (40,), Sampling(max_tokens=2))])
+        assert len(engine.parts) == 2
+    assert wrong.finish == "error"
+    assert wrong.error.count(words) == 2
+    assert "\n" not in wrong.error
+    assert right.ids == [5, 6]
+
+
+def test_a_server_is_lost_when_another_answers_what_it_cannot(tokenizer, tmp_path):
+    said = []
+    with vllm(v1_completions=(200, UNUSABLE[1][0])) as (bad, _), vllm() as (good, _):
+        engine = RemoteEngine([bad, good], tokenizer, tmp_path, sequences=2, say=said.append)
+        engine.load_weights(tmp_path)
+        outputs = run(engine, [Request(f"r{i}", (40,), Sampling(max_tokens=2)) for i in range(9)])
+        assert [url for url, _ in engine.parts] == [good]
+    assert [output.ids for [output] in outputs] == [[5, 6]] * 9
+    [line] = said
+    assert bad in line
+    assert f"token_ids and token_logprobs do not belong together; vLLM has them from 0.11 on; {good} answers" in line
 
 
 def test_a_request_that_ran_out_of_time_is_not_sent_again(tokenizer, tmp_path):
