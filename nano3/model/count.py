@@ -6,11 +6,12 @@ Letters: T tokens in a sequence, D d_model, H Mamba heads, P Mamba head dim, N s
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nano3.config.model import ATTENTION, MAMBA, MLP, MOE, ModelConfig
 from nano3.config.run import RunConfig
+from nano3.config.schema import ParallelConfig
 from nano3.model.lora.targets import adapter_parameters
 
 MASTER_BYTES = 4
@@ -40,7 +41,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that training holds; everything but activations is for the whole model, before sharding over ranks."""
+    """Bytes that training holds in one process that shares nothing."""
 
     weights: int
     """float32 master weights."""
@@ -51,9 +52,9 @@ class Memory:
     optimizer: int
     """AdamW's two moments, 8 bytes a parameter."""
     activations: int
-    """What one micro-batch keeps for its backward pass, on one rank."""
+    """What one micro-batch keeps for its backward pass."""
     working: int
-    """What comes and goes at the same time, on one rank: gradients of activations, logits, one piece of a block."""
+    """What comes and goes at the same time: gradients of activations, logits, one piece of a block."""
 
     @property
     def shared(self) -> int:
@@ -80,15 +81,14 @@ def count_parameters(cfg: ModelConfig) -> Counts:
 
 
 def memory(cfg: RunConfig, dtype: str = "", seq_len: int = 0) -> Memory:
-    """Estimate of the bytes that a run holds while it trains.
+    """Estimate of the bytes that a run holds while it trains in one process.
 
     Args:
         cfg: the run.
         dtype: compute dtype, `float32` or `bfloat16`; empty takes cfg.train.dtype, and its `auto` as `bfloat16`.
         seq_len: length of the micro-batch's sequences; 0 takes cfg.data.seq_len.
     """
-    dtype = dtype or cfg.train.dtype
-    element = COMPUTE_BYTES.get(dtype, COMPUTE_BYTES["bfloat16"])
+    cfg, element = replace(cfg, parallel=ParallelConfig()), _element(cfg, dtype)
     total = count_parameters(cfg.model).total
     trained, held, copied = _parts(cfg, total, element)
     tokens = cfg.train.micro_batch_size * (seq_len or cfg.data.seq_len)
@@ -120,18 +120,27 @@ def rank_bytes(cfg: RunConfig, dtype: str = "", seq_len: int = 0, ranks: int = 1
     """Estimate of the bytes that one of `ranks` processes holds; arguments as `memory`'s.
 
     Under FSDP a rank has its share, and at a time one block, with the experts that it computes, and both embeddings
-    whole, with their gradients. Where ranks share a sequence each has its part of the activations, and all keys and
-    values of one attention block.
+    whole, with their gradients. Where ranks share a sequence each has the activations of its own tokens, and what
+    blocks gather of the others (`_gathered_bytes`).
     """
     held, parallel = memory(cfg, dtype, seq_len), cfg.parallel
-    own = (held.activations + held.working) // parallel.context
+    if ranks == 1:
+        return held.total
+    element, length = _element(cfg, dtype), seq_len or cfg.data.seq_len
+    tokens = cfg.train.micro_batch_size * length // parallel.context
+    own = _activation_bytes(cfg, element, tokens) + _working_bytes(cfg, element, tokens)
     if parallel.context > 1:
-        own += _gathered_keys(cfg, dtype, seq_len)
-    if ranks == 1 or not parallel.fsdp:
+        own += _gathered_bytes(cfg, element, length)
+    if not parallel.fsdp:
         return held.shared + own
     block = max(_gathered_parameters(cfg, symbol) for symbol in cfg.model.pattern)
     gathered = 2 * MASTER_BYTES * (block + 2 * cfg.model.vocab_size * cfg.model.d_model)
     return held.shared * parallel.replicate // ranks + gathered + own
+
+
+def _element(cfg: Any, dtype: str) -> int:
+    """Bytes of an activation."""
+    return COMPUTE_BYTES.get(dtype or cfg.train.dtype, COMPUTE_BYTES["bfloat16"])
 
 
 def _gathered_parameters(cfg: RunConfig, symbol: str) -> int:
@@ -142,15 +151,18 @@ def _gathered_parameters(cfg: RunConfig, symbol: str) -> int:
     return whole - model.n_experts * _expert_parameters(model) * (cfg.parallel.expert - 1) // cfg.parallel.expert
 
 
-def _gathered_keys(cfg: RunConfig, dtype: str, seq_len: int) -> int:
-    """Bytes of the keys and values of whole sequences in one attention block, twice: as they arrive and in order; and
-    of their gradients."""
-    model = cfg.model
-    if not model.blocks(ATTENTION):
-        return 0
-    element = COMPUTE_BYTES.get(dtype or cfg.train.dtype, COMPUTE_BYTES["bfloat16"])
-    tokens = cfg.train.micro_batch_size * (seq_len or cfg.data.seq_len)
-    return tokens * 2 * model.n_kv_heads * model.head_dim * (3 * element + MASTER_BYTES)
+def _gathered_bytes(cfg: RunConfig, element: int, length: int) -> int:
+    """Bytes that a rank takes from those that share its sequences of `length` tokens, or of shorter lengths of the run.
+
+    Every Mamba block keeps the states that all slices of all rows leave and begin with, every attention block keys and
+    values up to the end of either own slice. Beside them there is what arrives, or the gradients, of one block.
+    """
+    model, slices = cfg.model, 2 * cfg.parallel.context
+    rows = cfg.train.micro_batch_size * max(1, length // min(cfg.lengths))
+    states = rows * slices * MASTER_BYTES * model.d_inner * model.d_state if model.blocks(MAMBA) else 0
+    keys = 2 * cfg.train.micro_batch_size * length * 2 * model.n_kv_heads * model.head_dim
+    kept = 2 * len(model.blocks(MAMBA)) * states + len(model.blocks(ATTENTION)) * element * keys
+    return kept + max(2 * states, (element + MASTER_BYTES) * keys if model.blocks(ATTENTION) else 0)
 
 
 def largest_seq_len(cfg: RunConfig, limit: int, dtype: str = "", ranks: int = 1) -> int:
@@ -202,9 +214,12 @@ def _working_bytes(cfg: RunConfig, element: int, tokens: int) -> int:
 
 
 def _mixer_bytes(cfg: RunConfig, element: int) -> list[int]:
-    """Bytes a token that each block keeps beside its input."""
-    stream = cfg.model.d_model * element
-    return [_MIXER_ACTIVATIONS[symbol](cfg.model, element) + stream for symbol in cfg.model.pattern]
+    """Bytes a token that each block keeps beside its input; of divided experts with the copies that travel."""
+    stream, parallel = cfg.model.d_model * element, cfg.parallel
+    travel = {MOE: cfg.model.top_k * cfg.model.d_model * (2 * element + MASTER_BYTES)} if parallel.expert > 1 else {}
+    return [
+        _MIXER_ACTIVATIONS[symbol](cfg.model, element) + stream + travel.get(symbol, 0) for symbol in cfg.model.pattern
+    ]
 
 
 def _state_bytes(cfg: ModelConfig, element: int) -> int:

@@ -67,6 +67,8 @@ def _advice(cfg: RunConfig) -> str:
     piece = max(SHORT_PIECE, cfg.model.chunk_size)
     if not 0 < train.sequence_chunk <= piece:
         ways.append(f"--set train.sequence_chunk={piece}")
+    if cfg.parallel.context > 1 and (short := min(cfg.lengths)) < cfg.data.seq_len:
+        return f"train sequences of {short} tokens without parallel.context: their states take more than their tokens"
     if train.micro_batch_size > 1:
         ways.append("--set train.micro_batch_size=1")
     return f"lower it, or try {' '.join(ways)}" if ways else "lower it, or take a smaller model or more memory"

@@ -139,19 +139,37 @@ def test_ranks_share_the_weights_but_not_the_activations():
     assert rank_bytes(copies, ranks=48) == held.total
 
 
+def of_256(**settings) -> int:
+    """Bytes of each of 256 ranks that train the 31.6B model on sequences of 512K."""
+    cfg = load_extend_context("long-context", ["context.lengths={524288=1}"])
+    return rank_bytes(replace(cfg, parallel=replace(cfg.parallel, **settings)), ranks=256)
+
+
 def test_ranks_share_sequences_and_gather_their_own_experts_alone():
     cfg = load_extend_context("long-context")
     held, model = memory(cfg), cfg.model
     alone, shared, divided, replicas = (
-        rank_bytes(replace(cfg, parallel=replace(cfg.parallel, **settings)), ranks=256)
-        for settings in ({}, {"context": 64}, {"context": 64, "expert": 8}, {"replicate": 4})
+        of_256(**settings) for settings in ({}, {"context": 64}, {"context": 64, "expert": 8}, {"replicate": 4})
     )
-    keys = 524288 * 2 * model.n_kv_heads * model.head_dim * (3 * 2 + 4)
-    assert alone - shared == held.activations + held.working - (held.activations + held.working) // 64 - keys
+    # Of 512K tokens a rank has 8192, in one piece; 23 blocks keep 128 states of 2 MiB twice, 6 keys and values twice.
+    gathered = (23 * 2 + 2) * 128 * 2**21 + 6 * 2 * 2**29
+    own = shared - (alone - held.activations - held.working)
+    assert gathered + held.activations // 64 < own < gathered + held.activations // 64 + 5e9
     experts = model.n_experts * 2 * model.d_model * model.d_expert
-    assert shared - divided == 2 * 4 * experts * 7 // 8
+    # In an exchange: a copy of each token for each of its 6 experts, there and back, and in float32.
+    copies = 8192 * 6 * model.d_model * 8
+    assert 2 * 4 * experts * 7 // 8 - 2 * copies <= shared - divided < 2 * 4 * experts * 7 // 8
     assert replicas - alone == held.shared * 4 // 256 - held.shared // 256
     assert most_ranks(replace(cfg, parallel=replace(cfg.parallel, context=64))) == 48 * 64
+
+
+def test_states_of_many_short_rows_are_counted_and_not_those_of_a_process_that_shares_nothing():
+    cfg = load_extend_context("long-context", ["parallel.context=64"])
+    more = rank_bytes(cfg, ranks=256) - of_256(context=64)
+    assert 23 * 2 * 127 * 128 * 2**21 < more < 24 * 2 * 128 * 128 * 2**21
+    assert memory(cfg) == memory(load_extend_context("long-context"))
+    assert largest_seq_len(cfg, memory(cfg).total) == cfg.data.seq_len
+    assert largest_seq_len(cfg, memory(cfg).total - 1) < cfg.data.seq_len
 
 
 @pytest.mark.slow

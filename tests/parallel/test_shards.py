@@ -90,6 +90,23 @@ def test_a_dry_run_tells_what_a_process_would_hold(capsys):
     assert facts["memory_bytes"] > facts["state_bytes"]
 
 
+def test_a_dry_run_of_copies_with_the_micro_batch_that_fits(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    command = ["pretrain", "--preset", "tiny", "--dry-run", "--json", "--set", "parallel.fsdp=false"]
+    sizes = ["--set", "train.batch_size=8", "--set", "train.micro_batch_size=8"]
+    found = {}
+    for world in ("1", "4"):
+        with pytest.raises(SystemExit):
+            app.main([*command, *sizes, "--world", world])
+        found[world] = json.loads(capsys.readouterr().out)["process"]
+    assert [found[world]["micro_batch_size"] for world in found] == [8, 2]
+    assert found["4"]["memory_bytes"] < found["1"]["memory_bytes"]
+    assert found["4"]["parameters"] == found["1"]["parameters"]
+    with pytest.raises(SystemExit):
+        app.main([*command[:-3], *sizes, "--set", "parallel.fsdp=false", "--world", "4"])
+    assert "in shards" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("options", "error"),
     [

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from nano3.config.errors import UserError
-from nano3.config.presets import load_rlhf
+from nano3.config.presets import load_extend_context, load_rlhf
 from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.engine.sizing import available_memory
 from nano3.model.lm import LM
@@ -30,6 +30,13 @@ def test_what_runs_beside_training_leaves_less_and_may_be_too_much():
     assert alone - beside == pytest.approx(GIB, abs=free / 10)  # others take and free memory meanwhile
     with pytest.raises(UserError, match=r"takes about .* MB, other models and rollouts .* GB, and .* are free"):
         check_room(cfg, World(), 2 * free)
+
+
+def test_many_short_rows_in_many_slices_have_no_room():
+    cfg = load_extend_context("long-context", ["parallel.context=64", "parallel.expert=8"])
+    advice = "train sequences of 4096 tokens without parallel.context"
+    with pytest.raises(UserError, match=rf"takes about 1670 GB a rank and .*{advice}"):
+        check_room(cfg, World(size=256))
 
 
 def test_copies_rollouts_references_and_judges_count(base):

@@ -42,6 +42,8 @@ def show_dry_run(
 
 def dry_run_facts(cfg: PretrainConfig | SftConfig) -> dict[str, Any]:
     """Everything that a dry run tells; sizes in parameters, bytes, tokens and floating-point operations."""
+    from nano3.stages.settings import fit_micro_batch
+
     hardware = detect()
     dtype = hardware.compute_dtype if cfg.train.dtype == "auto" else cfg.train.dtype
     counts, held, ranks = count_parameters(cfg.model), memory(cfg, dtype), most_ranks(cfg)
@@ -62,7 +64,7 @@ def dry_run_facts(cfg: PretrainConfig | SftConfig) -> dict[str, Any]:
         "free_memory_bytes": free,
         "largest_seq_len": largest_seq_len(cfg, free, dtype),
         "most_ranks": ranks,
-        "rank_memory_bytes": rank_bytes(cfg, dtype, ranks=ranks),
+        "rank_memory_bytes": rank_bytes(fit_micro_batch(cfg, ranks // cfg.parallel.context), dtype, ranks=ranks),
         "tokens": tokens,
         "tokens_per_step": tokens_per_step,
         "steps": steps,
@@ -86,12 +88,13 @@ def process_facts(cfg: PretrainConfig | SftConfig, world: int, rank: int, dtype:
     from nano3.parallel.context import slices_of
     from nano3.parallel.layout import layout_of
     from nano3.parallel.shards import share_of
-    from nano3.stages.settings import check_parallel, check_settings
+    from nano3.stages.settings import check_parallel, check_settings, fit_micro_batch
 
     check_parallel(cfg, world)
     layout = layout_of(cfg.parallel, cfg.model, world)
     readers = layout.replicate * layout.shard
     check_settings(cfg, readers)
+    fitted = fit_micro_batch(cfg, readers)
     share = share_of(cfg.model, layout, rank, cfg.parallel.fsdp)
     each = cfg.model.n_experts // layout.expert if cfg.model.blocks(MOE) else 0
     first = rank % layout.expert * each
@@ -103,12 +106,14 @@ def process_facts(cfg: PretrainConfig | SftConfig, world: int, rank: int, dtype:
         "context": layout.context,
         "expert": layout.expert,
         "sequences_per_step": cfg.train.batch_size // readers,
+        "micro_batch_size": fitted.train.micro_batch_size,
+        "sharded": cfg.parallel.fsdp and world > 1,
         "slices": slices_of(layout.context, rank % layout.context) if layout.context > 1 else [],
         "experts": [first, first + each],
         "parameters": share.parameters,
         "expert_parameters": share.expert_parameters,
         "state_bytes": share.state_bytes,
-        "memory_bytes": rank_bytes(cfg, dtype, ranks=world),
+        "memory_bytes": rank_bytes(fitted, dtype, ranks=world),
     }
 
 
@@ -117,7 +122,7 @@ def process_table(facts: dict[str, Any]) -> Any:
     table = plain_table(f"Process {facts['rank']} of {facts['world']}", "", "", "")
     kinds = ("replicate", "shard", "context")
     table.add_row("arrangement", " x ".join(str(facts[kind]) for kind in kinds), " x ".join(kinds))
-    table.add_row("sequences a step", f"{facts['sequences_per_step']:,}", "")
+    table.add_row("sequences a step", f"{facts['sequences_per_step']:,}", f"{facts['micro_batch_size']:,} a pass")
     if facts["slices"]:
         early, late = facts["slices"]
         table.add_row("slices of each", f"{early} and {late}", f"of {2 * facts['context']}, from 0")
@@ -125,7 +130,8 @@ def process_table(facts: dict[str, Any]) -> Any:
         first, end = facts["experts"]
         table.add_row("experts of a block", f"{first} to {end - 1}", f"divided among {facts['expert']}")
     table.add_row("parameters", f"{facts['parameters']:,}", f"{facts['expert_parameters']:,} of them of experts")
-    table.add_row("weights, gradients, moments", bytes_text(facts["state_bytes"]), "float32, in shards")
+    held = "float32, in shards" if facts["sharded"] else "float32, all of them"
+    table.add_row("weights, gradients, moments", bytes_text(facts["state_bytes"]), held)
     table.add_row("memory while training", bytes_text(facts["memory_bytes"]), "estimated, with all that comes and goes")
     return table
 
