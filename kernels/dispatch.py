@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import cpu, eager, reference
+from . import cpu, eager, reference, triton
 from .cpu.guard import opaque
 
 ENVIRONMENT = "NANO3_BACKEND"
@@ -31,10 +31,15 @@ class Backend:
     """Op -> why one would choose it, in a few words."""
     unavailable: Callable[[torch.device, str], str | None] = _everywhere
     """Device and op -> why the backend cannot run it there, or None when it can."""
+    reserved: Callable[[torch.device, str], str | None] = _everywhere
+    """Device and op -> why it runs there only where it is forced, or None when it is chosen by itself."""
+    made_for: str | None = None
+    """Type of device it is made for: of others, no reason need be given. None: all."""
 
 
 BACKENDS: dict[str, Backend] = {
-    "cpu": Backend(cpu.FUNCTIONS, cpu.about, cpu.unavailable),
+    "cpu": Backend(cpu.FUNCTIONS, cpu.about, cpu.unavailable, made_for="cpu"),
+    "triton": Backend(triton.FUNCTIONS, triton.about, triton.unavailable, triton.reserved, made_for="cuda"),
     "eager": Backend(eager.FUNCTIONS, eager.about),
     "reference": Backend(reference.FUNCTIONS, lambda _: "plain PyTorch, the spec; slow"),
 }
@@ -54,15 +59,18 @@ def ops() -> list[str]:
     return list(reference.FUNCTIONS)
 
 
-def backends(op: str) -> list[str]:
-    """Names of the backends that have `op`, the preferred ones first.
+def backends(op: str, device: torch.device | str | None = None) -> list[str]:
+    """Names of the backends that have `op`, the preferred ones first; with `device`, those that can run it there.
 
     Raises:
         ValueError: no such op.
     """
     if op not in reference.FUNCTIONS:
         raise ValueError(f"unknown op {op!r}; ops: {', '.join(ops())}")
-    return [name for name, backend in BACKENDS.items() if op in backend.functions]
+    names = [name for name, backend in BACKENDS.items() if op in backend.functions]
+    if device is None:
+        return names
+    return [name for name in names if BACKENDS[name].unavailable(torch.device(device), op) is None]
 
 
 @opaque
@@ -102,10 +110,11 @@ def _decide(op: str, device: torch.device, backend: str | None) -> Choice:
             return _forced(op, device, variable, names, ENVIRONMENT)
     problems = []
     for name in names:
-        problem = BACKENDS[name].unavailable(device, op)
+        candidate = BACKENDS[name]
+        problem = candidate.unavailable(device, op) or candidate.reserved(device, op)
         if problem is None:
-            return Choice(op, name, "; ".join([BACKENDS[name].about(op), *problems]))
-        if device.type == "cpu":
+            return Choice(op, name, "; ".join([candidate.about(op), *problems]))
+        if candidate.made_for in (None, device.type):
             problems.append(f"not {name}: {problem}")
     raise ValueError(f"no backend runs {op} on device {device}; backends: {', '.join(names)}")
 

@@ -52,7 +52,9 @@ def test_every_op_is_public():
 
 
 def test_unknown_backend_names_the_valid_ones():
-    with pytest.raises(ValueError, match="unknown backend 'fast' for rms_norm; backends: cpu, eager, reference"):
+    with pytest.raises(
+        ValueError, match="unknown backend 'fast' for rms_norm; backends: cpu, triton, eager, reference"
+    ):
         kernels.rms_norm(torch.ones(2), torch.ones(2), 1e-5, backend="fast")
 
 
@@ -74,7 +76,7 @@ def test_environment_forces_a_backend(monkeypatch):
 def test_unknown_backend_in_the_environment_is_an_error(monkeypatch):
     monkeypatch.setenv("NANO3_BACKEND", "fast")
     with pytest.raises(
-        ValueError, match="NANO3_BACKEND names an unknown backend 'fast'; backends: cpu, eager, reference"
+        ValueError, match="NANO3_BACKEND names an unknown backend 'fast'; backends: cpu, triton, eager, reference"
     ):
         kernels.choose("ssd_scan", "cpu")
 
@@ -98,3 +100,30 @@ def test_an_unavailable_backend_is_passed_over(monkeypatch):
         kernels.choose("rms_norm", "cpu", "extra")
     monkeypatch.setenv("NANO3_BACKEND", "extra")
     assert kernels.choose("ssd_scan", "cpu")[0] != "extra"
+
+
+@pytest.mark.usefixtures("only_cuda")
+def test_backends_of_a_device_are_those_that_run_there():
+    assert kernels.backends("rms_norm")[:3] == ["extra", "cpu", "triton"]
+    assert kernels.backends("rms_norm", "cpu")[-2:] == ["eager", "reference"]
+    assert not {"extra", "triton"} & set(kernels.backends("rms_norm", "cpu"))
+
+
+def test_triton_says_what_it_needs():
+    with pytest.raises(ValueError, match="'triton' cannot run rms_norm on device cpu: Triton kernels run on CUDA"):
+        kernels.rms_norm(torch.ones(2), torch.ones(2), 1e-5, backend="triton")
+
+
+def test_a_gpu_is_told_why_its_backend_is_passed_over_and_not_why_others_are(monkeypatch):
+    broken = dispatch.Backend({"rms_norm": print}, lambda _: "broken", lambda *_: "cannot be imported", made_for="cuda")
+    monkeypatch.setattr(dispatch, "BACKENDS", {"broken": broken, **dispatch.BACKENDS, "triton": broken})
+    reasons = {choice.op: choice.reason for choice in kernels.explain("cuda")}
+    assert reasons["rms_norm"].endswith("; not broken: cannot be imported; not triton: cannot be imported")
+    assert "not cpu" not in reasons["rms_norm"]
+    assert "broken" not in {choice.op: choice.reason for choice in kernels.explain("cpu")}["rms_norm"]
+
+
+def test_nothing_imports_triton_before_it_is_used():
+    code = "import sys; from nano3.kernels import explain; explain('cpu'); print('triton' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

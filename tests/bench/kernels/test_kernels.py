@@ -26,14 +26,14 @@ def test_every_op_has_a_case_that_all_backends_take(op):
     assert case.flops > 0
     assert case.bytes >= sum(leaf.nbytes for leaf in case.leaves)
     assert bool(case.leaves) == (op not in DECODING)
-    for backend in kernels.backends(op):
+    for backend in kernels.backends(op, "cpu"):
         case.run(backend=backend)
 
 
 @pytest.mark.parametrize("op", [op for op in ops() if op not in DECODING])
 def test_every_other_op_has_a_backward_pass_by_all_backends(op):
     case = Maker(CFG, SIZES, torch.float32, 0).make(op)
-    for backend in kernels.backends(op):
+    for backend in kernels.backends(op, "cpu"):
         _run(case, BOTH, backend)()
 
 
