@@ -82,7 +82,7 @@ def heldout(asked: argparse.Namespace, folder: Path, seed: int, out: Path) -> Me
         domains, world = open_domains(cfg.environments, cfg.heldout.tasks), World()
         model = nano3.load(folder)
         model.compute_dtype = compute_dtype(cfg.train.dtype, world.device)
-        engine = open_engine(cfg, model, Tokenizer.load(folder), world)
+        engine = open_engine(cfg, model, Tokenizer.load(folder), world, out.with_suffix(".served"))
         out.write_text(json.dumps(ask_heldout(cfg, domains, rollout_worker(cfg, engine), world)), encoding="utf-8")
     return json.loads(out.read_text(encoding="utf-8"))
 

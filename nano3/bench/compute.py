@@ -77,7 +77,7 @@ class Plan:
             raise UserError(f"--peer-timeout is {self.peer_timeout:g}; it must be above 0")
         if self.gguf and not any(text.partition(":")[0] == "llama.cpp" for text in self.against):
             raise UserError("--gguf is a model for llama.cpp: add --against llama.cpp, or leave it out")
-        check_peers(self.against, self.kind, self.gguf)
+        check_peers(self.against, self.kind, self.gguf, self.device)
 
 
 @dataclass

@@ -154,14 +154,14 @@ def _gathered_parameters(cfg: RunConfig, symbol: str) -> int:
 def _gathered_bytes(cfg: RunConfig, element: int, length: int) -> int:
     """Bytes that a rank takes from those that share its sequences of `length` tokens, or of shorter lengths of the run.
 
-    Every Mamba block keeps the states that all slices of all rows leave and begin with, every attention block keys and
-    values up to the end of either own slice. Beside them there is what arrives, or the gradients, of one block.
+    Every Mamba block keeps the states that all slices of all rows begin with, every attention block keys and values up
+    to the end of either own slice. Beside them there is what arrives, or the gradients, of one block.
     """
     model, slices = cfg.model, 2 * cfg.parallel.context
     rows = cfg.train.micro_batch_size * max(1, length // min(cfg.lengths))
     states = rows * slices * MASTER_BYTES * model.d_inner * model.d_state if model.blocks(MAMBA) else 0
     keys = 2 * cfg.train.micro_batch_size * length * 2 * model.n_kv_heads * model.head_dim
-    kept = 2 * len(model.blocks(MAMBA)) * states + len(model.blocks(ATTENTION)) * element * keys
+    kept = len(model.blocks(MAMBA)) * states + len(model.blocks(ATTENTION)) * element * keys
     return kept + max(2 * states, (element + MASTER_BYTES) * keys if model.blocks(ATTENTION) else 0)
 
 

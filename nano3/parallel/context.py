@@ -155,8 +155,9 @@ class Neighbours:
         shape = state.shape[1:]
         packed = self.shared.gather(torch.cat([state.flatten(1), decay], dim=1))
         states = packed[..., : -decay.shape[1]].unflatten(-1, shape)
-        decays = packed[..., -decay.shape[1] :, None, None]
-        starts = [states[0]]
+        # Copies: the backward pass keeps these two, and with views of them all the states that were gathered.
+        decays = packed[..., -decay.shape[1] :, None, None].clone()
+        starts = [states[0].clone()]
         for i in range(self.shared.count - 1):
             starts.append(states[i] + decays[i] * starts[i])
         return Edge(conv, self.shared.choose(torch.stack(starts)))

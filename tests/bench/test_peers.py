@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from nano3.bench.compute import Plan
 from nano3.bench.native import full_tokenizer, open_model
 from nano3.bench.peers import table as peers
 from nano3.bench.peers.table import Chosen, check_peers, choose_peers
@@ -45,6 +46,14 @@ def test_what_is_missing_is_one_line(monkeypatch, names, kind, installed, words)
         check_peers(names, kind, "")
     assert words in str(told.value)
     assert "\n" not in str(told.value)
+
+
+def test_a_peer_on_the_cpu_is_not_compared_with_nano3_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(peers, "find_spec", lambda name: object())
+    for name in ("transformers", "llama.cpp"):
+        with pytest.raises(UserError, match=f"--against {name}: it would run on the CPU beside nano3 on cuda:1"):
+            Plan("throughput", (), against=(name,), device="cuda:1")
+    Plan("throughput", (), against=("vllm",), device="cuda")
 
 
 def test_llama_cpp_needs_gguf_or_a_file(monkeypatch):

@@ -134,6 +134,12 @@ def wait_until_running(url, count):
         (["--model", "tiny", "--api-key", ""], "--api-key is empty"),
         (["--model", "tiny", "--api-key-file", "no/file"], "no/file"),
         (["--model", "tiny", "--host", "203.0.113.1"], "cannot listen on 203.0.113.1"),
+        (
+            ["--model", "tiny", "--host", "0.0.0.0", "--weights-folder", "."],
+            "could replace its weights; give --api-key",
+        ),
+        (["--model", "tiny", "--weights-folder", "no/folder"], "--weights-folder no/folder: no such folder"),
+        (["--model", "tiny", "--logprobs-mode", "raw"], "--logprobs-mode raw: not known"),
     ],
 )
 def test_wrong_options_are_told_in_one_line(options, words, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from nano3.config.model import ModelConfig
 from nano3.model.lm import LM
-from nano3.parallel.context import SharedSequences, around
+from nano3.parallel.context import Neighbours, SharedSequences, around
 from nano3.train.heldout import to_device
 
 from ..train.tiny_run import TinyBatch
@@ -151,3 +151,32 @@ def test_a_document_leaves_the_bits_of_the_others_alone(changed):
     assert torch.equal(gradient[elsewhere], gradient_other[elsewhere])
     assert (x[place] - x_other[place]).abs().max() > 1e-3
     assert gradient.abs().amax(1).min() > 1e-9
+
+
+class OwnStates:
+    """What a Mamba-2 block says of two slices: of each the last inputs, the state at its end and the decays."""
+
+    def tail(self):
+        return torch.zeros(2, 3, 4, requires_grad=True)
+
+    def summary(self, conv):
+        return torch.randn(2, 8, 4, 6, requires_grad=True), torch.rand(2, 8, requires_grad=True)
+
+
+def test_the_backward_pass_keeps_one_state_a_slice():
+    """And not also all that were gathered, of which it would need views alone."""
+
+    class Alike(Shared):
+        def gather(self, x):
+            return self.in_order(torch.stack([x] * self.size))
+
+    kept, shared = {}, Alike(Ranks(8), 3)
+
+    def keep(x):
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        Neighbours(shared, torch.zeros(1, T, dtype=torch.int32)).enter(0, OwnStates())
+    one = 8 * 4 * 6 * 4  # bytes
+    assert sum(storage.nbytes() for storage in kept.values()) < 1.1 * shared.count * one

@@ -11,9 +11,10 @@ from typer.testing import CliRunner
 
 from nano3.cli.app import app
 from nano3.config.errors import UserError
-from nano3.config.presets import load_rlvr
+from nano3.config.presets import load_rlhf, load_rlvr
 from nano3.rl.rollout_files import read_rollouts, rollouts_path
-from nano3.stages.rlvr import main
+from nano3.stages.rlhf import main as rlhf
+from nano3.stages.rlvr import main, profile_tasks
 from nano3.train.tracking.progress import Silent
 
 from .policy_runs import save_base, steps_of, tasks_of
@@ -138,6 +139,26 @@ def test_a_run_on_servers_is_the_run_on_the_engine_of_the_process(folder, server
     said = [sample.weights_version for sample in read_rollouts(rollouts_path(folder / "served", 4))]
     assert set(said) == {5}  # one for the profile and one a step
     assert not (folder / "served" / "served").exists()  # a copy of the weights that nobody needs any more
+
+
+def test_a_profile_is_measured_on_servers(folder, servers, local, tmp_path):
+    profile_tasks(load_rlvr("tiny", [*SETTINGS, on(servers)]), folder / "base", folder / "profile.json")
+    rates = [json.loads((place / "profile.json").read_text("utf-8"))["rates"] for place in (folder, local)]
+    assert rates[0] == rates[1]
+    assert not (folder / "profile.served").exists()
+
+
+def test_rlhf_on_servers_is_rlhf_on_the_engine_of_the_process(folder, servers):
+    settings = [
+        "prompts.sources={made='generate:count?levels=3-4'}", "prompts.weights={made=1}", "prompts.tasks=4",
+        "rollout.prompts=2", "rollout.group=4", "rollout.max_tokens=12", "train.steps=2", "train.pack_length=512",
+        "train.dtype=float32", "heldout.tasks=0", "stop.truncated=1", "stop.zero_variance=1",
+    ]  # fmt: skip
+    for name, more in (("rlhf-local", []), ("rlhf-served", [on(servers)])):
+        rlhf(load_rlhf("tiny", [*settings, *more]), folder / name, folder / "base", progress=Silent())
+    for step in (1, 2):
+        assert tasks_of(folder / "rlhf-served", step) == tasks_of(folder / "rlhf-local", step)
+        assert np.allclose(log_probs(folder / "rlhf-served", step), log_probs(folder / "rlhf-local", step), atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,8 @@ class Peer:
     """What it can do."""
     note: str = ""
     """What else to say where it is not installed."""
+    on_gpu: bool = False
+    """Whether it runs on a GPU."""
 
 
 PEERS = {
@@ -45,6 +47,7 @@ PEERS = {
         {"vllm": "vllm"},
         ("throughput",),
         " on a machine with a GPU for it, or measure a server that runs there: nano3 bench throughput --url URL",
+        on_gpu=True,
     ),
 }
 
@@ -93,8 +96,9 @@ def _check_dtype(name: str, kind: str) -> str:
     return kind
 
 
-def check_peers(names: Sequence[str], kind: Kind, gguf: str) -> None:
-    """Raise UserError for a peer that is unknown, not installed, unable to do this, or lacks its model file."""
+def check_peers(names: Sequence[str], kind: Kind, gguf: str, device: str = "cpu") -> None:
+    """Raise UserError for a peer that is unknown, not installed, unable to do this, runs on another device than nano3's
+    side, or lacks its model file."""
     for chosen in choose_peers(names, DTYPES):
         name = chosen.name
         peer = PEERS[name]
@@ -103,6 +107,10 @@ def check_peers(names: Sequence[str], kind: Kind, gguf: str) -> None:
             raise UserError(
                 f"--against {name}: nano3 bench {kind} cannot compare with it, only with {' and '.join(able)}; "
                 f"{name} takes part in {' and '.join(peer.kinds)}"
+            )
+        if device != "cpu" and not peer.on_gpu:
+            raise UserError(
+                f"--against {name}: it would run on the CPU beside nano3 on {device}; leave it out, or --device cpu"
             )
         needed = {module: pip for module, pip in peer.packages.items() if not (gguf and module == WRITES_MODEL)}
         if missing := [pip for module, pip in needed.items() if find_spec(module) is None]:
