@@ -25,6 +25,7 @@ OLDEST = (8, 0)
 MODULES = {
     "rms_norm": "norm",
     "gated_rms_norm": "norm",
+    "causal_conv1d": "conv",
 }
 """Op -> module of this folder whose KERNELS has it."""
 
