@@ -20,3 +20,8 @@ def check(section: str, settings: Any, relation: str, bound: float, *names: str)
         value = getattr(settings, name)
         if not holds(value, bound):
             raise ValueError(f"{section}.{name} is {value}; it must be {words} {bound}")
+
+
+def as_typed(value: Any) -> str:
+    """A value as it is typed after `--set key=`."""
+    return str(value).lower() if isinstance(value, bool) else str(value)

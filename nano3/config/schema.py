@@ -8,6 +8,7 @@ from typing import Literal
 from nano3.config.checks import check
 from nano3.config.generate import GenerateConfig
 from nano3.config.model import ModelConfig
+from nano3.config.sections.parallel import ParallelConfig
 
 SCHEDULE_TOKENS = ("warmup_tokens", "horizon_tokens", "start_tokens")
 SCHEDULE_STEPS = ("warmup_steps", "horizon_steps", "start_steps")
@@ -271,32 +272,6 @@ class ExportConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the weights on disk; router, A_log, D and dt_bias are float32 in any case. The published ones are
     bfloat16; float32 loses nothing of what was trained and takes twice the room."""
-
-
-@dataclass(frozen=True)
-class ParallelConfig:
-    """Parallelism under torchrun: processes = replicate * shard * context; expert divides shard * context."""
-
-    fsdp: bool = True
-    """Shard weights and optimizer over the ranks (FSDP2); off: every rank keeps a full copy."""
-    replicate: int = 1
-    """Groups of ranks that each hold all weights in shards (HSDP): weights are gathered inside a group."""
-    shard: int = 0
-    """Ranks of a group that read different sequences; 0: those that there are. Another number is refused."""
-    expert: int = 1
-    """Ranks among which the experts of a block are divided; tokens travel to their experts."""
-    context: int = 1
-    """Ranks among which each sequence is divided."""
-
-    def __post_init__(self) -> None:
-        check("parallel", self, ">=", 1, "replicate", "expert", "context")
-        check("parallel", self, ">=", 0, "shard")
-
-    @property
-    def kinds(self) -> str:
-        """In words: `data (FSDP), context 8, expert 8`."""
-        degrees = {name: getattr(self, name) for name in ("replicate", "context", "expert")}
-        return ", ".join(["data (FSDP)" if self.fsdp else "data", *(f"{k} {n}" for k, n in degrees.items() if n > 1)])
 
 
 @dataclass(frozen=True)

@@ -172,9 +172,9 @@ def _leaf(key: str) -> str:
 def _convert_choice(value: Any, choices: tuple, key: str, where: str) -> Any:
     if value in choices and type(value) in {type(c) for c in choices}:
         return value
-    close = nearest(value, choices) if isinstance(value, str) else None
+    close = nearest(value, [c for c in choices if isinstance(c, str)]) if isinstance(value, str) else None
     hint = f"; did you mean {close!r}?" if close else ""
-    raise UserError(f"{where}: '{key}' must be one of {', '.join(map(repr, choices))}, not {_shown(value)}{hint}")
+    raise UserError(f"{where}: '{key}' must be one of {', '.join(map(_shown, choices))}, not {_shown(value)}{hint}")
 
 
 def _as_int(value: Any) -> int | None:

@@ -6,14 +6,17 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from nano3.config.checks import as_typed
 from nano3.config.errors import UserError
 from nano3.config.model import MAMBA, MOE, ModelConfig
-from nano3.config.schema import ParallelConfig
+from nano3.config.sections.parallel import ParallelConfig
 
 CONTEXT = "context"
 """The axis of the processes that share out each sequence."""
 EXPERT_AXES = ("replicate", "shard", "expert")
 """Axes of the processes as the experts' weights see them."""
+TRAVEL = ("gather_dtype", "reduce_dtype", "reshard_after_forward", "offload")
+"""Settings of how shards are kept and travel."""
 SLICES_EACH = 2
 """Slices of a sequence that one process holds: an early and a late one, since late tokens see more keys."""
 
@@ -106,12 +109,16 @@ def check_lengths(cfg: ParallelConfig, model: ModelConfig, lengths: Iterable[int
 
 
 def _check_copies(cfg: ParallelConfig) -> None:
-    for name in ("replicate", "shard", "expert"):
-        default = getattr(ParallelConfig(), name)
-        if not cfg.fsdp and getattr(cfg, name) > 1:
+    """Refuse settings of shards where there are none."""
+    if cfg.fsdp:
+        return
+    of_shards = {name: getattr(ParallelConfig(), name) for name in (*EXPERT_AXES, *TRAVEL)}
+    for name, default in of_shards.items():
+        asked = getattr(cfg, name)
+        if asked > 1 if name in EXPERT_AXES else asked != default:
             raise UserError(
-                f"parallel.{name} is {getattr(cfg, name)} with parallel.fsdp = false, where every process holds all "
-                f"weights: --set parallel.fsdp=true, or --set parallel.{name}={default}"
+                f"parallel.{name} is {as_typed(asked)} with parallel.fsdp = false, where every process holds all "
+                f"weights: --set parallel.fsdp=true, or --set parallel.{name}={as_typed(default)}"
             )
 
 

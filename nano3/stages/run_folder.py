@@ -21,6 +21,7 @@ from nano3.config.schema import ExportConfig
 from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.files import atomic_folder, write_atomic
 from nano3.model.hf.folder import save
+from nano3.model.dtype import compute_dtype
 from nano3.model.lm import LM
 from nano3.parallel.layout import axes_of
 from nano3.reading import read_json
@@ -28,6 +29,7 @@ from nano3.stages.new_run import START, TOKENIZER, check_new_run
 from nano3.stages.settings import check_parallel, fit_micro_batch
 from nano3.train.checkpoint.checkpointer import step_folders
 from nano3.train.numerics import tuned_process
+from nano3.train.parallel import check_device
 from nano3.train.world import World, init_world, n_processes
 
 Config = TypeVar("Config", bound=RunConfig)
@@ -43,6 +45,7 @@ def processes(cfg: RunConfig | AnyPolicyConfig | GenrmConfig) -> Iterator[World]
     check_parallel(cfg, n_processes())
     world = init_world(axes_of(cfg.parallel))
     try:
+        check_device(cfg.parallel, compute_dtype(cfg.train.dtype, world.device), world)
         with tuned_process(world.device):
             yield world
     finally:

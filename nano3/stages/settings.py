@@ -8,12 +8,14 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import TypeVar
 
+from nano3.config.checks import as_typed
 from nano3.config.errors import UserError
 from nano3.config.genrm import GenrmConfig
 from nano3.config.policy import PolicyConfig
 from nano3.config.rlhf import AnyPolicyConfig
 from nano3.config.run import RunConfig
-from nano3.config.schema import ParallelConfig, PretrainConfig
+from nano3.config.schema import PretrainConfig
+from nano3.config.sections.parallel import ParallelConfig
 from nano3.config.sft import SftConfig
 from nano3.data.tokens.steps import make_plans
 from nano3.model.lora.targets import expert_targets
@@ -22,8 +24,12 @@ from nano3.train.schedule import build_schedule
 from nano3.train.tracking.trackers import check_trackers
 
 Config = TypeVar("Config", bound=RunConfig)
-EXPERT_TORCH = (2, 13)
+OF_COPIES = ("fsdp", "timeout_s")
+"""Settings of the section parallel that every stage knows."""
+TWO_SETS_TORCH = (2, 13)
 """The first PyTorch whose FSDP shards the parameters of a block over two sets of processes."""
+NEED_TWO_SETS = ("expert", "gather_dtype", "reduce_dtype")
+"""Settings of the section parallel that need it, beside their defaults."""
 
 
 def check_settings(cfg: RunConfig, ranks: int) -> None:
@@ -56,9 +62,9 @@ def check_parallel(cfg: RunConfig | AnyPolicyConfig | GenrmConfig, n_processes: 
     parallel = cfg.parallel
     if not isinstance(cfg, PretrainConfig | SftConfig):
         defaults = asdict(ParallelConfig())
-        differs = (name for name, n in asdict(parallel).items() if name != "fsdp" and n != defaults[name])
+        differs = (name for name, n in asdict(parallel).items() if name not in OF_COPIES and n != defaults[name])
         if changed := next(differs, None):
-            n, default = getattr(parallel, changed), defaults[changed]
+            n, default = as_typed(getattr(parallel, changed)), as_typed(defaults[changed])
             raise UserError(
                 f"parallel.{changed} is {n}: reinforcement learning shares out weights and data alone "
                 f"(parallel.fsdp); --set parallel.{changed}={default}"
@@ -66,8 +72,7 @@ def check_parallel(cfg: RunConfig | AnyPolicyConfig | GenrmConfig, n_processes: 
         return
     layout_of(parallel, cfg.model, n_processes)
     check_lengths(parallel, cfg.model, [*cfg.lengths, *getattr(cfg, "heldout_lengths", [])])
-    if parallel.expert > 1:
-        _check_expert_torch(parallel.expert)
+    _check_torch(parallel)
     if parallel.expert > 1 and isinstance(cfg, SftConfig) and (names := expert_targets(cfg.model, cfg.lora)):
         raise UserError(
             f"parallel.expert is {parallel.expert}: it divides experts, not adapters such as {names[0]} of theirs; "
@@ -75,13 +80,17 @@ def check_parallel(cfg: RunConfig | AnyPolicyConfig | GenrmConfig, n_processes: 
         )
 
 
-def _check_expert_torch(expert: int) -> None:
-    installed, needed = version("torch"), ".".join(map(str, EXPERT_TORCH))
-    if tuple(map(int, re.findall(r"\d+", installed)[:2])) < EXPERT_TORCH:
-        raise UserError(
-            f"parallel.expert is {expert}: it needs PyTorch {needed} or newer, and {installed} is installed; "
-            f"pip install 'torch>={needed}', or --set parallel.expert=1"
-        )
+def _check_torch(parallel: ParallelConfig) -> None:
+    installed, needed = version("torch"), ".".join(map(str, TWO_SETS_TORCH))
+    if tuple(map(int, re.findall(r"\d+", installed)[:2])) >= TWO_SETS_TORCH:
+        return
+    for name in NEED_TWO_SETS:
+        asked, default = getattr(parallel, name), getattr(ParallelConfig(), name)
+        if asked not in (default, "float32"):
+            raise UserError(
+                f"parallel.{name} is {asked}: it needs PyTorch {needed} or newer, and {installed} is installed; "
+                f"pip install 'torch>={needed}', or --set parallel.{name}={default}"
+            )
 
 
 def fit_micro_batch(cfg: Config, ranks: int) -> Config:

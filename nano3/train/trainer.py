@@ -12,7 +12,6 @@ from typing import Any
 
 from nano3.config.model import MOE
 from nano3.model.count import flops_per_token
-from nano3.model.dtype import compute_dtype
 from nano3.parallel.context import SharedSequences
 from nano3.train.balance import load_stats
 from nano3.train.checkpoint.checkpointer import Checkpointer, CheckpointError, Saved, load_tensors, step_folders
@@ -25,12 +24,12 @@ from nano3.train.checkpoint.run_identity import (
 )
 from nano3.train.checkpoint.snapshot import optimizer_steps, rng_tensors, set_optimizer_steps, set_rng, state_tensors
 from nano3.train.checkpoint.source_state import SourceState, restore_source, stored_source
+from nano3.train.faults import steps_limited
 from nano3.train.feed import Feed, MeasuredSource, PausedError, StepSource, sequence_length
-from nano3.train.freeze import freeze
 from nano3.train.heldout import Heldout, HeldoutScore, evaluate
 from nano3.train.loss import LossFunction, NextTokenLoss, check_shared
 from nano3.train.optimizer import build_optimizer, set_lr
-from nano3.train.parallel import parallelize
+from nano3.train.parallel import place
 from nano3.train.position import Position, Result, RunLength
 from nano3.train.schedule import build_schedule
 from nano3.train.settings import TrainerConfig
@@ -42,7 +41,7 @@ from nano3.train.tracking.metrics import FINAL
 from nano3.train.tracking.progress import Progress, Status
 from nano3.train.tracking.record import Record
 from nano3.train.tracking.throughput import Meter, peak_flops
-from nano3.train.world import World, attempt, init_world
+from nano3.train.world import SAVING, World, attempt, init_world
 
 
 class Trainer:
@@ -85,7 +84,7 @@ class Trainer:
         self.progress = progress or make_progress(self.world.is_main)
         self.shared = SharedSequences(self.world.context.handle) if self.world.context.size > 1 else None
         loss = check_shared(loss or NextTokenLoss.of(cfg.balance, self.shared), self.shared)
-        self.model = self._place(model)
+        self.model = place(model, cfg, self.world)
         self.optimizer = build_optimizer(model, cfg.optimizer)
         self.recipe = self._recipe(loss)
         self.checkpoints = Checkpointer(
@@ -155,6 +154,7 @@ class Trainer:
 
         Raises:
             NonFiniteError: the loss or gradient became NaN or infinite.
+            LostProcessError: another rank did not answer in time, or ended.
             CheckpointError: a checkpoint could not be written.
             PausedError: the source has no step for now; all is saved.
         """
@@ -162,8 +162,9 @@ class Trainer:
         try:
             with StopRequest(self.progress.say) as stop:
                 self._open()
-                result = self._run(stop)
-            # All is saved: from here on a signal ends the run at once, and a resume comes back here.
+                with steps_limited(self.world, self._patience):
+                    result = self._run(stop)
+            # All is saved: from here on a signal ends the run at once; a resume comes back here.
             done = self._done
             if done:
                 try:
@@ -173,6 +174,13 @@ class Trainer:
             return self._result(result, done)
         finally:
             self._close()
+
+    @property
+    def _patience(self) -> float:
+        """Seconds that ranks wait for each other in a step; rollouts take some of them much longer than others."""
+        seconds = self.cfg.parallel.timeout_s
+        rollouts = isinstance(self.feed.source, MeasuredSource)
+        return max(seconds, SAVING.total_seconds()) if rollouts else seconds
 
     @property
     def _done(self) -> bool:
@@ -360,22 +368,6 @@ class Trainer:
         folders = step_folders(self.checkpoints.folder)
         last = f"the last good checkpoint is {folders[0]}" if folders else "there is no checkpoint yet"
         return f"step {self.position.step + 1} stopped before its update: {error}; {last}"
-
-    def _place(self, model: Any) -> Any:
-        train = self.cfg.train
-        empty = next(model.parameters()).is_meta
-        if not empty:
-            model.to(self.world.device)
-        model.compute_dtype = compute_dtype(train.dtype, self.world.device)
-        model.checkpoint_activations = train.checkpoint_activations == "block"
-        model.sequence_chunk = train.sequence_chunk
-        model.train()
-        freeze(model, train.freeze)
-        parallelize(model, self.world, self.cfg.parallel)
-        if empty:
-            # Not before: so no rank ever holds more than its shards.
-            model.to_empty(device=self.world.device)
-        return model
 
     def _recipe(self, loss: LossFunction) -> Recipe:
         clip_norm, bias_rate = self.cfg.optimizer.clip_norm, self.cfg.balance.bias_rate

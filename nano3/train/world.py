@@ -7,11 +7,13 @@ import os
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import distributed_c10d
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
@@ -20,6 +22,12 @@ from nano3.config.errors import UserError
 DATA, CONTEXT, LOSS = "data", "context", "loss"
 """Axes of the processes: those that read different sequences, those that share out each sequence, and the two together:
 over those the sums of a step are made. Processes along any other axis hold the same data."""
+
+
+PREPARING = timedelta(hours=24)
+"""How long processes wait for each other outside training steps: the first one prepares data and writes the model."""
+SAVING = timedelta(minutes=30)
+"""The least that they wait for each other's checkpoints, and for rollouts, whose lengths differ."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +156,16 @@ class World:
             raise error
         raise found[first] from error
 
+    def limit_waits(self, seconds: float | None) -> None:
+        """From now on the run ends with an error where a process waits longer for others in a step; None: no limit but
+        PREPARING."""
+        if self.size == 1:
+            return
+        limit = PREPARING if seconds is None else timedelta(seconds=seconds)
+        for group in list(distributed_c10d._world.pg_map):
+            if not distributed_c10d._rank_not_in_group(group):
+                distributed_c10d._set_pg_timeout(max(limit, SAVING) if group is self.background else limit, group)
+
     def close(self) -> None:
         """Leave torch.distributed, if `init_world` started it."""
         if self.owns_group and dist.is_initialized():
@@ -168,10 +186,12 @@ def init_world(axes: Mapping[str, int] | None = None) -> World:
     if owns and size == 1:
         return World(device=device)
     if owns:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PREPARING)
     background, control = (dist.new_group(backend="gloo") if size > 1 else None for _ in range(2))
     mesh, groups, joined = _grouped(device, size, axes or {})
-    return World(dist.get_rank(), size, device, background, control, owns, mesh, groups, joined)
+    world = World(dist.get_rank(), size, device, background, control, owns, mesh, groups, joined)
+    world.limit_waits(None)
+    return world
 
 
 def n_processes() -> int:

@@ -176,6 +176,16 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def stall(run: Trainer, step: int) -> None:
+    """Let the last rank hang in a step."""
+
+    def wait(optimizer, *rest) -> None:
+        if run.position.step + 1 == step and run.world.rank == run.world.size - 1:
+            time.sleep(600)
+
+    run.optimizer.register_step_pre_hook(wait)
+
+
 def crowd(model: LM) -> None:
     """Let every token choose the first experts, whatever the router says."""
     for bias in model.expert_biases():
@@ -192,12 +202,15 @@ def main() -> None:
     parser.add_argument("--axes", type=json.loads, default={}, help="processes along axes beside data")
     parser.add_argument("--gradients", type=Path, help="keep them in files of this name")
     parser.add_argument("--crowd", action="store_true", help="all tokens choose the first experts")
+    parser.add_argument("--stall", type=int, help="the step in which the last rank hangs")
     args = parser.parse_args()
     cfg = config(**args.settings)
     world = init_world({**axes_of(cfg.parallel), **args.axes})
     run = trainer(args.run_dir, cfg, SOURCES[args.source](), progress=Printing(), world=world)
     if args.gradients:
         keep_gradients(run, args.gradients)
+    if args.stall:
+        stall(run, args.stall)
     if args.crowd:
         crowd(run.model)
     try:

@@ -84,7 +84,8 @@ class Gradients:
         for i, gradient in enumerate(found[len(inputs) :]):
             before = self.sums[i]
             if gradient is not None and before is None:
-                self.sums[i] = gradient if gradient.is_contiguous() else gradient.contiguous()
+                # Of weights that were gathered in bfloat16 (parallel.gather_dtype): their sum must not round.
+                self.sums[i] = gradient.to(torch.promote_types(gradient.dtype, torch.float32)).contiguous()
             elif gradient is not None and before is not None:
                 before.add_(gradient)
         return list(found[: len(inputs)])

@@ -1,0 +1,49 @@
+"""How a run's processes divide the work (section `parallel`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from nano3.config.checks import check
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """Parallelism under torchrun: processes = replicate * shard * context; expert divides shard * context."""
+
+    fsdp: bool = True
+    """Shard weights and optimizer over the ranks (FSDP2); off: every rank keeps a full copy."""
+    replicate: int = 1
+    """Groups of ranks that each hold all weights in shards (HSDP): weights are gathered inside a group."""
+    shard: int = 0
+    """Ranks of a group that read different sequences; 0: those that there are. Another number is refused."""
+    expert: int = 1
+    """Ranks among which the experts of a block are divided; tokens travel to their experts."""
+    context: int = 1
+    """Ranks among which each sequence is divided."""
+    gather_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Type in which the shards of projections and experts are gathered; shards, and all other weights (embeddings,
+    routers, norms, convolutions, A_log, D, dt_bias), are float32 in any case. auto: bfloat16 on GPUs that compute in
+    it, which halves what travels and rounds no more than the products do; else float32."""
+    reduce_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type in which the gradients of projections and experts are summed over the ranks; all others are in float32."""
+    reshard_after_forward: Literal["auto", True, False] = "auto"
+    """Whether a block's gathered weights are freed after its forward pass and gathered again for the backward pass;
+    those outside blocks (embeddings, output projection), which both need at once, never are. auto: true. false saves
+    one gather of two and takes the memory of all gathered weights."""
+    offload: bool = False
+    """Keep shards, gradients and moments in main memory, where AdamW then runs; for GPUs without room for them."""
+    timeout_s: int = 600
+    """Seconds that a rank waits in a training step for the others before the run ends with an error; with
+    rollouts at least 1800."""
+
+    def __post_init__(self) -> None:
+        check("parallel", self, ">=", 1, "replicate", "expert", "context", "timeout_s")
+        check("parallel", self, ">=", 0, "shard")
+
+    @property
+    def kinds(self) -> str:
+        """In words: `data (FSDP), context 8, expert 8`."""
+        degrees = {name: getattr(self, name) for name in ("replicate", "context", "expert")}
+        return ", ".join(["data (FSDP)" if self.fsdp else "data", *(f"{k} {n}" for k, n in degrees.items() if n > 1)])
