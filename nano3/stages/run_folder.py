@@ -20,8 +20,8 @@ from nano3.config.run import RunConfig
 from nano3.config.schema import ExportConfig
 from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.files import atomic_folder, write_atomic
-from nano3.model.hf.folder import save
 from nano3.model.dtype import compute_dtype
+from nano3.model.hf.folder import save
 from nano3.model.lm import LM
 from nano3.parallel.layout import axes_of
 from nano3.reading import read_json
