@@ -12,6 +12,7 @@ import torch
 
 from . import cpu, eager, reference, triton
 from .cpu.guard import opaque
+from .vendor import causal_conv1d, flash_attn, mamba_ssm
 
 ENVIRONMENT = "NANO3_BACKEND"
 """Name of the environment variable that forces one backend for all ops that have it."""
@@ -37,9 +38,18 @@ class Backend:
     """Type of device it is made for: of others, no reason need be given. None: all."""
 
 
+def _named_only(name: str) -> Callable[[torch.device, str], str | None]:
+    return lambda _device, _op: f"used only with {ENVIRONMENT}={name}"
+
+
+VENDORS = {"mamba-ssm": mamba_ssm, "causal-conv1d": causal_conv1d, "flash-attn": flash_attn}
 BACKENDS: dict[str, Backend] = {
     "cpu": Backend(cpu.FUNCTIONS, cpu.about, cpu.unavailable, made_for="cpu"),
     "triton": Backend(triton.FUNCTIONS, triton.about, triton.unavailable, triton.reserved, made_for="cuda"),
+    **{
+        name: Backend(module.FUNCTIONS, module.about, module.unavailable, _named_only(name), made_for="cuda")
+        for name, module in VENDORS.items()
+    },
     "eager": Backend(eager.FUNCTIONS, eager.about),
     "reference": Backend(reference.FUNCTIONS, lambda _: "plain PyTorch, the spec; slow"),
 }
@@ -89,7 +99,7 @@ def choose(op: str, device: torch.device | str, backend: str | None = None) -> t
 
 @cache
 def _chosen(op: str, device: torch.device, backend: str | None, _variable: str | None) -> tuple[str, Callable]:
-    choice = _decide(op, device, backend)
+    choice = _decide(op, device, backend, explained=False)
     return choice.backend, BACKENDS[choice.backend].functions[op]
 
 
@@ -98,7 +108,9 @@ def explain(device: torch.device | str) -> list[Choice]:
     return [_decide(op, torch.device(device), None) for op in ops()]
 
 
-def _decide(op: str, device: torch.device, backend: str | None) -> Choice:
+def _decide(op: str, device: torch.device, backend: str | None, *, explained: bool = True) -> Choice:
+    """The choice. Where `explained`, its reason names also what speaks against backends that are used only where they
+    are forced; finding that imports other packages."""
     names = backends(op)
     if backend is not None:
         return _forced(op, device, backend, names, "backend=")
@@ -111,6 +123,8 @@ def _decide(op: str, device: torch.device, backend: str | None) -> Choice:
     problems = []
     for name in names:
         candidate = BACKENDS[name]
+        if not explained and candidate.reserved(device, op):
+            continue
         problem = candidate.unavailable(device, op) or candidate.reserved(device, op)
         if problem is None:
             return Choice(op, name, "; ".join([candidate.about(op), *problems]))

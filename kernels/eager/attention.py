@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.backends import cuda
 
 from ..common import accumulator, matmul_dtype, segments
+from . import varlen
 
 aten = torch.ops.aten
 
@@ -24,6 +25,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, document_ids: Tensor | None = 
     """See nano3.kernels.attention."""
     T, S = q.shape[1], k.shape[1]
     if document_ids is not None and S == T:
+        if varlen.suits(q, k, v):
+            return varlen.attend_packed(q, k, v, document_ids)
         return _attend_documents(q, k, v, segments(document_ids))
     if document_ids is not None:
         return _attend_behind_documents(q, k, v, document_ids)

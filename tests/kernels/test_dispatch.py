@@ -52,9 +52,7 @@ def test_every_op_is_public():
 
 
 def test_unknown_backend_names_the_valid_ones():
-    with pytest.raises(
-        ValueError, match="unknown backend 'fast' for rms_norm; backends: cpu, triton, eager, reference"
-    ):
+    with pytest.raises(ValueError, match=r"unknown backend 'fast' for rms_norm; backends: cpu, .*eager, reference"):
         kernels.rms_norm(torch.ones(2), torch.ones(2), 1e-5, backend="fast")
 
 
@@ -76,7 +74,7 @@ def test_environment_forces_a_backend(monkeypatch):
 def test_unknown_backend_in_the_environment_is_an_error(monkeypatch):
     monkeypatch.setenv("NANO3_BACKEND", "fast")
     with pytest.raises(
-        ValueError, match="NANO3_BACKEND names an unknown backend 'fast'; backends: cpu, triton, eager, reference"
+        ValueError, match=r"NANO3_BACKEND names an unknown backend 'fast'; backends: cpu, .*eager, reference"
     ):
         kernels.choose("ssd_scan", "cpu")
 
