@@ -56,6 +56,8 @@ def unavailable(device: torch.device, op: str) -> str | None:
         return f"Triton kernels run on CUDA devices (with {INTERPRET}=1 on CPUs too, by a slow interpreter)"
     if device.type not in ("cpu", "cuda"):
         return "Triton kernels run on CUDA devices"
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return "PyTorch finds no CUDA device"
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < OLDEST:
         return "its kernels need compute capability 8.0, which this GPU lacks"
     return _problem(torch.device(device.type, device.index or 0), op)

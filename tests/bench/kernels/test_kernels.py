@@ -7,8 +7,9 @@ import torch
 from nano3.kernels.dispatch import ops
 from typer.testing import CliRunner
 
+from nano3 import kernels
 from nano3.bench.kernels.cases import DECODING, Maker, Sizes
-from nano3.bench.kernels.measure import BOTH, _figures, _run, _usable
+from nano3.bench.kernels.measure import BOTH, _figures, _run
 from nano3.bench.kernels.report import rows
 from nano3.cli.bench.app import app
 from nano3.config.errors import UserError
