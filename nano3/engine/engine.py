@@ -112,11 +112,11 @@ class Engine:
         sizes = self.sizes.max_sequences, self.max_context
         limits = Limits(*sizes, step_tokens, mixed_step_tokens, snapshot_every, prefix_cache, speculate, exact)
         self._scheduler = Scheduler(self._new_pool(kv_dtype), limits)
-        self._ids_limit = min(tokenizer.vocab_size, model.cfg.vocab_size)
-        self._passes = Passes(model, self._scheduler.pool, self._ids_limit, exact)
+        self.ids_limit = min(tokenizer.vocab_size, model.cfg.vocab_size)
+        self._passes = Passes(model, self._scheduler.pool, self.ids_limit, exact)
         self._sequences: dict[str, list[Sequence]] = {}
         self._arrivals = self._weights_version = 0
-        self._grammars = GrammarCompiler(tokenizer, self._ids_limit, self.eos_ids)
+        self._grammars = GrammarCompiler(tokenizer, self.ids_limit, self.eos_ids)
         self._prompt_tokens = self._outputs = self._drafted = self._accepted = 0
 
     def _new_pool(self, kv_dtype: torch.dtype | None) -> StatePool:
@@ -260,7 +260,7 @@ class Engine:
             prompt_ids,
             seed=seed,
             eos_ids=self.eos_ids,
-            vocab_size=self._ids_limit,
+            vocab_size=self.ids_limit,
             grammar=self._matcher(sampling),
             thinking=thinking_tracker(sampling, self.tokenizer),
         )
@@ -290,7 +290,7 @@ class Engine:
         for start in range(0, len(targets), SCORED_ROWS):
             part = slice(start, min(start + SCORED_ROWS, len(targets)))
             rows = logits(self.model.lm_head, hidden[part])
-            sequence.prompt_scores += score(rows, targets[part], top, self._ids_limit)
+            sequence.prompt_scores += score(rows, targets[part], top, self.ids_limit)
 
     def _choose(self, done: Passed, right: dict[int, int]) -> list[Update]:
         """Next tokens; how many guesses of each work were right is put into `right`."""

@@ -71,6 +71,9 @@ class GenerationEngine(Protocol):
     """Most tokens of prompt and output together."""
     page_size: int
     """Tokens a page of keys and values."""
+    ids_limit: int
+    """Only ids below it are drawn, and log-probabilities of drawn tokens are under the distribution over these alone.
+    Log-probabilities of prompt tokens are over the model's whole vocabulary, which may be larger."""
 
     @property
     def reports_experts(self) -> bool:

@@ -60,12 +60,17 @@ def nll_sum(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
     hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.flatten()
     if isinstance(weight := bare_weight(head), Tensor):
         return kernels.linear_cross_entropy(hidden, weight, targets)
-    return -_called_where_kept(head, hidden, targets, 1.0, False)[1].sum()
+    return -_called_where_kept(head, hidden, targets, 1.0, False, None)[1].sum()
 
 
 @overload
 def log_probs(
-    head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float = ..., entropy: Literal[False] = ...
+    head: nn.Module,
+    hidden: Tensor,
+    targets: Tensor,
+    temperature: float = ...,
+    entropy: Literal[False] = ...,
+    ids_limit: int | None = ...,
 ) -> Tensor:
     """Log-probabilities alone."""
     ...
@@ -73,7 +78,13 @@ def log_probs(
 
 @overload
 def log_probs(
-    head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float = ..., *, entropy: Literal[True]
+    head: nn.Module,
+    hidden: Tensor,
+    targets: Tensor,
+    temperature: float = ...,
+    *,
+    entropy: Literal[True],
+    ids_limit: int | None = ...,
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities and entropies."""
     ...
@@ -81,14 +92,24 @@ def log_probs(
 
 @overload
 def log_probs(
-    head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float = ..., entropy: bool = ...
+    head: nn.Module,
+    hidden: Tensor,
+    targets: Tensor,
+    temperature: float = ...,
+    entropy: bool = ...,
+    ids_limit: int | None = ...,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Either, where only the call decides."""
     ...
 
 
 def log_probs(
-    head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float = 1.0, entropy: bool = False
+    head: nn.Module,
+    hidden: Tensor,
+    targets: Tensor,
+    temperature: float = 1.0,
+    entropy: bool = False,
+    ids_limit: int | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """log softmax(head(hidden) / temperature)[target] of each token, differentiable, float32.
 
@@ -98,49 +119,63 @@ def log_probs(
         targets: as `hidden` without D, int64; tokens with -100 get 0.
         temperature: above 0.
         entropy: also return the entropy of each token's distribution, differentiable too.
+        ids_limit: the distribution is over the ids below it, as that of an engine is whose tokenizer has fewer ids than
+            the model (GenerationEngine.ids_limit); None: over all.
 
     Returns:
         As `targets`; with `entropy` two of them.
 
     Raises:
-        ValueError: the temperature is not above 0.
+        ValueError: the temperature is not above 0, or a target is not below `ids_limit`.
     """
     rows, flat = hidden.reshape(-1, hidden.shape[-1]), targets.flatten()
     if isinstance(weight := bare_weight(head), Tensor):
+        if ids_limit is not None and ids_limit < len(weight):
+            _check_drawable(flat, ids_limit)
+            weight = weight[:ids_limit]
         if not entropy:
             return kernels.log_probs(rows, weight, flat, temperature).view_as(targets)
         found, entropies = kernels.log_probs(rows, weight, flat, temperature, entropy=True)
     else:
-        kept, *parts = _called_where_kept(head, rows, flat, temperature, entropy)
+        kept, *parts = _called_where_kept(head, rows, flat, temperature, entropy, ids_limit)
         found, entropies = (part.new_zeros(flat.shape).index_copy(0, kept, part) for part in parts)
     return (found.view_as(targets), entropies.view_as(targets)) if entropy else found.view_as(targets)
 
 
+def _check_drawable(targets: Tensor, ids_limit: int) -> None:
+    beyond = targets[targets >= ids_limit]
+    if beyond.numel():
+        raise ValueError(f"log_probs: target {int(beyond[0])} is not below ids_limit, {ids_limit}: it cannot be drawn")
+
+
 def _called_where_kept(
-    head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float, entropy: bool
+    head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float, entropy: bool, ids_limit: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of (S, D) and (S,): which rows have a target, and their log-probabilities and entropies."""
     if not temperature > 0:
         raise ValueError(f"log_probs: temperature is {temperature}; it must be above 0")
+    if ids_limit is not None:
+        _check_drawable(targets, ids_limit)
     rows = (targets != IGNORED).nonzero().squeeze(1)
-    found, entropies = zip(*_called(head, hidden[rows], targets[rows], temperature, entropy), strict=True)
+    found, entropies = zip(*_called(head, hidden[rows], targets[rows], temperature, entropy, ids_limit), strict=True)
     return rows, torch.cat(found), torch.cat(entropies)
 
 
 def _called(
-    head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float, entropy: bool
+    head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float, entropy: bool, ids_limit: int | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Of (S, D) and (S,): log-probabilities and entropies of one chunk after the other, at least one."""
     for start in range(0, max(1, len(targets)), CHUNK):
         part = slice(start, start + CHUNK)
-        yield checkpoint(_log_probs, head, hidden[part], targets[part], temperature, entropy, use_reentrant=False)  # pyright: ignore
+        inputs = head, hidden[part], targets[part], temperature, entropy, ids_limit
+        yield checkpoint(_log_probs, *inputs, use_reentrant=False)  # pyright: ignore
 
 
 def _log_probs(
-    head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float, entropy: bool
+    head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float, entropy: bool, ids_limit: int | None
 ) -> tuple[Tensor, Tensor]:
     """Of one chunk; entropies are 0 where nobody wants them."""
-    logits = _call(head, hidden)
+    logits = _call(head, hidden)[:, :ids_limit]
     wide = torch.promote_types(logits.dtype, torch.float32)
     all_log_probs = torch.log_softmax(logits.to(wide) / temperature, -1)
     chosen = all_log_probs.gather(1, targets.unsqueeze(1)).squeeze(1)

@@ -66,7 +66,8 @@ class PolicyBatch:
     is the first update, so that they are those of this pass."""
     reference: Tensor | None = None
     """(B, T) float32 log-probability of the target in the reference model, where the loss has a KL term."""
-
+    ids_limit: int | None = None
+    """Targets were drawn from the ids below it (GenerationEngine.ids_limit); None: from all of the model's."""
     left_out_targets: int = 0
     """Trained tokens of samples that are in no batch, since no gradient comes from them: the loss is a mean over these
     too."""
@@ -89,6 +90,7 @@ def pack_samples(
     pad_id: int = 0,
     micro_batches: int = 0,
     kl_coef: float | None = None,
+    ids_limit: int | None = None,
 ) -> list[PolicyBatch]:
     """Whole samples packed into rows, first fit decreasing; each sees nothing of the others.
 
@@ -101,6 +103,7 @@ def pack_samples(
         kl_coef: that of the objective. At 0 samples that no gradient comes from are left out, all but the shortest
             where there are no others: those without a trained token, and those whose advantage is 0. Their trained
             tokens stay in `n_targets`; metrics and the experts' loads are those of the others. None: all are packed.
+        ids_limit: of the engine that drew them; None: it draws all of the model's ids.
 
     Raises:
         UserError: a sample does not fit in a row, or only some of the samples have experts.
@@ -113,7 +116,7 @@ def pack_samples(
     places = fit_rows([sample.n_inputs for sample in packed], length)
     filled = [_Row.of([packed[i] for i in row], length, pad_id) for row in places]
     filled += [_Row.of([], length, pad_id)] * max(0, micro_batches * rows - len(filled) if micro_batches else 0)
-    batches = [_stack(filled[start : start + rows]) for start in range(0, len(filled), rows)]
+    batches = [_stack(filled[start : start + rows], ids_limit) for start in range(0, len(filled), rows)]
     if len(packed) < len(samples):
         left_out = sum(sample.n_targets for sample in samples) - sum(sample.n_targets for sample in packed)
         batches[0] = replace(batches[0], left_out_targets=left_out)
@@ -180,7 +183,7 @@ def _no_routing(samples: Sequence[TrainingSample], length: int) -> np.ndarray | 
     return None if experts is None else np.zeros((len(experts), length, experts.shape[2]), np.int64)
 
 
-def _stack(rows: Sequence[_Row]) -> PolicyBatch:
+def _stack(rows: Sequence[_Row], ids_limit: int | None) -> PolicyBatch:
     def together(name: str) -> Tensor:
         return torch.from_numpy(np.stack([getattr(row, name) for row in rows]))
 
@@ -191,7 +194,7 @@ def _stack(rows: Sequence[_Row]) -> PolicyBatch:
         routing = torch.from_numpy(np.stack(replayed, axis=1))
     return PolicyBatch(
         together("tokens"), together("targets"), together("document_ids"), together("valid"), together("sampled"),
-        together("advantages"), [name for row in rows for name in row.documents], routing,
+        together("advantages"), [name for row in rows for name in row.documents], routing, ids_limit=ids_limit,
     )  # fmt: skip
 
 

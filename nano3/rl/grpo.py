@@ -50,7 +50,9 @@ class GRPOLoss:
 
     def __call__(self, model: Any, batch: PolicyBatch, scale: Scale) -> LossParts:
         hidden = model.hidden(batch.tokens, batch.document_ids, valid=batch.valid, routing=batch.routing)
-        found, entropy = log_probs(model.lm_head, hidden.x, batch.targets, self.objective.temperature, entropy=True)
+        found, entropy = log_probs(
+            model.lm_head, hidden.x, batch.targets, self.objective.temperature, entropy=True, ids_limit=batch.ids_limit
+        )
         kept = batch.targets != IGNORE
         before = found.detach() if batch.before is None else batch.before
         difference = before - batch.sampled

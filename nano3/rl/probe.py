@@ -74,6 +74,8 @@ class ProbeRollouts:
     """(n, n_prompt - 1) of each prompt's tokens but the first, at temperature 1."""
     cached_at_first: int
     cached_later: int
+    ids_limit: int
+    """Below it are the ids that were drawn from."""
     experts: tuple[Tensor, Tensor] | None = None
     """(MoE blocks, 1 + n, T - 1, K) of the rows, and (MoE blocks, n, n_prompt - 1, K) of the prompts as they were
     scored; None where the engine does not tell."""
@@ -134,6 +136,7 @@ class Probe:
             torch.tensor([[token.log_prob for token in (o.prompt or ())[1:]] for o in scored], dtype=torch.float64),
             first.cached_tokens,
             sum(output.cached_tokens for output in outputs[1:]),
+            engine.ids_limit,
             (_experts(outputs), _experts(scored)[:, :, : len(self.prompts[0]) - 1]) if experts else None,
         )
 
@@ -149,7 +152,7 @@ class Probe:
             narrow: type of the rollouts' activations, where it is to be said what its rounding explains.
         """
         n_prompt = len(self.prompts[0])
-        by_trainer = training_log_probs(model, rollouts.rows, n_prompt, temperature)[0]
+        by_trainer = training_log_probs(model, rollouts.rows, n_prompt, temperature, rollouts.ids_limit)[0]
         return Measured(
             Gap.of(by_trainer[:, n_prompt - 1 :] - rollouts.generated),
             Gap.of(by_trainer[1:, : n_prompt - 1] - rollouts.prompt),
@@ -162,12 +165,13 @@ class Probe:
         self, rollouts: ProbeRollouts, model: Any, temperature: float, narrow: torch.dtype
     ) -> dict[str, Rounding]:
         rows, n_prompt = rollouts.rows, len(self.prompts[0])
+        drawn = n_prompt, temperature, rollouts.ids_limit
         n, before = len(rows), n_prompt - 1
         of_rows, of_prompts = rollouts.experts or (None, None)
 
         def score(replayed: bool) -> dict[str, Scored]:
             if not replayed:
-                whole, ids = training_log_probs(model, rows, n_prompt, temperature)
+                whole, ids = training_log_probs(model, rows, *drawn)
                 of = {"generated": ids, "prompt": None if ids is None else ids[:, 1:, :before]}
                 parts = {"generated": whole[:, before:], "prompt": whole[1:, :before]}
                 return {name: Scored(part.flatten(), _flat(of[name])) for name, part in parts.items()}
@@ -175,7 +179,7 @@ class Probe:
             assert rollouts.experts is not None, "who replays was told"
             used, used_alone = rollouts.experts
             given = torch.cat((used, torch.cat((used_alone, used[:, 1:, before:]), 2)), 1)
-            whole, _ = training_log_probs(model, torch.cat((rows, rows[1:])), n_prompt, temperature, given)
+            whole, _ = training_log_probs(model, torch.cat((rows, rows[1:])), *drawn, given)
             parts = {"generated": whole[:n, before:], "prompt": whole[n:, :before]}
             return {name: Scored(part.flatten(), None) for name, part in parts.items()}
 
@@ -194,25 +198,31 @@ class Probe:
         return Request(f"probe-{number}", prompt_ids, endless, cache_at=cache_at, return_experts=experts)
 
 
-def make_prompts(vocab_size: int, page_size: int, seed: int = 0) -> tuple[list[tuple[int, ...]], int]:
-    """Random prompts for a Probe, and how many tokens they share: a little more than two pages."""
+def make_prompts(n_ids: int, page_size: int, seed: int = 0) -> tuple[list[tuple[int, ...]], int]:
+    """Random prompts of ids below `n_ids` for a Probe, and how many tokens they share: a little more than two pages."""
     rng, shared = random.Random(seed), max(2 * page_size + 3, LEAST_SHARED)
-    beginning = tuple(rng.randrange(vocab_size) for _ in range(shared))
-    return [(*beginning, *(rng.randrange(vocab_size) for _ in range(OWN_TOKENS))) for _ in range(PROMPTS)], shared
+    beginning = tuple(rng.randrange(n_ids) for _ in range(shared))
+    return [(*beginning, *(rng.randrange(n_ids) for _ in range(OWN_TOKENS))) for _ in range(PROMPTS)], shared
 
 
 @torch.no_grad()
 def training_log_probs(
-    model: Any, rows: Tensor, n_prompt: int, temperature: float, routing: Tensor | None = None
+    model: Any,
+    rows: Tensor,
+    n_prompt: int,
+    temperature: float,
+    ids_limit: int | None = None,
+    routing: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Score rows (B, T) by the training forward pass: prompt tokens at temperature 1, those behind the first `n_prompt`
-    at `temperature`.
+    """Score rows (B, T) by the training forward pass: prompt tokens at temperature 1 and over the whole vocabulary,
+    those behind the first `n_prompt` under the distribution that they were drawn from.
 
     Args:
         model: with `hidden` and `lm_head`.
         rows: tokens.
         n_prompt: of them prompt.
-        temperature: above 0.
+        temperature: of what was drawn, above 0.
+        ids_limit: that of the engine which drew; None: it draws all ids.
         routing: (MoE blocks, B, T - 1, K) experts to use; None: those that the router chooses.
 
     Returns:
@@ -222,8 +232,9 @@ def training_log_probs(
     given = None if routing is None else routing.to(model.device)
     hidden = model.hidden(rows[:, :-1], routing=given, keep_expert_ids=True, statistics=())
     parts = []
-    for part, at in ((slice(0, n_prompt - 1), 1.0), (slice(n_prompt - 1, None), temperature)):
-        parts.append(log_probs(model.lm_head, hidden.x[:, part], rows[:, 1:][:, part], at))
+    of_prompt, drawn = (slice(0, n_prompt - 1), 1.0, None), (slice(n_prompt - 1, None), temperature, ids_limit)
+    for part, at, limit in (of_prompt, drawn):
+        parts.append(log_probs(model.lm_head, hidden.x[:, part], rows[:, 1:][:, part], at, ids_limit=limit))
     release(model)
     ids = hidden.expert_ids
     return torch.cat(parts, dim=1).cpu().double(), None if ids is None else ids.cpu()

@@ -357,5 +357,6 @@ def _through_folder(model: Any, engine: Any) -> int:
 
 
 def _default_probe(engine: GenerationEngine, sampling: Sampling) -> Probe:
-    prompts, shared = make_prompts(engine.tokenizer.vocab_size, engine.page_size)
+    # Of ids that the tokenizer has too, and so every server takes.
+    prompts, shared = make_prompts(min(engine.ids_limit, engine.tokenizer.vocab_size), engine.page_size)
     return Probe(prompts, shared, sampling)

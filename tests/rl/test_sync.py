@@ -102,6 +102,17 @@ def test_bfloat16_rollouts_of_any_model_differ_by_what_rounding_explains(tokeniz
     assert model.compute_dtype == torch.float32
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_a_model_with_more_ids_than_its_tokenizer(model, tokenizer, dtype, temperature):
+    """The engine draws only what the tokenizer has, and so the trainer scores it."""
+    wide = LM(replace(model.cfg, vocab_size=tokenizer.vocab_size * 3 // 2)).init_weights(seed=5)
+    engine = engine_of(copy.deepcopy(wide).to_dtype(dtype), tokenizer)
+    assert engine.ids_limit == tokenizer.vocab_size
+    sampling = Sampling(temperature=temperature)
+    WeightSync(wide, engine, sampling=sampling, temperature=temperature, dtype=dtype).sync()
+
+
 STALE = ["embeddings.weight", "blocks.1.mixer.v_proj.weight", "blocks.3.mixer.experts.down_proj"]
 STALE += ["blocks.3.mixer.gate.weight", "blocks.3.mixer.gate.e_score_correction_bias"]
 

@@ -20,12 +20,18 @@ class Killed(BaseException):
     """The process was killed here."""
 
 
-def save_base(folder: Path, *ends: str) -> Path:
+def save_base(folder: Path, *ends: str, spare_ids: int = 0) -> Path:
     """A small model with a chat tokenizer, spread so that its samples differ, which now and then writes these tokens
-    and those that end an answer: so not all are truncated."""
+    and those that end an answer: so not all are truncated. It has `spare_ids` more than the tokenizer."""
     tokenizer = Tokenizer.train(["the quick brown fox spells words and counts letters\n" * 3], 320)
     ids = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
-    sizes = {"vocab_size": tokenizer.vocab_size, "d_model": 32, "d_expert": 32, "d_shared": 32, "pattern": "M*E"}
+    sizes = {
+        "vocab_size": tokenizer.vocab_size + spare_ids,
+        "d_model": 32,
+        "d_expert": 32,
+        "d_shared": 32,
+        "pattern": "M*E",
+    }
     model = LM(dataclasses.replace(load_sft("tiny").model, init_std=0.2, **sizes, **ids)).init_weights(0)
     with torch.no_grad():
         for name in (tokenizer.eos_id, *map(tokenizer.token_id, ("<|im_end|>", *ends))):

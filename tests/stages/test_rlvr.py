@@ -1,6 +1,7 @@
 """Reinforcement learning on verifiable rewards, from a folder to a folder."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -188,6 +189,20 @@ def test_each_step_tells_what_its_samples_came_to(finished):
     assert (means[0], means[-1]) == (0.6, pytest.approx(0.3))
     assert sum(len({s.task for s in read_rollouts(rollouts_path(folder, n)) if s.environment == "much"})
                for n in range(1, 7)) == 18  # fmt: skip
+
+
+def test_a_model_with_more_ids_than_its_tokenizer(tmp_path):
+    """Loss, reference and sync score what the engine drew over the ids that it draws from."""
+    base = save_base(tmp_path / "base", spare_ids=160)
+    tokenizer = Tokenizer.load(base)
+    assert read_json(base / "config.json")["vocab_size"] >= 1.5 * tokenizer.vocab_size
+    settings = "train.steps=1", "train.dtype=float32", "objective.kl_coef=0.1", "heldout.tasks=0"
+    assert run(tmp_path / "run", base, *settings).stopped == ""
+    for line in steps_of(tmp_path / "run"):
+        assert max(line[f"dlogp_{part}_largest"] for part in ("generated", "prompt")) < 1e-4
+        assert line["mismatch_largest"] < 1e-4
+        assert line["entropy"] < math.log(tokenizer.vocab_size)
+    assert steps_of(tmp_path / "run")[0]["kl"] < 1e-8  # the reference is the policy still
 
 
 def test_held_out_tasks_are_never_drawn(finished):

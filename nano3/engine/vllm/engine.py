@@ -78,8 +78,8 @@ class VllmEngine:
         self.max_context: int = self._llm.model_config.max_model_len
         self.page_size: int = self._llm.vllm_config.cache_config.block_size
         self._max_running: int = self._llm.vllm_config.scheduler_config.max_num_seqs
-        self._vocab_size: int = self._llm.model_config.get_vocab_size()
-        self._grammars = GrammarCompiler(self.tokenizer, self._vocab_size, self.eos_ids)
+        self.ids_limit: int = self._llm.model_config.get_vocab_size()
+        self._grammars = GrammarCompiler(self.tokenizer, self.ids_limit, self.eos_ids)
         self._outputs: dict[str, VllmOutput] = {}
         self._weights_version = 0
         self._counts = {"prompt": 0, "cached": 0, "output": 0}
@@ -112,7 +112,7 @@ class VllmEngine:
             room = self.max_context - len(request.prompt)
             output = VllmOutput(request, index, self.tokenizer, self.eos_ids, room)
             own_seed = derive_seed(seed, index)
-            options = sampling_options(request, own_seed, self.eos_ids, self.max_context, self._vocab_size)
+            options = sampling_options(request, own_seed, self.eos_ids, self.max_context, self.ids_limit)
             try:
                 self._submit(output.id, prompt, options)
             except (ValueError, TypeError) as error:

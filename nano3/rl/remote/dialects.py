@@ -13,6 +13,7 @@ from nano3.config.errors import UserError
 
 if TYPE_CHECKING:
     from nano3.client.server import Reply, Server
+    from nano3.data.tokens.tokenizer import Tokenizer
 
 UPDATE, INFO = "/update_weights_from_disk", "/weight_info"
 PAUSED = "it stays paused and answers nobody until it takes weights: send it POST /resume, or restart it"
@@ -23,6 +24,11 @@ class Dialect(Protocol):
 
     marks_thinking: bool
     """Whether a thinking budget is kept as nano3 keeps it, so that it is known which tokens it wrote."""
+
+    def ids_limit(self, tokenizer: Tokenizer) -> int | None:
+        """That of an engine whose model has more ids than the tokenizer (GenerationEngine.ids_limit); None: it draws
+        from all of the model's."""
+        ...
 
     def load_weights(self, server: Server, folder: Path, version: str) -> None:
         """Put the weights of a folder into the server under a name.
@@ -47,6 +53,10 @@ class Nano3Serve:
 
     marks_thinking = True
 
+    def ids_limit(self, tokenizer: Tokenizer) -> int | None:
+        """Its engine leaves out what no text comes of."""
+        return tokenizer.vocab_size
+
     def load_weights(self, server: Server, folder: Path, version: str) -> None:
         """One request; the server drops its prefix cache itself."""
         reply = server.request("POST", UPDATE, {"model_path": str(folder), "weight_version": version})
@@ -68,6 +78,11 @@ class Vllm:
     """
 
     marks_thinking = False
+
+    def ids_limit(self, tokenizer: Tokenizer) -> int | None:
+        """Its sampler does not know the tokenizer."""
+        del tokenizer
+        return None
 
     def load_weights(self, server: Server, folder: Path, version: str) -> None:
         """Between a pause, which lets requests end, and its end."""

@@ -71,6 +71,7 @@ class RemoteEngine:
         seconds: float = 3600.0,
         say: Callable[[str], None] = lambda line: None,
         thinking: bool = False,
+        vocab_size: int | None = None,
     ) -> None:
         """Ask each server which model it has; weights are not sent yet.
 
@@ -83,14 +84,17 @@ class RemoteEngine:
             seconds: for one answer, and for taking weights; a server without it is lost.
             say: hears which server is lost, and why.
             thinking: requests will have thinking budgets.
+            vocab_size: of the model; None: that of the tokenizer.
 
         Raises:
-            UserError: an address is none, a server is not there or cannot do what is wanted.
+            UserError: an address is none, a server is not there or cannot do what is wanted, or servers draw from
+                different ids.
         """
         self.tokenizer, self.folder, self._sequences, self._say = tokenizer, folder, sequences, say
         self.eos_ids = ends_of_text(tokenizer)
         self._places = [Place(url, os.environ.get(KEY, ""), seconds, SETTING) for url in urls]
         self._refuse(thinking)
+        self.ids_limit = self._common_ids_limit(vocab_size or tokenizer.vocab_size)
         limits = [max_context, *(place.max_context for place in self._places)]
         self.max_context: int = min((limit for limit in limits if limit), default=0)
         if not self.max_context:
@@ -242,6 +246,16 @@ class RemoteEngine:
                     "with nano3 serve, or leave the budget out"
                 )
 
+    def _common_ids_limit(self, vocab_size: int) -> int:
+        limits = [min(p.dialect.ids_limit(self.tokenizer) or vocab_size, vocab_size) for p in self._places]
+        if len(set(limits)) > 1:
+            parts = ", ".join(f"{p.url} from {n:,}" for p, n in zip(self._places, limits, strict=True))
+            raise UserError(
+                f"{SETTING}: the servers draw from different numbers of ids ({parts}): nano3 serve from those of the "
+                "tokenizer, vLLM from the model's; take servers of one kind"
+            )
+        return limits[0]
+
     @property
     def _unfinished(self) -> int:
         return sum(request.n for request in (*self._waiting, *self._asked.values()))
@@ -271,7 +285,7 @@ class RemoteEngine:
         outcome = _Outcome(request, place, [])
         try:
             room, weights = self.max_context - len(request.prompt), (self.weights.number, self.weights.name)
-            updates = place.ask(request, self.tokenizer, self.eos_ids, room, weights)
+            updates = place.ask(request, self.tokenizer, self.eos_ids, room, weights, self.ids_limit)
             outcome = outcome._replace(updates=updates)
         except LostError as error:
             outcome = outcome._replace(lost=str(error))

@@ -62,7 +62,13 @@ class Place:
         self.running, self.lost = 0, ""
 
     def ask(
-        self, request: Request, tokenizer: Tokenizer, eos_ids: frozenset[int], room: int, weights: tuple[int, str]
+        self,
+        request: Request,
+        tokenizer: Tokenizer,
+        eos_ids: frozenset[int],
+        room: int,
+        weights: tuple[int, str],
+        ids_limit: int,
     ) -> list[Update]:
         """The outputs of a request.
 
@@ -71,6 +77,7 @@ class Place:
             tokenizer, eos_ids: of the trainer.
             room: tokens that fit behind the prompt.
             weights: number and name of those that the answer must come from.
+            ids_limit: only ids below it may have been drawn.
 
         Raises:
             LostError, RefusedError, UnusableError: as they say.
@@ -85,7 +92,7 @@ class Place:
                 raise LostError(f"HTTP {reply.status}: {self._server.error_text(reply)}")
             answer = reply.json()
             self._check_weights(answer, weights[1])
-            return updates_of(request, answer, tokenizer, eos_ids, weights[0])
+            return updates_of(request, answer, tokenizer, eos_ids, weights[0], ids_limit)
         except NoAnswerError as error:
             raise LostError(error.reason) from error
         except (AnswerError, ValueError) as error:

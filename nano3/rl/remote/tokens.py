@@ -84,7 +84,12 @@ def body_of(request: Request, model: str, eos_ids: frozenset[int], room: int) ->
 
 
 def updates_of(
-    request: Request, answer: Mapping[str, Any], tokenizer: Tokenizer, eos_ids: frozenset[int], version: int
+    request: Request,
+    answer: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    eos_ids: frozenset[int],
+    version: int,
+    ids_limit: int,
 ) -> list[Update]:
     """The whole outputs of a request, an update each.
 
@@ -94,6 +99,7 @@ def updates_of(
         tokenizer: of the trainer: texts are made here, from the ids.
         eos_ids: tokens that end a text.
         version: of the weights.
+        ids_limit: only ids below it may have been drawn.
 
     Raises:
         AnswerError: it is in another form, or not to this request.
@@ -105,6 +111,9 @@ def updates_of(
         if len(choices) != request.n:
             raise AnswerError(f"{len(choices)} outputs, {request.n} were asked for")
         outputs = [_output(request, choice, tokenizer, eos_ids) for choice in choices]
+        beyond = next((token.id for output in outputs for token in output.tokens if token.id >= ids_limit), None)
+        if beyond is not None:
+            raise AnswerError(f"it drew token {beyond}, of ids below {ids_limit:,}; start it with the run's tokenizer")
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         if isinstance(error, AnswerError):
             raise

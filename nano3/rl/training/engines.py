@@ -18,7 +18,6 @@ from nano3.model.count import MASTER_BYTES, count_parameters
 from nano3.model.hf.folder import stored_dtype, weight_bytes
 from nano3.model.lm import LM
 from nano3.rl.grpo import Objective
-from nano3.rl.probe import Probe, make_prompts
 from nano3.rl.remote.served import check_served
 from nano3.rl.rollout import RolloutSettings, RolloutWorker
 from nano3.rl.sync import Bound, WeightSync
@@ -97,7 +96,7 @@ def _on_servers(
         engine = RemoteEngine(
             own.servers, tokenizer, folder,
             sequences=max(1, own.sequences // world.data.size), max_context=max(cfg.context, LEAST_CONTEXT),
-            seconds=own.server_seconds, say=say, thinking=own.thinking_budget > 0,
+            seconds=own.server_seconds, say=say, thinking=own.thinking_budget > 0, vocab_size=cfg.model.vocab_size,
         )  # fmt: skip
         found.append(engine)
 
@@ -120,10 +119,7 @@ def weight_sync(cfg: AnyPolicyConfig, model: Any, engine: GenerationEngine, worl
     """What brings the trainer's weights to the engine and measures that they are there."""
     sampling = Sampling(temperature=cfg.rollout.temperature, top_p=cfg.rollout.top_p)
     bound = Bound(cfg.sync.mean, cfg.sync.largest) if cfg.sync.mean else None
-    probe = Probe(*make_prompts(engine.tokenizer.vocab_size, engine.page_size), sampling)
-    return WeightSync(
-        model, engine, sampling=sampling, temperature=cfg.rollout.temperature, bound=bound, probe=probe, world=world
-    )
+    return WeightSync(model, engine, sampling=sampling, temperature=cfg.rollout.temperature, bound=bound, world=world)
 
 
 def objective(cfg: AnyPolicyConfig) -> Objective:

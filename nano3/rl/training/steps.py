@@ -361,10 +361,11 @@ class PolicySteps:
                 samples += sample.training_samples(advantage)
         own = self.cfg.train
         settings = own.pack_length, own.micro_batch_size, self.cfg.model.pad_id
+        ids_limit = sampling.worker.engine.ids_limit
         batches: list[PolicyBatch] = []
 
         def pack(micro_batches: int) -> None:
-            batches[:] = pack_samples(samples, *settings, micro_batches, self.cfg.objective.kl_coef)
+            batches[:] = pack_samples(samples, *settings, micro_batches, self.cfg.objective.kl_coef, ids_limit)
 
         self.world.agree(attempt(lambda: pack(0)))
         most = max(self.world.gather(len(batches)))
@@ -381,5 +382,6 @@ class PolicySteps:
             tensor.to(device) for tensor in (batch.tokens, batch.document_ids, batch.valid, batch.targets)
         )
         hidden = reference.hidden(tokens, ids, valid=valid, statistics=())
-        found = log_probs(reference.lm_head, hidden.x, targets, self.cfg.rollout.temperature)
+        temperature = self.cfg.rollout.temperature
+        found = log_probs(reference.lm_head, hidden.x, targets, temperature, ids_limit=batch.ids_limit)
         return replace(batch, reference=found.float().cpu())

@@ -74,7 +74,7 @@ class Policy:
 
     def update(self, samples: list[TrainingSample]) -> None:
         """The loss's gradients over all micro-batches, and a step of the optimizer."""
-        batches = pack_samples(samples, samples[0].n_inputs, RL_ROWS)
+        batches = pack_samples(samples, samples[0].n_inputs, RL_ROWS, ids_limit=self.engine.ids_limit)
         scale = Scale(sum(batch.n_targets for batch in batches), len(batches))
         for batch in batches:
             self.loss(self.model, batch, scale).total.backward()

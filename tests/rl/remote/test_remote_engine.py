@@ -3,6 +3,7 @@
 import copy
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from nano3.engine.engine import Engine
 from nano3.engine.protocol import ServersGoneError, run
 from nano3.engine.request import Grammar, Request, Sampling, ThinkingBudget
 from nano3.model.hf.folder import save
+from nano3.model.lm import LM
 from nano3.rl.remote import place
 from nano3.rl.remote.engine import RemoteEngine
 from nano3.rl.sync import MismatchError, WeightSync
@@ -125,6 +127,20 @@ def test_servers_give_what_a_local_engine_gives(serve, connect, model, tokenizer
     assert local[2][0].forced.any()
     assert engine.stats().output_tokens == sum(output.n_tokens for outputs in local for output in outputs)
     assert not engine.has_work
+
+
+@pytest.mark.parametrize("mode", ["processed_logprobs", "raw_logprobs"])
+def test_a_model_with_more_ids_than_its_tokenizer(connect, model, tokenizer, tmp_path, mode):
+    """The trainer scores what is drawn over the tokenizer's ids, and so must servers."""
+    wide = LM(replace(model.cfg, vocab_size=tokenizer.vocab_size * 3 // 2)).init_weights(seed=5)
+    served = Engine(copy.deepcopy(wide), tokenizer, **SIZES)
+    with running(served, weights_folder=tmp_path, logprobs_mode=mode) as server:
+        sync = WeightSync(wide, connect([server], vocab_size=wide.cfg.vocab_size))
+        if mode == "processed_logprobs":
+            sync.sync()
+            return
+        with pytest.raises(MismatchError, match=r"tokens are drawn from another.*--logprobs-mode processed_logprobs"):
+            sync.sync()
 
 
 def test_a_prompt_is_scored(serve, connect, model, tokenizer):
