@@ -1,7 +1,6 @@
 """What one environment, one prompt or one request gets wrong costs its group, not the run."""
 
 import threading
-import time
 from dataclasses import replace
 
 import pytest
@@ -135,14 +134,14 @@ def test_a_step_that_breaks_leaves_the_engine_without_work(engine, monkeypatch):
 
 
 def test_questions_are_asked_by_so_many_threads_and_answers_come_with_their_keys():
-    running, most, lock = 0, 0, threading.Lock()
+    running, most, lock, together = 0, 0, threading.Lock(), threading.Barrier(3, timeout=60)
 
     def question(number):
         nonlocal running, most
         with lock:
             running += 1
             most = max(most, running)
-        time.sleep(0.01 * (number % 3))
+        together.wait()
         with lock:
             running -= 1
         if number == 4:
