@@ -26,6 +26,7 @@ MODULES = {
     "rms_norm": "norm",
     "gated_rms_norm": "norm",
     "causal_conv1d": "conv",
+    "mamba_step": "mamba",
 }
 """Op -> module of this folder whose KERNELS has it."""
 

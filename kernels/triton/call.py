@@ -66,6 +66,11 @@ def launch(kernel: Any, grid: tuple[int, ...], first: Tensor, *arguments: Any, *
         kernel[grid](first, *arguments, **constants)
 
 
+def power_of_2(number: int) -> int:
+    """The lowest one that is not below `number`: what a block in Triton has to be."""
+    return 1 << max(number - 1, 0).bit_length()
+
+
 def dense_rows(x: Tensor) -> Tensor:
     """(..., D) -> (rows, D) with a dense last dimension; a view where there is one."""
     rows = x.reshape(-1, x.shape[-1])

@@ -43,7 +43,7 @@ def conv_kernel(
     total += tl.load(BIAS + c, mask=in_c, other=0.0).to(tl.float32)[None, :]
     if HAS_IDS:
         document = tl.load(IDS + b * T + t, mask=same, other=0)
-    for back in tl.static_range(WIDTH):
+    for back in tl.static_range(WIDTH):  # type: ignore[misc]
         if HAS_IDS:  # what precedes the row is the first document's
             before = tl.load(IDS + b * T + tl.maximum(t - back, 0), mask=t < T, other=0)
             same = same & (before == document)
@@ -69,7 +69,7 @@ def final_state_kernel(
     same, early = c < C, T < WIDTH
     if HAS_IDS:
         document = tl.load(IDS + b * T + T - 1)
-    for back in tl.static_range(WIDTH - 1):
+    for back in tl.static_range(WIDTH - 1):  # type: ignore[misc]
         t = T - 1 - back + c * 0
         if HAS_IDS:
             before = tl.load(IDS + b * T + tl.maximum(T - 1 - back, 0))
@@ -105,12 +105,12 @@ def causal_conv1d(
     times, channels = TILE
     options = {"WIDTH": width, "HAS_IDS": document_ids is not None, "HAS_STATE": initial_state is not None}
     launch(
-        conv_kernel, (triton.cdiv(T, times), triton.cdiv(C, channels), B), x, weight.contiguous(), bias.contiguous(),
+        conv_kernel, (-(-T // times), -(-C // channels), B), x, weight.contiguous(), bias.contiguous(),
         ids, state, out, *sizes, **options, TIMES=times, CHANNELS=channels,
         num_warps=8,
     )  # fmt: skip
     launch(
-        final_state_kernel, (triton.cdiv(C, 512), B), x, ids, state, final, *sizes, **options, CHANNELS=512
+        final_state_kernel, (-(-C // 512), B), x, ids, state, final, *sizes, **options, CHANNELS=512
     )  # fmt: skip
     return out, final
 

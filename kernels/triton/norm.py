@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..eager import FUNCTIONS as EAGER
-from .call import Kernel, dense_rows, fits, guarded, launch, normal, wants_gradient
+from .call import Kernel, dense_rows, fits, guarded, launch, normal, power_of_2, wants_gradient
 
 WIDEST = 1 << 14
 """Most numbers of a group; one program holds them all in registers."""
@@ -54,7 +54,7 @@ def _forward(y: Tensor, z: Tensor | None, weight: Tensor, eps: float, n_groups: 
     width = y.shape[-1] // n_groups
     out = torch.empty(y.shape, dtype=y.dtype, device=y.device)
     rows, gates = dense_rows(y), None if z is None else dense_rows(z)
-    block = triton.next_power_of_2(width)
+    block = power_of_2(width)
     launch(
         norm_kernel, (rows.shape[0], n_groups), rows, rows if gates is None else gates, weight.contiguous(), out,
         rows.stride(0), 0 if gates is None else gates.stride(0), y.shape[-1], width, eps, GATED=gates is not None,
