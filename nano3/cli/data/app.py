@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nano3.cli.data import curate as data_curate
 from nano3.cli.data import generate as data_generate
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ ANY_SIZE = 1 << 31
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
+app.command("curate")(data_curate.curate)
+app.command("report")(data_curate.report)
 app.command("generate")(data_generate.generate)
 
 

@@ -9,6 +9,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from nano3.config.errors import UserError
 from nano3.data.texts.compressed import open_bytes
 from nano3.data.texts.containers import bare_suffix
 from nano3.data.texts.readers import READERS, InputFile
@@ -23,6 +24,8 @@ TEXT_SUFFIXES = frozenset(_TEXT_SUFFIXES.split())
 """Suffixes read as one document a file when a folder is searched; a file named by the user may have any."""
 SNIFFED = 1 << 16
 """Bytes that tell whether a file without a suffix is text."""
+CURATION, CURATION_REPORT, CURATED_DATA = "curation.json", "report.json", "data"
+"""What `nano3 data curate` leaves in its folder: what was done, the report at the end, the folder of documents."""
 _SUFFIX = re.compile(r"\.[a-z][a-z0-9_+-]*")
 """What counts as a suffix: that of Apache-2.0 or notes.1 does not."""
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
@@ -31,15 +34,27 @@ _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 def find_files(spec: str, skipped: Skipped) -> list[InputFile]:
     """Files of one source: a file or a folder (searched in sorted order), with `::FIELD` for another text field.
 
+    Of a folder that `nano3 data curate` wrote, the documents alone.
+
     Raises:
         FileNotFoundError: nothing at that path.
+        UserError: a curated folder that is not finished.
     """
     path, text_field = _split_field(spec)
     if path.is_dir():
-        return list(_walk(path, text_field, skipped))
+        return list(_walk(_documents_of(path), text_field, skipped))
     if not path.is_file():
         raise FileNotFoundError(f"no file or folder at {path}")
     return [_input_file(path, path.name, text_field, found=False)]
+
+
+def _documents_of(folder: Path) -> Path:
+    """The folder, or the one in it that holds the documents, where `nano3 data curate` wrote it."""
+    if not (folder / CURATION).is_file():
+        return folder
+    if not (folder / CURATION_REPORT).is_file():
+        raise UserError(f"{folder}: its curation is not finished: give the same nano3 data curate again to go on")
+    return folder / CURATED_DATA
 
 
 def is_there(spec: str) -> bool:

@@ -1,0 +1,226 @@
+"""`nano3 data curate` and `nano3 data report`: pipelines over documents, and what they kept and dropped."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nano3.cli.options.common import Json
+
+if TYPE_CHECKING:
+    from nano3.curate.ledger import Size
+    from nano3.curate.report import Report
+    from nano3.curate.run import Plan
+
+EXIT_UNBALANCED = 1
+
+
+def complete_pipeline(incomplete: str) -> list[str]:
+    """Names of the presets of pipelines that begin so."""
+    from nano3.config.presets import preset_names
+    from nano3.curate.catalog import PRESETS
+
+    return [name for name in preset_names(PRESETS) if name.startswith(incomplete)]
+
+
+def curate(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A pipeline: a preset (--list names them) or a TOML file.",
+            metavar="PIPELINE",
+            show_default=False,
+            autocompletion=complete_pipeline,
+        ),
+    ] = "",
+    list_all: Annotated[
+        bool, typer.Option("--list", metavar="", help="Show all pipelines and steps; run nothing.")
+    ] = False,
+    paths: Annotated[
+        list[str] | None,
+        typer.Option("--from", help="File or folder to read. Repeatable.", metavar="PATH", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder to write. Default: curated/PIPELINE.", metavar="DIR", file_okay=False, show_default=False
+        ),
+    ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Existing texts that the result must not repeat (dedup steps). Repeatable.",
+            metavar="PATH",
+            show_default=False,
+        ),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="Change a setting of a step, as near-dedup.verify=0.9. Repeatable.", metavar="STEP.KEY=VALUE"
+        ),
+    ] = None,
+    tasks: Annotated[int, typer.Option(min=0, help="Parts of the inputs; 0: by their size. Fixed for a folder.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one for each core.")] = 0,
+    limit: Annotated[int, typer.Option(min=0, help="Read only so many documents, in one task; 0: all.")] = 0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", metavar="", help="Show inputs, steps and settings; write nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Filter, clean and deduplicate documents by a pipeline of steps; every document dropped is counted with a reason.
+
+    The result is DIR/data (JSON lines) with DIR/blend.toml for training, and DIR/report.json. A run that was ended goes
+    on when the same command is given again.
+    """
+    from nano3.config.errors import UserError
+
+    if list_all:
+        _list(as_json)
+        return
+    if not name:
+        raise UserError("name a pipeline: nano3 data curate PIPELINE; --list shows those there are")
+    if limit and tasks > 1:
+        raise UserError(f"--limit reads in one task; leave out --tasks {tasks}")
+    from nano3.curate.pipeline import load_pipeline
+
+    pipeline = load_pipeline(name, overrides or [])
+    if not paths and not pipeline.config.inputs:
+        raise UserError(f"pipeline '{name}' has no inputs of its own: give --from PATH")
+    if against and not any("dedup" in step.use for step in pipeline.steps):
+        raise UserError(f"--against: pipeline '{name}' has no step that removes duplicates, so nothing would read it")
+    from nano3.curate.run import plan_run, run_pipeline
+    from nano3.files import check_writable
+
+    folder = out or Path("curated") / pipeline.name
+    plan = plan_run(pipeline, folder, paths or [], against or [], tasks, limit)
+    if dry_run:
+        _show_plan(plan, as_json)
+        return
+    check_writable(folder, "--out")
+    if plan.manifest.left_out:
+        print(f"left out: {plan.manifest.left_out}", file=sys.stderr)
+    _show(run_pipeline(plan, workers), as_json, 0)
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="What `nano3 data curate` wrote, or is writing.", metavar="DIR")],
+    samples: Annotated[int, typer.Option(min=0, help="Dropped documents to show of each reason.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Show what each step of a curation run kept and dropped, and why; also while it runs."""
+    from nano3.curate.report import read_report
+
+    _show(read_report(folder), as_json, samples)
+
+
+def _list(as_json: bool) -> None:
+    from nano3.cli.output import plain_table, print_json, print_table, results
+    from nano3.config.presets import preset_names
+    from nano3.curate.catalog import PRESETS, STEPS, is_importable
+    from nano3.curate.pipeline import read_pipeline
+
+    pipelines = []
+    for name in preset_names(PRESETS):
+        _, table = read_pipeline(name)
+        uses = [step["use"] for step in table["step"]]
+        absent = sorted({missing for use in uses for missing in STEPS[use].missing()})
+        pipelines.append({"name": name, "summary": table["pipeline"]["summary"], "steps": uses, "missing": absent})
+    frame = [] if is_importable("datatrove") else ["datatrove"]
+    steps = [
+        {"step": use, "summary": info.summary, "needs": [*info.packages, *info.programs], "missing": info.missing()}
+        for use, info in STEPS.items()
+    ]
+    if as_json:
+        print_json({"pipelines": pipelines, "steps": steps, "missing": frame})
+        return
+    table = plain_table("pipelines", "name", "for", "steps", "not installed")
+    for one in pipelines:
+        absent = [*frame, *one["missing"]]
+        table.add_row(one["name"], one["summary"], " > ".join(one["steps"]), ", ".join(absent) or "-")
+    print_table(results(), table)
+    table = plain_table("steps", "step", "does", "needs", "not installed")
+    for step in steps:
+        table.add_row(step["step"], step["summary"], ", ".join(step["needs"]) or "-", ", ".join(step["missing"]) or "-")
+    print_table(results(), table)
+
+
+def _show_plan(plan: Plan, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from nano3.cli.output import print_json
+
+    manifest = plan.manifest
+    if as_json:
+        print_json(asdict(manifest) | {"folder": str(plan.out)})
+        return
+    print(f"{len(manifest.inputs):,} inputs in {manifest.tasks:,} tasks, into {plan.out}")
+    if manifest.left_out:
+        print(f"left out: {manifest.left_out}")
+    for label, settings in manifest.settings.items():
+        shown = ", ".join(f"{key} = {value!r}" for key, value in settings.items() if key != "summary")
+        print(f"  {label}  {shown}")
+    print("executors: " + ", ".join(f"{name} ({n} tasks)" for name, n in manifest.segments.items()))
+
+
+def _show(found: Report, as_json: bool, samples: int) -> None:
+    from nano3.cli.output import print_json
+
+    if as_json:
+        print_json(found.to_json())
+    else:
+        _print_report(found, samples)
+    faults = found.faults()
+    for fault in faults:
+        print(f"error: the books do not balance: {fault}", file=sys.stderr)
+    if faults:
+        raise typer.Exit(EXIT_UNBALANCED)
+
+
+def _print_report(found: Report, samples: int) -> None:
+    from nano3.cli.output import plain_table, print_table, results
+
+    numbers = ("documents", "bytes", found.token_unit, "share")
+    table = plain_table(f"{found.manifest.name}: {found.out}", "step", *numbers, right=numbers)
+    table.add_row("read", *_cells(found.entered, found.entered))
+    for step in found.steps:
+        for reason, dropped in sorted(step.account.dropped.items()):
+            table.add_row(f"  - {step.label}: {reason}", *_cells(dropped.size, found.entered))
+        table.add_row(f"after {step.label}", *_cells(step.account.left, found.entered))
+    print_table(results(), table)
+    for step in found.steps:
+        if step.account.notes:
+            notes = ", ".join(f"{n:,} {what}" for what, n in sorted(step.account.notes.items()))
+            print(f"{step.label}: {notes}")
+    _print_samples(found, samples)
+    if found.finished:
+        _print_next(found)
+    else:
+        done = min(step.tasks for step in found.steps)
+        state = "running" if found.running else "ended before it was done: give the same command again to go on"
+        print(f"{done} of {found.manifest.tasks} tasks done; {state}")
+
+
+def _cells(size: Size, whole: Size) -> list[str]:
+    share = f"{size.documents / whole.documents:.1%}" if whole.documents else "-"
+    return [f"{size.documents:,}", f"{size.bytes:,}", f"{size.tokens:,}", share]
+
+
+def _print_samples(found: Report, most: int) -> None:
+    shown: dict[tuple[str, str], int] = {}
+    for label, reason, sample in found.samples():
+        shown[label, reason] = shown.get((label, reason), 0) + 1
+        if shown[label, reason] <= most:
+            print(f"\n──── {label} · {reason} · {sample.id} ────\n{sample.text}")
+
+
+def _print_next(found: Report) -> None:
+    category: Any = found.manifest.settings["pipeline"]["category"]
+    if not found.result.documents:
+        print("nothing is left: see the reasons above, and --samples of `nano3 data report`")
+        return
+    print(f"train on it: nano3 pretrain --data {found.out}/data")
+    print(f"in a blend: --set data.sources_file={found.out}/blend.toml --set data.blend.{category}=SHARE")

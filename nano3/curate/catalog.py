@@ -1,0 +1,91 @@
+"""What a curation pipeline can be made of: every step, where it is defined and what it needs. Imports no datatrove."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from nano3.config.errors import UserError
+from nano3.config.typed import nearest
+from nano3.installation import install_command
+
+EXTRA = "curate"
+PRESETS = "curate"
+"""Folder of the presets of pipelines."""
+FRAME_PACKAGES = ("datatrove",)
+"""Python packages of every pipeline."""
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """One step: a class `module:name`, what it does, and what must be installed for it."""
+
+    where: str
+    summary: str
+    packages: tuple[str, ...] = ()
+    """Python packages by import name; the extra `curate` brings them."""
+    programs: tuple[str, ...] = ()
+    """Programs of the operating system, without which it cannot run."""
+    reader: bool = False
+    """It brings the documents: the first step of a pipeline."""
+
+    def load(self) -> Any:
+        """The step's class, a `nano3.curate.step.Step`. Its packages must be there: `check_installed`."""
+        module, _, name = self.where.partition(":")
+        return getattr(import_module(f"nano3.curate.steps.{module}"), name)
+
+    def missing(self) -> list[str]:
+        """Packages and programs of this step that are not installed."""
+        absent = [name for name in self.packages if not is_importable(name)]
+        return absent + [name for name in self.programs if shutil.which(name) is None]
+
+
+STEPS = {
+    "read": StepInfo("read:Read", "text files, JSON lines and Parquet, as `nano3 data prepare` does", reader=True),
+    "length": StepInfo("length:Length", "drops documents of too few or too many characters"),
+    "exact-dedup": StepInfo("exact_dedup:ExactDedup", "drops documents whose text occurred before"),
+}
+
+
+def is_importable(package: str) -> bool:
+    """Whether a Python package is installed and can be imported."""
+    try:
+        import_module(package)
+    except ImportError:
+        return False
+    return True
+
+
+def find_step(use: str, where: str) -> StepInfo:
+    """The step of this name.
+
+    Raises:
+        UserError: no such step; names the nearest.
+    """
+    if use in STEPS:
+        return STEPS[use]
+    close = nearest(use, STEPS)
+    hint = f"did you mean '{close}'?" if close else f"steps: {', '.join(STEPS)}"
+    raise UserError(f"{where}: unknown step '{use}'; {hint}")
+
+
+def check_frame() -> None:
+    """Raise UserError, naming the extra, where datatrove is missing."""
+    _check(FRAME_PACKAGES, (), "nano3 data curate")
+
+
+def check_installed(uses: Iterable[str]) -> None:
+    """Raise UserError, naming the step and what to install, for the first step that cannot run here."""
+    check_frame()
+    for use in uses:
+        _check(STEPS[use].packages, STEPS[use].programs, f"step '{use}'")
+
+
+def _check(packages: Iterable[str], programs: Iterable[str], what: str) -> None:
+    if absent := [name for name in packages if not is_importable(name)]:
+        raise UserError(f"{what} needs {', '.join(absent)}: {install_command(EXTRA)}")
+    if absent := [name for name in programs if shutil.which(name) is None]:
+        raise UserError(f"{what} needs the program {', '.join(absent)}: install it with the system's package manager")

@@ -1,0 +1,87 @@
+"""Runs one segment of a pipeline: datatrove's local executor with processes that end when this one does."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+
+from datatrove.executor.local import LocalPipelineExecutor
+from loguru import logger
+
+from nano3.curate.step import Segment
+
+PR_SET_PDEATHSIG = 1
+SILENT_RANK = 1
+"""datatrove's local rank of a task that logs to its file alone."""
+Done = Callable[[], None]
+
+
+@contextmanager
+def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor | None]:
+    """Processes for the tasks of all segments; None for one worker, which is this process."""
+    logger.disable("datatrove")  # its tracebacks would come before the one line that a user needs
+    if workers == 1:
+        yield None
+        return
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(os.getpid(),))
+    try:
+        yield pool
+    except BaseException:
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def run_segment(segment: Segment, folder: Path, pool: ProcessPoolExecutor | None, done: Done) -> None:
+    """Run the tasks of a segment that are not complete; `done` is called for each task, also of an earlier run.
+
+    Raises:
+        Exception: that of the first task that failed; tasks that were complete before stay so.
+    """
+    executor = LocalPipelineExecutor(list(segment.steps), segment.tasks, 1, str(folder))
+    ranks = executor.get_incomplete_ranks()
+    for _ in range(segment.tasks - len(ranks)):
+        done()
+    if pool is None:
+        for rank in ranks:
+            _run_task(executor, rank)
+            done()
+        return
+    futures: list[Future] = [pool.submit(_run_task, executor, rank) for rank in ranks]
+    for future in futures:
+        future.add_done_callback(lambda _: done())
+    for future in wait(futures, return_when=FIRST_EXCEPTION).done:
+        future.result()
+    for future in futures:
+        future.result()
+
+
+def _run_task(executor: LocalPipelineExecutor, rank: int) -> None:
+    """One task, with steps of its own."""
+    steps = executor.pipeline
+    executor.pipeline = deepcopy(steps)
+    try:
+        executor._run_for_rank(rank, SILENT_RANK)
+    finally:
+        executor.pipeline = steps
+
+
+def _begin(parent: int) -> None:
+    """A worker process: Ctrl-C is its parent's business, and it ends when that does, however it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logger.disable("datatrove")
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)

@@ -1,0 +1,144 @@
+"""A curation run from beginning to end: inputs, segments between barriers, the result and its report."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from nano3.cores import usable_cores
+from nano3.curate.catalog import find_step
+from nano3.curate.chart import draw
+from nano3.curate.executor import run_segment, worker_pool
+from nano3.curate.inputs import Unit, default_tasks, divide
+from nano3.curate.manifest import MANIFEST, Manifest, check_same, read_manifest
+from nano3.curate.pipeline import Pipeline
+from nano3.curate.report import REPORT, Report, read_report, save_report
+from nano3.curate.shards import ShardReader, ShardWriter
+from nano3.curate.step import Context, Segment, Step
+from nano3.data.texts.find import CURATED_DATA
+from nano3.files import check_free, exclusive, fsync, write_atomic
+from nano3.progress import Progress
+
+DATA, WORK, ACCOUNTS, BLEND = CURATED_DATA, "work", "accounts", "blend.toml"
+CHART = "report.png"
+OWN_NAMES = (DATA, WORK, ACCOUNTS, BLEND, MANIFEST, REPORT, CHART)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do."""
+
+    pipeline: Pipeline
+    out: Path
+    manifest: Manifest
+    segments: tuple[Segment, ...]
+
+
+def plan_run(
+    pipeline: Pipeline,
+    out: Path,
+    paths: Sequence[str] = (),
+    against: Sequence[str] = (),
+    tasks: int = 0,
+    limit: int = 0,
+) -> Plan:
+    """Find the inputs and divide the pipeline into segments; nothing is written.
+
+    Args:
+        pipeline: what to do.
+        out: folder of the result.
+        paths: what the reader reads; empty: the pipeline's own inputs.
+        against: an existing corpus, which the steps that remove duplicates compare with.
+        tasks: parts of the inputs; 0: by their size.
+        limit: documents to read, in one task; 0: all.
+
+    Raises:
+        UserError, FileNotFoundError: nothing to read, or a path is not there.
+    """
+    reader = find_step(pipeline.steps[0].use, "").load()
+    units, left_out = reader.find(list(paths) or pipeline.config.inputs)
+    old = find_step("read", "").load().find(list(against))[0] if against else []
+    tasks = 1 if limit else tasks or default_tasks(units)
+    old_parts = divide(old, default_tasks(old)) if old else ()
+    contexts = [
+        Context(label, out, tasks, pipeline.config.seed, pipeline.config.tokenizer, limit, old_parts)
+        for label in pipeline.labels
+    ]
+    steps = [reader(pipeline.steps[0].settings, contexts[0], divide(units, tasks))]
+    for config, context in zip(pipeline.steps[1:], contexts[1:], strict=True):
+        steps.append(find_step(config.use, "").load()(config.settings, context))
+    segments = _segments(steps, tasks, out)
+    manifest = Manifest(
+        pipeline.name, pipeline.to_json(), _identities(units), _identities(old), tasks, len(old_parts), limit,
+        {f"{i:02d}-{segment.name}": segment.tasks for i, segment in enumerate(segments)}, left_out,
+    )  # fmt: skip
+    return Plan(pipeline, out, manifest, tuple(segments))
+
+
+def run_pipeline(plan: Plan, workers: int = 0) -> Report:
+    """Carry a plan out, or go on with it where an earlier run was ended.
+
+    Args:
+        plan: of `plan_run`.
+        workers: processes; 0: one for each core, at most one for each task.
+
+    Raises:
+        UserError: the folder holds other files or a run with other settings, or another process writes there.
+    """
+    out = plan.out
+    check_free(out, own=OWN_NAMES)
+    with exclusive(out):
+        for left in out.rglob(".*.tmp"):  # by a process that was killed while it wrote
+            left.unlink()
+        if (out / MANIFEST).is_file():
+            check_same(read_manifest(out), plan.manifest, out)
+        else:
+            plan.manifest.save(out)
+        if not (out / REPORT).is_file():
+            _run_segments(plan, workers or min(usable_cores(), plan.manifest.tasks))
+            _finish(plan)
+        return read_report(out)
+
+
+def _segments(steps: Sequence[Step], tasks: int, out: Path) -> list[Segment]:
+    """The steps cut before each barrier, which begins a segment that reads what the one before has written."""
+    segments: list[Segment] = []
+    current: list = []
+    for step in steps:
+        if step.barrier:
+            documents = step.context.work / "documents"
+            segments.append(
+                Segment(f"until-{step.context.label}", tasks, [*current, ShardWriter(documents), *step.before()])
+            )
+            segments += step.between()
+            current = [ShardReader(documents)]
+        current.append(step)
+    return [*segments, Segment("result", tasks, [*current, ShardWriter(out / DATA, final=True)])]
+
+
+def _identities(units: Sequence[Unit]) -> dict[str, str]:
+    return {f"{unit.path}{f' part {unit.part[0]}' if unit.part[1] > 1 else ''}": unit.identity for unit in units}
+
+
+def _run_segments(plan: Plan, workers: int) -> None:
+    total = sum(segment.tasks for segment in plan.segments)
+    with Progress(total, total, unit="tasks", things="tasks") as progress, worker_pool(workers) as pool:
+        for name, segment in zip(plan.manifest.segments, plan.segments, strict=True):
+            _run_one(plan.out / WORK / "executors" / name, name, segment, pool, progress)
+
+
+def _run_one(folder: Path, name: str, segment: Segment, pool: ProcessPoolExecutor | None, progress: Progress) -> None:
+    run_segment(segment, folder, pool, lambda: progress.sample(1, name))
+
+
+def _finish(plan: Plan) -> None:
+    """Write the blend file, the chart and, last of all, the report; remove what the segments left for each other."""
+    name = plan.pipeline.config.category
+    write_atomic(plan.out / BLEND, f'[sources]\n"{name}" = ["{DATA}"]\n')
+    fsync(plan.out / DATA)
+    draw(read_report(plan.out), plan.out / CHART)
+    save_report(plan.out)
+    shutil.rmtree(plan.out / WORK, ignore_errors=True)

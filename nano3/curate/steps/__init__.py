@@ -1,0 +1,1 @@
+"""Steps of curation pipelines, one a file; nano3.curate.catalog lists them."""

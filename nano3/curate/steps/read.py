@@ -1,0 +1,162 @@
+"""Reader of texts: the files that `nano3 data prepare` reads too, with the fields of their records kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datatrove.data import Document
+
+from nano3.config.errors import UserError
+from nano3.curate.inputs import Unit, file_unit
+from nano3.curate.step import Reader
+from nano3.data.texts import stdlib_corpus
+from nano3.data.texts.containers import UnusableError, bare_suffix, json_lines, open_parquet, told_of
+from nano3.data.texts.find import find_files
+from nano3.data.texts.readers import InputFile
+from nano3.data.texts.skipped import Skipped
+from nano3.reading import parse_json
+
+STDLIB_PARTS = 4
+JSON_SUFFIXES = (".jsonl", ".ndjson")
+OWN_KEYS = ("id", "metadata")
+"""Keys of a record that are no metadata themselves."""
+Record = tuple[str, dict[str, Any] | None, str]
+"""Name, fields (None: no record) and what to show of one that is none."""
+
+
+@dataclass(frozen=True)
+class ReadSettings:
+    """Settings of `read`: none."""
+
+
+class Read(Reader):
+    """Documents of text files (one a file), JSON lines and Parquet (one a record), plain or compressed.
+
+    A record's other fields, and those of its field `metadata`, become the document's metadata.
+    """
+
+    Settings = ReadSettings
+
+    @classmethod
+    def find(cls, paths: Sequence[str]) -> tuple[list[Unit], str]:
+        """Files at the paths; `python-stdlib` is the embedded corpus. See `Reader.find`."""
+        units: list[Unit] = []
+        skipped = Skipped()
+        for spec in paths:
+            if spec == stdlib_corpus.NAME and not Path(spec).exists():
+                units += _stdlib_units()
+            else:
+                root = spec if Path(spec).expanduser().is_dir() else ""
+                units += [
+                    file_unit(file.path, file.name, file.text_field, file.found, root)
+                    for file in find_files(spec, skipped)
+                ]
+        if not units:
+            detail = f" ({skipped.line()})" if skipped.line() else ""
+            raise UserError(f"no readable file in {', '.join(paths)}{detail}: see docs/data.md for the types")
+        return units, skipped.line() + skipped.advice()
+
+    def read(self, unit: Unit) -> Iterator[Document]:
+        """The documents of one file."""
+        if unit.path == stdlib_corpus.NAME:
+            yield from self._stdlib(unit)
+            return
+        path = Path(unit.path)
+        try:
+            with told_of(path):
+                if bare_suffix(path) in (*JSON_SUFFIXES, ".parquet"):
+                    yield from self._records(unit)
+                else:
+                    yield from self._texts(unit)
+        except UnusableError as error:
+            if not unit.found:
+                raise
+            self.drop(self.found("", unit.name), error.reason)
+
+    def _records(self, unit: Unit) -> Iterator[Document]:
+        path = Path(unit.path)
+        records = _json_records(path) if bare_suffix(path) in JSON_SUFFIXES else _parquet_records(path)
+        for number, fields, shown in records:
+            name = f"{unit.name}:{number}"
+            document = self.found(shown, name) if fields is None else self._document(fields, name, unit)
+            if fields is None:
+                self.drop(document, "not a JSON object")
+            elif reason := _unusable(fields.get(unit.field), unit.field):
+                self.drop(document, reason)
+            else:
+                yield document
+
+    def _document(self, fields: dict[str, Any], name: str, unit: Unit) -> Document:
+        text = fields.get(unit.field)
+        inner = fields.get("metadata")
+        metadata = {key: value for key, value in fields.items() if key not in (unit.field, *OWN_KEYS)}
+        metadata |= inner if isinstance(inner, dict) else {}
+        own = fields.get("id")
+        shown = text if isinstance(text, str) else ""
+        return self.found(
+            shown.removeprefix("\ufeff"), own if isinstance(own, str) else name, {"source": name, **metadata}
+        )
+
+    def _texts(self, unit: Unit) -> Iterator[Document]:
+        file = InputFile(Path(unit.path), unit.name, unit.field, unit.size, 0, unit.found)
+        yield from self._counted(file, {"_file": unit.path, "_root": unit.root})
+
+    def _stdlib(self, unit: Unit) -> Iterator[Document]:
+        yield from self._counted(stdlib_corpus.StandardLibrary(), {"license": "Python-2.0"}, unit.part)
+
+    def _counted(self, source: Any, metadata: dict[str, Any], part: tuple[int, int] = (0, 1)) -> Iterator[Document]:
+        """Documents of an input of nano3.data.texts, what it leaves out dropped under the same reasons."""
+        skipped, number, of = Skipped(), *part
+        before = skipped.copy()
+        for i, document in enumerate(source.documents(skipped)):
+            if i % of != number:
+                pass
+            elif document is None:
+                reason = next(iter(skipped.counts - before.counts), "unreadable")
+                names = skipped.names.get(reason, [])
+                self.drop(self.found("", names[-1] if names else source.name), reason)
+            else:
+                yield self.found(document.text, document.name, {"source": document.name, **metadata})
+            before = skipped.copy()
+
+
+def _stdlib_units() -> list[Unit]:
+    corpus = stdlib_corpus.StandardLibrary()
+    identity = corpus.identity()
+    return [
+        Unit(corpus.name, corpus.name, corpus.size // STDLIB_PARTS, identity, part=(i, STDLIB_PARTS))
+        for i in range(STDLIB_PARTS)
+    ]
+
+
+def _json_records(path: Path) -> Iterator[Record]:
+    for number, line in json_lines(path):
+        try:
+            value = None if line is None else parse_json(line)
+        except ValueError:
+            value = None
+        shown = "" if line is None or value is not None else line.decode("utf-8", "replace").rstrip("\n")
+        yield str(number), value if isinstance(value, dict) else None, shown
+
+
+def _parquet_records(path: Path) -> Iterator[Record]:
+    number = 0
+    with open_parquet(path) as table:
+        for batch in table.iter_batches(batch_size=1024):
+            for row in batch.to_pylist():
+                number += 1
+                yield str(number), row, ""
+
+
+def _unusable(text: Any, field: str) -> str:
+    """Why a value is no document; empty: it is one."""
+    if not isinstance(text, str):
+        return f"without a text in {field!r}"
+    try:
+        text.encode("utf-8")
+    except UnicodeError:
+        return "not UTF-8"
+    return "" if text.strip() else "empty"

@@ -1,0 +1,94 @@
+"""What the steps that remove duplicates share: a barrier, an existing corpus, and a verdict on every document."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datatrove.data import Document
+from datatrove.pipeline.base import PipelineStep
+
+from nano3.curate.step import Context, Segment, Step
+from nano3.curate.steps.read import Read, ReadSettings
+from nano3.files import write_atomic
+
+
+class Verdict(IntEnum):
+    """What becomes of a document."""
+
+    KEPT = 0
+    REPEATED = 1
+    IN_CORPUS = 2
+
+
+class DedupStep(Step):
+    """A step that drops what an earlier document of the input, or one of the existing corpus, says already.
+
+    A subclass gives `before`, and `between` ends with a step that writes the verdicts by `write_verdicts`.
+    """
+
+    barrier = True
+    repeated, in_corpus = "duplicate", "in the existing corpus"
+    """Reasons."""
+
+    def process(self, documents: Iterator[Document]) -> Iterator[Document]:
+        """Documents that are no duplicates, in order."""
+        reasons = {Verdict.REPEATED: self.repeated, Verdict.IN_CORPUS: self.in_corpus}
+        verdicts = read_verdicts(self.context.work, self.rank)
+        for document, verdict in zip(documents, verdicts, strict=True):
+            if verdict:
+                self.drop(document, reasons[Verdict(int(verdict))])
+            else:
+                yield document
+
+    def corpus_segment(self, *steps: PipelineStep) -> list[Segment]:
+        """A segment that reads the existing corpus, if there is one, and hands it to `steps`."""
+        context = self.context
+        if not context.against:
+            return []
+        return [Segment(f"{context.label}-corpus", len(context.against), [corpus_reader(context), *steps])]
+
+
+def corpus_reader(context: Context) -> Read:
+    """Reads the existing corpus; what it leaves out is no part of the run's accounts."""
+    return Read(ReadSettings(), replace(context, label=f"{context.label}-corpus", limit=0), context.against)
+
+
+def write_verdicts(work: Path, rank: int, verdicts: np.ndarray) -> None:
+    """Leave the verdicts on the documents of one task, in order."""
+    save_array(work / "verdicts" / f"{rank:05d}.npy", verdicts.astype(np.uint8))
+
+
+def read_verdicts(work: Path, rank: int) -> np.ndarray:
+    """The verdicts on the documents of one task."""
+    return np.load(work / "verdicts" / f"{rank:05d}.npy")
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write an array as .npy, whole or not at all."""
+    from io import BytesIO
+
+    data = BytesIO()
+    np.save(data, array)
+    write_atomic(path, data.getvalue())
+
+
+def places(counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Rank and number within it of every document of tasks with so many each."""
+    ranks = np.repeat(np.arange(len(counts)), counts)
+    numbers = np.concatenate([np.arange(n) for n in counts]) if len(counts) else np.zeros(0, int)
+    return ranks, numbers
+
+
+class Stage(PipelineStep):
+    """A step that is no part of the user's pipeline: it works on files that others left in a folder."""
+
+    type, name = "nano3", "stage"
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
+        """Do the work of one task."""
+        raise NotImplementedError

@@ -1,0 +1,116 @@
+"""`nano3 data curate` and `nano3 data report` as they are typed."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from nano3.cli.data.app import app
+from nano3.config.errors import UserError
+
+
+@pytest.fixture
+def texts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for i in range(6):
+        (folder / f"{i}.txt").write_text("the same text\n" if i % 2 else f"text {i} " * 40)
+    (folder / "x.pdf").write_bytes(b"%PDF")
+    return folder
+
+
+def run(*args, code=0):
+    result = CliRunner().invoke(app, [str(arg) for arg in args], catch_exceptions=False)
+    assert result.exit_code == code, result.output
+    return result
+
+
+def refused(*args):
+    result = CliRunner().invoke(app, [str(arg) for arg in args])
+    assert isinstance(result.exception, UserError), result.output
+    return str(result.exception)
+
+
+def test_a_run_and_its_report(texts, tmp_path):
+    done = run("curate", "tiny", "--from", texts, "--set", "length.least=5", "--workers", 1)
+    assert "left out: 1 files of unknown type (x.pdf)" in done.stderr
+    assert "02-exact-dedup: duplicate" in done.stdout
+    assert "nano3 pretrain --data curated/tiny/data" in done.stdout
+    report = json.loads(run("report", "curated/tiny", "--json").stdout)
+    assert (report["finished"], report["balanced"]) == (True, True)
+    assert (report["entered"]["documents"], report["result"]["documents"]) == (6, 4)
+    assert report["steps"][2]["dropped"]["duplicate"]["documents"] == 2
+    shown = run("report", "curated/tiny", "--samples", 1).stdout
+    assert shown.count("the same text") == 1
+    assert (tmp_path / "curated/tiny/report.png").stat().st_size > 1000
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing(texts, tmp_path):
+    done = run("curate", "tiny", "--from", texts, "--tasks", 3, "--dry-run")
+    assert "6 inputs in 3 tasks, into curated/tiny" in done.stdout
+    assert "least = 200" in done.stdout
+    assert not (tmp_path / "curated").exists()
+    plan = json.loads(run("curate", "tiny", "--from", texts, "--dry-run", "--json").stdout)
+    assert plan["settings"]["01-length"] == {"least": 200, "most": 0}
+
+
+def test_books_that_do_not_balance_end_with_1(texts, tmp_path):
+    run("curate", "tiny", "--from", texts, "--workers", 1)
+    path = next((tmp_path / "curated/tiny/accounts/01-length").glob("*.json"))
+    table = json.loads(path.read_text())
+    table["kept"]["bytes"] += 1
+    path.write_text(json.dumps(table))
+    assert "error: the books do not balance: 01-length" in run("report", "curated/tiny", code=1).stderr
+
+
+def test_the_list_names_pipelines_and_steps():
+    table = json.loads(run("curate", "--list", "--json").stdout)
+    assert "tiny" in {one["name"] for one in table["pipelines"]}
+    assert {"step": "read", "needs": []}.items() <= {k: v for k, v in table["steps"][0].items() if k != "x"}.items()
+    assert "python-stdlib" not in run("curate", "--list").stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        ((), "name a pipeline"),
+        (("tinny",), "did you mean 'tiny'?"),
+        (("tiny", "--from", "nowhere"), "no file or folder at nowhere"),
+        (("tiny", "--limit", 3, "--tasks", 2), "--limit reads in one task"),
+        (("plain.toml",), "has no inputs of its own: give --from PATH"),
+        (("plain.toml", "--from", "texts", "--against", "texts"), "has no step that removes duplicates"),
+    ],
+)
+def test_what_is_wrong_is_one_line(texts, tmp_path, args, told):
+    (tmp_path / "plain.toml").write_text('[[step]]\nuse = "read"\n')
+    result = CliRunner().invoke(app, ["curate", *map(str, args)])
+    assert isinstance(result.exception, UserError | FileNotFoundError), result.output
+    assert told in str(result.exception)
+
+
+def test_a_report_of_another_folder_is_refused(texts):
+    assert "no curated data (curation.json is missing)" in refused("report", texts)
+
+
+def command(code, *args):
+    return subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=False)
+
+
+def test_without_the_extra_it_says_what_to_install():
+    code = "import sys; sys.modules['datatrove'] = None; from nano3.cli.app import main; main()"
+    done = command(code, "data", "curate", "tiny")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: nano3 data curate needs datatrove: ")
+    assert "[curate]" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    listed = command(code, "data", "curate", "--list")
+    assert (listed.returncode, "datatrove" in listed.stdout) == (0, True)
+
+
+def test_nothing_is_imported_for_it_before_it_runs():
+    code = "import sys; import nano3.cli.data.app; assert not {'datatrove', 'numpy', 'loguru'} & set(sys.modules)"
+    assert command(code).returncode == 0

@@ -1,0 +1,87 @@
+"""Pipelines from TOML."""
+
+import pytest
+
+from nano3.config.errors import UserError
+from nano3.config.presets import preset_names
+from nano3.curate.catalog import PRESETS, STEPS
+from nano3.curate.pipeline import load_pipeline
+from nano3.curate.step import Reader, Step
+
+READ = '[[step]]\nuse = "read"\n'
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(text, *overrides):
+        (tmp_path / "p.toml").write_text(text)
+        return load_pipeline(str(tmp_path / "p.toml"), overrides)
+
+    return load
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "no steps; write [[step]]"),
+        ("[[stp]]\n", "unknown key 'stp'; did you mean 'step'?"),
+        ("step = 3\n", "no steps"),
+        ("[[step]]\nleast = 3\n", "step 1 has no name"),
+        ('[[step]]\nuse = "lenght"\n', "unknown step 'lenght'; did you mean 'length'?"),
+        ('[[step]]\nuse = "length"\n', "the first step is 'length'; it must be a reader"),
+        (READ + READ, "step 2 is the reader 'read'"),
+        (READ + '[[step]]\nuse = "length"\nleest = 3\n', "step 2 (length): unknown key 'leest'; did you mean 'least'?"),
+        (READ + '[[step]]\nuse = "length"\nleast = "x"\n', "'least' must be a whole number, not 'x'"),
+        (READ + '[[step]]\nuse = "length"\nleast = -1\n', "length.least is -1; it must be at least 0"),
+        ('[pipeline]\ncategori = "x"\n' + READ, "unknown key 'categori'; did you mean 'category'?"),
+        ('[pipeline]\ncategory = "a b"\n' + READ, "pipeline.category is 'a b'"),
+        ("[[step]\n", "not valid TOML"),
+    ],
+)
+def test_what_is_wrong_is_named(load, text, told):
+    with pytest.raises(UserError) as error:
+        load(text)
+    assert told in str(error.value)
+    assert "p.toml" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("length.leest=3", "unknown key 'leest'; did you mean 'least'?"),
+        ("lenght.least=3", "the pipeline has no step 'lenght'; did you mean 'length'?"),
+        ("least=3", "write step.key=value"),
+        ("length.least", "write step.key=value"),
+        ("length.least=x", "must be a whole number"),
+    ],
+)
+def test_a_wrong_override_is_named(load, override, told):
+    with pytest.raises(UserError) as error:
+        load(READ + '[[step]]\nuse = "length"\n', override)
+    assert told in str(error.value)
+
+
+def test_an_override_changes_a_step(load):
+    pipeline = load(READ + '[[step]]\nuse = "length"\n', "length.least=7", "pipeline.category=mine")
+    assert pipeline.steps[1].settings.least == 7
+    assert pipeline.config.category == "mine"
+    assert pipeline.labels == ["00-read", "01-length"]
+
+
+def test_an_unknown_preset_is_named():
+    with pytest.raises(UserError, match="unknown pipeline 'tinny'; did you mean 'tiny'"):
+        load_pipeline("tinny")
+
+
+@pytest.mark.parametrize("name", preset_names(PRESETS))
+def test_every_preset_loads_and_says_what_it_is_for(name):
+    pipeline = load_pipeline(name)
+    assert pipeline.config.summary
+    assert pipeline.config.category != "curated"
+
+
+@pytest.mark.parametrize("use", STEPS)
+def test_every_step_in_the_list_is_one(use):
+    step = STEPS[use].load()
+    assert issubclass(step, Step)
+    assert issubclass(step, Reader) == STEPS[use].reader
