@@ -75,6 +75,7 @@ SETTINGS = (
     )),
     Setting("int8", ("--int8",)),
     Setting("int4", ("--int4",)),
+    Setting("int4 calibrated", ("--int4", "--samples", "300")),
 )  # fmt: skip
 
 

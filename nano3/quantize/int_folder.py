@@ -17,27 +17,33 @@ from nano3.model.hf.config import read_config, read_stage
 from nano3.model.hf.names import is_stacked, named_tensors, published_name
 from nano3.model.hf.write import check_replaceable, copy_companions
 from nano3.model.lm import LM
+from nano3.quantize.int_calibrated import calibrated_parts
 from nano3.quantize.int_formats import Bits, integer_model, quantize_matrix
 from nano3.quantize.part_files import Part, write_parts
+from nano3.quantize.rows import CalibrationRows
 
 
-def quantize_folder(source: str | Path, out: Path, bits: Bits) -> Path:
+def quantize_folder(source: str | Path, out: Path, bits: Bits, rows: CalibrationRows | None = None) -> Path:
     """Write the model in `source` with all matrices as integers; tokenizer, chat template and settings come along.
 
-    One matrix at a time is in memory, of which an expert's is one.
+    One matrix at a time is in memory, of which an expert's is one; with `rows` as calibrated_parts says.
 
     Args:
         source: run folder or Hugging Face folder.
         out: appears whole or not at all; a model there is replaced.
         bits: of a weight; activations are rounded to 8 as they come.
+        rows: to calibrate 4 bits with (nano3.quantize.gptq); without, each number is rounded by itself.
 
     Returns:
         The folder that was read.
 
     Raises:
-        UserError: the model is quantized already, an adapter, or cannot be in these bits; or `out` is the model itself,
-            or holds anything but a model.
+        UserError: the model is quantized already, an adapter, or cannot be in these bits; `out` is the model itself,
+            or holds anything but a model; or rows that do not fit the model.
+        ValueError: rows for 8 bits.
     """
+    if rows is not None and bits != 4:
+        raise ValueError("only 4 bits are calibrated")
     folder = plain_folder(source)
     if out.exists() and out.resolve() == folder.resolve():
         raise UserError(f"--out {out}: is the model itself; give another folder")
@@ -45,7 +51,10 @@ def quantize_folder(source: str | Path, out: Path, bits: Bits) -> Path:
     with Checkpoint(folder) as checkpoint:
         model, dtype = integer_model(read_config(folder), bits), checkpoint.dtype()
         model.stage = read_stage(folder)
-        parts = _quantized(checkpoint, model, bits, dtype)
+        if rows is None:
+            parts = _quantized(checkpoint, model, bits, dtype)
+        else:
+            parts = calibrated_parts(folder, model, dtype, rows, out.absolute().parent)
         write_parts(model, dtype, parts, out, lambda new: copy_companions(folder, new))
     return folder
 

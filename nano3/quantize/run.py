@@ -191,7 +191,7 @@ class _Run:
     def _block(self, number: int, progress: Progress) -> None:
         prefix, block = f"blocks.{number}.", self.model.blocks[number]
         with self._loaded(prefix):
-            with self._finite(prefix, f"block {number}"), observed(block) as found:  # pyright: ignore[reportArgumentType]
+            with self._finite(prefix, f"block {number}"), observed(block, Observed()) as found:  # pyright: ignore[reportArgumentType]
                 done = 0
                 for batch in self.rows.batches():
                     count = batch.tokens.shape[1]

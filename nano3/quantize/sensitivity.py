@@ -19,7 +19,7 @@ from nano3.model.lm import LM
 from nano3.model.moe import Experts
 from nano3.quantize.fp8 import scale_of, to_fp8
 from nano3.quantize.mark import our_name
-from nano3.quantize.observe import observed
+from nano3.quantize.observe import Observed, observed
 from nano3.quantize.policy import Matrix, Policy, list_matrices, select
 from nano3.quantize.rows import Batch, CalibrationRows
 
@@ -188,7 +188,7 @@ def _input_scales(model: LM, rows: CalibrationRows) -> dict[str, Tensor]:
     """Published name of each matrix -> scale of its inputs, ()."""
     head = 0.0
     with ExitStack() as stack:
-        seen = [stack.enter_context(observed(block)) for block in model.blocks]  # pyright: ignore
+        seen = [stack.enter_context(observed(block, Observed())) for block in model.blocks]  # pyright: ignore
         for batch in rows.batches():
             x = model.hidden(batch.tokens, batch.document_ids, statistics=()).x
             head = max(head, float(x.abs().amax()))

@@ -44,7 +44,8 @@ def test_what_makes_no_sense_is_one_line(run, plain, tmp_path):
     cases = {
         ("--int8", "--int4"): "--int8 and --int4 contradict each other",
         ("--int8", "--policy", "everything"): "--policy is about FP8, and --int8 quantizes all matrices",
-        ("--int4", "--samples", "10"): "--samples is about FP8",
+        ("--int4", "--dry-run"): "--dry-run is about FP8",
+        ("--int8", "--samples", "10"): "--samples is about FP8 and 4 bits: for --int8 nothing is calibrated",
         ("--int8", "--out", plain): "is the model itself",
         ("--int8", "--out", tmp_path / "own"): "holds other files (diary.txt): give a new or an empty folder",
     }
@@ -52,6 +53,10 @@ def test_what_makes_no_sense_is_one_line(run, plain, tmp_path):
         done = run("quantize", "--from", plain, *arguments)
         assert done.code == 2
         assert message in " ".join(done.err.replace("│", " ").split())
+    done = run("quantize", "--from", "tiny", "--int4", "--samples", "10", "--out", tmp_path / "random")
+    assert done.code == 2
+    assert "random weights are not calibrated: leave --calibrate, --samples and" in " ".join(done.err.split())
+    assert not (tmp_path / "random").exists()
     run("quantize", "--from", plain, "--int8", "--out", tmp_path / "small")
     done = run("quantize", "--from", tmp_path / "small", "--int4", "--out", tmp_path / "smaller")
     assert done.code == 2

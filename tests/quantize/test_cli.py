@@ -177,7 +177,10 @@ def test_the_policy_is_told_and_what_is_not_quantized_is_said_to_be_so(place, ca
     assert "no quantized tensors" in run("inspect", "mine", "--all").stdout
 
 
-@pytest.mark.parametrize("form", [["--int8"], ["--int4"], ["--calibrate", "chats.jsonl", "--samples", "5"]])
+CALIBRATED = ["--calibrate", "chats.jsonl", "--samples", "5"]
+
+
+@pytest.mark.parametrize("form", [["--int8"], ["--int4"], ["--int4", *CALIBRATED], CALIBRATED])
 def test_a_model_is_replaced_only_when_asked_for(place, capsys, form):
     sizes = {"d_expert": 64, "d_shared": 32, "d_ff": 32, "mamba_n_heads": 8}
     even = LM(replace(load(place / "mine").cfg, **sizes)).init_weights(1).eval()

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from nano3.config.errors import UserError
 from nano3.config.presets import MODELS, load_model, preset_names
 from nano3.engine.launch import small_tokenizer
 from nano3.model.hf.files import weight_files
-from nano3.quantize.int_folder import quantize_folder
+from nano3.quantize.int_folder import plain_folder, quantize_folder
 from nano3.quantize.int_formats import Bits
 from nano3.quantize.random_folder import write_random
+from nano3.stages.quantizing.rows import Calibration, calibration_rows
 from nano3.stages.run_folder import say
 
 
@@ -25,20 +27,26 @@ class Integers:
     """Of those before; None where there were none."""
 
 
-def main(source: str | Path, out: Path, bits: Bits) -> Integers:
+def main(source: str | Path, out: Path, bits: Bits, calibration: Calibration | None = None) -> Integers:
     """Write `out`.
 
     Args:
         source: run folder, Hugging Face folder or GGUF file; or a model preset, whose weights are random.
         out: a Hugging Face folder, which appears whole or not at all.
         bits: of a weight.
+        calibration: the conversations that 4 bits are chosen for; None: each number is rounded by itself.
 
     Raises:
-        UserError: a model that cannot be quantized so, or a place that must not be written.
+        UserError: a model that cannot be quantized so, conversations that cannot be used, or a place that must not be
+            written.
     """
     if Path(source).exists() or str(source) not in preset_names(MODELS):
-        folder = quantize_folder(source, out, bits)
+        rows = None if calibration is None else calibration_rows(Path(source), plain_folder(source), calibration)
+        folder = quantize_folder(source, out, bits, rows)
         return Integers(str(folder), _size(out), _size(folder))
+    if calibration is not None:
+        raise UserError(f"{source}: a preset has no training behind it, and random weights are not calibrated: leave "
+                        "--calibrate, --samples and --length out, or give a model")  # fmt: skip
     cfg = load_model(str(source))
     tokenizer = small_tokenizer(cfg.vocab_size)
     say(f"{source}: a preset has no training behind it: random weights, to measure with, and a tokenizer of "

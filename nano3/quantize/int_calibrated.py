@@ -1,0 +1,134 @@
+"""The tensors of a 4-bit folder, calibrated: block by block, each looked at with all rows before it is rounded."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nano3.config.errors import UserError
+from nano3.kernels.scaled import INTEGERS
+from nano3.model.forward_pass import Pass
+from nano3.model.hf.names import is_stacked, named_tensors, published_name
+from nano3.model.hf.read import allocate, check_stored, fill_part
+from nano3.model.lm import LM
+from nano3.quantize.gptq import gptq
+from nano3.quantize.hidden import HiddenFiles
+from nano3.quantize.observe import Moments, observed
+from nano3.quantize.part_files import Part
+from nano3.quantize.rows import CalibrationRows
+
+
+@torch.no_grad()
+def calibrated_parts(
+    folder: Path, quantized: LM, dtype: torch.dtype, rows: CalibrationRows, beside: Path
+) -> Iterator[Part]:
+    """All tensors of a plain folder, matrices by GPTQ.
+
+    Every block sees what it would see in the plain model. One block at a time is in memory, and of each of its matrices
+    (of an expert each) the moments of its inputs, (I, I) float32: 5.5 GB for a block of the 31.6B model.
+
+    Args:
+        folder: of a plain model.
+        quantized: on the meta device, with the matrices that become integers as such.
+        dtype: that the folder is stored in, and computed with.
+        rows: to calibrate with.
+        beside: the residual stream of the rows is kept on disk in this folder meanwhile.
+
+    Raises:
+        UserError: weights or rows that do not fit the model, or an activation or weight that is not finite.
+    """
+    if rows.largest_id >= quantized.cfg.vocab_size:
+        raise UserError(f"a calibration row has token {rows.largest_id}; the model has {quantized.cfg.vocab_size}")
+    with torch.device("meta"):
+        model = LM(quantized.cfg).eval()
+    check_stored(model, folder)
+    integers = {name for name, tensor in named_tensors(quantized) if tensor.dtype in INTEGERS}
+    with tempfile.TemporaryDirectory(dir=beside, prefix=".calibration-") as work:
+        walk = _Walk(folder, model, dtype, rows, integers, HiddenFiles(Path(work), model.cfg.d_model, dtype))
+        yield from walk.parts()
+
+
+class _Walk:
+    """Through the model, from the embeddings to the output projection."""
+
+    def __init__(
+        self,
+        folder: Path,
+        model: LM,
+        dtype: torch.dtype,
+        rows: CalibrationRows,
+        integers: set[str],
+        hidden: HiddenFiles,
+    ) -> None:
+        self.folder, self.model, self.dtype, self.rows, self.integers = folder, model, dtype, rows, integers
+        self.hidden = hidden
+
+    def parts(self) -> Iterator[Part]:
+        """All tensors."""
+        with self._loaded("embeddings."):
+            for batch in self.rows.batches():
+                self.hidden.write(0, batch.start, self.model.embeddings(batch.tokens))
+            yield from self._rounded("embeddings.", Moments())
+        for number in range(self.model.cfg.n_blocks):
+            with self._loaded(f"blocks.{number}."):
+                yield from self._rounded(f"blocks.{number}.", self._block(number))
+        found = Moments()
+        with self._loaded("norm_f."):
+            for batch in self.rows.batches():
+                x = self.hidden.read(self.model.cfg.n_blocks, batch.start, batch.tokens.shape[1])
+                with self._finite("the output projection"):
+                    found.see("lm_head", self.model.norm_f(x))
+            yield from self._rounded("norm_f.", found)
+        with self._loaded("lm_head."):
+            yield from self._rounded("lm_head.", found)
+
+    def _block(self, number: int) -> Moments:
+        """Run all rows through a block."""
+        block = self.model.blocks[number]
+        with self._finite(f"block {number}"), observed(block, Moments()) as found:  # pyright: ignore[reportArgumentType]
+            for batch in self.rows.batches():
+                x = self.hidden.read(number, batch.start, batch.tokens.shape[1])
+                y, _ = block(x, Pass(batch.document_ids, statistics=frozenset()).at(number, None))
+                self.hidden.write(number + 1, batch.start, y)
+        return found
+
+    def _rounded(self, prefix: str, found: Moments) -> Iterator[Part]:
+        for name, value in named_tensors(self.model):
+            if not name.startswith(prefix):
+                continue
+            if name not in self.integers:
+                yield Part(name, None, value)
+            elif is_stacked(name):
+                for expert, matrix in enumerate(value):
+                    yield self._matrix(name, expert, matrix, found)
+            else:
+                yield self._matrix(name, None, value, found)
+
+    def _matrix(self, ours: str, expert: int | None, weight: Tensor, found: Moments) -> Part:
+        if not bool(weight.isfinite().all()):
+            raise UserError(f"{self.folder}: {published_name(ours, expert)}: holds a number that is not finite")
+        module = (ours.partition(".mixer.")[2] or ours).removesuffix(".weight")
+        return Part(ours, expert, gptq(weight, found.sums.pop((module, expert), None)))
+
+    @contextmanager
+    def _loaded(self, prefix: str) -> Iterator[None]:
+        """The tensors of one part in memory."""
+        allocate(self.model, self.dtype, "cpu", prefix)
+        try:
+            fill_part(self.model, self.folder, prefix)
+            yield
+        finally:
+            allocate(self.model, self.dtype, "meta", prefix)
+
+    @contextmanager
+    def _finite(self, where: str) -> Iterator[None]:
+        try:
+            yield
+        except FloatingPointError as error:
+            where = f"{self.folder}: {where}: {error}"
+            raise UserError(f"{where}: look for damage in the model or the calibration rows") from None
