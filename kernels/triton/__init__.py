@@ -27,6 +27,8 @@ MODULES = {
     "gated_rms_norm": "norm",
     "causal_conv1d": "conv",
     "mamba_step": "mamba",
+    "paged_attention": "paged",
+    "paged_decode": "paged",
 }
 """Op -> module of this folder whose KERNELS has it."""
 
