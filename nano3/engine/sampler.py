@@ -11,15 +11,14 @@ import torch
 from torch import Tensor
 
 from nano3.engine.request import Token
-from nano3.engine.sequence_sampler import ALL, COLDEST, GREEDY, HOTTEST, SequenceSampler
+from nano3.engine.sequence_sampler import COLDEST, GREEDY, HOTTEST, SequenceSampler
 from nano3.kernels import best_tokens
 from nano3.kernels.cpu.draw import NOTHING, draw_tokens
+from nano3.kernels.eager.draw import ALL, BLOCK, Cuts, candidates, draw_sorted, draw_whole
 from nano3.model.step import forced_elsewhere
 
 CANDIDATES = (256, 8192)
 """Most probable tokens looked at first for top-k and top-p, and next; a row that needs more is sorted whole."""
-BLOCK = 512
-"""Tokens a block in the two-level search for the drawn one."""
 STRONGEST = 1e6
 """Repetition penalties beyond this, or its inverse, act like it: more would leave the range of float32."""
 
@@ -169,7 +168,7 @@ def _less_likely(values: Tensor, penalty: float) -> Tensor:
 def _without(x: Tensor, banned: tuple[int, ...]) -> Tensor:
     """Logits (V,) without the banned ids; unchanged where nothing else is left, as in a grammar that must end now."""
     left = x.index_fill(0, torch.tensor(banned, device=x.device), -math.inf)
-    return x if left.amax() == -math.inf else left
+    return torch.where(left.amax() == -math.inf, x, left)  # on a GPU an `if` would wait for it
 
 
 def _take_forced(x: Tensor, rows: Sequence[SequenceSampler]) -> tuple[Tensor, Tensor]:
@@ -213,43 +212,7 @@ def _min_p_floor(rows: Sequence[SequenceSampler], like: Tensor) -> Tensor | None
 def _draw(x: Tensor, rows: Sequence[SequenceSampler]) -> tuple[Tensor, Tensor]:
     """Draw from whole distributions, without sorting: ids (R,) and their log-probabilities (R,)."""
     z = _scaled(x, rows)
-    floor = _min_p_floor(rows, z)
-    if floor is not None:
-        z.masked_fill_(z < floor, -math.inf)
-    uniforms = _column([row.uniform() for row in rows], x, torch.float64)
-    weights = z.exp()
-    ids, totals = _search_blocks(weights, uniforms)
-    return ids[:, 0], (z.gather(1, ids).double() - totals.log())[:, 0]
-
-
-def _search_blocks(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """Inverse of the cumulated weights (R, V) at uniforms (R, 1): ids (R, 1), total weights (R, 1).
-
-    Sums of blocks first, then inside one block: cumulating all of V would be sequential. Weights that are no numbers
-    give some id and a total of NaN.
-    """
-    size = weights.shape[1]
-    spare = -size % BLOCK
-    if spare:
-        weights = torch.nn.functional.pad(weights, (0, spare))
-    blocks = weights.view(len(weights), -1, BLOCK)
-    ends = blocks.sum(-1).double().cumsum(-1)
-    block, rest = _search(ends, uniforms * ends[:, -1:])
-    inner = blocks[torch.arange(len(blocks), device=blocks.device), block[:, 0]].double().cumsum(-1)
-    position, _ = _search(inner, rest)
-    return (block * BLOCK + position).clamp_(max=size - 1), ends[:, -1:]
-
-
-def _search(ends: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
-    """First position (R, 1) where the cumulated weights `ends` (R, N) pass `goal` (R, 1), and the goal within it.
-
-    A position that adds nothing is never returned: the goal is kept below the last sum, where rounding may put it.
-    """
-    last = ends[:, -1:]
-    goal = torch.minimum(goal, torch.nextafter(last, torch.zeros_like(last)))
-    position = torch.searchsorted(ends, goal, right=True).clamp_(max=ends.shape[1] - 1)
-    before = ends.gather(1, (position - 1).clamp(min=0)).masked_fill(position == 0, 0.0)
-    return position, goal - before
+    return draw_whole(z, _min_p_floor(rows, z), _uniforms(rows, x))
 
 
 def _draw_cut(x: Tensor, rows: Sequence[SequenceSampler], tried: int = 0) -> tuple[Tensor, Tensor]:
@@ -259,7 +222,7 @@ def _draw_cut(x: Tensor, rows: Sequence[SequenceSampler], tried: int = 0) -> tup
         return _draw_after_sort(x, rows)
     z = _scaled(x, rows)
     totals = z.exp().sum(-1, keepdim=True).double()
-    chosen, log_probs, exact = _draw_sorted(*_candidates(z, count), rows, totals)
+    chosen, log_probs, exact = draw_sorted(*candidates(z, count), _cuts(rows, z), _uniforms(rows, z), totals)
     redo = [r for r, holds in enumerate(exact.tolist()) if not holds]
     if redo:
         chosen[redo], log_probs[redo] = _draw_cut(x[redo], [rows[r] for r in redo], count)
@@ -269,49 +232,17 @@ def _draw_cut(x: Tensor, rows: Sequence[SequenceSampler], tried: int = 0) -> tup
 def _draw_after_sort(x: Tensor, rows: Sequence[SequenceSampler]) -> tuple[Tensor, Tensor]:
     """`_draw_cut` by sorting everything, for cuts that lie deep."""
     values, ids = _scaled(x, rows).sort(dim=-1, descending=True, stable=True)
-    return _draw_sorted(values, ids, rows, None)[:2]
+    return draw_sorted(values, ids, _cuts(rows, x), _uniforms(rows, x), None)[:2]
 
 
-def _candidates(z: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` largest values of each row with their ids, larger first, smaller id first among equals."""
-    ids = z.topk(count, dim=-1, sorted=False).indices.sort(dim=-1).values
-    values, order = z.gather(1, ids).sort(dim=-1, descending=True, stable=True)
-    return values, ids.gather(1, order)
+def _cuts(rows: Sequence[SequenceSampler], like: Tensor) -> Cuts:
+    top_k = _column([min(row.sampling.top_k or ALL, ALL) for row in rows], like, torch.int64)
+    top_p = _column([row.sampling.top_p for row in rows], like, torch.float64)
+    return Cuts(top_k, top_p, _min_p_floor(rows, like))
 
 
-def _draw_sorted(
-    values: Tensor, ids: Tensor, rows: Sequence[SequenceSampler], totals: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Cut and draw from sorted scaled logits: ids (R,), log-probabilities (R,), whether the cut was inside (R,).
-
-    Args:
-        values: (R, N) scaled logits, largest first; `ids` (R, N) are theirs.
-        rows: the R sequences' states.
-        totals: (R, 1) weight of the whole vocabulary when the N are only its most probable part.
-    """
-    n = values.shape[1]
-    ends = values.exp().double().cumsum(-1)
-    top_k = _column([min(row.sampling.top_k or ALL, ALL) for row in rows], ends, torch.int64)
-    within = ends.gather(1, top_k.clamp(max=n) - 1)
-    mass = within if totals is None else torch.where(top_k > n, totals, within)
-    top_p = _column([row.sampling.top_p for row in rows], ends, torch.float64)
-    share = torch.where(top_p < 1, top_p * mass, math.inf)
-    by_p = torch.searchsorted(ends, share, right=False) + 1
-    limit = torch.minimum(by_p, top_k)
-    kept = limit.clamp(max=n)
-    # Equal values at the edge of the candidates may have equals outside with smaller ids.
-    exact = (limit <= n) & (values.gather(1, kept - 1) > values[:, -1:])
-    floor = _min_p_floor(rows, values)
-    if floor is not None:
-        above = (values >= floor).sum(-1, keepdim=True).clamp(min=1)
-        exact |= (values[:, -1:] < floor) & (above <= limit)
-        kept = torch.minimum(kept, above)
-    exact &= (top_k <= n) | (top_k == ALL)
-    total = ends.gather(1, kept - 1)
-    uniforms = _column([row.uniform() for row in rows], ends, torch.float64)
-    position, _ = _search(torch.minimum(ends, total), uniforms * total)
-    log_probs = values.gather(1, position).double() - total.log()
-    return ids.gather(1, position)[:, 0], log_probs[:, 0], exact[:, 0]
+def _uniforms(rows: Sequence[SequenceSampler], like: Tensor) -> Tensor:
+    return _column([row.uniform() for row in rows], like, torch.float64)
 
 
 def _log_totals(x: Tensor) -> Tensor:
@@ -345,6 +276,6 @@ def _tops(raw: Tensor, allowed: Tensor, rows: Sequence[SequenceSampler]) -> dict
 
 def _best(x: Tensor, totals: Tensor, count: int) -> list[Top]:
     """The `count` most probable (id, log-probability) of each row of x (R, V), given log totals (R,)."""
-    values, ids = _candidates(x, min(count, x.shape[1]))
+    values, ids = candidates(x, min(count, x.shape[1]))
     pairs = zip(ids.tolist(), (values.double() - totals[:, None]).tolist(), strict=True)
     return [tuple(zip(row_ids, log_probs, strict=True)) for row_ids, log_probs in pairs]

@@ -10,6 +10,7 @@ import numpy as np
 
 from nano3.engine.request import Sampling
 from nano3.kernels.cpu.draw import Draw
+from nano3.kernels.eager.draw import ALL
 
 if TYPE_CHECKING:
     from nano3.engine.grammar.masks import GrammarMatcher
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 
 COLDEST, HOTTEST = 1e-6, 1e6
 """Temperatures beyond these act like them: nothing but exact ties, or everything, is left to chance."""
-ALL = 1 << 40
-"""Stands for a top-k that cuts nothing."""
 _MASK = (1 << 64) - 1
 GREEDY = Draw(0.0, 0, 1.0, 0.0, 0.5)
 """The most probable token."""
