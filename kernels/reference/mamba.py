@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..common import accumulator
 from .conv import causal_conv1d_step
 from .norm import gated_rms_norm
 from .ssd import ssd_step
+
+PADDING = -1
+"""Slot of a row that is computed for nothing."""
 
 
 def mamba_step(
@@ -28,17 +32,19 @@ def mamba_step(
 ) -> Tensor:
     """See nano3.kernels.mamba_step."""
     check_slots(slots, conv_state, ssm_state)
-    return stepwise(
-        causal_conv1d_step, ssd_step, gated_rms_norm,
-        xBC, dt, z, conv_state, ssm_state, slots, conv_weight, conv_bias, A_log, D, dt_bias, norm_weight, eps, n_groups,
+    rows, out = slots != PADDING, torch.zeros_like(z)
+    out[rows] = stepwise(
+        causal_conv1d_step, ssd_step, gated_rms_norm, xBC[rows], dt[rows], z[rows], conv_state, ssm_state, slots[rows],
+        conv_weight, conv_bias, A_log, D, dt_bias, norm_weight, eps, n_groups,
     )  # fmt: skip
+    return out
 
 
 def check_slots(slots: Tensor, *states: Tensor) -> None:
     """IndexError for a slot that a state lacks; on other devices than CPUs PyTorch's own indexing finds it."""
     if type(slots) is not Tensor or slots.device.type != "cpu" or not slots.numel():
         return
-    if int(slots.min()) < 0 or int(slots.max()) >= min(len(state) for state in states):
+    if int(slots.min()) < PADDING or int(slots.max()) >= min(len(state) for state in states):
         raise IndexError(f"mamba_step: slots {slots.tolist()} of {[len(state) for state in states]}")
 
 

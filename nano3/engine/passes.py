@@ -16,9 +16,9 @@ from nano3.engine.sequence_sampler import SequenceSampler
 from nano3.engine.sizing import expert_type
 from nano3.model.head import logits
 from nano3.model.lm import LM
-from nano3.model.state.plan import MOST_STEPS, Plan, Span
+from nano3.model.state.plan import Plan, Span
 from nano3.model.state.pool import StatePool
-from nano3.model.step import Ahead, choosing_step, step, why_not
+from nano3.model.step import Ahead, choosing_step, most_rows, step, why_not
 
 
 @dataclass
@@ -79,16 +79,20 @@ class Passes:
         rounds differently, so that decoding does not depend on whether a prompt was beside it."""
         works.sort(key=lambda work: (work.tokens > 1, work.sequence.slot))
         count = sum(work.tokens == 1 for work in works)
-        if not count or (len(works) == count <= MOST_STEPS) or why_not(self.model) is not None:
+        if not count or (len(works) == count <= most_rows(self.model)) or why_not(self.model) is not None:
             return [works]
-        steps = _groups(works[:count])
+        steps = self._groups(works[:count])
         return [*steps, works[count:]] if count < len(works) else steps
 
     def _exact_parts(self, works: list[Work]) -> list[list[Work]]:
         works.sort(key=lambda work: work.sequence.slot)
         steps, singles = [w for w in works if w.is_step], [w for w in works if w.tokens == 1 and not w.is_step]
         longer = [[work] for work in works if work.tokens > 1]
-        return [*_groups(steps), *_groups(singles), *longer]
+        return [*self._groups(steps), *self._groups(singles), *longer]
+
+    def _groups(self, works: list[Work]) -> list[list[Work]]:
+        most = most_rows(self.model)
+        return [works[start : start + most] for start in range(0, len(works), most)]
 
     def _pass(self, works: list[Work]) -> list[Passed]:
         experts = any(work.sequence.experts is not None for work in works)
@@ -128,7 +132,7 @@ class Passes:
         chosen = choosing_step(self.model, ahead, self.pool, self.ids_limit, draws, experts=experts, exact=self.exact)
         if chosen is None:
             return None
-        others = [sampler for sampler, draw in zip(samplers, draws, strict=True) if draw is None]
+        others = [sampler for sampler, token in zip(samplers, chosen.tokens, strict=True) if token is None]
         rest = iter(self.sample(chosen.logits, others) if chosen.logits is not None else ())
         tokens = [next(rest) if token is None else Token(*token) for token in chosen.tokens]
         return Passed(works, range(len(works)), None, None, tokens, self._compact(chosen.expert_ids))
@@ -139,10 +143,6 @@ def rows_of(x: Tensor, rows: list[int]) -> Tensor:
     if len(rows) == x.shape[0] and rows == list(range(len(rows))):
         return x
     return x[torch.tensor(rows, device=x.device)]
-
-
-def _groups(works: list[Work]) -> list[list[Work]]:
-    return [works[start : start + MOST_STEPS] for start in range(0, len(works), MOST_STEPS)]
 
 
 def _ahead(work: Work) -> Ahead:

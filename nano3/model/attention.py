@@ -5,11 +5,12 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from nano3.config.model import ModelConfig
-from nano3.kernels import attention, paged_attention, quantize_e4m3
+from nano3.kernels import attention, paged_attention, paged_decode, quantize_e4m3
 from nano3.kernels.scaled import E4M3, E4M3_MAX
 from nano3.model.forward_pass import WHOLE, Keys, Pass
 from nano3.model.layers import Linear
 from nano3.model.state.block import AttentionPages, AttentionState, BlockState
+from nano3.model.state.step_plan import StepPlan
 
 
 class Attention(nn.Module):
@@ -83,6 +84,9 @@ def _attend_pages(
     """q (S, Hq, Dh), k and v (S, Hkv, Dh) of all sequences of the plan -> (S, Hq, Dh)."""
     assert state.plan is not None
     plan = state.plan
+    if isinstance(plan, StepPlan):
+        state.write(*((k, v) if scales is None else (_quotient(x, s) for x, s in zip((k, v), scales, strict=True))))
+        return paged_decode(q, state.keys, state.values, plan.page_table, plan.key_counts, *(scales or ()))
     lengths = plan.page_table, plan.query_lengths, plan.key_lengths
     if scales is None:
         state.write(k, v)

@@ -12,6 +12,7 @@ from nano3.model.forward_pass import WHOLE, Edge, Pass, where_rows
 from nano3.model.layers import Linear
 from nano3.model.state.block import BlockState, MambaSlots, MambaState
 from nano3.model.state.plan import Padded
+from nano3.model.state.step_plan import StepPlan
 
 
 class CausalConv1d(nn.Module):
@@ -142,6 +143,8 @@ class Mamba2(nn.Module):
     def _advance(self, z: Tensor, xBC: Tensor, dt: Tensor, slots: MambaSlots) -> Tensor:
         """Tokens of many sequences in one row: z (S, d_inner), xBC (S, conv_dim), dt (S, H) -> (S, d_inner)."""
         assert slots.plan is not None
+        if isinstance(slots.plan, StepPlan):
+            return self._step_slots(z, xBC, dt, slots, slots.plan.slots)
         y = z.new_empty(z.shape)
         for part in slots.plan.rounds:
             if part.single is not None:

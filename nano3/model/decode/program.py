@@ -58,11 +58,7 @@ class ProgramSteps(Watched):
         result = self._call("run", *arguments, logits=logits, threads=threads, **options)
         if result is None:
             return None
-        if plan.has_saves:
-            for block in state.blocks:
-                if isinstance(block, MambaSlots):
-                    for part in plan.rounds:
-                        block.save(part)
+        state.save(plan)
         return Stepped(*result)
 
     def choose(

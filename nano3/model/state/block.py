@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nano3.kernels.scaled import E4M3
 from nano3.model.state.plan import Plan, Round
+from nano3.model.state.step_plan import StepPlan
 
 
 @dataclass
@@ -58,7 +59,7 @@ class MambaSlots:
     """(slots, conv_dim, d_conv - 1)."""
     ssm: Tensor
     """(slots, H, P, N), float32."""
-    plan: Plan | None = None
+    plan: Plan | StepPlan | None = None
 
     def view(self, slots: slice) -> MambaState:
         """Neighbouring slots, to be advanced in place."""
@@ -87,14 +88,14 @@ class AttentionPages:
     keys: Tensor
     """(pages, page_size, n_kv_heads, head_dim)."""
     values: Tensor
-    plan: Plan | None = None
+    plan: Plan | StepPlan | None = None
 
     def write(self, keys: Tensor, values: Tensor) -> None:
         """Store (n_tokens, n_kv_heads, head_dim) at the places of the plan; in e4m3 they are multiples of their scale,
         none beyond 448."""
         assert self.plan is not None
         for pages, new in ((self.keys, keys), (self.values, values)):
-            places, stored = pages.view(-1, *new.shape[1:]), new.to(pages.dtype)
+            places, stored = pages.view(-1, *new.shape[1:]), self.plan.written(new).to(pages.dtype)
             if pages.dtype == E4M3:  # PyTorch copies the numbers of few types by index
                 places, stored = places.view(torch.uint8), stored.view(torch.uint8)
             places.index_copy_(0, self.plan.kv_positions, stored)

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import torch
 
 from nano3.config.model import ATTENTION, MAMBA, ModelConfig
-from nano3.model.state.block import AttentionState, BlockState, MambaState
+from nano3.model.state.block import AttentionState, BlockState, MambaSlots, MambaState
+from nano3.model.state.plan import Plan
 
 
 @dataclass
@@ -46,3 +47,11 @@ class HybridState:
             return None
 
         return cls([block(symbol) for symbol in cfg.pattern])
+
+    def save(self, plan: Plan) -> None:
+        """Keep the states that the plan wants kept of a pool's slots, after a pass that left it to the caller."""
+        if plan.has_saves:
+            for block in self.blocks:
+                if isinstance(block, MambaSlots):
+                    for part in plan.rounds:
+                        block.save(part)

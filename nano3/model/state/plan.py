@@ -15,8 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-MOST_STEPS = 64
-"""Most sequences that a step of one token each takes at a time."""
 SHORT_PIECE = 128
 """Longest piece that is padded and computed together with others."""
 
@@ -110,8 +108,8 @@ class Plan:
 
     @cached_property
     def is_step(self) -> bool:
-        """Whether it is one token of each of a moderate number of sequences."""
-        return 0 < len(self.spans) <= MOST_STEPS and all(span.length == 1 for span in self.spans)
+        """Whether it is one token of each of some sequences."""
+        return bool(self.spans) and all(span.length == 1 for span in self.spans)
 
     @cached_property
     def has_saves(self) -> bool:
@@ -151,13 +149,20 @@ class Plan:
     @cached_property
     def kv_positions(self) -> Tensor:
         """(n_tokens,) where each token's key and value go: page * page_size + offset."""
-        size, parts = self.page_size, []
-        for span in self.spans:
+        size, spans = self.page_size, self.spans
+        if self.is_step:  # the most frequent, and the one that others wait for
+            return self._tensor(span.pages[span.context // size] * size + span.context % size for span in spans)
+        parts = []
+        for span in spans:
             first = span.context // size
-            pages = torch.tensor(span.pages[first : (span.context + span.length - 1) // size + 1], dtype=torch.int64)
-            places = torch.arange(span.context, span.context + span.length)
+            pages = np.asarray(span.pages[first : (span.context + span.length - 1) // size + 1], dtype=np.int64)
+            places = np.arange(span.context, span.context + span.length)
             parts.append(pages[places // size - first] * size + places % size)
-        return torch.cat(parts).to(self.device) if parts else torch.zeros(0, dtype=torch.int64, device=self.device)
+        return torch.from_numpy(np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)).to(self.device)
+
+    def written(self, rows: Tensor) -> Tensor:
+        """What of keys or values (n_tokens, ...) goes to `kv_positions`: all."""
+        return rows
 
     def _round(self, pieces: list[_Piece]) -> Round:
         single = [piece for piece in pieces if piece.length == 1]

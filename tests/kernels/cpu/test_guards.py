@@ -198,7 +198,7 @@ def test_a_compiled_model_computes_the_same(backend, small_config):
 
 
 @pytest.mark.parametrize("backend", ["eager", "cpu", "reference", None])
-@pytest.mark.parametrize("slots", [[-1, 0, 1], [0, 1, 5], [2, 9, 0]])
+@pytest.mark.parametrize("slots", [[-2, 0, 1], [0, 1, 5], [2, -1, 5], [2, 9, 0]])
 @torch.inference_mode()
 def test_slots_that_do_not_exist(backend, slots):
     if backend == "cpu" and not native().library:

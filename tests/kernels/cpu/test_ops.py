@@ -84,6 +84,23 @@ def test_mamba_step_advances_its_slots_and_no_others(dtype, slots, backend):
         assert torch.equal(a[others], before[others]), name
 
 
+@pytest.mark.parametrize("slots", [[4, -1, 1], [-1, 3, -1, 0], [-1]])
+@pytest.mark.parametrize("backend", ["eager", "reference", None])
+@torch.inference_mode()
+def test_rows_of_padding_write_no_state(slots, backend):
+    case = list(mamba._mamba(torch.Generator().manual_seed(1), torch.float32))
+    case[:3] = [torch.randn(len(slots), m.shape[1]) for m in case[:3]]
+    case[5] = torch.tensor(slots)
+    got, rows = [t.clone() if isinstance(t, torch.Tensor) else t for t in case], case[5] >= 0
+    y = kernels.mamba_step(*got, backend=backend)
+    case[:3], case[5] = [m[rows] for m in case[:3]], case[5][rows]
+    assert not y[~rows].any()
+    if rows.any():
+        close(y[rows], kernels.mamba_step(*case, backend="reference"), torch.float32)
+    close(got[3], case[3], torch.float32)
+    close(got[4], case[4], torch.float32)
+
+
 def mamba_case(dtype, taps=4, N=17, H=4, P=5, G=2):
     """No size is a multiple of a vector's; the norm's eps is no trifle."""
     channels, slots = H * P + 2 * G * N, 3

@@ -1,0 +1,133 @@
+"""Decoding in the step of CUDA graphs gives the texts of decoding op by op, whatever joins, leaves or changes."""
+
+import random
+
+import pytest
+import torch
+
+from nano3.engine.engine import Engine
+from nano3.engine.protocol import run
+from nano3.engine.request import Request, Sampling
+from nano3.model import step
+from tests.engine.test_sampled_steps import KINDS, answers, assert_same
+
+OPTIONS = {
+    "plain": {},
+    "guesses": {"speculate": 3},
+    "exact": {"exact": True},
+    "preempted": {"memory": 130_000, "max_context": 96},
+    "short steps": {"step_tokens": 5, "mixed_step_tokens": 3},
+}
+
+
+def prompt(length, seed):
+    return tuple(random.Random(seed).choices(range(7, 300), k=length))
+
+
+def requests(count):
+    """Of different lengths, so that sequences join and leave; some begin alike, some want their experts."""
+    samplings = [
+        {"temperature": 0},
+        {"top_p": 0.9},
+        {"top_k": 12, "temperature": 1.4},
+        {"min_p": 0.05},
+        {"log_probs": 2},
+    ]
+    return [
+        Request(
+            f"r{i}",
+            prompt(40, seed=i % 2) + prompt(3 * i, seed=i) if i % 3 else prompt(5 + i, seed=i),
+            Sampling(seed=i, max_tokens=4 + 5 * (i % 6), ignore_eos=True, **samplings[i % 5]),
+            n=1 + i % 2,
+            return_experts=i % 4 == 1,
+        )
+        for i in range(count)
+    ]
+
+
+def outputs(model, tokenizer, count, **options):
+    engine = Engine(model, tokenizer, **{"memory": 64 << 20, "page_size": 8, "snapshot_every": 32, **options})
+    found = run(engine, requests(count))
+    return engine, [output for group in found for output in group]
+
+
+@pytest.fixture
+def ways(monkeypatch):
+    """Calls of a function in the step of graphs and op by op."""
+
+    def both(function, *arguments, **options):
+        results = []
+        for graphs in "10":
+            with monkeypatch.context() as patched:
+                patched.setenv("NANO3_GRAPHS", graphs)
+                if graphs == "0":
+                    patched.setenv("NANO3_BACKEND", "eager")
+                results.append(function(*arguments, **options))
+        return results
+
+    return both
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_sequences_that_join_and_leave(model, tokenizer, ways, options):
+    (engine, got), (other, expected) = ways(outputs, model, tokenizer, 12, **options)
+    for one, two in zip(got, expected, strict=True):
+        assert_same(one, two)
+        assert (one.experts is None) == (two.experts is None)
+        assert one.experts is None or (one.experts == two.experts).all()
+    assert engine.stats().cache_hits == other.stats().cache_hits
+    assert (engine.stats().preemptions > 0) == ("memory" in options)
+
+
+@pytest.mark.parametrize("options", [{}, {"speculate": 3}])
+def test_requests_of_all_kinds(model, tokenizer, ways, options):
+    got, expected = ways(answers, model, tokenizer, KINDS, **options)
+    for name in KINDS:
+        assert_same(got[name], expected[name])
+
+
+def test_more_sequences_than_the_program_takes(model, tokenizer, ways):
+    (_, got), (_, expected) = ways(outputs, model, tokenizer, 60, max_sequences=80)
+    for one, two in zip(got, expected, strict=True):
+        assert_same(one, two)
+
+
+def test_new_weights_between_requests(model, tokenizer, ways):
+    def before_and_after():
+        engine = Engine(model, tokenizer, memory=64 << 20, page_size=8)
+        first = run(engine, requests(6))
+        with torch.no_grad():
+            model.lm_head.weight.mul_(-1)
+        engine.weights_changed()
+        second = run(engine, requests(6))
+        with torch.no_grad():
+            model.lm_head.weight.mul_(-1)
+        return [output for group in (*first, *second) for output in group]
+
+    got, expected = ways(before_and_after)
+    for one, two in zip(got, expected, strict=True):
+        assert_same(one, two)
+    assert got[0].ids != got[len(got) // 2].ids
+
+
+def test_engines_that_take_turns_and_close(model, tokenizer, ways):
+    def turns():
+        engines = [Engine(model, tokenizer, memory=8 << 20, page_size=page) for page in (4, 8, 16)]
+        found = [run(engine, requests(4)) for engine in (*engines, engines[0])]
+        engines[0].close()
+        return [output for groups in (*found, run(engines[1], requests(4))) for group in groups for output in group]
+
+    got, expected = ways(turns)
+    for one, two in zip(got, expected, strict=True):
+        assert_same(one, two)
+
+
+def test_the_reason_is_told_where_there_is_no_such_step(model, tokenizer, monkeypatch):
+    monkeypatch.setenv("NANO3_GRAPHS", "1")
+    assert step.explain(model)[0] == "graph"
+    handle = model.blocks[0].register_forward_hook(lambda *_: None)
+    try:
+        assert step.explain(model) == ("op by op", "a Block of the model is hooked")
+        assert outputs(model, tokenizer, 2)[1][0].tokens
+    finally:
+        handle.remove()
