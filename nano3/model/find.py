@@ -39,6 +39,8 @@ def model_folder(path: str | Path) -> Path:
     path = Path(path)
     if not path.exists():
         _refuse_missing_gguf(path)
+        if str(path) in preset_names(MODELS):
+            raise UserError(f"{path}: a model preset, which has no weights; give a run folder or a Hugging Face folder")
         raise UserError(f"{path}: no such folder; give a run folder or a Hugging Face folder")
     if is_gguf_file(path):
         return _gguf_folder(path)

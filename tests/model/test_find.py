@@ -147,3 +147,10 @@ def test_a_checkpoint_given_as_a_model_leads_to_its_run(tmp_path):
     assert model_folder(run) == run / "model"
     with pytest.raises(UserError, match=f"step-3 is a part of a run, and no model: give the run folder, {run}$"):
         model_folder(run / "checkpoints" / "step-3")
+
+
+def test_a_preset_is_told_from_a_folder_that_is_missing():
+    with pytest.raises(UserError, match=r"^tiny: a model preset, which has no weights; give a run folder"):
+        model_folder("tiny")
+    with pytest.raises(UserError, match=r"^tinny: no such folder"):
+        model_folder("tinny")

@@ -92,6 +92,7 @@ def test_options_stand_behind_the_inner_verb(place, verb):
     ("arguments", "message"),
     [
         (["--from", "nowhere"], "nowhere: no such folder"),
+        (["--from", "bench-110m"], "bench-110m: a model preset, which has no weights to calibrate FP8 with"),
         (["--from", "x.gguf"], "x.gguf: no such file; `nano3 export --gguf q8_0 x.gguf` makes one"),
         (["--from", "mine", "--policy", "half"], "--policy half: no such policy"),
         (["--from", "mine", "--calibrate", "none.jsonl"], "none.jsonl"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nano3.config.errors import UserError
+from nano3.config.presets import MODELS, preset_names
 from nano3.files import check_writable
 from nano3.model.hf.folder import read_config
 from nano3.quantize.int_folder import plain_folder
@@ -39,7 +41,12 @@ def prepare(source: str | Path, policy: Policy) -> tuple[Path, Selection]:
     """The Hugging Face folder of a model, and what the policy comes to for it.
 
     Raises:
-        UserError: no such model, one that is quantized already, an adapter, or a policy that does not fit.
+        UserError: no such model, a preset, one that is quantized already, an adapter, or a policy that does not fit.
     """
+    if not Path(source).exists() and str(source) in preset_names(MODELS):
+        raise UserError(
+            f"{source}: a model preset, which has no weights to calibrate FP8 with; give a trained model, or take "
+            "nano3 quantize --int8 or --int4, which fill one with random weights"
+        )
     folder = plain_folder(source)
     return folder, select(read_config(folder), policy)
