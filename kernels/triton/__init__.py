@@ -29,6 +29,7 @@ MODULES = {
     "mamba_step": "mamba",
     "paged_attention": "paged",
     "paged_decode": "paged",
+    "route": "route",
 }
 """Op -> module of this folder whose KERNELS has it."""
 

@@ -18,12 +18,12 @@ def test_mamba_step(sequences, assert_close):
     states = torch.randn(B, C, 3).bfloat16(), torch.randn(B, H, P, N)
     weights = torch.randn(C, 4).bfloat16(), torch.randn(C).bfloat16(), *torch.randn(3, H), torch.randn(H * P)
     slots = torch.randperm(B)[:sequences]
+    wide = [state.double() for state in states]
     on_gpu = [state.cuda() for state in states]
     inputs, padded = [t.cuda() for t in (xBC, dt, z)], torch.cat([slots, torch.tensor([-1])]).cuda()
     got = kernels.mamba_step(
         *inputs, *on_gpu, padded, *(w.cuda() for w in weights), eps=1e-5, n_groups=G, backend="triton"
     )
-    wide = [state.double() for state in states]
     rows = [t[:sequences].double() for t in (xBC, dt, z)]
     expected = kernels.mamba_step(
         *rows, *wide, slots, *(w.double() for w in weights), eps=1e-5, n_groups=G, backend="reference"
