@@ -95,7 +95,7 @@ def profile_tasks(cfg: RlvrConfig, source: str | Path, out: str | Path) -> Profi
     """
     folder = model_folder(source)
     cfg = dataclasses.replace(cfg, model=read_config(folder))
-    with processes(cfg) as world:
+    with processes(cfg, Path(out).parent) as world:
         tokenizer = find_tokenizer("", Path(source))
         cfg = with_token_ids(cast(Any, cfg), tokenizer)
         domains = open_domains(cfg.environments, cfg.heldout.tasks)

@@ -30,22 +30,24 @@ from nano3.stages.settings import check_parallel, fit_micro_batch
 from nano3.train.checkpoint.checkpointer import step_folders
 from nano3.train.numerics import tuned_process
 from nano3.train.parallel import check_device
+from nano3.train.shared_folder import check_shared
 from nano3.train.world import World, init_world, n_processes
 
 Config = TypeVar("Config", bound=RunConfig)
 
 
 @contextmanager
-def processes(cfg: RunConfig | AnyPolicyConfig | GenrmConfig) -> Iterator[World]:
+def processes(cfg: RunConfig | AnyPolicyConfig | GenrmConfig, run_dir: Path) -> Iterator[World]:
     """The processes of the run, arranged as `cfg` says and set up for numerical work.
 
     Raises:
-        UserError: they cannot be arranged so, or the stage cannot use it.
+        UserError: they cannot be arranged so, the stage cannot use it, or they do not share `run_dir`.
     """
     check_parallel(cfg, n_processes())
     world = init_world(axes_of(cfg.parallel))
     try:
         check_device(cfg.parallel, compute_dtype(cfg.train.dtype, world.device), world)
+        check_shared(run_dir, world)
         with tuned_process(world.device):
             yield world
     finally:

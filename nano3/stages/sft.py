@@ -77,7 +77,7 @@ def main(
         raise UserError("sft goes on from a trained model: name a run or Hugging Face folder with --from")
     if fresh or from_path is not None:
         cfg = dataclasses.replace(cfg, model=read_config(model_folder(source)))
-    with processes(cfg) as world:
+    with processes(cfg, run_dir) as world:
         cfg = adapters.settle(fit(cfg, world), source)
         _check(cfg, source if fresh else None, world)
         tokenizer = _tokenizer(cfg, source, run_dir / TOKENIZER if resume else None)

@@ -78,7 +78,7 @@ def train_on_text(
     source, fresh = start(run_dir, from_path, resume)
     if source is not None and (fresh or from_path is not None):
         cfg = adopt(cfg, source)
-    with processes(cfg) as world:
+    with processes(cfg, run_dir) as world:
         cfg = fit(cfg, world)
         if resume and checkpoint is None and (before := finished_result(cfg, run_dir)):
             if world.is_main:

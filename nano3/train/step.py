@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from nano3.config.errors import UserError
 from nano3.train.balance import update_biases
@@ -21,6 +23,8 @@ from nano3.train.world import Group, World, attempt
 
 SHOWN_DOCUMENTS = 8
 """Documents named in an error."""
+SHOWN_RANKS = 4
+"""Ranks named in an error."""
 
 
 class NonFiniteError(UserError):
@@ -142,10 +146,11 @@ def _size(batches: Sequence[Any], cost: Callable[[int], float]) -> list[float]:
 def _sums(world: World, of_all: list[float], of_loss: list[float]) -> list[float]:
     """Numbers summed over all ranks, then others over those of the loss: at once where these are the same."""
     values = torch.tensor([*of_all, *of_loss], dtype=torch.float64, device=world.device)
-    if world.loss.size == world.size:
-        return world.loss.sum(values).tolist()
-    head, tail = values.split([len(of_all), len(of_loss)])
-    return [*Group(world.rank, world.size).sum(head.clone()).tolist(), *world.loss.sum(tail.clone()).tolist()]
+    with world.waits.counted(world.device):
+        if world.loss.size == world.size:
+            return world.loss.sum(values).tolist()
+        head, tail = values.split([len(of_all), len(of_loss)])
+        return [*Group(world.rank, world.size).sum(head.clone()).tolist(), *world.loss.sum(tail.clone()).tolist()]
 
 
 def run_step(
@@ -166,7 +171,8 @@ def run_step(
     parts = _accumulate(recipe, batches, totals.scale)
     losses = torch.stack([part.total.detach().double() for part in parts])
     extra = torch.stack([losses.sum(), losses.new_tensor(float(stop()))])
-    metrics, (objective, stopping) = recipe.tally.add_up([part.metrics for part in parts], extra)
+    with world.waits.counted(world.device):
+        metrics, (objective, stopping) = recipe.tally.add_up([part.metrics for part in parts], extra)
     sync_gradients(recipe.model, world)
     parameters = parameters_of(recipe.optimizer)
     norm = gradient_norm(parameters)
@@ -175,8 +181,9 @@ def run_step(
     bad, stopping = world.everywhere(losses.new_tensor([float(not finite), stopping])).tolist()
     result = StepResult(metrics, recipe.loss.shown, norm.item(), loads, stopping > 0)
     if bad:
+        places = _places(losses, parameters, world)
         recipe.optimizer.zero_grad(set_to_none=True)
-        raise NonFiniteError(_explain(objective, result.grad_norm, losses, batches, world))
+        raise NonFiniteError(_explain(objective, result.grad_norm, losses, batches, world, places))
     clip_gradients(parameters, norm, recipe.clip_norm)
     recipe.optimizer.step()
     recipe.optimizer.zero_grad(set_to_none=True)
@@ -211,8 +218,22 @@ def _accumulate(recipe: Recipe, batches: Sequence[Any], scale: Scale) -> list[Lo
     return found
 
 
-def _explain(loss: float, grad_norm: float, losses: Tensor, batches: Sequence[Any], world: World) -> str:
+def _places(losses: Tensor, parameters: Sequence[Tensor], world: World) -> str:
+    """Where a step became non-finite: the ranks with such a loss or, if none has one, with such a part of the gradient,
+    which was summed over all; every rank must call. Empty for a world of one."""
+    if world.size == 1:
+        return ""
+    gradients = (p.grad.to_local() if isinstance(p.grad, DTensor) else p.grad for p in parameters if p.grad is not None)
+    broken = not all(bool(gradient.isfinite().all()) for gradient in gradients)
+    found = world.gather((not bool(losses.isfinite().all()), broken, socket.gethostname()))
+    kind = 0 if any(loss for loss, *_ in found) else 1
+    names = [f"rank {rank} ({told[2]})" for rank, told in enumerate(found) if told[kind]]
+    listed = ", ".join(names[:SHOWN_RANKS]) + (f" and {len(names) - SHOWN_RANKS} more" * (len(names) > SHOWN_RANKS))
+    return f", first seen on {listed},"
+
+
+def _explain(loss: float, grad_norm: float, losses: Tensor, batches: Sequence[Any], world: World, places: str) -> str:
     """What became non-finite, and the documents of the micro-batches where it happened (all, if only the gradient)."""
     bad = [batch for batch, loss in zip(batches, losses.tolist(), strict=True) if not abs(loss) < float("inf")]
     names = names_of(bad, world) or names_of(batches, world)
-    return f"loss {loss}, gradient norm {grad_norm} in a batch of the documents {names}"
+    return f"loss {loss}, gradient norm {grad_norm}{places} in a batch of the documents {names}"

@@ -41,6 +41,7 @@ from nano3.train.tracking.metrics import FINAL
 from nano3.train.tracking.progress import Progress, Status
 from nano3.train.tracking.record import Record
 from nano3.train.tracking.throughput import Meter, peak_flops
+from nano3.train.waits import Pace
 from nano3.train.world import SAVING, World, attempt, init_world
 
 
@@ -97,6 +98,7 @@ class Trainer:
         self.feed = Feed(source, self.shared and self.shared.cut)
         self.record = Record(self.run_dir, self.recipe.loss.shown, self.progress, self.world.is_main)
         self._flops = cache(lambda seq_len: flops_per_token(model.cfg, seq_len))
+        self._pace = Pace(self.world, self.progress.say)
         self._resumed, self._saved_step = False, -1
         self._scores: dict[int, HeldoutScore] = {}
 
@@ -230,7 +232,7 @@ class Trainer:
         position.step += 1
         position.tokens += totals.tokens
         seconds = time.perf_counter() - started
-        clock = self.meter.add(totals.tokens, seconds, totals.flops)
+        clock = {**self.meter.add(totals.tokens, seconds, totals.flops), **self._pace.add(seconds)}
         if isinstance(self.feed.source, MeasuredSource):
             values, times = self.feed.source.measured()
             result, clock = replace(result, metrics={**values, **result.metrics}), {**clock, **times}

@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from nano3.config.errors import UserError
+from nano3.train.waits import Waits
 
 DATA, CONTEXT, LOSS = "data", "context", "loss"
 """Axes of the processes: those that read different sequences, those that share out each sequence, and the two together:
@@ -82,6 +83,8 @@ class World:
     """This process's group along each axis of `mesh`, and LOSS."""
     joined: DeviceMesh | None = None
     """The processes of LOSS as a mesh of one axis, where `mesh` has no axis of just these."""
+    waits: Waits = field(default_factory=Waits)
+    """How long this process waited for the others."""
 
     @property
     def is_main(self) -> bool:

@@ -84,6 +84,8 @@ def finish(tiny, complete, tmp_path):  # noqa: F811 (fixtures by name)
         else:
             source = tiny.SOURCES[flags[flags.index("--source") + 1]]() if "--source" in flags else None
             trainer = tiny.trainer(folder, cfg, source)
+            if "--resume" in flags:
+                trainer.resume()
             tiny.keep_gradients(trainer, folder.with_name(f"{name}.grads"))
             if "--crowd" in flags:
                 tiny.crowd(trainer.model)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from nano3.model.hf.folder import load
+from nano3.train.tracking.metrics import without_clock
 
 from .conftest import same_run
 
@@ -58,11 +59,14 @@ LAYOUTS = {
     "divided experts": (2, {"expert": 2}),
     "divided and sharded experts": (4, {"expert": 2}),
     "replicas": (4, {"expert": 2, "replicate": 2}),
+    "shared sequences": (2, {"context": 2}),
+    "shared sequences and divided experts": (4, {"context": 2, "expert": 2}),
 }
+BY_DEFAULT = ("divided experts", "shared sequences")
 
 
 @pytest.mark.parametrize(
-    "layout", ["divided experts", *(pytest.param(name, marks=pytest.mark.slow) for name in list(LAYOUTS)[1:])]
+    "layout", [name if name in BY_DEFAULT else pytest.param(name, marks=pytest.mark.slow) for name in LAYOUTS]
 )
 def test_state_is_the_same_bits_in_every_arrangement(finish, loaded_again, layout):
     """From one process into the arrangement and back again, moments included; and the folder that it exports."""
@@ -76,6 +80,36 @@ def test_state_is_the_same_bits_in_every_arrangement(finish, loaded_again, layou
     assert any(value.any() for name, value in first.items() if name.endswith("exp_avg_sq"))
     weights = load(there / "model").state_dict()
     assert all(torch.equal(value, first[f"model.{name}"]) for name, value in weights.items())
+
+
+SHARED = {"parallel": {"context": 2}, "train": {"micro_batch_size": 1}}
+HALF = {"train": {"micro_batch_size": 1, "tokens": 192}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [("shared", "shared"), ("one", "shared"), ("shared", "one"), ("four", "shared")],
+    ids=["shared", "from one to shared", "from shared to one", "from four to shared"],
+)
+def test_a_run_of_shared_sequences_goes_on_exactly(finish, first, then):
+    """The same rows in the same order; where the arrangement stays, the same bits as without a stop."""
+    layouts = {
+        "one": {"ranks": 1, **BALANCED},
+        "shared": {"ranks": 2, **BALANCED, **SHARED},
+        "four": {"ranks": 4, **BALANCED, "parallel": {"context": 2, "expert": 2}},
+    }
+    half = {**layouts[first], **HALF}
+    before = finish("run", **half)
+    assert before.metrics[-1]["step"] == 3
+    rest = {**layouts[then], "train": {"micro_batch_size": 1}}
+    run, whole = finish("run", "--resume", **rest), finish("whole", **rest)
+    if first != then:
+        return same_run(run, whole, first_gradients=4)
+    assert without_clock(run.metrics) == without_clock(whole.metrics)
+    states = run.state(6), whole.state(6)
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    return None
 
 
 @pytest.mark.slow

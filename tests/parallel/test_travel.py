@@ -203,25 +203,3 @@ def test_values_that_are_none_are_refused(setting, error, capsys, tmp_path, monk
         app.main(["pretrain", "--set", f"parallel.{setting}", "--dry-run"])
     assert ended.value.code == 2
     assert error in capsys.readouterr().err
-
-
-STALLS = {"train": {"tokens": 6 * 64}, "parallel": {"timeout_s": 2}}
-
-
-def test_a_run_whose_other_rank_does_not_answer_ends_with_one_line(launch, tmp_path):
-    first, second = launch(tmp_path / "run", "--stall", "3", ranks=2, settings=STALLS)
-    out, error = first.communicate(timeout=60)
-    assert first.returncode == 2, (out, error)
-    lines = [line for line in error.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1
-    assert lines[0].startswith("error: rank 0: no answer from another process within 2 s (parallel.timeout_s)")
-    second.kill()
-
-
-def test_a_run_whose_other_rank_ended_ends_with_one_line(launch, tmp_path):
-    first, second = launch(tmp_path / "run", "--stall", "3", ranks=2, settings={"train": {"tokens": 6 * 64}})
-    assert any(line.startswith("step 2") for line in second.stdout)
-    second.kill()
-    _, error = first.communicate(timeout=60)
-    assert first.returncode == 2, error
-    assert "error: rank 0: the connection to another process broke" in error

@@ -186,6 +186,34 @@ def stall(run: Trainer, step: int) -> None:
     run.optimizer.register_step_pre_hook(wait)
 
 
+def poison(run: Trainer, step: int) -> None:
+    """Let the loss of the last rank be no number in a step."""
+    loss = run.recipe.loss
+
+    class Poisoned:
+        shown, shared = loss.shown, loss.shared
+
+        def __call__(self, model, batch, scale):
+            parts = loss(model, batch, scale)
+            last = run.world.rank == run.world.size - 1
+            return replace(parts, total=parts.total * torch.nan) if last and run.position.step + 1 == step else parts
+
+    run.recipe = replace(run.recipe, loss=Poisoned())
+
+
+class SlowLoss:
+    """Takes a while on the last rank."""
+
+    def __init__(self, run: Trainer) -> None:
+        self.loss, self.world = run.recipe.loss, run.world
+        self.shown, self.shared = self.loss.shown, self.loss.shared
+
+    def __call__(self, model, batch, scale):
+        if self.world.rank == self.world.size - 1:
+            time.sleep(0.2)
+        return self.loss(model, batch, scale)
+
+
 def crowd(model: LM) -> None:
     """Let every token choose the first experts, whatever the router says."""
     for bias in model.expert_biases():
@@ -202,6 +230,8 @@ def main() -> None:
     parser.add_argument("--axes", type=json.loads, default={}, help="processes along axes beside data")
     parser.add_argument("--gradients", type=Path, help="keep them in files of this name")
     parser.add_argument("--crowd", action="store_true", help="all tokens choose the first experts")
+    parser.add_argument("--poison", type=int, help="the step in which the loss of the last rank is no number")
+    parser.add_argument("--slow", action="store_true", help="the last rank is slow")
     parser.add_argument("--stall", type=int, help="the step in which the last rank hangs")
     args = parser.parse_args()
     cfg = config(**args.settings)
@@ -209,6 +239,10 @@ def main() -> None:
     run = trainer(args.run_dir, cfg, SOURCES[args.source](), progress=Printing(), world=world)
     if args.gradients:
         keep_gradients(run, args.gradients)
+    if args.poison:
+        poison(run, args.poison)
+    if args.slow:
+        run.recipe = replace(run.recipe, loss=SlowLoss(run))
     if args.stall:
         stall(run, args.stall)
     if args.crowd:

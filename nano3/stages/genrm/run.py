@@ -94,7 +94,7 @@ def main(
         raise UserError("rlhf genrm goes on from a trained model: name a run or Hugging Face folder with --from")
     if checkpoint is not None and not (run_dir / GRPO / CHECKPOINTS).is_dir():
         raise UserError(f"{run_dir}: step {checkpoint} would be one of GRPO, which has no checkpoint yet")
-    with processes(cfg) as world:
+    with processes(cfg, run_dir) as world:
         cfg, pairs = _prepare(cfg, run_dir, source, resume, world)
         with exclusive(run_dir) if world.is_main else nullcontext():
             before = (run_dir / CONFIG).read_text(encoding="utf-8") if resume else ""

@@ -123,7 +123,7 @@ def open_run(
         raise UserError(f"{stage} goes on from a trained model: name a run or Hugging Face folder with --from")
     if fresh or from_path is not None:
         cfg = dataclasses.replace(cfg, model=read_config(model_folder(source)))
-    with processes(cfg) as world:
+    with processes(cfg, run_dir) as world:
         cfg = adapters.settle(cfg, source)
         left = _check(cfg, source, fresh, world, beside)
         tokenizer = _tokenizer(source, run_dir / TOKENIZER if resume else None)

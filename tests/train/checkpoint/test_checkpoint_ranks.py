@@ -76,3 +76,41 @@ def test_each_rank_writes_checks_and_loads_its_own_and_what_one_finds_damaged_no
     assert "RUN/checkpoints/step-2 is damaged (shard-00002-" in main[3]
     assert "does not match its checksum" in main[3]
     assert main[4] == other[3] == "found {'step': 1}"
+
+
+KILLED = """
+import time
+write = checkpoint_files.Writer.write_data
+
+def slow(self, plan, planner):
+    done = write(self, plan, planner)
+    print("half written", flush=True)
+    time.sleep(600)
+    return done
+
+checkpoint_files.Writer.write_data = slow
+Checkpointer(folder / "checkpoints", 2, True, world, say).save(3, make(3.0), {"step": 3})
+time.sleep(600)
+"""
+
+AFTER = """
+checkpoints = Checkpointer(folder / "checkpoints", 2, True, world, say)
+saved = checkpoints.find(make(0.0))
+checkpoints.clean(saved)
+print(saved.state["step"])
+"""
+
+
+def test_ranks_that_are_killed_while_they_save_in_the_background_leave_the_checkpoint_before(processes, tmp_path):
+    ranks = processes("-c", BEGIN + KILLED, str(tmp_path), ranks=2)
+    for rank in ranks:
+        assert any("half written" in line for line in rank.stdout), rank.stderr.read()
+    for rank in ranks:
+        rank.kill()
+        rank.wait()
+    folder = tmp_path / "checkpoints"
+    assert (folder / ".step-3.partial").is_dir()
+    head = BEGIN.partition("for step, asynchronous")[0]
+    outputs = [rank.communicate(timeout=60) for rank in processes("-c", head + AFTER, str(tmp_path), ranks=2)]
+    assert [out.split() for out, _ in outputs] == [["2"], ["2"]], outputs
+    assert sorted(path.name for path in folder.iterdir()) == ["step-1", "step-2"]

@@ -1,0 +1,93 @@
+"""What a run says of a rank that is lost, slow, wrong or elsewhere."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from nano3.train.tracking.metrics import read_metrics
+
+HOST = socket.gethostname()
+STALLS = {"train": {"tokens": 6 * 64}, "parallel": {"timeout_s": 2}}
+
+
+def test_a_run_whose_other_rank_does_not_answer_ends_with_one_line(launch, tmp_path):
+    first, second = launch(tmp_path / "run", "--stall", "3", ranks=2, settings=STALLS)
+    out, error = first.communicate(timeout=60)
+    assert first.returncode == 2, (out, error)
+    lines = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert lines[0].startswith("error: rank 0: no answer from another process within 2 s (parallel.timeout_s)")
+    second.kill()
+
+
+def test_a_run_whose_other_rank_ended_ends_with_one_line(launch, tmp_path):
+    first, second = launch(tmp_path / "run", "--stall", "3", ranks=2, settings={"train": {"tokens": 6 * 64}})
+    assert any(line.startswith("step 2") for line in second.stdout)
+    second.kill()
+    _, error = first.communicate(timeout=60)
+    assert first.returncode == 2, error
+    assert "error: rank 0: the connection to another process broke" in error
+
+
+@pytest.mark.parametrize("parallel", [{}, {"context": 2}, {"fsdp": False}], ids=["shards", "slices", "copies"])
+def test_a_loss_that_is_no_number_ends_all_ranks_with_its_place(launch, tmp_path, parallel):
+    ranks = launch(tmp_path / "run", "--poison", "3", ranks=2, settings={"parallel": parallel})
+    for rank in ranks:
+        _, error = rank.communicate(timeout=60)
+        assert rank.returncode == 2, error
+        assert f"step 3 stopped before its update: loss nan, gradient norm nan, first seen on rank 1 ({HOST})," in error
+        assert "in a batch of the documents doc-" in error
+
+
+SLOW = {"train": {"tokens": 12 * 64}, "heldout": {"every_tokens": 0}, "checkpoint": {"every_tokens": 0}}
+
+
+def test_the_slowest_rank_is_named_and_measured(launch, tmp_path):
+    first, _ = launch(tmp_path / "run", "--slow", ranks=2, settings={**SLOW, "parallel": {"fsdp": False}})
+    out, error = first.communicate(timeout=60)
+    assert first.returncode == 0, error
+    assert f"rank 1 on {HOST} is the slowest of 2: " in out
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    clocks = {line["step"]: line["clock"] for line in lines if line["kind"] == "train"}
+    told = [step for step, clock in clocks.items() if "slowest_rank" in clock]
+    assert told == [10]
+    assert clocks[10]["slowest_rank"] == 1.0
+    # Rank 0 waits while rank 1 sleeps, and that is not its own time.
+    assert clocks[10]["slowest_rank_seconds"] - clocks[10]["fastest_rank_seconds"] > 0.1
+
+
+ELSEWHERE = """
+import sys
+from pathlib import Path
+from nano3.config.errors import UserError
+from nano3.train import shared_folder
+from nano3.train.world import init_world
+
+world, base = init_world(), Path(sys.argv[1])
+shared_folder.SECONDS = 0.2
+for folder in (base / "shared" / "run", base / f"own-{world.rank}" / "run"):
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        shared_folder.check_shared(folder, world)
+        print("the same")
+    except UserError as error:
+        print(error)
+world.close()
+"""
+
+
+def test_a_run_folder_that_is_not_the_same_for_all_is_refused_at_once(processes, tmp_path):
+    outputs = [rank.communicate(timeout=60) for rank in processes("-c", ELSEWHERE, str(tmp_path), ranks=2)]
+    for rank, (out, error) in enumerate(outputs):
+        same, refused = out.splitlines(), error
+        assert len(same) == 2, refused
+        assert same[0] == "the same"
+        folder = tmp_path / f"own-{rank}" / "run"
+        assert same[1] == (
+            f"--out {folder}: what rank 0 on {HOST} writes there is not seen by rank 1 on {HOST}: "
+            "give a folder on a file system that all processes share"
+        )
+    left = {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*")}
+    assert left == {"shared", "own-0", "own-1"}
