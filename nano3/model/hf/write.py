@@ -6,11 +6,9 @@ The published naming is written: `backbone.`, one pair of matrices an expert.
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from fnmatch import fnmatch
 from itertools import groupby
 from pathlib import Path
@@ -30,10 +28,11 @@ from nano3.model.hf.integers import stored_names, stored_tensors
 from nano3.model.hf.layout import INDEX, SINGLE
 from nano3.model.hf.module_quantization import quantization_keys
 from nano3.model.hf.names import is_stacked, named_tensors, published_name
+from nano3.model.hf.parts import PartsWriter, StoredTensor
 from nano3.model.hf.quantization import FILE as QUANTIZATION
 from nano3.model.lm import FLOAT32_SUFFIXES, LM
 from nano3.model.lora.merge import unmerged
-from nano3.model.shards import is_sharded, local_part
+from nano3.model.shards import is_sharded
 
 SCALES = ("_scale",)
 """Ends of the names that quantized weights, keys and values bring along."""
@@ -77,8 +76,8 @@ def save(
         max_shard_bytes: largest safetensors file; more are written as shards with an index.
         extra: writes what else belongs in the folder, such as the tokenizer, before it appears.
 
-    Under torch.distributed every rank must call; rank 0 gathers and writes, and a failure of it is raised on every
-    rank.
+    Under torch.distributed every rank must call; rank 0 writes, and a failure of it is raised on every rank. Of what is
+    sharded it gets one part after the other (nano3.model.hf.parts), and so needs no room for a file.
 
     Raises:
         UserError: `folder` is a file or holds anything that does not belong to a model, or the model holds weights that
@@ -88,14 +87,16 @@ def save(
     folder = Path(folder)
     _on_writer(lambda: _check_known(model))
     files = plan_files(model, dtype, max_shard_bytes)
-    gather = _Gatherer(model)
+    parts = PartsWriter(model) if any(is_sharded(value) for _, value in named_tensors(model)) else None
     with ExitStack() as stack:
         temporary = _on_writer(lambda: _begin(folder, stack))
         for file, items in files.items():
-            values = ((item.name, gather(item)) for item in items)
-            parts = [stored_tensors(name, value) for name, value in values if value is not None]
-            tensors = {name: value for part in parts for name, value in part.items()}
-            _on_writer(lambda f=file, t=tensors: _write_tensors(temporary / f, t))
+            path: Any = temporary and temporary / file
+            if parts is not None:
+                error = parts.write(path, items)
+                _on_writer(lambda e=error: _raise(e))
+            else:
+                _on_writer(lambda p=path, i=items: _write_tensors(p, i))
         _on_writer(lambda: write_rest(temporary, files, model, dtype, extra))
         _on_writer(stack.close)
 
@@ -148,97 +149,6 @@ def _on_writer(action: Callable[[], Any]) -> Any:
     return result
 
 
-@dataclass(frozen=True)
-class StoredTensor:
-    """One tensor of a folder to write."""
-
-    name: str
-    """Published name."""
-    ours: str
-    """nano3's name of what it is, or is a part of."""
-    value: Tensor
-    expert: int | None
-    dtype: torch.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the tensor in the file."""
-        return tuple(self.value.shape if self.expert is None else self.value.shape[1:])
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes in the file."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-
-class _Gatherer:
-    """Whole values of items on rank 0; a parameter that several items in a row are parts of is gathered once.
-
-    The other ranks send their parts in the type on disk, and hold nothing else meanwhile.
-    """
-
-    def __init__(self, model: LM) -> None:
-        self.ours, self.value = "", torch.empty(0)
-        parts = {name: local_part(value)[1] for name, value in named_tensors(model) if is_sharded(value)}
-        self.places: list[_Places] = [{name: _bounds(slices) for name, slices in parts.items()}]
-        """Of each rank: where its part of each sharded tensor lies."""
-        if dist.is_initialized():
-            everywhere: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(everywhere, self.places[0])
-            self.places = everywhere
-
-    def __call__(self, item: StoredTensor) -> Tensor | None:
-        """The item's values in main memory, None on other ranks; all must ask for the same items in the same order."""
-        if item.ours != self.ours:
-            self.value = torch.empty(0)  # frees the one before
-            self.ours, self.value = item.ours, self._whole(item)
-        if not _writes():
-            return None
-        part = self.value if item.expert is None else self.value[item.expert]
-        return part.contiguous()
-
-    def _whole(self, item: StoredTensor) -> Tensor:
-        if not is_sharded(item.value):
-            return item.value.detach().to(device="cpu", dtype=item.dtype) if _writes() else self.value
-        senders = self._senders(item.ours)
-        part = local_part(item.value)[0]
-        if not _writes():
-            if senders.get(self.places[dist.get_rank()][item.ours]) == dist.get_rank():
-                dist.send(_bytes(part.to(device="cpu", dtype=item.dtype).contiguous()), dst=0)
-            return self.value
-        whole = torch.empty(item.value.shape, dtype=item.dtype)
-        for bounds, rank in senders.items():
-            slices = tuple(slice(start, stop) for start, stop in bounds)
-            if rank == 0:
-                whole[slices] = part.to(device="cpu", dtype=item.dtype)
-            else:
-                received = torch.empty(whole[slices].shape, dtype=item.dtype)
-                dist.recv(_bytes(received), src=rank)
-                whole[slices] = received
-        return whole
-
-    def _senders(self, name: str) -> dict[_Bounds, int]:
-        """Each part of a tensor that is not empty, and the first rank that has it."""
-        senders: dict[_Bounds, int] = {}
-        for rank, places in enumerate(self.places):
-            if all(start < stop for start, stop in places[name]):
-                senders.setdefault(places[name], rank)
-        return senders
-
-
-_Bounds = tuple[tuple[int, int], ...]
-_Places = dict[str, _Bounds]
-
-
-def _bounds(slices: tuple[slice, ...]) -> _Bounds:
-    return tuple((part.start, part.stop) for part in slices)
-
-
-def _bytes(tensor: Tensor) -> Tensor:
-    """The same memory as numbers that every transport knows."""
-    return tensor.flatten().view(torch.uint8)
-
-
 def _writes() -> bool:
     return not dist.is_initialized() or dist.get_rank() == 0
 
@@ -277,9 +187,19 @@ def _items(model: LM, dtype: torch.dtype | None) -> Iterable[StoredTensor]:
             yield StoredTensor(published_name(name, expert), name, value, expert, kept)
 
 
-def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+def _write_tensors(path: Path, items: list[StoredTensor]) -> None:
+    """A file of tensors that this process has whole."""
+    tensors: dict[str, Tensor] = {}
+    for item in items:
+        value = item.value.detach() if item.expert is None else item.value.detach()[item.expert]
+        tensors |= stored_tensors(item.name, value.to(device="cpu", dtype=item.dtype).contiguous())
     with usual_mode(path):
         save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _raise(error: OSError | None) -> None:
+    if error is not None:
+        raise error
 
 
 def write_rest(
