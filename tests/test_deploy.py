@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -109,14 +110,82 @@ def test_what_the_page_shows_is_taken(line):
 
 
 def test_what_the_page_names_is_there():
-    page = (DEPLOY / "README.md").read_text()
-    names = {*re.findall(r"\]\(([\w./]+)\)", page), *(f"../../{n}" for n in re.findall(r"docs/deploy/[\w.]+", page))}
-    assert [name for name in names if not (DEPLOY / name).exists()] == []
+    for folder in (DEPLOY, DEPLOY.parent):
+        page = (folder / ("README.md" if folder == DEPLOY else "clusters.md")).read_text()
+        names = set(re.findall(r"\]\(([\w./]+)[#\w-]*\)", page))
+        assert [name for name in names if not (folder / name).exists()] == []
+        assert [name for name in re.findall(r"docs/deploy/[\w.]+", page) if not (ROOT / name).exists()] == []
 
 
 def stand_in(folder: Path, name: str, script: str) -> None:
     (folder / name).write_text(f"#!/bin/sh\n{script}\n")
     (folder / name).chmod(0o755)
+
+
+@pytest.mark.parametrize(("left", "status", "asked"), [(300, 1, True), (9000, 1, False), (300, 0, False)])
+def test_slurm_is_asked_for_another_slot_when_one_ended_and_for_no_other_reason(tmp_path, left, status, asked):
+    stand_in(tmp_path, "srun", f"exit {status}")
+    stand_in(tmp_path, "scontrol", f'echo "$@" >> "{tmp_path}/asked"')
+    slurm = {"SLURM_JOB_NODELIST": "node[1-2]", "SLURM_NNODES": "2", "SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "3",
+             "SLURM_JOB_END_TIME": str(int(time.time()) + left)}  # fmt: skip
+    environment = os.environ | slurm | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", str(SLURM), "run"], cwd=tmp_path, env=environment, capture_output=True, check=False)
+    assert ("requeue 7" in (tmp_path / "asked").read_text().splitlines()) == asked
+    assert done.returncode == (0 if asked else status)
+
+
+def shells() -> dict[str, str]:
+    """Shell text of each file that starts a run on several machines."""
+    job, task = (yaml.safe_load((DEPLOY / name).read_text()) for name in ("trainjob.yaml", "skypilot.yaml"))
+    assert job["spec"]["trainer"]["command"] == ["bash", "-c"]
+    return {
+        "trainjob.yaml": job["spec"]["trainer"]["args"][0],
+        "skypilot.yaml": task["run"],
+        "torchx.sh": (DEPLOY / "torchx.sh").read_text(),
+        "pretrain.slurm": SLURM.read_text(),
+    }
+
+
+@pytest.mark.parametrize("name", ["trainjob.yaml", "skypilot.yaml", "torchx.sh", "pretrain.slurm"])
+@pytest.mark.parametrize("there", [False, True], ids=["new run", "run that goes on"])
+def test_a_run_on_several_machines_is_started_with_a_command_that_nano3_takes(tmp_path, name, there):
+    """The shell is run with stand-ins that print their arguments; paths of a shared file system are moved here."""
+    text = shells()[name].replace("/shared/", f"{tmp_path}/shared/")
+    for tool in ("torchrun", "torchx"):
+        stand_in(tmp_path, tool, 'for word in "$@"; do echo "$word"; done')
+    stand_in(tmp_path, "srun", 'shift; exec "$@"')
+    stand_in(tmp_path, "scontrol", "echo node-1")
+    run = tmp_path / "shared" / "runs" / "phase1"
+    if there:
+        run.mkdir(parents=True)
+        (run / "config.toml").touch()
+    told = {"RUN": "phase1", "PRESET": "phase1", "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "SKYPILOT_NODE_RANK": "1",
+            "SKYPILOT_NUM_NODES": "2", "SKYPILOT_NUM_GPUS_PER_NODE": "8", "SLURM_JOB_NODELIST": "node[1-2]",
+            "SLURM_NNODES": "2", "SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "3"}  # fmt: skip
+    given = {"torchx.sh": ["slurm", "2x8"], "pretrain.slurm": []}.get(name)
+    words = [] if given is None else [*given, str(run), "--preset", "phase1"]
+    environment = os.environ | told | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = ["bash", "-euo", "pipefail", "-c", text, name, *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    printed = done.stdout.splitlines()
+    at = printed.index("pretrain")
+    assert printed[at - 1] == ("--" if name == "torchx.sh" else "nano3")
+    verb, options = parse(printed[at:])
+    assert (verb, options["out"], options["resume"], options["preset"]) == ("pretrain", run, there, "phase1")
+    if name == "skypilot.yaml":
+        assert [printed[printed.index(word) + 1] for word in ("--node-rank", "--master-addr")] == ["1", "10.0.0.1"]
+
+
+def test_the_kubernetes_job_asks_for_what_its_torchrun_uses():
+    job = yaml.safe_load((DEPLOY / "trainjob.yaml").read_text())
+    assert (job["apiVersion"], job["kind"]) == ("trainer.kubeflow.org/v1alpha1", "TrainJob")
+    trainer, (override,) = job["spec"]["trainer"], job["spec"]["podTemplateOverrides"]
+    assert trainer["resourcesPerNode"]["limits"]["nvidia.com/gpu"] == trainer["numProcPerNode"]
+    pod = override["spec"]
+    assert f"--shutdown-timeout {pod['terminationGracePeriodSeconds']}" in shells()["trainjob.yaml"]
+    (mount,) = pod["containers"][0]["volumeMounts"]
+    assert mount["name"] in {volume["name"] for volume in pod["volumes"]}
+    assert f"out={mount['mountPath']}/" in shells()["trainjob.yaml"]
 
 
 @pytest.mark.slow
