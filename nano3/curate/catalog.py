@@ -47,6 +47,11 @@ STEPS = {
     "read": StepInfo("read:Read", "text files, JSON lines and Parquet, as `nano3 data prepare` does", reader=True),
     "length": StepInfo("length:Length", "drops documents of too few or too many characters"),
     "exact-dedup": StepInfo("exact_dedup:ExactDedup", "drops documents whose text occurred before"),
+    "near-dedup": StepInfo("near_dedup:NearDedup", "drops documents nearly alike to one that is kept", ("rensa",)),
+    "licence": StepInfo("licence:Licence", "keeps documents of allowed licences, and says which they are of"),
+    "syntax": StepInfo("syntax:Syntax", "drops code with syntax errors", ("tree_sitter_language_pack",)),
+    "pylint": StepInfo("pylint_gate:PylintGate", "drops Python that Pylint scores too low", ("pylint",)),
+    "cpp": StepInfo("cpp:Cpp", "drops C++ that does not compile", programs=("g++",)),
 }
 
 

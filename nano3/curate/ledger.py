@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -90,7 +89,7 @@ class Account:
     """Of the same documents, what they were when they left: a step may change texts."""
     dropped: dict[str, Dropped] = field(default_factory=dict)
     """By reason, as they entered."""
-    notes: Counter[str] = field(default_factory=Counter)
+    notes: dict[str, int] = field(default_factory=dict)
     """What else the step counts, such as which tool it fell back to."""
 
     def merge(self, other: Account) -> None:
@@ -100,7 +99,12 @@ class Account:
         self.left += other.left
         for reason, dropped in other.dropped.items():
             self.dropped.setdefault(reason, Dropped()).merge(dropped)
-        self.notes.update(other.notes)
+        for what, n in other.notes.items():
+            self.note(what, n)
+
+    def note(self, what: str, n: int = 1) -> None:
+        """Count something."""
+        self.notes[what] = self.notes.get(what, 0) + n
 
     def all_dropped(self) -> Size:
         """The documents of all reasons."""
@@ -122,7 +126,7 @@ class Account:
             for reason, one in table["dropped"].items()
         }
         entered, kept, left = (Size(**table[name]) for name in ("entered", "kept", "left"))
-        return cls(entered, kept, left, dropped, Counter(table["notes"]))
+        return cls(entered, kept, left, dropped, dict(table["notes"]))
 
 
 class Ledger:

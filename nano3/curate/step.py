@@ -106,7 +106,7 @@ class Step(PipelineStep):
 
     def note(self, what: str, n: int = 1) -> None:
         """Count something else that the report shows beside this step."""
-        self.ledger.account.notes[what] += n
+        self.ledger.account.note(what, n)
 
     def before(self) -> list[PipelineStep]:
         """Steps at the end of the segment before a barrier; they see all documents."""

@@ -38,12 +38,12 @@ def refused(*args):
 def test_a_run_and_its_report(texts, tmp_path):
     done = run("curate", "tiny", "--from", texts, "--set", "length.least=5", "--workers", 1)
     assert "left out: 1 files of unknown type (x.pdf)" in done.stderr
-    assert "02-exact-dedup: duplicate" in done.stdout
+    assert "03-exact-dedup: duplicate" in done.stdout
     assert "nano3 pretrain --data curated/tiny/data" in done.stdout
     report = json.loads(run("report", "curated/tiny", "--json").stdout)
     assert (report["finished"], report["balanced"]) == (True, True)
     assert (report["entered"]["documents"], report["result"]["documents"]) == (6, 4)
-    assert report["steps"][2]["dropped"]["duplicate"]["documents"] == 2
+    assert report["steps"][3]["dropped"]["duplicate"]["documents"] == 2
     shown = run("report", "curated/tiny", "--samples", 1).stdout
     assert shown.count("the same text") == 1
     assert (tmp_path / "curated/tiny/report.png").stat().st_size > 1000

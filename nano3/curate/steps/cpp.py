@@ -1,0 +1,93 @@
+"""Gate of compilation: C++ that a compiler does not take is dropped. Nothing is run or linked."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from datatrove.data import Document
+
+from nano3.config.checks import check
+from nano3.curate.step import Step
+from nano3.curate.steps.languages import language_of
+
+ALL_HEADERS = "bits/stdc++.h"
+MOST_MEMORY = 2 << 30
+
+
+@dataclass(frozen=True)
+class CppSettings:
+    """Settings of `cpp`."""
+
+    standard: Literal["c++11", "c++14", "c++17", "c++20", "c++23"] = "c++17"
+    """Of the language."""
+    timeout: float = 20.0
+    """Seconds for a document."""
+
+    def __post_init__(self) -> None:
+        check("cpp", self, ">", 0, "timeout")
+
+
+class Cpp(Step):
+    """Drops C++ that g++ finds errors in; other languages pass. Headers of the document's own project are not there."""
+
+    Settings = CppSettings
+
+    def process(self, documents: Iterator[Document]) -> Iterator[Document]:
+        """Documents that compile, or are no C++."""
+        with ExitStack() as stack:
+            headers: Path | None = None
+            for document in documents:
+                if language_of(document) != "cpp":
+                    self.note("documents that are no C++")
+                    yield document
+                    continue
+                if headers is None and ALL_HEADERS in document.text:
+                    headers = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                    precompile(headers, self.settings.standard)
+                reason = compile_error(document.text, self.settings.standard, self.settings.timeout, headers)
+                if reason:
+                    self.drop(document, reason)
+                else:
+                    yield document
+
+
+def compile_error(text: str, standard: str, timeout: float, headers: Path | None = None) -> str:
+    """Why g++ does not take a text; empty: it does.
+
+    Args:
+        text: one file of C++.
+        standard: `c++17`.
+        timeout: seconds.
+        headers: a folder that `precompile` has filled.
+    """
+    folder = ["-I", str(headers)] if headers else []
+    command = ["g++", f"-std={standard}", *folder, "-fsyntax-only", "-w", "-x", "c++", "-"]
+    try:
+        with tempfile.TemporaryDirectory() as empty:
+            done = subprocess.run(
+                command, input=text.encode(), cwd=empty, capture_output=True, timeout=timeout, check=False,
+                preexec_fn=_limit,
+            )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return "takes too long to compile"
+    return "does not compile" if done.returncode else ""
+
+
+def precompile(folder: Path, standard: str) -> None:
+    """Compile the header of all headers once, for the documents that include it: it takes most of their time."""
+    target = folder / (ALL_HEADERS + ".gch")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    command = ["g++", f"-std={standard}", "-w", "-x", "c++-header", "-", "-o", str(target)]
+    subprocess.run(command, input=f"#include <{ALL_HEADERS}>\n".encode(), capture_output=True, check=False)
+
+
+def _limit() -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -1,0 +1,96 @@
+"""Licences as SPDX names: from names that people write, from headers, and from the text of a LICENSE file."""
+
+from __future__ import annotations
+
+import re
+
+_ALIASES = {
+    "mit license": "MIT", "the mit license": "MIT", "apache 2.0": "Apache-2.0", "apache-2": "Apache-2.0",
+    "apache license 2.0": "Apache-2.0", "apache license, version 2.0": "Apache-2.0", "apache2": "Apache-2.0",
+    "bsd-2": "BSD-2-Clause", "bsd 2-clause": "BSD-2-Clause", "bsd-3": "BSD-3-Clause", "bsd 3-clause": "BSD-3-Clause",
+    "new bsd": "BSD-3-Clause", "cc0": "CC0-1.0", "the unlicense": "Unlicense", "mpl-2": "MPL-2.0", "psf": "Python-2.0",
+    "gpl-2.0": "GPL-2.0-only", "gpl-3.0": "GPL-3.0-only",
+}  # fmt: skip
+_NAMES = """0BSD AGPL-3.0-only Apache-2.0 BSD-2-Clause BSD-3-Clause BSD-4-Clause BSL-1.0 CC0-1.0 CC-BY-4.0 CC-BY-SA-4.0
+GPL-2.0-only GPL-3.0-only ISC LGPL-2.1-only LGPL-3.0-only MIT MPL-2.0 Python-2.0 Unlicense WTFPL Zlib"""
+_SPDX = {name.lower(): name for name in _NAMES.split()} | _ALIASES
+_HEADER = re.compile(r"SPDX-License-Identifier:\s*([\w.+() -]+)", re.IGNORECASE)
+_HEADER_CHARACTERS = 4000
+_TEXTS = {
+    "MPL-2.0": "mozilla public license",
+    "AGPL-3.0-only": "gnu affero general public license",
+    "LGPL-3.0-only": "gnu lesser general public license",
+    "GPL-3.0-only": "gnu general public license",
+    "Apache-2.0": "apache license, version 2.0|apache license version 2.0",
+    "MIT": "permission is hereby granted, free of charge, to any person obtaining a copy",
+    "ISC": "permission to use, copy, modify, and/or distribute this software for any purpose with or without fee is "
+    "hereby granted, provided",
+    "0BSD": "permission to use, copy, modify, and/or distribute this software for any purpose with or without fee is "
+    "hereby granted\\.",
+    "BSD-3-Clause": "redistribution and use in source and binary forms.{0,1500}"
+    "(neither the name|names? of [^.]{0,80}may (?:not )?be used to endorse)",
+    "BSD-2-Clause": "redistribution and use in source and binary forms",
+    "Unlicense": "this is free and unencumbered software released into the public domain",
+    "CC0-1.0": "cc0 1\\.0 universal",
+    "BSL-1.0": "boost software license",
+    "Python-2.0": "python software foundation license",
+}  # fmt: skip
+"""What tells a licence in its text, white space made single; those of the GNU family, by their newest version."""
+_GNU = ("AGPL-3.0-only", "LGPL-3.0-only", "GPL-3.0-only")
+
+
+def spdx_name(name: str) -> str:
+    """A licence as SPDX writes it, where it is known; else the name itself."""
+    return _SPDX.get(name.strip().lower(), name.strip())
+
+
+def licence_of_header(text: str) -> str:
+    """The SPDX expression at the beginning of a source file; empty where there is none."""
+    found = _HEADER.search(text[:_HEADER_CHARACTERS])
+    return " ".join(found[1].replace("*/", "").replace("--", "").split()) if found else ""
+
+
+def licence_of_text(text: str) -> str:
+    """The licence that a LICENSE file holds; where it holds several, all of them with AND; empty for none known."""
+    flat = " ".join(text.lower().split())
+    found = [name for name, pattern in _TEXTS.items() if re.search(pattern, flat)]
+    if "BSD-3-Clause" in found:
+        found.remove("BSD-2-Clause")
+    if found and found[0] == "MPL-2.0":  # it names the GNU licences as secondary ones
+        found = [name for name in found if name not in _GNU]
+    return " AND ".join(found)
+
+
+def is_allowed(expression: str, allowed: frozenset[str]) -> bool:
+    """Whether an SPDX expression leaves a way to use the text under licences that are allowed."""
+    words = re.findall(r"\(|\)|[^\s()]+", expression)
+    value, rest = _either(words, allowed)
+    return value and not rest
+
+
+def _either(words: list[str], allowed: frozenset[str]) -> tuple[bool, list[str]]:
+    value, words = _both(words, allowed)
+    while words and words[0].upper() == "OR":
+        other, words = _both(words[1:], allowed)
+        value = value or other
+    return value, words
+
+
+def _both(words: list[str], allowed: frozenset[str]) -> tuple[bool, list[str]]:
+    value, words = _single(words, allowed)
+    while words and words[0].upper() in ("AND", "WITH"):
+        if words[0].upper() == "WITH":  # an exception only allows more
+            words = words[2:]
+            continue
+        other, words = _single(words[1:], allowed)
+        value = value and other
+    return value, words
+
+
+def _single(words: list[str], allowed: frozenset[str]) -> tuple[bool, list[str]]:
+    if not words:
+        return False, []
+    if words[0] == "(":
+        value, rest = _either(words[1:], allowed)
+        return value, rest[1:]
+    return spdx_name(words[0]) in allowed, words[1:]

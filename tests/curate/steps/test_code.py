@@ -1,0 +1,159 @@
+"""Steps for code: licences, syntax, Pylint, a C++ compiler."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from nano3.curate.steps.licence_texts import is_allowed, licence_of_text
+from nano3.curate.steps.pylint_gate import OPTIONS, pylint_scores
+
+from ..conftest import dropped
+
+MIT = "MIT License\n\nPermission is hereby granted, free of charge, to any person\nobtaining a copy of this software"
+BSD = "Redistribution and use in source and binary forms, with or without modification, are permitted"
+GPL = "GNU GENERAL PUBLIC LICENSE Version 3, 29 June 2007"
+GOOD_PYTHON = '"""Adds."""\n\n\ndef add(one, two):\n    """The sum."""\n    return one + two\n'
+BAD_PYTHON = "import os, sys\ndef f(l,X):\n  global Q\n  try: Q=l\n  except: pass\n  x=eval(X);return l\n"
+ODD_PYTHON = '"""Module."""\nclass A:\n    """d"""\nasync def f():\n    """d"""\n    match 3:\n        case 3: pass\n'
+GOOD_CODE = {
+    "c": "int main(void) { return 0; }", "cpp": "template <class T> T id(T x) { return x; }", "go": "package main\n",
+    "java": "class A { int x = 1; }", "javascript": "const f = (x) => x + 1;", "rust": "fn main() { let x = 1; }",
+    "typescript": "let x: number = 1;", "ruby": "def f(x)\n  x + 1\nend\n", "bash": "if true; then echo x; fi\n",
+    "python": GOOD_PYTHON, "json": '{"a": [1, 2]}', "php": "<?php echo 1; ?>", "sql": "SELECT a FROM b;",
+}  # fmt: skip
+BROKEN_CODE = {
+    "c": "int main(void) { return 0; ", "cpp": "template <class T> T id(T x { return x; }", "go": "package a\nfunc {",
+    "java": "class A { int x = ; }", "javascript": "const f = (x => x + 1;", "rust": "fn main() { let x = ; ",
+    "typescript": "let x: = 1;", "ruby": "def f(x\n  x + \n", "bash": "if true; then echo x\n", "python": "def f(:\n",
+    "json": '{"a": [1, 2}', "php": "<?php if (1 { ?>", "sql": "SELECT FROM WHERE b (;",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "licence"),
+    [
+        (MIT, "MIT"),
+        (BSD, "BSD-2-Clause"),
+        (BSD + ": Neither the name of the copyright holder", "BSD-3-Clause"),
+        (GPL, "GPL-3.0-only"),
+        ("Mozilla Public License Version 2.0 ... GNU General Public License", "MPL-2.0"),
+        ("Apache License\n  Version 2.0, January 2004", "Apache-2.0"),
+        (f"{MIT}\n\nParts are under the\n{GPL}", "GPL-3.0-only AND MIT"),
+        ("All rights reserved.", ""),
+    ],
+)
+def test_a_licence_is_known_by_its_text(text, licence):
+    assert licence_of_text(text) == licence
+
+
+@pytest.mark.parametrize(
+    ("expression", "allowed"),
+    [
+        ("MIT", True),
+        ("mit", True),
+        ("Apache 2.0".replace(" ", "-"), True),
+        ("MIT OR GPL-3.0-only", True),
+        ("GPL-3.0-only OR MIT", True),
+        ("MIT AND GPL-3.0-only", False),
+        ("(MIT OR GPL-2.0-only) AND Apache-2.0", True),
+        ("(MIT OR Apache-2.0) AND GPL-2.0-only", False),
+        ("Apache-2.0 WITH LLVM-exception", True),
+        ("GPL-2.0-only WITH Classpath-exception-2.0", False),
+        ("no_license", False),
+        ("", False),
+        ("MIT )", False),
+    ],
+)
+def test_an_expression_is_allowed_where_it_leaves_a_way(expression, allowed):
+    assert is_allowed(expression, frozenset({"MIT", "Apache-2.0"})) is allowed
+
+
+def test_licences_come_from_metadata_headers_and_files_above(curate, tmp_path):
+    repository = tmp_path / "repos" / "one"
+    (repository / "deep" / "inner").mkdir(parents=True)
+    (repository / "LICENSE").write_text(MIT)
+    (repository / "deep" / "a.py").write_text("a = 1\n")
+    (repository / "deep" / "inner" / "COPYING.txt").write_text(GPL)
+    (repository / "deep" / "inner" / "b.py").write_text("b = 1\n")
+    (repository / "deep" / "inner" / "c.py").write_text("# SPDX-License-Identifier: Apache-2.0\nc = 1\n")
+    (tmp_path / "repos" / "d.py").write_text("d = 1\n")
+    rows = [{"text": "e = 1", "license": "MIT"}, {"text": "f = 1", "detected_licenses": ["MIT", "GPL-2.0"]}]
+    (tmp_path / "repos" / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    report, kept = curate([("licence", {})], paths=[tmp_path / "repos"])
+    found = {row["text"].splitlines()[-1][0]: row["metadata"] for row in kept}
+    assert {name: (one["license"], one["license_source"]) for name, one in found.items() if name in "ace"} == {
+        "a": ("MIT", "one/LICENSE"),
+        "c": ("Apache-2.0", "header"),
+        "e": ("MIT", "metadata license"),
+    }
+    assert dropped(report, "licence") == {
+        "licence GPL-3.0-only": 2, "licence MIT AND GPL-2.0-only": 1, "no licence known": 1,
+    }  # fmt: skip
+    assert not any(key.startswith("_") for one in found.values() for key in one)
+
+
+def test_code_that_does_not_parse_is_dropped_in_every_language(curate):
+    rows = [{"id": f"good.{name}", "text": text, "language": name} for name, text in GOOD_CODE.items()]
+    rows += [{"id": f"broken.{name}", "text": text, "language": name} for name, text in BROKEN_CODE.items()]
+    rows += [{"id": "notes.md", "text": "def f(:"}, {"id": "x.py", "text": "def f(:"}]
+    report, kept = curate([("syntax", {})], rows)
+    assert sorted(row["id"] for row in kept) == sorted([*(f"good.{name}" for name in GOOD_CODE), "notes.md"])
+    assert dropped(report, "syntax") == {"syntax error": len(BROKEN_CODE) + 1}
+
+
+def test_languages_are_chosen(curate):
+    rows = [{"id": "a.py", "text": "x = 1"}, {"id": "b.go", "text": "package b"}, {"id": "c", "text": "?"}]
+    report, kept = curate([("syntax", {"languages": ["go"], "unknown": "drop"})], rows)
+    assert [(row["id"], row["metadata"]["language"]) for row in kept] == [("b.go", "go")]
+    assert dropped(report, "syntax") == {"language python": 1, "language not known": 1}
+
+
+def test_scores_of_a_batch_are_those_that_pylint_gives_each_file(tmp_path):
+    texts = [GOOD_PYTHON, BAD_PYTHON, ODD_PYTHON]
+    scores = pylint_scores(texts, 120)
+    for text, score in list(zip(texts, scores, strict=True))[2:]:
+        (tmp_path / "module_0.py").write_text(text)
+        command = [sys.executable, "-m", "pylint", *OPTIONS, "module_0.py"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert score == pytest.approx(json.loads(done.stdout)["statistics"]["score"])
+    assert scores[0] == 10
+
+
+def test_python_that_pylint_finds_bad_is_dropped(curate):
+    rows = [{"id": "good.py", "text": GOOD_PYTHON}, {"id": "bad.py", "text": BAD_PYTHON}]
+    rows += [{"id": "broken.py", "text": "def f(:\n"}, {"id": "x.go", "text": "package x"}]
+    report, kept = curate([("pylint", {"batch": 2})], rows)
+    assert [row["id"] for row in kept] == ["good.py", "x.go"]
+    assert report.steps[1].account.notes == {"documents that are no Python": 1}
+    assert kept[0]["metadata"]["pylint_score"] == 10
+    assert dropped(report, "pylint") == {"pylint score too low": 2}
+
+
+def test_a_batch_that_takes_too_long_is_judged_file_by_file(curate):
+    report, _ = curate([("pylint", {"timeout": 0.001})], [{"id": "good.py", "text": GOOD_PYTHON}])
+    assert dropped(report, "pylint") == {"pylint cannot judge it": 1}
+
+
+def test_cpp_that_does_not_compile_is_dropped(curate):
+    assert shutil.which("g++"), "this step needs g++, which every runner of the tests has"
+    texts = {
+        "good": "#include <vector>\nint main() { std::vector<int> v{1, 2}; return v.size(); }",
+        "type": '#include <string>\nint main() { std::string s = 3.0 + "x"; }',
+        "header": '#include "mine.h"\nint main() {}',
+        "hang": "#include </dev/zero>\n",
+    }
+    rows = [{"id": f"{name}.cpp", "text": text} for name, text in texts.items()]
+    report, kept = curate([("cpp", {"timeout": 3})], [*rows, {"id": "x.py", "text": "x"}])
+    assert [row["id"] for row in kept] == ["good.cpp", "x.py"]
+    assert sum(dropped(report, "cpp").values()) == 3
+
+
+@pytest.mark.slow
+def test_all_headers_are_compiled_once(curate):
+    text = "#include <bits/stdc++.h>\nusing namespace std;\nint main() { map<string, int> m; m[%s] = 1; }"
+    rows = [{"id": f"{i}.cpp", "text": text % ('"x"' if i % 2 else "i")} for i in range(4)]
+    _, kept = curate([("cpp", {})], rows)
+    assert [row["id"] for row in kept] == ["1.cpp", "3.cpp"]

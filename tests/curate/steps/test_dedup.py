@@ -1,0 +1,151 @@
+"""Exact and near-duplicates, within the input and against an existing corpus."""
+
+import json
+import random
+import re
+
+import pytest
+
+from nano3.config.errors import UserError
+from nano3.curate.steps.shingles import jaccard, shingles, word_ngrams
+
+from ..conftest import dropped
+
+WORDS = [
+    a + b for a in ("ka", "lo", "mi", "tu", "re", "so", "ne", "ba") for b in ("nar", "vel", "din", "pos", "rek", "tam")
+]
+VOCABULARY = [one + other for one in WORDS for other in WORDS]
+
+
+def text_of(rng, words=150):
+    return " ".join(rng.choice(VOCABULARY) for _ in range(words))
+
+
+def changed(text, share, rng):
+    return " ".join(rng.choice(VOCABULARY) if rng.random() < share else word for word in text.split())
+
+
+def similarity(one, other, n=5):
+    """Jaccard of word n-grams, by Python's sets."""
+    first, second = (
+        {tuple(words[i : i + n]) for i in range(len(words) - n + 1)}
+        for words in (re.findall(r"\w+", text.lower()) for text in (one, other))
+    )
+    return len(first & second) / len(first | second)
+
+
+def corpus(bases=60, copies=3):
+    """Texts, and copies of them with a share of the words replaced: (id, text), shuffled."""
+    rng = random.Random(3)
+    texts = [(f"b{i}", text_of(rng)) for i in range(bases)]
+    for i in range(bases):
+        for j in range(copies):
+            share = (0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1)[(i + 7 * j) % 7]
+            texts.append((f"b{i}-{j}", changed(texts[i][1], share, rng)))
+    rng.shuffle(texts)
+    return [{"id": name, "text": text} for name, text in texts]
+
+
+@pytest.mark.parametrize("text", ["", "one", "one two", "a b c d e f g", "A, b; C: d! e? f"])
+def test_shingles_are_the_runs_of_words(text):
+    assert len(shingles(text, 3)) == len(set(word_ngrams(text, 3)))
+    assert len(shingles(text + " " + text, 3)) == len(set(word_ngrams(text + " " + text, 3)))
+    assert (shingles(text.upper(), 3) == shingles(text, 3)).all()
+
+
+def test_the_similarity_is_that_of_sets():
+    rng = random.Random(5)
+    for share in (0, 0.01, 0.05, 0.3, 1):
+        one = text_of(rng)
+        other = changed(one, share, rng)
+        assert jaccard(shingles(one, 5), shingles(other, 5)) == similarity(one, other)
+
+
+def test_near_duplicates_are_found_and_each_one_dropped_is_near_to_one_kept(curate):
+    rows = corpus()
+    report, kept = curate([("near-dedup", {})], rows)
+    kept_texts = {row["id"]: row["text"] for row in kept}
+    missed = found = 0
+    for i, row in enumerate(rows):
+        family = row["id"].partition("-")[0]
+        before = [o for o in rows[:i] if o["id"] in kept_texts and o["id"].partition("-")[0] == family]
+        near = any(similarity(row["text"], other["text"]) >= 0.8 for other in before)
+        assert near or row["id"] in kept_texts, f"{row['id']} was dropped and is near to nothing that is kept"
+        found += near
+        missed += near and row["id"] in kept_texts
+    assert found > 60
+    assert missed <= 1
+    assert dropped(report, "near-dedup") == {"near-duplicate": len(rows) - len(kept)}
+
+
+def test_pages_of_one_template_are_kept(curate):
+    rng = random.Random(7)
+    frame = text_of(rng, 40)
+    rows = [{"id": f"t{i}", "text": f"{frame} {text_of(rng, 60)} {frame}"} for i in range(60)]
+    assert 0.2 < similarity(rows[0]["text"], rows[1]["text"]) < 0.6
+    _, kept = curate([("near-dedup", {"rows": 2})], rows)
+    assert [row["id"] for row in kept] == [row["id"] for row in rows]
+
+
+def test_a_chain_of_neighbours_does_not_drop_its_far_end(curate):
+    rng = random.Random(9)
+    texts = [text_of(rng, 200)]
+    for i in range(12):
+        words = texts[-1].split()
+        words[i * 15 : i * 15 + 8] = text_of(rng, 8).split()
+        texts.append(" ".join(words))
+    _, kept = curate([("near-dedup", {})], texts)
+    names = [row["id"] for row in kept]
+    assert names[0] == "d0"
+    for i, text in enumerate(texts):
+        nearest = max(similarity(text, row["text"]) for row in kept)
+        assert (f"d{i}" in names) == (nearest == 1)
+        assert nearest >= 0.8
+    assert len(names) > 2
+
+
+@pytest.mark.parametrize("use", ["exact-dedup", "near-dedup"])
+def test_what_the_existing_corpus_has_is_dropped_and_nothing_of_it_comes_out(curate, tmp_path, use):
+    rng = random.Random(11)
+    old = [text_of(rng) for _ in range(30)]
+    (tmp_path / "old").mkdir()
+    for part in range(3):
+        lines = [json.dumps({"text": text, "id": "old"}) for text in old[part::3]]
+        (tmp_path / f"old/{part}.jsonl").write_text("\n".join(lines))
+    new = [text_of(rng) for _ in range(20)]
+    near = [changed(text, 0.01, rng) for text in old[:10]] if use == "near-dedup" else []
+    near = [text for i, text in enumerate(near) if similarity(text, old[i]) >= 0.85]
+    report, kept = curate([(use, {})], [*old[10:], *new, *near, new[0]], against=[str(tmp_path / "old")])
+    assert sorted(row["text"] for row in kept) == sorted(new)
+    assert sorted(dropped(report, use).values()) == [1, 20 + len(near)]
+    assert report.entered.documents == 20 + 20 + len(near) + 1
+
+
+def test_the_division_into_tasks_changes_nothing_but_the_files(curate, tmp_path):
+    rows = corpus(20)
+    paths = []
+    for i in range(4):
+        paths.append(tmp_path / f"{i}.jsonl")
+        paths[-1].write_text("".join(json.dumps(row) + "\n" for row in rows[i * 20 : i * 20 + 20]))
+    _, one = curate([("near-dedup", {})], paths=paths, tasks=1, out="one")
+    _, four = curate([("near-dedup", {})], paths=paths, tasks=4, out="four")
+    assert [row["id"] for row in one] == [row["id"] for row in four]
+
+
+def test_documents_without_words_and_empty_tasks_pass(curate):
+    _, kept = curate([("near-dedup", {}), ("near-dedup", {})], ["...", "***", "one"], tasks=3)
+    assert len(kept) == 3
+
+
+def test_white_space_may_be_ignored(curate):
+    texts = ["a  b\nc", "a b c", "a b d"]
+    _, kept = curate([("exact-dedup", {})], texts, out="exact")
+    assert len(kept) == 3
+    _, kept = curate([("exact-dedup", {"ignore_white_space": True})], texts, out="loose")
+    assert [row["id"] for row in kept] == ["d0", "d2"]
+
+
+@pytest.mark.parametrize("wrong", [{"verify": 0}, {"verify": 1.5}, {"rows": 0}])
+def test_settings_have_bounds(curate, wrong):
+    with pytest.raises(UserError, match="near-dedup"):
+        curate([("near-dedup", wrong)], ["a"])
