@@ -27,7 +27,7 @@ MODULES = {
     "gated_rms_norm": "norm",
     "causal_conv1d": "conv",
     "mamba_step": "mamba",
-    "paged_attention": "paged",
+    "paged_attention": "paged_queries",
     "paged_decode": "paged",
     "route": "route",
 }

@@ -7,7 +7,6 @@ length, which only the device knows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -106,7 +105,7 @@ def paged_decode(
     value_scale: Tensor | None = None,
 ) -> Tensor:
     """See nano3.kernels.paged_decode."""
-    if not _takes(q, key_pages, value_pages, page_table, counts, key_scale, value_scale):
+    if not takes(q, key_pages, value_pages, page_table, counts, key_scale, value_scale):
         return EAGER["paged_decode"](q, key_pages, value_pages, page_table, counts, key_scale, value_scale)
     q = q if q.stride(2) == 1 else q.contiguous()
     counts, page_table = counts.contiguous(), page_table if page_table.stride(1) == 1 else page_table.contiguous()
@@ -133,22 +132,6 @@ def paged_decode(
     return out
 
 
-def paged_attention(
-    q: Tensor,
-    key_pages: Tensor,
-    value_pages: Tensor,
-    page_table: Tensor,
-    query_lengths: Sequence[int],
-    key_lengths: Sequence[int],
-) -> Tensor:
-    """See nano3.kernels.paged_attention."""
-    single = len(query_lengths) > 0 and max(query_lengths) == min(query_lengths) == 1
-    if not single or not _takes(q, key_pages, value_pages, page_table, page_table, None, None):
-        return EAGER["paged_attention"](q, key_pages, value_pages, page_table, query_lengths, key_lengths)
-    counts = torch.tensor(key_lengths, dtype=torch.int32, device=q.device)
-    return paged_decode(q, key_pages, value_pages, page_table, counts)
-
-
 def splits_of(rows: int, most_keys: int, device: torch.device) -> int:
     """Shares of each sequence: about four programs a multiprocessor, none with fewer than KEYS keys of the longest."""
     wanted = -(-4 * _multiprocessors(device) // rows)
@@ -160,7 +143,7 @@ def _multiprocessors(device: torch.device) -> int:
     return 4 if INTERPRETED else torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def _takes(q, key_pages, value_pages, page_table, counts, key_scale, value_scale) -> bool:
+def takes(q, key_pages, value_pages, page_table, counts, key_scale, value_scale) -> bool:
     """Whether the kernels can: types, pages with dense heads and the same strides, sizes."""
     if not fits(q, key_scale, value_scale) or not q.numel() or not key_pages.numel():
         return False
@@ -180,18 +163,7 @@ def _reads_e4m3(pages: Tensor) -> bool:
 def _case(g: torch.Generator, dtype: torch.dtype) -> tuple:
     pages = (normal(g, dtype, 40, 8, 2, 24) for _ in range(2))
     table = torch.arange(39, -1, -1, device="cpu").view(2, 20)
-    return normal(g, dtype, 2, 6, 24), *pages, table
+    return normal(g, dtype, 2, 6, 24), *pages, table, torch.tensor([150, 9], device="cpu")
 
 
-def _decode_case(g: torch.Generator, dtype: torch.dtype) -> tuple:
-    return *_case(g, dtype), torch.tensor([150, 9], device="cpu")
-
-
-def _attention_case(g: torch.Generator, dtype: torch.dtype) -> tuple:
-    return *_case(g, dtype), [1, 1], [9, 150]
-
-
-KERNELS = {
-    "paged_attention": Kernel(guarded(paged_attention, EAGER["paged_attention"]), "decoding", _attention_case),
-    "paged_decode": Kernel(guarded(paged_decode, EAGER["paged_decode"]), "heads up to 256 wide", _decode_case),
-}
+KERNELS = {"paged_decode": Kernel(guarded(paged_decode, EAGER["paged_decode"]), "heads up to 256 wide", _case)}

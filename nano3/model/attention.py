@@ -93,7 +93,7 @@ def _attend_pages(
         return paged_attention(q, state.keys, state.values, *lengths)
     # One scale for all keys, and one for all values, may be applied to the queries and to what comes out.
     state.write(*(_quotient(x, scale) for x, scale in zip((k, v), scales, strict=True)))
-    y = paged_attention((q * scales[0]).to(q.dtype), state.keys, state.values, *lengths, backend="eager")
+    y = paged_attention((q * scales[0]).to(q.dtype), state.keys, state.values, *lengths)
     return (y * scales[1]).to(q.dtype)
 
 

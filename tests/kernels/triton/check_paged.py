@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from nano3.kernels.eager import FUNCTIONS as EAGER
 
 from nano3 import kernels
 
@@ -73,16 +72,22 @@ def test_float32_queries_read_float16_pages(assert_close):
     assert_close(got, expected, 2e-6)
 
 
-def test_paged_attention_decodes_in_triton_and_prefills_in_pytorch(monkeypatch, assert_close):
-    case = paged([9, 70], 4, 2, 16, 4, torch.float32, 40)
-    table = case[3].clone().masked_fill(case[3] == 1 << 30, 0).long()
-    expected = kernels.paged_attention(*wide(case[:3]), table, [1, 1], [9, 70], backend="reference")
-    with monkeypatch.context() as patch:
-        patch.setitem(EAGER, "paged_attention", None)
-        got = kernels.paged_attention(*case[:3], table, [1, 1], [9, 70], backend="triton")
-    assert_close(got, expected, 2e-6)
-    q = torch.randn(3, 4, 16)
-    got, expected = (
-        kernels.paged_attention(q, *case[1:3], table, [2, 1], [9, 70], backend=name) for name in ("triton", "eager")
-    )
-    assert torch.equal(got, expected)
+@pytest.mark.usefixtures("poisoned", "no_eager")
+@pytest.mark.parametrize("dtype", MOST)
+@pytest.mark.parametrize(
+    ("queries", "keys", "sizes"),
+    [
+        ([2, 1, 0, 9], [2, 70, 5, 12], (4, 2, 24, 4)),
+        pytest.param([1, 1], [9, 70], (4, 2, 16, 8), marks=pytest.mark.slow),
+        pytest.param([200, 3], [200, 130], (2, 1, 128, 64), marks=pytest.mark.slow),
+        pytest.param([129], [300], (3, 3, 7, 5), marks=pytest.mark.slow),
+    ],
+)
+def test_paged_attention_of_one_and_several_queries(queries, keys, sizes, dtype, assert_close):
+    _, *pages, table, _ = paged(keys, *sizes, dtype=dtype, room=80)
+    q = torch.randn(sum(queries), sizes[0], sizes[2] + 1).to(dtype)[..., :-1]
+    got = kernels.paged_attention(q, *pages, table, queries, keys, backend="triton")
+    table = table.masked_fill(table == 1 << 30, 0).long()
+    expected = kernels.paged_attention(*wide((q, *pages)), table, queries, keys, backend="reference")
+    assert got.dtype == dtype
+    assert_close(got, expected, MOST[dtype])

@@ -42,3 +42,15 @@ def test_a_graph_reads_lengths_at_each_replay(assert_close):
         graph.replay()
         expected = kernels.paged_decode(q.double(), keys, values, table, counts, backend="reference")
         assert_close(got, expected, 1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])
+def test_paged_attention_of_one_and_several_queries(dtype, assert_close):
+    queries, lengths = [300, 1, 130, 1], [300, 700, 1000, 64]
+    table = torch.randperm(64).view(4, 16)
+    pages = [torch.randn(64, PAGE, Hkv, D).to(dtype) for _ in range(2)]
+    q = torch.randn(sum(queries), Hq, D).bfloat16()
+    inputs = [t.cuda() for t in (q, *pages, table)]
+    got = kernels.paged_attention(*inputs, queries, lengths, backend="triton")
+    expected = kernels.paged_attention(inputs[0].double(), *inputs[1:], queries, lengths, backend="reference")
+    assert_close(got, expected, 1e-2)
