@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from nano3.engine.request import Token
@@ -18,6 +17,7 @@ from nano3.model.head import logits
 from nano3.model.lm import LM
 from nano3.model.state.plan import Plan, Span
 from nano3.model.state.pool import StatePool
+from nano3.model.state.transfer import on_device
 from nano3.model.step import Ahead, choosing_step, most_rows, step, why_not
 
 
@@ -105,7 +105,7 @@ class Passes:
             sequence = work.sequence
             row += sequence.tokens[sequence.computed : sequence.computed + work.length]
             row += work.drafts
-        tokens = torch.tensor(row, dtype=torch.int64, device=self.device).unsqueeze(0)
+        tokens = on_device(row, self.device).unsqueeze(0)
         state = self.pool.state(plan)
         stepped = (
             step(self.model, tokens, state, logits=True, experts=experts, exact=self.exact) if plan.is_step else None
@@ -142,7 +142,7 @@ def rows_of(x: Tensor, rows: list[int]) -> Tensor:
     """x[rows], without a copy where that is all of x."""
     if len(rows) == x.shape[0] and rows == list(range(len(rows))):
         return x
-    return x[torch.tensor(rows, device=x.device)]
+    return x[on_device(rows, x.device)]
 
 
 def _ahead(work: Work) -> Ahead:

@@ -189,8 +189,7 @@ class Mamba2(nn.Module):
         last = part.lengths.unsqueeze(1) + torch.arange(state.conv.shape[2], device=rows.device)
         state.conv = inputs.gather(1, last.unsqueeze(-1).expand(-1, -1, rows.shape[2])).transpose(1, 2)
         slots.put(part.slots, state)
-        valid = part.positions[part.valid]
-        y[valid] = self.norm(values[part.valid], z[valid])
+        y[part.tokens] = self.norm(values.flatten(0, 1)[part.cells], z[part.tokens])
 
 
 class MambaSlice:

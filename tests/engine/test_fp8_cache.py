@@ -77,3 +77,15 @@ def test_pages_without_rounding_are_refused(model):
     """Before there is an engine that no request can be given to."""
     with pytest.raises(ValueError, match=r"needs a model that rounds keys and values: model.use_fp8_cache"):
         Engine(model, Tokenizer.train(["a b"], 263), memory=8 << 20, max_context=64, kv_dtype=E4M3)
+
+
+def test_a_kept_beginning_inside_a_page_brings_its_keys(model):
+    """The copy of a page of e4m3 numbers."""
+    model.use_fp8_cache()
+    engine = Engine(model, Tokenizer.train(["a b"], 263), memory=8 << 20, page_size=16, max_context=96, kv_dtype=E4M3)
+    sampling = Sampling(temperature=0.0, max_tokens=8, ignore_eos=True)
+    prompt = (*PROMPTS[0], *PROMPTS[1][:10])
+    first, again = (run(engine, [Request(name, prompt, sampling)])[0][0] for name in ("first", "again"))
+    assert again.cached_tokens == 39
+    assert again.ids == first.ids
+    assert [t.log_prob for t in again.tokens] == pytest.approx([t.log_prob for t in first.tokens], abs=1e-4)

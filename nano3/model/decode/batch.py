@@ -46,7 +46,7 @@ class Outputs:
         self.experts = torch.zeros(sizes.expert_blocks, rows, sizes.top_k, dtype=torch.int16, device=device)
         self.chosen = torch.zeros(3, rows, dtype=torch.int64, device=device)
         """Ids, and as the bits of float64 both log-probabilities."""
-        self._host = _pinned((3, rows), device)
+        self._host, self._host_experts = _pinned((3, rows), device), _pinned(self.experts.shape, device, torch.int16)
 
     def choose(self, limit: int, draws: Tensor, *, drawn: bool, cut: bool) -> None:
         """The next token of each row; see `choose_tokens`."""
@@ -56,14 +56,17 @@ class Outputs:
         numbers[1].copy_(found.log_probs)
         numbers[2].copy_(found.drawn_log_probs)
 
-    def read(self, n: int) -> list[Drawn]:
-        """The tokens of the first n rows, when the device has come this far."""
+    def read(self, n: int, *, experts: bool) -> tuple[list[Drawn], Tensor | None]:
+        """Tokens, and experts (blocks, n, K), of the first n rows, when the device has come this far."""
         self._host.copy_(self.chosen, non_blocking=True)
+        if experts:
+            self._host_experts.copy_(self.experts, non_blocking=True)
         if self.chosen.is_cuda:
             torch.cuda.current_stream(self.chosen.device).synchronize()
         numbers = self._host.numpy()
         one, other = numbers[1:, :n].view(np.float64).tolist()
-        return list(zip(numbers[0, :n].tolist(), one, other, strict=True))
+        tokens = list(zip(numbers[0, :n].tolist(), one, other, strict=True))
+        return tokens, self._host_experts[:, :n].clone() if experts else None
 
 
 class Indices:
@@ -138,8 +141,8 @@ class Indices:
         self._device.copy_(self._host, non_blocking=True)
 
 
-def _pinned(shape: tuple[int, ...], device: torch.device) -> Tensor:
-    return torch.zeros(shape, dtype=torch.int64, pin_memory=device.type == "cuda")
+def _pinned(shape: Sequence[int], device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
+    return torch.zeros(shape, dtype=dtype, device="cpu", pin_memory=device.type == "cuda")
 
 
 def _check(what: str, numbers: np.ndarray, count: int) -> None:

@@ -99,14 +99,13 @@ class GraphSteps(Watched):
             drawn, cut = indices.fill_draws(draws)
             indices.send()
             graphs.advance(model, pool.blocks, indices, outputs)
-            chosen: list[Any] = [None] * n
             if any(draws):
                 graphs.choose(indices, outputs, limit, drawn=drawn, cut=cut)
-                chosen = outputs.read(n)
+            chosen, expert_ids = outputs.read(n, experts=experts)
             found = [token if draw and token[0] >= 0 else None for token, draw in zip(chosen, draws, strict=True)]
             left = [m for m, token in enumerate(found) if token is None]
             rows = outputs.logits[on_device(left, self.device)] if left else None
-            return Chosen(found, rows, outputs.experts[:, :n].clone() if experts else None)
+            return Chosen(found, rows, expert_ids)
 
     def _fits(self, model: DecodingModel, blocks: Blocks) -> bool:
         if not self._probed and self._unfit is None:

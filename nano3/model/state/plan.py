@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from nano3.model.state.transfer import on_device
 
 SHORT_PIECE = 128
 """Longest piece that is padded and computed together with others."""
@@ -63,6 +65,10 @@ class Padded:
     """(g,)"""
     valid: Tensor
     """(g, L) bool."""
+    tokens: Tensor
+    """(n,) flat positions of all tokens, piece after piece."""
+    cells: Tensor
+    """(n,) their places among the g * L."""
     slots: Tensor
     """(g,)"""
 
@@ -144,7 +150,7 @@ class Plan:
         ]
         width = max(1, max(map(len, used), default=0))
         rows = [pages if len(pages) == width else [*pages, *[0] * (width - len(pages))] for pages in used]
-        return torch.from_numpy(np.array(rows, dtype=np.int64).reshape(len(rows), width)).to(self.device)
+        return on_device(np.array(rows, dtype=np.int64).reshape(len(rows), width), self.device)
 
     @cached_property
     def kv_positions(self) -> Tensor:
@@ -158,7 +164,7 @@ class Plan:
             pages = np.asarray(span.pages[first : (span.context + span.length - 1) // size + 1], dtype=np.int64)
             places = np.arange(span.context, span.context + span.length)
             parts.append(pages[places // size - first] * size + places % size)
-        return torch.from_numpy(np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)).to(self.device)
+        return on_device(np.concatenate(parts) if parts else [], self.device)
 
     def written(self, rows: Tensor) -> Tensor:
         """What of keys or values (n_tokens, ...) goes to `kv_positions`: all."""
@@ -189,10 +195,14 @@ class Plan:
         places = torch.arange(max(piece.length for piece in pieces), device=self.device)
         valid = places < lengths.unsqueeze(1)
         positions = (self._tensor(piece.start for piece in pieces).unsqueeze(1) + places).masked_fill(~valid, 0)
-        return Padded(positions, lengths, valid, self._tensor(piece.slot for piece in pieces))
+        # On the host, which knows the lengths: a mask as an index would make it wait for a GPU.
+        rows = [range(piece.start, piece.start + piece.length) for piece in pieces]
+        tokens = self._tensor(chain.from_iterable(rows))
+        cells = self._tensor(m * len(places) + t for m, row in enumerate(rows) for t in range(len(row)))
+        return Padded(positions, lengths, valid, tokens, cells, self._tensor(piece.slot for piece in pieces))
 
     def _tensor(self, values: Iterable[int]) -> Tensor:
-        return torch.tensor(list(values), dtype=torch.int64, device=self.device)
+        return on_device(list(values), self.device)
 
 
 def _pieces(start: int, span: Span) -> list[_Piece]:

@@ -7,6 +7,7 @@ values of `page_size` tokens in all attention blocks (arXiv 2309.06180); sequenc
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from nano3.config.model import ATTENTION, MAMBA, ModelConfig
 from nano3.kernels.allocator import use_huge_pages
@@ -66,21 +67,28 @@ class StatePool:
 
     def clear_slot(self, slot: int) -> None:
         """Back to the state before the first token."""
-        for block in self._slots:
-            block.conv[slot].zero_()
-            block.ssm[slot].zero_()
+        for states in self._states(slot):
+            torch._foreach_zero_(states)  # pyright: ignore[reportPrivateImportUsage]
 
     def copy_slot(self, source: int, target: int) -> None:
         """Copy one sequence's conv and scan states."""
-        for block in self._slots:
-            block.conv[target].copy_(block.conv[source])
-            block.ssm[target].copy_(block.ssm[source])
+        for targets, sources in zip(self._states(target), self._states(source), strict=True):
+            torch._foreach_copy_(targets, sources)  # pyright: ignore[reportPrivateImportUsage]
+
+    def _states(self, slot: int) -> list[list[Tensor]]:
+        """Conv states of all blocks, and scan states: tensors of one type go through a GPU in one launch."""
+        if not self._slots:
+            return []
+        return [[block.conv[slot] for block in self._slots], [block.ssm[slot] for block in self._slots]]
 
     def copy_page(self, source: int, target: int, tokens: int) -> None:
         """Copy the first `tokens` keys and values of a page."""
-        for block in self._pages:
-            block.keys[target, :tokens].copy_(block.keys[source, :tokens])
-            block.values[target, :tokens].copy_(block.values[source, :tokens])
+        pages = [tensor for block in self._pages for tensor in (block.keys, block.values)]
+        if not pages:
+            return
+        pages = [t.view(torch.uint8) if t.dtype == E4M3 else t for t in pages]  # few ops take numbers of that type
+        sources, targets = ([t[page, :tokens] for t in pages] for page in (source, target))
+        torch._foreach_copy_(targets, sources)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def slot_bytes(cfg: ModelConfig, dtype: torch.dtype) -> int:
