@@ -157,7 +157,7 @@ def mamba_step(
         z: (B, H P) gate of the norm.
         conv_state: (slots, C, W-1), ssm_state: (slots, H, P, N) fp32; the rows `slots` are updated in place.
         slots: (B,) int64, all different; an IndexError where one does not exist, nan in the backend triton. Or -1, any
-            number of times: rows of padding, which advance nothing and give zeros.
+            number of times but in the backend mamba-ssm: rows of padding, which advance nothing and give zeros.
         conv_weight: (C, W); conv_bias: (C,).
         A_log, D, dt_bias: (H,); A = -exp(A_log).
         norm_weight: (H P,).

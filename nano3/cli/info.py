@@ -100,7 +100,7 @@ def model_facts(name: str, cfg: ModelConfig) -> dict[str, Any]:
 
 
 def backend_facts(hardware: Hardware) -> list[dict[str, str]]:
-    """For every op, and on CPUs for the whole decoding step of a model, the backend that would run it here, and why."""
+    """For every op, and for the whole decoding step of a model, the backend that would run it here, and why."""
     import torch
 
     from nano3.kernels.dispatch import explain
@@ -108,10 +108,9 @@ def backend_facts(hardware: Hardware) -> list[dict[str, str]]:
 
     device = "cuda" if hardware.gpus and torch.cuda.is_available() else "cpu"
     choices = [tuple(choice) for choice in explain(device)]
-    if device == "cpu":
-        name = "decoding step"
-        backend, reason = step.explain()
-        choices.append((name, backend, reason.removeprefix(f"{name}: ")))
+    name = "decoding step"
+    backend, reason = step.explain(device=device)
+    choices.append((name, backend, reason.removeprefix(f"{name}: ")))
     return [{"op": op, "device": device, "backend": name, "reason": reason} for op, name, reason in choices]
 
 

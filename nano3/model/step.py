@@ -148,14 +148,18 @@ def why_not(model: DecodingModel | None = None) -> str | None:
     return _current(model).problem
 
 
-def explain(model: DecodingModel | None = None) -> tuple[str, str]:
-    """Backend and reason of the decoding step, as `nano3.kernels.explain` gives them of each op."""
-    problem = why_not(model)
+def explain(model: DecodingModel | None = None, device: torch.device | str = "cpu") -> tuple[str, str]:
+    """Backend and reason of the decoding step, as `nano3.kernels.explain` gives them of each op; of a model, or of any
+    on `device`."""
+    where = torch.device(device) if model is None else model.embeddings.weight.device
+    if not _in_graphs(where):
+        problem = f"{GRAPHS} is 0" if where.type == "cuda" else why_not(model)
+        return ("cpu", "decoding step: one C++ call") if problem is None else ("op by op", problem)
+    problem = None if model is None else why_not(model)
     if problem is not None:
         return "op by op", problem
-    if model is not None and _in_graphs(device := model.embeddings.weight.device):
-        return "graph", f"decoding step: {'CUDA graphs' if device.type == 'cuda' else f'as {GRAPHS} asks for'}"
-    return "cpu", "decoding step: one C++ call"
+    asked = "" if where.type == "cuda" else f", as {GRAPHS} asks for, computed as they stand"
+    return "graph", f"decoding step: CUDA graphs for up to {MOST_ROWS} sequences{asked}"
 
 
 _STEPS: WeakKeyDictionary[DecodingModel, ProgramSteps] = WeakKeyDictionary()

@@ -282,3 +282,9 @@ def test_that_would_be_seen(what):
     step.model.blocks[4].mixer.forward = lambda x, *_: (ASKS[what](x), None)
     with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
         step.step()
+
+
+def test_backends_without_rows_of_padding_go_op_by_op(model, monkeypatch):
+    monkeypatch.setattr(graphed, "PADDED", frozenset())
+    assert not in_graph(run(model, filled_pool(model), Plan(spans(3), PAGE)))
+    assert "takes no rows of padding" in step_module.explain(model)[1]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
+from nano3 import kernels
 from nano3.kernels.cpu.draw import Draw
 from nano3.kernels.cpu.program.memory import Chosen
 from nano3.model.decode.batch import Indices, Outputs, StepSizes
@@ -23,6 +24,7 @@ from nano3.model.decode.interface import Ahead, DecodingModel, Stepped
 from nano3.model.decode.watch import Watched, strange
 from nano3.model.forward_pass import WHOLE
 from nano3.model.head import logits
+from nano3.model.mamba2 import Mamba2
 from nano3.model.moe import MoE
 from nano3.model.state.block import AttentionPages, MambaSlots
 from nano3.model.state.hybrid import HybridState
@@ -36,6 +38,8 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 MOST_ROWS = ROWS[-1]
 MOST_POOLS = 2
 """Pools whose graphs are kept."""
+PADDED = frozenset({"triton", "eager", "cpu", "reference"})
+"""Backends whose mamba_step takes rows of padding."""
 Blocks = Sequence[MambaSlots | AttentionPages | None]
 
 
@@ -49,7 +53,7 @@ class GraphSteps(Watched):
         self._recorder = Recorder(self.device)
         self._lock = threading.Lock()
         self._pools: dict[tuple, _PoolGraphs] = {}
-        self._unfit = strange(model) or _uneven(model)
+        self._unfit = strange(model) or _unfit(model)
         self._probed = self.device.type != "cuda"
 
     @property
@@ -219,11 +223,16 @@ def _one_place(block: MambaSlots | AttentionPages | None) -> MambaSlots | Attent
     return None
 
 
-def _uneven(model: DecodingModel) -> str | None:
+def _unfit(model: DecodingModel) -> str | None:
     if not all(t.is_contiguous() for m in model.modules() for t in (*m.parameters(False), *m.buffers(False))):
         return "a weight of the model is not in one piece"  # others in its place would not be seen
     kinds = {(m.gate.top_k, *m.experts.operand("up_proj").shape) for m in model.modules() if isinstance(m, MoE)}
-    return "not all mixture blocks have the same sizes" if len(kinds) > 1 else None
+    if len(kinds) > 1:
+        return "not all mixture blocks have the same sizes"
+    if any(isinstance(m, Mamba2) for m in model.modules()):
+        backend = kernels.choose("mamba_step", model.embeddings.weight.device)[0]
+        return None if backend in PADDED else f"mamba_step of {backend} takes no rows of padding"
+    return None
 
 
 def _sizes(model: DecodingModel, blocks: Blocks) -> StepSizes:

@@ -1,0 +1,63 @@
+"""Decoding in CUDA graphs on a GPU: the texts of decoding op by op, and one wait for the device a token."""
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from nano3.config.model import ModelConfig
+from nano3.engine.engine import Engine
+from nano3.engine.protocol import run
+from nano3.engine.request import Request, Sampling
+from nano3.model import step
+from nano3.model.lm import LM
+from tests.engine.conftest import SIZES
+from tests.engine.test_graph_steps import outputs, requests
+from tests.engine.test_sampled_steps import assert_same
+
+pytestmark = pytest.mark.gpu
+WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
+
+
+@pytest.fixture(scope="module")
+def on_gpu(tokenizer):
+    cfg = ModelConfig(pattern="M*ME", vocab_size=tokenizer.vocab_size + 5, init_std=0.3, **SIZES)
+    return LM(cfg).init_weights(seed=1).to_dtype(torch.float32).eval().cuda()
+
+
+def test_graphs_give_the_texts_of_decoding_op_by_op(on_gpu, tokenizer, monkeypatch):
+    _, got = outputs(on_gpu, tokenizer, 12)
+    assert step.explain(on_gpu)[0] == "graph"
+    monkeypatch.setenv("NANO3_GRAPHS", "0")
+    _, expected = outputs(on_gpu, tokenizer, 12)
+    for one, two in zip(got, expected, strict=True):
+        assert_same(one, two)
+
+
+def test_new_weights_are_seen(on_gpu, tokenizer):
+    engine = Engine(on_gpu, tokenizer, memory=64 << 20, page_size=8)
+    first = run(engine, requests(4))
+    with torch.no_grad():
+        on_gpu.lm_head.weight.mul_(-1)
+    engine.weights_changed()
+    second = run(engine, requests(4))
+    with torch.no_grad():
+        on_gpu.lm_head.weight.mul_(-1)
+    engine.weights_changed()
+    third = run(engine, requests(4))
+    assert first[0][0].ids == third[0][0].ids != second[0][0].ids
+
+
+@pytest.mark.parametrize("kind", [{"temperature": 0}, {"seed": 1}, {"seed": 2, "top_p": 0.9}])
+def test_the_host_waits_once_a_token(on_gpu, tokenizer, kind):
+    engine = Engine(on_gpu, tokenizer, memory=64 << 20, page_size=64)
+    for i in range(5):
+        engine.add(Request(f"r{i}", tuple(range(7, 20 + i)), Sampling(max_tokens=40, ignore_eos=True, **kind)))
+    for _ in range(8):  # the prompts, and the graphs made
+        engine.step()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+        for _ in range(10):
+            assert len(engine.step()) == 5
+    calls = {event.key: event.count for event in seen.key_averages()}
+    assert calls.get("cudaGraphLaunch", 0) >= 10
+    assert sum(calls.get(wait, 0) for wait in WAITS) <= 10 + 1  # the profiler's own at its end
