@@ -38,8 +38,8 @@ def route_kernel(
         chosen = tl.sum(tl.where(here, scores, 0.0), 1)
         left = tl.where(here, float("-inf"), left)
         ids = tl.where((k == n)[None, :], best[:, None], ids)
-        weights = tl.where((k == n)[None, :], chosen[:, None], weights)
-    weights = weights / (tl.sum(weights, 1) + 1e-20)[:, None] * scale
+        weights = tl.where((k == n)[None, :], tl.expand_dims(chosen, 1), weights)
+    weights = weights / tl.expand_dims(tl.sum(weights, 1) + 1e-20, 1) * scale
     at, kept = s[:, None] * K + k[None, :], (s < S)[:, None] & (k < K)[None, :]
     tl.store(IDS + at, ids.to(tl.int64), mask=kept)
     tl.store(WEIGHTS + at, weights, mask=kept)

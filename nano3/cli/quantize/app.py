@@ -121,14 +121,10 @@ def quantize(
     if is_for_inner_verb(ctx, f"nano3 quantize {ctx.invoked_subcommand} ..."):
         return
     if int8 or int4:
-        of_fp8 = {"--selective-fp8": selective_fp8, "--policy": policy, "--dry-run": dry_run}
-        of_rows = {"--calibrate": calibrate} | {f"--{name}": was_typed(ctx, name) for name in ("samples", "length")}
-        _check_integers(int8, int4, [name for name, given in of_fp8.items() if given])
-        given = [name for name, given in of_rows.items() if given]
-        if given and int8:
-            raise typer.BadParameter(f"{given[0]} is about FP8 and 4 bits: for --int8 nothing is calibrated")
-        rows = (tuple(calibrate or ()), samples, length) if given else None
-        return _integers(from_path, out, force, "int8" if int8 else "int4", rows, as_json)
+        others = {"--selective-fp8": selective_fp8, "--policy": policy, "--dry-run": dry_run}
+        rows = _rows_of_integers(ctx, int8, int4, [name for name, given in others.items() if given], calibrate)
+        calibration = (tuple(calibrate or ()), samples, length) if rows else None
+        return _integers(from_path, out, force, "int8" if int8 else "int4", calibration, as_json)
     from nano3.cli.options.model_choice import choose_model
     from nano3.cli.quantize.report import show_plan, show_result
     from nano3.quantize.policy import read_policy
@@ -153,12 +149,20 @@ app.command()(inspect)
 app.command()(sensitivity)
 
 
-def _check_integers(int8: bool, int4: bool, others: list[str]) -> None:
+def _rows_of_integers(
+    ctx: typer.Context, int8: bool, int4: bool, others: list[str], calibrate: list[str] | None
+) -> bool:
+    """Whether 4 bits are calibrated; options that make no sense together are refused."""
+    flag = "--int8" if int8 else "--int4"
     if int8 and int4:
         raise typer.BadParameter("--int8 and --int4 contradict each other: give one of them")
     if others:
-        flag = "--int8" if int8 else "--int4"
         raise typer.BadParameter(f"{others[0]} is about FP8, and {flag} quantizes all matrices: leave one of them out")
+    of_rows = ["--calibrate"] if calibrate else []
+    of_rows += [f"--{name}" for name in ("samples", "length") if was_typed(ctx, name)]
+    if of_rows and int8:
+        raise typer.BadParameter(f"{of_rows[0]} is about FP8 and 4 bits: for --int8 nothing is calibrated")
+    return bool(of_rows)
 
 
 def _integers(
