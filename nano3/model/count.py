@@ -6,12 +6,13 @@ Letters: T tokens in a sequence, D d_model, H Mamba heads, P Mamba head dim, N s
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from nano3.config.model import ATTENTION, MAMBA, MLP, MOE, ModelConfig
 from nano3.config.run import RunConfig
-from nano3.config.schema import ParallelConfig
+from nano3.config.sections.parallel import ParallelConfig
 from nano3.model.lora.targets import adapter_parameters
 
 MASTER_BYTES = 4
@@ -116,8 +117,9 @@ def _parts(cfg: Any, total: int, element: int) -> tuple[int, int, int]:
     return trained, stored * total + MASTER_BYTES * trained, copied
 
 
-def rank_bytes(cfg: RunConfig, dtype: str = "", seq_len: int = 0, ranks: int = 1) -> int:
-    """Estimate of the bytes that one of `ranks` processes holds; arguments as `memory`'s.
+def rank_bytes(cfg: RunConfig, dtype: str = "", seq_len: int = 0, ranks: int = 1, passes: int = 1) -> int:
+    """Estimate of the bytes that one of `ranks` processes holds, which keeps activations of `passes` micro-batches at a
+    time; other arguments as `memory`'s.
 
     Under FSDP a rank has its share, and at a time one block, with the experts that it computes, and both embeddings
     whole, with their gradients. Where ranks share a sequence each has the activations of its own tokens, and what
@@ -125,12 +127,12 @@ def rank_bytes(cfg: RunConfig, dtype: str = "", seq_len: int = 0, ranks: int = 1
     """
     held, parallel = memory(cfg, dtype, seq_len), cfg.parallel
     if ranks == 1:
-        return held.total
+        return held.total + (passes - 1) * held.activations
     element, length = _element(cfg, dtype), seq_len or cfg.data.seq_len
     tokens = cfg.train.micro_batch_size * length // parallel.context
-    own = _activation_bytes(cfg, element, tokens) + _working_bytes(cfg, element, tokens)
+    own = passes * _activation_bytes(cfg, element, tokens) + _working_bytes(cfg, element, tokens)
     if parallel.context > 1:
-        own += _gathered_bytes(cfg, element, length)
+        own += passes * _gathered_bytes(cfg, element, length)
     if not parallel.fsdp:
         return held.shared + own
     block = max(_gathered_parameters(cfg, symbol) for symbol in cfg.model.pattern)
@@ -165,21 +167,21 @@ def _gathered_bytes(cfg: RunConfig, element: int, length: int) -> int:
     return kept + max(2 * states, (element + MASTER_BYTES) * keys if model.blocks(ATTENTION) else 0)
 
 
-def largest_seq_len(cfg: RunConfig, limit: int, dtype: str = "", ranks: int = 1) -> int:
-    """The longest of cfg.data.seq_len, its half, its quarter and so on with which a rank takes `limit` bytes at most;
-    0 if there is none."""
+def largest_seq_len(cfg: RunConfig, limit: int, need: Callable[[int], int]) -> int:
+    """The longest of cfg.data.seq_len, its half, its quarter and so on at which `need` is `limit` bytes at most; 0 if
+    there is none."""
     length = cfg.data.seq_len
-    while length and rank_bytes(cfg, dtype, length, ranks) > limit:
+    while length and need(length) > limit:
         length //= 2
     return length
 
 
 def most_ranks(cfg: RunConfig) -> int:
-    """Most processes among which the batch can be divided, with those that share each of its sequences. Micro-batches
-    shrink to what each has."""
+    """Most processes among which the batch can be divided, with those that share each of its sequences and those of a
+    pipeline. Micro-batches shrink to what each has."""
     train = cfg.train
     steps = (train.batch_size * cfg.data.seq_len // length for length in cfg.lengths)
-    return math.gcd(train.batch_size, *steps) * cfg.parallel.context
+    return math.gcd(train.batch_size, *steps) * cfg.parallel.context * cfg.parallel.pipeline
 
 
 def _activation_bytes(cfg: RunConfig, element: int, tokens: int) -> int:

@@ -147,6 +147,8 @@ class LM(nn.Module):
         context: Context | None = None,
         slices: Slices | None = None,
         statistics: Collection[Statistic] = STATISTICS,
+        inputs: Tensor | None = None,
+        part: range | None = None,
     ) -> Hidden:
         """As `forward`, without the output projection, and with the routing statistics; those are left out of a pass
         that is one token of each sequence of a StatePool and goes through the model in one call (nano3.model.step).
@@ -166,6 +168,9 @@ class LM(nn.Module):
             context: the same for attention blocks. See nano3.model.forward_pass.
             slices: those who hold the slices, whose counts the balance losses need.
             statistics: those of `Hidden` that are going to be read; a pass in pieces keeps no sums for the others.
+            inputs: (B, T, D) what the blocks before `part` gave; None: `part` begins with the embeddings.
+            part: numbers of the blocks of a stage of a pipeline (nano3.parallel.pipeline); None: all. The final norm
+                follows the last block of the whole model.
 
         Raises:
             ValueError: arguments that do not fit each other; the message says which.
@@ -182,17 +187,19 @@ class LM(nn.Module):
             if stepped is not None:
                 expert_ids = None if stepped.expert_ids is None else stepped.expert_ids.long().unsqueeze(1)
                 return Hidden(stepped.hidden.unsqueeze(0).to(self.compute_dtype), [], expert_ids)
-        x = self.embeddings(tokens).to(self.compute_dtype)
+        x = self.embeddings(tokens).to(self.compute_dtype) if inputs is None else inputs
         wanted, places = frozenset(statistics), None if valid is None else Places.of(valid)
         around = Pass(document_ids, places, None, keep_expert_ids, boundary, context, wanted)
         stats: list[RouterStats] = []
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(self.blocks) if part is None else ((i, self._block(i)) for i in part):
             given = routing[len(stats)] if routing is not None and isinstance(block.mixer, MoE) else None
             x, routed = self._run(block, x, around.at(i, given), state.blocks[i] if state is not None else None)
             if routed is not None:
                 stats.append(routed)
         chosen = torch.stack([routed.expert_ids for routed in stats]) if keep_expert_ids and stats else None
-        return Hidden(self.norm_f(x), stats, chosen, wanted, slices)
+        if part is None or part.stop == self.cfg.n_blocks:
+            x = self.norm_f(x)
+        return Hidden(x, stats, chosen, wanted, slices)
 
     @overload
     def log_probs(
@@ -279,12 +286,26 @@ class LM(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.embeddings.weight.device
+        return self._first.device
 
     @property
     def dtype(self) -> torch.dtype:
         """Type of the weights that are neither quantized nor kept in float32."""
-        return self.embeddings.weight.dtype
+        return self._first.dtype
+
+    @property
+    def is_part(self) -> bool:
+        """Whether other processes hold the rest of it (nano3.parallel.pipeline)."""
+        return len(self.blocks) < self.cfg.n_blocks
+
+    @property
+    def _first(self) -> Tensor:
+        """The embeddings; of a later stage its first weight, a norm."""
+        return self.embeddings.weight if self.embeddings is not None else next(self.parameters())
+
+    def _block(self, number: int) -> nn.Module:
+        """By its number in the whole model, of which this one may be a part."""
+        return self.blocks.get_submodule(str(number))
 
     def expert_biases(self) -> list[Tensor]:
         """The (E,) float32 selection biases in block order: buffers, to be updated in place."""

@@ -13,6 +13,8 @@ from nano3.config.sections.parallel import ParallelConfig
 
 CONTEXT = "context"
 """The axis of the processes that share out each sequence."""
+PIPELINE = "pipeline"
+"""The axis of the processes that hold different blocks; the outermost one."""
 EXPERT_AXES = ("replicate", "shard", "expert")
 """Axes of the processes as the experts' weights see them."""
 TRAVEL = ("gather_dtype", "reduce_dtype", "reshard_after_forward", "offload")
@@ -37,16 +39,23 @@ class Layout:
     """Processes that share out each sequence."""
     expert: int = 1
     """Processes among which the experts of a block are divided."""
+    pipeline: int = 1
+    """Groups of processes that each hold other blocks."""
 
     @property
     def replica(self) -> int:
-        """Processes that hold the weights once."""
+        """Processes that hold the weights of a stage once."""
         return self.shard * self.context
+
+    @property
+    def stage(self) -> int:
+        """Processes that hold the same blocks."""
+        return self.replicate * self.replica
 
     @property
     def size(self) -> int:
         """All processes."""
-        return self.replicate * self.replica
+        return self.pipeline * self.stage
 
     @property
     def expert_shape(self) -> tuple[int, int, int]:
@@ -61,7 +70,7 @@ class Layout:
 
 def axes_of(cfg: ParallelConfig) -> dict[str, int]:
     """Number of processes along each axis beside that of the data, for nano3.train.world.init_world."""
-    return {CONTEXT: cfg.context} if cfg.context > 1 else {}
+    return {name: n for name, n in ((PIPELINE, cfg.pipeline), (CONTEXT, cfg.context)) if n > 1}
 
 
 def layout_of(cfg: ParallelConfig, model: ModelConfig, size: int) -> Layout:
@@ -71,15 +80,17 @@ def layout_of(cfg: ParallelConfig, model: ModelConfig, size: int) -> Layout:
         UserError: they cannot be arranged so; the line names the setting and the nearest value that is possible.
     """
     _check_copies(cfg)
-    if size % (cfg.replicate * cfg.context):
-        name = "context" if cfg.context > 1 and (cfg.replicate == 1 or size % cfg.replicate == 0) else "replicate"
+    _check_pipeline(cfg, model, size)
+    own = size // cfg.pipeline
+    if own % (cfg.replicate * cfg.context):
+        name = "context" if cfg.context > 1 and (cfg.replicate == 1 or own % cfg.replicate == 0) else "replicate"
         # The other one stays as it is where the number of processes allows it at all.
-        other = cfg.replicate if name == "context" else math.gcd(size, cfg.context)
-        reason = f"{_processes(size)} cannot be divided into so many groups"
-        raise _wrong(name, cfg, reason, _divisors(size // other), size)
-    layout = Layout(cfg.replicate, size // (cfg.replicate * cfg.context), cfg.context, cfg.expert)
+        other = cfg.replicate if name == "context" else math.gcd(own, cfg.context)
+        reason = f"{_processes(own)}{_of_stage(cfg)} cannot be divided into so many groups"
+        raise _wrong(name, cfg, reason, _divisors(own // other), size)
+    layout = Layout(cfg.replicate, own // (cfg.replicate * cfg.context), cfg.context, cfg.expert, cfg.pipeline)
     if cfg.shard and cfg.shard != layout.shard:
-        reason = f"{_processes(size)} leave another number"
+        reason = f"{_processes(own)}{_of_stage(cfg)} leave another number"
         raise _wrong("shard", cfg, reason, [layout.shard if cfg.fsdp else 0], size)
     _check_experts(cfg, model, layout)
     return layout
@@ -122,6 +133,25 @@ def _check_copies(cfg: ParallelConfig) -> None:
             )
 
 
+def _check_pipeline(cfg: ParallelConfig, model: ModelConfig, size: int) -> None:
+    """Refuse a number of stages that the processes or the blocks do not divide into."""
+    possible = [n for n in _divisors(size) if n * cfg.stages_per_rank <= model.n_blocks]
+    if cfg.pipeline not in possible:
+        reason = f"{_processes(size)} and {model.n_blocks} blocks do not divide into stages so"
+        others = cfg.replicate * cfg.context
+        raise _wrong(PIPELINE, cfg, reason, [n for n in possible if size // n % others == 0] or possible or [1], size)
+    if cfg.pipeline == 1 and (cfg.stages_per_rank > 1 or cfg.cuts):
+        name, default = ("stages_per_rank", 1) if cfg.stages_per_rank > 1 else ("cuts", [])
+        raise UserError(
+            f"parallel.{name} is {getattr(cfg, name)} without a pipeline: --set parallel.pipeline=N, or "
+            f"--set parallel.{name}={default}"
+        )
+
+
+def _of_stage(cfg: ParallelConfig) -> str:
+    return " of a stage" if cfg.pipeline > 1 else ""
+
+
 def _check_experts(cfg: ParallelConfig, model: ModelConfig, layout: Layout) -> None:
     if cfg.expert == 1:
         return
@@ -130,7 +160,7 @@ def _check_experts(cfg: ParallelConfig, model: ModelConfig, layout: Layout) -> N
     possible = [n for n in _divisors(math.gcd(model.n_experts, layout.replica)) if _divides(model, layout.replica // n)]
     if cfg.expert in possible:
         return
-    whose = f"{_processes(layout.replica)} of a replica" if layout.replicate > 1 else _processes(layout.size)
+    whose = f"{_processes(layout.replica)} of a replica" if layout.replicate > 1 else _processes(layout.stage)
     reason = f"{model.n_experts} experts of {model.d_expert} x {model.d_model} cannot be divided among {whose} so"
     raise _wrong("expert", cfg, reason, possible or [1], layout.size)
 

@@ -23,7 +23,7 @@ from torch.distributed.tensor import Shard
 
 from nano3.config.errors import UserError
 from nano3.parallel.experts import divide_experts
-from nano3.parallel.layout import EXPERT_AXES, Layout
+from nano3.parallel.layout import EXPERT_AXES, PIPELINE, Layout
 from nano3.parallel.precision import FLOAT32, Precision, narrow_parameters
 from nano3.parallel.shards import shard_axis
 
@@ -56,7 +56,7 @@ def shard(model: Any, layout: Layout, processes: DeviceMesh, options: Sharding |
     dense, kept = processes, options.precision
     if layout.replicate > 1:
         shape = (layout.replicate, layout.replica)
-        dense = init_device_mesh(processes.device_type, shape, mesh_dim_names=EXPERT_AXES[:2])
+        dense = _mesh(layout, processes.device_type, shape, EXPERT_AXES[:2])
     apart = _apart(layout, dense) if kept.is_mixed else None
     policy: dict[str, Any] = {
         "mesh": dense,
@@ -105,7 +105,7 @@ def _placement(
     of_others, divided = _info(dense, replicas), set()
     of_experts, shards = of_others, layout.expert_shape[1]
     if layout.expert > 1:
-        mesh = init_device_mesh(dense.device_type, layout.expert_shape, mesh_dim_names=EXPERT_AXES)
+        mesh = _mesh(layout, dense.device_type, layout.expert_shape, EXPERT_AXES)
         divided = divide_experts(model, mesh[EXPERT_AXES[2]])
         of_experts = _info(mesh[EXPERT_AXES[:2]] if replicas else mesh[EXPERT_AXES[1]], replicas)
     narrow = narrow_parameters(model)
@@ -126,6 +126,13 @@ def _apart(layout: Layout, dense: DeviceMesh) -> FSDPMeshInfo:
         return _info(DeviceMesh.from_group(own, dense.device_type, mesh_dim_names=("apart",)), False)
     groups, names = [dense.get_group(0), own], (EXPERT_AXES[0], "apart")
     return _info(DeviceMesh.from_group(groups, dense.device_type, dense.mesh, mesh_dim_names=names), True)
+
+
+def _mesh(layout: Layout, device_type: str, shape: tuple[int, ...], names: tuple[str, ...]) -> DeviceMesh:
+    """The processes of this one's stage."""
+    if layout.pipeline == 1:
+        return init_device_mesh(device_type, shape, mesh_dim_names=names)
+    return init_device_mesh(device_type, (layout.pipeline, *shape), mesh_dim_names=(PIPELINE, *names))[names]
 
 
 def _info(mesh: DeviceMesh, replicas: bool) -> FSDPMeshInfo:

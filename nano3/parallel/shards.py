@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -32,14 +32,29 @@ class Share:
         return STATE_BYTES * self.parameters
 
 
-def share_of(model: ModelConfig, layout: Layout, rank: int, sharded: bool = True) -> Share:
-    """What process `rank` holds; `sharded`: not all of it (parallel.fsdp)."""
+def share_of(
+    model: ModelConfig, layout: Layout, rank: int, sharded: bool = True, blocks: Collection[int] | None = None
+) -> Share:
+    """What process `rank` holds; `sharded`: not all of it (parallel.fsdp); `blocks`: numbers of those of its stages in
+    a pipeline, None: all."""
     total = of_experts = 0
     for name, shape in parameter_shapes(model):
+        if not _in_stage(name, model, blocks):
+            continue
         size = math.prod(local_shape(name, shape, layout, rank) if sharded else shape)
         total += size
         of_experts += size if is_stacked(name) else 0
     return Share(total, of_experts)
+
+
+def _in_stage(name: str, model: ModelConfig, blocks: Collection[int] | None) -> bool:
+    """Whether a parameter belongs to one of `blocks`, or to the end of the model that comes with one."""
+    if blocks is None:
+        return True
+    kind, _, rest = name.partition(".")
+    if kind == "blocks":
+        return int(rest.partition(".")[0]) in blocks
+    return (0 if kind == "embeddings" else model.n_blocks - 1) in blocks
 
 
 def parameter_shapes(model: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:

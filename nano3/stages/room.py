@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 
 from nano3.config.errors import UserError
 from nano3.config.extend_context import ExtendContextConfig
@@ -10,8 +11,9 @@ from nano3.config.policy import PolicyConfig
 from nano3.config.run import RunConfig
 from nano3.config.sft import SftConfig
 from nano3.engine.sizing import available_memory
-from nano3.model.count import largest_seq_len, rank_bytes
+from nano3.model.count import largest_seq_len
 from nano3.model.dtype import compute_dtype
+from nano3.parallel.estimate import process_bytes
 from nano3.train.world import World
 
 CERTAIN = 0.75
@@ -44,10 +46,11 @@ def check_room(cfg: RunConfig, world: World, beside: int = 0) -> int:
     dtype = str(compute_dtype(cfg.train.dtype, world.device)).removeprefix("torch.")
     here = 1 if world.device.type == "cuda" else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     free = available_memory(world.device) // here
-    need = rank_bytes(cfg, dtype, ranks=world.size)
+    needs = partial(process_bytes, cfg, dtype, ranks=world.size, stage=world.pipeline.rank)
+    need = needs()
     if need * CERTAIN + beside <= free:
         return free - need - beside
-    largest = largest_seq_len(cfg, free - beside, dtype, world.size)
+    largest = largest_seq_len(cfg, free - beside, needs)
     fits = f"the longest that fits is {largest}" if largest else "half of that and so on does not fit either"
     where = f"on {world.device}" if world.device.type == "cuda" else "in main memory"
     setting = next((name for kind, name in _SETTING.items() if isinstance(cfg, kind)), "data.seq_len")

@@ -17,9 +17,10 @@ from nano3.config.run import RunConfig
 from nano3.config.schema import PretrainConfig
 from nano3.config.sections.parallel import ParallelConfig
 from nano3.config.sft import SftConfig
-from nano3.data.tokens.steps import make_plans
+from nano3.data.tokens.steps import Plans, make_plans
 from nano3.model.lora.targets import expert_targets
 from nano3.parallel.layout import check_lengths, layout_of
+from nano3.parallel.stages import stages_for
 from nano3.train.schedule import build_schedule
 from nano3.train.tracking.trackers import check_trackers
 
@@ -43,8 +44,24 @@ def check_settings(cfg: RunConfig, ranks: int) -> None:
         ValueError: which settings, and what to do.
     """
     build_schedule(cfg.schedule, cfg.train.tokens, cfg.train.steps)
-    make_plans(fit_micro_batch(cfg, ranks), 0, ranks)
+    _check_interleaved(cfg, make_plans(fit_micro_batch(cfg, ranks), 0, ranks))
     check_trackers(cfg.log)
+
+
+def _check_interleaved(cfg: RunConfig, plans: Plans) -> None:
+    """Refuse stages that are interleaved with another number of micro-batches than the schedule knows."""
+    parallel = cfg.parallel
+    if parallel.stages_per_rank == 1:
+        return
+    for length, count in plans.micro_batches.items():
+        if count % parallel.pipeline:
+            possible = [n for n in range(2, parallel.pipeline) if count % n == 0]
+            fewer = f"--set parallel.pipeline={possible[-1]}, " if possible else ""
+            raise ValueError(
+                f"parallel.schedule is interleaved over {parallel.pipeline} processes, and each reads {count} "
+                f"micro-batches of {length} tokens a step, no multiple of that: {fewer}another train.batch_size, or "
+                "--set parallel.schedule=1f1b --set parallel.stages_per_rank=1"
+            )
 
 
 def check_policy_settings(cfg: PolicyConfig) -> None:
@@ -71,8 +88,14 @@ def check_parallel(cfg: RunConfig | AnyPolicyConfig | GenrmConfig, n_processes: 
             )
         return
     layout_of(parallel, cfg.model, n_processes)
+    stages_for(parallel, cfg.model, cfg.data.seq_len)
     check_lengths(parallel, cfg.model, [*cfg.lengths, *getattr(cfg, "heldout_lengths", [])])
     _check_torch(parallel)
+    if parallel.pipeline > 1 and isinstance(cfg, SftConfig) and cfg.lora.rank:
+        raise UserError(
+            f"parallel.pipeline is {parallel.pipeline}: a folder of adapters is written by a process that "
+            "holds those of all blocks; --set parallel.pipeline=1, or --set lora.rank=0"
+        )
     if parallel.expert > 1 and isinstance(cfg, SftConfig) and (names := expert_targets(cfg.model, cfg.lora)):
         raise UserError(
             f"parallel.expert is {parallel.expert}: it divides experts, not adapters such as {names[0]} of theirs; "

@@ -12,6 +12,7 @@ import torch
 from nano3.config.schema import ScoringConfig
 from nano3.model.head import IGNORED, nll_sum
 from nano3.parallel.context import SharedSequences, around
+from nano3.parallel.pipeline import Pipeline
 from nano3.train.feed import to_device
 from nano3.train.parallel import release
 from nano3.train.world import World
@@ -123,6 +124,7 @@ def evaluate(
     world: World,
     tick: Callable[[], None] | None = None,
     shared: SharedSequences | None = None,
+    pipeline: Pipeline | None = None,
 ) -> HeldoutScore:
     """Score the first `n_sequences` held-out sequences, shared out over the ranks.
 
@@ -134,6 +136,7 @@ def evaluate(
         world: the processes that share the work; each gets the same score back.
         tick: called after each forward pass.
         shared: the processes that share out each sequence; None: every one scores whole sequences.
+        pipeline: runs the passes where processes hold different blocks.
     """
     count = min(n_sequences, len(source))
     starts = list(range(0, count, micro_batch))
@@ -148,29 +151,42 @@ def evaluate(
             stop = min(start + micro_batch, count)
             # Ranks that exchange tokens go through their blocks in as many pieces as each other: batches of one size.
             first = max(0, stop - micro_batch) if world.data.size > 1 else start
-            scored = _score(model, source, range(start, stop), start - first, world, shared)
+            scored = _score(model, source, range(start, stop), start - first, world, shared, pipeline)
             totals += scored if mine < len(starts) else 0.0
             if tick is not None:
                 tick()
     model.train(was_training)
     release(model)
     # Over those that share the sequences out: along any other axis they are the same ones.
-    nll, targets, n_bytes = (world.data if shared is None else world.loss).sum(totals.to(world.device)).tolist()
+    totals = (world.data if shared is None else world.loss).sum(totals.to(world.device))
+    nll, targets, n_bytes = world.pipeline.sum(totals).tolist()
     return HeldoutScore(nll / max(targets, 1), nll / math.log(2) / max(n_bytes, 1), int(targets), int(n_bytes))
 
 
 def _score(
-    model: Any, source: HeldoutSource, rows: range, extra: int, world: World, shared: SharedSequences | None
+    model: Any,
+    source: HeldoutSource,
+    rows: range,
+    extra: int,
+    world: World,
+    shared: SharedSequences | None,
+    pipeline: Pipeline | None,
 ) -> torch.Tensor:
     """(sum of negative log-likelihood, targets, bytes) of this process's part of some sequences, as float64; `extra`
-    sequences before them go through the model too."""
+    sequences before them go through the model too. Of a pipeline's processes the last one has them, the others 0."""
     batch = source.batch(rows.start - extra, len(rows) + extra)
     if extra:
         targets = batch.targets.clone()
         targets[:extra] = IGNORED
         batch = replace(batch, targets=targets)
     batch = to_device(batch if shared is None else shared.cut(batch), world.device)
-    hidden = model.hidden(batch.tokens, batch.document_ids, **around(batch, shared), statistics=())
-    nll = nll_sum(model.lm_head, hidden.x, batch.targets).item()
+
+    def run(part: Any) -> float | None:
+        hidden = part.hidden(batch.tokens, batch.document_ids, **around(batch, shared), statistics=())
+        return None if part.lm_head is None else nll_sum(part.lm_head, hidden.x, batch.targets).item()
+
+    nll = run(model) if pipeline is None else pipeline.through(tuple(batch.tokens.shape), run)
+    if nll is None:
+        return torch.zeros(3, dtype=torch.float64)
     n_bytes = source.bytes_of(rows.start, len(rows)) if world.context.rank == 0 or shared is None else 0
     return torch.tensor([nll, batch.n_targets, n_bytes], dtype=torch.float64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from nano3.config.schema import BalanceConfig, ExpertBiasConfig
@@ -65,6 +66,20 @@ def check_shared(loss: LossFunction, shared: SharedSequences | None) -> LossFunc
     )
 
 
+def check_stages(loss: LossFunction, n_stages: int) -> None:
+    """Refuse a loss that takes the model it is given for whole, where that is one stage of a pipeline.
+
+    Raises:
+        ValueError: `loss.in_stages` is not True.
+    """
+    if n_stages > 1 and not getattr(loss, "in_stages", False):
+        raise ValueError(
+            f"parallel.pipeline is {n_stages}, and {type(loss).__name__} does not say that it takes stages of a "
+            "model: its attribute `in_stages` has to be True, and where model.lm_head is None it adds what its blocks "
+            "give alone; or set parallel.pipeline=1"
+        )
+
+
 class NextTokenLoss:
     """Mean negative log-likelihood of the next token plus `balance_coef` times the load-balancing loss.
 
@@ -73,6 +88,7 @@ class NextTokenLoss:
     """
 
     shown = "loss"
+    in_stages = True
 
     def __init__(
         self,
@@ -106,7 +122,10 @@ class NextTokenLoss:
             slices=self.shared,
             statistics=("loads", self._balance),
         )
-        nll = nll_sum(model.lm_head, hidden.x, batch.targets) / max(scale.targets, 1)
+        # Of a pipeline's stages the last one has the targets' part, and each one its own blocks' balance.
+        last = model.lm_head is not None
+        nll = nll_sum(model.lm_head, hidden.x, batch.targets) if last else torch.zeros((), device=hidden.x.device)
+        nll = nll / max(scale.targets, 1)
         balance = getattr(hidden, self._balance) / scale.micro_batches
         total = nll + self.balance_coef * balance if self.balance_coef else nll
         metrics: dict[str, Metric] = {"loss": (nll.detach(), None), "balance_loss": (balance.detach(), None)}

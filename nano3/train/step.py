@@ -13,12 +13,14 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from nano3.config.errors import UserError
+from nano3.config.model import MOE
+from nano3.parallel.pipeline import Part, Pipeline, numbered_blocks
 from nano3.train.balance import update_biases
 from nano3.train.feed import sequence_length, to_device
 from nano3.train.loss import LossFunction, LossParts, Scale
 from nano3.train.optimizer import clip_gradients, gradient_norm, parameters_of
 from nano3.train.parallel import sync_gradients
-from nano3.train.tally import Tally
+from nano3.train.tally import Metric, Tally
 from nano3.train.world import Group, World, attempt
 
 SHOWN_DOCUMENTS = 8
@@ -89,6 +91,8 @@ class Recipe:
     """Step of the expert biases."""
     tally: Tally
     """Adds up the loss's metrics."""
+    pipeline: Pipeline | None = None
+    """Runs the passes where ranks hold different blocks of the model."""
 
 
 def count(
@@ -168,18 +172,19 @@ def run_step(
     totals = totals or count(batches, world)
     if not totals.targets:
         return _without_targets(recipe, stop)
-    parts = _accumulate(recipe, batches, totals.scale)
+    run = _accumulate if recipe.pipeline is None else _accumulate_in_stages
+    parts = run(recipe, batches, totals.scale)
     losses = torch.stack([part.total.detach().double() for part in parts])
     extra = torch.stack([losses.sum(), losses.new_tensor(float(stop()))])
     with world.waits.counted(world.device):
         metrics, (objective, stopping) = recipe.tally.add_up([part.metrics for part in parts], extra)
     sync_gradients(recipe.model, world)
     parameters = parameters_of(recipe.optimizer)
-    norm = gradient_norm(parameters)
+    norm = _over_stages(gradient_norm(parameters), world)
     loads = world.loss.sum(torch.stack([part.loads for part in parts]).sum(0))
     finite = math.isfinite(objective) and math.isfinite(norm.item())
     bad, stopping = world.everywhere(losses.new_tensor([float(not finite), stopping])).tolist()
-    result = StepResult(metrics, recipe.loss.shown, norm.item(), loads, stopping > 0)
+    result = StepResult(metrics, recipe.loss.shown, norm.item(), _of_all_blocks(loads, recipe), stopping > 0)
     if bad:
         places = _places(losses, parameters, world)
         recipe.optimizer.zero_grad(set_to_none=True)
@@ -187,7 +192,7 @@ def run_step(
     clip_gradients(parameters, norm, recipe.clip_norm)
     recipe.optimizer.step()
     recipe.optimizer.zero_grad(set_to_none=True)
-    update_biases(recipe.model.expert_biases(), result.loads, recipe.bias_rate)
+    update_biases(recipe.model.expert_biases(), loads, recipe.bias_rate)
     return result
 
 
@@ -195,6 +200,7 @@ def _without_targets(recipe: Recipe, stop: Callable[[], bool]) -> StepResult:
     """The result of a step that trains nothing."""
     biases, world = recipe.model.expert_biases(), recipe.world
     loads = torch.zeros(len(biases), len(biases[0]) if biases else 0, dtype=torch.int64, device=world.device)
+    loads = _of_all_blocks(loads, recipe)
     stopping = Group(world.rank, world.size).sum(torch.tensor(float(stop()), device=world.device)).item()
     return StepResult({}, recipe.loss.shown, 0.0, loads, stopping > 0)
 
@@ -216,6 +222,47 @@ def _accumulate(recipe: Recipe, batches: Sequence[Any], scale: Scale) -> list[Lo
         parts.total.backward()
         found.append(replace(parts, total=parts.total.detach()))
     return found
+
+
+def _accumulate_in_stages(recipe: Recipe, batches: Sequence[Any], scale: Scale) -> list[LossParts]:
+    """The same where this rank has some blocks: of each micro-batch, what these add to the loss."""
+    assert recipe.pipeline is not None
+    found: list[list[LossParts]] = [[] for _ in batches]
+
+    def loss(part: Part, i: int) -> Tensor:
+        parts = recipe.loss(part, to_device(batches[i], recipe.world.device), scale)
+        found[i].append(replace(parts, total=parts.total.detach()))
+        return parts.total
+
+    recipe.pipeline.train([tuple(batch.tokens.shape) for batch in batches], loss)
+    return [_joined(parts) for parts in found]
+
+
+def _joined(parts: Sequence[LossParts]) -> LossParts:
+    """What several stages of one rank give for a micro-batch, in the order of their blocks."""
+    names = parts[0].metrics
+    metrics: dict[str, Metric] = {n: (torch.stack([part.metrics[n][0] for part in parts]).sum(), None) for n in names}
+    loads = [part.loads for part in parts if part.loads.numel()] or [parts[0].loads]
+    return LossParts(torch.stack([part.total for part in parts]).sum(), metrics, torch.cat(loads))
+
+
+def _over_stages(norm: Tensor, world: World) -> Tensor:
+    """The norm of all stages' gradients from that of this one's."""
+    if world.pipeline.size == 1:
+        return norm
+    return world.pipeline.sum(norm.to(world.device).double().square()).sqrt().to(norm)
+
+
+def _of_all_blocks(loads: Tensor, recipe: Recipe) -> Tensor:
+    """Loads of the mixture blocks of all stages, from those of this rank's."""
+    if recipe.pipeline is None:
+        return loads
+    cfg, held = recipe.model.cfg, {number for number, _ in numbered_blocks(recipe.model)}
+    places = [place for place, number in enumerate(cfg.blocks(MOE)) if number in held]
+    whole = loads.new_zeros(len(cfg.blocks(MOE)), cfg.n_experts if cfg.blocks(MOE) else 0)
+    if places:
+        whole[places] = loads
+    return recipe.world.pipeline.sum(whole)
 
 
 def _places(losses: Tensor, parameters: Sequence[Tensor], world: World) -> str:

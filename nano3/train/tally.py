@@ -15,7 +15,8 @@ Metric = tuple[Tensor, Tensor | float | None]
 
 
 class Tally:
-    """Adds up metrics over the ranks of the loss in one all-reduce a step, under names that these have agreed on.
+    """Adds up metrics over the ranks of the loss in one all-reduce a step, and over the stages of a pipeline in one
+    more, under names that all have agreed on.
 
     A name that comes up for the first time, on one rank or on all, costs that step two more collectives.
     """
@@ -45,7 +46,8 @@ class Tally:
         sums = self._sum(found, self._names, torch.cat([flag, extra]))
         head, known = sums[: 1 + len(extra)], sums[1 + len(extra) :]
         if head[0]:
-            theirs = [name for names in self._world.loss.gather(unknown) for name in names]
+            found_there = self._world.pipeline.gather(self._world.loss.gather(unknown))
+            theirs = [name for ranks in found_there for names in ranks for name in names]
             self._names += [name for name in dict.fromkeys(theirs) if name not in self._names]
             known += self._sum(found, self._names[n_known:], extra.new_zeros(0))
         rows = {name: known[3 * i : 3 * i + 3] for i, name in enumerate(self._names)}
@@ -55,7 +57,7 @@ class Tally:
     def _sum(self, found: Mapping[str, Tensor], names: Sequence[str], before: Tensor) -> list[float]:
         """`before` and the row of each name, over all ranks."""
         none = before.new_zeros(3)
-        return self._world.loss.sum(torch.cat([before, *(found.get(name, none) for name in names)])).tolist()
+        return self._world.report(torch.cat([before, *(found.get(name, none) for name in names)])).tolist()
 
 
 def _added(name: str, parts: Sequence[Mapping[str, Metric]], like: Tensor) -> Tensor:

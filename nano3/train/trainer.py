@@ -27,7 +27,7 @@ from nano3.train.checkpoint.source_state import SourceState, restore_source, sto
 from nano3.train.faults import steps_limited
 from nano3.train.feed import Feed, MeasuredSource, PausedError, StepSource, sequence_length
 from nano3.train.heldout import Heldout, HeldoutScore, evaluate
-from nano3.train.loss import LossFunction, NextTokenLoss, check_shared
+from nano3.train.loss import LossFunction, NextTokenLoss, check_shared, check_stages
 from nano3.train.optimizer import build_optimizer, set_lr
 from nano3.train.parallel import place
 from nano3.train.position import Position, Result, RunLength
@@ -85,7 +85,8 @@ class Trainer:
         self.progress = progress or make_progress(self.world.is_main)
         self.shared = SharedSequences(self.world.context.handle) if self.world.context.size > 1 else None
         loss = check_shared(loss or NextTokenLoss.of(cfg.balance, self.shared), self.shared)
-        self.model = place(model, cfg, self.world)
+        check_stages(loss, self.world.pipeline.size)
+        self.model, self.pipeline = place(model, cfg, self.world)
         self.optimizer = build_optimizer(model, cfg.optimizer)
         self.recipe = self._recipe(loss)
         self.checkpoints = Checkpointer(
@@ -295,7 +296,8 @@ class Trainer:
             self.progress.say(f"scoring {n_sequences:,} held-out sequences of {seq_len:,} tokens")
             tick = self._scoring(n_sequences, rows, place)
         started = time.perf_counter()
-        score = evaluate(self.model, heldout.text(seq_len, final), n_sequences, rows, self.world, tick, self.shared)
+        text, how = heldout.text(seq_len, final), (self.shared, self.pipeline)
+        score = evaluate(self.model, text, n_sequences, rows, self.world, tick, *how)
         self._scores[seq_len] = score
         clock = {"seconds": self.position.seconds, "evaluation_seconds": time.perf_counter() - started}
         marks = {FINAL: True} if final else {}
@@ -373,7 +375,8 @@ class Trainer:
 
     def _recipe(self, loss: LossFunction) -> Recipe:
         clip_norm, bias_rate = self.cfg.optimizer.clip_norm, self.cfg.balance.bias_rate
-        return Recipe(self.model, self.optimizer, loss, self.world, clip_norm, bias_rate, Tally(self.world))
+        tally = Tally(self.world)
+        return Recipe(self.model, self.optimizer, loss, self.world, clip_norm, bias_rate, tally, self.pipeline)
 
     def _check_fresh(self) -> None:
         if not self._resumed and step_folders(self.run_dir / "checkpoints"):

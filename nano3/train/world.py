@@ -20,9 +20,10 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from nano3.config.errors import UserError
 from nano3.train.waits import Waits
 
-DATA, CONTEXT, LOSS = "data", "context", "loss"
+DATA, CONTEXT, LOSS, PIPELINE = "data", "context", "loss", "pipeline"
 """Axes of the processes: those that read different sequences, those that share out each sequence, and the two together:
-over those the sums of a step are made. Processes along any other axis hold the same data."""
+over those the sums of a step are made. Along the pipeline they hold other blocks, for the same sequences; what the loss
+reports adds up along it too. Processes along any other axis hold the same data."""
 
 
 PREPARING = timedelta(hours=24)
@@ -78,7 +79,7 @@ class World:
     owns_group: bool = False
     """Whether `close` ends torch.distributed."""
     mesh: DeviceMesh | None = None
-    """The processes by axis, `data` first; None: all are along `data`."""
+    """The processes by axis, `data` first but for the pipeline; None: all are along `data`."""
     groups: Mapping[str, Group] = field(default_factory=dict)
     """This process's group along each axis of `mesh`, and LOSS."""
     joined: DeviceMesh | None = None
@@ -105,6 +106,15 @@ class World:
     def loss(self) -> Group:
         """The processes over which losses, counts and expert loads of a step are summed."""
         return self.groups.get(LOSS, self.data)
+
+    @property
+    def pipeline(self) -> Group:
+        """The processes that hold the other blocks of the model; this one alone where it has all."""
+        return self.groups.get(PIPELINE, Group())
+
+    def report(self, values: Tensor) -> Tensor:
+        """`values`, what the loss reports of this process's blocks and sequences, added up, in place."""
+        return self.pipeline.sum(self.loss.sum(values))
 
     def loss_mesh(self) -> DeviceMesh:
         """The processes of `loss` as a mesh of one axis; every process must call."""
@@ -214,14 +224,17 @@ def _grouped(
     """The mesh of `axes` with `data` before them, this process's group along each, and the mesh of LOSS."""
     if not axes:
         return None, {}, None
-    shape = (size // math.prod(axes.values()), *axes.values())
-    mesh = init_device_mesh(device.type, shape, mesh_dim_names=(DATA, *axes))
-    groups = {name: _group(mesh[name]) for name in (DATA, *axes)}
+    n_data = size // math.prod(axes.values())
+    # A stage's processes are neighbours: activations travel far, and what a block needs does not.
+    sizes = {name: axes[name] for name in (PIPELINE,) if name in axes} | {DATA: n_data} | dict(axes)
+    names = tuple(sizes)
+    mesh = init_device_mesh(device.type, tuple(sizes.values()), mesh_dim_names=names)
+    groups = {name: _group(mesh[name]) for name in names}
     if CONTEXT not in axes:
         return mesh, groups, None
     # Data and context last, so that each row is a group of LOSS.
-    ranks = torch.arange(size).view(mesh.shape).movedim([0, [DATA, *axes].index(CONTEXT)], [-2, -1])
-    pairs = ranks.reshape(-1, mesh.size(0) * axes[CONTEXT])
+    ranks = torch.arange(size).view(mesh.shape).movedim([names.index(DATA), names.index(CONTEXT)], [-2, -1])
+    pairs = ranks.reshape(-1, n_data * axes[CONTEXT])
     joined = DeviceMesh(device.type, pairs, mesh_dim_names=("other", LOSS))[LOSS]
     return mesh, groups | {LOSS: _group(joined)}, joined
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -121,13 +122,17 @@ def test_the_states_between_pieces_are_counted():
     assert short.activations - long.activations == more
 
 
+def bytes_at(cfg, dtype="float32"):
+    return partial(rank_bytes, cfg, dtype)
+
+
 def test_the_largest_length_is_the_first_half_that_fits():
     cfg = in_pieces(65536)
     needs = [rank_bytes(cfg, "float32", 65536 >> i) for i in range(3)]
     assert needs == sorted(needs, reverse=True)
-    assert [largest_seq_len(cfg, need, "float32") for need in needs] == [65536, 32768, 16384]
-    assert largest_seq_len(cfg, needs[1] - 1, "float32") == 16384
-    assert largest_seq_len(cfg, 10**6, "float32") == 0
+    assert [largest_seq_len(cfg, need, bytes_at(cfg)) for need in needs] == [65536, 32768, 16384]
+    assert largest_seq_len(cfg, needs[1] - 1, bytes_at(cfg)) == 16384
+    assert largest_seq_len(cfg, 10**6, bytes_at(cfg)) == 0
 
 
 def test_ranks_share_the_weights_but_not_the_activations():
@@ -168,8 +173,8 @@ def test_states_of_many_short_rows_are_counted_and_not_those_of_a_process_that_s
     more = rank_bytes(cfg, ranks=256) - of_256(context=64)
     assert 23 * 127 * 128 * 2**21 < more < 26 * 128 * 128 * 2**21
     assert memory(cfg) == memory(load_extend_context("long-context"))
-    assert largest_seq_len(cfg, memory(cfg).total) == cfg.data.seq_len
-    assert largest_seq_len(cfg, memory(cfg).total - 1) < cfg.data.seq_len
+    assert largest_seq_len(cfg, memory(cfg).total, bytes_at(cfg, "")) == cfg.data.seq_len
+    assert largest_seq_len(cfg, memory(cfg).total - 1, bytes_at(cfg, "")) < cfg.data.seq_len
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import torch
 from nano3.model.lm import LM
 from nano3.train.checkpoint.checkpointer import load_tensors
 from nano3.train.checkpoint.snapshot import state_tensors
+from nano3.train.freeze import freeze
 from nano3.train.optimizer import build_optimizer
 from nano3.train.tracking.metrics import read_metrics
 from nano3.train.world import World
@@ -89,8 +90,11 @@ def finish(tiny, complete, tmp_path):  # noqa: F811 (fixtures by name)
             tiny.keep_gradients(trainer, folder.with_name(f"{name}.grads"))
             if "--crowd" in flags:
                 tiny.crowd(trainer.model)
+            if "--resume" in flags:
+                assert trainer.resume() is not None
             trainer.fit()
         model = LM(cfg.model)
+        freeze(model, cfg.train.freeze)
         return Finished(folder, state_tensors(model, build_optimizer(model, cfg.optimizer)))
 
     return run

@@ -61,6 +61,8 @@ LAYOUTS = {
     "replicas": (4, {"expert": 2, "replicate": 2}),
     "shared sequences": (2, {"context": 2}),
     "shared sequences and divided experts": (4, {"context": 2, "expert": 2}),
+    "stages": (2, {"pipeline": 2}),
+    "sharded stages, two a process": (4, {"pipeline": 2, "schedule": "interleaved", "stages_per_rank": 2, "expert": 2}),
 }
 BY_DEFAULT = ("divided experts", "shared sequences")
 

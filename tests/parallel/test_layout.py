@@ -23,6 +23,7 @@ NANO = load_model("nano3-30b-a3b")
         (256, {"expert": 8}, Layout(shard=256, expert=8), (1, 32, 8)),
         (256, {"expert": 8, "replicate": 4}, Layout(4, 64, 1, 8), (4, 8, 8)),
         (256, {"expert": 8, "context": 64}, Layout(1, 4, 64, 8), (1, 32, 8)),
+        (256, {"expert": 8, "context": 64, "pipeline": 4}, Layout(1, 1, 64, 8, 4), (1, 8, 8)),
         (256, {"expert": 128, "context": 64, "shard": 4}, Layout(1, 4, 64, 128), (1, 2, 128)),
     ],
 )
@@ -48,6 +49,14 @@ def test_the_processes_are_divided_as_the_settings_say(size, settings, layout, e
         (2, {"replicate": 2, "fsdp": False}, r"parallel.replicate is 2 with parallel.fsdp = false, .*replicate=1$"),
         (2, {"shard": 2, "fsdp": False}, r"parallel.shard is 2 with parallel.fsdp = false, .*--set parallel.shard=0$"),
         (2, {"shard": 1, "fsdp": False}, r"parallel.shard is 1: 2 processes .*--set parallel.shard=0$"),
+        (4, {"pipeline": 3}, r"parallel.pipeline is 3: 4 processes and 52 blocks do not .* --set parallel.pipeline=2$"),
+        (104, {"pipeline": 104}, r"pipeline is 104: 104 processes and 52 blocks .* --set parallel.pipeline=52$"),
+        (8, {"pipeline": 8, "context": 4}, r"context is 4: one process of a stage .* --set parallel.context=1$"),
+        (8, {"pipeline": 2, "replicate": 3}, r"replicate is 3: 4 processes of a stage .*--set parallel.replicate=2$"),
+        (8, {"pipeline": 2, "expert": 8}, r"expert is 8: .* among 4 processes so; .*--set parallel.expert=4$"),
+        (8, {"pipeline": 2, "shard": 8}, r"shard is 8: 4 processes of a stage .*--set parallel.shard=4$"),
+        (1, {"pipeline": 2}, r"parallel.pipeline is 2: one process .*=1, or start more with torchrun$"),
+        (2, {"cuts": [3]}, r"parallel.cuts is \[3\] without a pipeline: .*, or --set parallel.cuts=\[\]$"),
         (4, {"replicate": 3, "context": 4}, r"parallel.replicate is 3: 4 processes .* --set parallel.replicate=1$"),
     ],
 )
@@ -75,7 +84,7 @@ def test_sequences_that_do_not_divide_into_slices_are_refused():
     check_lengths(ParallelConfig(context=8), replace(NANO, pattern="E*"), [32])
 
 
-@pytest.mark.parametrize("setting", ["expert", "context", "replicate", "shard"])
+@pytest.mark.parametrize("setting", ["expert", "context", "replicate", "shard", "pipeline"])
 @pytest.mark.parametrize("load", [load_rlvr, load_rlhf])
 def test_reinforcement_learning_refuses_what_it_cannot_use(load, setting):
     check_parallel(load("tiny", []), 2)
@@ -102,6 +111,12 @@ def test_adapters_of_experts_that_are_divided_are_refused():
         with pytest.raises(UserError, match=r"expert is 2: .* adapters such as blocks.\d+.mixer.experts.* of theirs"):
             check_parallel(load_sft("tiny", [*divided, *targets]), 2)
     check_parallel(load_sft("tiny", [*divided, 'lora.targets=["q_proj","*.shared_experts.*"]']), 2)
+
+
+def test_adapters_in_stages_are_refused():
+    check_parallel(load_sft("tiny", ["parallel.pipeline=2"]), 2)
+    with pytest.raises(UserError, match=r"pipeline is 2: a folder of adapters .*=1, or --set lora.rank=0$"):
+        check_parallel(load_sft("tiny", ["parallel.pipeline=2", "lora.rank=2"]), 2)
 
 
 def test_dividing_experts_needs_a_newer_pytorch(monkeypatch, tmp_path):

@@ -142,6 +142,15 @@ def test_torchrun_divides_the_one_sequence_of_a_step(torchrun, tmp_path):
 
 
 @pytest.mark.slow
+def test_torchrun_divides_the_blocks(torchrun, tmp_path):
+    stages = ("parallel.pipeline=2", "parallel.schedule=interleaved", "parallel.stages_per_rank=2")
+    settings = [part for text in (*stages, "train.micro_batch_size=1") for part in ("--set", text)]
+    done = torchrun("--data", "notes.txt", "--set", "sample.tokens=0", *settings, "--set", "train.tokens=4096")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "two" / "model" / "config.json").is_file()
+
+
+@pytest.mark.slow
 def test_an_error_under_torchrun_stands_once(torchrun):
     done = torchrun("--set", "train.tokens=0")
     assert done.returncode != 0

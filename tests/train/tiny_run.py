@@ -164,7 +164,8 @@ def keep_gradients(run: Trainer, file: Path) -> None:
     """Write the gradients of each step, whole and as they are when the weights move, to FILE-1, FILE-2, ..."""
 
     def keep(optimizer, *rest) -> None:
-        gradients = {name: whole(p.grad) for name, p in run.model.named_parameters() if p.grad is not None}
+        own = {name: whole(p.grad) for name, p in run.model.named_parameters() if p.grad is not None}
+        gradients = {name: value for stage in run.world.pipeline.gather(own) for name, value in stage.items()}
         if run.world.is_main:
             torch.save(gradients, file.with_name(f"{file.name}-{run.position.step + 1}"))
 

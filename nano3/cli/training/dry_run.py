@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from nano3.cli.hardware import detect
@@ -16,6 +17,7 @@ from nano3.config.schema import PretrainConfig
 from nano3.config.sft import SftConfig
 from nano3.memory import main_memory_free
 from nano3.model.count import count_parameters, flops_per_token, largest_seq_len, memory, most_ranks, rank_bytes
+from nano3.parallel.estimate import process_bytes
 
 
 def show_dry_run(
@@ -47,6 +49,7 @@ def dry_run_facts(cfg: PretrainConfig | SftConfig) -> dict[str, Any]:
     hardware = detect()
     dtype = hardware.compute_dtype if cfg.train.dtype == "auto" else cfg.train.dtype
     counts, held, ranks = count_parameters(cfg.model), memory(cfg, dtype), most_ranks(cfg)
+    readers = ranks // (cfg.parallel.context * cfg.parallel.pipeline)
     free = _free_memory()
     tokens_per_step = cfg.train.batch_size * cfg.data.seq_len
     steps = cfg.train.steps or math.ceil(cfg.train.tokens / tokens_per_step)
@@ -62,9 +65,9 @@ def dry_run_facts(cfg: PretrainConfig | SftConfig) -> dict[str, Any]:
         "memory_bytes": asdict(held) | {"total": held.total},
         "machine_memory_bytes": hardware.memory,
         "free_memory_bytes": free,
-        "largest_seq_len": largest_seq_len(cfg, free, dtype),
+        "largest_seq_len": largest_seq_len(cfg, free, partial(rank_bytes, cfg, dtype)),
         "most_ranks": ranks,
-        "rank_memory_bytes": rank_bytes(fit_micro_batch(cfg, ranks // cfg.parallel.context), dtype, ranks=ranks),
+        "rank_memory_bytes": process_bytes(fit_micro_batch(cfg, readers), dtype, ranks=ranks),
         "tokens": tokens,
         "tokens_per_step": tokens_per_step,
         "steps": steps,
@@ -88,6 +91,7 @@ def process_facts(cfg: PretrainConfig | SftConfig, world: int, rank: int, dtype:
     from nano3.parallel.context import slices_of
     from nano3.parallel.layout import layout_of
     from nano3.parallel.shards import share_of
+    from nano3.parallel.stages import stages_for
     from nano3.stages.settings import check_parallel, check_settings, fit_micro_batch
 
     check_parallel(cfg, world)
@@ -95,7 +99,9 @@ def process_facts(cfg: PretrainConfig | SftConfig, world: int, rank: int, dtype:
     readers = layout.replicate * layout.shard
     check_settings(cfg, readers)
     fitted = fit_micro_batch(cfg, readers)
-    share = share_of(cfg.model, layout, rank, cfg.parallel.fsdp)
+    stages = stages_for(cfg.parallel, cfg.model, cfg.data.seq_len)[rank // layout.stage :: layout.pipeline]
+    blocks = [number for stage in stages for number in stage]
+    share = share_of(cfg.model, layout, rank, cfg.parallel.fsdp, blocks)
     each = cfg.model.n_experts // layout.expert if cfg.model.blocks(MOE) else 0
     first = rank % layout.expert * each
     return {
@@ -105,27 +111,32 @@ def process_facts(cfg: PretrainConfig | SftConfig, world: int, rank: int, dtype:
         "shard": layout.shard,
         "context": layout.context,
         "expert": layout.expert,
+        "pipeline": layout.pipeline,
+        "stages": [[stage.start, stage.stop] for stage in stages],
         "sequences_per_step": cfg.train.batch_size // readers,
         "micro_batch_size": fitted.train.micro_batch_size,
-        "sharded": cfg.parallel.fsdp and world > 1,
+        "sharded": cfg.parallel.fsdp and layout.stage > 1,
         "slices": slices_of(layout.context, rank % layout.context) if layout.context > 1 else [],
         "experts": [first, first + each],
         "parameters": share.parameters,
         "expert_parameters": share.expert_parameters,
         "state_bytes": share.state_bytes,
-        "memory_bytes": rank_bytes(fitted, dtype, ranks=world),
+        "memory_bytes": process_bytes(fitted, dtype, ranks=world, stage=rank // layout.stage),
     }
 
 
 def process_table(facts: dict[str, Any]) -> Any:
     """The same for people."""
     table = plain_table(f"Process {facts['rank']} of {facts['world']}", "", "", "")
-    kinds = ("replicate", "shard", "context")
+    kinds = ("pipeline", "replicate", "shard", "context")[0 if facts["pipeline"] > 1 else 1 :]
     table.add_row("arrangement", " x ".join(str(facts[kind]) for kind in kinds), " x ".join(kinds))
     table.add_row("sequences a step", f"{facts['sequences_per_step']:,}", f"{facts['micro_batch_size']:,} a pass")
     if facts["slices"]:
         early, late = facts["slices"]
         table.add_row("slices of each", f"{early} and {late}", f"of {2 * facts['context']}, from 0")
+    if facts["pipeline"] > 1:
+        ranges = ", ".join(f"{start} to {stop - 1}" for start, stop in facts["stages"])
+        table.add_row("blocks", ranges, "with the embeddings or the output projection, where it has an end")
     if facts["experts"][1]:
         first, end = facts["experts"]
         table.add_row("experts of a block", f"{first} to {end - 1}", f"divided among {facts['expert']}")

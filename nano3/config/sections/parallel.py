@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from nano3.config.checks import check
 
+SCHEDULES = ("1f1b", "interleaved")
+"""Orders of the passes of a pipeline: of one stage a rank, and of several."""
+
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """Parallelism under torchrun: processes = replicate * shard * context; expert divides shard * context."""
+    """Parallelism under torchrun: processes = pipeline * replicate * shard * context; expert divides the last two."""
 
     fsdp: bool = True
     """Shard weights and optimizer over the ranks (FSDP2); off: every rank keeps a full copy."""
@@ -22,6 +25,14 @@ class ParallelConfig:
     """Ranks among which the experts of a block are divided; tokens travel to their experts."""
     context: int = 1
     """Ranks among which each sequence is divided."""
+    pipeline: int = 1
+    """Ranks among which the blocks are divided, in stages that micro-batches go through one after the other."""
+    schedule: str = "1f1b"
+    """Order of the passes of a pipeline: `1f1b`, or `interleaved` with several stages a rank."""
+    stages_per_rank: int = 1
+    """Stages of a pipeline that each rank holds; above 1 only interleaved."""
+    cuts: list[int] = field(default_factory=list)
+    """First block of each stage but the first; empty: where the costliest stage costs least at the run's length."""
     gather_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Type in which the shards of projections and experts are gathered; shards, and all other weights (embeddings,
     routers, norms, convolutions, A_log, D, dt_bias), are float32 in any case. auto: bfloat16 on GPUs that compute in
@@ -40,10 +51,34 @@ class ParallelConfig:
 
     def __post_init__(self) -> None:
         check("parallel", self, ">=", 1, "replicate", "expert", "context", "timeout_s")
+        check("parallel", self, ">=", 1, "pipeline", "stages_per_rank")
         check("parallel", self, ">=", 0, "shard")
+        _check_schedule(self.schedule, self.stages_per_rank)
 
     @property
     def kinds(self) -> str:
         """In words: `data (FSDP), context 8, expert 8`."""
-        degrees = {name: getattr(self, name) for name in ("replicate", "context", "expert")}
+        degrees = {name: getattr(self, name) for name in ("replicate", "context", "expert", "pipeline")}
         return ", ".join(["data (FSDP)" if self.fsdp else "data", *(f"{k} {n}" for k, n in degrees.items() if n > 1)])
+
+
+def _check_schedule(name: str, stages_per_rank: int) -> None:
+    """Raise ValueError for a schedule that there is not, or that so many stages a rank cannot have."""
+    plain, several = SCHEDULES
+    if "zero" in name.lower() or name.lower().startswith("zb"):
+        raise ValueError(
+            f"parallel.schedule is {name}: zero-bubble schedules take gradients of inputs and of weights apart, and "
+            f"the backward passes of the kernels are in one piece; use {several} or {plain}"
+        )
+    if name not in SCHEDULES:
+        raise ValueError(f"parallel.schedule is {name}; it must be {plain} or {several}")
+    if name == plain and stages_per_rank > 1:
+        raise ValueError(
+            f"parallel.stages_per_rank is {stages_per_rank} with the schedule {plain}, which has one stage a rank: "
+            f"--set parallel.schedule={several}, or --set parallel.stages_per_rank=1"
+        )
+    if name == several and stages_per_rank == 1:
+        raise ValueError(
+            f"parallel.schedule is {name} with one stage a rank: --set parallel.stages_per_rank=2, or "
+            f"--set parallel.schedule={plain}"
+        )

@@ -55,6 +55,11 @@ class Plans:
         self._plans = plans
         self._turns = Blend({str(length): shares[length] for length in plans})
 
+    @property
+    def micro_batches(self) -> dict[int, int]:
+        """Micro-batches of one rank in a step, by sequence length."""
+        return {length: plan.accumulation for length, plan in self._plans.items()}
+
     def seq_len(self, step: int) -> int:
         """Sequence length of step `step` (from 0)."""
         return int(self._turns.category(step)[0])

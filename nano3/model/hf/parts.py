@@ -51,14 +51,32 @@ class StoredTensor:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
+def tensors_of_all(model: LM) -> list[tuple[str, Tensor]]:
+    """`named_tensors` of the whole model, where ranks hold different blocks of it: meta tensors for those of others.
+    Every rank must call then."""
+    held = dict(named_tensors(model))
+    if not model.is_part:
+        return list(held.items())
+    described: list[dict[str, Any]] = [{}] * dist.get_world_size()
+    dist.all_gather_object(described, {name: (tuple(value.shape), value.dtype) for name, value in held.items()})
+    others = {name: value for of_rank in described for name, value in of_rank.items()}
+    with torch.device("meta"):
+        known = [name for name, _ in named_tensors(LM(model.cfg)) if name in others]
+    names = [*known, *sorted(others.keys() - set(known))]
+    empty = {name: torch.empty(others[name][0], dtype=others[name][1], device="meta") for name in names}
+    return [(name, held.get(name, empty[name])) for name in names]
+
+
 class PartsWriter:
-    """Writes files of the tensors of `model`, of which some are sharded; every rank must make one and call alike."""
+    """Writes files of the tensors of `model`, of which some are sharded or other ranks', who must make one too and call
+    alike."""
 
     def __init__(self, model: LM) -> None:
-        parts = {name: local_part(value)[1] for name, value in named_tensors(model) if is_sharded(value)}
+        held = [(name, value) for name, value in named_tensors(model) if is_sharded(value) or model.is_part]
+        parts = {name: local_part(value)[1] for name, value in held}
         mine = {name: _bounds(slices) for name, slices in parts.items()}
         self.places: list[dict[str, _Bounds]] = [{}] * dist.get_world_size()
-        """Of each rank: where its part of each sharded tensor lies."""
+        """Of each rank: where its part of each tensor lies that not every rank holds whole."""
         dist.all_gather_object(self.places, mine)
         self.rank = dist.get_rank()
 
@@ -93,7 +111,7 @@ class PartsWriter:
     def _parts(self, items: list[StoredTensor]) -> Iterator[tuple[_Bounds, Tensor]]:
         """On the first rank, the parts of one tensor as far as `items` are of it; the other ranks send theirs."""
         first, asked = items[0], _asked(items)
-        if not is_sharded(first.value):
+        if not any(first.ours in places for places in self.places):
             if self.rank == 0:
                 yield asked, _cut(first.value.detach(), asked, first.dtype)
             return
@@ -118,7 +136,7 @@ class PartsWriter:
         """Each part of a tensor that is not empty, and the first rank that has it."""
         senders: dict[_Bounds, int] = {}
         for rank, places in enumerate(self.places):
-            if all(start < stop for start, stop in places[name]):
+            if name in places and all(start < stop for start, stop in places[name]):
                 senders.setdefault(places[name], rank)
         return senders
 

@@ -28,7 +28,7 @@ from nano3.model.hf.integers import stored_names, stored_tensors
 from nano3.model.hf.layout import INDEX, SINGLE
 from nano3.model.hf.module_quantization import quantization_keys
 from nano3.model.hf.names import is_stacked, named_tensors, published_name
-from nano3.model.hf.parts import PartsWriter, StoredTensor
+from nano3.model.hf.parts import PartsWriter, StoredTensor, tensors_of_all
 from nano3.model.hf.quantization import FILE as QUANTIZATION
 from nano3.model.lm import FLOAT32_SUFFIXES, LM
 from nano3.model.lora.merge import unmerged
@@ -87,7 +87,8 @@ def save(
     folder = Path(folder)
     _on_writer(lambda: _check_known(model))
     files = plan_files(model, dtype, max_shard_bytes)
-    parts = PartsWriter(model) if any(is_sharded(value) for _, value in named_tensors(model)) else None
+    shared = model.is_part or any(is_sharded(value) for _, value in named_tensors(model))
+    parts = PartsWriter(model) if shared else None
     with ExitStack() as stack:
         temporary = _on_writer(lambda: _begin(folder, stack))
         for file, items in files.items():
@@ -154,7 +155,7 @@ def _writes() -> bool:
 
 
 def plan_files(model: LM, dtype: torch.dtype | None, max_shard_bytes: int) -> dict[str, list[StoredTensor]]:
-    """File name -> what it holds; the same on every rank, without communication."""
+    """File name -> what it holds; the same on every rank, without communication unless ranks hold different blocks."""
     shards: list[list[StoredTensor]] = [[]]
     room = max_shard_bytes
     for items in _together(_items(model, dtype), max_shard_bytes):
@@ -179,7 +180,7 @@ def _together(items: Iterable[StoredTensor], most: int) -> Iterable[list[StoredT
 
 
 def _items(model: LM, dtype: torch.dtype | None) -> Iterable[StoredTensor]:
-    for name, value in named_tensors(model):
+    for name, value in tensors_of_all(model):
         kept = value.dtype
         if dtype is not None and kept in FLOATS and not name.endswith(FLOAT32_SUFFIXES):
             kept = dtype

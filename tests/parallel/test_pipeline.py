@@ -1,0 +1,96 @@
+"""Blocks divided among ranks: the same numbers as on one process, whatever the schedule and the cuts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from .conftest import same_run
+
+BALANCED = {"balance": {"loss_coef": 0.1, "bias_rate": 0.05}, "optimizer": {"clip_norm": 0.5}}
+ONE = {"micro_batch_size": 1}
+IN_PIECES = {"checkpoint_activations": "block", "sequence_chunk": 8}
+FROZEN = ["blocks.0.*", "embeddings.*"]
+REFUSED = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import tiny_run as tiny
+from pathlib import Path
+from nano3.config.errors import UserError
+from nano3.parallel.layout import axes_of
+from nano3.train.world import init_world
+
+class Whole:
+    shown = "loss"
+
+frozen = {"train": {"freeze": ["blocks.0.*", "embeddings.*"]}, "parallel": {"pipeline": 2, "cuts": [1]}}
+cfg = tiny.config(**frozen)
+world = init_world(axes_of(cfg.parallel))
+for options in ({"loss": Whole()}, {}):
+    try:
+        tiny.trainer(Path("none"), cfg, world=world, **options)
+    except (UserError, ValueError) as error:
+        print(error)
+world.close()
+"""
+INTERLEAVED = {"schedule": "interleaved", "stages_per_rank": 2}
+
+
+def same_as_one(finish, *flags, ranks=2, train=None, **parallel):
+    settings = {**BALANCED, "train": {**ONE, **(train or {})}}
+    run = finish("many", *flags, ranks=ranks, **settings, parallel={"pipeline": 2, **parallel})
+    same_run(run, finish("one", *flags, **BALANCED, train=ONE))
+
+
+def test_two_stages_train_as_one_process(finish):
+    same_as_one(finish)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("parallel", "train"),
+    [(INTERLEAVED, IN_PIECES), ({"cuts": [4]}, {"checkpoint_activations": "block"})],
+    ids=["interleaved in pieces", "cut and recomputed"],
+)
+def test_schedules_and_cuts(finish, parallel, train):
+    same_as_one(finish, train=train, **parallel)
+
+
+@pytest.mark.slow
+def test_micro_batches_of_different_lengths(finish):
+    same_as_one(finish, "--source", "ragged")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "parallel",
+    [{}, {"fsdp": False}, {"replicate": 2, "cuts": [1]}, {"context": 2, "expert": 2, **INTERLEAVED}],
+    ids=["shards", "copies", "replicas", "slices and experts"],
+)
+def test_four_ranks_two_a_stage(finish, parallel):
+    same_as_one(finish, ranks=4, **parallel)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", [True, False], ids=["stages first", "one process first"])
+def test_a_run_goes_on_with_stages_or_without(finish, first):
+    """Of one process's two stages the first has nothing to train, so that its output has no gradient."""
+    staged, alone = {"ranks": 2, "parallel": {"pipeline": 2, "cuts": [1, 2, 4], **INTERLEAVED}}, {}
+    settings = {**BALANCED, "train": {**ONE, "freeze": FROZEN}, "schedule": {"horizon_tokens": 384}}
+    half = {"tokens": 192}
+    before, after = (staged, alone) if first else (alone, staged)
+    finish("run", **{**settings, "train": {**settings["train"], **half}}, **before)
+    run = finish("run", "--resume", **settings, **after)
+    same_run(run, finish("one", **settings), first_gradients=4)
+
+
+def test_a_stage_with_nothing_to_train_and_a_loss_that_takes_whole_models_are_refused(processes):
+    script = str(Path(__file__).parents[1] / "train")
+    started = processes("-c", REFUSED, script, ranks=2)
+    outputs = [process.communicate(timeout=300)[0] for process in started]
+    for out in outputs:
+        assert "pipeline is 2, and Whole does not say that it takes stages of a model: its attribute `in_stages`" in out
+        assert (
+            "all weights of the blocks 0 to 0, which one process holds, are frozen; lower it, or cut the model" in out
+        )
