@@ -1,13 +1,11 @@
-"""Every command of the README, as printed and in its order, in one folder: what a newcomer does."""
+"""Every command of the README, as printed and in its order, in one folder: what a newcomer does. Those that need
+nothing of the others are in test_quickstart_own.py."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
-import sys
-import sysconfig
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,45 +14,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
-INSTALL = "python3 -m venv"
-"""How lines begin that .ci/run and tests/test_wheel.py do: they install."""
-FORM = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 9}}, "required": ["name"]}
-
-
-def printed_commands() -> list[str]:
-    """Lines of shell on the page."""
-    lines = re.findall(r"^ {4}((?:nano3|torchrun|python3|source|bash) .*)$", README, re.M)
-    return [line for line in lines if not line.startswith(INSTALL)]
+from .newcomer import environment, make_folder, printed_commands, run
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Where the commands run, with the files of the user's that they name."""
-    made = tmp_path_factory.mktemp("newcomer")
-    (made / "texts").mkdir()
-    for module in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))[:80]:
-        (made / "texts" / f"{module.stem}.txt").write_bytes(module.read_bytes())
-    (made / "letter.txt").write_text("Dear reader, my name is Ada.")
-    (made / "person.json").write_text(json.dumps(FORM))
-    return made
-
-
-def environment(folder: Path) -> dict[str, str]:
-    """A fresh user's: no cache, no settings of nano3; the commands of this environment come first."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("NANO3_")}
-    path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
-    return kept | {"XDG_CACHE_HOME": str(folder / "cache"), "PATH": path}
-
-
-def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        ["bash", "-c", command], cwd=folder, env=environment(folder), capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, f"{command}\n{done.stderr}"
-    assert "Traceback" not in done.stderr, f"{command}\n{done.stderr}"
-    return done
+    """Where the commands run."""
+    return make_folder(tmp_path_factory.mktemp("newcomer"))
 
 
 @pytest.fixture(scope="module")
@@ -73,11 +39,9 @@ def served(folder) -> Iterator[None]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", printed_commands())
+@pytest.mark.parametrize("command", printed_commands(own=False))
 def test_a_command_of_the_readme_works_as_printed(command, folder, request):
     words = command.split(" #")[0].split()
-    if words[0] == "bash":
-        command = f"bash {ROOT / words[1]} {words[2]}"  # from the checkout
     if words == ["nano3", "serve"]:
         return  # started for the command that needs it
     if "http://127.0.0.1:8000" in command:
@@ -87,14 +51,6 @@ def test_a_command_of_the_readme_works_as_printed(command, folder, request):
         check_first_run(folder / "runs" / "pretrain-tiny")
     if words == ["nano3", "sft"]:
         check_first_chat_model(done.stdout)
-    if words[:3] == ["nano3", "eval", "ruler"] and "story/ruler" in words:
-        assert float(re.findall(r"niah_single_1 +([\d.]+)", done.stdout)[0]) > 0
-
-
-@pytest.mark.slow
-def test_the_base_of_the_story_of_context_trains(folder):
-    run(f"bash {ROOT}/docs/context-story/base.sh longer 30000", folder)
-    assert (folder / "longer" / "base" / "model" / "config.json").is_file()
 
 
 FLOORS = {"count": 40, "spell": 45, "sort": 30, "json": 25, "tool": 25, "talk": 20}

@@ -217,7 +217,7 @@ def test_held_out_tasks_are_never_drawn(finished):
     assert drawn <= profiled
 
 
-@pytest.mark.parametrize("refill", [0, 2])
+@pytest.mark.parametrize("refill", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_resumed_run_is_the_run_that_was_not_stopped(finished, base, tmp_path, monkeypatch, refill):
     whole = finished[1]
     if refill:

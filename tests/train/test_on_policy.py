@@ -14,6 +14,8 @@ from nano3.config.errors import UserError
 from nano3.train.checkpoint.checkpointer import CheckpointError
 from nano3.train.tracking.metrics import read_metrics, without_clock
 
+pytestmark = pytest.mark.any_isa
+
 SCRIPT = Path(__file__).with_name("on_policy.py")
 
 

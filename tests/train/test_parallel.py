@@ -5,6 +5,8 @@ from nano3.train.checkpoint.checkpointer import load_tensors
 from nano3.train.tracking.metrics import read_metrics
 from nano3.train.world import World
 
+pytestmark = pytest.mark.any_isa
+
 REPRODUCED = ("loss", "balance_loss", "grad_norm", "lr")
 BALANCED = {"balance": {"loss_coef": 0.1}}
 

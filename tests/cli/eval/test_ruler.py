@@ -121,10 +121,10 @@ def test_more_samples_and_lengths_go_on_in_the_same_folder(run, base_folder):
     assert Path("runs/eval-ruler-base-model-2").is_dir()
 
 
-@pytest.mark.parametrize(("style", "samples"), [("--chat", 1), ("--raw", 2)])
-def test_an_oracle_behind_a_server_has_all_needles(run, style, samples):
+@pytest.mark.parametrize("style", ["--chat", "--raw"])
+def test_an_oracle_behind_a_server_has_all_needles(run, style):
     with answering(Oracle()) as url:
-        done = run("eval", "ruler", "--url", url, "--ctx", "4k,6k", "--tasks", "niah", "--samples", samples,
+        done = run("eval", "ruler", "--url", url, "--ctx", "4k,6k", "--tasks", "niah", "--samples", 1,
                    "--out", "r", style, "--json")  # fmt: skip
     assert done.code == 0, done.err
     found = json.loads(done.out)

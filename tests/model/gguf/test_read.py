@@ -24,6 +24,8 @@ from nano3.model.lm import LM
 from nano3.splits import LLAMA_CPP_SPLIT
 from nano3.stages.exporting.gguf import main, vocabulary_of
 
+pytestmark = pytest.mark.any_isa
+
 CFG = dataclasses.replace(load_model("tiny"), pattern="ME*", vocab_size=320, d_model=64, d_shared=64, n_experts=4)
 TEXT = "def main(argv):\n    return 0\n\nIt doesn't count to 1234567890 in café, naïve.\n" * 4
 

@@ -13,6 +13,8 @@ from nano3.config.presets import load_model
 from nano3.model.gguf.write import write_gguf
 from nano3.model.lm import LM
 
+pytestmark = pytest.mark.any_isa
+
 CFG = dataclasses.replace(load_model("tiny"), pattern="ME*", vocab_size=64)
 
 
