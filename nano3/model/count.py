@@ -132,7 +132,8 @@ def rank_bytes(cfg: RunConfig, dtype: str = "", seq_len: int = 0, ranks: int = 1
     tokens = cfg.train.micro_batch_size * length // parallel.context
     own = passes * _activation_bytes(cfg, element, tokens) + _working_bytes(cfg, element, tokens)
     if parallel.context > 1:
-        own += passes * _gathered_bytes(cfg, element, length)
+        kept, working = _gathered_bytes(cfg, element, length)
+        own += passes * kept + working
     if not parallel.fsdp:
         return held.shared + own
     block = max(_gathered_parameters(cfg, symbol) for symbol in cfg.model.pattern)
@@ -153,8 +154,9 @@ def _gathered_parameters(cfg: RunConfig, symbol: str) -> int:
     return whole - model.n_experts * _expert_parameters(model) * (cfg.parallel.expert - 1) // cfg.parallel.expert
 
 
-def _gathered_bytes(cfg: RunConfig, element: int, length: int) -> int:
-    """Bytes that a rank takes from those that share its sequences of `length` tokens, or of shorter lengths of the run.
+def _gathered_bytes(cfg: RunConfig, element: int, length: int) -> tuple[int, int]:
+    """Bytes that a rank takes from those that share its sequences of `length` tokens, or of shorter lengths of the run:
+    kept, and what comes and goes.
 
     Every Mamba block keeps the states that all slices of all rows begin with, every attention block keys and values up
     to the end of either own slice. Beside them there is what arrives, or the gradients, of one block.
@@ -164,7 +166,7 @@ def _gathered_bytes(cfg: RunConfig, element: int, length: int) -> int:
     states = rows * slices * MASTER_BYTES * model.d_inner * model.d_state if model.blocks(MAMBA) else 0
     keys = 2 * cfg.train.micro_batch_size * length * 2 * model.n_kv_heads * model.head_dim
     kept = len(model.blocks(MAMBA)) * states + len(model.blocks(ATTENTION)) * element * keys
-    return kept + max(2 * states, (element + MASTER_BYTES) * keys if model.blocks(ATTENTION) else 0)
+    return kept, max(2 * states, (element + MASTER_BYTES) * keys if model.blocks(ATTENTION) else 0)
 
 
 def largest_seq_len(cfg: RunConfig, limit: int, need: Callable[[int], int]) -> int:
