@@ -37,23 +37,22 @@ class Exchange:
         chosen, top_k = expert_ids.flatten(), expert_ids.shape[1]
         order = torch.argsort(chosen, stable=True)  # (S * K) by expert, and so by process
         tokens = order // top_k
-        counts, theirs = self._counts(chosen)
-        sent, received = counts.sum(1).tolist(), theirs.sum(1).tolist()
+        sent, received, theirs = self._splits(chosen)
         rows = all_to_all(copies(x, order, top_k), sent, received, self.group)
         results = all_to_all(self._own(rows, theirs), received, sent, self.group)
         wide = torch.promote_types(x.dtype, torch.float32)
         gates = weights.flatten()[order].to(wide).unsqueeze(1)
         return torch.zeros(x.shape, dtype=wide, device=x.device).index_add(0, tokens, results * gates).to(x.dtype)
 
-    def _counts(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """(processes, experts of each) int64: rows for each expert, and rows that come for the own experts from each
-        process."""
+    def _splits(self, chosen: Tensor) -> tuple[list[int], list[int], Tensor]:
+        """Rows for each process, rows that come from each, and (processes, own experts) int64 which these are for."""
         n_experts = self.experts.up_proj.shape[0]
         counts = torch.zeros(n_experts, dtype=torch.int64, device=chosen.device)
         counts.scatter_add_(0, chosen, torch.ones_like(chosen))
         theirs = torch.empty_like(counts)
         dist.all_to_all_single(theirs, counts, group=self.group)
-        return counts.view(self.size, -1), theirs.view(self.size, -1)
+        counts, theirs = counts.view(self.size, -1), theirs.view(self.size, -1)
+        return counts.sum(1).tolist(), theirs.sum(1).tolist(), theirs
 
     def _own(self, rows: Tensor, theirs: Tensor) -> Tensor:
         """The own experts' results for rows (R, D), which lie by process and then by expert."""

@@ -57,6 +57,12 @@ def _in_stage(name: str, model: ModelConfig, blocks: Collection[int] | None) -> 
     return (0 if kind == "embeddings" else model.n_blocks - 1) in blocks
 
 
+def replica_parameters(model: ModelConfig, layout: Layout) -> int:
+    """Parameters that all processes of a replica, over all stages, hold together: those of the model."""
+    shapes, ranks = list(parameter_shapes(model)), range(layout.replica)
+    return sum(math.prod(local_shape(name, shape, layout, rank)) for name, shape in shapes for rank in ranks)
+
+
 def parameter_shapes(model: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Name and shape of every parameter of a model."""
     with torch.device("meta"):

@@ -75,19 +75,27 @@ def test_the_parts_are_those_that_sharding_makes(processes):
             assert tuple(shapes[name]) == own or _size(shapes[name]) == _size(own) == 0, (rank, settings, name)
 
 
-def test_a_dry_run_tells_what_a_process_would_hold(capsys):
-    command = ["extend-context", "--preset", "long-context", "--dry-run", "--json", "--world", "256", "--rank", "255"]
+@pytest.mark.parametrize(
+    ("world", "context"), [(64, 8), pytest.param(256, 64, marks=pytest.mark.slow)], ids=["64", "256"]
+)
+def test_a_dry_run_tells_what_a_process_would_hold(capsys, world, context):
+    command = ["extend-context", "--preset", "long-context", "--dry-run", "--json", "--world", str(world)]
     with pytest.raises(SystemExit) as ended:
-        app.main([*command, "--set", "parallel.context=64", "--set", "parallel.expert=8"])
+        app.main([
+            *command, "--rank", str(world - 1), "--set", f"parallel.context={context}", "--set", "parallel.expert=8"
+        ])  # fmt: skip
     assert ended.value.code in (0, None)
     facts = json.loads(capsys.readouterr().out)["process"]
-    assert [facts[key] for key in ("replicate", "shard", "context", "expert")] == [1, 4, 64, 8]
-    assert facts["slices"] == [63, 64]
+    assert [facts[key] for key in ("replicate", "shard", "context", "expert")] == [1, world // context, context, 8]
+    assert facts["slices"] == [context - 1, context]
     assert facts["experts"] == [112, 128]
-    assert facts["sequences_per_step"] == 12
+    assert facts["sequences_per_step"] == 48 * context // world
     assert facts["state_bytes"] == 16 * facts["parameters"]
-    assert facts["state_bytes"] == pytest.approx(16 * 31_577_937_344 / 256, rel=0.1)
+    assert facts["state_bytes"] == pytest.approx(16 * 31_577_937_344 / world, rel=0.1)
     assert facts["memory_bytes"] > facts["state_bytes"]
+    assert facts["replica_parameters"] == 31_577_937_344
+    assert facts["step"]["blocks"] == "ME*"
+    assert facts["step"]["collectives"] > 20
 
 
 def test_a_dry_run_of_copies_with_the_micro_batch_that_fits(capsys, monkeypatch, tmp_path):

@@ -86,11 +86,13 @@ def process_facts(cfg: PretrainConfig | SftConfig, world: int, rank: int, dtype:
     """The place of process `rank` of `world`, and what it would hold; sizes in parameters and bytes.
 
     Raises:
-        UserError: so many processes cannot be arranged as the settings say, or cannot share the batch.
+        UserError: so many processes cannot be arranged as the settings say, or cannot share the batch, or their parts
+            do not fit together.
     """
     from nano3.parallel.context import slices_of
+    from nano3.parallel.fake_step import fake_step
     from nano3.parallel.layout import layout_of
-    from nano3.parallel.shards import share_of
+    from nano3.parallel.shards import replica_parameters, share_of
     from nano3.parallel.stages import stages_for
     from nano3.stages.settings import check_parallel, check_settings, fit_micro_batch
 
@@ -104,6 +106,7 @@ def process_facts(cfg: PretrainConfig | SftConfig, world: int, rank: int, dtype:
     share = share_of(cfg.model, layout, rank, cfg.parallel.fsdp, blocks)
     each = cfg.model.n_experts // layout.expert if cfg.model.blocks(MOE) else 0
     first = rank % layout.expert * each
+    recompute = cfg.train.checkpoint_activations == "block"
     return {
         "world": world,
         "rank": rank,
@@ -120,8 +123,10 @@ def process_facts(cfg: PretrainConfig | SftConfig, world: int, rank: int, dtype:
         "experts": [first, first + each],
         "parameters": share.parameters,
         "expert_parameters": share.expert_parameters,
+        "replica_parameters": replica_parameters(cfg.model, layout),
         "state_bytes": share.state_bytes,
         "memory_bytes": process_bytes(fitted, dtype, ranks=world, stage=rank // layout.stage),
+        "step": asdict(fake_step(cfg.model, cfg.parallel, layout, rank, recompute, blocks)),
     }
 
 
@@ -142,8 +147,12 @@ def process_table(facts: dict[str, Any]) -> Any:
         table.add_row("experts of a block", f"{first} to {end - 1}", f"divided among {facts['expert']}")
     table.add_row("parameters", f"{facts['parameters']:,}", f"{facts['expert_parameters']:,} of them of experts")
     held = "float32, in shards" if facts["sharded"] else "float32, all of them"
+    table.add_row("  of all processes", f"{facts['replica_parameters']:,}", "once in each replica")
     table.add_row("weights, gradients, moments", bytes_text(facts["state_bytes"]), held)
     table.add_row("memory while training", bytes_text(facts["memory_bytes"]), "estimated, with all that comes and goes")
+    step = facts["step"]
+    kinds = f"through blocks {', '.join(step['blocks'])}: {step['collectives']} collectives"
+    table.add_row("a step without numbers", "sizes fit together", kinds)
     return table
 
 
