@@ -10,11 +10,11 @@ E4M3 = torch.float8_e4m3fn
 
 
 def paged(counts, Hq, Hkv, D, page, dtype, room):
-    """Pages in a random order with nan wherever no sequence has written, and a table that names no page behind each
-    sequence's last; room: pages that a row of the table can hold."""
+    """Pages in a random order with nan wherever no sequence has written, all of page 0 included, and a table that names
+    no page behind each sequence's last; room: pages that a row of the table can hold."""
     used = [-(-count // page) for count in counts]
-    order, start = torch.randperm(sum(used) + 2), 0
-    keys, values = (torch.full((len(order), page, Hkv, D), torch.nan, dtype=dtype) for _ in range(2))
+    order, start = 1 + torch.randperm(sum(used) + 2), 0
+    keys, values = (torch.full((len(order) + 1, page, Hkv, D), torch.nan, dtype=dtype) for _ in range(2))
     table = torch.full((len(counts), room), 1 << 30, dtype=torch.int32)
     for row, (count, pages) in enumerate(zip(counts, used, strict=True)):
         own = order[start : start + pages]
@@ -87,7 +87,7 @@ def test_paged_attention_of_one_and_several_queries(queries, keys, sizes, dtype,
     _, *pages, table, _ = paged(keys, *sizes, dtype=dtype, room=80)
     q = torch.randn(sum(queries), sizes[0], sizes[2] + 1).to(dtype)[..., :-1]
     got = kernels.paged_attention(q, *pages, table, queries, keys, backend="triton")
-    table = table.masked_fill(table == 1 << 30, 0).long()
+    table = table.masked_fill(table == 1 << 30, 0).long()  # the reference reads and drops them
     expected = kernels.paged_attention(*wide((q, *pages)), table, queries, keys, backend="reference")
     assert got.dtype == dtype
     assert_close(got, expected, MOST[dtype])
