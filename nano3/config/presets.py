@@ -99,12 +99,15 @@ def load(schema: type, kind: str, name: str, overrides: Sequence[str] = ()) -> A
     source = _find(kind, name, Path())
     table = _resolve(schema, source, ())
     _drop_seq_len(schema, table)
+    asked: Table = {}
     for text in overrides:
         parts, value = _parse_override(text)
         nested = functools.reduce(lambda inner, part: {part: inner}, reversed(parts), cast(Any, value))
         change = _check_layer(nested, schema, Path(), f"--set {text}")
         table = _merge(table, change, schema, replace_tables=".".join(parts) in keys(schema))
+        asked = _merge(asked, change, schema)
     where = f"{source.label} with --set {' '.join(overrides)}" if overrides else source.label
+    _check_length(asked, table, where)
     try:
         return construct(schema, table)
     except ValueError as error:
@@ -172,7 +175,19 @@ def _resolve(schema: type, source: _Source, chain: tuple[str, ...]) -> Table:
         raise UserError(f"{source.label}: 'base' must be a string, the name of a preset or a .toml file")
     with _place(f"{source.label}: base: "):
         parent = _find(source.kind, base, source.folder)
-    return _checked_seq_len(schema, source, own, _merge(_resolve(schema, parent, (*chain, source.label)), own, schema))
+    merged = _merge(_resolve(schema, parent, (*chain, source.label)), own, schema)
+    _check_length(own, merged, source.label)
+    return _checked_seq_len(schema, source, own, merged)
+
+
+def _check_length(own: Table, merged: Table, where: str) -> None:
+    """Refuse tokens of a run that would be overlooked, since what they are laid over counts steps."""
+    train, steps = own.get("train", {}), merged.get("train", {}).get("steps", 0)
+    if steps and "tokens" in train and "steps" not in train:
+        raise UserError(
+            f"{where}: train.tokens = {train['tokens']} would change nothing: train.steps = {steps} ends the run; "
+            "set train.steps instead, or to 0 as well"
+        )
 
 
 def _checked_seq_len(schema: type, source: _Source, own: Table, merged: Table) -> Table:

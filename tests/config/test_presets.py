@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from nano3.config.errors import UserError
 from nano3.config.extend_context import ExtendContextConfig
 from nano3.config.model import ModelConfig
-from nano3.config.presets import load_extend_context, load_model, load_pretrain, preset_names, to_toml
+from nano3.config.presets import load_extend_context, load_model, load_pretrain, load_sft, preset_names, to_toml
 from nano3.config.schema import PretrainConfig
 
 
@@ -238,3 +238,15 @@ def test_missing_and_unreadable_files_are_named(tmp_path):
     (tmp_path / "latin.toml").write_bytes(b"# caf\xe9\n")
     assert "not UTF-8 text (byte 5)" in error_of(f"{tmp_path}/latin.toml")
     assert "(presets: phase1, phase2, tiny)" in error_of("nothing")
+
+
+def test_tokens_that_the_steps_of_a_preset_would_hide_are_refused(tmp_path):
+    idle = r"train\.tokens = 9000 would change nothing: train\.steps = 960 ends the run"
+    with pytest.raises(UserError, match=rf"--set train\.tokens=9000: {idle}"):
+        load_sft("tiny", ["train.tokens=9000"])
+    (tmp_path / "mine.toml").write_text('base = "tiny"\n[train]\ntokens = 9000\n')
+    with pytest.raises(UserError, match=rf"mine\.toml: {idle}"):
+        load_sft(str(tmp_path / "mine.toml"))
+    for steps in (0, 7):
+        train = load_sft("tiny", [f"train.steps={steps}", "train.tokens=9000"]).train
+        assert (train.steps, train.tokens) == (steps, 9000)

@@ -135,7 +135,7 @@ def settings_option(
 
 
 Settings = Annotated[list[str] | None, settings_option(complete_setting)]
-SftSettings = Annotated[list[str] | None, settings_option(complete_sft_setting, " --preset sft/tiny")]
+SftSettings = Annotated[list[str] | None, settings_option(complete_sft_setting, " --preset sft/tiny", "train.steps=50")]
 RlvrSettings = Annotated[
     list[str] | None, settings_option(complete_rlvr_setting, " --preset rlvr/tiny", "train.steps=50")
 ]
