@@ -122,7 +122,8 @@ def rank_bytes(cfg: RunConfig, dtype: str = "", seq_len: int = 0, ranks: int = 1
     time; other arguments as `memory`'s.
 
     Under FSDP a rank has its share, and at a time one block, with the experts that it computes, and both embeddings
-    whole, with their gradients. Where ranks share a sequence each has the activations of its own tokens, and what
+    whole, with their gradients; all blocks' weights where they stay after a forward pass, and no share on the device
+    where it is in main memory. Where ranks share a sequence each has the activations of its own tokens, and what
     blocks gather of the others (`_gathered_bytes`).
     """
     held, parallel = memory(cfg, dtype, seq_len), cfg.parallel
@@ -136,9 +137,10 @@ def rank_bytes(cfg: RunConfig, dtype: str = "", seq_len: int = 0, ranks: int = 1
         own += passes * kept + working
     if not parallel.fsdp:
         return held.shared + own
-    block = max(_gathered_parameters(cfg, symbol) for symbol in cfg.model.pattern)
-    gathered = 2 * MASTER_BYTES * (block + 2 * cfg.model.vocab_size * cfg.model.d_model)
-    return held.shared * parallel.replicate // ranks + gathered + own
+    blocks = [_gathered_parameters(cfg, symbol) for symbol in cfg.model.pattern]
+    whole = sum(blocks) if parallel.reshard_after_forward is False else max(blocks)
+    gathered = MASTER_BYTES * (whole + max(blocks) + 4 * cfg.model.vocab_size * cfg.model.d_model)
+    return (0 if parallel.offload else held.shared * parallel.replicate // ranks) + gathered + own
 
 
 def _element(cfg: Any, dtype: str) -> int:

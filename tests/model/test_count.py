@@ -168,6 +168,15 @@ def test_ranks_share_sequences_and_gather_their_own_experts_alone():
     assert most_ranks(replace(cfg, parallel=replace(cfg.parallel, context=64))) == 48 * 64
 
 
+def test_weights_that_stay_gathered_and_shares_in_main_memory_are_counted():
+    cfg = load_extend_context("long-context")
+    freed, kept, away = (of_256(**s) for s in ({}, {"reshard_after_forward": False}, {"offload": True}))
+    experts = cfg.model.n_experts * 2 * cfg.model.d_model * cfg.model.d_expert
+    # All blocks but one more; 23 of the 52 hold experts, of which the largest counts already.
+    assert 4 * 22 * experts < kept - freed < 4 * count_parameters(cfg.model).total
+    assert freed - away == memory(cfg).shared // 256
+
+
 def test_states_of_many_short_rows_are_counted_and_not_those_of_a_process_that_shares_nothing():
     cfg = load_extend_context("long-context", ["parallel.context=64"])
     more = rank_bytes(cfg, ranks=256) - of_256(context=64)

@@ -16,7 +16,10 @@ from nano3.parallel.layout import layout_of
 from nano3.parallel.precision import precision_of
 from nano3.stages.settings import check_parallel
 from nano3.train.parallel import parallelize
+from nano3.train.tracking.metrics import without_clock
 from nano3.train.world import World
+
+from ..forked import start_ranks
 
 STEPS = """
 import json
@@ -79,16 +82,19 @@ CASES = {
 WIDE = ("A_log", "D", "dt_bias", "norm.weight", "conv1d.weight", "conv1d.bias", "gate.weight", "norm_f.weight")
 
 
-@pytest.fixture(scope="module")
-def steps(tmp_path_factory):
-    """What one step on two ranks sent and computed, in each of CASES."""
-    from ..forked import start_ranks
-
+def _steps(cases, ranks):
+    """What one step on so many ranks sent and computed, in each case."""
     script = str(Path(__file__).parents[1] / "train")
-    started = start_ranks("-c", STEPS, script, json.dumps(list(CASES.values())), ranks=2)
+    started = start_ranks("-c", STEPS, script, json.dumps(list(cases.values())), ranks=ranks)
     outputs = [process.communicate(timeout=120) for process in started]
     assert started[0].returncode == 0, outputs
-    return dict(zip(CASES, json.loads(outputs[0][0].splitlines()[-1]), strict=True))
+    return dict(zip(cases, json.loads(outputs[0][0].splitlines()[-1]), strict=True))
+
+
+@pytest.fixture(scope="module")
+def steps():
+    """On two ranks, in each of CASES."""
+    return _steps(CASES, 2)
 
 
 def _sent(step, kind):
@@ -141,6 +147,34 @@ def test_weights_that_are_kept_are_gathered_once(steps):
     count = [sum(what == "gather" for what, *_ in step["sent"]) for step in (kept, freed)]
     assert count == [kept["in_forward"], 2 * kept["in_forward"] - 1]  # all but the root, which is kept in any case
     assert kept["loss"] == freed["loss"]
+
+
+REPLICAS = {
+    "float32": {"replicate": 2},
+    "narrow": {"replicate": 2, "gather_dtype": "bfloat16"},
+    "narrow sums": {"replicate": 2, "expert": 2, "gather_dtype": "bfloat16", "reduce_dtype": "bfloat16"},
+}
+
+
+@pytest.mark.slow
+def test_replicas_gather_and_sum_in_the_same_types():
+    found = _steps(REPLICAS, 4)
+    assert _sent(found["float32"], "gather") == {"float32"}
+    assert _sent(found["narrow"], "gather") == _sent(found["narrow sums"], "scatter") == {"bfloat16", "float32"}
+    assert found["narrow"]["loss"] == found["float32"]["loss"]
+    for name, values in found["float32"]["gradients"].items():
+        expected = torch.tensor(values)
+        for case in ("narrow", "narrow sums"):
+            difference = torch.tensor(found[case]["gradients"][name]) - expected
+            assert difference.norm() <= 0.03 * expected.norm() + 1e-6, (case, name)
+
+
+@pytest.mark.slow
+def test_a_run_that_keeps_gathered_weights_is_the_run_that_frees_them(finish):
+    kept, freed = (finish(str(free), ranks=2, parallel={"reshard_after_forward": free}) for free in (False, True))
+    assert without_clock(kept.metrics) == without_clock(freed.metrics)
+    states = kept.state(6), freed.state(6)
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
 @pytest.mark.parametrize(
