@@ -78,6 +78,7 @@ class Pipeline:
             if stage < self.n_stages - 1:
                 assert part.left is not None
                 dist.send(part.left.contiguous(), group=self.group, group_dst=(stage + 1) % self.size)
+            part.entered = part.left = None
         return found if self.n_stages - 1 in self._parts else None
 
     def part(self, stage: int) -> Part:

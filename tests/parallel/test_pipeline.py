@@ -5,7 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
+from nano3.config.errors import UserError
+from nano3.model.hf.folder import fill, save
+from nano3.model.lm import LM
+from nano3.parallel.pipeline import keep_stages
+
+from ..train.tiny_run import MODEL
 from .conftest import same_run
 
 BALANCED = {"balance": {"loss_coef": 0.1, "bias_rate": 0.05}, "optimizer": {"clip_norm": 0.5}}
@@ -83,6 +91,25 @@ def test_a_run_goes_on_with_stages_or_without(finish, first):
     finish("run", **{**settings, "train": {**settings["train"], **half}}, **before)
     run = finish("run", "--resume", **settings, **after)
     same_run(run, finish("one", **settings), first_gradients=4)
+
+
+def test_a_stage_reads_its_blocks_from_a_folder_of_the_whole_model(tmp_path):
+    whole = LM(MODEL).init_weights(1)
+    save(whole, tmp_path / "model")
+    for stages, ends in (([range(2)], {"embeddings"}), ([range(1, 3), range(4, 5)], {"norm_f", "lm_head"})):
+        part = LM(MODEL)
+        keep_stages(part, stages)
+        fill(part, tmp_path / "model")
+        names = dict(part.named_parameters())
+        assert {name.partition(".")[0] for name in names} == {"blocks", *ends}
+        assert {int(name.split(".")[1]) for name in names if "blocks" in name} == {
+            i for blocks in stages for i in blocks
+        }
+        assert all(torch.equal(value, whole.get_parameter(name)) for name, value in names.items())
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    save_file({**tensors, "backbone.layers.9.norm.weight": torch.ones(1)}, tmp_path / "model" / "model.safetensors")
+    with pytest.raises(UserError, match=r"no place for, first backbone.layers.9.norm.weight"):
+        fill(part, tmp_path / "model")
 
 
 def test_a_stage_with_nothing_to_train_and_a_loss_that_takes_whole_models_are_refused(processes):

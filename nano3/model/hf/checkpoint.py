@@ -89,10 +89,17 @@ class Checkpoint:
         return [_source(published_name(ours, e), ours, e, shape, kind) for e in experts]
 
     def wanted(self, model: LM) -> list[Source]:
-        """All that goes into `model`; raises UserError unless the stored tensors are exactly those."""
-        wanted = [source for name, tensor in named_tensors(model) for source in self.sources(name, tensor)]
-        self._check(wanted)
+        """All that goes into `model`; raises UserError unless the stored tensors are exactly those, or those of the
+        whole that it is a part of."""
+        wanted, others = self._all_sources(model), set()
+        if model.is_part:
+            with torch.device("meta"):
+                others = {source.name for source in self._all_sources(LM(model.cfg))}
+        self._check(wanted, others)
         return wanted
+
+    def _all_sources(self, model: LM) -> list[Source]:
+        return [source for name, tensor in named_tensors(model) for source in self.sources(name, tensor)]
 
     def quantize(self, model: LM) -> None:
         """Have the modules of `model`, on the meta device, hold scaled weights where the folder has these."""
@@ -131,7 +138,7 @@ class Checkpoint:
     def _has(self, name: str, kind: str) -> bool:
         return name in self.stored and self.type(name) == kind
 
-    def _check(self, wanted: list[Source]) -> None:
+    def _check(self, wanted: list[Source], others: set[str]) -> None:
         for source in wanted:
             self._check_type(source)
         missing = [s.name for s in wanted if s.name not in self.stored]
@@ -140,7 +147,7 @@ class Checkpoint:
                             "here as it was before; give the unquantized folder")  # fmt: skip
         if missing:
             raise UserError(f"{self.folder}: {_count(missing)} missing, first {missing[0]}")
-        names = {s.name for s in wanted}
+        names = others | {s.name for s in wanted}
         known = {n for n in self.stored if n.endswith(SHAPE) and n.removesuffix(SHAPE) + PACKED in names}
         extra = sorted(set(self.stored) - names - known)
         if extra:
