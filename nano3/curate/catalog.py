@@ -52,6 +52,14 @@ STEPS = {
     "syntax": StepInfo("syntax:Syntax", "drops code with syntax errors", ("tree_sitter_language_pack",)),
     "pylint": StepInfo("pylint_gate:PylintGate", "drops Python that Pylint scores too low", ("pylint",)),
     "cpp": StepInfo("cpp:Cpp", "drops C++ that does not compile", programs=("g++",)),
+    "warc": StepInfo("warc:Warc", "HTML pages of WARC files", ("fastwarc", "resiliparse"), reader=True),
+    "code-page": StepInfo("code_page:CodePage", "drops pages without evidence of code in their HTML"),
+    "render": StepInfo(
+        "render:Render",
+        "pages to text by lynx, where installed, code and equations kept",
+        ("lxml", "resiliparse"),
+    ),
+    "language": StepInfo("language:Language", "keeps documents of some natural languages", ("py3langid",)),
 }
 
 

@@ -1,0 +1,63 @@
+"""Fast detector of pages with code, on their HTML (report section 2.2.1): by tags, classes and what stands in them."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from datatrove.data import Document
+
+from nano3.config.checks import check
+from nano3.curate.step import Step
+
+_BLOCK = re.compile(r"<(pre|textarea)\b[^>]*>(.*?)</\1\s*>", re.IGNORECASE | re.DOTALL)
+_CLASS = re.compile(
+    r"""(?:class|data-lang)\s*=\s*["'][^"']*\b(?:hljs|highlight|prettyprint|codehilite|sourceCode|CodeMirror|syntaxhighlighter"""
+    r"""|language-[\w+#]+|lang-[\w+#]+|brush:\s*\w+|code-block|codeblock)\b""",
+    re.IGNORECASE,
+)
+_INLINE = re.compile(r"<(?:code|tt|kbd|samp|var)\b", re.IGNORECASE)
+_TAG = re.compile(r"<[^>]*>")
+_SIGNS = re.compile(r"[{}();=<>\[\]]|&lt;|&gt;|->|::|^\s*(?:#|//|\$ |>>> |def |import |return |if |for )", re.MULTILINE)
+BLOCK, CLASS, INLINE = 1.0, 0.5, 0.1
+MOST_CLASSES, MOST_INLINE = 4, 10
+
+
+@dataclass(frozen=True)
+class CodePageSettings:
+    """Settings of `code-page`. The report publishes no rule: this one is ours."""
+
+    threshold: float = 0.5
+    """Score, from 0 to 1, that a page must have. One block of code and a class of a highlighter give 0.53."""
+
+    def __post_init__(self) -> None:
+        check("code-page", self, ">=", 0, "threshold")
+        check("code-page", self, "<=", 1, "threshold")
+
+
+class CodePage(Step):
+    """Drops pages without evidence of code; the score goes into the metadata as `code_page_score`."""
+
+    Settings = CodePageSettings
+
+    def check(self, document: Document) -> str:
+        """Why a page is dropped; empty: it is kept."""
+        score = code_score(document.text)
+        document.metadata["code_page_score"] = round(score, 3)
+        return "" if score >= self.settings.threshold else "no code in the page"
+
+
+def code_score(html: str) -> float:
+    """How much code a page seems to have, from 0 to 1: blocks with the signs of code, classes that highlighters write,
+    and code inside sentences."""
+    blocks = sum(_is_code(_TAG.sub("", block[2])) for block in _BLOCK.finditer(html))
+    classes = min(MOST_CLASSES, len(_CLASS.findall(html)))
+    inline = min(MOST_INLINE, len(_INLINE.findall(html)))
+    return 1 - math.exp(-(BLOCK * blocks + CLASS * classes + INLINE * inline) / 2)
+
+
+def _is_code(text: str) -> bool:
+    """Whether a block has a sign of code on every second line or so."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    return bool(lines) and len(_SIGNS.findall(text)) >= 0.5 * len(lines)

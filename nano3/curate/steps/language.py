@@ -1,0 +1,57 @@
+"""Filter by natural language; code in fences does not count."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from datatrove.data import Document
+
+from nano3.config.checks import check
+from nano3.curate.step import Step
+
+_FENCED = re.compile(r"^(`{3,})[^\n]*\n.*?^\1[ \t]*$", re.MULTILINE | re.DOTALL)
+_MOST = 5000
+
+
+@dataclass(frozen=True)
+class LanguageSettings:
+    """Settings of `language`."""
+
+    keep: list[str] = field(default_factory=lambda: ["en"])
+    """Languages to keep, as ISO 639-1 writes them."""
+    least: float = 0.5
+    """Probability that the language must have."""
+    shortest: int = 100
+    """Characters outside code below which a document is kept without a judgement."""
+
+    def __post_init__(self) -> None:
+        check("language", self, ">=", 0, "least", "shortest")
+        check("language", self, "<=", 1, "least")
+
+
+class Language(Step):
+    """Keeps documents of some languages (py3langid); metadata `text_language` and `text_language_score`."""
+
+    Settings = LanguageSettings
+
+    def check(self, document: Document) -> str:
+        """Why a document is dropped; empty: it is kept."""
+        text = _FENCED.sub("", document.text).strip()
+        if len(text) < self.settings.shortest:
+            self.note("documents with too little text to tell")
+            return ""
+        language, score = _identifier().classify(text[:_MOST])
+        document.metadata |= {"text_language": language, "text_language_score": round(float(score), 3)}
+        if language not in self.settings.keep:
+            return f"language {language}"
+        return "" if score >= self.settings.least else "language uncertain"
+
+
+@cache
+def _identifier() -> Any:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

@@ -1,0 +1,174 @@
+"""Code and equations of a page, taken out of its HTML before it is rendered and put back into the text after."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from lxml import etree  # type: ignore[attr-defined]
+from lxml import html as lxml_html
+
+_LANGUAGE = re.compile(
+    r"(?:^|[\s\"'])(?:language-|lang-|highlight-source-|highlight-|source-|sourceCode\s+|brush:\s*)([\w+#]+)"
+)
+_NO_LANGUAGE = ("default", "notranslate", "text", "none", "plain", "plaintext", "nohighlight", "highlight")
+_DISPLAYSTYLE = re.compile(r"^\{\\(?:displaystyle|textstyle)\s*(.*)\}$", re.DOTALL)
+_DELIMITED = re.compile(r"^\s*(\\\[|\\\(|\$\$|\$)(.*?)(\\\]|\\\)|\$\$|\$)\s*$", re.DOTALL)
+_INVISIBLE = ("script", "style", "noscript", "template", "svg", "iframe", "object", "canvas")
+TEX = "contains(@encoding, 'tex') or contains(@encoding, 'TeX')"
+WIDE = "contains(translate(@style, ' ', ''), 'white-space:pre')"
+
+
+@dataclass
+class Parts:
+    """What was taken out of a page: a marker stands in its place."""
+
+    tree: Any
+    """The page with markers, an lxml element."""
+    mark: str
+    """What every marker begins with; the page has it nowhere else."""
+    texts: list[str] = field(default_factory=list)
+    """What each marker stands for, in order of number."""
+    blocks: set[int] = field(default_factory=set)
+    """Numbers of those that stand on lines of their own."""
+    notes: Counter[str] = field(default_factory=Counter)
+
+    def add(self, text: str, block: bool) -> str:
+        """The marker for a text."""
+        if block:
+            self.blocks.add(len(self.texts))
+        self.texts.append(text)
+        return f"{self.mark}{len(self.texts) - 1}Z"
+
+    def html(self) -> str:
+        """The page to render."""
+        return etree.tostring(self.tree, encoding="unicode", method="html")
+
+    def restored(self, text: str) -> str | None:
+        """The rendered text with everything back in its place; None unless each marker came out once."""
+        found = [int(number) for number in re.findall(rf"{self.mark}(\d+)Z", text)]
+        if sorted(found) != list(range(len(self.texts))):
+            return None
+        text = re.sub(r"\n{3,}", "\n\n", text)
+        text = re.sub(rf"[ \t]*({self.mark}(\d+)Z)[ \t]*", self._apart, text)
+        text = re.sub(r"\n{3,}", "\n\n", text).strip("\n")
+        text = re.sub(rf"{self.mark}(\d+)Z", lambda found: self.texts[int(found[1])], text)
+        return text + "\n" if text else ""
+
+    def _apart(self, found: re.Match[str]) -> str:
+        return f"\n\n{found[1]}\n\n" if int(found[2]) in self.blocks else found[0]
+
+
+def take_out(html: str) -> Parts | None:
+    """The parts of a page; None where it is no HTML that can be parsed.
+
+    Code blocks become fences with the language that their class names; equations become `$...$` or `$$...$$`, from
+    MathJax's scripts, MathML's TeX annotations and alternative texts, KaTeX, and images with TeX as their text.
+    """
+    html = html.replace("\r\n", "\n").replace("\r", "\n")  # as browsers do before they parse
+    try:
+        tree = lxml_html.fromstring(html.encode("utf-8"), parser=lxml_html.HTMLParser(encoding="utf-8", huge_tree=True))
+    except (etree.ParserError, etree.XMLSyntaxError, ValueError):
+        return None
+    mark = "QCODEQ"
+    while mark in html:
+        mark += "Q"
+    parts = Parts(tree, mark)
+    _take_code(parts)
+    _take_equations(parts)
+    for element in list(tree.iter(*_INVISIBLE, etree.Comment, etree.ProcessingInstruction)):
+        if element.getparent() is not None:
+            element.drop_tree()
+    for element in tree.iter("h1", "h2", "h3", "center"):
+        element.set("align", "left")  # Lynx centres them in its whole width
+    for element in tree.iter("code", "tt", "kbd", "samp"):
+        tick = "``" if "`" in element.text_content() else "`"
+        element.text = tick + (element.text or "")
+        element.tail = tick + (element.tail or "")
+    return parts
+
+
+def _take_code(parts: Parts) -> None:
+    places = f"//pre | //textarea | //div[{WIDE}] | //listing | //xmp"
+    for element in parts.tree.xpath(places):
+        if any(above.tag in ("pre", "textarea", "listing", "xmp") for above in element.iterancestors()):
+            continue
+        for line_break in list(element.iter("br")):
+            line_break.tail = "\n" + (line_break.tail or "")
+        text = element.text_content().removeprefix("\n")  # as browsers do
+        if not re.sub(r"[\d\s]", "", text):
+            parts.notes["gutters of line numbers and empty blocks left out"] += 1
+            _replace(element, "", "span")
+            continue
+        parts.notes["code blocks"] += 1
+        _replace(element, parts.add(fenced(text, _language(element)), True), "p")
+
+
+def fenced(code: str, language: str) -> str:
+    """Code between fences that it does not contain."""
+    longest = max([2, *map(len, re.findall(r"^\s*(`+)", code, re.MULTILINE))])
+    fence = "`" * (longest + 1)
+    return f"{fence}{language}\n{code}{'' if code.endswith(chr(10)) else chr(10)}{fence}"
+
+
+def _language(element: Any) -> str:
+    """The language that the class of a block, of what is in it, or of what it is in names."""
+    near = [element, *element.iterdescendants(), *list(element.iterancestors())[:2]]
+    for one in near:
+        for key in ("class", "data-lang", "data-language"):
+            value = one.get(key) or ""
+            value = f"language-{value}" if key != "class" and value else value
+            found = next((name for name in _LANGUAGE.findall(value) if name.lower() not in _NO_LANGUAGE), "")
+            if found:
+                return found.lower()
+    return ""
+
+
+def _take_equations(parts: Parts) -> None:
+    tree = parts.tree
+    for element in tree.xpath("//*[contains(@class, 'MathJax_Preview') or contains(@class, 'mwe-math-fallback')]"):
+        element.drop_tree()
+    for element in tree.xpath("//script[starts-with(@type, 'math/tex')]"):
+        _take_equation(parts, element, element.text or "", "display" in element.get("type"))
+    for element in tree.xpath("//*[contains(concat(' ', @class, ' '), ' katex ')]"):
+        source = element.xpath(".//*[local-name()='annotation']/text()")
+        if source:
+            display = any("katex-display" in (above.get("class") or "") for above in element.iterancestors())
+            _take_equation(parts, element, source[0], display)
+    for element in tree.xpath("//*[local-name()='math']"):
+        source = element.xpath(
+            ".//*[local-name()='annotation'][contains(@encoding, 'tex') or contains(@encoding, 'TeX')]/text()"
+        )
+        tex = source[0] if source else element.get("alttext") or ""
+        if tex.strip():
+            _take_equation(parts, element, tex, element.get("display") == "block")
+        else:
+            parts.notes["formulas without TeX, left as their text"] += 1
+    for element in tree.xpath(
+        "//img[@alt][contains(@class, 'math') or contains(@class, 'latex') or contains(@class, 'tex')]"
+    ):
+        _take_equation(parts, element, element.get("alt"), "display" in (element.get("class") or ""))
+    for element in tree.xpath("//*[self::div or self::span][contains(@class, 'math')]"):
+        found = _DELIMITED.match(element.text_content())
+        if found and parts.mark not in found[2]:
+            _take_equation(parts, element, found[2], found[1] in ("\\[", "$$"))
+
+
+def _take_equation(parts: Parts, element: Any, tex: str, display: bool) -> None:
+    tex = tex.strip()
+    delimited, styled = _DELIMITED.match(tex), _DISPLAYSTYLE.match(tex)
+    tex = (delimited[2] if delimited else styled[1] if styled else tex).strip()
+    if not tex or element.getparent() is None:
+        return
+    parts.notes["equations"] += 1
+    marker = parts.add(f"$$\n{tex}\n$$" if display else f"${' '.join(tex.split())}$", display)
+    _replace(element, marker, "p" if display else "span")
+
+
+def _replace(element: Any, text: str, tag: str) -> None:
+    """Make an element one that holds a text alone."""
+    tail = element.tail
+    element.clear()
+    element.tag, element.text, element.tail = tag, text, tail

@@ -1,0 +1,90 @@
+"""Pages to text, by Lynx or resiliparse; code and equations go round the program and come out as they were."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from datatrove.data import Document
+
+from nano3.config.checks import check
+from nano3.curate.step import Context, Step
+from nano3.curate.steps.page_parts import take_out
+
+LYNX = (
+    "lynx", "-dump", "-stdin", "-force_html", "-nolist", "-nonumbers", "-nomargins", "-width=1000",
+    "-assume_charset=utf-8", "-display_charset=utf-8", "-localhost", "-noreferer", "-restrictions=all",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RenderSettings:
+    """Settings of `render`."""
+
+    tool: Literal["lynx", "resiliparse"] = "lynx"
+    """`lynx` (the report's), where it is installed; else, and for pages that it fails on, `resiliparse`."""
+    timeout: float = 20.0
+    """Seconds for a page."""
+
+    def __post_init__(self) -> None:
+        check("render", self, ">", 0, "timeout")
+
+
+class Render(Step):
+    """Turns HTML into text: code blocks as fences, byte for byte; equations as LaTeX; the rest as the tool lays it out.
+
+    Dropped: what is no HTML, pages of which a block got lost, and those without text.
+    """
+
+    Settings = RenderSettings
+
+    def __init__(self, settings: Any, context: Context) -> None:
+        """A renderer with the tool of the settings, if it is there."""
+        super().__init__(settings, context)
+        self._lynx = settings.tool == "lynx" and shutil.which("lynx") is not None
+
+    def check(self, document: Document) -> str:
+        """Why a page is dropped; empty: it is kept, and its text is what was rendered."""
+        parts = take_out(document.text)
+        if parts is None:
+            return "not HTML that can be parsed"
+        html = parts.html()
+        text = parts.restored(lynx_text(html, self.settings.timeout)) if self._lynx else None
+        tool = "lynx"
+        if text is None:
+            tool, text = "resiliparse", parts.restored(resiliparse_text(html))
+        if text is None:
+            return "code or equations lost"
+        if not text.strip():
+            return "no text in the page"
+        why = {"lynx": " (lynx failed)" if self._lynx else " (lynx is not installed)"}.get(self.settings.tool, "")
+        self.note(f"pages by {tool}{why if tool == 'resiliparse' else ''}")
+        for what, n in parts.notes.items():
+            self.note(what, n)
+        document.text = text
+        document.metadata["rendered_by"] = tool
+        return ""
+
+
+def lynx_text(html: str, timeout: float) -> str:
+    """What Lynx makes of a page; empty where it fails. It reads no file and asks no server."""
+    with tempfile.TemporaryDirectory() as home:
+        environment = {"HOME": home, "PATH": "/usr/bin:/bin:/usr/local/bin", "LANG": "C.UTF-8", "TERM": "dumb"}
+        try:
+            done = subprocess.run(
+                LYNX, input=html.encode("utf-8"), cwd=home, env=environment, capture_output=True, timeout=timeout,
+                check=False,
+            )  # fmt: skip
+        except (subprocess.TimeoutExpired, OSError):
+            return ""
+    return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else ""
+
+
+def resiliparse_text(html: str) -> str:
+    """What resiliparse makes of a page."""
+    from resiliparse.extract.html2text import extract_plain_text
+
+    return extract_plain_text(html, preserve_formatting=True, alt_texts=False)

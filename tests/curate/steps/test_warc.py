@@ -1,0 +1,113 @@
+"""WARC files with everything that crawls have in them."""
+
+import gzip
+import random
+
+import pytest
+
+from nano3.config.errors import UserError
+from nano3.curate.steps.warc_members import members
+
+from ..conftest import dropped
+
+PAGE = "<html><body><p>Page {}</p><pre>x = {}\n</pre></body></html>"
+
+
+def record(url, body, kind="text/html", status="200 OK", warc_type="response"):
+    http = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\n\r\n".encode() + body
+    head = (
+        f"WARC/1.0\r\nWARC-Type: {warc_type}\r\nWARC-Target-URI: {url}\r\nWARC-Date: 2025-04-15T00:00:00Z\r\n"
+        f"WARC-Record-ID: <urn:{url}>\r\nContent-Type: application/http; msgtype=response\r\n"
+        f"Content-Length: {len(http)}\r\n\r\n"
+    )
+    return head.encode() + http + b"\r\n\r\n"
+
+
+def pages(n):
+    return [record(f"http://x/{i}", PAGE.format(i, i).encode() + b" " * 400) for i in range(n)]
+
+
+def odd_records():
+    noise = random.Random(1).randbytes(3000)
+    return [
+        record(
+            "http://x/latin1", "<p>café naïve résumé à la carte</p>".encode("latin-1"), "text/html; charset=latin-1"
+        ),
+        record("http://x/utf16", "<p>hello wörld</p>".encode("utf-16"), "text/html; charset=utf-16"),
+        record("http://x/noise", noise),
+        record("http://x/404", b"<p>not found</p>", status="404 Not Found"),
+        record("http://x/pdf", b"%PDF-1.4", "application/pdf"),
+        record("http://x/empty", b""),
+        record("http://x/request", b"", warc_type="request"),
+    ]
+
+
+def write(path, records, packed=True):
+    """The offset of every record."""
+    pieces = [gzip.compress(one, mtime=0) if packed else one for one in records]
+    path.write_bytes(b"".join(pieces))
+    return [sum(map(len, pieces[:i])) for i in range(len(pieces))]
+
+
+def test_every_good_record_is_read_and_every_bad_one_counted_with_its_place(curate, tmp_path):
+    path = tmp_path / "bad.warc.gz"
+    records = [*pages(20), *odd_records(), *pages(40)[20:]]
+    offsets = write(path, records)
+    data = bytearray(path.read_bytes())
+    for number in (5, 30):
+        middle = (offsets[number] + offsets[number + 1]) // 2
+        for i in range(20):
+            data[middle + i] ^= 0x5A
+    path.write_bytes(data[: (offsets[-1] + len(data)) // 2])
+    report, kept = curate([], reader="warc", paths=[path])
+    assert dropped(report, "warc") == {
+        "damaged record": 2, "record cut short": 1, "no text in any encoding": 1, "HTTP status 404": 1, "not HTML": 1,
+        "empty page": 1,
+    }  # fmt: skip
+    bad = {sample.id for _, reason, sample in report.samples() if "record" in reason}
+    assert bad == {f"bad.warc.gz@{offsets[number]}" for number in (5, 30, len(records) - 1)}
+    assert report.entered.documents == len(records) - 1, "the request is no page"
+    assert report.steps[0].account.notes == {"records that are no responses": 1}
+    texts = {row["metadata"]["url"]: row["text"] for row in kept}
+    assert len(texts) == 40 - 3 + 2
+    assert "café naïve" in texts["http://x/latin1"]
+    assert "hello wörld" in texts["http://x/utf16"]
+    assert kept[0]["metadata"]["date"] == "2025-04-15T00:00:00Z"
+    assert kept[1]["metadata"]["source"] == f"bad.warc.gz@{offsets[1]}"
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_wherever_bytes_are_damaged_all_other_records_are_read(tmp_path, packed):
+    path = tmp_path / ("x.warc.gz" if packed else "x.warc")
+    records = pages(6)
+    offsets = [*write(path, records, packed), path.stat().st_size]
+    good = path.read_bytes()
+    rng = random.Random(2)
+    for _ in range(60):
+        data = bytearray(good)
+        place = rng.randrange(len(data))
+        data[place] ^= 1 << rng.randrange(8)
+        path.write_bytes(data)
+        hit = next(i for i in range(6) if offsets[i] <= place < offsets[i + 1])
+        read = [one.data for one in members(path) if not one.fault]
+        intact = [one.strip() for i, one in enumerate(records) if i not in (hit, hit + 1 if not packed else hit)]
+        assert {one.strip() for one in read} >= set(intact)
+
+
+def test_an_empty_file_and_noise_end(tmp_path):
+    (tmp_path / "empty.warc.gz").touch()
+    assert list(members(tmp_path / "empty.warc.gz")) == []
+    (tmp_path / "noise.warc").write_bytes(b"no warc\n" * 100)
+    assert [one.fault for one in members(tmp_path / "noise.warc")] == ["damaged record"]
+
+
+def test_folders_are_searched_for_warc_files(curate, tmp_path):
+    folder = tmp_path / "crawl" / "segment"
+    folder.mkdir(parents=True)
+    write(folder / "a.warc.gz", pages(2))
+    write(folder / "b.warc", pages(3), packed=False)
+    (folder / "notes.txt").write_text("no warc")
+    report, kept = curate([], reader="warc", paths=[tmp_path / "crawl"], tasks=2)
+    assert (len(kept), report.manifest.left_out) == (5, "1 files that are no WARC")
+    with pytest.raises(UserError, match="no WARC file"):
+        curate([], reader="warc", paths=[tmp_path / "out"], out="other")
