@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import json
 from dataclasses import replace
 
 import pytest
 
-from nano3.cli import app
+from nano3.cli.training.dry_run import process_facts
 from nano3.config.errors import UserError
 from nano3.config.presets import load_extend_context, load_model, load_pretrain
 from nano3.config.sections.parallel import ParallelConfig
@@ -113,19 +112,16 @@ def test_interleaving_needs_a_multiple_of_the_processes():
         check_settings(load_pretrain("tiny", [*settings, *odd]), 1)
 
 
-def test_a_dry_run_tells_the_blocks_of_a_process_and_parameters_add_up(capsys):
-    command = ["extend-context", "--preset", "long-context", "--dry-run", "--json", "--world", "256"]
-    command += ["--set", "context.lengths={524288=1}"]
-    command += [f"--set=parallel.{text}" for text in ("context=64", "expert=8", "pipeline=4")]
+def test_a_dry_run_tells_the_blocks_of_a_process_and_parameters_add_up():
+    settings = ["context.lengths={524288=1}", "parallel.context=64", "parallel.expert=8", "parallel.pipeline=4"]
+    cfg = load_extend_context("long-context", settings)
     total, blocks = 0, []
     for place in range(4):
-        with pytest.raises(SystemExit) as ended:
-            app.main([*command, "--rank", str(64 * place)])
-        assert ended.value.code in (0, None)
-        facts = json.loads(capsys.readouterr().out)["process"]
+        facts = process_facts(cfg, 256, 64 * place, "bfloat16")
         assert [facts[key] for key in ("pipeline", "shard", "context", "expert")] == [4, 1, 64, 8]
         blocks += facts["stages"]
         total += facts["expert_parameters"]
+        assert facts["replica_parameters"] == 31_577_937_344
     assert blocks == [[0, 12], [12, 23], [23, 34], [34, 52]]
     assert total * 64 == 23 * 128 * 2 * 2688 * 1856
 

@@ -6,7 +6,7 @@ import math
 import sys
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nano3.cli.hardware import detect
 from nano3.cli.output import bytes_text, count_text, plain_table, print_json, print_table, results, value_text
@@ -18,6 +18,9 @@ from nano3.config.sft import SftConfig
 from nano3.memory import main_memory_free
 from nano3.model.count import count_parameters, flops_per_token, largest_seq_len, memory, most_ranks, rank_bytes
 from nano3.parallel.estimate import process_bytes
+
+if TYPE_CHECKING:
+    from nano3.parallel.layout import Layout
 
 
 def show_dry_run(
@@ -34,6 +37,7 @@ def show_dry_run(
     facts = dry_run_facts(cfg)
     if world is not None:
         facts["process"] = process_facts(cfg, world, rank, facts["compute_dtype"])
+        facts["process"]["step"] = step_facts(cfg, world, rank)
     if warning := reading_warning(facts["readings"]):
         print(warning, file=sys.stderr)
     if as_json:
@@ -86,14 +90,11 @@ def process_facts(cfg: PretrainConfig | SftConfig, world: int, rank: int, dtype:
     """The place of process `rank` of `world`, and what it would hold; sizes in parameters and bytes.
 
     Raises:
-        UserError: so many processes cannot be arranged as the settings say, or cannot share the batch, or their parts
-            do not fit together.
+        UserError: so many processes cannot be arranged as the settings say, or cannot share the batch.
     """
     from nano3.parallel.context import slices_of
-    from nano3.parallel.fake_step import fake_step
     from nano3.parallel.layout import layout_of
     from nano3.parallel.shards import replica_parameters, share_of
-    from nano3.parallel.stages import stages_for
     from nano3.stages.settings import check_parallel, check_settings, fit_micro_batch
 
     check_parallel(cfg, world)
@@ -101,12 +102,11 @@ def process_facts(cfg: PretrainConfig | SftConfig, world: int, rank: int, dtype:
     readers = layout.replicate * layout.shard
     check_settings(cfg, readers)
     fitted = fit_micro_batch(cfg, readers)
-    stages = stages_for(cfg.parallel, cfg.model, cfg.data.seq_len)[rank // layout.stage :: layout.pipeline]
+    stages = _stages_of(cfg, layout, rank)
     blocks = [number for stage in stages for number in stage]
     share = share_of(cfg.model, layout, rank, cfg.parallel.fsdp, blocks)
     each = cfg.model.n_experts // layout.expert if cfg.model.blocks(MOE) else 0
     first = rank % layout.expert * each
-    recompute = cfg.train.checkpoint_activations == "block"
     return {
         "world": world,
         "rank": rank,
@@ -126,8 +126,29 @@ def process_facts(cfg: PretrainConfig | SftConfig, world: int, rank: int, dtype:
         "replica_parameters": replica_parameters(cfg.model, layout),
         "state_bytes": share.state_bytes,
         "memory_bytes": process_bytes(fitted, dtype, ranks=world, stage=rank // layout.stage),
-        "step": asdict(fake_step(cfg.model, cfg.parallel, layout, rank, recompute, blocks)),
     }
+
+
+def step_facts(cfg: PretrainConfig | SftConfig, world: int, rank: int) -> dict[str, Any]:
+    """What a step without numbers of process `rank` of `world` went through.
+
+    Raises:
+        UserError: sizes that do not fit together.
+    """
+    from nano3.parallel.fake_step import fake_step
+    from nano3.parallel.layout import layout_of
+
+    layout = layout_of(cfg.parallel, cfg.model, world)
+    blocks = [number for stage in _stages_of(cfg, layout, rank) for number in stage]
+    recompute = cfg.train.checkpoint_activations == "block"
+    return asdict(fake_step(cfg.model, cfg.parallel, layout, rank, recompute, blocks))
+
+
+def _stages_of(cfg: PretrainConfig | SftConfig, layout: Layout, rank: int) -> list[range]:
+    """The stages of the pipeline that a process holds: numbers of their blocks."""
+    from nano3.parallel.stages import stages_for
+
+    return stages_for(cfg.parallel, cfg.model, cfg.data.seq_len)[rank // layout.stage :: layout.pipeline]
 
 
 def process_table(facts: dict[str, Any]) -> Any:
