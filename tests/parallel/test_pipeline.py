@@ -66,6 +66,11 @@ def test_schedules_and_cuts(finish, parallel, train):
 
 
 @pytest.mark.slow
+def test_three_stages_of_different_sizes(finish):
+    same_as_one(finish, ranks=3, pipeline=3, cuts=[1, 3])
+
+
+@pytest.mark.slow
 def test_micro_batches_of_different_lengths(finish):
     same_as_one(finish, "--source", "ragged")
 

@@ -12,6 +12,8 @@ from nano3.config.errors import UserError
 from nano3.config.presets import load_extend_context, load_model, load_pretrain
 from nano3.config.sections.parallel import ParallelConfig
 from nano3.parallel.estimate import process_bytes
+from nano3.parallel.layout import Layout
+from nano3.parallel.shards import share_of
 from nano3.parallel.stages import Action, block_cost, even_cuts, in_flight, next_stage, stages_for, stages_of, timetable
 from nano3.stages.settings import check_parallel, check_settings
 
@@ -124,6 +126,11 @@ def test_a_dry_run_tells_the_blocks_of_a_process_and_parameters_add_up():
         assert facts["replica_parameters"] == 31_577_937_344
     assert blocks == [[0, 12], [12, 23], [23, 34], [34, 52]]
     assert total * 64 == 23 * 128 * 2 * 2688 * 1856
+
+
+def test_the_parameters_of_all_stages_are_those_of_the_model():
+    layout, stages = Layout(pipeline=4), stages_of(NANO, 4, 8192)
+    assert sum(share_of(NANO, layout, rank, True, stages[rank]).parameters for rank in range(4)) == 31_577_937_344
 
 
 def test_a_stage_takes_memory_for_its_blocks_and_for_the_micro_batches_that_wait():
