@@ -46,8 +46,8 @@ class StepInfo:
 STEPS = {
     "read": StepInfo("read:Read", "text files, JSON lines and Parquet, as `nano3 data prepare` does", reader=True),
     "length": StepInfo("length:Length", "drops documents of too few or too many characters"),
-    "exact-dedup": StepInfo("exact_dedup:ExactDedup", "drops documents whose text occurred before"),
-    "near-dedup": StepInfo("near_dedup:NearDedup", "drops documents nearly alike to one that is kept", ("rensa",)),
+    "exact-dedup": StepInfo("dedup.exact:ExactDedup", "drops documents whose text occurred before"),
+    "near-dedup": StepInfo("dedup.near:NearDedup", "drops documents nearly alike to one that is kept", ("rensa",)),
     "licence": StepInfo("licence:Licence", "keeps documents of allowed licences, and says which they are of"),
     "syntax": StepInfo("syntax:Syntax", "drops code with syntax errors", ("tree_sitter_language_pack",)),
     "pylint": StepInfo("pylint_gate:PylintGate", "drops Python that Pylint scores too low", ("pylint",)),
@@ -60,6 +60,11 @@ STEPS = {
         ("lxml", "resiliparse"),
     ),
     "language": StepInfo("language:Language", "keeps documents of some natural languages", ("py3langid",)),
+    "conversations": StepInfo(
+        "conversations:Conversations", "records of chat data sets, kept as they are", reader=True
+    ),
+    "sft-structure": StepInfo("sft:SftStructure", "drops conversations that no assistant has had"),
+    "sft-filters": StepInfo("sft:SftFilters", "drops repetition, keywords and patterns in what the assistant wrote"),
 }
 
 

@@ -53,6 +53,8 @@ class ShardWriter(PipelineStep):
         metadata = document.metadata
         if self.final:
             metadata = {key: value for key, value in metadata.items() if not key.startswith("_")}
+        if self.final and document.metadata.get("_record"):
+            return document.text.encode("utf-8", "surrogatepass") + b"\n"
         value = {"text": document.text, "id": document.id, "metadata": metadata}
         return json.dumps(value, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass") + b"\n"
 

@@ -222,5 +222,8 @@ def _print_next(found: Report) -> None:
     if not found.result.documents:
         print("nothing is left: see the reasons above, and --samples of `nano3 data report`")
         return
+    if "00-conversations" in found.manifest.labels:
+        print(f"train on it: nano3 sft --data {found.out}/data")
+        return
     print(f"train on it: nano3 pretrain --data {found.out}/data")
     print(f"in a blend: --set data.sources_file={found.out}/blend.toml --set data.blend.{category}=SHARE")

@@ -84,10 +84,14 @@ class Read(Reader):
             document = self.found(shown, name) if fields is None else self._document(fields, name, unit)
             if fields is None:
                 self.drop(document, "not a JSON object")
-            elif reason := _unusable(fields.get(unit.field), unit.field):
+            elif reason := self.unusable(fields, unit):
                 self.drop(document, reason)
             else:
                 yield document
+
+    def unusable(self, fields: dict[str, Any], unit: Unit) -> str:
+        """Why a record is no document; empty: it is one."""
+        return _unusable(fields.get(unit.field), unit.field)
 
     def _document(self, fields: dict[str, Any], name: str, unit: Unit) -> Document:
         text = fields.get(unit.field)

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from nano3.config.errors import UserError
-from nano3.curate.steps.shingles import jaccard, shingles, word_ngrams
+from nano3.curate.steps.dedup.shingles import jaccard, shingles, word_ngrams
 
 from ..conftest import dropped
 

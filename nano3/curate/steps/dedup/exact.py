@@ -11,7 +11,7 @@ import numpy as np
 from datatrove.pipeline.base import PipelineStep
 
 from nano3.curate.step import Segment
-from nano3.curate.steps.verdicts import DedupStep, Stage, Verdict, places, save_array, write_verdicts
+from nano3.curate.steps.dedup.verdicts import DedupStep, Stage, Verdict, places, save_array, write_verdicts
 
 
 @dataclass(frozen=True)

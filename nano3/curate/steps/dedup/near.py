@@ -18,8 +18,8 @@ from rensa import RMinHash  # type: ignore[attr-defined]
 from nano3.config.checks import check
 from nano3.curate.shards import read_shard
 from nano3.curate.step import Context, Segment
-from nano3.curate.steps.shingles import at_least, shingles, word_ngrams
-from nano3.curate.steps.verdicts import DedupStep, Stage, Verdict, corpus_reader, save_array, write_verdicts
+from nano3.curate.steps.dedup.shingles import at_least, shingles, word_ngrams
+from nano3.curate.steps.dedup.verdicts import DedupStep, Stage, Verdict, corpus_reader, save_array, write_verdicts
 
 SEED = 1
 
