@@ -113,9 +113,22 @@ def paged_decode(
     value_scale: Tensor | None = None,
 ) -> Tensor:
     """See nano3.kernels.paged_decode; no host synchronisation on other devices than CPUs."""
-    size, wide = key_pages.shape[1], accumulator(q.dtype)
     if q.device.type == "cpu" and counts.numel():
-        page_table = page_table[:, : max(1, -(-int(counts.max()) // size))]
+        page_table = page_table[:, : max(1, -(-int(counts.max()) // key_pages.shape[1]))]
+    return decode_table(q, key_pages, value_pages, page_table, counts, key_scale, value_scale)
+
+
+def decode_table(
+    q: Tensor,
+    key_pages: Tensor,
+    value_pages: Tensor,
+    page_table: Tensor,
+    counts: Tensor,
+    key_scale: Tensor | None,
+    value_scale: Tensor | None,
+) -> Tensor:
+    """`paged_decode` over all columns of the table, on any device without host synchronisation."""
+    size, wide = key_pages.shape[1], accumulator(q.dtype)
     lengths = counts.unsqueeze(1)
     used = torch.arange(page_table.shape[1], device=q.device) * size < lengths
     pages = page_table.masked_fill(~used, 0)  # what lies behind a sequence's last page may be no page

@@ -4,12 +4,16 @@ import random
 
 import pytest
 import torch
+from nano3.kernels import dispatch
+from nano3.kernels.eager import FUNCTIONS, grouped, mamba, paged
 
 from nano3.engine.engine import Engine
 from nano3.engine.protocol import run
 from nano3.engine.request import Request, Sampling
 from nano3.model import step
+from nano3.model.decode.graph import Recorder
 from tests.engine.test_sampled_steps import KINDS, answers, assert_same
+from tests.model.recorded import Recording
 
 OPTIONS = {
     "plain": {},
@@ -131,3 +135,49 @@ def test_the_reason_is_told_where_there_is_no_such_step(model, tokenizer, monkey
         assert outputs(model, tokenizer, 2)[1][0].tokens
     finally:
         handle.remove()
+
+
+@pytest.fixture
+def recordings(monkeypatch):
+    """Steps are recorded and replayed, with the operations that a GPU would run: the eager ones' on other devices."""
+    made = []
+
+    def record(_, work):
+        made.append(Recording(work))
+        return made[-1]
+
+    monkeypatch.setattr(Recorder, "record", record)
+    monkeypatch.setenv("NANO3_BACKEND", "eager")
+    monkeypatch.setitem(FUNCTIONS, "mamba_step", mamba._padded)
+    monkeypatch.setitem(FUNCTIONS, "grouped_mlp", grouped.GroupedExperts.apply)
+    monkeypatch.setitem(FUNCTIONS, "paged_decode", paged.decode_table)
+    dispatch._chosen.cache_clear()
+    yield made
+    dispatch._chosen.cache_clear()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [3, 14])
+def test_recorded_steps_give_the_same_texts(model, tokenizer, recordings, monkeypatch, count):
+    """Nothing that changes from step to step is in anything but the tensors that a step fills."""
+    monkeypatch.setenv("NANO3_GRAPHS", "1")
+    _, got = outputs(model, tokenizer, count, memory=1 << 19, max_context=128)
+    assert sum(recording.replays for recording in recordings) > 2 * len(recordings)
+    monkeypatch.setenv("NANO3_GRAPHS", "0")
+    _, expected = outputs(model, tokenizer, count, memory=1 << 19, max_context=128)
+    for one, two in zip(got, expected, strict=True):
+        assert_same(one, two)
+        assert one.experts is None or (one.experts == two.experts).all()
+
+
+def test_recorded_steps_see_new_weights(model, tokenizer, recordings, monkeypatch):
+    engine = Engine(model, tokenizer, memory=1 << 20, max_context=64, page_size=32)
+    texts = []
+    for graphs, factor in (("1", -1), ("1", -1), ("1", 1), ("0", 1)):
+        monkeypatch.setenv("NANO3_GRAPHS", graphs)
+        texts.append([output.ids for group in run(engine, requests(2)) for output in group])
+        with torch.no_grad():
+            model.lm_head.weight.mul_(factor)
+        engine.weights_changed()
+    assert texts[0] == texts[2] == texts[3] != texts[1]
+    assert sum(recording.replays for recording in recordings) > 2 * len(recordings)

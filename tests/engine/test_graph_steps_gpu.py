@@ -1,5 +1,7 @@
 """Decoding in CUDA graphs on a GPU: the texts of decoding op by op, and one wait for the device a token."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -11,49 +13,58 @@ from nano3.engine.request import Request, Sampling
 from nano3.model import step
 from nano3.model.lm import LM
 from tests.engine.conftest import SIZES
-from tests.engine.test_graph_steps import outputs, requests
+from tests.engine.test_graph_steps import requests
 from tests.engine.test_sampled_steps import assert_same
 
 pytestmark = pytest.mark.gpu
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 
 
+def model_of(tokenizer, pattern, dtype):
+    cfg = ModelConfig(pattern=pattern, vocab_size=tokenizer.vocab_size + 5, init_std=0.3, **SIZES)
+    return LM(cfg).init_weights(seed=1).to_dtype(dtype).eval().cuda()
+
+
 @pytest.fixture(scope="module")
 def on_gpu(tokenizer):
-    cfg = ModelConfig(pattern="M*ME", vocab_size=tokenizer.vocab_size + 5, init_std=0.3, **SIZES)
-    return LM(cfg).init_weights(seed=1).to_dtype(torch.float32).eval().cuda()
+    """Without experts, whose float32 products on a GPU wait for it."""
+    return model_of(tokenizer, "M*M-", torch.float32)
+
+
+def without_experts(model, tokenizer):
+    engine = Engine(model, tokenizer, memory=64 << 20, page_size=8, snapshot_every=32)
+    return [o for group in run(engine, [replace(r, return_experts=False) for r in requests(12)]) for o in group]
 
 
 def test_graphs_give_the_texts_of_decoding_op_by_op(on_gpu, tokenizer, monkeypatch):
-    _, got = outputs(on_gpu, tokenizer, 12)
+    got = without_experts(on_gpu, tokenizer)
     assert step.explain(on_gpu)[0] == "graph"
     monkeypatch.setenv("NANO3_GRAPHS", "0")
-    _, expected = outputs(on_gpu, tokenizer, 12)
+    expected = without_experts(on_gpu, tokenizer)
     for one, two in zip(got, expected, strict=True):
         assert_same(one, two)
 
 
 def test_new_weights_are_seen(on_gpu, tokenizer):
-    engine = Engine(on_gpu, tokenizer, memory=64 << 20, page_size=8)
-    first = run(engine, requests(4))
-    with torch.no_grad():
-        on_gpu.lm_head.weight.mul_(-1)
-    engine.weights_changed()
-    second = run(engine, requests(4))
-    with torch.no_grad():
-        on_gpu.lm_head.weight.mul_(-1)
-    engine.weights_changed()
-    third = run(engine, requests(4))
-    assert first[0][0].ids == third[0][0].ids != second[0][0].ids
+    engine, texts = Engine(on_gpu, tokenizer, memory=64 << 20, page_size=8), []
+    for factor in (-1, -1, 1):
+        texts.append([output.ids for output in run(engine, requests(1))[0]])
+        with torch.no_grad():
+            on_gpu.lm_head.weight.mul_(factor)
+        engine.weights_changed()
+    assert texts[0] == texts[2] != texts[1]
 
 
 @pytest.mark.parametrize("kind", [{"temperature": 0}, {"seed": 1}, {"seed": 2, "top_p": 0.9}])
-def test_the_host_waits_once_a_token(on_gpu, tokenizer, kind):
-    engine = Engine(on_gpu, tokenizer, memory=64 << 20, page_size=64)
+def test_the_host_waits_once_a_token(tokenizer, kind):
+    """With the report's kinds of blocks, in bfloat16."""
+    model = model_of(tokenizer, "M*ME", torch.bfloat16)
+    engine = Engine(model, tokenizer, memory=64 << 20, page_size=64)
     for i in range(5):
         engine.add(Request(f"r{i}", tuple(range(7, 20 + i)), Sampling(max_tokens=40, ignore_eos=True, **kind)))
     for _ in range(8):  # the prompts, and the graphs made
         engine.step()
+    assert step.explain(model)[0] == "graph", step.explain(model)
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
         for _ in range(10):

@@ -7,6 +7,7 @@ read tensors of fixed sizes and places. They read the weights where they are, so
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, cast
@@ -204,7 +205,9 @@ def _waits(model: DecodingModel, blocks: Blocks, device: torch.device) -> str | 
     for _ in _parts(model, scratch, indices, outputs):  # with all that is done only the first time
         pass
     mode, at = torch.cuda.get_sync_debug_mode(), ""
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that PyTorch does not yet see every wait; making the graph does
+        torch.cuda.set_sync_debug_mode("error")
     try:
         for part in _parts(model, scratch, indices, outputs):
             at = part
