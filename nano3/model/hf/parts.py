@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, product
@@ -159,10 +158,10 @@ class RangeFile:
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         text += b" " * (-len(text) % 8)
         self._places, self._start = places, 8 + len(text)
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        self._file = open(path, "wb", buffering=0)  # noqa: SIM115 (until `close`)
         try:
             self._put(len(text).to_bytes(8, "little") + text, 0)
-            os.ftruncate(self._file, self._start + end)
+            self._file.truncate(self._start + end)
         except OSError:
             self.close()
             raise
@@ -185,12 +184,12 @@ class RangeFile:
 
     def close(self) -> None:
         """No more comes."""
-        os.close(self._file)
+        self._file.close()
 
     def _put(self, data: bytes | memoryview, offset: int) -> None:
+        self._file.seek(offset)
         while len(data):
-            written = os.pwrite(self._file, data, offset)
-            data, offset = data[written:], offset + written
+            data = data[self._file.write(data) :]
 
 
 def _write_part(file: RangeFile, items: list[StoredTensor], bounds: _Bounds, part: Tensor) -> None:
