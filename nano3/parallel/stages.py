@@ -39,10 +39,22 @@ def stages_of(cfg: ModelConfig, n_stages: int, seq_len: int, cuts: Sequence[int]
         seq_len: tokens of a sequence, with which attention grows.
         cuts: first block of every stage but the first; empty: so that the costliest stage costs as little as can be.
     """
-    costs = [block_cost(cfg, symbol, seq_len) for symbol in cfg.pattern]
-    costs[-1] += 2 * cfg.vocab_size * cfg.d_model
+    costs = _costs(cfg, seq_len)
     edges = [0, *(cuts or even_cuts(costs, n_stages)), len(costs)]
     return [range(start, stop) for start, stop in pairwise(edges)]
+
+
+def evenness(cfg: ModelConfig, stages: Sequence[range], seq_len: int) -> float:
+    """Mean cost of a stage over that of the costliest, for which the others wait."""
+    costs = _costs(cfg, seq_len)
+    sums = [sum(costs[blocks.start : blocks.stop]) for blocks in stages]
+    return sum(sums) / len(sums) / max(sums)
+
+
+def _costs(cfg: ModelConfig, seq_len: int) -> list[float]:
+    costs = [block_cost(cfg, symbol, seq_len) for symbol in cfg.pattern]
+    costs[-1] += 2 * cfg.vocab_size * cfg.d_model
+    return costs
 
 
 def stages_for(cfg: ParallelConfig, model: ModelConfig, seq_len: int) -> list[range]:

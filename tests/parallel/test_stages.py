@@ -14,7 +14,17 @@ from nano3.config.sections.parallel import ParallelConfig
 from nano3.parallel.estimate import process_bytes
 from nano3.parallel.layout import Layout
 from nano3.parallel.shards import share_of
-from nano3.parallel.stages import Action, block_cost, even_cuts, in_flight, next_stage, stages_for, stages_of, timetable
+from nano3.parallel.stages import (
+    Action,
+    block_cost,
+    even_cuts,
+    evenness,
+    in_flight,
+    next_stage,
+    stages_for,
+    stages_of,
+    timetable,
+)
 from nano3.stages.settings import check_parallel, check_settings
 
 NANO = load_model("nano3-30b-a3b")
@@ -41,6 +51,7 @@ def test_cuts_follow_what_blocks_cost_at_the_length_of_the_run():
     assert block_cost(NANO, "*", 524288) > 20 * block_cost(NANO, "E", 524288)
     assert block_cost(NANO, "E", 8192) == block_cost(NANO, "E", 524288)
     assert [*itertools.chain(*short)] == [*range(52)]
+    assert [round(evenness(NANO, stages, n), 2) for stages, n in ((short, 8192), (long, 524288))] == [0.95, 0.82]
 
 
 def test_cuts_that_are_given_are_taken_or_refused_with_those_by_cost():

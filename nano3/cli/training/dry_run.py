@@ -95,6 +95,7 @@ def process_facts(cfg: PretrainConfig | SftConfig, world: int, rank: int, dtype:
     from nano3.parallel.context import slices_of
     from nano3.parallel.layout import layout_of
     from nano3.parallel.shards import replica_parameters, share_of
+    from nano3.parallel.stages import evenness, stages_for
     from nano3.stages.settings import check_parallel, check_settings, fit_micro_batch
 
     check_parallel(cfg, world)
@@ -116,6 +117,7 @@ def process_facts(cfg: PretrainConfig | SftConfig, world: int, rank: int, dtype:
         "expert": layout.expert,
         "pipeline": layout.pipeline,
         "stages": [[stage.start, stage.stop] for stage in stages],
+        "evenness": evenness(cfg.model, stages_for(cfg.parallel, cfg.model, cfg.data.seq_len), cfg.data.seq_len),
         "sequences_per_step": cfg.train.batch_size // readers,
         "micro_batch_size": fitted.train.micro_batch_size,
         "sharded": cfg.parallel.fsdp and layout.stage > 1,
@@ -162,7 +164,7 @@ def process_table(facts: dict[str, Any]) -> Any:
         table.add_row("slices of each", f"{early} and {late}", f"of {2 * facts['context']}, from 0")
     if facts["pipeline"] > 1:
         ranges = ", ".join(f"{start} to {stop - 1}" for start, stop in facts["stages"])
-        table.add_row("blocks", ranges, "with the embeddings or the output projection, where it has an end")
+        table.add_row("blocks", ranges, f"a stage costs {facts['evenness']:.0%} of the costliest, on average")
     if facts["experts"][1]:
         first, end = facts["experts"]
         table.add_row("experts of a block", f"{first} to {end - 1}", f"divided among {facts['expert']}")
