@@ -30,6 +30,7 @@ MODULES = {
     "paged_attention": "paged_queries",
     "paged_decode": "paged",
     "route": "route",
+    "ssd_scan": "scan",
 }
 """Op -> module of this folder whose KERNELS has it."""
 
