@@ -27,6 +27,7 @@ from nano3.model.head import log_probs, logits
 from nano3.model.hf.read import check_stored, fill
 from nano3.model.lm import LM
 from nano3.model.state.pool import StatePool
+from nano3.model.step import release
 from nano3.openmp import watch_cores
 
 if TYPE_CHECKING:
@@ -238,6 +239,7 @@ class Engine:
             self.abort(request_id)
         self._scheduler.cache.clear()
         self._scheduler.pool.blocks.clear()
+        release(self.model)
 
     def _check(self, request: Request) -> None:
         if request.id in self._sequences:

@@ -26,7 +26,17 @@ from nano3.model.state.hybrid import HybridState
 from nano3.model.state.plan import Plan
 from nano3.model.state.pool import StatePool
 
-__all__ = ["Ahead", "Stepped", "choosing_step", "explain", "forced_elsewhere", "most_rows", "step", "why_not"]
+__all__ = [
+    "Ahead",
+    "Stepped",
+    "choosing_step",
+    "explain",
+    "forced_elsewhere",
+    "most_rows",
+    "release",
+    "step",
+    "why_not",
+]
 
 ENVIRONMENT, GRAPHS = "NANO3_BACKEND", "NANO3_GRAPHS"
 """The latter: 0 for no CUDA graphs; 1 for their step on CPUs too, where it is computed op by op."""
@@ -146,6 +156,11 @@ def why_not(model: DecodingModel | None = None) -> str | None:
     if (problem := library_problem()) is not None or model is None:
         return problem
     return _current(model).problem
+
+
+def release(model: DecodingModel) -> None:
+    """Free what graphs of the model hold; the next step makes them anew."""
+    _GRAPHS.pop(model, None)
 
 
 def explain(model: DecodingModel | None = None, device: torch.device | str = "cpu") -> tuple[str, str]:

@@ -1,6 +1,7 @@
 """Decoding in the step of CUDA graphs gives the texts of decoding op by op, whatever joins, leaves or changes."""
 
 import random
+import weakref
 
 import pytest
 import torch
@@ -124,6 +125,16 @@ def test_engines_that_take_turns_and_close(model, tokenizer, ways):
     got, expected = ways(turns)
     for one, two in zip(got, expected, strict=True):
         assert_same(one, two)
+
+
+def test_a_closed_engine_leaves_no_memory_of_graphs(model, tokenizer, monkeypatch):
+    monkeypatch.setenv("NANO3_GRAPHS", "1")
+    step.release(model)  # what other tests left
+    engine, _ = outputs(model, tokenizer, 1)
+    (held,) = (weakref.ref(o.logits) for pool in step._GRAPHS[model]._pools.values() for o in pool._outputs.values())
+    assert held() is not None
+    engine.close()
+    assert held() is None
 
 
 def test_the_reason_is_told_where_there_is_no_such_step(model, tokenizer, monkeypatch):
