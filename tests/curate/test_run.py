@@ -184,7 +184,8 @@ print(killed)
 @pytest.mark.slow
 def test_a_run_killed_anywhere_and_started_again_leaves_the_same_bytes(curate, tmp_path):
     source = folder_of(tmp_path / "in", 8)
-    curate([("length", {"least": 8}), ("exact-dedup", {})], paths=[source], out="whole", tasks=2)
+    steps = [("length", {"least": 8}), ("exact-dedup", {}), ("near-dedup", {"buckets": 4})]
+    curate(steps, paths=[source], out="whole", tasks=2)
     arguments = [tmp_path / "pipeline.toml", source, tmp_path / "whole", tmp_path / "killed"]
     done = subprocess.run(
         [sys.executable, "-c", KILLED, *map(str, arguments)], capture_output=True, text=True, check=False
