@@ -167,7 +167,6 @@ def recordings(monkeypatch):
     dispatch._chosen.cache_clear()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("count", [3, 14])
 def test_recorded_steps_give_the_same_texts(model, tokenizer, recordings, monkeypatch, count):
     """Nothing that changes from step to step is in anything but the tensors that a step fills."""
