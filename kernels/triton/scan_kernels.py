@@ -82,8 +82,8 @@ def chain(
         c = i
         if BACKWARD:
             c = n_chunks - 1 - i
-        tl.store(STATES + c.to(tl.int64) * P * N + place, state.to(STATES.dtype.element_ty), whole_state)
-        start = (c * L).to(tl.int64)
+        tl.store(STATES + c.to(tl.int64) * P * N + place, state.to(STATES.dtype.element_ty), whole_state)  # pyright: ignore[reportAttributeAccessIssue]
+        start = (c * L).to(tl.int64)  # pyright: ignore[reportAttributeAccessIssue]
         _, step, _, from_start, to_end, whole = _steps(DT, BIAS, A, SEG, h, start, T, dt_t, L, HAS_SEG)
         inside = (l < T - start)[:, None]
         v = _tile(V + start * v_t, v_t, l, p, inside, P)
