@@ -26,49 +26,57 @@ def complete_pipeline(incomplete: str) -> list[str]:
     return [name for name in preset_names(PRESETS) if name.startswith(incomplete)]
 
 
+Name = Annotated[
+    str,
+    typer.Argument(
+        help="A pipeline: a preset (--list names them) or a TOML file.",
+        metavar="PIPELINE",
+        show_default=False,
+        autocompletion=complete_pipeline,
+    ),
+]
+ListAll = Annotated[bool, typer.Option("--list", metavar="", help="Show all pipelines and steps; run nothing.")]
+Paths = Annotated[
+    list[str] | None,
+    typer.Option("--from", help="File or folder to read. Repeatable.", metavar="PATH", show_default=False),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder to write. Default: curated/PIPELINE.", metavar="DIR", file_okay=False, show_default=False
+    ),
+]
+Against = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Existing texts that the result must not repeat (dedup steps). Repeatable.",
+        metavar="PATH",
+        show_default=False,
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="Change a setting of a step, as near-dedup.verify=0.9. Repeatable.", metavar="STEP.KEY=VALUE"
+    ),
+]
+Tasks = Annotated[int, typer.Option(min=0, help="Parts of the inputs; 0: by their size. Fixed for a folder.")]
+Workers = Annotated[int, typer.Option(min=0, help="Processes; 0: one for each core.")]
+Limit = Annotated[int, typer.Option(min=0, help="Read only so many documents, in one task; 0: all.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", metavar="", help="Show inputs, steps and settings; write nothing.")]
+
+
 def curate(
-    name: Annotated[
-        str,
-        typer.Argument(
-            help="A pipeline: a preset (--list names them) or a TOML file.",
-            metavar="PIPELINE",
-            show_default=False,
-            autocompletion=complete_pipeline,
-        ),
-    ] = "",
-    list_all: Annotated[
-        bool, typer.Option("--list", metavar="", help="Show all pipelines and steps; run nothing.")
-    ] = False,
-    paths: Annotated[
-        list[str] | None,
-        typer.Option("--from", help="File or folder to read. Repeatable.", metavar="PATH", show_default=False),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder to write. Default: curated/PIPELINE.", metavar="DIR", file_okay=False, show_default=False
-        ),
-    ] = None,
-    against: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Existing texts that the result must not repeat (dedup steps). Repeatable.",
-            metavar="PATH",
-            show_default=False,
-        ),
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", help="Change a setting of a step, as near-dedup.verify=0.9. Repeatable.", metavar="STEP.KEY=VALUE"
-        ),
-    ] = None,
-    tasks: Annotated[int, typer.Option(min=0, help="Parts of the inputs; 0: by their size. Fixed for a folder.")] = 0,
-    workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one for each core.")] = 0,
-    limit: Annotated[int, typer.Option(min=0, help="Read only so many documents, in one task; 0: all.")] = 0,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", metavar="", help="Show inputs, steps and settings; write nothing.")
-    ] = False,
+    name: Name = "",
+    list_all: ListAll = False,
+    paths: Paths = None,
+    out: Out = None,
+    against: Against = None,
+    overrides: Overrides = None,
+    tasks: Tasks = 0,
+    workers: Workers = 0,
+    limit: Limit = 0,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Filter, clean and deduplicate documents by a pipeline of steps; every document dropped is counted with a reason.
