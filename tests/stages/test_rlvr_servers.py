@@ -13,6 +13,7 @@ from nano3.cli.app import app
 from nano3.config.errors import UserError
 from nano3.config.presets import load_rlhf, load_rlvr
 from nano3.rl.rollout_files import read_rollouts, rollouts_path
+from nano3.stages.new_run import check_new_run
 from nano3.stages.rlhf import main as rlhf
 from nano3.stages.rlvr import main, profile_tasks
 from nano3.train.tracking.progress import Silent
@@ -178,6 +179,7 @@ def test_servers_that_cannot_be_are_refused_in_a_line(folder, tmp_path, setting,
     assert words in str(error)
     assert "rollout.servers" in str(error)
     assert "\n" not in str(error)
+    check_new_run(tmp_path / "run")  # the mended command is taken as it stands
 
 
 @pytest.mark.slow

@@ -137,12 +137,12 @@ def open_run(
             if not begun:
                 fill(trainer.model, model_folder(source))
                 adapters.begin(trainer.model, cfg.rollout.seed, world.rank)
-                if world.is_main:
-                    keep_start(run_dir, source, tokenizer)
-            if world.is_main:
-                write_atomic(run_dir / "config.toml", to_toml(cfg))
             steps.open(sampling := _sampling(cfg, trainer.model, tokenizer, source, run_dir, world, left))
             refuse_long_prompts(domains, sampling.worker)
+            if world.is_main:  # from here on it is a run, of which the folder holds no other
+                if not begun:
+                    keep_start(run_dir, source, tokenizer)
+                write_atomic(run_dir / "config.toml", to_toml(cfg))
             try:
                 yield PolicyRun(cfg, source, run_dir, tokenizer, domains, steps, trainer, sampling, world, begun)
             finally:
