@@ -75,3 +75,29 @@ def small_model(small_config: ModelConfig) -> LM:
     for i, bias in enumerate(model.expert_biases()):
         bias.copy_(torch.linspace(-0.1, 0.1, bias.numel()).roll(i))
     return model.eval()
+
+
+SMALL_SIZES = """
+pattern = "M*E"
+vocab_size = 600
+d_model = 32
+n_heads = 2
+n_kv_heads = 1
+head_dim = 16
+mamba_n_heads = 2
+mamba_head_dim = 16
+d_state = 16
+n_groups = 1
+n_experts = 4
+top_k = 2
+d_expert = 16
+d_shared = 32
+"""
+
+
+@pytest.fixture
+def small_sizes(tmp_path: Path) -> str:
+    """A TOML file of a small model's sizes, for commands and benches that are given a model by such a file."""
+    path = tmp_path / "small.toml"
+    path.write_text(SMALL_SIZES, "utf-8")
+    return str(path)

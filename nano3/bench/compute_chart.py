@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nano3.bench.compute import OURS
-from nano3.report import BLUE, GREEN, GRID, INK, MUTED, ORANGE, PALE
+from nano3.report import BLUE, GREEN, INK, MUTED, ORANGE, PALE, new_figure, plain
 
 COLORS = (BLUE, ORANGE, GREEN, MUTED, PALE)
 
@@ -18,17 +18,11 @@ MANY_LENGTHS = 3
 def draw(figures: dict[str, Any], path: Path) -> Path:
     """Bars for each case and side, whiskers from the slowest to the fastest run, a dashed line at the ceiling; lines
     over the length where there are many lengths."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     cases = figures["cases"]
     lines = figures["kind"] != "decode" and len(cases) >= MANY_LENGTHS
     width = 7.0 if lines else 2.2 + 2.9 * len(cases)
-    figure = Figure(figsize=(width, 4.2), dpi=150, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
     title = f"{figures['kind'].capitalize()}, {figures['model']}: tokens a second"
-    figure.suptitle(title, fontsize=12, fontweight="bold", color=INK, x=0.01, ha="left")
-    figure.supxlabel("\n".join(conditions(figures)), fontsize=8, color=MUTED, x=0.01, ha="left")
+    figure = new_figure(width, 4.2, title, "\n".join(conditions(figures)))
     if lines:
         _lines(figure.subplots(), cases)
     else:
@@ -97,15 +91,6 @@ def _bars(axis: Any, case: dict[str, Any]) -> None:
     axis.set_xticks(range(len(sides)), [name.replace(" ", "\n") for name in sides], fontsize=8)
     axis.set_title(case["name"], fontsize=10, color=INK, loc="left")
     plain(axis)
-
-
-def plain(axis: Any) -> None:
-    """A grid behind, no frame."""
-    axis.grid(True, axis="y", color=GRID, linewidth=0.8)
-    axis.set_axisbelow(True)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.spines[["left", "bottom"]].set_color(MUTED)
-    axis.tick_params(colors=MUTED, which="both")
 
 
 def ceiling_rate(case: dict[str, Any]) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -17,8 +16,8 @@ from nano3.bench.costs import flops, read_bytes
 from nano3.bench.versions import versions
 from nano3.bench.workload import SEED, Case
 from nano3.config.model import ModelConfig
-from nano3.files import write_atomic
 from nano3.model.count import count_parameters
+from nano3.report import write_result
 
 ONE_RUN = "one run"
 """Where a spread would stand."""
@@ -244,9 +243,6 @@ def scaled(value: float) -> str:
 
 def write(figures: dict[str, Any], folder: Path) -> list[Path]:
     """Write result.json and speed.png into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    result = folder / "result.json"
-    write_atomic(result, json.dumps(figures, indent=2) + "\n")
     from nano3.bench.compute_chart import draw
 
-    return [result, draw(figures, folder / "speed.png")]
+    return [write_result(figures, folder), draw(figures, folder / "speed.png")]

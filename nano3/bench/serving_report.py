@@ -13,7 +13,7 @@ import numpy as np
 from nano3.bench.serving import Measurement
 from nano3.bench.serving_client import Sample, error_kinds
 from nano3.files import write_atomic
-from nano3.report import BLUE, GREEN, GRID, INK, MUTED, ORANGE
+from nano3.report import BLUE, GREEN, INK, MUTED, ORANGE, new_figure, plain
 
 PERCENTILES = (50, 90, 99)
 LATENCIES = {
@@ -123,12 +123,7 @@ def write(measured: Measurement, figures: dict[str, Any], folder: Path) -> list[
 
 def draw(whole: Sequence[Sample], path: Path) -> Path:
     """Chart of what share came within which time: of first tokens, of gaps between tokens, of whole answers."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(14.4, 3.9), dpi=150, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    figure.suptitle("Latency", fontsize=13, fontweight="bold", color=INK, x=0.01, ha="left")
+    figure = new_figure(14.4, 3.9, "Latency", title_size=13)
     found = latencies(whole)
     shown = (("first_token_s", BLUE), ("inter_token_s", ORANGE), ("end_to_end_s", GREEN))
     for axis, (name, color) in zip(figure.subplots(1, len(shown)), shown, strict=True):
@@ -156,11 +151,7 @@ def _cumulative(axis: Any, values: Sequence[float], label: str, color: str) -> N
     axis.set_xlabel("milliseconds", color=INK)
     axis.set_ylabel("% within", color=INK)
     axis.set_ylim(0, 104)
-    axis.grid(True, color=GRID, linewidth=0.8)
-    axis.set_axisbelow(True)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.spines[["left", "bottom"]].set_color(MUTED)
-    axis.tick_params(colors=MUTED, which="both")
+    plain(axis, grid="both")
 
 
 def _total(samples: Sequence[Sample], name: str) -> int | None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nano3.eval.compare import Cell
-from nano3.report import BLUE, GREEN, GRID, INK, MUTED, ORANGE
+from nano3.report import BLUE, GREEN, INK, ORANGE, plain
 
 COLORS = (BLUE, ORANGE, GREEN, "#7c3aed", "#be185d", "#0891b2", "#854d0e")
 
@@ -22,8 +22,5 @@ def whiskers(cells: Sequence[Cell]) -> list[list[float]]:
 def dress(axis: Any, title: str) -> None:
     """Title, grid and colours of a panel."""
     axis.set_title(title, fontsize=9, color=INK, loc="left")
-    axis.grid(True, axis="y", color=GRID, linewidth=0.8)
-    axis.set_axisbelow(True)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.spines[["left", "bottom"]].set_color(MUTED)
-    axis.tick_params(colors=MUTED, which="both", labelsize=8)
+    plain(axis)
+    axis.tick_params(which="both", labelsize=8)

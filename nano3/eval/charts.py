@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nano3.report import INK, MUTED
+from nano3.report import INK, MUTED, new_figure
 
 COLORS = "viridis"
 """Readable in grey and by eyes that see no red or green."""
@@ -41,17 +41,12 @@ def heat_maps(grids: Sequence[Grid], path: Path, title: str, x_label: str, y_lab
         y_label: of the rows.
         bar_label: of the colour scale.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     across = min(2 if len(grids[0].columns) > WIDE else 3, len(grids))
     down = -(-len(grids) // across)
     names = max(len(name) for grid in grids for name in grid.rows)
     width = across * (max(2.6, CELL * len(grids[0].columns)) + 0.085 * names + 0.4) + 1.3
     height = down * (max(1.2, 0.34 * max(len(grid.rows) for grid in grids)) + 0.65) + 0.7
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=12, fontweight="bold", color=INK, x=0.01, ha="left")
+    figure = new_figure(width, height, title)
     axes = figure.subplots(down, across, squeeze=False)
     flat = list(axes.flat)
     images = []

@@ -11,7 +11,7 @@ from nano3.eval.chart_parts import COLORS, dress, whiskers
 from nano3.eval.compare import Cell, Row
 from nano3.eval.compare_stage import Stage
 from nano3.eval.ruler.run import AVERAGE_METRIC, length_text
-from nano3.report import INK, MUTED
+from nano3.report import INK, MUTED, new_figure
 
 COURSE = 4
 """Stages from which a number is drawn over them."""
@@ -67,14 +67,9 @@ def _bars_and_lengths(stages: Sequence[Stage], rows: Sequence[Row]) -> Any:
 
 def _figure(panels: int, most_across: int, width: float, height: float) -> tuple[Any, list[Any]]:
     """A figure and the axes of its panels, each so many inches wide and high."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     across = min(most_across, panels)
     down = -(-panels // across)
-    size = (width * across + 0.6, height * down + 0.9)
-    drawn = Figure(figsize=size, dpi=150, layout="constrained", facecolor="white")
-    FigureCanvasAgg(drawn)
+    drawn = new_figure(width * across + 0.6, height * down + 0.9)
     axes = list(drawn.subplots(down, across, squeeze=False).flat)
     for axis in axes[panels:]:
         axis.set_visible(False)

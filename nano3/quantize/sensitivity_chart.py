@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nano3.report import BLUE, GREEN, GRID, INK, MUTED, ORANGE
+from nano3.report import BLUE, GREEN, INK, MUTED, ORANGE, new_figure, plain
 
 COLORS = (BLUE, ORANGE, GREEN, "#7c3aed", MUTED, "#be123c")
 MOST_SHOWN = 40
@@ -13,18 +13,12 @@ MOST_SHOWN = 40
 
 def draw(found: dict[str, Any], path: Path) -> Path:
     """Bars of the loss's increase in percent, the costliest part on top, with 95 % intervals; coloured by kind."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     parts = found["parts"][:MOST_SHOWN]
-    figure = Figure(figsize=(8, 1.6 + 0.24 * len(parts)), dpi=150, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
     title = f"{found['model']}: loss with one part in FP8"
-    figure.suptitle(title, fontsize=12, fontweight="bold", color=INK, x=0.01, ha="left")
     left = len(found["parts"]) - len(parts)
     note = f"{found['rows']} held-out rows, {found['targets']:,} tokens; bf16: {found['loss']:.4f}. * in bf16 by the "
     note += "report's selection." + (f" {left} more parts are not shown." if left else "")
-    figure.supxlabel(note, fontsize=8, color=MUTED, x=0.01, ha="left")
+    figure = new_figure(8, 1.6 + 0.24 * len(parts), title, note)
     axis, kinds = figure.subplots(), list(dict.fromkeys(part["kind"] for part in parts))
     for kind, color in zip(kinds, COLORS * len(kinds), strict=False):
         places = [i for i, part in enumerate(parts) if part["kind"] == kind]
@@ -38,9 +32,6 @@ def draw(found: dict[str, Any], path: Path) -> Path:
     axis.axvline(0, color=MUTED, linewidth=0.8)
     axis.set_xlabel("increase of the loss, %", fontsize=9, color=MUTED)
     axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
-    axis.grid(True, axis="x", color=GRID, linewidth=0.8)
-    axis.set_axisbelow(True)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.tick_params(colors=MUTED)
+    plain(axis, grid="x")
     figure.savefig(path)
     return path

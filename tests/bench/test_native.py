@@ -8,55 +8,31 @@ from nano3.bench.workload import Case, Job
 from nano3.config.errors import UserError
 from nano3.model.hf.folder import save
 
-SMALL = """
-pattern = "M*E"
-vocab_size = 600
-d_model = 32
-n_heads = 2
-n_kv_heads = 1
-head_dim = 16
-mamba_n_heads = 2
-mamba_head_dim = 16
-d_state = 16
-n_groups = 1
-n_experts = 4
-top_k = 2
-d_expert = 16
-d_shared = 32
-"""
-
-
-@pytest.fixture
-def sizes(tmp_path):
-    path = tmp_path / "small.toml"
-    path.write_text(SMALL)
-    return str(path)
-
 
 @pytest.mark.parametrize(
     "case",
     [Case("train", 2, 9), Case("train", 1, 9, forward_only=True), Case("prefill", 1, 40), Case("decode", 3, 10, 4)],
 )
-def test_every_kind_of_run_takes_time(sizes, case):
-    side = Native(Job("nano3", case.kind, sizes))
+def test_every_kind_of_run_takes_time(small_sizes, case):
+    side = Native(Job("nano3", case.kind, small_sizes))
     assert 0 < side.run(case)["seconds"] < 60
     assert side.about()["config"]["d_state"] == 16
     assert side.about()["backends"]["linear"]["backend"]
 
 
-def test_training_gradients_do_not_pile_up(sizes):
-    side = Native(Job("nano3", "train", sizes))
+def test_training_gradients_do_not_pile_up(small_sizes):
+    side = Native(Job("nano3", "train", small_sizes))
     side.run(Case("train", 1, 9))
     assert all(parameter.grad is None for parameter in side.model.parameters())
 
 
-def test_training_has_wide_weights_whatever_the_arithmetic(sizes):
-    about = Native(Job("nano3", "train", sizes, dtype="bfloat16")).about()
+def test_training_has_wide_weights_whatever_the_arithmetic(small_sizes):
+    about = Native(Job("nano3", "train", small_sizes, dtype="bfloat16")).about()
     assert (about["weights"], about["activations"]) == ("float32", "bfloat16")
 
 
-def test_a_folder_is_opened_with_its_weights(sizes, tmp_path):
-    model = open_model(sizes)
+def test_a_folder_is_opened_with_its_weights(small_sizes, tmp_path):
+    model = open_model(small_sizes)
     save(model, tmp_path / "model")
     again = open_model(str(tmp_path / "model"))
     assert torch.equal(again.embeddings.weight, model.embeddings.weight)
@@ -64,10 +40,10 @@ def test_a_folder_is_opened_with_its_weights(sizes, tmp_path):
         open_model(str(tmp_path / "model"), "ME")
 
 
-def test_a_pattern_replaces_the_presets_blocks(sizes):
-    assert open_model(sizes, "MM").cfg.pattern == "MM"
+def test_a_pattern_replaces_the_presets_blocks(small_sizes):
+    assert open_model(small_sizes, "MM").cfg.pattern == "MM"
     with pytest.raises(UserError, match=r"--pattern: .*unknown symbol 'X'"):
-        open_model(sizes, "MX")
+        open_model(small_sizes, "MX")
 
 
 def test_the_tokenizer_has_every_id_of_the_model():
@@ -76,8 +52,8 @@ def test_the_tokenizer_has_every_id_of_the_model():
     assert tokenizer.decode([2999]) == "<|2999|>"
 
 
-def test_a_profile_names_ops_and_their_backward_passes(sizes):
-    found = Native(Job("nano3", "train", sizes)).profile(Case("train", 2, 70))
+def test_a_profile_names_ops_and_their_backward_passes(small_sizes):
+    found = Native(Job("nano3", "train", small_sizes)).profile(Case("train", 2, 70))
     names = {row["name"].split(" (")[0]: row for row in found["ops"]}
     assert names["ssd_scan"]["calls"] == 1
     assert names["Python, outside of ops"]["seconds"] > 0
@@ -89,8 +65,8 @@ def test_a_profile_names_ops_and_their_backward_passes(sizes):
         assert seconds == sorted(seconds, reverse=True)
 
 
-def test_a_profile_is_of_the_timed_part_only(sizes):
-    found = Native(Job("nano3", "decode", sizes)).profile(Case("decode", 3, 10, 5))
+def test_a_profile_is_of_the_timed_part_only(small_sizes):
+    found = Native(Job("nano3", "decode", small_sizes)).profile(Case("decode", 3, 10, 5))
     calls = {row["name"].split(" (")[0]: row["calls"] for row in found["ops"]}
     # One Mamba-2 block, a step each for five tokens, or five whole steps; the prompt's pass is not among them.
     assert calls.get("decoding step", calls.get("mamba_step")) == 5

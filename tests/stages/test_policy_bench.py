@@ -6,34 +6,10 @@ import torch
 from nano3.bench.workload import Case, Job
 from nano3.stages.policy.bench import PolicySide
 
-SMALL = """
-pattern = "M*E"
-vocab_size = 600
-d_model = 32
-n_heads = 2
-n_kv_heads = 1
-head_dim = 16
-mamba_n_heads = 2
-mamba_head_dim = 16
-d_state = 16
-n_groups = 1
-n_experts = 4
-top_k = 2
-d_expert = 16
-d_shared = 32
-"""
 
-
-@pytest.fixture
-def sizes(tmp_path):
-    path = tmp_path / "small.toml"
-    path.write_text(SMALL)
-    return str(path)
-
-
-def test_a_step_of_rl_trains_on_what_the_model_drew(sizes):
+def test_a_step_of_rl_trains_on_what_the_model_drew(small_sizes):
     case = Case("rl", 2, 9, 5, group=3)
-    side = PolicySide(Job("nano3", "rl", sizes, dtype="float32"))
+    side = PolicySide(Job("nano3", "rl", small_sizes, dtype="float32"))
     before = {name: parameter.clone() for name, parameter in side.model.named_parameters()}
     times = side.run(case)
     assert times["seconds"] == pytest.approx(times["generate_seconds"] + times["update_seconds"])

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nano3.bench.compute_chart import plain, threads_text
-from nano3.files import write_atomic
-from nano3.report import BLUE, GRID, INK, MUTED, ORANGE
+from nano3.bench.compute_chart import threads_text
+from nano3.report import BLUE, MUTED, ORANGE, new_figure, plain, write_result
 
 
 def rows(figures: dict[str, Any]) -> Iterator[tuple[str, ...]]:
@@ -35,24 +33,15 @@ def rows(figures: dict[str, Any]) -> Iterator[tuple[str, ...]]:
 
 def write(figures: dict[str, Any], folder: Path) -> list[Path]:
     """Write result.json and kernels.png into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    result = folder / "result.json"
-    write_atomic(result, json.dumps(figures, indent=2) + "\n")
-    return [result, draw(figures, folder / "kernels.png")]
+    return [write_result(figures, folder), draw(figures, folder / "kernels.png")]
 
 
 def draw(figures: dict[str, Any], path: Path) -> Path:
     """The share of the roofline that nano3's own choice reaches, a bar an op; a tick where the next backend is."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     cases, machine = figures["cases"], figures["machine"]
-    figure = Figure(figsize=(8, 1.4 + 0.28 * len(cases)), dpi=150, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
     title = f"Kernels at the sizes of {figures['model']}: share of the roofline"
-    figure.suptitle(title, fontsize=12, fontweight="bold", color=INK, x=0.01, ha="left")
     where = f"{machine['cpu']}, {threads_text(machine['threads'])}, {figures['dtype']}"
-    figure.supxlabel(where, fontsize=8, color=MUTED, x=0.01, ha="left")
+    figure = new_figure(8, 1.4 + 0.28 * len(cases), title, where)
     axis = figure.subplots()
     labelled = set()
     for place, case in enumerate(reversed(cases)):
@@ -72,8 +61,6 @@ def draw(figures: dict[str, Any], path: Path) -> Path:
     axis.set_xlabel("% of what the measured ceilings allow", color=MUTED, fontsize=9)
     if labelled:
         axis.legend(frameon=False, fontsize=8, loc="lower right")
-    plain(axis)
-    axis.grid(visible=False, axis="y")
-    axis.grid(visible=True, axis="x", color=GRID, linewidth=0.8)
+    plain(axis, grid="x")
     figure.savefig(path)
     return path

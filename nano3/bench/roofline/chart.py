@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nano3.report import BLUE, GRID, INK, MUTED, ORANGE
+from nano3.report import BLUE, INK, MUTED, ORANGE, new_figure, plain
 
 COLORS = {"bf16": BLUE, "fp8": ORANGE}
 WIDTH = 0.38
@@ -13,17 +13,10 @@ WIDTH = 0.38
 
 def draw(found: dict[str, Any], path: Path) -> Path:
     """Bars in groups of one policy."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     rows, load = found["bounds"], found["load"]
-    figure = Figure(figsize=(8.5, 4.6), dpi=150, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
     title = f"{found['model']} on one {found['gpu']['name']}: output tokens a second at most"
-    figure.suptitle(title, fontsize=12, fontweight="bold", color=INK, x=0.01, ha="left")
     conditions = f"{load['isl']:,} tokens in, {load['osl']:,} out, the largest batch that fits (above each bar)."
-    figure.supxlabel(f"{conditions} Reckoned from bytes and FLOP, not measured.", fontsize=8, color=MUTED,
-                     x=0.01, ha="left")  # fmt: skip
+    figure = new_figure(8.5, 4.6, title, f"{conditions} Reckoned from bytes and FLOP, not measured.")
     axis = figure.subplots()
     titles = list(dict.fromkeys(row["title"] for row in rows))
     caches = list(dict.fromkeys(row["cache"] for row in rows))
@@ -35,11 +28,7 @@ def draw(found: dict[str, Any], path: Path) -> Path:
     axis.set_xticks(range(len(titles)), titles, fontsize=9)
     axis.set_ylim(0, 1.15 * max(1.0, *(row["output_rate"] for row in rows)))
     axis.legend(frameon=False, fontsize=8, loc="upper left")
-    axis.grid(True, axis="y", color=GRID, linewidth=0.8)
-    axis.set_axisbelow(True)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.spines[["left", "bottom"]].set_color(MUTED)
-    axis.tick_params(colors=MUTED)
+    plain(axis)
     figure.savefig(path)
     return path
 

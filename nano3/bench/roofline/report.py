@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from nano3.bench.roofline.chart import draw
 from nano3.bench.roofline.gpus import Gpu
 from nano3.config.model import ModelConfig
 from nano3.config.presets import load_model
-from nano3.files import write_atomic
+from nano3.report import write_result
 
 REPORTS_MODEL = "nano3-30b-a3b"
 MEASURED = (
@@ -52,10 +51,7 @@ def figures(name: str, cfg: ModelConfig, gpu: Gpu, load: Load) -> dict[str, Any]
 
 def write(found: dict[str, Any], folder: Path) -> list[Path]:
     """result.json and roofline.png in a folder, which is made."""
-    folder.mkdir(parents=True, exist_ok=True)
-    result = folder / "result.json"
-    write_atomic(result, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
-    return [result, draw(found, folder / "roofline.png")]
+    return [write_result(found, folder), draw(found, folder / "roofline.png")]
 
 
 def _is_the_reports(cfg: ModelConfig) -> bool:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nano3.bench.compute_chart import COLORS, plain, threads_text
-from nano3.files import write_atomic
-from nano3.report import INK, MUTED
+from nano3.bench.compute_chart import COLORS, threads_text
+from nano3.report import MUTED, new_figure, plain, write_result
 
 TITLES = {"length": "tokens of a sequence", "batch": "sequences", "experts": "experts of a block"}
 EACH = {"length": "token", "batch": "sequence", "experts": "expert"}
@@ -54,24 +52,15 @@ def growth_lines(figures: dict[str, Any]) -> Iterator[str]:
 
 def write(figures: dict[str, Any], folder: Path) -> list[Path]:
     """Write result.json and scaling.png into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    result = folder / "result.json"
-    write_atomic(result, json.dumps(figures, indent=2) + "\n")
-    return [result, draw(figures, folder / "scaling.png")]
+    return [write_result(figures, folder), draw(figures, folder / "scaling.png")]
 
 
 def draw(figures: dict[str, Any], path: Path) -> Path:
     """Time and peak memory over each axis, both scales logarithmic; dashed: in proportion to the first point."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     shown, machine = axes(figures), figures["machine"]
-    figure = Figure(figsize=(1.2 + 3.6 * len(shown), 6.4), dpi=150, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
     title = f"Scaling, {figures['work']}, {figures['model']}"
-    figure.suptitle(title, fontsize=12, fontweight="bold", color=INK, x=0.01, ha="left")
     where = f"{machine['cpu']}, {threads_text(machine['threads'])}"
-    figure.supxlabel(where, fontsize=8, color=MUTED, x=0.01, ha="left")
+    figure = new_figure(1.2 + 3.6 * len(shown), 6.4, title, where)
     grid = figure.subplots(2, len(shown), squeeze=False)
     for column, axis in enumerate(shown):
         own = [case for case in figures["cases"] if case["axis"] == axis]

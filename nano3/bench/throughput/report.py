@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from nano3.bench import compute_report
 from nano3.bench.compute import OURS, Measured
-from nano3.bench.compute_chart import COLORS, plain, threads_text
+from nano3.bench.compute_chart import COLORS, threads_text
 from nano3.bench.throughput.measure import Load, Search
-from nano3.files import write_atomic
-from nano3.report import INK, MUTED
+from nano3.report import INK, MUTED, new_figure, plain, write_result
 
 
 def summary(measured: Measured, cpu: str, load: Load, search: Search) -> dict[str, Any]:
@@ -86,24 +84,15 @@ def _sides(figures: dict[str, Any]) -> Iterator[tuple[dict, str, dict]]:
 
 def write(figures: dict[str, Any], folder: Path) -> list[Path]:
     """Write result.json and throughput.png into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    result = folder / "result.json"
-    write_atomic(result, json.dumps(figures, indent=2) + "\n")
-    return [result, draw(figures, folder / "throughput.png")]
+    return [write_result(figures, folder), draw(figures, folder / "throughput.png")]
 
 
 def draw(figures: dict[str, Any], path: Path) -> Path:
     """Output tokens a second by requests at a time, and what a user gets of them: lines, or bars of one case."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     load, machine = figures["load"], figures["machine"]
-    figure = Figure(figsize=(10, 4.2), dpi=150, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
     title = f"Throughput, {figures['model']}: {load['isl']:,} tokens in, {load['osl']:,} out"
-    figure.suptitle(title, fontsize=12, fontweight="bold", color=INK, x=0.01, ha="left")
     where = machine["cpu"] + (f", {threads_text(machine['threads'])}" if machine["threads"] else "")
-    figure.supxlabel(where, fontsize=8, color=MUTED, x=0.01, ha="left")
+    figure = new_figure(10, 4.2, title, where)
     left, right = figure.subplots(1, 2)
     if len(figures["cases"]) == 1:
         _bars(left, figures["cases"][0], "output_tokens_per_second", "output tokens/s")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nano3.cli.bench.options import Isl, Osl
+from nano3.cli.bench.options import Isl, Osl, out_option
 from nano3.cli.options.common import Json, complete_model
 from nano3.config.errors import UserError
 from nano3.files import check_free, check_writable
@@ -59,15 +59,7 @@ Tflops = Annotated[
     ),
 ]
 Memory = Annotated[float | None, typer.Option(help="Of the device.", metavar="GB", show_default=False)]
-Out = Annotated[
-    Path | None,
-    typer.Option(
-        help="Also write result.json and roofline.png here: a new folder.",
-        metavar="DIR",
-        file_okay=False,
-        show_default=False,
-    ),
-]
+Out = Annotated[Path | None, out_option("result.json and roofline.png")]
 
 
 def roofline(

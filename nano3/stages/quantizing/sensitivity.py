@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -13,13 +12,13 @@ from nano3.config.errors import UserError
 from nano3.config.sft import SftConfig
 from nano3.data.chat.calibration import Drawn, draw_rows
 from nano3.eval.intervals import bootstrap_means, middle95
-from nano3.files import write_atomic
 from nano3.model.hf.folder import load
 from nano3.progress import Progress
 from nano3.quantize.policy import Policy
 from nano3.quantize.rows import CalibrationRows
 from nano3.quantize.sensitivity import By, HeldoutRows, list_parts, measure
 from nano3.quantize.sensitivity_chart import draw
+from nano3.report import write_result
 from nano3.stages.quantizing.rows import Calibration, settings_of
 from nano3.stages.quantizing.stage import prepare
 from nano3.stages.run_folder import say
@@ -64,10 +63,7 @@ def main(source: str | Path, calibration: Calibration, heldout: int, by: By) -> 
 
 def write(found: dict[str, Any], folder: Path) -> list[Path]:
     """result.json and sensitivity.png in a folder, which is made."""
-    folder.mkdir(parents=True, exist_ok=True)
-    result = folder / "result.json"
-    write_atomic(result, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
-    return [result, draw(found, folder / "sensitivity.png")]
+    return [write_result(found, folder), draw(found, folder / "sensitivity.png")]
 
 
 def _rows(source: Path, folder: Path, calibration: Calibration, count: int) -> tuple[CalibrationRows, HeldoutRows]:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from nano3.report import GRID, INK, MUTED
+from nano3.report import INK, new_figure, plain
 
 UNITS = ((1e12, "trillion tokens"), (1e9, "billion tokens"), (1e6, "million tokens"), (1e3, "thousand tokens"))
 LEAST_SPAN = 0.04
@@ -38,12 +38,7 @@ def unit(train: list[dict[str, Any]]) -> tuple[float, str]:
 
 def figure(n_axes: int, title: str, n_rows: int = 1) -> tuple[Any, list[Any]]:
     """A figure with a title, and its axes row by row."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    made = Figure(figsize=(5.2 * n_axes + 0.6, 3.9 * n_rows), dpi=150, layout="constrained", facecolor="white")
-    FigureCanvasAgg(made)
-    made.suptitle(title, fontsize=13, fontweight="bold", color=INK, x=0.01, ha="left")
+    made = new_figure(5.2 * n_axes + 0.6, 3.9 * n_rows, title, title_size=13)
     return made, list(made.subplots(n_rows, n_axes, squeeze=False).flat)
 
 
@@ -52,11 +47,7 @@ def dress(axis: Any, x_label: str, y_label: str) -> None:
     axis.set_xlabel(x_label, color=INK)
     axis.set_ylabel(y_label, color=INK)
     axis.set_xlim(left=0)
-    axis.grid(True, color=GRID, linewidth=0.8)
-    axis.set_axisbelow(True)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.spines[["left", "bottom"]].set_color(MUTED)
-    axis.tick_params(colors=MUTED, which="both")
+    plain(axis, grid="both")
     if axis.get_legend_handles_labels()[0]:
         axis.legend(frameon=False, fontsize=9)
 

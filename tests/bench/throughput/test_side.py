@@ -13,30 +13,12 @@ from nano3.config.errors import UserError
 from nano3.engine.engine import Engine
 from nano3.engine.sizing import free_memory, memory_beside
 
-SMALL = """
-pattern = "M*E"
-vocab_size = 600
-d_model = 32
-n_heads = 2
-n_kv_heads = 1
-head_dim = 16
-mamba_n_heads = 2
-mamba_head_dim = 16
-d_state = 16
-n_groups = 1
-n_experts = 4
-top_k = 2
-d_expert = 16
-d_shared = 32
-"""
 CASE = Case("throughput", 2, 9, 5, requests=5)
 
 
 @pytest.fixture
-def side(tmp_path):
-    path = tmp_path / "small.toml"
-    path.write_text(SMALL)
-    return EngineSide(Job("nano3", "throughput", str(path), memory=1 << 20))
+def side(small_sizes):
+    return EngineSide(Job("nano3", "throughput", small_sizes, memory=1 << 20))
 
 
 def test_all_requests_get_all_their_tokens(side):
