@@ -175,18 +175,12 @@ class LM(nn.Module):
         Raises:
             ValueError: arguments that do not fit each other; the message says which.
         """
-        if state is not None and document_ids is not None:
-            raise ValueError("give document_ids or state, not both: a continued sequence is one document")
-        if state is not None and (boundary is not None or context is not None):
-            raise ValueError("give state or boundary and context, not both: either says what lies before the tokens")
-        if not torch.compiler.is_compiling():
-            watch_cores()
-        self._check(tokens, valid, routing)
+        if state is not None:
+            _check_beside_state(document_ids, boundary, context)
+        self._begin(tokens, valid, routing)
         if state is not None and valid is None and routing is None:
-            stepped = step(self, tokens, state, experts=keep_expert_ids)
-            if stepped is not None:
-                expert_ids = None if stepped.expert_ids is None else stepped.expert_ids.long().unsqueeze(1)
-                return Hidden(stepped.hidden.unsqueeze(0).to(self.compute_dtype), [], expert_ids)
+            if (stepped := self._step(tokens, state, keep_expert_ids)) is not None:
+                return stepped
         x = self.embeddings(tokens).to(self.compute_dtype) if inputs is None else inputs
         wanted, places = frozenset(statistics), None if valid is None else Places.of(valid)
         around = Pass(document_ids, places, None, keep_expert_ids, boundary, context, wanted)
@@ -200,6 +194,14 @@ class LM(nn.Module):
         if part is None or part.stop == self.cfg.n_blocks:
             x = self.norm_f(x)
         return Hidden(x, stats, chosen, wanted, slices)
+
+    def _step(self, tokens: Tensor, state: HybridState, keep_expert_ids: bool) -> Hidden | None:
+        """One token of each sequence of a StatePool in one call; None: it has to go block by block."""
+        stepped = step(self, tokens, state, experts=keep_expert_ids)
+        if stepped is None:
+            return None
+        expert_ids = None if stepped.expert_ids is None else stepped.expert_ids.long().unsqueeze(1)
+        return Hidden(stepped.hidden.unsqueeze(0).to(self.compute_dtype), [], expert_ids)
 
     @overload
     def log_probs(
@@ -320,7 +322,10 @@ class LM(nn.Module):
         self.compute_dtype = compute_dtype or dtype
         return self
 
-    def _check(self, tokens: Tensor, valid: Tensor | None, routing: Tensor | None) -> None:
+    def _begin(self, tokens: Tensor, valid: Tensor | None, routing: Tensor | None) -> None:
+        """Check arguments, and on how many cores this process may run by now."""
+        if not torch.compiler.is_compiling():
+            watch_cores()
         if valid is not None and (valid.shape != tokens.shape or valid.dtype != torch.bool):
             raise ValueError(f"valid is {valid.dtype} {tuple(valid.shape)}; it must be bool {tuple(tokens.shape)}")
         shape = (len(self.cfg.blocks(MOE)), *tokens.shape, self.cfg.top_k)
@@ -340,3 +345,10 @@ class LM(nn.Module):
                 return block(x, around, None, x.shape[0] * x.shape[1])
             return checkpoint(block, x, around, state, use_reentrant=False)
         return block(x, around, state)
+
+
+def _check_beside_state(document_ids: Tensor | None, boundary: Boundary | None, context: Context | None) -> None:
+    if document_ids is not None:
+        raise ValueError("give document_ids or state, not both: a continued sequence is one document")
+    if boundary is not None or context is not None:
+        raise ValueError("give state or boundary and context, not both: either says what lies before the tokens")
