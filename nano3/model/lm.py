@@ -178,9 +178,9 @@ class LM(nn.Module):
         if state is not None:
             _check_beside_state(document_ids, boundary, context)
         self._begin(tokens, valid, routing)
-        if state is not None and valid is None and routing is None:
-            if (stepped := self._step(tokens, state, keep_expert_ids)) is not None:
-                return stepped
+        plain = valid is None and routing is None
+        if state is not None and plain and (stepped := self._step(tokens, state, keep_expert_ids)) is not None:
+            return stepped
         x = self.embeddings(tokens).to(self.compute_dtype) if inputs is None else inputs
         wanted, places = frozenset(statistics), None if valid is None else Places.of(valid)
         around = Pass(document_ids, places, None, keep_expert_ids, boundary, context, wanted)
