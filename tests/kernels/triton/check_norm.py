@@ -26,3 +26,25 @@ def test_gated_rms_norm_of_rows_that_are_parts_of_wider_ones(width, groups, dtyp
     got = kernels.gated_rms_norm(y, z, weight, 1e-2, groups, backend="triton")
     expected = kernels.gated_rms_norm(y.double(), z.double(), weight.double(), 1e-2, groups, backend="reference")
     assert_close(got, expected, MOST[dtype])
+
+
+@pytest.mark.parametrize("dtype", MOST)
+@pytest.mark.parametrize(
+    ("rows", "width", "groups"), [(7, 30, 0), (5, 66, 3), pytest.param(9, 1040, 2, marks=pytest.mark.slow)]
+)
+def test_gradients(rows, width, groups, dtype, assert_close):
+    """Of rms_norm (no groups) and gated_rms_norm; inputs and the result's gradient are parts of wider rows."""
+    wide = torch.randn(rows, 3 * width + 2).to(dtype)
+    inputs = [wide[:, 1 : width + 1], wide[:, width + 1 : 2 * width + 1], torch.randn(width)]
+    inputs, dout = [inputs[0], *inputs[1 if groups else 2 :]], wide[:, 2 * width + 1 : 3 * width + 1]
+
+    def gradients(*inputs, backend):
+        leaves = [t.detach().requires_grad_() for t in inputs]
+        op, options = (kernels.gated_rms_norm, (groups,)) if groups else (kernels.rms_norm, ())
+        out = op(*leaves, 1e-2, *options, backend=backend)
+        return out.detach(), *torch.autograd.grad(out, leaves, dout.to(out.dtype))
+
+    results = gradients(*inputs, backend="triton")
+    for got, expected in zip(results, gradients(*(t.double() for t in inputs), backend="reference"), strict=True):
+        assert_close(got, expected, MOST[dtype])
+    assert [t.dtype for t in results[1:]] == [t.dtype for t in inputs]
