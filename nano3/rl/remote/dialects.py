@@ -93,6 +93,8 @@ class Vllm:
             raise UserError(f"{error}; {PAUSED}") from error
         except NoAnswerError as error:
             raise NoAnswerError(f"{error.reason}; {PAUSED}", error.tries, error.limit) from error
+        except (ValueError, AttributeError) as error:
+            raise NoAnswerError(f"its answer is not vLLM's: {error}; {PAUSED}", 1, "in 1 attempt") from error
 
     def _replace(self, server: Server, folder: Path, version: str) -> None:
         body = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}

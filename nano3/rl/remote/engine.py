@@ -193,6 +193,8 @@ class RemoteEngine:
                 place.load_weights(folder.resolve(), name)
             except (LostError, UserError) as error:
                 failed[i] = error
+            except BaseException as error:  # what is not told counts as taken
+                failed[i] = LostError(f"{type(error).__name__}: {error}")
 
         threads = [Thread(target=send, args=pair, daemon=True) for pair in enumerate(self._places)]
         for thread in threads:

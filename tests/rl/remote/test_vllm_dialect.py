@@ -126,6 +126,17 @@ def test_a_server_that_dies_while_it_takes_weights_may_be_paused(tokenizer, tmp_
             engine.load_weights(tmp_path)
 
 
+@pytest.mark.parametrize("answer", ["no", []])
+def test_a_server_whose_answer_to_weights_is_strange_has_not_taken_them(tokenizer, tmp_path, answer):
+    with vllm(reset_prefix_cache=(200, answer)) as (url, asked):
+        engine = RemoteEngine([url], tokenizer, tmp_path)
+        with pytest.raises(ServersGoneError, match=r"not vLLM's.*stays paused") as caught:
+            engine.load_weights(tmp_path)
+        assert not engine.parts
+    assert "/resume" not in [path for path, _ in asked]
+    assert "\n" not in str(caught.value)
+
+
 UNUSABLE = [
     ({"choices": [{"index": 0, "text": "a", "logprobs": None}]}, "vLLM's form"),
     ({"choices": [CHOICE | {"token_ids": None}]}, "token_ids"),
