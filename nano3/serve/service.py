@@ -51,7 +51,7 @@ class Service:
             template.variables["enable_thinking"] = False  # what a request says goes before this
         self.chat = ChatEncoder(engine.tokenizer, template)
         self.texts = TokenTexts(engine.tokenizer)
-        self.max_context = engine.max_context
+        self.max_context, self.ids_limit = engine.max_context, engine.ids_limit
         self.most_characters = engine.max_context * max(map(len, engine.tokenizer.inner.get_vocab()))
         """Longer texts cannot fit, whatever their tokens."""
         self._large = asyncio.Semaphore(1)

@@ -28,6 +28,8 @@ class Model(BaseModel):
     owned_by: str = "nano3"
     root: str
     max_model_len: int
+    ids_limit: int
+    """Only ids below it are drawn, and what is drawn has its log-probability over these alone."""
     thinking_default: bool
     """Whether answers begin with thinking where a request does not say; false for base models."""
     base_model: bool
@@ -109,7 +111,7 @@ async def version() -> Version:
 def _model(service: Service) -> Model:
     settings = service.settings
     return Model(id=service.name, created=service.created, root=service.name, max_model_len=service.max_context,
-                 thinking_default=not settings.base_model, base_model=settings.base_model,
+                 ids_limit=service.ids_limit, thinking_default=not settings.base_model, base_model=settings.base_model,
                  opening=settings.opening)  # fmt: skip
 
 

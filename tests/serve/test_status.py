@@ -15,10 +15,11 @@ def samples(client):
     }
 
 
-def test_the_models_list_has_the_one_model(client):
+def test_the_models_list_has_the_one_model(client, tokenizer):
     (model,) = client.get("/v1/models").json()["data"]
     assert model["id"] == "small"
     assert model["max_model_len"] == 4096
+    assert model["ids_limit"] == tokenizer.vocab_size
     assert (model["base_model"], model["opening"]) == (False, "")
     assert client.get("/v1/models/small").json() == model
     assert client.get("/v1/models/other/one").json()["error"]["code"] == "model_not_found"

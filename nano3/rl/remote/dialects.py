@@ -53,9 +53,13 @@ class Nano3Serve:
 
     marks_thinking = True
 
+    def __init__(self, ids_limit: int | None = None) -> None:
+        """`ids_limit`: what it lists."""
+        self._ids_limit = ids_limit
+
     def ids_limit(self, tokenizer: Tokenizer) -> int | None:
-        """Its engine leaves out what no text comes of."""
-        return tokenizer.vocab_size
+        """Its own engine leaves out what no text comes of, vLLM behind it does not."""
+        return self._ids_limit or tokenizer.vocab_size
 
     def load_weights(self, server: Server, folder: Path, version: str) -> None:
         """One request; the server drops its prefix cache itself."""
@@ -117,7 +121,7 @@ class Vllm:
 
 def dialect_of(listed: dict[str, Any]) -> Dialect:
     """That of a server, by what it tells of its model at /v1/models."""
-    return Nano3Serve() if listed.get("owned_by") == "nano3" else Vllm()
+    return Nano3Serve(listed.get("ids_limit")) if listed.get("owned_by") == "nano3" else Vllm()
 
 
 def _accepted(server: Server, path: str, reply: Reply) -> None:

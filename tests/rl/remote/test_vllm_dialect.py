@@ -249,6 +249,9 @@ def test_servers_that_draw_from_different_ids_are_not_taken_together(tokenizer, 
     with vllm() as (url, _), vllm(v1_models=(200, listed)) as (ours, _):
         assert RemoteEngine([url, ours], tokenizer, tmp_path, vocab_size=n).ids_limit == n
         assert RemoteEngine([ours], tokenizer, tmp_path, vocab_size=2 * n).ids_limit == n
+        listed["data"][0]["ids_limit"] = 2 * n  # nano3 serve --engine vllm
+        assert RemoteEngine([url, ours], tokenizer, tmp_path, vocab_size=2 * n).ids_limit == 2 * n
+        del listed["data"][0]["ids_limit"]
         with pytest.raises(UserError, match=rf"{url} from {2 * n}, {ours} from {n}.* servers of one kind"):
             RemoteEngine([url, ours], tokenizer, tmp_path, vocab_size=2 * n)
 
