@@ -12,6 +12,8 @@ from nano3.engine.protocol import run
 from nano3.engine.request import Request, Sampling
 from nano3.model import step
 from nano3.model.lm import LM
+from nano3.model.state.plan import Plan, Span
+from nano3.model.state.pool import StatePool
 from tests.engine.conftest import SIZES
 from tests.engine.test_graph_steps import requests
 from tests.engine.test_sampled_steps import assert_same
@@ -53,6 +55,32 @@ def test_new_weights_are_seen(on_gpu, tokenizer):
             on_gpu.lm_head.weight.mul_(factor)
         engine.weights_changed()
     assert texts[0] == texts[2] != texts[1]
+
+
+@torch.inference_mode()
+def test_steps_that_nobody_waits_for_have_numbers_of_their_own(on_gpu):
+    """A GPU that is busy reads the slots and lengths of a step after the host has gone on to the next."""
+    pool = StatePool(on_gpu.cfg, n_slots=3, n_pages=3, page_size=8, device="cuda")
+    tokens = torch.tensor([[5]], device="cuda")
+
+    def walk(cycles):
+        for block in pool.blocks:
+            for tensor in (t for t in vars(block).values() if isinstance(t, torch.Tensor)) if block else ():
+                tensor.zero_()
+        torch.cuda.synchronize()
+        found = []
+        for i in range(3):
+            torch.cuda._sleep(cycles)
+            found.append(on_gpu.hidden(tokens, state=pool.state(Plan([Span(1, i, 0, [i])], 8, "cuda"))).x)
+        torch.cuda.synchronize()
+        return torch.cat(found), [block.ssm.clone() for block in pool.blocks if hasattr(block, "ssm")]
+
+    walk(0)  # makes the graphs
+    hidden, states = walk(100_000_000)
+    torch.testing.assert_close(hidden, hidden[:1].expand_as(hidden))
+    for state in states:
+        assert state[0].any()
+        torch.testing.assert_close(state, state[:1].expand_as(state))
 
 
 @pytest.mark.parametrize("kind", [{"temperature": 0}, {"seed": 1}, {"seed": 2, "top_p": 0.9}])

@@ -83,6 +83,7 @@ class Indices:
         self._table = host[count:].view(np.int32)[: rows * width].reshape(rows, width)
         self._numbers[:] = PADDING
         self._draws[:] = np.array(NOTHING)[:, None]
+        self._sent = torch.cuda.Event() if device.type == "cuda" else None
         self._pages: list[list[int]] = [[]] * rows
         """What the rows of the table begin with."""
         self.tokens = device_numbers[TOKEN]
@@ -103,6 +104,8 @@ class Indices:
             IndexError: a token, slot or page that does not exist.
             ValueError: two sequences in one slot, or too few pages.
         """
+        if self._sent is not None and not self._sent.query():
+            self._sent.synchronize()  # the device has yet to read what the buffer holds
         n, numbers, sizes = len(tokens), self._numbers, self._sizes
         numbers[:, n:] = PADDING
         numbers[TOKEN, :n], numbers[SLOT, :n], numbers[COUNT, :n] = tokens, slots, lengths
@@ -139,6 +142,8 @@ class Indices:
     def send(self) -> None:
         """To the device."""
         self._device.copy_(self._host, non_blocking=True)
+        if self._sent is not None:
+            self._sent.record(torch.cuda.current_stream(self._device.device))
 
 
 def _pinned(shape: Sequence[int], device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
