@@ -181,6 +181,15 @@ def test_what_a_graph_would_not_see_goes_op_by_op(model, monkeypatch, change):
     assert any(word in reason for word in ("hooked", "one piece"))
 
 
+def test_float64_is_not_rounded(model, monkeypatch):
+    model.to_dtype(torch.float64)
+    pools = [filled_pool(model, torch.float64) for _ in range(2)]
+    got = run(model, pools[0], Plan(spans(3), PAGE))
+    expected = op_by_op(monkeypatch, run, model, pools[1], Plan(spans(3), PAGE))
+    torch.testing.assert_close(got.x, expected.x, atol=1e-12, rtol=1e-12)
+    assert "float64" in (step_module.why_not(model) or "")
+
+
 def test_pools_take_turns(model, monkeypatch):
     pools, others = ([filled_pool(model, seed=seed) for seed in range(4)] for _ in range(2))
     for i in (0, 1, 2, 1, 3, 0):

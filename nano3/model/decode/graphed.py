@@ -227,6 +227,8 @@ def _one_place(block: MambaSlots | AttentionPages | None) -> MambaSlots | Attent
 
 
 def _unfit(model: DecodingModel) -> str | None:
+    if model.compute_dtype == torch.float64:
+        return "activations are torch.float64, and a step gives float32"
     if not all(t.is_contiguous() for m in model.modules() for t in (*m.parameters(False), *m.buffers(False))):
         return "a weight of the model is not in one piece"  # others in its place would not be seen
     kinds = {(m.gate.top_k, *m.experts.operand("up_proj").shape) for m in model.modules() if isinstance(m, MoE)}
