@@ -159,15 +159,18 @@ class World:
     def agree(self, error: BaseException | None) -> None:
         """Raise the first error of any rank on all of them, so that they end alike and none waits for a dead one.
 
-        Every rank must call. Another rank's error is of its own kind where that is a UserError, else a UserError.
+        Every rank must call. Another rank's error is of its own kind where that is a UserError, else a UserError; but a
+        rank that has one of that kind itself raises its own, so that whoever waits for it (PausedError) gets it.
         """
-        found = self.gather(None if error is None else _sendable(error))
+        found = self.gather(None if error is None else (type(error).__qualname__, _sendable(error)))
         first = next((rank for rank, problem in enumerate(found) if problem is not None), None)
         if first is None:
             return
-        if error is not None and first == self.rank:
+        kind, sent = found[first]
+        alike = type(error).__qualname__ == kind and not isinstance(error, UserError)
+        if error is not None and (first == self.rank or alike):
             raise error
-        raise found[first] from error
+        raise sent from error
 
     def limit_waits(self, seconds: float | None) -> None:
         """From now on the run ends with an error where a process waits longer for others in a step; None: no limit but

@@ -52,6 +52,7 @@ report(lambda: world.agree(ValueError("no tracker") if world.is_main else None))
 
 END = """
 from nano3.rl.training.stops import TrainingStoppedError
+from nano3.train.feed import PausedError
 
 class Odd(Exception):
     pass
@@ -65,6 +66,7 @@ def end(*errors):
 end(None, TrainingStoppedError("too far", 7))
 end(TrainingStoppedError("too far", 7), Odd("late"))
 end(Odd("late"), TrainingStoppedError("too far", 7))
+end(PausedError("later"), PausedError("later"))
 end(None, None)
 print([len(world.to_main(world.rank)), world.gather(world.rank)])
 """
@@ -89,8 +91,9 @@ def test_ranks_talk_while_a_checkpoint_is_written(on_two_ranks):
 
 def test_all_ranks_end_alike_whichever_finds_the_reason(on_two_ranks):
     main, other = on_two_ranks(END)
-    assert main == ["TrainingStoppedError too far 7", "TrainingStoppedError too far 7", "Odd late ", "[2, [0, 1]]"]
-    assert other == [*main[:2], "UserError late ", "[0, [0, 1]]"]
+    stopped, paused = "TrainingStoppedError too far 7", "PausedError later "
+    assert main == [stopped, stopped, "Odd late ", paused, "[2, [0, 1]]"]
+    assert other == [stopped, stopped, "UserError late ", paused, "[0, [0, 1]]"]
 
 
 def test_what_fails_on_one_rank_fails_on_all(on_two_ranks):
