@@ -97,7 +97,8 @@ def load_model(name: str, overrides: Sequence[str] = ()) -> ModelConfig:
 def load(schema: type, kind: str, name: str, overrides: Sequence[str] = ()) -> Any:
     """The `schema` dataclass that a preset of this kind and the overrides describe. Raises UserError."""
     source = _find(kind, name, Path())
-    table = _resolve(schema, source, ())
+    later = any(text.partition("=")[0].strip() == "train.steps" for text in overrides)
+    table = _resolve(schema, source, (), later)
     _drop_seq_len(schema, table)
     asked: Table = {}
     for text in overrides:
@@ -162,8 +163,9 @@ def _read_file(kind: str, path: Path) -> _Source:
         raise UserError(f"{path}: cannot read the preset: {(error.strerror or str(error)).lower()}") from error
 
 
-def _resolve(schema: type, source: _Source, chain: tuple[str, ...]) -> Table:
-    """The checked table of a preset, with everything that it inherits merged in."""
+def _resolve(schema: type, source: _Source, chain: tuple[str, ...], later: bool = False) -> Table:
+    """The checked table of a preset, with everything that it inherits merged in; `later`: what is laid over it says how
+    many steps the run has."""
     if source.label in chain:
         raise UserError(f"{source.label}: presets inherit in a circle: {' -> '.join([*chain, source.label])}")
     table = _parse(source)
@@ -175,8 +177,10 @@ def _resolve(schema: type, source: _Source, chain: tuple[str, ...]) -> Table:
         raise UserError(f"{source.label}: 'base' must be a string, the name of a preset or a .toml file")
     with _place(f"{source.label}: base: "):
         parent = _find(source.kind, base, source.folder)
-    merged = _merge(_resolve(schema, parent, (*chain, source.label)), own, schema)
-    _check_length(own, merged, source.label)
+    below = _resolve(schema, parent, (*chain, source.label), later or "steps" in own.get("train", {}))
+    merged = _merge(below, own, schema)
+    if not later:
+        _check_length(own, merged, source.label)
     return _checked_seq_len(schema, source, own, merged)
 
 

@@ -250,3 +250,8 @@ def test_tokens_that_the_steps_of_a_preset_would_hide_are_refused(tmp_path):
     for steps in (0, 7):
         train = load_sft("tiny", [f"train.steps={steps}", "train.tokens=9000"]).train
         assert (train.steps, train.tokens) == (steps, 9000)
+        train = load_sft(str(tmp_path / "mine.toml"), [f"train.steps={steps}"]).train  # which says so later
+        assert (train.steps, train.tokens) == (steps, 9000)
+    (tmp_path / "other.toml").write_text('base = "mine.toml"\n[train]\nsteps = 0\n')
+    train = load_sft(str(tmp_path / "other.toml")).train
+    assert (train.steps, train.tokens) == (0, 9000)
