@@ -191,10 +191,40 @@ def _gated_norm(dtype: torch.dtype) -> tuple[tuple, dict[str, Any]]:
     return (torch.zeros(64, 4096, dtype=dtype), z, torch.zeros(4096), 1e-5, 8), {}
 
 
+def _mamba_step(dtype: torch.dtype) -> tuple[tuple, dict[str, Any]]:
+    B, H, P, G, N, taps = 8, 64, 64, 8, 128, 4
+    C = H * P + 2 * G * N
+    z, xBC, dt = torch.zeros(B, H * P + C + H, dtype=dtype).split([H * P, C, H], dim=1)
+    states = torch.zeros(16, C, taps - 1, dtype=dtype), torch.zeros(16, H, P, N)
+    weights = torch.zeros(C, taps), torch.zeros(C), *(torch.zeros(H) for _ in range(3)), torch.zeros(H * P)
+    return (xBC, dt, z, *states, torch.zeros(B, dtype=torch.int64), *weights, 1e-5, G), {}
+
+
+def _paged(dtype: torch.dtype, queries: int) -> tuple[Tensor, ...]:
+    q, pages = torch.zeros(queries, 32, 128, dtype=dtype), torch.zeros(128, 64, 2, 128, dtype=dtype)
+    return q, pages, pages.clone(), torch.zeros(2, 64, dtype=torch.int32)
+
+
+def _decode(dtype: torch.dtype) -> tuple[tuple, dict[str, Any]]:
+    return (*_paged(dtype, 2), torch.zeros(2, dtype=torch.int32)), {}
+
+
+def _queries(dtype: torch.dtype) -> tuple[tuple, dict[str, Any]]:
+    return (*_paged(dtype, 512), [256, 256], [4096, 256]), {}
+
+
+def _route(dtype: torch.dtype) -> tuple[tuple, dict[str, Any]]:
+    return (torch.zeros(64, 2688, dtype=dtype), torch.zeros(128, 2688), torch.zeros(128), 6, 2.5), {}
+
+
 CASES: dict[str, Callable[[torch.dtype], tuple[tuple, dict[str, Any]]]] = {
     "rms_norm": _norm,
     "gated_rms_norm": _gated_norm,
     "causal_conv1d": _conv,
+    "mamba_step": _mamba_step,
+    "paged_attention": _queries,
+    "paged_decode": _decode,
+    "route": _route,
     "ssd_scan": _scan,
 }
 """Op -> arguments and options of the 30B model's sizes."""

@@ -18,10 +18,12 @@ from ..eager import FUNCTIONS as EAGER
 from ..scaled import E4M3
 from .call import INTERPRETED, TYPES, Kernel, fits, guarded, launch, normal, power_of_2
 
-KEYS = 64
+KEYS, KEYS_FLOAT32 = 64, 32
 """Keys that a program takes at a time."""
 MOST_SPLITS, MOST_HEADS, WIDEST = 128, 64, 256
 """Shares of a sequence, query heads of a key head, width of a head."""
+MOST_FLOAT32 = 64 * 128
+"""Most query heads of a key head times width in float32: more need more shared memory than smaller GPUs have."""
 STAGE_BYTES = 96 * 1024
 """Of keys and values on their way, so that any GPU has room."""
 LOG2_E = 1.4426950408889634
@@ -31,7 +33,7 @@ LOG2_E = 1.4426950408889634
 def decode_kernel(
     Q, K, V, TABLE, COUNTS, KEY_SCALE, VALUE_SCALE, PARTIAL, LOG_SUM, OUT, q_row, q_head, page_stride, place_stride,
     head_stride, table_row, scale, R, D, PAGE, SPLITS: tl.constexpr, HAS_KEY_SCALE: tl.constexpr,
-    HAS_VALUE_SCALE: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr,
+    HAS_VALUE_SCALE: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """One share of one key head of one sequence: its attention into PARTIAL and the log2 of its sum of exponentials
     into LOG_SUM, -inf where it has no key; with one share a sequence, the result into OUT."""
@@ -55,13 +57,13 @@ def decode_kernel(
         at = (page * page_stride + (t % PAGE) * place_stride + g * head_stride)[:, None] + d[None, :]
         held = seen[:, None] & (d < D)[None, :]  # pages hold whatever was there: 0 * nan is nan
         k = tl.load(K + at, mask=held, other=0.0).to(Q.dtype.element_ty)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+        scores = tl.dot(q, tl.trans(k), input_precision=DOT) * scale
         scores = tl.where(seen[None, :], scores, float("-inf"))
         most = tl.maximum(best, tl.max(scores, 1))
         p = tl.exp2(scores - most[:, None])
         shrink = tl.exp2(best - most)
         v = tl.load(V + at, mask=held, other=0.0).to(Q.dtype.element_ty)
-        out = out * shrink[:, None] + tl.dot(p.to(Q.dtype.element_ty), v, input_precision="ieee")
+        out = out * shrink[:, None] + tl.dot(p.to(Q.dtype.element_ty), v, input_precision=DOT)
         total = total * shrink + tl.sum(p, 1)
         best = most
     total = tl.where(last > first, total, 1.0)  # without a key `out` is 0
@@ -122,7 +124,8 @@ def paged_decode(
         q if key_scale is None else key_scale, q if value_scale is None else value_scale, partial, log_sum, out,
         q.stride(0), q.stride(1), *key_pages.stride()[:3], page_table.stride(0), D**-0.5 * LOG2_E, Hq // Hkv, D, size,
         SPLITS=splits, HAS_KEY_SCALE=key_scale is not None, HAS_VALUE_SCALE=value_scale is not None,
-        ROWS=max(power_of_2(Hq // Hkv), 16), WIDTH=width, KEYS=KEYS, num_warps=4, num_stages=min(max(stages, 1), 3),
+        ROWS=max(power_of_2(Hq // Hkv), 16), WIDTH=width, **products(q.dtype), num_warps=4,
+        num_stages=min(max(stages, 1), 3),
     )  # fmt: skip
     if splits > 1:
         launch(
@@ -130,6 +133,14 @@ def paged_decode(
             num_warps=4,
         )  # fmt: skip
     return out
+
+
+def products(dtype: torch.dtype) -> dict[str, int | str]:
+    """Constants of the products of a kernel for queries of `dtype`. Float32 goes through the matrix units as three
+    products of tf32: without them it does not fit into registers."""
+    if dtype == torch.float32:
+        return {"KEYS": KEYS_FLOAT32, "DOT": "tf32x3"}
+    return {"KEYS": KEYS, "DOT": "ieee"}
 
 
 def splits_of(rows: int, most_keys: int, device: torch.device) -> int:
@@ -152,7 +163,8 @@ def takes(q, key_pages, value_pages, page_table, counts, key_scale, value_scale)
     layout = key_pages.stride() == value_pages.stride() and key_pages.stride(3) == 1
     here = all(t.device == q.device for t in (*pages, page_table, counts))
     integers = {page_table.dtype, counts.dtype} <= {torch.int32, torch.int64}
-    return types and layout and here and integers and heads <= MOST_HEADS and q.shape[2] <= WIDEST
+    small = q.dtype != torch.float32 or power_of_2(max(heads, 16)) * power_of_2(max(q.shape[2], 16)) <= MOST_FLOAT32
+    return types and layout and here and integers and small and heads <= MOST_HEADS and q.shape[2] <= WIDEST
 
 
 def _reads_e4m3(pages: Tensor) -> bool:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ..eager import FUNCTIONS as EAGER
 from .call import Kernel, guarded, launch, normal, power_of_2
-from .paged import KEYS, LOG2_E, STAGE_BYTES, paged_decode, takes
+from .paged import KEYS, LOG2_E, STAGE_BYTES, paged_decode, products, takes
 
-QUERIES = 128
+QUERIES, QUERIES_FLOAT32 = 128, 32
 """Queries that a program takes."""
 WIDEST = 128
 """Of a head: wider ones would not fit into registers."""
@@ -23,7 +23,7 @@ WIDEST = 128
 @triton.jit
 def queries_kernel(
     Q, K, V, TABLE, LENGTHS, OUT, n, q_row, q_head, page_stride, place_stride, head_stride, table_row, scale, R, D,
-    PAGE, QUERIES: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr,
+    PAGE, QUERIES: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """OUT of some queries of one head of one sequence, with a running softmax (arXiv 2205.14135).
 
@@ -45,13 +45,13 @@ def queries_kernel(
             at = (page * page_stride + (t % PAGE) * place_stride + (h // R) * head_stride)[:, None] + d[None, :]
             held = (t < last)[:, None] & (d < D)[None, :]  # pages hold whatever was there: 0 * nan is nan
             k = tl.load(K + at, mask=held, other=0.0).to(Q.dtype.element_ty)
-            scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+            scores = tl.dot(q, tl.trans(k), input_precision=DOT) * scale
             scores = tl.where((t[None, :] <= position[:, None]) & (t < last)[None, :], scores, float("-inf"))
             most = tl.maximum(best, tl.max(scores, 1))
             p = tl.exp2(scores - most[:, None])
             shrink = tl.exp2(best - most)
             v = tl.load(V + at, mask=held, other=0.0).to(Q.dtype.element_ty)
-            out = out * shrink[:, None] + tl.dot(p.to(Q.dtype.element_ty), v, input_precision="ieee")
+            out = out * shrink[:, None] + tl.dot(p.to(Q.dtype.element_ty), v, input_precision=DOT)
             total = total * shrink + tl.sum(p, 1)
             best = most
         out /= total[:, None]
@@ -91,10 +91,12 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor, table: Tensor, lengths: Ten
     q, (Hq, D) = q if q.stride(2) == 1 else q.contiguous(), q.shape[1:]
     width = max(power_of_2(D), 16)
     stages = STAGE_BYTES // (2 * KEYS * width * keys.element_size())
+    queries, warps = (QUERIES_FLOAT32, 4) if q.dtype == torch.float32 else (QUERIES, 8)
     launch(
-        queries_kernel, (-(-longest // QUERIES), Hq, len(table)), q, keys, values, table, lengths, out, len(table),
+        queries_kernel, (-(-longest // queries), Hq, len(table)), q, keys, values, table, lengths, out, len(table),
         q.stride(0), q.stride(1), *keys.stride()[:3], table.stride(0), D**-0.5 * LOG2_E, Hq // keys.shape[2], D,
-        keys.shape[1], QUERIES=QUERIES, WIDTH=width, KEYS=KEYS, num_warps=8, num_stages=min(max(stages, 1), 3),
+        keys.shape[1], QUERIES=queries, WIDTH=width, **products(q.dtype), num_warps=warps,
+        num_stages=min(max(stages, 1), 3),
     )  # fmt: skip
 
 

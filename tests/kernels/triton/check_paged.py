@@ -91,3 +91,12 @@ def test_paged_attention_of_one_and_several_queries(queries, keys, sizes, dtype,
     expected = kernels.paged_attention(*wide((q, *pages)), table, queries, keys, backend="reference")
     assert got.dtype == dtype
     assert_close(got, expected, MOST[dtype])
+
+
+@pytest.mark.usefixtures("no_eager")
+def test_float32_heads_that_need_more_shared_memory_than_smaller_gpus_have_go_to_pytorch():
+    q, keys, table, counts = torch.randn(1, 64, 256), torch.randn(1, 4, 1, 256), torch.zeros(1, 1).int(), torch.ones(1)
+    with pytest.raises(AssertionError, match="paged_decode went to the eager backend"):
+        kernels.paged_decode(q, keys, keys, table, counts.int(), backend="triton")
+    got = kernels.paged_decode(q.half(), keys, keys, table, counts.int(), backend="triton")
+    torch.testing.assert_close(got, keys[0, :1].half().expand(1, 64, 256))
