@@ -37,7 +37,7 @@ def draw(report: Report, path: Path) -> None:
 
 def _bars(axis: Any, title: str, names: list[str], values: list[int], color: str) -> None:
     axis.barh(range(len(names)), values, color=color)
-    axis.set_yticks(range(len(names)), [name[:40] for name in names], fontsize=8)
+    axis.set_yticks(range(len(names)), [name[:40].replace("$", r"\$") for name in names], fontsize=8)
     axis.invert_yaxis()
     axis.set_title(title, fontsize=9, color=INK, loc="left")
     axis.set_xticks([])

@@ -67,7 +67,7 @@ class Dropped:
         """One more document."""
         self.size += size
         if len(self.samples) < SAMPLES or key < self.samples[-1].key:
-            self._keep([*self.samples, Sample(key, name, text[:SAMPLE_CHARACTERS])])
+            self._keep([*self.samples, Sample(key, name, text)])
 
     def merge(self, other: Dropped) -> None:
         """Take in those of another task."""
@@ -161,11 +161,17 @@ class Ledger:
         key = hashlib.blake2b(
             f"{self._seed}\0{self._step}\0{reason}\0{document.id}".encode("utf-8", "replace"), digest_size=8
         ).hexdigest()
-        self.account.dropped.setdefault(reason, Dropped()).add(size, key, document.id, document.text)
+        shown, name = (_encodable(text) for text in (document.text[:SAMPLE_CHARACTERS], document.id))
+        self.account.dropped.setdefault(_encodable(reason), Dropped()).add(size, key, name, shown)
 
     def save(self, path: Path) -> None:
         """Write the account, whole or not at all."""
         write_atomic(path, json.dumps(self.account.to_json(), ensure_ascii=False))
+
+
+def _encodable(text: str) -> str:
+    """Without halves of surrogate pairs, which JSON can hold and no file."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def read_accounts(paths: Iterable[Path]) -> Account:

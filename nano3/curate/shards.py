@@ -56,7 +56,17 @@ class ShardWriter(PipelineStep):
         if self.final and document.metadata.get("_record"):
             return document.text.encode("utf-8", "surrogatepass") + b"\n"
         value = {"text": document.text, "id": document.id, "metadata": metadata}
-        return json.dumps(value, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass") + b"\n"
+        return json_text(value).encode("utf-8", "surrogatepass") + b"\n"
+
+
+def json_text(value: Any) -> str:
+    """JSON that is UTF-8 whatever it holds: halves of surrogate pairs are escaped, as they came in."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(value, default=str)
+    return text
 
 
 class ShardReader(PipelineStep):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from datatrove.data import Document
@@ -11,15 +12,17 @@ from datatrove.data import Document
 from nano3.config.checks import check
 from nano3.curate.step import Step
 
-_BLOCK = re.compile(r"<(pre|textarea)\b[^>]*>(.*?)</\1\s*>", re.IGNORECASE | re.DOTALL)
+_BLOCK = re.compile(r"<(/?)(pre|textarea)\b[^<>]*>", re.IGNORECASE)
 _CLASS = re.compile(
     r"""(?:class|data-lang)\s*=\s*["'][^"']*\b(?:hljs|highlight|prettyprint|codehilite|sourceCode|CodeMirror|syntaxhighlighter"""
     r"""|language-[\w+#]+|lang-[\w+#]+|brush:\s*\w+|code-block|codeblock)\b""",
     re.IGNORECASE,
 )
 _INLINE = re.compile(r"<(?:code|tt|kbd|samp|var)\b", re.IGNORECASE)
-_TAG = re.compile(r"<[^>]*>")
-_SIGNS = re.compile(r"[{}();=<>\[\]]|&lt;|&gt;|->|::|^\s*(?:#|//|\$ |>>> |def |import |return |if |for )", re.MULTILINE)
+_TAG = re.compile(r"<[^<>]*>")
+_SIGNS = re.compile(
+    r"[{}();=<>\[\]]|&lt;|&gt;|->|::|^[ \t]*(?:#|//|\$ |>>> |def |import |return |if |for )", re.MULTILINE
+)
 BLOCK, CLASS, INLINE = 1.0, 0.5, 0.1
 MOST_CLASSES, MOST_INLINE = 4, 10
 
@@ -51,10 +54,21 @@ class CodePage(Step):
 def code_score(html: str) -> float:
     """How much code a page seems to have, from 0 to 1: blocks with the signs of code, classes that highlighters write,
     and code inside sentences."""
-    blocks = sum(_is_code(_TAG.sub("", block[2])) for block in _BLOCK.finditer(html))
+    blocks = sum(_is_code(_TAG.sub("", block)) for block in _blocks(html))
     classes = min(MOST_CLASSES, len(_CLASS.findall(html)))
     inline = min(MOST_INLINE, len(_INLINE.findall(html)))
     return 1 - math.exp(-(BLOCK * blocks + CLASS * classes + INLINE * inline) / 2)
+
+
+def _blocks(html: str) -> Iterator[str]:
+    """What stands between the tags of each block, in one pass over the page, however many are left open."""
+    opened: dict[str, int] = {}
+    for tag in _BLOCK.finditer(html):
+        name = tag[2].lower()
+        if not tag[1]:
+            opened.setdefault(name, tag.end())
+        elif name in opened:
+            yield html[opened.pop(name) : tag.start()]
 
 
 def _is_code(text: str) -> bool:

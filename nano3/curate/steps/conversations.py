@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from datatrove.data import Document
 
 from nano3.config.errors import UserError
 from nano3.curate.inputs import Unit
+from nano3.curate.shards import json_text
 from nano3.curate.steps.read import JSON_SUFFIXES, Read
 from nano3.data.texts.containers import bare_suffix
 
@@ -29,7 +29,7 @@ class Conversations(Read):
 
     def _document(self, fields: dict[str, Any], name: str, unit: Unit) -> Document:
         own = fields.get("id")
-        text = json.dumps(fields, ensure_ascii=False, default=str)
+        text = json_text(fields)
         return self.found(text, own if isinstance(own, str) else name, {"source": name, "_record": True})
 
     def unusable(self, fields: dict[str, Any], unit: Unit) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -16,9 +15,9 @@ from datatrove.data import Document
 from nano3.config.checks import check
 from nano3.curate.step import Step
 from nano3.curate.steps.languages import language_of
+from nano3.curate.steps.limits import run_limited
 
 ALL_HEADERS = "bits/stdc++.h"
-MOST_MEMORY = 2 << 30
 
 
 @dataclass(frozen=True)
@@ -71,13 +70,10 @@ def compile_error(text: str, standard: str, timeout: float, headers: Path | None
     command = ["g++", f"-std={standard}", *folder, "-fsyntax-only", "-w", "-x", "c++", "-"]
     try:
         with tempfile.TemporaryDirectory() as empty:
-            done = subprocess.run(
-                command, input=text.encode(), cwd=empty, capture_output=True, timeout=timeout, check=False,
-                preexec_fn=_limit,
-            )  # fmt: skip
+            status, _ = run_limited(command, empty, timeout, text.encode())
     except subprocess.TimeoutExpired:
         return "takes too long to compile"
-    return "does not compile" if done.returncode else ""
+    return "does not compile" if status else ""
 
 
 def precompile(folder: Path, standard: str) -> None:
@@ -86,8 +82,3 @@ def precompile(folder: Path, standard: str) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     command = ["g++", f"-std={standard}", "-w", "-x", "c++-header", "-", "-o", str(target)]
     subprocess.run(command, input=f"#include <{ALL_HEADERS}>\n".encode(), capture_output=True, check=False)
-
-
-def _limit() -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

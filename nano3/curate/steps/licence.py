@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -50,7 +51,7 @@ class Licence(Step):
         if not expression:
             return "no licence known" if self.settings.unknown == "drop" else ""
         document.metadata |= {"license": expression, "license_source": source}
-        return "" if is_allowed(expression, self._allowed) else f"licence {expression[:60]}"
+        return "" if is_allowed(expression, self._allowed) else f"licence {_shown(expression)}"
 
 
 def _find(document: Document) -> tuple[str, str]:
@@ -64,6 +65,11 @@ def _find(document: Document) -> tuple[str, str]:
         return header, "header"
     file, root = document.metadata.get("_file"), document.metadata.get("_root")
     return _above(os.path.dirname(file), os.path.abspath(root)) if file and root else ("", "")
+
+
+def _shown(expression: str) -> str:
+    """An expression as part of a reason: metadata and headers may hold anything."""
+    return re.sub(r"[^\w.+() /,:-]", "?", expression[:60])
 
 
 @cache

@@ -16,6 +16,8 @@ GPL-2.0-only GPL-3.0-only ISC LGPL-2.1-only LGPL-3.0-only MIT MPL-2.0 Python-2.0
 _SPDX = {name.lower(): name for name in _NAMES.split()} | _ALIASES
 _HEADER = re.compile(r"SPDX-License-Identifier:\s*([\w.+() -]+)", re.IGNORECASE)
 _HEADER_CHARACTERS = 4000
+_MOST_OPEN = 50
+"""Brackets of an expression, which is read by recursion; none that people write has so many."""
 _TEXTS = {
     "MPL-2.0": "mozilla public license",
     "AGPL-3.0-only": "gnu affero general public license",
@@ -64,6 +66,8 @@ def licence_of_text(text: str) -> str:
 def is_allowed(expression: str, allowed: frozenset[str]) -> bool:
     """Whether an SPDX expression leaves a way to use the text under licences that are allowed."""
     words = re.findall(r"\(|\)|[^\s()]+", expression)
+    if words.count("(") > _MOST_OPEN:
+        return False
     value, rest = _either(words, allowed)
     return value and not rest
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,9 @@ _LANGUAGE = re.compile(
 _NO_LANGUAGE = ("default", "notranslate", "text", "none", "plain", "plaintext", "nohighlight", "highlight")
 _DISPLAYSTYLE = re.compile(r"^\{\\(?:displaystyle|textstyle)\s*(.*)\}$", re.DOTALL)
 _DELIMITED = re.compile(r"^\s*(\\\[|\\\(|\$\$|\$)(.*?)(\\\]|\\\)|\$\$|\$)\s*$", re.DOTALL)
+_UNPRINTABLE = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
+"""What lxml gives but does not take."""
+_MATH_SCRIPT = "math/tex"
 _INVISIBLE = ("script", "style", "noscript", "template", "svg", "iframe", "object", "canvas")
 TEX = "contains(@encoding, 'tex') or contains(@encoding, 'TeX')"
 WIDE = "contains(translate(@style, ' ', ''), 'white-space:pre')"
@@ -76,18 +80,37 @@ def take_out(html: str) -> Parts | None:
     while mark in html:
         mark += "Q"
     parts = Parts(tree, mark)
+    _drop(element for element in _invisible(tree) if not (element.get("type") or "").startswith(_MATH_SCRIPT))
     _take_code(parts)
     _take_equations(parts)
-    for element in list(tree.iter(*_INVISIBLE, etree.Comment, etree.ProcessingInstruction)):
-        if element.getparent() is not None:
-            element.drop_tree()
-    for element in tree.iter("h1", "h2", "h3", "center"):
-        element.set("align", "left")  # Lynx centres them in its whole width
+    _drop(_invisible(tree))
+    _prepare_for_lynx(tree)
     for element in tree.iter("code", "tt", "kbd", "samp"):
         tick = "``" if "`" in element.text_content() else "`"
-        element.text = tick + (element.text or "")
-        element.tail = tick + (element.tail or "")
+        element.text = tick + _UNPRINTABLE.sub("", element.text or "")
+        element.tail = tick + _UNPRINTABLE.sub("", element.tail or "")
     return parts
+
+
+def _invisible(tree: Any) -> list[Any]:
+    return list(tree.iter(*_INVISIBLE, etree.Comment, etree.ProcessingInstruction))
+
+
+def _drop(elements: Iterable[Any]) -> None:
+    for element in elements:
+        if element.getparent() is not None:
+            element.drop_tree()
+
+
+def _prepare_for_lynx(tree: Any) -> None:
+    """Lynx centres in its whole width, draws rules and fields of forms as long as that, and tells of redirections."""
+    for element in tree.iter("h1", "h2", "h3", "center"):
+        element.set("align", "left")
+    for element in tree.xpath("//*[@align]"):
+        element.set("align", "left")
+    for element in tree.xpath("//hr"):
+        _replace(element, "", "p")
+    _drop(tree.xpath("//input | //meta"))  # whatever encoding it names: what is rendered is UTF-8
 
 
 def _take_code(parts: Parts) -> None:
@@ -96,7 +119,7 @@ def _take_code(parts: Parts) -> None:
         if any(above.tag in ("pre", "textarea", "listing", "xmp") for above in element.iterancestors()):
             continue
         for line_break in list(element.iter("br")):
-            line_break.tail = "\n" + (line_break.tail or "")
+            line_break.text = "\n"
         text = element.text_content().removeprefix("\n")  # as browsers do
         if not re.sub(r"[\d\s]", "", text):
             parts.notes["gutters of line numbers and empty blocks left out"] += 1
@@ -108,7 +131,7 @@ def _take_code(parts: Parts) -> None:
 
 def fenced(code: str, language: str) -> str:
     """Code between fences that it does not contain."""
-    longest = max([2, *map(len, re.findall(r"^\s*(`+)", code, re.MULTILINE))])
+    longest = max([2, *map(len, re.findall(r"^[ \t]*(`+)", code, re.MULTILINE))])
     fence = "`" * (longest + 1)
     return f"{fence}{language}\n{code}{'' if code.endswith(chr(10)) else chr(10)}{fence}"
 
@@ -128,9 +151,8 @@ def _language(element: Any) -> str:
 
 def _take_equations(parts: Parts) -> None:
     tree = parts.tree
-    for element in tree.xpath("//*[contains(@class, 'MathJax_Preview') or contains(@class, 'mwe-math-fallback')]"):
-        element.drop_tree()
-    for element in tree.xpath("//script[starts-with(@type, 'math/tex')]"):
+    _drop(tree.xpath("//*[contains(@class, 'MathJax_Preview') or contains(@class, 'mwe-math-fallback')]"))
+    for element in tree.xpath(f"//script[starts-with(@type, '{_MATH_SCRIPT}')]"):
         _take_equation(parts, element, element.text or "", "display" in element.get("type"))
     for element in tree.xpath("//*[contains(concat(' ', @class, ' '), ' katex ')]"):
         source = element.xpath(".//*[local-name()='annotation']/text()")

@@ -19,6 +19,7 @@ from datatrove.data import Document
 from nano3.config.checks import check
 from nano3.curate.step import Step
 from nano3.curate.steps.languages import language_of
+from nano3.curate.steps.limits import run_limited
 
 WEIGHTS = {"error": 5, "warning": 1, "refactor": 1, "convention": 1}
 OPTIONS = (
@@ -97,10 +98,8 @@ def pylint_scores(texts: Sequence[str], timeout: float) -> list[float | None] | 
         command = [sys.executable, "-P", "-m", "pylint", *OPTIONS, *names]
         environment = os.environ | {"PYLINTHOME": folder, "HOME": folder}
         try:
-            done = subprocess.run(
-                command, cwd=folder, env=environment, capture_output=True, timeout=timeout, check=False
-            )
-            messages = json.loads(done.stdout)["messages"]
+            _, output = run_limited(command, folder, timeout, environment=environment)
+            messages = json.loads(output)["messages"]
         except (subprocess.TimeoutExpired, ValueError, KeyError):
             return None
     found: dict[str, Counter[str]] = {name: Counter() for name in names}

@@ -98,6 +98,7 @@ class Read(Reader):
         inner = fields.get("metadata")
         metadata = {key: value for key, value in fields.items() if key not in (unit.field, *OWN_KEYS)}
         metadata |= inner if isinstance(inner, dict) else {}
+        metadata = {key: value for key, value in metadata.items() if not key.startswith("_")}  # which steps write
         own = fields.get("id")
         shown = text if isinstance(text, str) else ""
         return self.found(

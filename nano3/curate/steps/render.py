@@ -12,6 +12,7 @@ from datatrove.data import Document
 
 from nano3.config.checks import check
 from nano3.curate.step import Context, Step
+from nano3.curate.steps.limits import run_limited
 from nano3.curate.steps.page_parts import take_out
 
 LYNX = (
@@ -48,7 +49,10 @@ class Render(Step):
 
     def check(self, document: Document) -> str:
         """Why a page is dropped; empty: it is kept, and its text is what was rendered."""
-        parts = take_out(document.text)
+        try:
+            parts = take_out(document.text)
+        except Exception:  # whatever lxml says of a page of a crawl: it ends no run
+            parts = None
         if parts is None:
             return "not HTML that can be parsed"
         html = parts.html()
@@ -72,15 +76,14 @@ class Render(Step):
 def lynx_text(html: str, timeout: float) -> str:
     """What Lynx makes of a page; empty where it fails. It reads no file and asks no server."""
     with tempfile.TemporaryDirectory() as home:
-        environment = {"HOME": home, "PATH": "/usr/bin:/bin:/usr/local/bin", "LANG": "C.UTF-8", "TERM": "dumb"}
+        environment = {
+            "HOME": home, "TMPDIR": home, "PATH": "/usr/bin:/bin:/usr/local/bin", "LANG": "C.UTF-8", "TERM": "dumb",
+        }  # fmt: skip
         try:
-            done = subprocess.run(
-                LYNX, input=html.encode("utf-8"), cwd=home, env=environment, capture_output=True, timeout=timeout,
-                check=False,
-            )  # fmt: skip
+            status, output = run_limited(LYNX, home, timeout, html.encode("utf-8"), environment)
         except (subprocess.TimeoutExpired, OSError):
             return ""
-    return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else ""
+    return output.decode("utf-8", "replace") if status == 0 else ""
 
 
 def resiliparse_text(html: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ SUFFIXES = (".warc", ".warc.gz")
 HTML_TYPES = ("text/html", "application/xhtml+xml", "")
 UNREADABLE, MOST_JUDGED = 0.05, 20_000
 """Share of control characters that no text has, and how much of a page is looked at."""
+NO_CHARSETS = ("punycode", "idna", "unicode_escape", "raw_unicode_escape")
+"""Codecs of Python that no page is in; they take hours for some, or see escapes in text."""
 _CONTROLS = frozenset(range(32)) - frozenset(b"\t\n\r\f\x1b")
 _STRANGE = frozenset(map(chr, _CONTROLS)) | {"\ufffd"}
 
@@ -98,7 +101,8 @@ class Warc(Reader):
             record = next(iter(records))  # its body is gone once the next one is asked for
             name = record.record_id or source
             metadata |= {"url": record.headers.get("WARC-Target-URI", ""), "date": record.headers.get("WARC-Date", "")}
-            http, body = record.http_headers, record.reader.read()
+            http = record.http_headers
+            body = record.reader.read(self.settings.most_bytes + 1)  # of what was compressed twice, no more
         except Exception:
             self.drop(self.found("", source), "damaged HTTP answer")
             return
@@ -126,9 +130,11 @@ def _decoded(body: bytes, charset: str | None) -> str:
     """A page's text, by the encoding that its server names, else UTF-8, else what its bytes look like; empty: none."""
     for encoding in filter(None, (charset, "utf-8")):
         try:
+            if codecs.lookup(encoding).name.replace("-", "_") in NO_CHARSETS:
+                continue
             text = body.decode(encoding)
             break
-        except (LookupError, UnicodeError):
+        except (LookupError, ValueError):  # also a name that holds a NUL
             continue
     else:
         if _share(body[:MOST_JUDGED], _CONTROLS) > UNREADABLE:  # a picture, a program

@@ -12,8 +12,8 @@ from pathlib import Path
 GZIP, WARC = b"\x1f\x8b\x08", b"WARC/"
 LARGEST = 256 << 20
 """Bytes of a record above which it is not read."""
-PIECE, PROBE = 1 << 20, 1 << 12
-_LENGTH = re.compile(rb"\r?\nContent-Length:[ \t]*(\d+)", re.IGNORECASE)
+PIECE, PROBE, LONGEST_HEADER = 1 << 20, 1 << 12, 1 << 16
+_LENGTH = re.compile(rb"\r?\nContent-Length:[ \t]*(\d{1,18})\b", re.IGNORECASE)
 _HEADER_END = re.compile(rb"\r?\n\r?\n")
 DAMAGED, CUT, TOO_LARGE = "damaged record", "record cut short", "record too large"
 
@@ -98,12 +98,17 @@ def _plain_records(data: bytes | mmap.mmap) -> Iterator[Member]:
 
 
 def _record_end(data: bytes | mmap.mmap, place: int) -> tuple[int, str]:
-    header = _HEADER_END.search(data, place)
+    following = data.find(b"\n" + WARC, place + 1, place + LONGEST_HEADER)
+    header = _HEADER_END.search(data, place, following + 1 if following >= 0 else place + LONGEST_HEADER)
     length = _LENGTH.search(data, place, header.start()) if header else None
     if data[place : place + len(WARC)] != WARC or header is None or length is None:
-        following = data.find(b"\n" + WARC, place + 1)
-        return (following + 1 if following >= 0 else len(data)), DAMAGED
+        return _next_record(data, place), DAMAGED
     end = header.end() + int(length[1])
     if end > len(data):
-        return len(data), CUT
+        return _next_record(data, place), CUT
     return end, TOO_LARGE if end - place > LARGEST else ""
+
+
+def _next_record(data: bytes | mmap.mmap, place: int) -> int:
+    following = data.find(b"\n" + WARC, place + 1)
+    return following + 1 if following >= 0 else len(data)
