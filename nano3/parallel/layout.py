@@ -140,6 +140,11 @@ def _check_pipeline(cfg: ParallelConfig, model: ModelConfig, size: int) -> None:
         reason = f"{_processes(size)} and {model.n_blocks} blocks do not divide into stages so"
         others = cfg.replicate * cfg.context
         raise _wrong(PIPELINE, cfg, reason, [n for n in possible if size // n % others == 0] or possible or [1], size)
+    check_whole(cfg)
+
+
+def check_whole(cfg: ParallelConfig) -> None:
+    """Raise UserError for settings of stages where the model stays whole."""
     if cfg.pipeline == 1 and (cfg.stages_per_rank > 1 or cfg.cuts):
         name, default = ("stages_per_rank", 1) if cfg.stages_per_rank > 1 else ("cuts", [])
         raise UserError(

@@ -45,12 +45,15 @@ class Pipeline:
     Args:
         model: with the blocks of this process (`keep_stages`).
         stages: blocks of each stage.
-        group: torch process group of the pipeline, in its order.
+        group: torch process group of the pipeline, in its order; every process of it must make one.
+        device: where this process computes; its weights may be elsewhere (parallel.offload).
     """
 
-    def __init__(self, model: Any, stages: Sequence[range], group: Any) -> None:
-        self.model, self.group = model, group
+    def __init__(self, model: Any, stages: Sequence[range], group: Any, device: torch.device) -> None:
+        self.model, self.group, self.device = model, group, device
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+        # The first call in a group has to be one of all its processes (batch_isend_irecv); messages are of two.
+        dist.all_reduce(torch.zeros((), device=device), group=group)
         self.n_stages = len(stages)
         self._parts = {stage: Part(model, stages[stage]) for stage in range(self.rank, len(stages), self.size)}
 
@@ -87,7 +90,7 @@ class Pipeline:
 
     def room(self, shape: tuple[int, int]) -> Tensor:
         """Memory for the activations of a micro-batch, or their gradients."""
-        return torch.empty(*shape, self.model.cfg.d_model, dtype=self.model.compute_dtype, device=self.model.device)
+        return torch.empty(*shape, self.model.cfg.d_model, dtype=self.model.compute_dtype, device=self.device)
 
 
 class _Running:

@@ -61,9 +61,15 @@ def stages_for(cfg: ParallelConfig, model: ModelConfig, seq_len: int) -> list[ra
     """Blocks of each stage of the pipeline that `cfg` asks for, on rows of `seq_len` tokens.
 
     Raises:
-        UserError: parallel.cuts do not cut the model into so many stages.
+        UserError: the model has fewer blocks than that, or parallel.cuts do not cut it into so many.
     """
     n_stages, cuts = cfg.pipeline * cfg.stages_per_rank, cfg.cuts
+    if n_stages > model.n_blocks:
+        most = max(1, model.n_blocks // cfg.stages_per_rank)
+        raise UserError(
+            f"parallel.pipeline is {cfg.pipeline}: {model.n_blocks} blocks do not divide into {n_stages} stages; the "
+            f"most is --set parallel.pipeline={most}"
+        )
     edges = [0, *cuts, model.n_blocks]
     if cuts and (len(cuts) != n_stages - 1 or any(a >= b for a, b in pairwise(edges))):
         nearest = ",".join(str(blocks.start) for blocks in stages_of(model, n_stages, seq_len)[1:])

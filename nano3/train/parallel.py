@@ -69,7 +69,7 @@ def parallelize(model: Any, world: World, cfg: ParallelConfig, seq_len: int = 0)
         own = stages[world.pipeline.rank :: world.pipeline.size]
         keep_stages(model, own)
         world.agree(None if any(p.requires_grad for p in model.parameters()) else _nothing_to_train(own))
-        pipeline = Pipeline(model, stages, world.pipeline.handle)
+        pipeline = Pipeline(model, stages, world.pipeline.handle, world.device)
     if world.loss.size > 1 and cfg.fsdp:
         options = Sharding(precision, cfg.reshard_after_forward is not False, cfg.offload)
         shard(model, layout, world.loss_mesh(), options)

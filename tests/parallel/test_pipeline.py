@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from nano3.config.errors import UserError
 from nano3.model.hf.folder import fill, save
 from nano3.model.lm import LM
-from nano3.parallel.pipeline import keep_stages
+from nano3.parallel.pipeline import Pipeline, keep_stages
 
 from ..train.tiny_run import MODEL
 from .conftest import same_run
@@ -115,6 +117,21 @@ def test_a_stage_reads_its_blocks_from_a_folder_of_the_whole_model(tmp_path):
     save_file({**tensors, "backbone.layers.9.norm.weight": torch.ones(1)}, tmp_path / "model" / "model.safetensors")
     with pytest.raises(UserError, match=r"no place for, first backbone.layers.9.norm.weight"):
         fill(part, tmp_path / "model")
+
+
+def test_messages_come_after_a_call_of_all_and_to_where_a_process_computes(monkeypatch):
+    """With parallel.offload weights are elsewhere: here nowhere. NCCL wants all processes in a group's first call."""
+    calls = []
+    monkeypatch.setattr(dist, "all_reduce", lambda values, group=None: calls.append((values.device.type, group)))
+    with torch.device("meta"):
+        model = LM(MODEL)
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        pipeline = Pipeline(model, [range(2), range(2, 5)], dist.group.WORLD, torch.device("cpu"))
+        assert calls == [("cpu", dist.group.WORLD)]
+        assert pipeline.room((2, 8)).device.type == "cpu"
+    finally:
+        dist.destroy_process_group()
 
 
 def test_a_stage_with_nothing_to_train_and_a_loss_that_takes_whole_models_are_refused(processes):

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from nano3.cli.training.dry_run import process_facts
+from nano3.cli.training.dry_run import dry_run_facts, process_facts
 from nano3.config.errors import UserError
 from nano3.config.presets import load_extend_context, load_model, load_pretrain
 from nano3.config.sections.parallel import ParallelConfig
@@ -66,6 +66,18 @@ def test_cuts_that_are_given_are_taken_or_refused_with_those_by_cost():
             stages_for(wrong, NANO, 8192)
     with pytest.raises(UserError, match=r"parallel.cuts is \[9\]"):
         check_parallel(load_pretrain("tiny", ["parallel.pipeline=2", "parallel.cuts=[9]", "model.pattern=ME*-E"]), 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        (["parallel.pipeline=60"], r"pipeline is 60: 52 blocks do not divide into 60 stages; .*parallel.pipeline=52"),
+        (["parallel.cuts=[3]"], r"parallel.cuts is \[3\] without a pipeline: --set parallel.pipeline=N"),
+    ],
+)
+def test_a_dry_run_refuses_stages_that_no_number_of_processes_can_have(settings, error):
+    with pytest.raises(UserError, match=error):
+        dry_run_facts(load_pretrain("phase1", settings))
 
 
 @pytest.mark.parametrize(

@@ -48,8 +48,10 @@ def show_dry_run(
 
 def dry_run_facts(cfg: PretrainConfig | SftConfig) -> dict[str, Any]:
     """Everything that a dry run tells; sizes in parameters, bytes, tokens and floating-point operations."""
+    from nano3.parallel.layout import check_whole
     from nano3.stages.settings import fit_micro_batch
 
+    check_whole(cfg.parallel)
     hardware = detect()
     dtype = hardware.compute_dtype if cfg.train.dtype == "auto" else cfg.train.dtype
     counts, held, ranks = count_parameters(cfg.model), memory(cfg, dtype), most_ranks(cfg)
