@@ -97,6 +97,8 @@ class Place:
             raise LostError(error.reason) from error
         except (AnswerError, ValueError) as error:
             raise UnusableError(f"its answer cannot be used: {error}") from error
+        except AttributeError as error:
+            raise UnusableError(f"its answer cannot be used: no JSON object where one belongs ({error})") from error
 
     def load_weights(self, folder: Path, version: str) -> None:
         """Put the weights of a folder there under a name.

@@ -191,6 +191,18 @@ def test_a_request_without_a_usable_answer_ends_in_an_error_and_no_server_is_los
     assert right.ids == [5, 6]
 
 
+@pytest.mark.parametrize("answer", [[], {"metadata": "none"}])
+def test_an_answer_without_an_object_costs_no_server_of_nano3(tokenizer, tmp_path, answer):
+    listed = {"data": [{"id": "served", "owned_by": "nano3", "max_model_len": 512}]}
+    with vllm(v1_models=(200, listed), v1_completions=(200, answer)) as (url, _):
+        engine = RemoteEngine([url], tokenizer, tmp_path)
+        engine.load_weights(tmp_path)
+        [[output]] = run(engine, [Request("a", (40,), Sampling(max_tokens=2))])
+        assert len(engine.parts) == 1
+    assert output.finish == "error"
+    assert "no JSON object where one belongs" in output.error
+
+
 def test_a_server_is_lost_when_another_answers_what_it_cannot(tokenizer, tmp_path):
     said = []
     with vllm(v1_completions=(200, UNUSABLE[1][0])) as (bad, _), vllm() as (good, _):
