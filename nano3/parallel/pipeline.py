@@ -76,13 +76,20 @@ class Pipeline:
             part.entered = None
             if stage:
                 part.entered = self.room(shape)
-                dist.recv(part.entered, group=self.group, group_src=(stage - 1) % self.size)
+                self.wait(dist.irecv(part.entered, group=self.group, group_src=(stage - 1) % self.size))
             found = run(part)
             if stage < self.n_stages - 1:
                 assert part.left is not None
-                dist.send(part.left.contiguous(), group=self.group, group_dst=(stage + 1) % self.size)
+                result = part.left.contiguous()
+                self.wait(dist.isend(result, group=self.group, group_dst=(stage + 1) % self.size))
             part.entered = part.left = None
         return found if self.n_stages - 1 in self._parts else None
+
+    def wait(self, message: Any) -> None:
+        """Until a message is through, as long as collectives may take at present (World.limit_waits): gloo would keep
+        to what the group was made with. NCCL ends late messages itself, and given a limit would hold up the host."""
+        on_cpu = self.device.type == "cpu"
+        message.wait(*([self.group._get_backend(self.device).options._timeout] if on_cpu else []))
 
     def part(self, stage: int) -> Part:
         """A stage of this process."""
@@ -123,7 +130,7 @@ class _Running:
                 self.arrived[goal] = pipeline.room(self.shapes[goal.batch])
                 ops.append(dist.P2POp(dist.irecv, self.arrived[goal], group=pipeline.group, group_peer=rank))
         for work in dist.batch_isend_irecv(ops) if ops else []:
-            work.wait()
+            pipeline.wait(work)
 
     def _forward(self, action: Action, given: Tensor | None) -> Tensor | None:
         part = self.pipeline.part(action.stage)

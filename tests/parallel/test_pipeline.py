@@ -44,6 +44,31 @@ for options in ({"loss": Whole()}, {}):
         print(error)
 world.close()
 """
+ALONE = """
+import sys
+import time
+sys.path.insert(0, sys.argv[1])
+import tiny_run as tiny
+import torch
+from nano3.config.sections.parallel import ParallelConfig
+from nano3.model.lm import LM
+from nano3.train.faults import LostProcessError, steps_limited
+from nano3.train.parallel import parallelize
+from nano3.train.world import init_world
+
+world = init_world({"pipeline": 2})
+pipeline = parallelize(LM(tiny.MODEL).init_weights(0), world, ParallelConfig(pipeline=2))
+try:
+    with steps_limited(world, 1):
+        if world.rank == 0:
+            time.sleep(5)
+        elif sys.argv[2] == "train":
+            pipeline.train([(1, 8)], lambda part, i: None)
+        else:
+            pipeline.through((1, 8), lambda part: None)
+except LostProcessError as error:
+    print(error)
+"""
 INTERLEAVED = {"schedule": "interleaved", "stages_per_rank": 2}
 
 
@@ -132,6 +157,13 @@ def test_messages_come_after_a_call_of_all_and_to_where_a_process_computes(monke
         assert pipeline.room((2, 8)).device.type == "cpu"
     finally:
         dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("how", ["train", "through"])
+def test_a_stage_waits_for_the_one_before_no_longer_than_it_may(processes, how):
+    _, waiting = processes("-c", ALONE, str(Path(__file__).parents[1] / "train"), how, ranks=2)
+    out, error = waiting.communicate(timeout=60)
+    assert "rank 1: no answer from another process within 1 s (parallel.timeout_s)" in out, (out, error)
 
 
 def test_a_stage_with_nothing_to_train_and_a_loss_that_takes_whole_models_are_refused(processes):
