@@ -68,7 +68,7 @@ class ChatDataConfig:
 
 @dataclass(frozen=True)
 class FilterConfig:
-    """Which conversations are refused by what their assistant wrote (report section 3.1.5)."""
+    """Which conversations are refused by what their assistant wrote (report section 3.1.3)."""
 
     ngram: int = 16
     """Words of an n-gram whose repetition is counted, in the reasoning, the words and the calls' arguments of each

@@ -80,21 +80,30 @@ def read_pipeline(name: str) -> tuple[str, dict[str, Any]]:
         try:
             data = path.read_bytes()
         except OSError as error:
-            raise UserError(f"{path}: cannot read the pipeline: {(error.strerror or str(error)).lower()}") from error
+            reason = (error.strerror or str(error)).lower() + _hint_of_input(name)
+            raise UserError(f"{path}: cannot read the pipeline: {reason}") from error
     else:
         known = preset_names(PRESETS)
         if name not in known:
             close = nearest(name, known)
             hint = f"did you mean '{close}'?" if close else "give a preset's name or the path of a .toml file"
-            raise UserError(f"unknown pipeline '{name}'; {hint} (presets: {', '.join(known)})")
+            hint = _hint_of_input(name) or f"; {hint}"
+            raise UserError(f"unknown pipeline '{name}'{hint} (presets: {', '.join(known)})")
         where = f"preset '{name}'"
         data = (files("nano3.presets") / PRESETS / f"{name}.toml").read_bytes()
     try:
         return where, parse_toml(decode(data))
     except UnicodeDecodeError as error:
-        raise UserError(f"{where}: not UTF-8 text (byte {error.start})") from error
+        raise UserError(f"{where}: not UTF-8 text (byte {error.start}){_hint_of_input(name)}") from error
     except ValueError as error:
-        raise UserError(f"{where}: not valid TOML: {error}") from error
+        raise UserError(f"{where}: not valid TOML: {error}{_hint_of_input(name)}") from error
+
+
+def _hint_of_input(name: str) -> str:
+    """What to add where something to read was given in a pipeline's place; else empty."""
+    if name.endswith(".toml") or not Path(name).expanduser().exists():
+        return ""
+    return f"; what it reads goes with --from: nano3 data curate PIPELINE --from {name}"
 
 
 def load_pipeline(name: str, overrides: Sequence[str] = ()) -> Pipeline:

@@ -8,6 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from nano3.config.errors import UserError
 from nano3.cores import usable_cores
 from nano3.curate.catalog import find_step
 from nano3.curate.chart import draw
@@ -60,17 +61,21 @@ def plan_run(
     """
     reader = find_step(pipeline.steps[0].use, "").load()
     units, left_out = reader.find(list(paths) or pipeline.config.inputs)
+    units = [unit for unit in units if not _lies_in(unit.path, out)]  # of an earlier run, where `out` is in a path
+    if not units:
+        raise UserError(f"{', '.join(paths)}: there is nothing but the result in it: give another --out")
     old = find_step("read", "").load().find(list(against))[0] if against else []
     tasks = 1 if limit else tasks or default_tasks(units)
     old_parts = divide(old, default_tasks(old)) if old else ()
+    place = out.absolute()  # datatrove remembers what a relative path meant when it was first used
     contexts = [
-        Context(label, out, tasks, pipeline.config.seed, pipeline.config.tokenizer, limit, old_parts)
+        Context(label, place, tasks, pipeline.config.seed, pipeline.config.tokenizer, limit, old_parts)
         for label in pipeline.labels
     ]
     steps = [reader(pipeline.steps[0].settings, contexts[0], divide(units, tasks))]
     for config, context in zip(pipeline.steps[1:], contexts[1:], strict=True):
         steps.append(find_step(config.use, "").load()(config.settings, context))
-    segments = _segments(steps, tasks, out)
+    segments = _segments(steps, tasks, place)
     manifest = Manifest(
         pipeline.name, pipeline.to_json(), _identities(units), _identities(old), tasks, len(old_parts), limit,
         {f"{i:02d}-{segment.name}": segment.tasks for i, segment in enumerate(segments)}, left_out,
@@ -100,7 +105,12 @@ def run_pipeline(plan: Plan, workers: int = 0) -> Report:
         if not (out / REPORT).is_file():
             _run_segments(plan, workers or min(usable_cores(), plan.manifest.tasks))
             _finish(plan)
+        shutil.rmtree(out / WORK, ignore_errors=True)
         return read_report(out)
+
+
+def _lies_in(path: str, folder: Path) -> bool:
+    return Path(path).resolve().is_relative_to(folder.resolve())
 
 
 def _segments(steps: Sequence[Step], tasks: int, out: Path) -> list[Segment]:
@@ -127,7 +137,7 @@ def _run_segments(plan: Plan, workers: int) -> None:
     total = sum(segment.tasks for segment in plan.segments)
     with Progress(total, total, unit="tasks", things="tasks") as progress, worker_pool(workers) as pool:
         for name, segment in zip(plan.manifest.segments, plan.segments, strict=True):
-            _run_one(plan.out / WORK / "executors" / name, name, segment, pool, progress)
+            _run_one(plan.out.absolute() / WORK / "executors" / name, name, segment, pool, progress)
 
 
 def _run_one(folder: Path, name: str, segment: Segment, pool: ProcessPoolExecutor | None, progress: Progress) -> None:
@@ -135,10 +145,9 @@ def _run_one(folder: Path, name: str, segment: Segment, pool: ProcessPoolExecuto
 
 
 def _finish(plan: Plan) -> None:
-    """Write the blend file, the chart and, last of all, the report; remove what the segments left for each other."""
+    """Write the blend file, the chart and, last of all, the report."""
     name = plan.pipeline.config.category
     write_atomic(plan.out / BLEND, f'[sources]\n"{name}" = ["{DATA}"]\n')
     fsync(plan.out / DATA)
     draw(read_report(plan.out), plan.out / CHART)
     save_report(plan.out)
-    shutil.rmtree(plan.out / WORK, ignore_errors=True)

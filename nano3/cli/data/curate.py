@@ -189,6 +189,8 @@ def _show(found: Report, as_json: bool, samples: int) -> None:
 
 
 def _print_report(found: Report, samples: int) -> None:
+    from rich.markup import escape
+
     from nano3.cli.output import plain_table, print_table, results
 
     numbers = ("documents", "bytes", found.token_unit, "share")
@@ -196,7 +198,7 @@ def _print_report(found: Report, samples: int) -> None:
     table.add_row("read", *_cells(found.entered, found.entered))
     for step in found.steps:
         for reason, dropped in sorted(step.account.dropped.items()):
-            table.add_row(f"  - {step.label}: {reason}", *_cells(dropped.size, found.entered))
+            table.add_row(f"  - {step.label}: {escape(_printable(reason))}", *_cells(dropped.size, found.entered))
         table.add_row(f"after {step.label}", *_cells(step.account.left, found.entered))
     print_table(results(), table)
     for step in found.steps:
@@ -222,7 +224,14 @@ def _print_samples(found: Report, most: int) -> None:
     for label, reason, sample in found.samples():
         shown[label, reason] = shown.get((label, reason), 0) + 1
         if shown[label, reason] <= most:
-            print(f"\n──── {label} · {reason} · {sample.id} ────\n{sample.text}")
+            print(_printable(f"\n──── {label} · {reason} · {sample.id} ────\n{sample.text}"))
+
+
+def _printable(text: str) -> str:
+    """A text of anybody's without what a terminal obeys: control characters are shown as escapes."""
+    import re
+
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def _print_next(found: Report) -> None:

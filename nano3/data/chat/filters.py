@@ -1,4 +1,4 @@
-"""Filters of what an assistant wrote: repetition, keywords and patterns (report, section 3.1.5)."""
+"""Filters of what an assistant wrote: repetition, keywords and patterns (report, section 3.1.3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a conversation must be like to be trained on (report, section 3.1.5: structural filters)."""
+"""What a conversation must be like to be trained on (report, section 3.1.3: structural filters)."""
 
 from __future__ import annotations
 

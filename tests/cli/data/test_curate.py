@@ -49,6 +49,34 @@ def test_a_run_and_its_report(texts, tmp_path):
     assert (tmp_path / "curated/tiny/report.png").stat().st_size > 1000
 
 
+def test_what_was_dropped_cannot_steer_the_terminal(texts, tmp_path):
+    rows = [{"id": "\x1b]0;x\a", "text": "bad\x1b[2Jtext\tand\nline"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "p.toml").write_text('[[step]]\nuse = "read"\n[[step]]\nuse = "length"\nleast = 99\n')
+    run("curate", "p.toml", "--from", "rows.jsonl", "--workers", 1)
+    account = next((tmp_path / "curated/p/accounts/01-length").glob("*.json"))
+    account.write_text(account.read_text().replace("too short", "too short [/red]"))
+    shown = run("report", "curated/p", "--samples", 1).stdout
+    assert "\x1b" not in shown
+    assert "bad\\x1b[2Jtext\tand\nline" in shown
+    assert "too short [/red]" in shown
+
+
+def test_a_result_inside_its_input_is_no_input(texts, tmp_path):
+    first = run("curate", "tiny", "--from", ".", "--workers", 1).stdout
+    (tmp_path / "curated/tiny/report.json").unlink()
+    assert run("curate", "tiny", "--from", ".", "--workers", 1).stdout == first
+    assert "nothing but the result" in refused("curate", "tiny", "--from", "curated/tiny/accounts")
+
+
+def test_a_run_ended_after_its_report_leaves_no_copies_of_the_texts(texts, tmp_path):
+    run("curate", "tiny", "--from", texts, "--workers", 1)
+    left = tmp_path / "curated/tiny/work/04-near-dedup/documents"
+    left.mkdir(parents=True)
+    run("curate", "tiny", "--from", texts, "--workers", 1)
+    assert not (tmp_path / "curated/tiny/work").exists()
+
+
 def test_a_dry_run_shows_the_plan_and_writes_nothing(texts, tmp_path):
     done = run("curate", "tiny", "--from", texts, "--tasks", 3, "--dry-run")
     assert "6 inputs in 3 tasks, into curated/tiny" in done.stdout
@@ -79,6 +107,13 @@ def test_the_list_names_pipelines_and_steps():
     [
         ((), "name a pipeline"),
         (("tinny",), "did you mean 'tiny'?"),
+        (
+            ("b.bin",),
+            "unknown pipeline 'b.bin'; what it reads goes with --from: nano3 data curate PIPELINE --from b.bin",
+        ),
+        (("./b.bin",), "not UTF-8 text (byte 0); what it reads goes with --from"),
+        (("texts",), "what it reads goes with --from"),
+        (("./texts",), "cannot read the pipeline: is a directory; what it reads goes with --from"),
         (("tiny", "--from", "nowhere"), "no file or folder at nowhere"),
         (("tiny", "--limit", 3, "--tasks", 2), "--limit reads in one task"),
         (("plain.toml",), "has no inputs of its own: give --from PATH"),
@@ -87,6 +122,7 @@ def test_the_list_names_pipelines_and_steps():
 )
 def test_what_is_wrong_is_one_line(texts, tmp_path, args, told):
     (tmp_path / "plain.toml").write_text('[[step]]\nuse = "read"\n')
+    (tmp_path / "b.bin").write_bytes(b"\xff\0")
     result = CliRunner().invoke(app, ["curate", *map(str, args)])
     assert isinstance(result.exception, UserError | FileNotFoundError), result.output
     assert told in str(result.exception)
