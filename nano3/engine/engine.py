@@ -238,7 +238,7 @@ class Engine:
         for request_id in list(self._sequences):
             self.abort(request_id)
         self._scheduler.cache.clear()
-        self._scheduler.pool.blocks.clear()
+        self._scheduler.pool.free()
         release(self.model)
 
     def _check(self, request: Request) -> None:

@@ -4,6 +4,7 @@ import copy
 import math
 import random
 import tracemalloc
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -363,3 +364,15 @@ def test_the_model_keeps_its_mode(model, tokenizer):
     engine = engine_of(training, tokenizer)
     assert_same(one(engine, prompt(40))[0], *alone(model, prompt(40), 12, tokenizer.vocab_size))
     assert all(module.training for module in training.modules())
+
+
+def test_a_closed_engine_gives_its_states_back(model, tokenizer):
+    engine = engine_of(model, tokenizer)
+    one(engine, prompt(9))
+    blocks = [vars(block) for block in engine._scheduler.pool.blocks if block is not None]
+    states = [weakref.ref(tensor) for block in blocks for tensor in block.values() if isinstance(tensor, torch.Tensor)]
+    del blocks
+    assert all(state() is not None for state in states)
+    assert states
+    engine.close()
+    assert not any(state() is not None for state in states)

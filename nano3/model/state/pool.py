@@ -65,6 +65,11 @@ class StatePool:
             block.plan = plan
         return HybridState(list(self.blocks))
 
+    def free(self) -> None:
+        """Give the memory back; the pool is of no use afterwards."""
+        for blocks in (self.blocks, self._slots, self._pages):
+            blocks.clear()
+
     def clear_slot(self, slot: int) -> None:
         """Back to the state before the first token."""
         for states in self._states(slot):
