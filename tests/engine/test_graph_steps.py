@@ -2,6 +2,7 @@
 
 import random
 import weakref
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -191,3 +192,32 @@ def test_recorded_steps_see_new_weights(model, tokenizer, recordings, monkeypatc
         engine.weights_changed()
     assert texts[0] == texts[2] == texts[3] != texts[1]
     assert sum(recording.replays for recording in recordings) > 2 * len(recordings)
+
+
+class Entered:
+    """What PyTorch's CUDA functions are given, in order: on a machine without a GPU."""
+
+    def __init__(self, monkeypatch):
+        self.calls = []
+        for name in ("device", "stream", "graph"):
+            monkeypatch.setattr(torch.cuda, name, self.context(name))
+        for name in ("Stream", "current_stream"):
+            monkeypatch.setattr(torch.cuda, name, lambda device, name=name: (name, device))
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+
+    def context(self, name):
+        @contextmanager
+        def enter(given, **options):
+            self.calls.append((name, options.get("stream", given)))
+            yield
+
+        return enter
+
+
+def test_a_graph_is_recorded_on_the_device_of_the_model(monkeypatch):
+    """And not on the current one, where nothing of the model's work takes place."""
+    entered, device = Entered(monkeypatch), torch.device("cuda", 1)
+    assert Recorder(device).record(lambda: entered.calls.append("work"))
+    of_before, of_graph = ("stream", ("current_stream", device)), ("graph", ("Stream", device))
+    assert entered.calls == [("device", device), of_before, of_graph, "work"]

@@ -11,6 +11,7 @@ from nano3.engine.engine import Engine
 from nano3.engine.protocol import run
 from nano3.engine.request import Request, Sampling
 from nano3.model import step
+from nano3.model.decode.graph import Recorder
 from nano3.model.lm import LM
 from nano3.model.state.plan import Plan, Span
 from nano3.model.state.pool import StatePool
@@ -45,6 +46,23 @@ def test_graphs_give_the_texts_of_decoding_op_by_op(on_gpu, tokenizer, monkeypat
     expected = without_experts(on_gpu, tokenizer)
     for one, two in zip(got, expected, strict=True):
         assert_same(one, two)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_model_on_another_gpu_than_the_current_one(tokenizer):
+    model = model_of(tokenizer, "M*M-", torch.float32)
+    expected = without_experts(model, tokenizer)
+    got = without_experts(model.to("cuda:1"), tokenizer)
+    assert step.explain(model)[0] == "graph"
+    for one, two in zip(got, expected, strict=True):
+        assert_same(one, two)
+
+
+def test_a_graph_that_cannot_be_made_leaves_the_stream():
+    before, recorder = torch.cuda.current_stream(), Recorder(torch.device("cuda", 0))
+    assert recorder.record(torch.cuda.synchronize) is None
+    assert recorder.problem is not None
+    assert torch.cuda.current_stream() == before
 
 
 def test_new_weights_are_seen(on_gpu, tokenizer):

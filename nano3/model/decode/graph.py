@@ -18,15 +18,22 @@ class Recorder:
         self.problem: str | None = None
         """Why no graph could be made of some work, which has been done all the same."""
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+        # One for all graphs, since libraries keep memory for each stream; and of this device: that of the current device,
+        # which PyTorch takes by itself, would record nothing of this one.
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def record(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
         """The launches of `work`, none of which takes place; None on other devices, or where it cannot be."""
         if self._pool is None or self.problem is not None:
             return None
-        graph = torch.cuda.CUDAGraph()
+        graph, device = torch.cuda.CUDAGraph(), self.device
         try:
-            # Other threads may allocate meanwhile.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            # Other threads may allocate meanwhile. A graph that cannot be made leaves its stream as the current one.
+            with (
+                torch.cuda.device(device),
+                torch.cuda.stream(torch.cuda.current_stream(device)),
+                torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
+            ):
                 work()
         except RuntimeError as error:
             self.problem = f"no CUDA graph can be made of it: {str(error).splitlines()[0]}"
