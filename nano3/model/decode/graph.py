@@ -18,8 +18,8 @@ class Recorder:
         self.problem: str | None = None
         """Why no graph could be made of some work, which has been done all the same."""
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
-        # One for all graphs, since libraries keep memory for each stream; and of this device: that of the current device,
-        # which PyTorch takes by itself, would record nothing of this one.
+        # One for all graphs, since libraries keep memory for each stream; and of this device: a stream of the current
+        # one, which PyTorch takes by itself, would record nothing of this one.
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def record(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
