@@ -10,6 +10,8 @@ import torch
 
 from nano3.config.presets import load_model
 from nano3.model.hf.folder import save
+from nano3.model.hf.parts import PartsWriter, RangeFile
+from nano3.model.hf.write import plan_files
 from nano3.model.lm import LM
 
 SAVE = """
@@ -76,6 +78,17 @@ def test_every_arrangement_writes_the_bytes_of_one_process(exported, tmp_path, t
     assert len(names) > 8
     for name in names:
         assert (there / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
+
+
+def test_a_disk_that_is_full_when_a_file_is_closed_is_told_to_all(tmp_path, tiny, monkeypatch):
+    def full(file):
+        raise OSError(28, "No space left on device")
+
+    writer, model = PartsWriter.__new__(PartsWriter), LM(tiny.MODEL).init_weights(seed=1)
+    writer.places, writer.rank = [{}], 0
+    monkeypatch.setattr(RangeFile, "close", full)
+    (items,) = plan_files(model, torch.bfloat16, 10**9).values()
+    assert str(writer.write(tmp_path / "file", items)) == "[Errno 28] No space left on device"
 
 
 @pytest.mark.slow

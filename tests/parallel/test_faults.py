@@ -31,7 +31,11 @@ def test_a_run_whose_other_rank_ended_ends_with_one_line(launch, tmp_path):
     assert "error: rank 0: the connection to another process broke" in error
 
 
-@pytest.mark.parametrize("parallel", [{}, {"context": 2}, {"fsdp": False}], ids=["shards", "slices", "copies"])
+@pytest.mark.parametrize(
+    "parallel",
+    [{}, {"context": 2}, {"fsdp": False}, {"pipeline": 2}],
+    ids=["shards", "slices", "copies", "stages"],
+)
 def test_a_loss_that_is_no_number_ends_all_ranks_with_its_place(launch, tmp_path, parallel):
     ranks = launch(tmp_path / "run", "--poison", "3", ranks=2, settings={"parallel": parallel})
     for rank in ranks:

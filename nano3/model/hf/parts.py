@@ -103,8 +103,11 @@ class PartsWriter:
                         _write_part(file, same, bounds, part)
                 except OSError as failure:
                     error = failure
-        if file is not None:
-            file.close()
+        try:
+            if file is not None:
+                file.close()
+        except OSError as failure:  # over a network a full disk may be told only here
+            error = error or failure
         return error
 
     def _parts(self, items: list[StoredTensor]) -> Iterator[tuple[_Bounds, Tensor]]:
