@@ -106,6 +106,19 @@ def test_what_others_are_writing_is_left_alone(tmp_path):
     assert (tmp_path / ".m.json.tmp").exists()
 
 
+def test_the_scratch_folder_of_a_killed_process_goes_with_the_next_write(tmp_path):
+    code = (
+        "import os, sys; from pathlib import Path; from nano3.files import scratch_folder\n"
+        "with scratch_folder(Path(sys.argv[1])) as work: (work / 'large').touch(); os._exit(9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, tmp_path / "m"], check=False).returncode == 9
+    assert len(os.listdir(tmp_path)) == 1
+    with files.scratch_folder(tmp_path / "m") as own:
+        save(tmp_path / "m", "new")
+        assert own.is_dir()
+    assert os.listdir(tmp_path) == ["m"]
+
+
 @pytest.mark.parametrize("data", ["text é", b"\x00\xff"])
 def test_a_file_is_replaced_or_kept(tmp_path, data, monkeypatch):
     path = tmp_path / "new" / "a.txt"

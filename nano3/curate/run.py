@@ -94,7 +94,7 @@ def run_pipeline(plan: Plan, workers: int = 0) -> Report:
         UserError: the folder holds other files or a run with other settings, or another process writes there.
     """
     out = plan.out
-    check_free(out, own=OWN_NAMES)
+    check_free(out, own=OWN_NAMES if (out / MANIFEST).is_file() else ())
     with exclusive(out):
         for left in out.rglob(".*.tmp"):  # by a process that was killed while it wrote
             left.unlink()

@@ -83,8 +83,9 @@ def _spread(moments: Tensor) -> Tensor:
     """The upper Cholesky factor of the moments' inverse: row i says by how much the columns behind i make up for it."""
     damped = moments.double().clone()
     diagonal = damped.diagonal()
-    diagonal[diagonal == 0] = 1  # an input that is always 0: its column is rounded by itself
-    diagonal += DAMPING * diagonal.mean()
+    mean = diagonal.mean()
+    diagonal[diagonal == 0] = mean if mean > 0 else 1  # an input that is always 0: its column is rounded by itself
+    diagonal += DAMPING * mean
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
     return torch.linalg.cholesky(inverse, upper=True).float()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nano3.config.errors import UserError
+from nano3.files import scratch_folder
 from nano3.kernels.scaled import INTEGERS
 from nano3.model.forward_pass import Pass
 from nano3.model.hf.names import is_stacked, named_tensors, published_name
@@ -25,7 +25,7 @@ from nano3.quantize.rows import CalibrationRows
 
 @torch.no_grad()
 def calibrated_parts(
-    folder: Path, quantized: LM, dtype: torch.dtype, rows: CalibrationRows, beside: Path
+    folder: Path, quantized: LM, dtype: torch.dtype, rows: CalibrationRows, out: Path
 ) -> Iterator[Part]:
     """All tensors of a plain folder, matrices by GPTQ.
 
@@ -37,7 +37,7 @@ def calibrated_parts(
         quantized: on the meta device, with the matrices that become integers as such.
         dtype: that the folder is stored in, and computed with.
         rows: to calibrate with.
-        beside: the residual stream of the rows is kept on disk in this folder meanwhile.
+        out: the folder to be written; the residual stream of the rows is kept on disk beside it meanwhile.
 
     Raises:
         UserError: weights or rows that do not fit the model, or an activation or weight that is not finite.
@@ -48,8 +48,8 @@ def calibrated_parts(
         model = LM(quantized.cfg).eval()
     check_stored(model, folder)
     integers = {name for name, tensor in named_tensors(quantized) if tensor.dtype in INTEGERS}
-    with tempfile.TemporaryDirectory(dir=beside, prefix=".calibration-") as work:
-        walk = _Walk(folder, model, dtype, rows, integers, HiddenFiles(Path(work), model.cfg.d_model, dtype))
+    with scratch_folder(out) as work:
+        walk = _Walk(folder, model, dtype, rows, integers, HiddenFiles(work, model.cfg.d_model, dtype))
         yield from walk.parts()
 
 

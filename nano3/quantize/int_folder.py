@@ -54,7 +54,7 @@ def quantize_folder(source: str | Path, out: Path, bits: Bits, rows: Calibration
         if rows is None:
             parts = _quantized(checkpoint, model, bits, dtype)
         else:
-            parts = calibrated_parts(folder, model, dtype, rows, out.absolute().parent)
+            parts = calibrated_parts(folder, model, dtype, rows, out)
         write_parts(model, dtype, parts, out, lambda new: copy_companions(folder, new))
     return folder
 

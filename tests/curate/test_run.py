@@ -271,6 +271,14 @@ def test_a_folder_with_other_files_is_not_written_to(curate, tmp_path):
         curate([], TEXTS)
 
 
+def test_a_folder_of_names_as_ours_is_not_taken_for_a_result(curate, tmp_path):
+    (tmp_path / "out/data").mkdir(parents=True)
+    (tmp_path / "out/data/00000.jsonl.zst").write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"--out .*out: holds other files \(data\)"):
+        curate([], TEXTS)
+    assert (tmp_path / "out/data/00000.jsonl.zst").read_bytes() == b"mine"
+
+
 def test_limit_reads_so_many_documents(curate, tmp_path):
     report, kept = curate([], paths=[folder_of(tmp_path / "in")], limit=7)
     assert report.entered.documents == 7

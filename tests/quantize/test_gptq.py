@@ -11,10 +11,13 @@ from nano3.kernels import Scaled, quantize_int4
 from torch import Tensor
 
 from nano3.config.errors import UserError
+from nano3.model.hf.config import read_config
 from nano3.model.hf.folder import load, save
 from nano3.model.lm import LM
 from nano3.quantize.gptq import gptq
+from nano3.quantize.int_calibrated import calibrated_parts
 from nano3.quantize.int_folder import quantize_folder
+from nano3.quantize.int_formats import integer_model
 from nano3.quantize.rows import CalibrationRows
 
 SIZES = {"d_model": 64, "d_expert": 64, "d_shared": 64, "d_ff": 64, "mamba_n_heads": 8, "vocab_size": 96}
@@ -58,6 +61,13 @@ def test_what_4_bits_hold_stays_as_it_is():
         assert torch.equal(gptq(matrix, moments).dequantized(), matrix)
 
 
+def test_how_large_the_activations_are_changes_nothing():
+    generator = torch.Generator().manual_seed(3)
+    matrix, x = torch.randn(16, 64, generator=generator), inputs(100, 64, generator)
+    moments = x.T @ x
+    assert torch.equal(gptq(matrix, moments).data, gptq(matrix, moments * 2.0**-30).data)
+
+
 @pytest.fixture
 def plain(small_config, tmp_path) -> Path:
     model = LM(replace(small_config, **SIZES)).init_weights(1).eval()
@@ -90,6 +100,19 @@ def test_a_calibrated_folder_says_more_of_what_the_model_says(plain, tmp_path):
     names = [sorted(load(tmp_path / name).state_dict()) for name in ("alone", "calibrated")]
     assert names[0] == names[1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "calibrated", "plain"]
+
+
+def test_what_a_killed_run_leaves_is_what_the_next_one_removes(plain, tmp_path):
+    quantized = integer_model(read_config(plain), 4)
+    parts = calibrated_parts(plain, quantized, torch.float32, drawn(3, 0), tmp_path / "calibrated")
+    next(parts)
+    (left,) = {path for path in tmp_path.iterdir() if path.name != "plain"}
+    kept = tmp_path / "kept"
+    left.rename(kept)  # as a killed run leaves it: whole, and no process's
+    parts.close()
+    kept.rename(left)
+    quantize_folder(plain, tmp_path / "calibrated", 4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["calibrated", "plain"]
 
 
 def test_experts_that_no_token_reached_are_rounded_by_themselves(plain, tmp_path):

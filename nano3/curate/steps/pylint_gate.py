@@ -24,6 +24,7 @@ from nano3.curate.steps.limits import run_limited
 WEIGHTS = {"error": 5, "warning": 1, "refactor": 1, "convention": 1}
 OPTIONS = (
     f"--rcfile={os.devnull}", "--output-format=json2", "--persistent=n", "--score=n", "--jobs=1",
+    "--enable=file-ignored",
     # What depends on the machine, or on the other files of a batch.
     "--disable=import-error,no-name-in-module,relative-beyond-top-level,duplicate-code,cyclic-import",
 )  # fmt: skip
@@ -90,7 +91,8 @@ class PylintGate(Step):
 
 
 def pylint_scores(texts: Sequence[str], timeout: float) -> list[float | None] | None:
-    """Pylint's score of each Python text, at most 10; None for one that it fails on, and where it did not end."""
+    """Pylint's score of each Python text, at most 10; None for one that it fails on or that tells it to look away
+    (`skip-file`), and where it did not end."""
     with tempfile.TemporaryDirectory() as folder:
         names = [f"module_{i}.py" for i in range(len(texts))]
         for name, text in zip(names, texts, strict=True):
@@ -104,7 +106,8 @@ def pylint_scores(texts: Sequence[str], timeout: float) -> list[float | None] | 
             return None
     found: dict[str, Counter[str]] = {name: Counter() for name in names}
     for message in messages:
-        found.setdefault(os.path.basename(message["path"]), Counter())[message["type"]] += 1
+        kind = "fatal" if message["symbol"] == "file-ignored" else message["type"]
+        found.setdefault(os.path.basename(message["path"]), Counter())[kind] += 1
     return [_score(found[name], text) for name, text in zip(names, texts, strict=True)]
 
 

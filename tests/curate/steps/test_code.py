@@ -132,6 +132,14 @@ def test_python_that_pylint_finds_bad_is_dropped(curate):
     assert dropped(report, "pylint") == {"pylint score too low": 2}
 
 
+def test_python_that_tells_pylint_to_look_away_is_not_believed(curate):
+    lines = ["# pylint: skip-file", "# pylint: disable=all", "# a comment"]
+    rows = [{"id": f"{i}.py", "text": f"{line}\n{GOOD_PYTHON}"} for i, line in enumerate(lines)]
+    report, kept = curate([("pylint", {"least": 1.0})], rows)
+    assert dropped(report, "pylint") == {"pylint cannot judge it": 2}
+    assert [row["id"] for row in kept] == ["2.py"]
+
+
 def test_a_batch_that_takes_too_long_is_judged_file_by_file(curate):
     report, _ = curate([("pylint", {"timeout": 0.001})], [{"id": "good.py", "text": GOOD_PYTHON}])
     assert dropped(report, "pylint") == {"pylint cannot judge it": 1}
