@@ -52,6 +52,11 @@ def fits(*tensors: Tensor | None) -> bool:
     )
 
 
+def shaped(*given: tuple[Tensor | None, tuple[int, ...]]) -> bool:
+    """Whether each tensor that there is has its shape: a kernel would read past the end of a smaller one."""
+    return all(tensor is None or tensor.shape == shape for tensor, shape in given)
+
+
 def wants_gradient(*tensors: Tensor | None) -> bool:
     """Whether a backward pass may follow."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)

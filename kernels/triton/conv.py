@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..eager import FUNCTIONS as EAGER
-from .call import INTERPRETED, Kernel, fits, guarded, launch, normal, wants_gradient
+from .call import INTERPRETED, Kernel, fits, guarded, launch, normal, shaped, wants_gradient
 
 WIDEST = 8
 """Most taps; loops over them are unrolled."""
@@ -92,10 +92,11 @@ def causal_conv1d(
     document_ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See nano3.kernels.causal_conv1d."""
-    takes = x.numel() > 0 and 2 <= weight.shape[1] <= WIDEST and fits(x, weight, bias, initial_state)
-    if not takes or wants_gradient(x, weight, bias, initial_state):
-        return EAGER["causal_conv1d"](x, weight, bias, initial_state=initial_state, document_ids=document_ids)
     (B, T, C), width = x.shape, weight.shape[1]
+    takes = x.numel() > 0 and 2 <= width <= WIDEST and fits(x, weight, bias, initial_state)
+    shapes = shaped((weight, (C, width)), (bias, (C,)), (initial_state, (B, C, width - 1)))
+    if not (takes and shapes) or wants_gradient(x, weight, bias, initial_state):
+        return EAGER["causal_conv1d"](x, weight, bias, initial_state=initial_state, document_ids=document_ids)
     x = x if x.stride(2) == 1 else x.contiguous()
     ids = x if document_ids is None else document_ids.to(x.device).contiguous()
     state = x[:, : width - 1].mT if initial_state is None else initial_state

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..eager import FUNCTIONS as EAGER
-from .call import INTERPRETED, Kernel, fits, guarded, launch, normal, power_of_2
+from .call import INTERPRETED, Kernel, fits, guarded, launch, normal, power_of_2, shaped
 
 CHANNELS = 64 if INTERPRETED else 32
 """Channels of a head that a program takes: 16 KiB of state at N = 128."""
@@ -128,6 +128,7 @@ def mamba_step(
         return EAGER["mamba_step"](xBC, dt, z, conv_state, ssm_state, slots, *weights, eps, n_groups)
     conv_weight, conv_bias, A_log, D, dt_bias, norm_weight = (weight.contiguous() for weight in weights)
     xBC, dt, z = (rows if rows.stride(1) == 1 else rows.contiguous() for rows in (xBC, dt, z))
+    slots = slots.contiguous()
     (B, width), (_, H, P, N) = z.shape, ssm_state.shape
     y = torch.empty((B, width), dtype=torch.float32, device=z.device)
     out = torch.empty((B, width), dtype=z.dtype, device=z.device)
@@ -151,12 +152,14 @@ def _takes(xBC, dt, z, conv_state, ssm_state, slots, weights, n_groups: int) -> 
     if not fits(xBC, dt, z, conv_state, ssm_state, *weights) or ssm_state.dtype != torch.float32 or not z.numel():
         return False
     _, H, P, N = ssm_state.shape
-    taps, channels = conv_state.shape[2] + 1, H * P + 2 * n_groups * N
+    B, taps, channels = len(xBC), conv_state.shape[2] + 1, H * P + 2 * n_groups * N
     dense = conv_state[0].is_contiguous() and ssm_state[0].is_contiguous()
-    shapes = xBC.shape[1] == conv_state.shape[1] == channels and z.shape[1] == H * P and H % n_groups == 0
+    rows = shaped((xBC, (B, channels)), (dt, (B, H)), (z, (B, H * P)), (slots, (B,)))
+    heads = [(weight, (H,)) for weight in weights[2:5]]
+    shapes = shaped((weights[0], (channels, taps)), (weights[1], (channels,)), *heads, (weights[5], (H * P,)))
+    groups = H % n_groups == 0 and conv_state.shape[1] == channels and slots.device == z.device
     sizes = N <= MOST_STATES and 2 <= taps <= WIDEST and H * P // n_groups <= WIDEST_GROUP
-    rows = slots.device == z.device and xBC.shape[:1] == dt.shape[:1] == z.shape[:1] == slots.shape
-    return dense and shapes and sizes and rows and weights[0].shape == (channels, taps)
+    return dense and rows and shapes and groups and sizes
 
 
 def _case(g: torch.Generator, dtype: torch.dtype) -> tuple:

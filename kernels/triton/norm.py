@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..eager import FUNCTIONS as EAGER
-from .call import INTERPRETED, Kernel, dense_rows, fits, guarded, launch, normal, power_of_2, wants_gradient
+from .call import INTERPRETED, Kernel, dense_rows, fits, guarded, launch, normal, power_of_2, shaped, wants_gradient
 
 WIDEST = 1 << 14
 """Most numbers of a group; one program holds them all in registers."""
@@ -88,7 +88,8 @@ def gated_rms_norm(y: Tensor, z: Tensor, weight: Tensor, eps: float, n_groups: i
 
 
 def _takes(y: Tensor, z: Tensor | None, weight: Tensor, n_groups: int) -> bool:
-    return y.numel() > 0 and n_groups >= 1 and y.shape[-1] // n_groups <= WIDEST and fits(y, z, weight)
+    D = y.shape[-1]
+    return y.numel() > 0 and n_groups >= 1 and D // n_groups <= WIDEST and fits(y, z, weight) and shaped((weight, (D,)))
 
 
 def _norm(y: Tensor, z: Tensor | None, weight: Tensor, eps: float, n_groups: int) -> Tensor:

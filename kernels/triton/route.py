@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..eager import FUNCTIONS as EAGER
-from .call import INTERPRETED, Kernel, fits, guarded, launch, normal, power_of_2, wants_gradient
+from .call import INTERPRETED, Kernel, fits, guarded, launch, normal, power_of_2, shaped, wants_gradient
 
 TOKENS = 16 if INTERPRETED else 4
 """Tokens that a program takes."""
@@ -49,7 +49,7 @@ def route(x: Tensor, weight: Tensor, bias: Tensor, top_k: int, scale: float) -> 
     """See nano3.kernels.route."""
     experts = weight.shape[0]
     sizes = x.numel() > 0 and 0 < top_k <= MOST_CHOSEN and experts <= MOST_EXPERTS
-    if not sizes or not fits(x, weight, bias) or wants_gradient(x, weight):
+    if not sizes or not fits(x, weight, bias) or not shaped((bias, (experts,))) or wants_gradient(x, weight):
         return EAGER["route"](x, weight, bias, top_k, scale)
     products = x.float() @ weight.float().T
     return choose_experts(products, bias.contiguous(), top_k, scale)

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from ..common import segments
 from ..eager import FUNCTIONS as EAGER
-from .call import Kernel, fits, guarded, launch, normal, power_of_2
+from .call import Kernel, fits, guarded, launch, normal, power_of_2, shaped
 from .scan_kernels import chain, group_gradients, head_gradients, outputs
 
 LONGEST, LONGEST_FLOAT32, SHORTEST = 64, 32, 16
@@ -43,8 +43,11 @@ def ssd_scan(
 ) -> tuple[Tensor, Tensor]:
     """See nano3.kernels.ssd_scan."""
     inputs = (x, dt, A, B, C, D, dt_bias, initial_state)
-    small = x.shape[3] <= WIDEST_HEAD and B.shape[3] <= WIDEST_STATE and chunk_size >= SHORTEST
-    if not (small and fits(*inputs) and all(t is None or t.numel() for t in inputs)):
+    (batch, T, H, P), (G, N) = x.shape, B.shape[2:]
+    small = P <= WIDEST_HEAD and N <= WIDEST_STATE and chunk_size >= SHORTEST
+    heads, groups = [(t, (H,)) for t in (A, D, dt_bias)], [(t, (batch, T, G, N)) for t in (B, C)]
+    shapes = shaped((dt, (batch, T, H)), *heads, *groups, (initial_state, (batch, H, P, N)))
+    if not (small and shapes and fits(*inputs) and all(t is None or t.numel() for t in inputs)):
         options = {"initial_state": initial_state, "document_ids": document_ids, "chunk_size": chunk_size}
         return EAGER["ssd_scan"](x, dt, A, B, C, D, dt_bias, **options)
     segment = None if document_ids is None else segments(document_ids).int()

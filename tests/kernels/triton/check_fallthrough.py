@@ -23,6 +23,36 @@ def test_what_needs_a_gradient():
         torch.testing.assert_close(got, expected)
 
 
+def sized(*shape):
+    return torch.randn(shape)
+
+
+SHORT = {
+    "gated_rms_norm": lambda: (sized(2, 16), sized(2, 16), sized(8), 1e-5, 2),
+    "causal_conv1d, bias": lambda: (sized(1, 5, 16), sized(16, 4), sized(8)),
+    "causal_conv1d, weight": lambda: (sized(1, 5, 16), sized(8, 4), sized(16)),
+    "route": lambda: (sized(3, 8), sized(6, 8), sized(4), 2, 1.0),
+    "ssd_scan, A": lambda: (
+        sized(1, 5, 4, 8), sized(1, 5, 4), sized(2), sized(1, 5, 2, 8), sized(1, 5, 2, 8), sized(4), sized(4)
+    ),
+    "ssd_scan, C": lambda: (
+        sized(1, 5, 4, 8), sized(1, 5, 4), sized(4), sized(1, 5, 2, 8), sized(1, 5, 2, 4), sized(4), sized(4)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SHORT)
+def test_tensors_that_are_too_small_are_refused_and_not_read_past_their_ends(case):
+    with pytest.raises(RuntimeError, match="size"):
+        getattr(kernels, case.partition(",")[0])(*SHORT[case](), backend="triton")
+
+
+def test_states_that_are_too_small_are_refused():
+    x, weight, bias = sized(2, 5, 16), sized(16, 4), sized(16)
+    with pytest.raises(RuntimeError, match="Sizes of tensors"):
+        kernels.causal_conv1d(x, weight, bias, initial_state=sized(1, 16, 3), backend="triton")
+
+
 def test_on_a_cpu_triton_runs_only_where_it_is_forced(monkeypatch):
     assert "triton" not in {choice.backend for choice in kernels.explain("cpu")}
     monkeypatch.setenv("NANO3_BACKEND", "triton")

@@ -65,6 +65,15 @@ def test_padding_alone_writes_nowhere_and_gives_zeros():
     assert all(torch.equal(*pair) for pair in zip(states, before, strict=True))
 
 
+def test_slots_that_are_a_column_of_a_table():
+    inputs, states, weights = case([2, 0], 2, 4, 3, 1, 4, torch.float32)
+    y, new = expected_step(inputs, states, [2, 0], weights, 1)
+    slots = torch.tensor([[2, 4], [0, 4]])[:, 0]
+    got = kernels.mamba_step(*inputs, *states, slots, *weights, eps=EPS, n_groups=1, backend="triton")
+    torch.testing.assert_close(got.double(), y, rtol=1e-5, atol=1e-5)
+    assert torch.equal(states[0].double(), new[0])
+
+
 def test_a_slot_that_is_not_there_gives_nan_and_writes_nowhere():
     inputs, states, weights = case([0, 0], 2, 4, 3, 1, 4, torch.float32)
     before = [state.clone() for state in states]
