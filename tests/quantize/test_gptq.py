@@ -109,7 +109,7 @@ def test_what_a_killed_run_leaves_is_what_the_next_one_removes(plain, tmp_path):
     (left,) = {path for path in tmp_path.iterdir() if path.name != "plain"}
     kept = tmp_path / "kept"
     left.rename(kept)  # as a killed run leaves it: whole, and no process's
-    parts.close()
+    del parts
     kept.rename(left)
     quantize_folder(plain, tmp_path / "calibrated", 4)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["calibrated", "plain"]
