@@ -12,7 +12,13 @@ from nano3.config.errors import UserError
 from nano3.train.world import World
 
 _LATE = re.compile(r"timed out|timeout", re.IGNORECASE)
-_GONE = re.compile(r"closed by peer|reset by peer|broken pipe|connection refused|remote process exited", re.IGNORECASE)
+_GONE = re.compile(
+    r"closed by peer|reset by peer|broken pipe|connection refused|no route to host|is unreachable|host is down|"
+    r"remote process (exited|exiting)",
+    re.IGNORECASE,
+)
+_OF_GPU = "CUDA error"
+"""Begins of what goes wrong on the own GPU, which may time out too."""
 
 
 class LostProcessError(UserError):
@@ -40,8 +46,10 @@ def steps_limited(world: World, seconds: float) -> Iterator[None]:
         text = str(error)
         if _GONE.search(text):
             reason = "the connection to another process broke: it ended, or its machine is out of reach"
-        elif _LATE.search(text) or isinstance(error, dist.DistBackendError):
+        elif _LATE.search(text) and not text.startswith(_OF_GPU):
             reason = f"no answer from another process within {seconds:g} s (parallel.timeout_s)"
+        elif isinstance(error, dist.DistBackendError):
+            reason = f"it cannot speak to the other processes: {text.splitlines()[0]}"
         else:
             raise
         raise LostProcessError(f"rank {world.rank}: {reason}; start the run again with --resume") from error

@@ -5,8 +5,11 @@ from __future__ import annotations
 import socket
 
 import pytest
+import torch.distributed as dist
 
+from nano3.train.faults import LostProcessError, steps_limited
 from nano3.train.tracking.metrics import read_metrics
+from nano3.train.world import World
 
 HOST = socket.gethostname()
 STALLS = {"train": {"tokens": 6 * 64}, "parallel": {"timeout_s": 2}}
@@ -43,6 +46,27 @@ def test_a_loss_that_is_no_number_ends_all_ranks_with_its_place(launch, tmp_path
         assert rank.returncode == 2, error
         assert f"step 3 stopped before its update: loss nan, gradient norm nan, first seen on rank 1 ({HOST})," in error
         assert "in a batch of the documents doc-" in error
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RuntimeError("[gloo/transport/tcp/pair.cc:400] writev: No route to host"), "the connection to another"),
+        (
+            dist.DistBackendError("ncclRemoteError: A call failed possibly due to a network error or a remote process "
+                                  "exiting prematurely."),
+            "the connection to another process",
+        ),
+        (
+            dist.DistBackendError("ncclInvalidUsage: Duplicate GPU detected\nmore"),
+            "it cannot speak to the other processes: ncclInvalidUsage: Duplicate GPU detected;",
+        ),
+        (RuntimeError("CUDA error: the launch timed out and was terminated"), None),
+    ],
+)  # fmt: skip
+def test_what_broke_is_told_apart_from_a_process_that_is_late(error, told):
+    with pytest.raises(RuntimeError if told is None else LostProcessError, match=told), steps_limited(World(1, 2), 9):
+        raise error
 
 
 SLOW = {"train": {"tokens": 12 * 64}, "heldout": {"every_tokens": 0}, "checkpoint": {"every_tokens": 0}}
