@@ -1,5 +1,7 @@
 """Calls to causal-conv1d and flash-attn, whose kernels need a GPU: plain functions of the same layouts stand in."""
 
+import inspect
+
 import pytest
 import torch
 import torch.nn.attention.varlen
@@ -35,13 +37,29 @@ def plain_attention(q, k, v, causal):
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True).transpose(1, 2)
 
 
-def plain_varlen(q, k, v, ends_q, ends_k, longest_q, longest_k, **_):
-    """flash_attn_varlen_func and varlen_attn: (tokens, heads, Dh) and where each sequence ends."""
+def plain_varlen(q, k, v, ends_q, ends_k, longest_q, longest_k, causal):
+    """flash_attn_varlen_func: (tokens, heads, Dh) and where each sequence ends."""
     assert ends_q.dtype == ends_k.dtype == torch.int32
     lengths = ends_q.diff().tolist()
     assert longest_q == longest_k == max(lengths)
     parts = zip(*(m.split(lengths) for m in (q, k, v)), strict=True)
-    return torch.cat([plain_attention(*(m[None] for m in part), causal=True)[0] for part in parts])
+    return torch.cat([plain_attention(*(m[None] for m in part), causal=causal)[0] for part in parts])
+
+
+def varlen_with_groups(*arguments, window_size=(-1, -1), enable_gqa=False):
+    """torch.nn.attention.varlen.varlen_attn; its windows without a key behind the query are the causal ones."""
+    assert enable_gqa == (arguments[0].shape[1] != arguments[1].shape[1])
+    return plain_varlen(*arguments, causal=window_size == (-1, 0))
+
+
+def varlen_with_windows(*arguments, window_size=(-1, -1)):
+    assert arguments[0].shape[1] == arguments[1].shape[1]
+    return plain_varlen(*arguments, causal=window_size == (-1, 0))
+
+
+def varlen_with_is_causal(*arguments, is_causal=False):
+    assert arguments[0].shape[1] == arguments[1].shape[1]
+    return plain_varlen(*arguments, causal=is_causal)
 
 
 def plain_pages(q, key_pages, value_pages, cache_seqlens, block_table, causal):
@@ -107,9 +125,16 @@ def test_attention_over_pages_is_the_references(size):
     torch.testing.assert_close(got, expected, rtol=0, atol=3e-3)
 
 
-def test_packed_documents_go_through_one_call_of_pytorchs_flash_attention(monkeypatch):
-    monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", plain_varlen)
-    q, k, v = heads(2, 13, 13)
+def test_pytorchs_flash_attention_has_a_signature_that_is_known():
+    names = inspect.signature(torch.nn.attention.varlen.varlen_attn).parameters
+    assert "window_size" in names or "is_causal" in names
+
+
+@pytest.mark.parametrize("kv", [2, 4])
+@pytest.mark.parametrize("release", [varlen_with_groups, varlen_with_windows, varlen_with_is_causal])
+def test_packed_documents_go_through_one_call_of_pytorchs_flash_attention(monkeypatch, release, kv):
+    monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", release)
+    q, k, v = heads(2, 13, 13, kv=kv)
     got = varlen.attend_packed(q, k, v, IDS)
     expected = kernels.attention(q.float(), k.float(), v.float(), document_ids=IDS, backend="reference")
     torch.testing.assert_close(got.float(), expected, rtol=0, atol=3e-3)
