@@ -12,7 +12,7 @@ from datatrove.data import Document
 from nano3.config.checks import check
 from nano3.curate.step import Step
 
-_FENCED = re.compile(r"^(`{3,})[^\n]*\n.*?^\1[ \t]*$", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(r"`{3,}")
 _MOST = 5000
 
 
@@ -39,7 +39,7 @@ class Language(Step):
 
     def check(self, document: Document) -> str:
         """Why a document is dropped; empty: it is kept."""
-        text = _FENCED.sub("", document.text).strip()
+        text = outside_code(document.text).strip()
         if len(text) < self.settings.shortest:
             self.note("documents with too little text to tell")
             return ""
@@ -48,6 +48,20 @@ class Language(Step):
         if language not in self.settings.keep:
             return f"language {language}"
         return "" if score >= self.settings.least else "language uncertain"
+
+
+def outside_code(text: str) -> str:
+    """What stands in no fence that is closed again; found in one pass, however many are not."""
+    outside, inside, fence = [], [], ""
+    for line in text.split("\n"):
+        if not fence and (found := _FENCE.match(line)):
+            fence = found[0]
+            inside = [line]
+        elif fence and line.rstrip(" \t") == fence:
+            inside, fence = [], ""
+        else:
+            (inside if fence else outside).append(line)
+    return "\n".join([*outside, *inside])
 
 
 @cache

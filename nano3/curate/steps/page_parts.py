@@ -19,7 +19,7 @@ _DISPLAYSTYLE = re.compile(r"^\{\\(?:displaystyle|textstyle)\s*(.*)\}$", re.DOTA
 _DELIMITED = re.compile(r"^\s*(\\\[|\\\(|\$\$|\$)(.*?)(\\\]|\\\)|\$\$|\$)\s*$", re.DOTALL)
 _UNPRINTABLE = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 """What lxml gives but does not take."""
-_MATH_SCRIPT = "math/tex"
+_MATH_SCRIPT, _DROPPED = "math/tex", "dropped"
 _INVISIBLE = ("script", "style", "noscript", "template", "svg", "iframe", "object", "canvas")
 TEX = "contains(@encoding, 'tex') or contains(@encoding, 'TeX')"
 WIDE = "contains(translate(@style, ' ', ''), 'white-space:pre')"
@@ -77,13 +77,15 @@ def take_out(html: str) -> Parts | None:
     except (etree.ParserError, etree.XMLSyntaxError, ValueError):
         return None
     mark = "QCODEQ"
-    while mark in html:
+    seen = html + etree.tostring(tree, encoding="unicode") + tree.text_content()  # as written, and as it is read
+    while mark in seen:
         mark += "Q"
     parts = Parts(tree, mark)
-    _drop(element for element in _invisible(tree) if not (element.get("type") or "").startswith(_MATH_SCRIPT))
+    _drop(tree, (one for one in tree.iter(*_INVISIBLE) if not (one.get("type") or "").startswith(_MATH_SCRIPT)))
+    _drop(tree, tree.xpath("//*[contains(@class, 'MathJax_Preview') or contains(@class, 'mwe-math-fallback')]"))
     _take_code(parts)
     _take_equations(parts)
-    _drop(_invisible(tree))
+    _drop(tree, tree.iter(*_INVISIBLE))
     _prepare_for_lynx(tree)
     for element in tree.iter("code", "tt", "kbd", "samp"):
         tick = "``" if "`" in element.text_content() else "`"
@@ -92,14 +94,13 @@ def take_out(html: str) -> Parts | None:
     return parts
 
 
-def _invisible(tree: Any) -> list[Any]:
-    return list(tree.iter(*_INVISIBLE, etree.Comment, etree.ProcessingInstruction))
-
-
-def _drop(elements: Iterable[Any]) -> None:
-    for element in elements:
-        if element.getparent() is not None:
-            element.drop_tree()
+def _drop(tree: Any, elements: Iterable[Any]) -> None:
+    """Take elements out of a page, and all comments. lxml's drop_tree fails where it joins control characters."""
+    for element in list(elements):
+        if element is not tree:
+            element.clear(keep_tail=True)
+            element.tag = _DROPPED
+    etree.strip_elements(tree, _DROPPED, etree.Comment, etree.ProcessingInstruction, with_tail=False)
 
 
 def _prepare_for_lynx(tree: Any) -> None:
@@ -110,7 +111,7 @@ def _prepare_for_lynx(tree: Any) -> None:
         element.set("align", "left")
     for element in tree.xpath("//hr"):
         _replace(element, "", "p")
-    _drop(tree.xpath("//input | //meta"))  # whatever encoding it names: what is rendered is UTF-8
+    _drop(tree, tree.xpath("//input | //meta"))  # whatever encoding it names: what is rendered is UTF-8
 
 
 def _take_code(parts: Parts) -> None:
@@ -151,7 +152,6 @@ def _language(element: Any) -> str:
 
 def _take_equations(parts: Parts) -> None:
     tree = parts.tree
-    _drop(tree.xpath("//*[contains(@class, 'MathJax_Preview') or contains(@class, 'mwe-math-fallback')]"))
     for element in tree.xpath(f"//script[starts-with(@type, '{_MATH_SCRIPT}')]"):
         _take_equation(parts, element, element.text or "", "display" in element.get("type"))
     for element in tree.xpath("//*[contains(concat(' ', @class, ' '), ' katex ')]"):
@@ -191,6 +191,5 @@ def _take_equation(parts: Parts, element: Any, tex: str, display: bool) -> None:
 
 def _replace(element: Any, text: str, tag: str) -> None:
     """Make an element one that holds a text alone."""
-    tail = element.tail
-    element.clear()
-    element.tag, element.text, element.tail = tag, text, tail
+    element.clear(keep_tail=True)
+    element.tag, element.text = tag, text

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from nano3.config.errors import UserError
 from nano3.data.chat.messages import normal_messages, normal_tools, one_line
+from nano3.reading import parse_json
 
 CLOSE, OPEN = "</think>", "<think>"
 FORM = "no conversation"
@@ -112,7 +112,7 @@ def _turn(turn: Any, where: str) -> dict[str, Any]:
 
 def _calls(value: Any, where: str) -> list[dict[str, Any]]:
     """Calls of a ShareGPT turn: JSON of one or several objects with name and arguments."""
-    found = json.loads(value) if isinstance(value, str) else value
+    found = parse_json(value) if isinstance(value, str) else value
     calls = found if isinstance(found, list) else [found]
     if not all(isinstance(call, Mapping) for call in calls):
         raise RowError(FORM, f"{where}: value is no call with name and arguments")
@@ -121,7 +121,7 @@ def _calls(value: Any, where: str) -> list[dict[str, Any]]:
 
 def _listed(value: Any, name: str) -> list[Any]:
     if isinstance(value, str):
-        value = json.loads(value) if value.strip() else []
+        value = parse_json(value) if value.strip() else []
     if value is None:
         return []
     if not isinstance(value, Sequence) or isinstance(value, bytes):

@@ -11,6 +11,7 @@ import pytest
 
 from nano3.curate.chart import draw
 from nano3.curate.steps.code_page import code_score
+from nano3.curate.steps.language import outside_code
 from nano3.curate.steps.limits import run_limited
 from nano3.curate.steps.page_parts import fenced
 from nano3.curate.steps.warc_members import CUT, DAMAGED, members
@@ -33,6 +34,9 @@ def test_control_characters_in_inline_code_leave_the_rest(tool):
     [
         '<html class="MathJax_Preview"><body><p>words</p><pre>x = 1;</pre></body></html>',
         "<p>words</p><noscript><pre>lost = 1;</pre></noscript><template><pre>t;</pre></template><pre>x = 1;</pre>",
+        "<p>words</p>\x0c<script>y</script>\x0c<!-- z -->\x0c<pre>x = 1;</pre>\x0c",
+        "<p>words Q&#67;ODEQ0Z QC<b>ODEQ0Z</b></p><pre>x = 1;</pre>",
+        "<p>words</p><span class=MathJax_Preview><pre>lost;</pre></span><pre>x = 1;</pre>",
         "<p>words</p><pre>x = 1;<svg><text>copy</text></svg></pre>",
     ],
 )
@@ -54,6 +58,12 @@ def test_a_page_without_an_end_of_anything_is_judged_in_one_pass():
     assert code_score("<pre>" * n) == code_score("<pre" * n) == code_score("<pre>x" + "\n" * n) == 0
     assert code_score(f"<pre>{'<' * n}</pre>") > 0.3
     assert fenced("x" + "\n" * n, "").startswith("```\nx\n")
+
+
+def test_fences_that_are_not_closed_are_text_and_take_one_pass():
+    assert outside_code("a\n```py\nx\n```  \nb\n````\n```\nc") == "a\nb\n````\n```\nc"
+    text = "```a\n" * 200_000
+    assert outside_code(text) == text
 
 
 def test_a_page_that_unpacks_to_more_than_is_allowed_is_not_unpacked(curate, tmp_path):

@@ -64,6 +64,7 @@ def test_sharegpt_calls_and_observations_are_tool_calls_and_results():
         ({"text": "hello"}, "no messages, no prompt with a completion and no conversations; fields there: text"),
         ({"messages": []}, "messages is empty"),
         ({"messages": "[{"}, "Expecting"),
+        ({"messages": [ASK, SAY], "tools": "[" * 5000}, "nested too deeply"),
         ({"messages": ["hi"]}, r"messages\[0\] is no object"),
         ({"messages": [{"role": "alien", "content": "hi"}]}, "role is 'alien'"),
         ({"messages": [ASK, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]},
