@@ -113,6 +113,19 @@ def test_four_ranks_two_a_stage(finish, parallel):
 
 
 @pytest.mark.slow
+def test_stages_of_replicas_gather_in_bfloat16(finish):
+    """As every run on GPUs does: the forward pass is the same bits, and gradients are rounded on the way."""
+    settings = {"train": {**ONE, "dtype": "bfloat16", "tokens": 128}, "heldout": {"every_tokens": 0}}
+    (wide, *_), (narrow, *_) = (
+        finish(kind, ranks=4, **settings, parallel={"pipeline": 2, "replicate": 2, "gather_dtype": kind}).metrics
+        for kind in ("float32", "bfloat16")
+    )
+    assert narrow["loss"] == wide["loss"]
+    assert narrow["grad_norm"] != wide["grad_norm"]
+    assert narrow["grad_norm"] == pytest.approx(wide["grad_norm"], rel=5e-3)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [True, False], ids=["stages first", "one process first"])
 def test_a_run_goes_on_with_stages_or_without(finish, first):
     """Of one process's two stages the first has nothing to train, so that its output has no gradient."""
