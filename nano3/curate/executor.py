@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 from datatrove.executor.local import LocalPipelineExecutor
 from loguru import logger
 
+from nano3.config.errors import UserError
 from nano3.curate.step import Segment
 
 PR_SET_PDEATHSIG = 1
@@ -35,6 +37,11 @@ def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor | None]:
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(os.getpid(),))
     try:
         yield pool
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a worker process was ended from outside, as the system does where memory runs out: give the same command "
+            "again to go on, with fewer --workers"
+        ) from error
     except BaseException:
         for process in list((pool._processes or {}).values()):
             process.terminate()

@@ -1,6 +1,7 @@
 """Whole runs: books that balance, killed runs, other settings."""
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -12,10 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nano3.config.errors import UserError
+from nano3.curate.executor import run_segment, worker_pool
 from nano3.curate.ledger import Ledger, Measure, words
 from nano3.curate.pipeline import load_pipeline
 from nano3.curate.report import read_report
 from nano3.curate.run import plan_run, run_pipeline
+from nano3.curate.shards import ShardReader
+from nano3.curate.step import Segment
 from nano3.curate.steps.length import Length
 
 from .conftest import documents, dropped
@@ -216,6 +220,17 @@ def test_workers_end_with_the_run_that_is_killed(tmp_path):
     while any(map(is_alive, workers)) and time.monotonic() < until:
         time.sleep(0.05)
     assert [pid for pid in workers if is_alive(pid)] == []
+
+
+def test_a_worker_that_the_system_ends_is_told_in_a_line(tmp_path):
+    def run():
+        with worker_pool(2) as pool:
+            assert pool is not None
+            pool.submit(os._exit, 9).exception()
+            run_segment(Segment("x", 2, [ShardReader(tmp_path)]), tmp_path / "x", pool, lambda: None)
+
+    with pytest.raises(UserError, match="again to go on, with fewer --workers"):
+        run()
 
 
 def is_alive(pid):
