@@ -161,6 +161,7 @@ def takes(q, key_pages, value_pages, page_table, counts, key_scale, value_scale)
     pages, heads = (key_pages, value_pages), q.shape[1] // key_pages.shape[2]
     types = key_pages.dtype == value_pages.dtype and (key_pages.dtype in TYPES or _reads_e4m3(key_pages))
     layout = key_pages.stride() == value_pages.stride() and key_pages.stride(3) == 1
+    layout = layout and key_pages.shape == value_pages.shape and key_pages.shape[3] == q.shape[2]
     here = all(t.device == q.device for t in (*pages, page_table, counts))
     integers = {page_table.dtype, counts.dtype} <= {torch.int32, torch.int64}
     small = q.dtype != torch.float32 or power_of_2(max(heads, 16)) * power_of_2(max(q.shape[2], 16)) <= MOST_FLOAT32

@@ -53,6 +53,13 @@ def test_states_that_are_too_small_are_refused():
         kernels.causal_conv1d(x, weight, bias, initial_state=sized(1, 16, 3), backend="triton")
 
 
+@pytest.mark.parametrize("queries", [1, 3])
+def test_pages_of_narrower_heads_than_the_queries_are_refused(queries):
+    pages, table = sized(4, 4, 2, 4), torch.zeros(1, 4, dtype=torch.int64)
+    with pytest.raises(RuntimeError, match=r"size|K/V"):
+        kernels.paged_attention(sized(queries, 2, 8), pages, pages, table, [queries], [3], backend="triton")
+
+
 def test_on_a_cpu_triton_runs_only_where_it_is_forced(monkeypatch):
     assert "triton" not in {choice.backend for choice in kernels.explain("cpu")}
     monkeypatch.setenv("NANO3_BACKEND", "triton")
