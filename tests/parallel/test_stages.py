@@ -25,7 +25,7 @@ from nano3.parallel.stages import (
     stages_of,
     timetable,
 )
-from nano3.stages.settings import check_parallel, check_settings
+from nano3.stages.settings import check_parallel, check_settings, fit_micro_batch
 
 NANO = load_model("nano3-30b-a3b")
 
@@ -154,6 +154,15 @@ def test_a_dry_run_tells_the_blocks_of_a_process_and_parameters_add_up():
 def test_the_parameters_of_all_stages_are_those_of_the_model():
     layout, stages = Layout(pipeline=4), stages_of(NANO, 4, 8192)
     assert sum(share_of(NANO, layout, rank, True, stages[rank]).parameters for rank in range(4)) == 31_577_937_344
+
+
+def test_a_dry_run_tells_the_memory_of_the_stage_that_takes_most():
+    for cuts in ("[3]", "[49]"):
+        cfg = load_pretrain("phase1", ["parallel.pipeline=2", f"parallel.cuts={cuts}"])
+        facts, fitted = dry_run_facts(cfg), fit_micro_batch(cfg, 3072)
+        dtype, ranks = facts["compute_dtype"], facts["most_ranks"]
+        stages = [process_bytes(fitted, dtype, ranks=ranks, stage=stage) for stage in (0, 1)]
+        assert facts["rank_memory_bytes"] == max(stages) > min(stages)
 
 
 def test_a_stage_takes_memory_for_its_blocks_and_for_the_micro_batches_that_wait():

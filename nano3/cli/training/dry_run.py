@@ -73,7 +73,7 @@ def dry_run_facts(cfg: PretrainConfig | SftConfig) -> dict[str, Any]:
         "free_memory_bytes": free,
         "largest_seq_len": largest_seq_len(cfg, free, partial(rank_bytes, cfg, dtype)),
         "most_ranks": ranks,
-        "rank_memory_bytes": process_bytes(fit_micro_batch(cfg, readers), dtype, ranks=ranks),
+        "rank_memory_bytes": _most_bytes(fit_micro_batch(cfg, readers), dtype, ranks),
         "tokens": tokens,
         "tokens_per_step": tokens_per_step,
         "steps": steps,
@@ -86,6 +86,11 @@ def dry_run_facts(cfg: PretrainConfig | SftConfig) -> dict[str, Any]:
         "report_phase": report_phase(cfg),
         "differences": [asdict(row) for row in diff_from_report(cfg)],
     }
+
+
+def _most_bytes(cfg: PretrainConfig | SftConfig, dtype: str, ranks: int) -> int:
+    """Of a process in the stage that takes most."""
+    return max(process_bytes(cfg, dtype, ranks=ranks, stage=stage) for stage in range(cfg.parallel.pipeline))
 
 
 def process_facts(cfg: PretrainConfig | SftConfig, world: int, rank: int, dtype: str) -> dict[str, Any]:
