@@ -69,7 +69,8 @@ def choose_tokens(logits: Tensor, limit: int, draws: Tensor, *, drawn: bool, cut
     floor = min_p.log().clamp(max=0).float()
     found, drawn_log_probs = draw_whole(z, floor, uniform)
     if cut:
-        cuts = Cuts(top_k.long().masked_fill(top_k == 0, ALL), top_p, floor)
+        all_kept = (top_k == 0) | (top_k >= allowed.shape[1])
+        cuts = Cuts(top_k.long().masked_fill(all_kept, ALL), top_p, floor)
         narrow, narrow_log_probs, exact = _draw_cut(z, cuts, uniform)
         is_cut = ((cuts.top_k < allowed.shape[1]) | (top_p < 1))[:, 0]
         found = torch.where(is_cut, narrow.masked_fill(~exact, -1), found)

@@ -74,6 +74,12 @@ def test_a_cut_beyond_the_candidates_is_left_to_others():
     assert [int(i) == -1 for i in found.ids] == [True, False, True]
 
 
+@pytest.mark.parametrize("top_k", [4 * CANDIDATES, 1 << 30])
+def test_a_top_k_of_all_tokens_and_more_cuts_nothing(top_k):
+    logits = torch.randn(1, 4 * CANDIDATES, generator=torch.Generator().manual_seed(1)) * 3
+    assert_chosen(logits, logits.shape[1], [Draw(1, top_k, 0.5, 0, 0.7)], drawn=True, cut=True)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_row_without_numbers_is_told_and_leaves_the_others_alone(bad):
     logits = torch.randn(4, 3000, generator=torch.Generator().manual_seed(2))
