@@ -64,7 +64,8 @@ def plan_run(
     units = [unit for unit in units if not _lies_in(unit.path, out)]  # of an earlier run, where `out` is in a path
     if not units:
         raise UserError(f"{', '.join(paths)}: there is nothing but the result in it: give another --out")
-    old = find_step("read", "").load().find(list(against))[0] if against else []
+    old, old_left_out = find_step("read", "").load().find(list(against)) if against else ([], "")
+    left_out = "; ".join(filter(None, [left_out, old_left_out and f"of --against {old_left_out}"]))
     tasks = 1 if limit else tasks or default_tasks(units)
     old_parts = divide(old, default_tasks(old)) if old else ()
     place = out.absolute()  # datatrove remembers what a relative path meant when it was first used

@@ -1,5 +1,6 @@
 """Exact and near-duplicates, within the input and against an existing corpus."""
 
+import gzip
 import json
 import random
 import re
@@ -119,6 +120,18 @@ def test_what_the_existing_corpus_has_is_dropped_and_nothing_of_it_comes_out(cur
     assert sorted(row["text"] for row in kept) == sorted(new)
     assert sorted(dropped(report, use).values()) == [1, 20 + len(near)]
     assert report.entered.documents == 20 + 20 + len(near) + 1
+
+
+@pytest.mark.parametrize("use", ["exact-dedup", "near-dedup"])
+def test_what_cannot_be_read_of_the_existing_corpus_is_told(curate, tmp_path, use):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/a.jsonl").write_text('{"text": "one two"}\n{broken\n')
+    (tmp_path / "old/b.jsonl.gz").write_bytes(gzip.compress(b'{"text": "three"}\n' * 99)[:20])
+    (tmp_path / "old/c.pdf").touch()
+    report, _ = curate([(use, {})], ["one two", "three"], against=[str(tmp_path / "old")])
+    assert sum(report.steps[1].account.notes.values()) == 2
+    assert "left out of the existing corpus: not a JSON object" in report.steps[1].account.notes
+    assert report.manifest.left_out.startswith("of --against 1 files of unknown type (c.pdf)")
 
 
 def test_the_division_into_tasks_changes_nothing_but_the_files(curate, tmp_path):

@@ -12,6 +12,7 @@ import numpy as np
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
+from nano3.curate.ledger import read_accounts
 from nano3.curate.step import Context, Segment, Step
 from nano3.curate.steps.read import Read, ReadSettings
 from nano3.files import write_atomic
@@ -37,6 +38,7 @@ class DedupStep(Step):
 
     def process(self, documents: Iterator[Document]) -> Iterator[Document]:
         """Documents that are no duplicates, in order."""
+        self._note_corpus()
         reasons = {Verdict.REPEATED: self.repeated, Verdict.IN_CORPUS: self.in_corpus}
         verdicts = read_verdicts(self.context.work, self.rank)
         for document, verdict in zip(documents, verdicts, strict=True):
@@ -44,6 +46,13 @@ class DedupStep(Step):
                 self.drop(document, reasons[Verdict(int(verdict))])
             else:
                 yield document
+
+    def _note_corpus(self) -> None:
+        """Tell what could not be read of the existing corpus, with which nothing was compared."""
+        if self.rank or not self.context.against:
+            return
+        for reason, dropped in read_accounts(corpus_context(self.context).accounts.glob("*.json")).dropped.items():
+            self.note(f"left out of the existing corpus: {reason}", dropped.size.documents)
 
     def corpus_segment(self, *steps: PipelineStep) -> list[Segment]:
         """A segment that reads the existing corpus, if there is one, and hands it to `steps`."""
@@ -54,8 +63,13 @@ class DedupStep(Step):
 
 
 def corpus_reader(context: Context) -> Read:
-    """Reads the existing corpus; what it leaves out is no part of the run's accounts."""
-    return Read(ReadSettings(), replace(context, label=f"{context.label}-corpus", limit=0), context.against)
+    """Reads the existing corpus; what it leaves out is a note of the step, and no part of the run's accounts."""
+    return Read(ReadSettings(), corpus_context(context), context.against)
+
+
+def corpus_context(context: Context) -> Context:
+    """What the reader of the existing corpus knows of the run."""
+    return replace(context, label=f"{context.label}-corpus", limit=0)
 
 
 def write_verdicts(work: Path, rank: int, verdicts: np.ndarray) -> None:
