@@ -46,7 +46,7 @@ class Manifest:
 
     def save(self, out: Path) -> None:
         """Write it into the folder of the run."""
-        write_atomic(out / MANIFEST, json.dumps(asdict(self), indent=1, ensure_ascii=False))
+        write_atomic(out / MANIFEST, json.dumps(asdict(self), indent=1))
 
 
 def read_manifest(out: Path) -> Manifest:

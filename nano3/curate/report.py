@@ -117,7 +117,7 @@ def read_report(out: Path) -> Report:
 def save_report(out: Path) -> None:
     """Write the report of a run that is done."""
     table = read_report(out).to_json() | {"finished": True, "running": False, "folder": None}
-    write_atomic(out / REPORT, json.dumps(table, indent=1, ensure_ascii=False))
+    write_atomic(out / REPORT, json.dumps(table, indent=1))
 
 
 def _step_json(step: StepReport) -> dict[str, Any]:

@@ -294,6 +294,17 @@ def test_a_folder_of_names_as_ours_is_not_taken_for_a_result(curate, tmp_path):
     assert (tmp_path / "out/data/00000.jsonl.zst").read_bytes() == b"mine"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems take no such name")
+def test_a_file_whose_name_is_not_utf8_is_read(curate, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in (b"caf\xe9.txt", b"th\xe9.txt"):
+        Path(os.fsdecode(tmp_path), "in", os.fsdecode(name)).write_text("same")
+    report, [kept] = curate([("exact-dedup", {})], paths=[tmp_path / "in"])
+    assert kept["id"] == os.fsdecode(b"caf\xe9.txt")
+    assert read_report(tmp_path / "out").to_json()["balanced"]
+    assert dropped(report, "dedup") == {"duplicate": 1}
+
+
 def test_limit_reads_so_many_documents(curate, tmp_path):
     report, kept = curate([], paths=[folder_of(tmp_path / "in")], limit=7)
     assert report.entered.documents == 7

@@ -110,7 +110,7 @@ def curate(
         return
     check_writable(folder, "--out")
     if plan.manifest.left_out:
-        print(f"left out: {plan.manifest.left_out}", file=sys.stderr)
+        print(_printable(f"left out: {plan.manifest.left_out}"), file=sys.stderr)
     _show(run_pipeline(plan, workers), as_json, 0)
 
 
@@ -167,7 +167,7 @@ def _show_plan(plan: Plan, as_json: bool) -> None:
         return
     print(f"{len(manifest.inputs):,} inputs in {manifest.tasks:,} tasks, into {plan.out}")
     if manifest.left_out:
-        print(f"left out: {manifest.left_out}")
+        print(_printable(f"left out: {manifest.left_out}"))
     for label, settings in manifest.settings.items():
         shown = ", ".join(f"{key} = {value!r}" for key, value in settings.items() if key != "summary")
         print(f"  {label}  {shown}")
