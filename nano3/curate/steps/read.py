@@ -49,9 +49,8 @@ class Read(Reader):
             if spec == stdlib_corpus.NAME and not Path(spec).exists():
                 units += _stdlib_units()
             else:
-                root = spec if Path(spec).expanduser().is_dir() else ""
                 units += [
-                    file_unit(file.path, file.name, file.text_field, file.found, root)
+                    file_unit(file.path, file.name, file.text_field, file.found, _root(file))
                     for file in find_files(spec, skipped)
                 ]
         if not units:
@@ -126,6 +125,11 @@ class Read(Reader):
             else:
                 yield self.found(document.text, document.name, {"source": document.name, **metadata})
             before = skipped.copy()
+
+
+def _root(file: InputFile) -> str:
+    """The folder that a file was found in, whose name is its path below that; empty for a file that was named."""
+    return str(file.path.parents[file.name.count("/")]) if file.found else ""
 
 
 def _stdlib_units() -> list[Unit]:

@@ -95,6 +95,20 @@ def test_licences_come_from_metadata_headers_and_files_above(curate, tmp_path):
     assert not any(key.startswith("_") for one in found.values() for key in one)
 
 
+@pytest.mark.parametrize("spec", ["~/repos", "~/repos::text"])
+def test_a_licence_above_the_folder_that_was_named_is_not_its(curate, tmp_path, monkeypatch, spec):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "LICENSE").write_text(GPL)
+    (tmp_path / "repos/one").mkdir(parents=True)
+    (tmp_path / "repos/a.py").write_text("a = 1\n")
+    (tmp_path / "repos/one/LICENSE").write_text(MIT)
+    (tmp_path / "repos/one/b.py").write_text("b = 1\n")
+    report, kept = curate([("licence", {})], paths=[spec])
+    assert [row["metadata"]["license_source"] for row in kept if row["id"] == "one/b.py"] == ["one/LICENSE"]
+    assert dropped(report, "licence")["no licence known"] >= 1
+    assert not any("GPL" in reason for reason in dropped(report, "licence"))
+
+
 def test_code_that_does_not_parse_is_dropped_in_every_language(curate):
     rows = [{"id": f"good.{name}", "text": text, "language": name} for name, text in GOOD_CODE.items()]
     rows += [{"id": f"broken.{name}", "text": text, "language": name} for name, text in BROKEN_CODE.items()]
