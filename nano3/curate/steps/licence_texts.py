@@ -12,23 +12,35 @@ _ALIASES = {
     "gpl-2.0": "GPL-2.0-only", "gpl-3.0": "GPL-3.0-only",
 }  # fmt: skip
 _NAMES = """0BSD AGPL-3.0-only Apache-2.0 BSD-2-Clause BSD-3-Clause BSD-4-Clause BSL-1.0 CC0-1.0 CC-BY-4.0 CC-BY-SA-4.0
-GPL-2.0-only GPL-3.0-only ISC LGPL-2.1-only LGPL-3.0-only MIT MPL-2.0 Python-2.0 Unlicense WTFPL Zlib"""
+GFDL-1.2-only GFDL-1.3-only GPL-1.0-only GPL-2.0-only GPL-3.0-only ISC JSON LGPL-2.0-only LGPL-2.1-only LGPL-3.0-only
+MIT MPL-1.1 MPL-2.0 Python-2.0 Unlicense WTFPL Zlib"""
 _SPDX = {name.lower(): name for name in _NAMES.split()} | _ALIASES
 _HEADER = re.compile(r"SPDX-License-Identifier:\s*([\w.+() -]+)", re.IGNORECASE)
 _HEADER_CHARACTERS = 4000
 _MOST_OPEN = 50
 """Brackets of an expression, which is read by recursion; none that people write has so many."""
 _TEXTS = {
-    "MPL-2.0": "mozilla public license",
-    "AGPL-3.0-only": "gnu affero general public license",
-    "LGPL-3.0-only": "gnu lesser general public license",
-    "GPL-3.0-only": "gnu general public license",
+    "MPL-2.0": "mozilla public license,? version 2\\.0",
+    "MPL-1.1": "mozilla public license,? version 1\\.1",
+    "AGPL-3.0-only": "gnu affero general public license version 3",
+    "LGPL-3.0-only": "gnu lesser general public license version 3",
+    "LGPL-2.1-only": "gnu lesser general public license version 2\\.1",
+    "LGPL-2.0-only": "gnu library general public license version 2",
+    "GPL-3.0-only": "gnu general public license version 3",
+    "GPL-2.0-only": "gnu general public license version 2",
+    "GPL-1.0-only": "gnu general public license version 1",
+    "GFDL-1.3-only": "gnu free documentation license version 1\\.3",
+    "GFDL-1.2-only": "gnu free documentation license version 1\\.2",
+    "JSON": "the software shall be used for good, not evil",
+    "LicenseRef-Commons-Clause": "commons clause",
     "Apache-2.0": "apache license, version 2.0|apache license version 2.0",
     "MIT": "permission is hereby granted, free of charge, to any person obtaining a copy",
     "ISC": "permission to use, copy, modify, and/or distribute this software for any purpose with or without fee is "
     "hereby granted, provided",
     "0BSD": "permission to use, copy, modify, and/or distribute this software for any purpose with or without fee is "
     "hereby granted\\.",
+    "BSD-4-Clause": "redistribution and use in source and binary forms.{0,1500}"
+    "advertising materials mentioning features",
     "BSD-3-Clause": "redistribution and use in source and binary forms.{0,1500}"
     "(neither the name|names? of [^.]{0,80}may (?:not )?be used to endorse)",
     "BSD-2-Clause": "redistribution and use in source and binary forms",
@@ -37,8 +49,13 @@ _TEXTS = {
     "BSL-1.0": "boost software license",
     "Python-2.0": "python software foundation license",
 }  # fmt: skip
-"""What tells a licence in its text, white space made single; those of the GNU family, by their newest version."""
-_GNU = ("AGPL-3.0-only", "LGPL-3.0-only", "GPL-3.0-only")
+"""What tells a licence in its text, white space made single; those of the GNU family and Mozilla's name each other, and
+are told by their titles."""
+_BSD = ("BSD-4-Clause", "BSD-3-Clause", "BSD-2-Clause")
+"""Each text holds those behind it."""
+_TITLED = ("AGPL", "LGPL", "GPL", "GFDL", "MPL")
+_GNU, SOME_GNU = "gnu (?:affero |lesser |library )?general public license", "LicenseRef-GNU"
+"""A text that speaks of such a licence and holds none, as notices do, is under one of them that is not told."""
 
 
 def spdx_name(name: str) -> str:
@@ -56,10 +73,10 @@ def licence_of_text(text: str) -> str:
     """The licence that a LICENSE file holds; where it holds several, all of them with AND; empty for none known."""
     flat = " ".join(text.lower().split())
     found = [name for name, pattern in _TEXTS.items() if re.search(pattern, flat)]
-    if "BSD-3-Clause" in found:
-        found.remove("BSD-2-Clause")
-    if found and found[0] == "MPL-2.0":  # it names the GNU licences as secondary ones
-        found = [name for name in found if name not in _GNU]
+    bsd = [name for name in found if name in _BSD]
+    found = [name for name in found if name not in bsd[1:]]
+    if not any(name.startswith(_TITLED) for name in found) and re.search(_GNU, flat):
+        found.insert(0, SOME_GNU)
     return " AND ".join(found)
 
 

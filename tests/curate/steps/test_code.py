@@ -42,6 +42,13 @@ BROKEN_CODE = {
         ("Mozilla Public License Version 2.0 ... GNU General Public License", "MPL-2.0"),
         ("Apache License\n  Version 2.0, January 2004", "Apache-2.0"),
         (f"{MIT}\n\nParts are under the\n{GPL}", "GPL-3.0-only AND MIT"),
+        (BSD + ". All advertising materials mentioning features ... Neither the name of", "BSD-4-Clause"),
+        ("GNU GENERAL PUBLIC LICENSE\nVersion 2, June 1991 ... the GNU Lesser General Public License", "GPL-2.0-only"),
+        (GPL + " ... version 3 of the GNU Affero General Public License", "GPL-3.0-only"),
+        ("GNU LESSER GENERAL PUBLIC LICENSE\nVersion 2.1 ... GNU General Public License", "LGPL-2.1-only"),
+        ("Mozilla Public License Version 1.1", "MPL-1.1"),
+        (f"{MIT} ... you may use it under the terms of the GNU General Public License too", "LicenseRef-GNU AND MIT"),
+        (f"{MIT}. The Software shall be used for Good, not Evil.", "JSON AND MIT"),
         ("All rights reserved.", ""),
     ],
 )
