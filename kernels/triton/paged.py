@@ -30,6 +30,15 @@ LOG2_E = 1.4426950408889634
 
 
 @triton.jit
+def converted(x, like):
+    """Keys or values in the type that `like` points at. Triton 3.6 makes bfloat16 of e4m3 by an instruction that only
+    Hopper has; by way of float32 it does so anywhere."""
+    if x.dtype == tl.float8e4nv:
+        x = x.to(tl.float32)
+    return x.to(like.dtype.element_ty)
+
+
+@triton.jit
 def decode_kernel(
     Q, K, V, TABLE, COUNTS, KEY_SCALE, VALUE_SCALE, PARTIAL, LOG_SUM, OUT, q_row, q_head, page_stride, place_stride,
     head_stride, table_row, scale, R, D, PAGE, SPLITS: tl.constexpr, HAS_KEY_SCALE: tl.constexpr,
@@ -56,13 +65,13 @@ def decode_kernel(
         page = tl.load(TABLE + b * table_row + t // PAGE, mask=seen, other=0).to(tl.int64)
         at = (page * page_stride + (t % PAGE) * place_stride + g * head_stride)[:, None] + d[None, :]
         held = seen[:, None] & (d < D)[None, :]  # pages hold whatever was there: 0 * nan is nan
-        k = tl.load(K + at, mask=held, other=0.0).to(Q.dtype.element_ty)
+        k = converted(tl.load(K + at, mask=held, other=0.0), Q)
         scores = tl.dot(q, tl.trans(k), input_precision=DOT) * scale
         scores = tl.where(seen[None, :], scores, float("-inf"))
         most = tl.maximum(best, tl.max(scores, 1))
         p = tl.exp2(scores - most[:, None])
         shrink = tl.exp2(best - most)
-        v = tl.load(V + at, mask=held, other=0.0).to(Q.dtype.element_ty)
+        v = converted(tl.load(V + at, mask=held, other=0.0), Q)
         out = out * shrink[:, None] + tl.dot(p.to(Q.dtype.element_ty), v, input_precision=DOT)
         total = total * shrink + tl.sum(p, 1)
         best = most

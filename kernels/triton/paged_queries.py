@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..eager import FUNCTIONS as EAGER
 from .call import Kernel, guarded, launch, normal, power_of_2
-from .paged import KEYS, LOG2_E, STAGE_BYTES, paged_decode, products, takes
+from .paged import KEYS, LOG2_E, STAGE_BYTES, converted, paged_decode, products, takes
 
 QUERIES, QUERIES_FLOAT32 = 128, 32
 """Queries that a program takes."""
@@ -44,13 +44,13 @@ def queries_kernel(
             page = tl.load(TABLE + b.to(tl.int64) * table_row + t // PAGE, mask=t < last, other=0).to(tl.int64)
             at = (page * page_stride + (t % PAGE) * place_stride + (h // R) * head_stride)[:, None] + d[None, :]
             held = (t < last)[:, None] & (d < D)[None, :]  # pages hold whatever was there: 0 * nan is nan
-            k = tl.load(K + at, mask=held, other=0.0).to(Q.dtype.element_ty)
+            k = converted(tl.load(K + at, mask=held, other=0.0), Q)
             scores = tl.dot(q, tl.trans(k), input_precision=DOT) * scale
             scores = tl.where((t[None, :] <= position[:, None]) & (t < last)[None, :], scores, float("-inf"))
             most = tl.maximum(best, tl.max(scores, 1))
             p = tl.exp2(scores - most[:, None])
             shrink = tl.exp2(best - most)
-            v = tl.load(V + at, mask=held, other=0.0).to(Q.dtype.element_ty)
+            v = converted(tl.load(V + at, mask=held, other=0.0), Q)
             out = out * shrink[:, None] + tl.dot(p.to(Q.dtype.element_ty), v, input_precision=DOT)
             total = total * shrink + tl.sum(p, 1)
             best = most
