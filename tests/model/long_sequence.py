@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import torch
+import torch._dynamo  # as a first optimizer does, with Triton where it is installed: it is no memory of a step
 
 from nano3.config.presets import load_model
 from nano3.config.schema import OptimizerConfig
