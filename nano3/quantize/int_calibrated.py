@@ -12,15 +12,15 @@ from torch import Tensor
 from nano3.config.errors import UserError
 from nano3.files import scratch_folder
 from nano3.kernels.scaled import INTEGERS
-from nano3.model.forward_pass import Pass
 from nano3.model.hf.names import is_stacked, named_tensors, published_name
-from nano3.model.hf.read import allocate, check_stored, fill_part
+from nano3.model.hf.read import check_stored
 from nano3.model.lm import LM
 from nano3.quantize.gptq import gptq
 from nano3.quantize.hidden import HiddenFiles
-from nano3.quantize.observe import Moments, observed
+from nano3.quantize.observe import Moments
 from nano3.quantize.part_files import Part
 from nano3.quantize.rows import CalibrationRows
+from nano3.quantize.walk import Walk
 
 
 @torch.no_grad()
@@ -49,56 +49,38 @@ def calibrated_parts(
     check_stored(model, folder)
     integers = {name for name, tensor in named_tensors(quantized) if tensor.dtype in INTEGERS}
     with scratch_folder(out) as work:
-        walk = _Walk(folder, model, dtype, rows, integers, HiddenFiles(work, model.cfg.d_model, dtype))
-        yield from walk.parts()
+        walk = Walk(folder, model, dtype, rows, HiddenFiles(work, model.cfg.d_model, dtype))
+        yield from _Rounding(folder, walk, integers).parts()
 
 
-class _Walk:
+class _Rounding:
     """Through the model, from the embeddings to the output projection."""
 
-    def __init__(
-        self,
-        folder: Path,
-        model: LM,
-        dtype: torch.dtype,
-        rows: CalibrationRows,
-        integers: set[str],
-        hidden: HiddenFiles,
-    ) -> None:
-        self.folder, self.model, self.dtype, self.rows, self.integers = folder, model, dtype, rows, integers
-        self.hidden = hidden
+    def __init__(self, folder: Path, walk: Walk, integers: set[str]) -> None:
+        self.folder, self.walk, self.integers = folder, walk, integers
 
     def parts(self) -> Iterator[Part]:
         """All tensors."""
-        with self._loaded("embeddings."):
-            for batch in self.rows.batches():
-                self.hidden.write(0, batch.start, self.model.embeddings(batch.tokens))
+        walk = self.walk
+        with walk.loaded("embeddings."):
+            walk.embed()
             yield from self._rounded("embeddings.", Moments())
-        for number in range(self.model.cfg.n_blocks):
-            with self._loaded(f"blocks.{number}."):
-                yield from self._rounded(f"blocks.{number}.", self._block(number))
+        for number in range(walk.model.cfg.n_blocks):
+            found = Moments()
+            with walk.loaded(f"blocks.{number}."):
+                with self._finite(f"block {number}"):
+                    walk.block(number, found)
+                yield from self._rounded(f"blocks.{number}.", found)
         found = Moments()
-        with self._loaded("norm_f."):
-            for batch in self.rows.batches():
-                x = self.hidden.read(self.model.cfg.n_blocks, batch.start, batch.tokens.shape[1])
-                with self._finite("the output projection"):
-                    found.see("lm_head", self.model.norm_f(x))
+        with walk.loaded("norm_f."):
+            with self._finite("the output projection"):
+                walk.final_norm(found)
             yield from self._rounded("norm_f.", found)
-        with self._loaded("lm_head."):
+        with walk.loaded("lm_head."):
             yield from self._rounded("lm_head.", found)
 
-    def _block(self, number: int) -> Moments:
-        """Run all rows through a block."""
-        block = self.model.blocks[number]
-        with self._finite(f"block {number}"), observed(block, Moments()) as found:  # pyright: ignore[reportArgumentType]
-            for batch in self.rows.batches():
-                x = self.hidden.read(number, batch.start, batch.tokens.shape[1])
-                y, _ = block(x, Pass(batch.document_ids, statistics=frozenset()).at(number, None))
-                self.hidden.write(number + 1, batch.start, y)
-        return found
-
     def _rounded(self, prefix: str, found: Moments) -> Iterator[Part]:
-        for name, value in named_tensors(self.model):
+        for name, value in named_tensors(self.walk.model):
             if not name.startswith(prefix):
                 continue
             if name not in self.integers:
@@ -114,16 +96,6 @@ class _Walk:
             raise UserError(f"{self.folder}: {published_name(ours, expert)}: holds a number that is not finite")
         module = (ours.partition(".mixer.")[2] or ours).removesuffix(".weight")
         return Part(ours, expert, gptq(weight, found.sums.pop((module, expert), None)))
-
-    @contextmanager
-    def _loaded(self, prefix: str) -> Iterator[None]:
-        """The tensors of one part in memory."""
-        allocate(self.model, self.dtype, "cpu", prefix)
-        try:
-            fill_part(self.model, self.folder, prefix)
-            yield
-        finally:
-            allocate(self.model, self.dtype, "meta", prefix)
 
     @contextmanager
     def _finite(self, where: str) -> Iterator[None]:

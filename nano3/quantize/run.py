@@ -20,21 +20,21 @@ from torch import Tensor
 from nano3.config.errors import UserError
 from nano3.files import atomic_folder, exclusive, write_atomic
 from nano3.kernels.scaled import E4M3
-from nano3.model.forward_pass import Pass
 from nano3.model.hf.config import read_stage
 from nano3.model.hf.files import weight_files
 from nano3.model.hf.names import named_tensors
-from nano3.model.hf.read import allocate, check_stored, fill_part
+from nano3.model.hf.read import check_stored
 from nano3.model.hf.write import check_replaceable, copy_companions, plan_files, write_rest
 from nano3.model.lm import LM
 from nano3.progress import Progress
 from nano3.quantize.fp8 import error_of, scale_of, to_fp8
 from nano3.quantize.hidden import HiddenFiles
 from nano3.quantize.mark import marked_model
-from nano3.quantize.observe import Observed, observed
+from nano3.quantize.observe import Observed
 from nano3.quantize.policy import Selection
 from nano3.quantize.rows import CalibrationRows
 from nano3.quantize.shard_files import ShardFiles, check_disk
+from nano3.quantize.walk import Walk
 from nano3.reading import read_json
 
 WORK_SUFFIX = ".part"
@@ -140,9 +140,9 @@ class _Run:
         self.source, self.selection, self.rows, self.shards, self.work = source, selection, rows, shards, work
         with torch.device("meta"):
             self.model = LM(selection.cfg).eval()
-        self.device = torch.device("cpu")
         self.activations = torch.bfloat16  # whatever is fast here: scales are the same on every machine
         self.hidden = HiddenFiles(work, selection.cfg.d_model, self.activations)
+        self.walk = Walk(source, self.model, torch.bfloat16, rows, self.hidden)  # as ModelOpt reads weights
         self.n_blocks = selection.cfg.n_blocks
         self.cost = float(rows.tokens * self.n_blocks)
         self.state = State(self._identity())
@@ -183,51 +183,30 @@ class _Run:
         return Quantized(out, self.selection, size, silent, self.state.errors, self._unused())
 
     def _embeddings(self) -> None:
-        with self._loaded("embeddings."):
-            for batch in self.rows.batches():
-                self.hidden.write(0, batch.start, self.model.embeddings(batch.tokens).to(self.activations))
+        with self.walk.loaded("embeddings."):
+            self.walk.embed()
             self._write("embeddings.", {})
 
     def _block(self, number: int, progress: Progress) -> None:
-        prefix, block = f"blocks.{number}.", self.model.blocks[number]
-        with self._loaded(prefix):
-            with self._finite(prefix, f"block {number}"), observed(block, Observed()) as found:  # pyright: ignore[reportArgumentType]
-                done = 0
-                for batch in self.rows.batches():
-                    count = batch.tokens.shape[1]
-                    x = self.hidden.read(number, batch.start, count)
-                    y, _ = block(x, Pass(batch.document_ids, statistics=frozenset()).at(number, None))
-                    self.hidden.write(number + 1, batch.start, y)
-                    done += count
-                    progress.tick(done)
+        prefix, found = f"blocks.{number}.", Observed()
+        with self.walk.loaded(prefix):
+            with self._finite(prefix, f"block {number}"):
+                self.walk.block(number, found, progress.tick)
             self.state.largest[str(number)] = found.largest
             self.state.silent[str(number)] = found.silent()
             self._write(prefix, found.largest)
         progress.sample(float(self.rows.tokens), f"block {number}")
 
     def _head(self) -> None:
-        largest: dict[str, float] = {}
-        with self._loaded("norm_f."):
+        found = Observed()
+        with self.walk.loaded("norm_f."):
             if "lm_head" in self.selection.chosen:
-                found = Observed(largest)
                 with self._finite("norm_f.", "the output projection"):
-                    for batch in self.rows.batches():
-                        x = self.hidden.read(self.n_blocks, batch.start, batch.tokens.shape[1])
-                        found.see("lm_head", self.model.norm_f(x))
+                    self.walk.final_norm(found)
             self._write("norm_f.", {})
-        with self._loaded("lm_head."):
-            self.state.largest["head"] = largest
-            self._write("lm_head.", largest)
-
-    @contextmanager
-    def _loaded(self, prefix: str) -> Iterator[None]:
-        """The tensors of one part in memory, bf16 as ModelOpt reads them."""
-        allocate(self.model, torch.bfloat16, self.device, prefix)
-        try:
-            fill_part(self.model, self.source, prefix)
-            yield
-        finally:
-            allocate(self.model, torch.bfloat16, "meta", prefix)
+        with self.walk.loaded("lm_head."):
+            self.state.largest["head"] = found.largest
+            self._write("lm_head.", found.largest)
 
     @contextmanager
     def _finite(self, prefix: str, where: str) -> Iterator[None]:

@@ -197,7 +197,8 @@ def test_a_model_is_replaced_only_when_asked_for(place, capsys, form):
         assert end.value.code == 2
         assert words in capsys.readouterr().err
     assert (place / "other" / "model.safetensors").read_bytes() == before
-    run("--from", "even", "--out", "other", *form, "--force")
+    done = run("--from", "even", "--out", "other", *form, "--force")
+    assert ("on 5 rows" in done.output) == (form[0] == "--int4" and len(form) > 1)
     assert load("other").cfg.quantization is not None
     # Never anything but a model.
     with pytest.raises(SystemExit):

@@ -186,10 +186,13 @@ def _integers(
     made = integers.main(source, target, 8 if kind == "int8" else 4, None if rows is None else Calibration(*rows))
     before, after = made.bytes_stored, made.bytes
     if as_json:
-        return print_json({"model": made.source, "out": str(target), "bytes_stored": before, "bytes": after})
+        facts = {"model": made.source, "out": str(target), "bytes_stored": before, "bytes": after}
+        return print_json(facts | {"calibration_rows": made.calibration_rows})
     table = plain_table("", "", "")
     table.add_row("model", f"{target} (a Hugging Face folder)")
     table.add_row("policy", policy)
+    if made.calibration_rows is not None:
+        table.add_row("calibrated", f"on {made.calibration_rows:,} rows")
     table.add_row("size", bytes_text(after) + (f", {after / before:.2f} of what it was" if before else ""))
     table.add_row("talk to it", f"nano3 chat --model {target}")
     table.add_row("measure it", f"nano3 bench decode --model {target}")

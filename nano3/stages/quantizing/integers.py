@@ -25,6 +25,8 @@ class Integers:
     """Of the new files with tensors."""
     bytes_stored: int | None
     """Of those before; None where there were none."""
+    calibration_rows: int | None = None
+    """Conversations that the numbers were chosen for; None: each was rounded by itself."""
 
 
 def main(source: str | Path, out: Path, bits: Bits, calibration: Calibration | None = None) -> Integers:
@@ -43,7 +45,7 @@ def main(source: str | Path, out: Path, bits: Bits, calibration: Calibration | N
     if Path(source).exists() or str(source) not in preset_names(MODELS):
         rows = None if calibration is None else calibration_rows(Path(source), plain_folder(source), calibration)
         folder = quantize_folder(source, out, bits, rows)
-        return Integers(str(folder), _size(out), _size(folder))
+        return Integers(str(folder), _size(out), _size(folder), None if rows is None else len(rows))
     if calibration is not None:
         raise UserError(f"{source}: a preset has no training behind it, and random weights are not calibrated: leave "
                         "--calibrate, --samples and --length out, or give a model")  # fmt: skip
