@@ -103,8 +103,16 @@ def _chosen(op: str, device: torch.device, backend: str | None, _variable: str |
     return choice.backend, BACKENDS[choice.backend].functions[op]
 
 
+NONE = "none"
+"""Backend of an op in `explain` where NANO3_BACKEND forces one that cannot run it: calling it is an error."""
+
+
 def explain(device: torch.device | str) -> list[Choice]:
-    """For every op: the backend that would run it on `device`, and why."""
+    """For every op: the backend that would run it on `device`, and why.
+
+    Raises:
+        ValueError: NANO3_BACKEND names no backend.
+    """
     return [_decide(op, torch.device(device), None) for op in ops()]
 
 
@@ -119,6 +127,9 @@ def _decide(op: str, device: torch.device, backend: str | None, *, explained: bo
         if variable not in BACKENDS:
             raise ValueError(f"{ENVIRONMENT} names an unknown backend {variable!r}; backends: {', '.join(BACKENDS)}")
         if variable in names:
+            problem = BACKENDS[variable].unavailable(device, op) if explained else None
+            if problem is not None:
+                return Choice(op, NONE, f"{ENVIRONMENT} is {variable}, which cannot run it: {problem}")
             return _forced(op, device, variable, names, ENVIRONMENT)
     problems = []
     for name in names:

@@ -27,7 +27,7 @@ from nano3.model.head import log_probs, logits
 from nano3.model.hf.read import check_stored, fill
 from nano3.model.lm import LM
 from nano3.model.state.pool import StatePool
-from nano3.model.step import release
+from nano3.model.step import check_environment, release
 from nano3.openmp import watch_cores
 
 if TYPE_CHECKING:
@@ -106,6 +106,7 @@ class Engine:
         _check_exact(exact, speculate)
         self.model, self.tokenizer = model, tokenizer
         self.device = model.device
+        check_environment(self.device)
         self.eos_ids = ends_of_text(tokenizer) if eos_ids is None else eos_ids
         wanted = max_sequences, max_context, page_size, snapshot_every, kv_dtype
         self.sizes = _fit(model, memory, *wanted, kept=prefix_cache or speculate > 0)

@@ -29,6 +29,7 @@ from nano3.model.state.pool import StatePool
 __all__ = [
     "Ahead",
     "Stepped",
+    "check_environment",
     "choosing_step",
     "explain",
     "forced_elsewhere",
@@ -115,6 +116,15 @@ def _in_graphs(device: torch.device) -> bool:
     if asked not in ("", "0", "1"):
         raise UserError(f"{GRAPHS} is {asked!r}; it is 0 for no CUDA graphs, or 1 for their step on CPUs too")
     return asked == "1" or (not asked and device.type == "cuda")
+
+
+def check_environment(device: torch.device) -> None:
+    """Of NANO3_GRAPHS.
+
+    Raises:
+        UserError: it has a value that means nothing.
+    """
+    _in_graphs(device)
 
 
 def _steps(model: DecodingModel, rows: int) -> ProgramSteps | GraphSteps | None:

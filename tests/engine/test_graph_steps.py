@@ -9,6 +9,7 @@ import torch
 from nano3.kernels import dispatch
 from nano3.kernels.eager import FUNCTIONS, grouped, mamba, paged
 
+from nano3.config.errors import UserError
 from nano3.engine.engine import Engine
 from nano3.engine.protocol import run
 from nano3.engine.request import Request, Sampling
@@ -136,6 +137,12 @@ def test_a_closed_engine_leaves_no_memory_of_graphs(model, tokenizer, monkeypatc
     assert held() is not None
     engine.close()
     assert held() is None
+
+
+def test_a_value_that_means_nothing_is_told_before_anything_is_generated(model, tokenizer, monkeypatch):
+    monkeypatch.setenv("NANO3_GRAPHS", "2")
+    with pytest.raises(UserError, match="NANO3_GRAPHS is '2'; it is 0 for no CUDA graphs"):
+        Engine(model, tokenizer)
 
 
 def test_the_reason_is_told_where_there_is_no_such_step(model, tokenizer, monkeypatch):

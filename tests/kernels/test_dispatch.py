@@ -71,6 +71,17 @@ def test_environment_forces_a_backend(monkeypatch):
     assert kernels.choose("ssd_scan", "cpu", "eager")[0] == "eager"
 
 
+def test_a_forced_backend_that_cannot_run_is_told_by_explain_and_refused_by_calls(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setenv("NANO3_BACKEND", "triton")
+    choices = {choice.op: choice for choice in kernels.explain("cpu")}
+    assert choices["rms_norm"].backend == "none"
+    assert "NANO3_BACKEND is triton, which cannot run it: Triton kernels run on CUDA" in choices["rms_norm"].reason
+    assert choices["log_probs"].backend != "none", "an op that Triton has not"
+    with pytest.raises(ValueError, match="backend 'triton' cannot run rms_norm on device cpu"):
+        kernels.choose("rms_norm", "cpu")
+
+
 def test_unknown_backend_in_the_environment_is_an_error(monkeypatch):
     monkeypatch.setenv("NANO3_BACKEND", "fast")
     with pytest.raises(

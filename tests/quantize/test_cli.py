@@ -97,6 +97,7 @@ def test_options_stand_behind_the_inner_verb(place, verb):
         (["--from", "mine", "--policy", "half"], "--policy half: no such policy"),
         (["--from", "mine", "--calibrate", "none.jsonl"], "none.jsonl"),
         (["--from", "mine", "--samples", "0"], "is not a whole number of at least 1"),
+        (["--from", "mine", "--length", "1"], "--length 1: a row needs at least 2 tokens"),
         (["--from", "mine", "--calibrate", "chats.jsonl", "--out", "mine"], "is the model itself"),
         (["inspect", "mine", "--reference", "nowhere"], "nowhere: no such folder"),
     ],

@@ -54,7 +54,13 @@ def calibration_rows(source: Path, folder: Path, calibration: Calibration) -> Ca
 
 
 def settings_of(source: Path, calibration: Calibration) -> tuple[SftConfig, str]:
-    """The conversations to take rows from as settings of sft, and their name for messages."""
+    """The conversations to take rows from as settings of sft, and their name for messages.
+
+    Raises:
+        UserError: `length` leaves nothing to predict, or settings that cannot be used.
+    """
+    if calibration.length < 2:
+        raise UserError(f"--length {calibration.length}: a row needs at least 2 tokens")
     if calibration.paths:
         cfg, what = load_sft("tiny", own_chats(list(calibration.paths))), ", ".join(calibration.paths)
         data = dataclasses.replace(cfg.data, heldout_fraction=0.0)
