@@ -42,11 +42,6 @@ class Measure:
         return self._size
 
 
-def words(text: str) -> int:
-    """Words between white space: what stands for tokens where no tokenizer is named."""
-    return len(text.split())
-
-
 @dataclass
 class Sample:
     """A document as the report shows it; of all documents of one reason those of the smallest `key` are shown."""

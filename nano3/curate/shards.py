@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,13 +61,29 @@ class ShardWriter(PipelineStep):
 
 
 def json_text(value: Any) -> str:
-    """JSON that is UTF-8 whatever it holds: halves of surrogate pairs are escaped, as they came in."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    """JSON that is UTF-8 whatever it holds: halves of surrogate pairs are escaped, as they came in.
+
+    Numbers that JSON has no form for (NaN, infinity) become null; Python's own words for them no other reader takes.
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=str, allow_nan=False)
+    except ValueError:
+        value = _finite(value)
+        text = json.dumps(value, ensure_ascii=False, default=str)
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
         return json.dumps(value, default=str)
     return text
+
+
+def _finite(value: Any) -> Any:
+    """A value with None in place of numbers that are not finite."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class ShardReader(PipelineStep):

@@ -12,7 +12,8 @@ from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
 from nano3.curate.inputs import Unit
-from nano3.curate.ledger import Ledger, Measure, Tokens, words
+from nano3.curate.ledger import Ledger, Measure, Tokens
+from nano3.curate.pieces import count_words
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,10 @@ class Step(PipelineStep):
         return []
 
 
+class _LimitError(Exception):
+    """So many documents were read as are wanted."""
+
+
 class Reader(Step):
     """The first step: it finds inputs, and reads those of its task."""
 
@@ -136,19 +141,26 @@ class Reader(Step):
 
     def process(self, documents: Iterator[Document]) -> Iterator[Document]:
         """The documents of this task's inputs."""
-        limit = self.context.limit
-        for unit in self.parts[self.rank]:
-            for document in self.read(unit):
-                yield document
-                if limit and self.ledger.account.entered.documents >= limit:
-                    return
+        try:
+            for unit in self.parts[self.rank]:
+                for document in self.read(unit):
+                    yield document
+                    if self._is_limit_reached():
+                        return
+        except _LimitError:
+            return
+
+    def _is_limit_reached(self) -> bool:
+        return 0 < self.context.limit <= self.ledger.account.entered.documents
 
     def read(self, unit: Unit) -> Iterator[Document]:
         """The documents of one input; each is made by `found`, and handed to `drop` where it cannot be used."""
         raise NotImplementedError
 
     def found(self, text: str, name: str, metadata: dict[str, Any] | None = None) -> Document:
-        """A document that was read just now."""
+        """A document that was read just now. Beyond the limit reading ends here: those dropped count too."""
+        if self._is_limit_reached():
+            raise _LimitError
         document = Document(text=text, id=name, metadata=metadata or {})
         self.ledger.enters(document)
         return document
@@ -157,7 +169,7 @@ class Reader(Step):
 def token_counter(tokenizer: str) -> Tokens:
     """What counts tokens: a tokenizer (`mistral`, a tokenizer.json, a folder that holds one), else words."""
     if not tokenizer:
-        return words
+        return count_words
     from nano3.data.tokens.tokenizer import Tokenizer
 
     return partial(_encoded, Tokenizer.load(tokenizer))

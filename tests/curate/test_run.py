@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from nano3.config.errors import UserError
 from nano3.curate.executor import run_segment, worker_pool
-from nano3.curate.ledger import Ledger, Measure, words
+from nano3.curate.ledger import Ledger, Measure
+from nano3.curate.pieces import count_words
 from nano3.curate.pipeline import load_pipeline
 from nano3.curate.report import read_report
 from nano3.curate.run import plan_run, run_pipeline
@@ -311,6 +312,14 @@ def test_limit_reads_so_many_documents(curate, tmp_path):
     assert len(kept) == 6, "one line is broken"
 
 
+def test_limit_counts_what_is_dropped_while_reading(curate):
+    texts = [*(["good"] * 2), *([" "] * 30), "good"]
+    for limit in (2, 3, 20, 33):
+        report, kept = curate([], texts, out=f"out{limit}", limit=limit)
+        assert report.entered.documents == limit
+        assert len(kept) == (3 if limit == 33 else 2)
+
+
 def test_a_damaged_file_that_was_found_is_counted_and_one_that_was_named_is_an_error(curate, tmp_path):
     source = folder_of(tmp_path / "in")
     (source / "cut.txt.gz").write_bytes(b"\x1f\x8b")
@@ -324,7 +333,7 @@ def test_a_document_that_never_entered_spoils_the_balance():
     class Document:
         text, id = "new", "x"
 
-    ledger = Ledger("s", 0, Measure(words))
+    ledger = Ledger("s", 0, Measure(count_words))
     ledger.leaves(Document())
     assert not ledger.account.is_balanced()
 

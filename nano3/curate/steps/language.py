@@ -10,6 +10,7 @@ from typing import Any
 from datatrove.data import Document
 
 from nano3.config.checks import check
+from nano3.config.errors import UserError
 from nano3.curate.step import Step
 
 _FENCE = re.compile(r"`{3,}")
@@ -30,6 +31,13 @@ class LanguageSettings:
     def __post_init__(self) -> None:
         check("language", self, ">=", 0, "least", "shortest")
         check("language", self, "<=", 1, "least")
+        if not self.keep:
+            raise UserError("language.keep is empty: nothing would be kept")
+        known = set(_identifier().nb_classes)
+        for code in self.keep:
+            if code not in known:
+                hint = f"did you mean '{code.lower()}'?" if code.lower() in known else "English is 'en', German 'de'"
+                raise UserError(f"language.keep: no language has the code {code!r} (ISO 639-1); {hint}")
 
 
 class Language(Step):

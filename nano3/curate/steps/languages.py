@@ -13,6 +13,7 @@ _SUFFIXES = {
     "rust": ".rs", "scala": ".scala", "sql": ".sql", "swift": ".swift", "toml": ".toml", "tsx": ".tsx",
     "typescript": ".ts", "xml": ".xml", "yaml": ".yaml .yml",
 }  # fmt: skip
+LANGUAGES = tuple(_SUFFIXES)
 BY_SUFFIX = {suffix: name for name, suffixes in _SUFFIXES.items() for suffix in suffixes.split()}
 OTHER_NAMES = {
     "c++": "cpp", "c#": "csharp", "shell": "bash", "sh": "bash", "js": "javascript", "ts": "typescript",

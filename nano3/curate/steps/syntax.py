@@ -8,8 +8,10 @@ from typing import Any, Literal, cast
 
 from datatrove.data import Document
 
+from nano3.config.errors import UserError
+from nano3.config.typed import nearest
 from nano3.curate.step import Step
-from nano3.curate.steps.languages import language_of
+from nano3.curate.steps.languages import LANGUAGES, OTHER_NAMES, language_of
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,13 @@ class SyntaxSettings:
     """Languages to keep, by their names in lower case; empty: all."""
     unknown: Literal["keep", "drop"] = "keep"
     """What becomes of documents whose language is not known."""
+
+    def __post_init__(self) -> None:
+        for name in self.languages:
+            if name not in LANGUAGES:
+                close = OTHER_NAMES.get(name.lower()) or nearest(name.lower(), LANGUAGES)
+                hint = f"did you mean '{close}'?" if close else f"languages: {', '.join(LANGUAGES)}"
+                raise UserError(f"syntax.languages: unknown language '{name}'; {hint}")
 
 
 class Syntax(Step):

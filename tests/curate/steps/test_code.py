@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from nano3.config.errors import UserError
 from nano3.curate.steps.licence_texts import is_allowed, licence_of_text
 from nano3.curate.steps.pylint_gate import OPTIONS, pylint_scores
 
@@ -130,6 +131,12 @@ def test_languages_are_chosen(curate):
     report, kept = curate([("syntax", {"languages": ["go"], "unknown": "drop"})], rows)
     assert [(row["id"], row["metadata"]["language"]) for row in kept] == [("b.go", "go")]
     assert dropped(report, "syntax") == {"language python": 1, "language not known": 1}
+
+
+@pytest.mark.parametrize(("name", "told"), [("py", "'python'"), ("Rust", "'rust'"), ("cobol", "languages: bash, c")])
+def test_a_language_that_no_document_can_be_in_is_refused(curate, name, told):
+    with pytest.raises(UserError, match=f"syntax.languages: unknown language '{name}'; .*{told}"):
+        curate([("syntax", {"languages": ["go", name]})], ["x"])
 
 
 def test_scores_of_a_batch_are_those_that_pylint_gives_each_file(tmp_path):

@@ -4,10 +4,17 @@ import gzip
 import json
 import random
 import re
+import tracemalloc
+from itertools import chain
+from pathlib import Path
 
 import pytest
 
 from nano3.config.errors import UserError
+from nano3.curate import pieces
+from nano3.curate.pieces import count_words
+from nano3.curate.steps.dedup.exact import WriteHashes
+from nano3.curate.steps.dedup.near import NearDedupSettings, Signatures
 from nano3.curate.steps.dedup.shingles import jaccard, shingles, word_ngrams
 
 from ..conftest import dropped
@@ -49,8 +56,8 @@ def corpus(bases=60, copies=3):
 
 @pytest.mark.parametrize("text", ["", "one", "one two", "a b c d e f g", "A, b; C: d! e? f"])
 def test_shingles_are_the_runs_of_words(text):
-    assert len(shingles(text, 3)) == len(set(word_ngrams(text, 3)))
-    assert len(shingles(text + " " + text, 3)) == len(set(word_ngrams(text + " " + text, 3)))
+    assert len(shingles(text, 3)) == len(set(chain(*word_ngrams(text, 3))))
+    assert len(shingles(text + " " + text, 3)) == len(set(chain(*word_ngrams(text + " " + text, 3))))
     assert (shingles(text.upper(), 3) == shingles(text, 3)).all()
 
 
@@ -156,6 +163,47 @@ def test_white_space_may_be_ignored(curate):
     assert len(kept) == 3
     _, kept = curate([("exact-dedup", {"ignore_white_space": True})], texts, out="loose")
     assert [row["id"] for row in kept] == ["d0", "d2"]
+
+
+def hashed(text, loose):
+    return WriteHashes(Path(), loose)._hash(text)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_a_text_in_pieces_is_the_same_text(monkeypatch, size):
+    rng = random.Random(2)
+    for _ in range(40):
+        text = "".join(
+            rng.choice(["a", "B\u0130", "cde", " ", "\n\n", "-", "\u3000"]) for _ in range(rng.randrange(30))
+        )
+        found = []
+        for piece in (1 << 20, size):
+            monkeypatch.setattr(pieces, "PIECE", piece)
+            grams = list(chain(*word_ngrams(text, 3)))
+            found.append((grams, shingles(text, 3).tolist(), hashed(text, False), hashed(text, True)))
+            assert count_words(text) == len(text.split())
+        assert found[0] == found[1]
+        assert hashed(text, True) == hashed(" " + "\n ".join(text.split()), True)
+
+
+def test_a_long_text_takes_a_small_multiple_of_its_memory(monkeypatch, tmp_path):
+    monkeypatch.setattr(pieces, "PIECE", 5000)
+    text = " ".join(map(str, range(1000, 9000))) * 20  # as a list of words 12 times as much, as one of n-grams 17 times
+    signatures = Signatures(tmp_path, NearDedupSettings())
+    shingles(text, 5)  # so that its words are known
+    for most, work in (
+        (0.2, lambda: count_words(text)),
+        (0.2, lambda: hashed(text, True)),
+        (2, lambda: signatures.get_signature(signatures.get_shingles(text))),
+        (9, lambda: shingles(text, 5)),
+    ):
+        tracemalloc.start()
+        try:
+            work()
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak < most * len(text)
 
 
 @pytest.mark.parametrize("wrong", [{"verify": 0}, {"verify": 1.5}, {"rows": 0}])

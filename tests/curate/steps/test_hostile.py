@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 import os
 import subprocess
 import time
@@ -111,6 +112,14 @@ def test_halves_of_characters_are_counted_and_come_out_as_json(curate, tmp_path)
     json.dumps(report.to_json(), ensure_ascii=False).encode()
     with open_bytes(tmp_path / "out" / "data" / "00000.jsonl.zst") as stream:
         stream.read().decode("utf-8")
+
+
+def test_numbers_that_json_has_no_form_for_come_out_as_null(curate, tmp_path):
+    rows = [{"text": "x", "n": math.nan, "metadata": {"scores": [1.5, math.inf, {"low": -math.inf}]}}]
+    _, [kept] = curate([], rows)
+    assert (kept["metadata"]["n"], kept["metadata"]["scores"]) == (None, [1.5, None, {"low": None}])
+    _, [record] = curate([], [{"messages": [], "score": math.nan}], reader="conversations", out="records")
+    assert record == {"messages": [], "score": None}
 
 
 def test_a_conversation_with_half_a_character_stays_json(curate, tmp_path):

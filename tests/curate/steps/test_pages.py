@@ -6,6 +6,7 @@ import shutil
 import pytest
 from lxml import html as lxml_html
 
+from nano3.config.errors import UserError
 from nano3.curate.steps import render
 from nano3.curate.steps.code_page import code_score
 from nano3.curate.steps.page_parts import take_out
@@ -146,6 +147,12 @@ def test_pages_become_text_in_a_pipeline(curate):
     assert kept[0]["metadata"]["rendered_by"] == "lynx", "install Debian's package lynx"
     assert dropped(report, "code-page") == {"no code in the page": 1}
     assert dropped(report, "language") == {"language de": 1}
+
+
+@pytest.mark.parametrize(("keep", "told"), [(["en", "english"], "English is 'en'"), (["DE"], "'de'"), ([], "empty")])
+def test_a_code_that_no_language_has_is_refused(curate, keep, told):
+    with pytest.raises(UserError, match=f"language.keep.*{told}"):
+        curate([("language", {"keep": keep})], ["x"])
 
 
 @pytest.mark.parametrize(

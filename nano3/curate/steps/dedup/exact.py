@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from datatrove.pipeline.base import PipelineStep
 
+from nano3.curate.pieces import pieces
 from nano3.curate.step import Segment
 from nano3.curate.steps.dedup.verdicts import DedupStep, Stage, Verdict, places, save_array, write_verdicts
 
@@ -52,8 +53,11 @@ class WriteHashes(Stage):
         save_array(self.work / "hashes" / f"{rank + self.offset:05d}.npy", np.frombuffer(hashes, "<u8").reshape(-1, 2))
 
     def _hash(self, text: str) -> bytes:
-        text = " ".join(text.split()) if self.ignore_white_space else text
-        return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        found = hashlib.blake2b(digest_size=16)
+        for piece in pieces(text):
+            seen = " ".join(["", *piece.split()]) if self.ignore_white_space else piece
+            found.update(seen.encode("utf-8", "surrogatepass"))
+        return found.digest()
 
 
 class MatchHashes(Stage):

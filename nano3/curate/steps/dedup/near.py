@@ -18,7 +18,7 @@ from rensa import RMinHash  # type: ignore[attr-defined]
 from nano3.config.checks import check
 from nano3.curate.shards import read_shard
 from nano3.curate.step import Context, Segment
-from nano3.curate.steps.dedup.shingles import at_least, shingles, word_ngrams
+from nano3.curate.steps.dedup.shingles import at_least, has_words, shingles, word_ngrams
 from nano3.curate.steps.dedup.verdicts import DedupStep, Stage, Verdict, corpus_reader, save_array, write_verdicts
 
 SEED = 1
@@ -94,13 +94,15 @@ class Signatures(MinhashDedupSignature):
         self.offset = offset
 
     def get_shingles(self, text: str) -> np.ndarray:
-        """Word n-grams as text: (shingles,) object."""
-        return np.array(word_ngrams(text, self.config.n_grams), dtype=object)
+        """What datatrove hands on to `get_signature`: the text, (1,) object; (0,) where it has no word."""
+        return np.array([text] if has_words(text) else [], dtype=object)
 
     def get_signature(self, shingles: np.ndarray) -> list[list[int]]:
-        """The smallest hashes, in buckets."""
+        """The smallest hashes of a text's word n-grams, in buckets; they are made and hashed in batches, since those of
+        a long text take many times its memory."""
         minhash = RMinHash(num_perm=self.num_hashes, seed=SEED)
-        minhash.update(shingles.tolist())
+        for batch in word_ngrams(shingles[0], self.config.n_grams):
+            minhash.update(batch)
         digest, rows = minhash.digest(), self.config.hashes_per_bucket
         return [digest[i : i + rows] for i in range(0, self.num_hashes, rows)]
 
