@@ -12,7 +12,7 @@ from ..common import accumulator, matmul_dtype
 
 LOGITS_BYTES = 64 * 1024 * 1024
 """Size of the reused logits buffer from which the default chunk follows."""
-SMALLEST_CHUNK = 32
+SMALLEST_CHUNK, SCALED_ROWS = 32, 4096
 SMALLEST_LOG_PROB = -60.0
 """Floor under log probabilities in gradients: it changes none, and keeps products free of subnormal numbers, which
 CPUs multiply a hundred times slower."""
@@ -65,7 +65,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 minus_one = log_probs.new_full((), -1.0).expand_as(target)
                 dlogits = log_probs.clamp_min_(SMALLEST_LOG_PROB).exp_().scatter_add_(1, target, minus_one)
                 _add_grads(logits, dlogits, h, rows, dhidden, dweight)
-        ctx.grads = (dhidden, None if dweight is None else dweight.to(weight.dtype))
+        ctx.grads, ctx.weight_dtype = (dhidden, dweight), weight.dtype
         return loss
 
     @staticmethod
@@ -74,10 +74,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if ctx.grads is None:
             raise RuntimeError("linear_cross_entropy: backward ran twice; its gradients are scaled in place and freed")
         (dhidden, dweight), ctx.grads = ctx.grads, None
-        for grad in (dhidden, dweight):
-            if grad is not None:
-                grad.mul_(dloss.to(grad.dtype))
+        if dhidden is not None:
+            _scale(dhidden, dloss)
+        if dweight is not None:
+            dweight = dweight.mul_(dloss).to(ctx.weight_dtype)
         return dhidden, dweight, None, None, None, None
+
+
+def _scale(grad: Tensor, factor: Tensor) -> None:
+    """grad *= factor in the type of the latter, which rounded to a narrow one would be wrong for all numbers alike."""
+    if grad.dtype == factor.dtype:
+        grad.mul_(factor)
+        return
+    for rows in grad.split(SCALED_ROWS):
+        rows.copy_(rows.to(factor.dtype).mul_(factor))
 
 
 def _add_grads(

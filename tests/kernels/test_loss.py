@@ -54,6 +54,22 @@ def test_gradients_scale_with_the_loss(backend):
     torch.testing.assert_close(grads[0] * 0.25, grads[1])
 
 
+@pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16])
+def test_a_factor_that_bfloat16_cannot_hold_scales_bfloat16_gradients(backend, weight_dtype):
+    """1 / targets of a batch, which rounded to bfloat16 would make all gradients too large or too small together."""
+    inputs, targets, factor = make(S=64, D=32, V=50, dtype=torch.float32), make_targets(64, 50), 1 / 1019
+    assert abs(float(torch.tensor(factor).bfloat16()) / factor - 1) > 2.8e-3
+    hidden = inputs["hidden"].bfloat16().requires_grad_()
+    weight = inputs["weight"].to(weight_dtype).requires_grad_()
+    (kernels.linear_cross_entropy(hidden, weight, targets, backend=backend) * factor).backward()
+    exact = [t.detach().double().requires_grad_() for t in (hidden, weight)]
+    (kernels.linear_cross_entropy(*exact, targets, backend="reference") * factor).backward()
+    for narrow, reference in zip((hidden, weight), exact, strict=True):
+        got, expected = narrow.grad.double().flatten(), reference.grad.flatten()
+        most = 2e-3 if narrow.dtype == torch.bfloat16 else 5e-4  # numbers that are rounded once, for any factor
+        assert abs(float(got @ expected / (expected @ expected)) - 1) < most
+
+
 @pytest.mark.parametrize("trained", ["hidden", "weight"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_one_frozen_side(trained, dtype):
