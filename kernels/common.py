@@ -14,6 +14,19 @@ LEAST_LOG_PROB = -1e3
 """Floor under log-probabilities that are multiplied by their probabilities, 0 there in any type: -inf gives nan."""
 
 
+class ForNow(str):
+    """A reason that may be gone at the next call, such as that memory is full."""
+
+    __slots__ = ()
+
+
+def located(device: torch.device) -> torch.device:
+    """The device with its number: `cuda` without one is PyTorch's current one."""
+    if device.type == "cuda" and device.index is None and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
 def accumulator(dtype: torch.dtype) -> torch.dtype:
     """The type sums are kept in: float64 for float64 input, float32 for everything narrower."""
     return torch.float64 if dtype == torch.float64 else torch.float32

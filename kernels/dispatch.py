@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from . import cpu, eager, reference, triton
+from .common import ForNow, located
 from .cpu.guard import opaque
 from .vendor import causal_conv1d, flash_attn, mamba_ssm
 
@@ -31,7 +32,7 @@ class Backend:
     about: Callable[[str], str]
     """Op -> why one would choose it, in a few words."""
     unavailable: Callable[[torch.device, str], str | None] = _everywhere
-    """Device and op -> why the backend cannot run it there, or None when it can."""
+    """Device and op -> why the backend cannot run it there, or None when it can; a ForNow is asked again each time."""
     reserved: Callable[[torch.device, str], str | None] = _everywhere
     """Device and op -> why it runs there only where it is forced, or None when it is chosen by itself."""
     made_for: str | None = None
@@ -80,7 +81,7 @@ def backends(op: str, device: torch.device | str | None = None) -> list[str]:
     names = [name for name, backend in BACKENDS.items() if op in backend.functions]
     if device is None:
         return names
-    return [name for name in names if BACKENDS[name].unavailable(torch.device(device), op) is None]
+    return [name for name in names if BACKENDS[name].unavailable(located(torch.device(device)), op) is None]
 
 
 @opaque
@@ -94,12 +95,25 @@ def choose(op: str, device: torch.device | str, backend: str | None = None) -> t
         ValueError: unknown op or backend, the backend lacks the op, or it cannot run on the device.
     """
     device = torch.device(device) if isinstance(device, str) else device
-    return _chosen(op, device, backend, os.environ.get(ENVIRONMENT))
+    try:
+        return _chosen(op, located(device), backend, os.environ.get(ENVIRONMENT))
+    except _UndecidedError as undecided:
+        return undecided.name, BACKENDS[undecided.name].functions[op]
+
+
+class _UndecidedError(Exception):
+    """A choice for this call alone; what raises is not kept."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
 
 
 @cache
 def _chosen(op: str, device: torch.device, backend: str | None, _variable: str | None) -> tuple[str, Callable]:
     choice = _decide(op, device, backend, explained=False)
+    if isinstance(choice.reason, ForNow):
+        raise _UndecidedError(choice.backend)
     return choice.backend, BACKENDS[choice.backend].functions[op]
 
 
@@ -113,7 +127,7 @@ def explain(device: torch.device | str) -> list[Choice]:
     Raises:
         ValueError: NANO3_BACKEND names no backend.
     """
-    return [_decide(op, torch.device(device), None) for op in ops()]
+    return [_decide(op, located(torch.device(device)), None) for op in ops()]
 
 
 def _decide(op: str, device: torch.device, backend: str | None, *, explained: bool = True) -> Choice:
@@ -131,14 +145,17 @@ def _decide(op: str, device: torch.device, backend: str | None, *, explained: bo
             if problem is not None:
                 return Choice(op, NONE, f"{ENVIRONMENT} is {variable}, which cannot run it: {problem}")
             return _forced(op, device, variable, names, ENVIRONMENT)
-    problems = []
+    problems: list[str] = []
+    passing = False
     for name in names:
         candidate = BACKENDS[name]
         if not explained and candidate.reserved(device, op):
             continue
         problem = candidate.unavailable(device, op) or candidate.reserved(device, op)
         if problem is None:
-            return Choice(op, name, "; ".join([candidate.about(op), *problems]))
+            reason = "; ".join([candidate.about(op), *problems])
+            return Choice(op, name, ForNow(reason) if passing else reason)
+        passing = passing or isinstance(problem, ForNow)
         if candidate.made_for in (None, device.type):
             problems.append(f"not {name}: {problem}")
     raise ValueError(f"no backend runs {op} on device {device}; backends: {', '.join(names)}")

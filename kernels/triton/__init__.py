@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..common import ForNow, located
+
 if TYPE_CHECKING:
     from .call import Kernel
 
@@ -65,11 +67,22 @@ def unavailable(device: torch.device, op: str) -> str | None:
         return "PyTorch finds no CUDA device"
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < OLDEST:
         return "its kernels need compute capability 8.0, which this GPU lacks"
-    return _problem(torch.device(device.type, device.index or 0), op)
+    return _problem(located(device), op)
 
 
-@cache
+_PROBLEMS: dict[tuple[torch.device, str], str | None] = {}
+
+
 def _problem(device: torch.device, op: str) -> str | None:
+    if (device, op) in _PROBLEMS:
+        return _PROBLEMS[device, op]
+    found = _checked(device, op)
+    if not isinstance(found, ForNow):
+        _PROBLEMS[device, op] = found
+    return found
+
+
+def _checked(device: torch.device, op: str) -> str | None:
     try:
         found = kernel(op)
     except Exception as error:  # a broken package raises anything

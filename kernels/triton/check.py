@@ -8,17 +8,22 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from ..common import ForNow
 from ..reference import FUNCTIONS as REFERENCE
 from .call import INTERPRETED, Kernel
 
 TOLERANCE = {torch.float32: 1e-4} if INTERPRETED else {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 """Largest difference from the reference, relative to the largest value."""
+FULL = "out of memory"
+"""In what PyTorch, cuBLAS and the driver say of memory that is full; not of a kernel with too much shared memory."""
 
 
 def problem(op: str, kernel: Kernel, device: torch.device) -> str | None:
     """Why the kernel must not be used: it computes something else than the reference, or does not run at all."""
     if (device.type == "cpu") != INTERPRETED:
         return f"triton was imported with{'' if INTERPRETED else 'out'} TRITON_INTERPRET=1"
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return ForNow("its self-check cannot run while a CUDA graph is made")
     # A thread of its own: autocast, inference mode and modes that trace are the caller's, the answer is the process's.
     with ThreadPoolExecutor(1) as thread:
         for dtype, tolerance in TOLERANCE.items():
@@ -26,7 +31,8 @@ def problem(op: str, kernel: Kernel, device: torch.device) -> str | None:
                 error = thread.submit(_error, op, kernel, dtype, device).result()
             except Exception as failure:  # whatever a compiler, a driver or a launch raises
                 first = (str(failure).strip().splitlines() or [""])[0]
-                return f"its self-check raised {type(failure).__name__}: {first}"
+                reason = f"its self-check raised {type(failure).__name__}: {first}"
+                return ForNow(reason) if FULL in str(failure).lower() else reason
             if not error <= tolerance:
                 return f"its self-check failed: {dtype} differs by {error:.2g} from the reference"
     return None

@@ -1,8 +1,10 @@
 """Decoding in the step of CUDA graphs gives the texts of decoding op by op, whatever joins, leaves or changes."""
 
 import random
+import warnings
 import weakref
 from contextlib import contextmanager
+from threading import Thread
 
 import pytest
 import torch
@@ -14,7 +16,11 @@ from nano3.engine.engine import Engine
 from nano3.engine.protocol import run
 from nano3.engine.request import Request, Sampling
 from nano3.model import step
+from nano3.model.decode import graphed
 from nano3.model.decode.graph import Recorder
+from nano3.model.mamba2 import Mamba2
+from nano3.model.router import Router
+from nano3.model.state.pool import StatePool
 from tests.engine.test_sampled_steps import KINDS, answers, assert_same
 from tests.model.recorded import Recording
 
@@ -228,3 +234,37 @@ def test_a_graph_is_recorded_on_the_device_of_the_model(monkeypatch):
     assert Recorder(device).record(lambda: entered.calls.append("work"))
     of_before, of_graph = ("stream", ("current_stream", device)), ("graph", ("Stream", device))
     assert entered.calls == [("device", device), of_before, of_graph, "work"]
+
+
+@pytest.mark.parametrize("waiting", [None, Router, Mamba2])
+def test_a_wait_for_the_gpu_is_found_and_hurts_no_other_thread(model, monkeypatch, waiting):
+    """PyTorch's mode, which is the process's, stood in for: a warning at each wait, an error where it was asked for."""
+    modes, elsewhere = ["default"], []
+
+    def wait():
+        if modes[-1] == "error":
+            raise RuntimeError("called a synchronizing CUDA operation")
+        if modes[-1] == "warn":
+            warnings.warn("called a synchronizing CUDA operation (Triggered internally)", stacklevel=1)
+
+    def hook(module, *_):
+        thread = Thread(target=lambda: elsewhere.append(wait()))
+        thread.start()
+        thread.join()
+        if waiting and isinstance(module, waiting):
+            wait()
+
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: modes[-1])
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    pool = StatePool(model.cfg, n_slots=1, n_pages=1, page_size=8)
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(hook)
+    try:
+        with torch.inference_mode():
+            problem = graphed._waits(model, pool.blocks, torch.device("cpu"))
+    finally:
+        handle.remove()
+    assert problem is None if waiting is None else "makes the host wait for the GPU" in problem
+    assert waiting is None or problem.partition("(")[2].startswith("MoE" if waiting is Router else "Mamba2")
+    assert modes[-1] == "default"
+    assert len(modes) > 2
+    assert elsewhere

@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 from nano3.kernels import dispatch
+from nano3.kernels.common import ForNow
 
 from nano3 import kernels
 
@@ -136,3 +137,23 @@ def test_nothing_imports_triton_before_it_is_used():
     code = "import sys; from nano3.kernels import explain; explain('cpu'); print('triton' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_reason_that_passes_is_asked_for_again(monkeypatch):
+    """Full memory during a self-check does not switch a backend off for good."""
+    reasons = [ForNow("no memory"), ForNow("no memory"), None]
+    backend = dispatch.Backend({"route": lambda: None}, lambda _: "fast", lambda *_: reasons.pop(0))
+    monkeypatch.setattr(dispatch, "BACKENDS", {"new": backend, **dispatch.BACKENDS})
+    assert [kernels.choose("route", "meta")[0] for _ in range(4)] == ["eager", "eager", "new", "new"]
+
+
+def test_cuda_without_a_number_is_the_current_device(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
+    asked = lambda device, _op: f"not {device}"  # noqa: E731
+    monkeypatch.setattr(dispatch, "BACKENDS", {"new": dispatch.Backend({"route": print}, str, asked)})
+    for current in (1, 0):
+        with pytest.raises(ValueError, match="no backend runs route on device cuda:" + str(current)):
+            kernels.choose("route", "cuda")
+        with pytest.raises(ValueError, match="not cuda:" + str(current)):
+            kernels.choose("route", "cuda", "new")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
 
@@ -37,6 +38,8 @@ from nano3.model.state.transfer import on_device
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """Sizes of batches."""
 MOST_ROWS = ROWS[-1]
+WAIT = "called a synchronizing CUDA operation"
+"""What PyTorch warns of where the host waits for a GPU, in its mode of that name."""
 MOST_POOLS = 2
 """Pools whose graphs are kept."""
 PADDED = frozenset({"triton", "eager", "cpu", "reference"})
@@ -204,18 +207,36 @@ def _waits(model: DecodingModel, blocks: Blocks, device: torch.device) -> str | 
     indices.send()
     for _ in _parts(model, scratch, indices, outputs):  # with all that is done only the first time
         pass
-    mode, at = torch.cuda.get_sync_debug_mode(), ""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that PyTorch does not yet see every wait; making the graph does
-        torch.cuda.set_sync_debug_mode("error")
-    try:
+    at = ""
+    with _noted_waits() as waits:
         for part in _parts(model, scratch, indices, outputs):
+            if waits:
+                break
             at = part
-    except RuntimeError as error:
-        return f"{at} makes the host wait for the GPU: {str(error).splitlines()[0]}"
-    finally:
-        torch.cuda.set_sync_debug_mode(mode)
-    return None
+    return f"{at} makes the host wait for the GPU" if waits else None
+
+
+@contextmanager
+def _noted_waits() -> Iterator[list[str]]:
+    """Inside, each wait of this thread for a GPU. PyTorch's mode is the process's: were it that of errors, waits in
+    other threads would fail."""
+    mode, thread, waits = torch.cuda.get_sync_debug_mode(), threading.get_ident(), []
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def note(message: Warning | str, *where: Any) -> None:
+            if "synchroniz" not in str(message).lower():  # the mode itself warns that it is a prototype
+                show(message, *where)
+            elif WAIT in str(message) and threading.get_ident() == thread:
+                waits.append(WAIT)
+
+        warnings.simplefilter("always")
+        warnings.showwarning = note
+        try:
+            torch.cuda.set_sync_debug_mode("warn")
+            yield waits
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
 
 
 def _one_place(block: MambaSlots | AttentionPages | None) -> MambaSlots | AttentionPages | None:

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from nano3.kernels import dispatch, triton
+from nano3.kernels.triton import norm
 
 from nano3 import kernels
 
@@ -64,3 +66,24 @@ def test_on_a_cpu_triton_runs_only_where_it_is_forced(monkeypatch):
     assert "triton" not in {choice.backend for choice in kernels.explain("cpu")}
     monkeypatch.setenv("NANO3_BACKEND", "triton")
     assert kernels.choose("rms_norm", "cpu")[0] == "triton"
+
+
+def test_full_memory_in_a_self_check_switches_a_kernel_off_for_that_call_only(monkeypatch):
+    kernel, failures = norm.KERNELS["rms_norm"], [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")]
+
+    def function(*arguments):
+        if failures:
+            raise failures.pop()
+        return kernel.function(*arguments)
+
+    monkeypatch.setitem(norm.KERNELS, "rms_norm", kernel._replace(function=function))
+    monkeypatch.setattr(triton, "_PROBLEMS", {})
+    triton.kernel.cache_clear()
+    dispatch._chosen.cache_clear()
+    x, weight = torch.randn(2, 9), torch.randn(9)
+    try:
+        with pytest.raises(ValueError, match="self-check raised OutOfMemoryError: CUDA out of memory"):
+            kernels.rms_norm(x, weight, 1e-5, backend="triton")
+        assert torch.isfinite(kernels.rms_norm(x, weight, 1e-5, backend="triton")).all()
+    finally:
+        triton.kernel.cache_clear()
