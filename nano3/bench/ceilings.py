@@ -68,7 +68,7 @@ def read_ceiling(size: float, rates: Mapping[str, float]) -> tuple[str, float]:
     itself counts as the largest.
     """
     known = {name: READS[name] for name in rates if name in READS}
-    least = max((held for held in known.values() if held <= size), default=min(known.values()))
+    least = max((held for held in known.values() if held <= size), default=min(known.values(), default=0))
     able = [name for name, held in known.items() if held >= least] + [name for name in MOVES if name in rates]
     best = max(able, key=lambda name: rates[name])
     return best, rates[best]

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
 from nano3 import __version__
 
-PACKAGES = ("torch", "numpy", "transformers", "llama-cpp-python", "vllm")
+if TYPE_CHECKING:
+    import torch
+
+PACKAGES = ("torch", "numpy", "transformers", "llama-cpp-python", "vllm", "triton", "mamba-ssm", "causal-conv1d")
 
 
 def versions() -> dict[str, str]:
@@ -19,3 +23,12 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def device_name(device: torch.device) -> str:
+    """Of a GPU; empty for the CPU."""
+    if device.type == "cpu":
+        return ""
+    from torch.cuda import get_device_name
+
+    return get_device_name(device)

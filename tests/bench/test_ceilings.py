@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nano3.bench.ceilings import MATMULS, MOVES, READS, Ceilings, largest_bytes, read_ceiling
+from nano3.bench.device_ceilings import DeviceCeilings
 from nano3.bench.workload import Case, Job
 
 GIB, MIB = 1 << 30, 1 << 20
@@ -32,6 +33,28 @@ def test_nothing_measured_of_as_many_bytes_or_more_beats_its_ceiling(found, size
 def test_a_size_is_held_against_the_next_smaller_one(size, best):
     rates = dict(zip(READS, (90, 60, 70, 40, 20, 21, 11), strict=True)) | {"copy": 12, "triad": 10}
     assert read_ceiling(size, rates) == best
+
+
+def test_without_sizes_that_were_read_copying_is_the_ceiling():
+    assert read_ceiling(1 << 30, {"matmul_bfloat16": 1e15, "copy": 4e12}) == ("copy", 4e12)
+
+
+def test_rates_of_a_device_are_those_of_its_product_and_copy(monkeypatch):
+    asked = []
+
+    def seconds(self, run, count=1):
+        asked.append(run)
+        run()
+        return 0.5 + len(asked)
+
+    monkeypatch.setattr("nano3.bench.timer.Timer.seconds", seconds)
+    side = DeviceCeilings(torch.device("cpu"), product=64, copied=2 << 20)
+    rates = side.run()
+    # The best of each five tries.
+    assert rates == {
+        "matmul_bfloat16": 2 * 64**3 / 1.5, "matmul_float32": 2 * 64**3 / 6.5, "copy": 2 * (2 << 20) / 11.5,
+    }  # fmt: skip
+    assert side.about()["matmul"] == [64, 64, 64]
 
 
 @pytest.mark.parametrize(

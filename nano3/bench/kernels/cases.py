@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from nano3.model.count import scan_flops
 DECODING = frozenset({"causal_conv1d_step", "ssd_step", "mamba_step", "paged_attention", "paged_decode", "best_tokens"})
 """Ops of decoding: one token of each sequence, no gradient."""
 PAGE = 64
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -46,18 +48,39 @@ class Sizes:
     """Where an op takes one token of each."""
     context: int = 1024
     """Positions that one token of each attends to."""
+    documents: int = 1
+    """Of about equal length that the tokens are cut into, for ops that keep documents apart."""
 
 
 class Maker:
     """Builds the cases of one model; random numbers, seeded."""
 
-    def __init__(self, cfg: ModelConfig, sizes: Sizes, dtype: torch.dtype, seed: int) -> None:
-        self.cfg, self.sizes, self.dtype = cfg, sizes, dtype
-        self.random = torch.Generator().manual_seed(seed)
+    def __init__(
+        self, cfg: ModelConfig, sizes: Sizes, dtype: torch.dtype, seed: int, device: torch.device = CPU
+    ) -> None:
+        self.cfg, self.sizes, self.dtype, self.device = cfg, sizes, dtype, device
+        self.random = torch.Generator(device).manual_seed(seed)
 
     def normal(self, *shape: int, scale: float = 1.0, dtype: torch.dtype | None = None) -> Tensor:
         """Random numbers."""
-        return (torch.randn(*shape, generator=self.random) * scale).to(dtype or self.dtype)
+        return (torch.randn(*shape, generator=self.random, device=self.device) * scale).to(dtype or self.dtype)
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Random numbers from 0 to 1, float32."""
+        return torch.rand(*shape, generator=self.random, device=self.device)
+
+    def documents(self) -> dict[str, Tensor]:
+        """`document_ids` (1, T) where the tokens are of several documents."""
+        T, n = self.sizes.tokens, self.sizes.documents
+        if n == 1:
+            return {}
+        return {"document_ids": torch.arange(T, device=self.device).mul(n).div(T, rounding_mode="floor")[None]}
+
+    def lengths(self) -> list[int]:
+        """Tokens of each document."""
+        T, n = self.sizes.tokens, self.sizes.documents
+        ends = [-(-T * i // n) for i in range(n + 1)]
+        return [end - start for start, end in pairwise(ends)]
 
     def weight(self, *shape: int) -> Tensor:
         """Random numbers of such a size that products keep theirs."""
@@ -94,8 +117,9 @@ class Maker:
         """The convolution of a Mamba-2 block."""
         T, C, W = self.sizes.tokens, self.cfg.conv_dim, self.cfg.d_conv
         x, w, bias = self.normal(1, T, C), self.weight(C, W), self.normal(C)
-        flops = (2 * W + 4) * T * C
-        return _case("causal_conv1d", lambda **b: kernels.causal_conv1d(x, w, bias, **b), (x, w, bias), flops, (T, C))
+        flops, given = (2 * W + 4) * T * C, (x, w, bias)
+        options = self.documents()
+        return _case("causal_conv1d", lambda **b: kernels.causal_conv1d(*given, **options, **b), given, flops, (T, C))
 
     def causal_conv1d_step(self) -> OpCase:
         """One token of it."""
@@ -111,7 +135,7 @@ class Maker:
         cfg = self.cfg
         H, P, G, N = cfg.mamba_n_heads, cfg.mamba_head_dim, cfg.n_groups, cfg.d_state
         wide = torch.float32
-        A = -torch.rand(H, generator=self.random) - 0.5
+        A = -self.uniform(H) - 0.5
         return (
             self.normal(*lead, H, P), self.normal(*lead, H), A, self.normal(*lead, G, N, scale=N**-0.5),
             self.normal(*lead, G, N, scale=N**-0.5), self.normal(H, dtype=wide), self.normal(H, dtype=wide),
@@ -121,10 +145,10 @@ class Maker:
         """The scan of a Mamba-2 block."""
         T, cfg = self.sizes.tokens, self.cfg
         parts = self._scan_parts(1, T)
-        flops = T * scan_flops(cfg, T)
+        flops, options = sum(n * scan_flops(cfg, n) for n in self.lengths()), self.documents()
 
         def run(**b: Any) -> Any:
-            return kernels.ssd_scan(*parts, chunk_size=cfg.chunk_size, **b)
+            return kernels.ssd_scan(*parts, chunk_size=cfg.chunk_size, **options, **b)
 
         return _case("ssd_scan", run, parts, flops, (T, cfg.d_inner))
 
@@ -145,7 +169,7 @@ class Maker:
         """One token of a Mamba-2 block: convolution, scan and norm."""
         B, cfg = self.sizes.sequences, self.cfg
         C, H, W, eps = cfg.conv_dim, cfg.mamba_n_heads, cfg.d_conv, cfg.norm_eps
-        conv, ssm, slots = self.normal(B, C, W - 1), self._state(B), torch.arange(B)
+        conv, ssm, slots = self.normal(B, C, W - 1), self._state(B), torch.arange(B, device=self.device)
         inputs = self.normal(B, C), self.normal(B, H), self.normal(B, cfg.d_inner)
         heads = [self.normal(H, dtype=torch.float32) for _ in range(3)]
         weights = self.weight(C, W), self.normal(C), *heads, self.normal(cfg.d_inner)
@@ -161,8 +185,10 @@ class Maker:
         """Causal attention of one sequence."""
         T, cfg = self.sizes.tokens, self.cfg
         q, k, v = (self.normal(1, T, heads, cfg.head_dim) for heads in (cfg.n_heads, cfg.n_kv_heads, cfg.n_kv_heads))
-        flops = 2 * 2 * cfg.n_heads * cfg.head_dim * T * (T + 1) / 2
-        return _case("attention", lambda **b: kernels.attention(q, k, v, **b), (q, k, v), flops, tuple(q.shape[1:]))
+        flops = 2 * 2 * cfg.n_heads * cfg.head_dim * sum(n * (n + 1) / 2 for n in self.lengths())
+        given, options = (q, k, v), self.documents()
+        run = lambda **b: kernels.attention(*given, **options, **b)  # noqa: E731
+        return _case("attention", run, given, flops, tuple(q.shape[1:]))
 
     def paged_attention(self) -> OpCase:
         """Attention of one new token of each sequence."""
@@ -171,7 +197,7 @@ class Maker:
 
     def paged_decode(self) -> OpCase:
         """The same with its lengths in a tensor."""
-        lengths = torch.full((self.sizes.sequences,), self.sizes.context, dtype=torch.int32)
+        lengths = torch.full((self.sizes.sequences,), self.sizes.context, dtype=torch.int32, device=self.device)
         return self._paged("paged_decode", kernels.paged_decode, lengths)
 
     def _paged(self, op: str, attend: Callable, *lengths: Any) -> OpCase:
@@ -179,7 +205,7 @@ class Maker:
         pages = -(-L // PAGE)
         q = self.normal(B, cfg.n_heads, cfg.head_dim)
         keys, values = (self.normal(B * pages, PAGE, cfg.n_kv_heads, cfg.head_dim) for _ in range(2))
-        table = torch.arange(B * pages).view(B, pages)
+        table = torch.arange(B * pages, device=self.device).view(B, pages)
 
         def run(**b: Any) -> Tensor:
             return attend(q, keys, values, table, *lengths, **b)
@@ -192,7 +218,7 @@ class Maker:
         """The router of a mixture of experts."""
         S, cfg = self.sizes.tokens, self.cfg
         x, w = self.normal(S, cfg.d_model, dtype=torch.float32), self.normal(cfg.n_experts, cfg.d_model, scale=0.02)
-        w, bias = w.float(), torch.zeros(cfg.n_experts)
+        w, bias = w.float(), torch.zeros(cfg.n_experts, device=self.device)
 
         def run(**b: Any) -> Any:
             return kernels.route(x, w, bias, cfg.top_k, cfg.routed_scale, **b)[1:]
@@ -204,8 +230,8 @@ class Maker:
         S, cfg = self.sizes.tokens, self.cfg
         E, F, D, K = cfg.n_experts, cfg.d_expert, cfg.d_model, cfg.top_k
         x, up, down = self.normal(S, D), self.weight(E, F, D), self.weight(E, D, F)
-        ids = torch.rand(S, E, generator=self.random).topk(K).indices
-        share = torch.full((S, K), 1 / K)
+        ids = self.uniform(S, E).topk(K).indices
+        share = torch.full((S, K), 1 / K, device=self.device)
         flops = 2 * 2 * S * K * F * D
         run = lambda **b: kernels.grouped_mlp(x, up, down, ids, share, **b)  # noqa: E731
         found = _case("grouped_mlp", run, (x, up, down), flops, (S, D))
@@ -222,7 +248,7 @@ class Maker:
 
     def _head(self) -> tuple[Tensor, Tensor, Tensor]:
         S, V, D = self.sizes.tokens, self.cfg.vocab_size, self.cfg.d_model
-        return self.normal(S, D), self.weight(V, D), torch.randint(V, (S,), generator=self.random)
+        return self.normal(S, D), self.weight(V, D), torch.randint(V, (S,), generator=self.random, device=self.device)
 
     def linear_cross_entropy(self) -> OpCase:
         """The output projection with the loss."""
@@ -257,7 +283,9 @@ def _case(
     return OpCase(op, run, leaves, shapes, flops, read + written, 0.0 if no_gradient else 2 * read + written)
 
 
-def cases(cfg: ModelConfig, sizes: Sizes, dtype: torch.dtype, ops: list[str], seed: int) -> Iterator[OpCase]:
+def cases(
+    cfg: ModelConfig, sizes: Sizes, dtype: torch.dtype, ops: list[str], seed: int, device: torch.device = CPU
+) -> Iterator[OpCase]:
     """The case of each op, one at a time: large ones need not be there together."""
     for op in ops:
-        yield Maker(cfg, sizes, dtype, seed).make(op)
+        yield Maker(cfg, sizes, dtype, seed, device).make(op)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +11,9 @@ from torch import Tensor
 
 from nano3 import kernels
 from nano3.bench.ceilings import MATMULS, Ceilings, read_ceiling, unit
-from nano3.bench.kernels.cases import DECODING, OpCase, Sizes, cases
+from nano3.bench.device_ceilings import DeviceCeilings
+from nano3.bench.kernels.cases import CPU, DECODING, OpCase, Sizes, cases
+from nano3.bench.timer import Timer
 from nano3.bench.workload import SEED, Case, Job
 from nano3.config.errors import UserError
 from nano3.config.model import ModelConfig
@@ -23,7 +24,6 @@ SLOW = 2.0
 AT_A_TIME = 0.05
 """Seconds that one timed run takes at the least, where an op is short: many calls of it."""
 FORWARD, BOTH = "forward", "forward and backward"
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Plan:
     forward_only: bool = False
     reference: bool = True
     """Also time the reference, which is slow by design."""
+    device: torch.device = CPU
 
     def __post_init__(self) -> None:
         for op in self.ops:
@@ -48,58 +49,82 @@ class Plan:
         for option, value in {"--repeat": self.repeat, **counts}.items():
             if value < 1:
                 raise UserError(f"{option} is {value}; it must be at least 1")
+        if self.sizes.documents > self.sizes.tokens:
+            raise UserError(f"--documents {self.sizes.documents}: there are {self.sizes.tokens} tokens to cut")
 
 
 def measure(plan: Plan, threads: int, say: Callable[[str], None]) -> dict[str, Any]:
     """All cases with their times, and the ceilings that their shares refer to."""
     torch.set_num_threads(threads)
     say("ceilings")
-    side = Ceilings(Job("ceilings", "decode", threads=threads))
+    side = _ceilings(plan.device, threads)
     before = side.run(Case("decode", 1, 1, 1))
     found = []
-    for case in cases(plan.cfg, plan.sizes, plan.dtype, list(plan.ops) or all_ops(), SEED):
+    ops = list(plan.ops) or all_ops()
+    for case in cases(plan.cfg, plan.sizes, plan.dtype, ops, SEED, plan.device):
         for passes in _passes(case, plan.forward_only):
             say(f"{case.op}, {passes}")
-            found.append((case, passes, _times(case, passes, plan)))
+            found.append((replace(case, run=_done, leaves=()), passes, *_times(case, passes, plan)))
     after = side.run(Case("decode", 1, 1, 1))
     rates = {name: max(before[name], after[name]) for name in before}
     about = side.about()
     return {
         "ceilings": {name: {"median": r, "min": min(before[name], after[name]), "max": r, "unit": unit(name)}
                      for name, r in rates.items()},
-        "read_by": about["read_by"],
+        "read_by": about.get("read_by", {}),
         "cache_bytes": about["cache_bytes"],
-        "cases": [_figures(case, passes, times, rates, plan.dtype) for case, passes, times in found],
+        "cases": [
+            _figures(case, passes, times, rates, plan.dtype) | {"failed": failed}
+            for case, passes, times, failed in found
+        ],
     }  # fmt: skip
+
+
+def _ceilings(device: torch.device, threads: int) -> Ceilings | DeviceCeilings:
+    if device.type == "cpu":
+        return Ceilings(Job("ceilings", "decode", threads=threads))
+    return DeviceCeilings(device)
+
+
+def _done(**_: Any) -> None:
+    """In place of a call whose arguments are needed no more, and would fill the device."""
 
 
 def _passes(case: OpCase, forward_only: bool) -> Sequence[str]:
     return (FORWARD,) if forward_only or case.op in DECODING or not case.leaves else (FORWARD, BOTH)
 
 
-def _times(case: OpCase, passes: str, plan: Plan) -> dict[str, list[float]]:
-    """Seconds of each run by backend. Backends take turns, so that a busy moment meets all of them."""
-    names = [name for name in _usable(case.op) if plan.reference or name != "reference"]
+def _times(case: OpCase, passes: str, plan: Plan) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """Seconds of each run by backend, and why another one has none. Backends take turns, so that a busy moment meets
+    all of them."""
+    timer, counts = Timer(plan.device), {}
+    names = [name for name in _usable(case.op, plan.device) if plan.reference or name != "reference"]
     runs = {name: _run(case, passes, name) for name in names}
-    counts: dict[str, int] = {}
     times: dict[str, list[float]] = {}
+    failed: dict[str, str] = {}
     for name, run in runs.items():
-        first = _seconds(run, 1)
+        try:
+            timer.warm(run)
+            first = timer.seconds(run)
+        except Exception as error:  # whatever a package, a compiler or a launch raises
+            failed[name] = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+            continue
         if first > SLOW:
             times[name] = [first]
         else:
-            counts[name] = max(1, round(AT_A_TIME / max(_seconds(run, 1), 1e-6)))
+            counts[name] = max(1, round(AT_A_TIME / max(timer.seconds(run), 1e-6)))
     for _ in range(plan.repeat):
         for name, count in counts.items():
-            times.setdefault(name, []).append(_seconds(runs[name], count) / count)
-    return {name: times[name] for name in names}
+            times.setdefault(name, []).append(timer.seconds(runs[name], count) / count)
+    return {name: times[name] for name in names if name in times}, failed
 
 
-def _usable(op: str) -> Iterator[str]:
-    """Backends of an op that can run here, the one that nano3 takes by itself first."""
-    for name in kernels.backends(op):
+def _usable(op: str, device: torch.device) -> Iterator[str]:
+    """Backends of an op that can run there, the one that nano3 takes by itself first."""
+    chosen = kernels.choose(op, device)[0]
+    for name in sorted(kernels.backends(op), key=lambda name: name != chosen):
         try:
-            kernels.choose(op, CPU, name)
+            kernels.choose(op, device, name)
         except ValueError:
             continue
         yield name
@@ -126,13 +151,6 @@ def _run(case: OpCase, passes: str, backend: str) -> Callable[[], object]:
 def _floating(results: Tensor | tuple) -> list[Tensor]:
     parts = results if isinstance(results, tuple) else (results,)
     return [part for part in parts if part.is_floating_point() and part.requires_grad]
-
-
-def _seconds(run: Callable[[], object], count: int) -> float:
-    start = time.perf_counter()
-    for _ in range(count):
-        run()
-    return time.perf_counter() - start
 
 
 def _figures(

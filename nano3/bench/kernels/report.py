@@ -14,7 +14,7 @@ def rows(figures: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     """Op (or `and backward` of the op before), backend, ms, how many times those of nano3's own choice, GFLOP/s, GB/s,
     share of the roofline, and what bounds it."""
     before = ""
-    for case in figures["cases"]:
+    for case in measured(figures):
         first = next(iter(case["sides"].values()))["seconds"]["median"]
         label, before = "  and backward" if before == case["op"] else case["name"].removesuffix(", forward"), case["op"]
         for place, (name, side) in enumerate(case["sides"].items()):
@@ -31,6 +31,22 @@ def rows(figures: dict[str, Any]) -> Iterator[tuple[str, ...]]:
             )
 
 
+def measured(figures: dict[str, Any]) -> list[dict[str, Any]]:
+    """The cases that a backend has times of."""
+    return [case for case in figures["cases"] if case["sides"]]
+
+
+def failures(figures: dict[str, Any]) -> list[str]:
+    """Which backends raised an error at which op, a line each."""
+    cases = figures["cases"]
+    return [f"{case['name']}, {name}: {why}" for case in cases for name, why in case.get("failed", {}).items()]
+
+
+def where(machine: dict[str, Any]) -> str:
+    """What computed."""
+    return machine["device"] or f"{machine['cpu']}, {threads_text(machine['threads'])}"
+
+
 def write(figures: dict[str, Any], folder: Path) -> list[Path]:
     """Write result.json and kernels.png into `folder`."""
     return [write_result(figures, folder), draw(figures, folder / "kernels.png")]
@@ -38,10 +54,10 @@ def write(figures: dict[str, Any], folder: Path) -> list[Path]:
 
 def draw(figures: dict[str, Any], path: Path) -> Path:
     """The share of the roofline that nano3's own choice reaches, a bar an op; a tick where the next backend is."""
-    cases, machine = figures["cases"], figures["machine"]
+    cases = measured(figures)
     title = f"Kernels at the sizes of {figures['model']}: share of the roofline"
-    where = f"{machine['cpu']}, {threads_text(machine['threads'])}, {figures['dtype']}"
-    figure = new_figure(8, 1.4 + 0.28 * len(cases), title, where)
+    conditions = f"{where(figures['machine'])}, {figures['dtype']}"
+    figure = new_figure(8, 1.4 + 0.28 * len(cases), title, conditions)
     axis = figure.subplots()
     labelled = set()
     for place, case in enumerate(reversed(cases)):
@@ -57,7 +73,7 @@ def draw(figures: dict[str, Any], path: Path) -> Path:
             axis.plot([100 * side["share_of_roofline"]], [place], "|", color=ORANGE, markersize=9, mew=2, label=label)
     axis.set_yticks(range(len(cases)), [case["name"] for case in reversed(cases)], fontsize=8)
     axis.set_ylim(-0.6, len(cases) - 0.4)
-    axis.set_xlim(0, max(100, *(112 * next(iter(case["sides"].values()))["share_of_roofline"] for case in cases)))
+    axis.set_xlim(0, max([100, *(112 * next(iter(case["sides"].values()))["share_of_roofline"] for case in cases)]))
     axis.set_xlabel("% of what the measured ceilings allow", color=MUTED, fontsize=9)
     if labelled:
         axis.legend(frameon=False, fontsize=8, loc="lower right")

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from nano3.cli.bench.compute import progress
-from nano3.cli.bench.options import Output, Setting, names, out_option
+from nano3.cli.bench.options import Device, Output, Setting, names, out_option
 from nano3.cli.options.groups import grouped
 from nano3.config.errors import UserError
 from nano3.files import check_free, check_writable
@@ -37,6 +37,8 @@ def kernels(
     tokens: Annotated[int, typer.Option(help="Of the sequence that an op takes.", metavar="N")] = 1024,
     sequences: Annotated[int, typer.Option(help="Of which an op of decoding takes a token each.", metavar="N")] = 8,
     context: Annotated[int, typer.Option(help="Positions that such a token attends to.", metavar="N")] = 1024,
+    documents: Annotated[int, typer.Option(help="That the tokens are of, one after the other.", metavar="N")] = 1,
+    device: Device = "cpu",
     forward_only: Annotated[bool, typer.Option("--forward-only", metavar="", help="No backward passes.")] = False,
     no_reference: Annotated[bool, typer.Option("--no-reference", metavar="", help="Leave the slow one out.")] = False,
     *,
@@ -51,47 +53,47 @@ def kernels(
         check_writable(output.out, "--out")
     from nano3.cli.hardware import detect
     from nano3.cli.info import find_model
+    from nano3.engine.launch import find_device
 
-    cfg = find_model(setting.model)
+    cfg, where = find_model(setting.model), find_device(device)
     from nano3.bench.kernels.cases import Sizes
     from nano3.bench.kernels.measure import Plan, measure
 
-    dtype, threads = _dtype(setting.dtype), _threads(setting.threads)
-    sizes = Sizes(tokens, sequences, context)
-    plan = Plan(cfg, sizes, dtype, names(*op or ()), setting.repeat, forward_only, not no_reference)
+    dtype, threads = _dtype(setting.dtype, where), _threads(setting.threads)
+    sizes = Sizes(tokens, sequences, context, documents)
+    plan = Plan(cfg, sizes, dtype, names(*op or ()), setting.repeat, forward_only, not no_reference, where)
     with progress() as say:
         measured = measure(plan, threads, say)
     from nano3.bench.kernels.report import write
-    from nano3.bench.versions import versions
+    from nano3.bench.versions import device_name, versions
     from nano3.bench.workload import SEED
 
     cache = measured.pop("cache_bytes")
-    versions_ = versions()
+    versions_, name = versions(), device_name(where)
     found = {
         "kind": "kernels",
         "model": setting.model,
         "dtype": str(dtype).removeprefix("torch."),
         "load": vars(sizes),
-        "machine": {"cpu": detect().cpu, "threads": threads, "torch": versions_["torch"], "cache_bytes": cache},
+        "machine": {"cpu": detect().cpu, "threads": threads, "device": name, "torch": versions_["torch"],
+                    "cache_bytes": cache},
         "versions": versions_,
         "seed": SEED,
         "repeat": setting.repeat,
         **measured,
-    }
+    }  # fmt: skip
     for path in write(found, output.out) if output.out is not None else []:
         print(f"wrote {path}", file=sys.stderr)
     _show(found, output.as_json)
 
 
-def _dtype(name: str) -> Any:
-    import torch
-
+def _dtype(name: str, device: Any) -> Any:
     from nano3.bench.peers.types import DTYPES
     from nano3.model.dtype import compute_dtype
 
     if name not in ("auto", *DTYPES):
         raise UserError(f"--dtype {name}: not known; use auto, {', '.join(DTYPES)}")
-    return compute_dtype(name, torch.device("cpu"))
+    return compute_dtype(name, device)
 
 
 def _threads(wanted: int | None) -> int:
@@ -106,18 +108,18 @@ def _threads(wanted: int | None) -> int:
 
 def _show(found: dict[str, Any], as_json: bool) -> None:
     from nano3.bench.ceilings import READS, TITLES
-    from nano3.bench.compute_chart import threads_text
     from nano3.bench.compute_report import scaled
-    from nano3.bench.kernels.report import rows
+    from nano3.bench.kernels.report import failures, rows, where
     from nano3.cli.output import plain_table, print_json, print_table, results
 
     if as_json:
         return print_json(found)
     console, machine, load = results(), found["machine"], found["load"]
     facts = plain_table(f"kernels, {found['model']}, {found['dtype']}", "", "")
-    facts.add_row("machine", f"{machine['cpu']}, {threads_text(machine['threads'])}, torch {machine['torch']}")
+    facts.add_row("machine", f"{where(machine)}, torch {machine['torch']}")
+    of = f" of {load['documents']} documents" if load["documents"] > 1 else ""
     facts.add_row(
-        "sizes", f"{load['tokens']:,} tokens; decoding: {load['sequences']} sequences, {load['context']:,} each"
+        "sizes", f"{load['tokens']:,} tokens{of}; decoding: {load['sequences']} sequences, {load['context']:,} each"
     )
     held = {case["read_ceiling"] for case in found["cases"]}
     for name, rate in found["ceilings"].items():
@@ -130,7 +132,11 @@ def _show(found: dict[str, Any], as_json: bool) -> None:
     for row in rows(found):
         table.add_row(*row[: 2 + len(columns) + len(wide)])
     print_table(console, table)
+    for line in failures(found):
+        print(line)
+    cache = f"the cache of {machine['cache_bytes'] / 2**20:,.0f} MiB"
     console.print(
         "roofline: the least time that the ceilings allow over the median time; "
-        f"what fits the cache of {machine['cache_bytes'] / 2**20:,.0f} MiB is held against reading as much from there"
-    )
+        + (f"{cache} is emptied before each call" if machine["device"]
+           else f"what fits {cache} is held against reading as much from there")
+    )  # fmt: skip

@@ -38,6 +38,7 @@ Model = Annotated[
 ]
 Dtype = Annotated[str, typer.Option(help="auto, float32 or bfloat16.", metavar="TYPE")]
 Threads = Annotated[int | None, typer.Option(help="Threads of every side.", metavar="N", show_default=False, min=1)]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.", metavar="NAME")]
 Repeat = Annotated[int, typer.Option(help="Counted runs; the median is shown.", metavar="N")]
 Against = Annotated[
     list[str] | None,

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nano3.cli.bench.compute import progress, settings
-from nano3.cli.bench.options import ApiKey, Isl, Osl, Output, PeersOrFile, PeerTimeout, Repeat, Setting, out_option
+from nano3.cli.bench.options import (
+    ApiKey,
+    Device,
+    Isl,
+    Osl,
+    Output,
+    PeersOrFile,
+    PeerTimeout,
+    Repeat,
+    Setting,
+    out_option,
+)
 from nano3.cli.options.engine import parse_bytes
 from nano3.cli.options.groups import grouped
 from nano3.config.errors import UserError
@@ -70,7 +81,7 @@ def throughput(
     concurrency: Concurrency = "auto",
     requests: Requests = None,
     memory: Memory = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.", metavar="NAME")] = "cpu",
+    device: Device = "cpu",
     url: Url = "",
     api_key: ApiKey = "",
     *,
