@@ -8,20 +8,24 @@ import tracemalloc
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nano3.config.errors import UserError
 from nano3.curate import pieces
 from nano3.curate.pieces import count_words
 from nano3.curate.steps.dedup.exact import WriteHashes
 from nano3.curate.steps.dedup.near import NearDedupSettings, Signatures
-from nano3.curate.steps.dedup.shingles import jaccard, shingles, word_ngrams
+from nano3.curate.steps.dedup.shingles import jaccard, run_hashes, shingles
 
 from ..conftest import dropped
 
 WORDS = [
     a + b for a in ("ka", "lo", "mi", "tu", "re", "so", "ne", "ba") for b in ("nar", "vel", "din", "pos", "rek", "tam")
 ]
+LETTERS = st.one_of(st.sampled_from("aB_1 .\n\u0130\u00df\u4e2d\u2019\u00b2\u0301\ud800"), st.characters())
 VOCABULARY = [one + other for one in WORDS for other in WORDS]
 
 
@@ -33,12 +37,15 @@ def changed(text, share, rng):
     return " ".join(rng.choice(VOCABULARY) if rng.random() < share else word for word in text.split())
 
 
+def ngrams(text, n):
+    """Runs of words, by Python's sets; of a shorter text all of it."""
+    words = re.findall(r"\w+", text.lower())
+    return {tuple(words[i : i + n]) for i in range(max(1, len(words) - n + 1))} if words else set()
+
+
 def similarity(one, other, n=5):
     """Jaccard of word n-grams, by Python's sets."""
-    first, second = (
-        {tuple(words[i : i + n]) for i in range(len(words) - n + 1)}
-        for words in (re.findall(r"\w+", text.lower()) for text in (one, other))
-    )
+    first, second = ngrams(one, n), ngrams(other, n)
     return len(first & second) / len(first | second)
 
 
@@ -56,9 +63,28 @@ def corpus(bases=60, copies=3):
 
 @pytest.mark.parametrize("text", ["", "one", "one two", "a b c d e f g", "A, b; C: d! e? f"])
 def test_shingles_are_the_runs_of_words(text):
-    assert len(shingles(text, 3)) == len(set(chain(*word_ngrams(text, 3))))
-    assert len(shingles(text + " " + text, 3)) == len(set(chain(*word_ngrams(text + " " + text, 3))))
+    assert len(shingles(text, 3)) == len(ngrams(text, 3))
+    assert len(shingles(text + " " + text, 3)) == len(ngrams(text + " " + text, 3))
     assert (shingles(text.upper(), 3) == shingles(text, 3)).all()
+
+
+@settings(max_examples=200, deadline=None)
+@given(one=st.text(LETTERS, max_size=60), other=st.text(LETTERS, max_size=60), n=st.integers(1, 3))
+def test_words_of_any_script_are_those_of_a_regular_expression(one, other, n):
+    assert len(shingles(one, n)) == len(ngrams(one, n))
+    assert len(np.intersect1d(shingles(one, n), shingles(other, n))) == len(ngrams(one, n) & ngrams(other, n))
+
+
+def test_a_word_without_end_takes_bounded_memory():
+    text = "x" * 20_000_000
+    tracemalloc.start()
+    try:
+        found = shingles(text, 5)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(found) > 0
+    assert peak < 150_000_000
 
 
 def test_the_similarity_is_that_of_sets():
@@ -179,8 +205,8 @@ def test_a_text_in_pieces_is_the_same_text(monkeypatch, size):
         found = []
         for piece in (1 << 20, size):
             monkeypatch.setattr(pieces, "PIECE", piece)
-            grams = list(chain(*word_ngrams(text, 3)))
-            found.append((grams, shingles(text, 3).tolist(), hashed(text, False), hashed(text, True)))
+            runs = [one.tolist() for one in run_hashes(text, 3)]
+            found.append((list(chain(*runs)), shingles(text, 3).tolist(), hashed(text, False), hashed(text, True)))
             assert count_words(text) == len(text.split())
         assert found[0] == found[1]
         assert hashed(text, True) == hashed(" " + "\n ".join(text.split()), True)

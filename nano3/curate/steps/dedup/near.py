@@ -18,10 +18,8 @@ from rensa import RMinHash  # type: ignore[attr-defined]
 from nano3.config.checks import check
 from nano3.curate.shards import read_shard
 from nano3.curate.step import Context, Segment
-from nano3.curate.steps.dedup.shingles import at_least, has_words, shingles, word_ngrams
+from nano3.curate.steps.dedup.shingles import SEED, at_least, run_hashes, shingles
 from nano3.curate.steps.dedup.verdicts import DedupStep, Stage, Verdict, corpus_reader, save_array, write_verdicts
-
-SEED = 1
 
 
 @dataclass(frozen=True)
@@ -94,17 +92,18 @@ class Signatures(MinhashDedupSignature):
         self.offset = offset
 
     def get_shingles(self, text: str) -> np.ndarray:
-        """What datatrove hands on to `get_signature`: the text, (1,) object; (0,) where it has no word."""
-        return np.array([text] if has_words(text) else [], dtype=object)
+        """The smallest hashes of a text's word n-grams, (hashes,) uint32; (0,) where it has no word: datatrove leaves
+        it out. The n-grams come in batches, since all those of a long text take many times its memory."""
+        found = [self._smallest(hashes) for hashes in run_hashes(text, self.config.n_grams)]
+        return np.min(found, axis=0) if found else np.zeros(0, np.uint32)
+
+    def _smallest(self, hashes: np.ndarray) -> np.ndarray:
+        rows = RMinHash.digest_matrix_from_flat_token_hashes(hashes, [0, len(hashes)], self.num_hashes, SEED).to_rows()
+        return np.array(rows[0], np.uint32)
 
     def get_signature(self, shingles: np.ndarray) -> list[list[int]]:
-        """The smallest hashes of a text's word n-grams, in buckets; they are made and hashed in batches, since those of
-        a long text take many times its memory."""
-        minhash = RMinHash(num_perm=self.num_hashes, seed=SEED)
-        for batch in word_ngrams(shingles[0], self.config.n_grams):
-            minhash.update(batch)
-        digest, rows = minhash.digest(), self.config.hashes_per_bucket
-        return [digest[i : i + rows] for i in range(0, self.num_hashes, rows)]
+        """What `get_shingles` gave, in buckets."""
+        return shingles.reshape(self.config.num_buckets, -1).tolist()
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
         """Read all documents."""

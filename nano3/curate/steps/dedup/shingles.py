@@ -2,63 +2,80 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator
+from functools import cache
 
 import numpy as np
 
 from nano3.curate.pieces import word_pieces
 
-_WORD = re.compile(r"\w+")
-_MOST_WORDS, LONGEST_WORD = 1 << 20, 64
-"""Words whose hashes are remembered, and characters of the longest of them."""
+SEED = 1
+_FOREIGN_SIGNS = re.compile(r"[^\w\x00-\x7f]+")
+"""What is neither ASCII nor in a word."""
+_SPACE = 32
+_SPACED = bytes(byte if byte > 127 or chr(byte).isalnum() or byte == ord("_") else _SPACE for byte in range(256))
+"""Of UTF-8 in which every sign beyond ASCII belongs to a word: all others as spaces."""
 _FACTOR, _MIX = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9)
-_hashes: dict[str, int] = {}
-
-
-def has_words(text: str) -> bool:
-    """Whether there is anything but signs and white space."""
-    return _WORD.search(text) is not None
-
-
-def word_ngrams(text: str, n: int) -> Iterator[list[str]]:
-    """All runs of `n` words in lower case, in batches; signs do not count. A shorter text is one run, and one without
-    words none."""
-    words, found = [], False
-    for batch in _word_batches(text):
-        words += batch
-        if len(words) >= n:
-            yield [" ".join(words[i : i + n]) for i in range(len(words) - n + 1)]
-            words, found = words[len(words) - n + 1 :], True
-    if words and not found:
-        yield [" ".join(words)]
 
 
 def shingles(text: str, n: int) -> np.ndarray:
     """The set of the hashes of all runs of `n` words: sorted, each once, (shingles,) uint64."""
-    words, found = np.zeros(0, np.uint64), []
-    for batch in _word_batches(text):
-        words = np.concatenate([words, np.fromiter(map(_hash, batch), np.uint64, len(batch))])
+    return np.unique(np.concatenate([np.zeros(0, np.uint64), *map(np.unique, run_hashes(text, n))]))
+
+
+def run_hashes(text: str, n: int) -> Iterator[np.ndarray]:
+    """Hashes of all runs of `n` words in lower case, in batches, (runs,) uint64; signs do not count. A shorter text is
+    one run, and one without words none."""
+    words, found = np.zeros(0, np.uint64), False
+    for piece in word_pieces(text.lower()):
+        words = np.concatenate([words, _word_hashes(piece)])
         if len(words) >= n:
-            found.append(_run_hashes(words, n))
-            words = words[len(words) - n + 1 :]
+            yield _joined(words, n)
+            words, found = words[len(words) - n + 1 :], True
     if len(words) and not found:
-        found.append(_run_hashes(words, len(words)))
-    return np.unique(np.concatenate([np.zeros(0, np.uint64), *found]))
+        yield _joined(words, len(words))
 
 
-def _word_batches(text: str) -> Iterator[list[str]]:
-    return filter(None, map(_WORD.findall, word_pieces(text.lower())))
+def _word_hashes(text: str) -> np.ndarray:
+    """Hashes of the words of a text, in order, (words,) uint64.
+
+    That of a word is the sum of (a random number for byte i) * factor ** i, modulo 2**64. All are found at once as
+    differences of one running sum, each divided by the power of the factor at which its word begins.
+    """
+    if not text.isascii():
+        text = _FOREIGN_SIGNS.sub(" ", text)
+    data = np.frombuffer(text.encode().translate(_SPACED), np.uint8)
+    edges = np.flatnonzero(np.diff(data != _SPACE, prepend=False, append=False))
+    starts, ends = edges[::2], edges[1::2]
+    powers, inverses = _powers(max(1, len(data) - 1).bit_length())
+    sums = np.zeros(len(data) + 1, np.uint64)
+    np.cumsum(_byte_numbers()[data] * powers[: len(data)], out=sums[1:])
+    return (sums[ends] - sums[starts]) * inverses[starts]
 
 
-def _run_hashes(words: np.ndarray, n: int) -> np.ndarray:
-    """Hashes of all runs of `n` words, of their own hashes; each once."""
+@cache
+def _byte_numbers() -> np.ndarray:
+    return np.random.default_rng(SEED).integers(0, 1 << 64, 256, np.uint64)
+
+
+@cache
+def _powers(bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first 2**bits powers of the factor, which is odd, and their inverses modulo 2**64."""
+    inverse = np.uint64(pow(int(_FACTOR), -1, 1 << 64))
+    return tuple(  # type: ignore[return-value]
+        np.cumprod(np.concatenate([np.ones(1, np.uint64), np.full((1 << bits) - 1, factor)]))
+        for factor in (_FACTOR, inverse)
+    )
+
+
+def _joined(words: np.ndarray, n: int) -> np.ndarray:
+    """Hashes of all runs of `n` words, of their own hashes."""
     runs = np.zeros(len(words) - n + 1, np.uint64)
     for i in range(n):
         runs = (runs * _FACTOR) ^ words[i : len(words) - n + 1 + i]
         runs = (runs ^ (runs >> np.uint64(29))) * _MIX
-    return np.unique(runs ^ (runs >> np.uint64(32)))
+    return runs ^ (runs >> np.uint64(32))
 
 
 def jaccard(one: np.ndarray, other: np.ndarray) -> float:
@@ -72,14 +89,3 @@ def at_least(one: np.ndarray, other: np.ndarray, threshold: float) -> bool:
     """Whether their Jaccard similarity reaches a threshold; sizes alone often tell that it does not."""
     few, many = sorted((len(one), len(other)))
     return few >= threshold * many and jaccard(one, other) >= threshold
-
-
-def _hash(word: str) -> int:
-    found = _hashes.get(word)
-    if found is None:
-        found = int.from_bytes(hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
-        if len(_hashes) >= _MOST_WORDS:
-            _hashes.clear()
-        if len(word) <= LONGEST_WORD:
-            _hashes[word] = found
-    return found
