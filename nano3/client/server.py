@@ -11,26 +11,16 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from nano3.client.replies import LONGEST_WAIT, error_text, is_passing, listed_models, pause, seconds_of
+from nano3.client.attempts import TRIES, Attempts, Tries
+from nano3.client.replies import error_text, is_passing, listed_models, seconds_of
 from nano3.config.errors import UserError
 from nano3.reading import parse_json
 
 CONNECT_SECONDS = 10.0
 KEY_NAMES = "--api-key or NANO3_API_KEY"
-FULL = 429
-"""Too Many Requests."""
 MODELS = "/v1/models"
 MODELS_SECONDS = 30.0
 """In which a server must list its models."""
-
-
-class NoAnswerError(Exception):
-    """Every try failed."""
-
-    def __init__(self, reason: str, tries: int, limit: str) -> None:
-        """`reason`: of the last failure; `limit`: what ran out, as `in 5 attempts` or `in 900 s`."""
-        super().__init__(f"no answer {limit} ({reason})")
-        self.reason, self.tries, self.limit = reason, tries, limit
 
 
 @dataclass(frozen=True)
@@ -45,22 +35,6 @@ class Reply:
     def json(self) -> Any:
         """The body. Raises ValueError where it is none."""
         return parse_json(self.body)
-
-
-@dataclass(frozen=True)
-class Tries:
-    """How often and how long an answer is waited for."""
-
-    n: int = 5
-    first_wait: float = 1.0
-    """Seconds before the second try, doubled before each further one."""
-    longest_wait: float = LONGEST_WAIT
-    deadline: float = math.inf
-    """Seconds for all tries together."""
-    patient: bool = False
-    """A full server (429) is asked until the deadline, however often."""
-    json_only: bool = False
-    """An answer that is no JSON was cut, and is asked for again."""
 
 
 def base_address(url: str, name: str = "--url") -> str:
@@ -102,11 +76,65 @@ def http_options(url: str, api_key: str = "", key_names: str = KEY_NAMES, proxie
     return {"base_url": url, "headers": headers, "trust_env": proxies, "verify": url.startswith("https:")}
 
 
-class Server:
+class Address:
+    """A server's address and key, and what its refusals are to people; it makes no request.
+
+    Attributes:
+        url: the address, without /v1.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        api_key: str = "",
+        key_names: str = KEY_NAMES,
+        url_name: str = "--url",
+        model_name: str = "--model",
+    ) -> None:
+        """
+        Args:
+            url: without /v1.
+            api_key: in no message.
+            key_names, url_name, model_name: where key, address and the wanted model come from, for people.
+        """
+        self.url, self._key = url, api_key
+        self._key_names, self._url_name, self._model_name = key_names, url_name, model_name
+
+    def check_way(self, reply: Reply, path: str) -> None:
+        """Raise UserError for an answer that another address or key would mend."""
+        if 300 <= reply.status < 400:
+            raise UserError(
+                f"{self.url}{path} redirects (HTTP {reply.status}): give {self._url_name} the address that it points to"
+            )
+        if reply.status in (401, 403):
+            raise UserError(f"{self.url} refuses the API key ({self.refusal(reply)}): give one with {self._key_names}")
+
+    def error_text(self, reply: Reply) -> str:
+        """What an error answer says, the key not in it."""
+        return self.clean(error_text(reply.body))
+
+    def refusal(self, reply: Reply) -> str:
+        """Status and words of an error answer, and how long it asks to wait."""
+        text, wait = self.error_text(reply), f"; it asks to wait {reply.asked:.0f} s" if reply.asked else ""
+        return f"HTTP {reply.status}" + (f": {text}" if text not in ("", "{}") else "") + wait
+
+    def reason(self, error: Exception) -> str:
+        """Why a try brought no whole answer, the key not in it."""
+        if isinstance(error, httpx2.TimeoutException | TimeoutError):
+            return "no answer in time"
+        if isinstance(error, ValueError):
+            return self.clean(f"the answer is no JSON: {error}")
+        return self.clean(" ".join(str(error).split()) or type(error).__name__)
+
+    def clean(self, text: str) -> str:
+        """The text without the key."""
+        return text.replace(self._key, "***") if self._key else text
+
+
+class Server(Address):
     """One server.
 
     Attributes:
-        url: its address, without /v1.
         http: for requests that are read as they come.
     """
 
@@ -116,7 +144,7 @@ class Server:
         api_key: str = "",
         *,
         timeout: float | None = 120.0,
-        tries: Tries = Tries(),
+        tries: Tries = TRIES,
         keep: int | None = None,
         key_names: str = KEY_NAMES,
         url_name: str = "--url",
@@ -140,14 +168,14 @@ class Server:
         Raises:
             UserError: no address, or a key that cannot stand in a header.
         """
+        super().__init__(url, api_key, key_names, url_name, model_name)
         options = http_options(url, api_key, key_names, proxies)
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=keep)
         try:
-            self.http = httpx2.Client(**options, timeout=_timeout(timeout), limits=limits)
+            self.http = httpx2.Client(**options, timeout=connect_timeout(timeout), limits=limits)
         except (httpx2.InvalidURL, httpx2.UnsupportedProtocol, ValueError) as error:
             raise UserError(f"{url_name} {url}: no address of a server: {error}") from error
-        self.url, self._key, self._timeout, self._tries = url, api_key, timeout, tries
-        self._key_names, self._url_name, self._model_name = key_names, url_name, model_name
+        self._timeout, self._tries = timeout, tries
         self._wait, self._tell = wait, tell
 
     def request(self, method: str, path: str, body: Any = None) -> Reply:
@@ -157,28 +185,19 @@ class Server:
         Raises:
             NoAnswerError: every try failed, or the deadline came.
         """
-        reason, asked, tries = "", 0.0, self._tries
-        end = time.monotonic() + tries.deadline
-        attempt = failed = 0
-        while failed < tries.n:
-            if attempt:
-                seconds = pause(attempt - 1, asked, tries.first_wait, tries.longest_wait)
-                if time.monotonic() + seconds >= end:
-                    raise NoAnswerError(reason, attempt, f"in {tries.deadline:g} s")
-                self._tell(f"{self.url}: {reason}; trying again in {seconds:g} s")
-                if self._wait(seconds):
-                    raise NoAnswerError(reason, attempt, f"in {attempt} attempts")
-            attempt += 1
+        attempts = Attempts(self._tries)
+        while True:
             try:
-                reply = self._try(method, path, body, end)
+                reply = self._try(method, path, body, attempts.end)
                 if not is_passing(reply.status):
                     return self._whole(reply)
-                reason, asked = self._refusal(reply), reply.asked
-                failed += not (tries.patient and reply.status == FULL)
+                attempts.refused(reply.status, self.refusal(reply), reply.asked)
             except (httpx2.HTTPError, ValueError) as error:
-                reason, asked = self.clean(_reason(error)), 0.0
-                failed += 1
-        raise NoAnswerError(reason, attempt, f"in {attempt} attempts")
+                attempts.broke(self.reason(error))
+            seconds = attempts.wait()
+            self._tell(f"{self.url}: {attempts.reason}; trying again in {seconds:g} s")
+            if self._wait(seconds):
+                raise attempts.given_up()
 
     def find_model(self, wanted: str = "") -> tuple[str, dict[str, Any]]:
         """A model's name and what the server tells of it: the wanted one, else the first that it lists.
@@ -189,7 +208,7 @@ class Server:
         try:
             reply = self._try("GET", MODELS, None, time.monotonic() + MODELS_SECONDS)
         except httpx2.HTTPError as error:
-            why = self.clean(_reason(error))
+            why = self.reason(error)
             raise UserError(f"{self.url}: no answer ({why}); is a server running there? see {self._url_name}") from None
         self.check_way(reply, MODELS)
         try:
@@ -205,23 +224,6 @@ class Server:
         name = wanted or next(iter(models))
         return name, models.get(name, {})
 
-    def check_way(self, reply: Reply, path: str) -> None:
-        """Raise UserError for an answer that another address or key would mend."""
-        if 300 <= reply.status < 400:
-            raise UserError(
-                f"{self.url}{path} redirects (HTTP {reply.status}): give {self._url_name} the address that it points to"
-            )
-        if reply.status in (401, 403):
-            raise UserError(f"{self.url} refuses the API key ({self._refusal(reply)}): give one with {self._key_names}")
-
-    def error_text(self, reply: Reply) -> str:
-        """What an error answer says, the key not in it."""
-        return self.clean(error_text(reply.body))
-
-    def clean(self, text: str) -> str:
-        """The text without the key."""
-        return text.replace(self._key, "***") if self._key else text
-
     def close(self) -> None:
         """Close the connections."""
         self.http.close()
@@ -230,7 +232,7 @@ class Server:
         """An answer that is whole before `end`."""
         left = end - time.monotonic()
         limit = None if math.isinf(left) and self._timeout is None else max(0.1, min(self._timeout or math.inf, left))
-        with self.http.stream(method, path, json=body, timeout=_timeout(limit)) as reply:
+        with self.http.stream(method, path, json=body, timeout=connect_timeout(limit)) as reply:
             parts = []
             for part in reply.iter_bytes():
                 parts.append(part)
@@ -243,18 +245,7 @@ class Server:
             reply.json()
         return reply
 
-    def _refusal(self, reply: Reply) -> str:
-        text, wait = self.error_text(reply), f"; it asks to wait {reply.asked:.0f} s" if reply.asked else ""
-        return f"HTTP {reply.status}" + (f": {text}" if text not in ("", "{}") else "") + wait
 
-
-def _timeout(seconds: float | None) -> httpx2.Timeout:
+def connect_timeout(seconds: float | None) -> httpx2.Timeout:
+    """Seconds without a byte, of which a connection may take fewer; None: any number."""
     return httpx2.Timeout(seconds, connect=CONNECT_SECONDS if seconds is None else min(seconds, CONNECT_SECONDS))
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, httpx2.TimeoutException):
-        return "no answer in time"
-    if isinstance(error, ValueError):
-        return f"the answer is no JSON: {error}"
-    return " ".join(str(error).split()) or type(error).__name__

@@ -31,6 +31,8 @@ class StepInfo:
     """Programs of the operating system, without which it cannot run."""
     reader: bool = False
     """It brings the documents: the first step of a pipeline."""
+    model: bool = False
+    """It asks a language model: an AskStep."""
 
     def load(self) -> Any:
         """The step's class, a `nano3.curate.step.Step`. Its packages must be there: `check_installed`."""
@@ -65,6 +67,7 @@ STEPS = {
     ),
     "sft-structure": StepInfo("sft:SftStructure", "drops conversations that no assistant has had"),
     "sft-filters": StepInfo("sft:SftFilters", "drops repetition, keywords and patterns in what the assistant wrote"),
+    "ask": StepInfo("ask:AskOne", "puts a language model's answer to your prompt in place of each text", model=True),
 }
 
 

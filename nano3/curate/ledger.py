@@ -138,6 +138,7 @@ class Ledger:
         self.account = Account()
         self._step, self._seed, self._measure = step, seed, measure
         self._inside: dict[int, Size] = {}
+        self._made: set[int] = set()
 
     def enters(self, document: Any) -> None:
         """A document comes in."""
@@ -147,8 +148,18 @@ class Ledger:
 
     def leaves(self, document: Any) -> None:
         """A document that came in goes on to the next step. One that never came in spoils the balance."""
-        self.account.kept += self._inside.pop(id(document), Size(1, 0, 0))
+        if id(document) in self._made:
+            self._made.remove(id(document))
+        else:
+            self.account.kept += self._inside.pop(id(document), Size(1, 0, 0))
         self.account.left += self._measure(document.text)
+
+    def becomes(self, document: Any, others: Iterable[Any]) -> None:
+        """A document that came in goes on as others, which may be itself too; they then leave."""
+        made = {id(other) for other in others}
+        if id(document) not in made:
+            self.account.kept += self._inside.pop(id(document), Size(1, 0, 0))
+        self._made |= made - {id(document)}
 
     def drops(self, document: Any, reason: str) -> None:
         """A document that came in goes no further."""

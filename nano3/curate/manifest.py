@@ -37,6 +37,10 @@ class Manifest:
     """Tasks of each executor, in order."""
     left_out: str = ""
     """What was found among the inputs and is of a type that is not read."""
+    model: str = ""
+    """Name of the language model that steps ask; the server's address may change."""
+    prompts: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Hash of each prompt, by step."""
     version: int = VERSION
 
     @property
@@ -69,6 +73,8 @@ def check_same(old: Manifest, new: Manifest, out: Path) -> None:
     changes = [
         *([f"nano3's version of the steps {old.version} -> {new.version}"] if old.version != new.version else []),
         *_setting_changes(old.settings, new.settings),
+        *([f"--model {old.model} -> {new.model}"] if old.model != new.model else []),
+        *_prompt_changes(old.prompts, new.prompts),
         *_input_changes("inputs", old.inputs, new.inputs),
         *_input_changes("--against", old.against, new.against),
         *(
@@ -92,6 +98,15 @@ def _setting_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         for label in old
         for key in {**old[label], **new[label]}
         if old[label].get(key) != new[label].get(key) and key != "summary"
+    ]
+
+
+def _prompt_changes(old: dict[str, dict[str, str]], new: dict[str, dict[str, str]]) -> list[str]:
+    return [
+        f"prompt {name} of {label}"
+        for label in new
+        for name, value in new[label].items()
+        if old.get(label, {}).get(name, value) != value
     ]
 
 

@@ -63,6 +63,11 @@ class Pipeline:
         """Of all steps, in order."""
         return [self.label(i) for i in range(len(self.steps))]
 
+    @property
+    def model_steps(self) -> list[str]:
+        """Labels of the steps that ask a language model."""
+        return [self.label(i) for i, step in enumerate(self.steps) if find_step(step.use, "").model]
+
     def to_json(self) -> dict[str, Any]:
         """All settings, defaults too, by step."""
         steps = {self.label(i): asdict(step.settings) for i, step in enumerate(self.steps)}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from nano3.config.errors import UserError
 from nano3.cores import usable_cores
+from nano3.curate.ask.model import Model, no_model
 from nano3.curate.catalog import find_step
 from nano3.curate.chart import draw
 from nano3.curate.executor import run_segment, worker_pool
@@ -25,7 +26,9 @@ from nano3.progress import Progress
 
 DATA, WORK, ACCOUNTS, BLEND = CURATED_DATA, "work", "accounts", "blend.toml"
 CHART = "report.png"
-OWN_NAMES = (DATA, WORK, ACCOUNTS, BLEND, MANIFEST, REPORT, CHART)
+ANSWERS = "answers"
+"""What a language model answered; kept, so that a further run sends nothing again."""
+OWN_NAMES = (DATA, WORK, ACCOUNTS, BLEND, MANIFEST, REPORT, CHART, ANSWERS)
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Plan:
     out: Path
     manifest: Manifest
     segments: tuple[Segment, ...]
+    model: Model | None = None
 
 
 def plan_run(
@@ -45,6 +49,7 @@ def plan_run(
     against: Sequence[str] = (),
     tasks: int = 0,
     limit: int = 0,
+    model: Model | None = None,
 ) -> Plan:
     """Find the inputs and divide the pipeline into segments; nothing is written.
 
@@ -55,6 +60,7 @@ def plan_run(
         against: an existing corpus, which the steps that remove duplicates compare with.
         tasks: parts of the inputs; 0: by their size.
         limit: documents to read, in one task; 0: all.
+        model: what steps ask that need a language model; None: the plan can only be looked at.
 
     Raises:
         UserError, FileNotFoundError: nothing to read, or a path is not there.
@@ -70,7 +76,7 @@ def plan_run(
     old_parts = divide(old, default_tasks(old)) if old else ()
     place = out.absolute()  # datatrove remembers what a relative path meant when it was first used
     contexts = [
-        Context(label, place, tasks, pipeline.config.seed, pipeline.config.tokenizer, limit, old_parts)
+        Context(label, place, tasks, pipeline.config.seed, pipeline.config.tokenizer, limit, old_parts, model)
         for label in pipeline.labels
     ]
     steps = [reader(pipeline.steps[0].settings, contexts[0], divide(units, tasks))]
@@ -80,8 +86,9 @@ def plan_run(
     manifest = Manifest(
         pipeline.name, pipeline.to_json(), _identities(units), _identities(old), tasks, len(old_parts), limit,
         {f"{i:02d}-{segment.name}": segment.tasks for i, segment in enumerate(segments)}, left_out,
+        model.name if model else "", _prompts(steps),
     )  # fmt: skip
-    return Plan(pipeline, out, manifest, tuple(segments))
+    return Plan(pipeline, out, manifest, tuple(segments), model)
 
 
 def run_pipeline(plan: Plan, workers: int = 0) -> Report:
@@ -95,7 +102,9 @@ def run_pipeline(plan: Plan, workers: int = 0) -> Report:
         UserError: the folder holds other files or a run with other settings, or another process writes there.
     """
     out = plan.out
-    check_free(out, own=OWN_NAMES if (out / MANIFEST).is_file() else ())
+    if plan.pipeline.model_steps and not plan.model:
+        raise no_model(plan.pipeline.model_steps[0])
+    check_free(out, own=OWN_NAMES if (out / MANIFEST).is_file() else (ANSWERS,))
     with exclusive(out):
         for left in out.rglob(".*.tmp"):  # by a process that was killed while it wrote
             left.unlink()
@@ -104,7 +113,7 @@ def run_pipeline(plan: Plan, workers: int = 0) -> Report:
         else:
             plan.manifest.save(out)
         if not (out / REPORT).is_file():
-            _run_segments(plan, workers or min(usable_cores(), plan.manifest.tasks))
+            _run_segments(plan, min(workers or usable_cores(), plan.manifest.tasks))
             _finish(plan)
         shutil.rmtree(out / WORK, ignore_errors=True)
         return read_report(out)
@@ -134,7 +143,13 @@ def _identities(units: Sequence[Unit]) -> dict[str, str]:
     return {f"{unit.path}{f' part {unit.part[0]}' if unit.part[1] > 1 else ''}": unit.identity for unit in units}
 
 
+def _prompts(steps: Sequence[Step]) -> dict[str, dict[str, str]]:
+    return {step.context.label: step.prompt_hashes() for step in steps if step.prompt_hashes()}
+
+
 def _run_segments(plan: Plan, workers: int) -> None:
+    for step in (step for segment in plan.segments for step in segment.steps if isinstance(step, Step)):
+        step.workers = workers
     total = sum(segment.tasks for segment in plan.segments)
     with Progress(total, total, unit="tasks", things="tasks") as progress, worker_pool(workers) as pool:
         for name, segment in zip(plan.manifest.segments, plan.segments, strict=True):

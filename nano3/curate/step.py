@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
+from nano3.curate.ask.model import Model
 from nano3.curate.inputs import Unit
 from nano3.curate.ledger import Ledger, Measure, Tokens
 from nano3.curate.pieces import count_words
@@ -33,6 +34,8 @@ class Context:
     """Documents to read at most in a task; 0: all."""
     against: tuple[tuple[Unit, ...], ...] = ()
     """Parts of the existing corpus, which documents must not repeat."""
+    server: Model | None = None
+    """The language model that steps ask; None: none was named."""
 
     @property
     def work(self) -> Path:
@@ -73,6 +76,8 @@ class Step(PipelineStep):
         self.settings, self.context = settings, context
         self.ledger: Ledger
         self.rank = 0
+        self.workers = 1
+        """Processes that carry out tasks at the same time."""
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Documents that the step lets through, changed or not; the account is written when all are through."""
@@ -108,6 +113,10 @@ class Step(PipelineStep):
     def note(self, what: str, n: int = 1) -> None:
         """Count something else that the report shows beside this step."""
         self.ledger.account.note(what, n)
+
+    def prompt_hashes(self) -> dict[str, str]:
+        """Name -> hash of the prompts by which it asks a language model."""
+        return {}
 
     def before(self) -> list[PipelineStep]:
         """Steps at the end of the segment before a barrier; they see all documents."""

@@ -56,7 +56,8 @@ class ServerTarget:
         Raises:
             UserError: no server there, it refuses the key, or it lists no such model.
         """
-        from nano3.client.server import Server, Tries
+        from nano3.client.attempts import Tries
+        from nano3.client.server import Server
 
         self._stop = Event()
         self._server = Server(
@@ -150,7 +151,7 @@ class ServerTarget:
         Raises:
             ServerGone: every try failed.
         """
-        from nano3.client.server import NoAnswerError
+        from nano3.client.attempts import NoAnswerError
 
         try:
             return self._server.request(method, path, body)

@@ -13,8 +13,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from nano3.client.attempts import NoAnswerError, Tries
 from nano3.client.replies import error_text, listed_models, pause, seconds_of
-from nano3.client.server import NoAnswerError, Server, Tries, base_address, http_options
+from nano3.client.server import Server, base_address, http_options
 from nano3.config.errors import UserError
 
 OK = (200, b'{"data": [{"id": "small", "max_model_len": 512}, {"id": "large"}]}', {})

@@ -14,8 +14,9 @@ import tomli_w
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nano3.client.attempts import NoAnswerError
 from nano3.client.replies import error_text, listed_models, seconds_of
-from nano3.client.server import NoAnswerError, Server
+from nano3.client.server import Server
 from nano3.config import presets
 from nano3.data.chat.conversation import read_conversation
 from nano3.data.chat.encoder import ChatEncoder

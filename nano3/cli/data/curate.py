@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,11 +13,26 @@ import typer
 from nano3.cli.options.common import Json
 
 if TYPE_CHECKING:
+    from nano3.curate.catalog import StepInfo
     from nano3.curate.ledger import Size
     from nano3.curate.report import Report
     from nano3.curate.run import Plan
 
 EXIT_UNBALANCED = 1
+
+
+@contextmanager
+def server_gone() -> Iterator[None]:
+    """Ends the command with exit code 3 where the model's server no longer answers."""
+    from nano3.client.asynchronous import ServerGoneError
+
+    try:
+        yield
+    except ServerGoneError as error:
+        from nano3.cli.eval.options import EXIT_SERVER_GONE
+
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise typer.Exit(EXIT_SERVER_GONE) from None
 
 
 def complete_pipeline(incomplete: str) -> list[str]:
@@ -63,6 +80,22 @@ Overrides = Annotated[
 Tasks = Annotated[int, typer.Option(min=0, help="Parts of the inputs; 0: by their size. Fixed for a folder.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes; 0: one for each core.")]
 Limit = Annotated[int, typer.Option(min=0, help="Read only so many documents, in one task; 0: all.")]
+Url = Annotated[str, typer.Option(help="OpenAI-compatible server, for steps that ask a language model.", metavar="URL")]
+ModelName = Annotated[str, typer.Option("--model", help="Model to ask; empty: the first it lists.", metavar="NAME")]
+Concurrency = Annotated[int, typer.Option(min=1, help="Requests under way at once; fewer while the server is full.")]
+Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds to wait for one reply.", metavar="SECONDS")]
+Deadline = Annotated[
+    float, typer.Option(min=0.1, help="Seconds to wait for a server that answers nothing at all.", metavar="SECONDS")
+]
+Answers = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of the model's answers, which are not asked for again. Default: DIR/answers.",
+        metavar="DIR",
+        file_okay=False,
+        show_default=False,
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", metavar="", help="Show inputs, steps and settings; write nothing.")]
 
 
@@ -76,6 +109,12 @@ def curate(
     tasks: Tasks = 0,
     workers: Workers = 0,
     limit: Limit = 0,
+    url: Url = "",
+    model: ModelName = "",
+    concurrency: Concurrency = 32,
+    timeout: Timeout = 600.0,
+    deadline: Deadline = 900.0,
+    answers: Answers = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
@@ -100,18 +139,29 @@ def curate(
         raise UserError(f"pipeline '{name}' has no inputs of its own: give --from PATH")
     if against and not any("dedup" in step.use for step in pipeline.steps):
         raise UserError(f"--against: pipeline '{name}' has no step that removes duplicates, so nothing would read it")
-    from nano3.curate.run import plan_run, run_pipeline
+    if (url or model) and not pipeline.model_steps:
+        raise UserError(f"--url and --model: pipeline '{name}' has no step that asks a language model")
+    from nano3.curate.ask.model import Model, find_model, no_model
+    from nano3.curate.run import ANSWERS, plan_run, run_pipeline
     from nano3.files import check_writable
 
     folder = out or Path("curated") / pipeline.name
-    plan = plan_run(pipeline, folder, paths or [], against or [], tasks, limit)
+    found = None
+    if url:
+        place = (answers or folder / ANSWERS).absolute()
+        found = Model(*find_model(url, model), concurrency, timeout, max(deadline, timeout), place)
+    elif pipeline.model_steps and not dry_run:
+        raise no_model(pipeline.model_steps[0])
+    plan = plan_run(pipeline, folder, paths or [], against or [], tasks, limit, found)
     if dry_run:
         _show_plan(plan, as_json)
         return
     check_writable(folder, "--out")
     if plan.manifest.left_out:
         print(_printable(f"left out: {plan.manifest.left_out}"), file=sys.stderr)
-    _show(run_pipeline(plan, workers), as_json, 0)
+    with server_gone() if plan.model else nullcontext():
+        result = run_pipeline(plan, workers)
+    _show(result, as_json, 0)
 
 
 def report(
@@ -136,10 +186,13 @@ def _list(as_json: bool) -> None:
         _, table = read_pipeline(name)
         uses = [step["use"] for step in table["step"]]
         absent = sorted({missing for use in uses for missing in STEPS[use].missing()})
-        pipelines.append({"name": name, "summary": table["pipeline"]["summary"], "steps": uses, "missing": absent})
+        asks = [use for use in uses if STEPS[use].model]
+        pipelines.append(
+            {"name": name, "summary": table["pipeline"]["summary"], "steps": uses, "model": asks, "missing": absent}
+        )
     frame = [] if is_importable("datatrove") else ["datatrove"]
     steps = [
-        {"step": use, "summary": info.summary, "needs": [*info.packages, *info.programs], "missing": info.missing()}
+        {"step": use, "summary": info.summary, "needs": _needs(info), "missing": info.missing()}
         for use, info in STEPS.items()
     ]
     if as_json:
@@ -154,6 +207,10 @@ def _list(as_json: bool) -> None:
     for step in steps:
         table.add_row(step["step"], step["summary"], ", ".join(step["needs"]) or "-", ", ".join(step["missing"]) or "-")
     print_table(results(), table)
+
+
+def _needs(info: StepInfo) -> list[str]:
+    return [*info.packages, *info.programs, *(["a language model (--url)"] if info.model else [])]
 
 
 def _show_plan(plan: Plan, as_json: bool) -> None:

@@ -17,8 +17,9 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from nano3.client.attempts import NoAnswerError, Tries
 from nano3.client.replies import listed_models
-from nano3.client.server import NoAnswerError, Server, Tries, base_address
+from nano3.client.server import Server, base_address
 from nano3.config.errors import UserError
 from nano3.data.generated.document_questions import Documents
 from nano3.data.generated.questions import Question

@@ -8,7 +8,8 @@ import os
 import threading
 from pathlib import Path
 
-from nano3.client.server import NoAnswerError, Server, Tries, base_address
+from nano3.client.attempts import NoAnswerError, Tries
+from nano3.client.server import Server, base_address
 from nano3.config.errors import UserError
 from nano3.files import write_atomic
 from nano3.reading import parse_json

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 
-from nano3.client.server import Tries
+from nano3.client.attempts import Tries
 from nano3.data.chat.parsing.output_parser import parse_output
 from nano3.data.preferences.prompt import judge_prompt
 from nano3.data.tokens.vocabulary import THINK_TOKENS

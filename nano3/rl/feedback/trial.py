@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 
-from nano3.client.server import Tries
+from nano3.client.attempts import Tries
 from nano3.config.errors import UserError
 from nano3.config.rlhf import JudgeConfig
 from nano3.rl.environments.base import Task

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from nano3.client.server import NoAnswerError
+from nano3.client.attempts import NoAnswerError
 from nano3.config.errors import UserError
 
 if TYPE_CHECKING:

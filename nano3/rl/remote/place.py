@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nano3.client.server import NoAnswerError, Server, Tries, base_address
+from nano3.client.attempts import NoAnswerError, Tries
+from nano3.client.server import Server, base_address
 from nano3.config.errors import UserError
 from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.engine.request import Request, Update

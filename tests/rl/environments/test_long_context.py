@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from nano3.client.server import Tries
+from nano3.client.attempts import Tries
 from nano3.config.errors import UserError
 from nano3.rl.environments.banking import Banking
 from nano3.rl.environments.base import EnvironmentFaultError, Rollout

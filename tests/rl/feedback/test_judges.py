@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import nano3
-from nano3.client.server import Tries
+from nano3.client.attempts import Tries
 from nano3.config.errors import UserError
 from nano3.config.rlhf import JudgeConfig
 from nano3.data.tasks.catalogue import find_tasks

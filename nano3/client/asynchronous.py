@@ -1,0 +1,235 @@
+"""Many requests to one server at once: as many as it takes, tried again, until it is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+
+from nano3.client.attempts import FULL, Attempts, Tries
+from nano3.client.chat import read_chat
+from nano3.client.limit import Limit
+from nano3.client.replies import is_passing, seconds_of
+from nano3.client.server import KEY_NAMES, Address, Reply, connect_timeout, http_options
+from nano3.config.errors import UserError
+
+REFUSED = (400, 413, 422)
+"""Statuses by which a server refuses one request, as one that is longer than the model's context."""
+PROBE = [{"role": "user", "content": "Reply with the word yes."}]
+PROBE_SECONDS, PROBE_TIMEOUT = 30.0, 60.0
+"""Between two looks at whether a server answers a short request, and for its answer."""
+CHAT = "/v1/chat/completions"
+
+
+class ServerGoneError(UserError):
+    """Nothing was answered for as long as a server is waited for."""
+
+
+class RefusedError(Exception):
+    """The server answers others, but refuses this request, and would do so again."""
+
+    def __init__(self, status: int, words: str) -> None:
+        """`words`: status and what the server says."""
+        super().__init__(words)
+        self.status = status
+
+
+@dataclass
+class Counts:
+    """What was sent."""
+
+    requests: int = 0
+    """All tries and probes."""
+    tried_again: int = 0
+    full: int = 0
+    """Refusals with 429."""
+
+
+class AsyncServer(Address):
+    """One server, asked by tasks of one event loop.
+
+    A request that fails several times while others are answered is that request's fault; where nothing is answered, a
+    short one in its place (`PROBE`) decides. A server that answers neither is waited for until the deadline.
+
+    Attributes:
+        limit: how many requests are under way at once, at the most.
+        counts: what was sent.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        api_key: str = "",
+        *,
+        concurrency: int = 32,
+        timeout: float = 600.0,
+        tries: Tries | None = None,
+        key_names: str = KEY_NAMES,
+        url_name: str = "--url",
+        model_name: str = "--model",
+        tell: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """
+        Args:
+            url: without /v1.
+            api_key: sent as bearer token, and in no message.
+            concurrency: requests under way at once, at the most.
+            timeout: seconds until a whole reply must be there.
+            tries: of one request; `deadline`: seconds without any answer after which the server is gone. None: five,
+                and 900 s.
+            key_names, url_name, model_name: where key, address and model come from, for people.
+            tell: is given a line when the server is silent.
+
+        Raises:
+            UserError: no address, or a key that cannot stand in a header.
+        """
+        super().__init__(url, api_key, key_names, url_name, model_name)
+        options = http_options(url, api_key, key_names, proxies=True)
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=concurrency)
+        try:
+            self._http = httpx2.AsyncClient(**options, timeout=connect_timeout(timeout), limits=limits)
+        except (httpx2.InvalidURL, httpx2.UnsupportedProtocol, ValueError) as error:
+            raise UserError(f"{url_name} {url}: no address of a server: {error}") from error
+        self.limit, self.counts = Limit(concurrency), Counts()
+        self._timeout, self._tries = timeout, tries or Tries(5, deadline=900.0, patient=True)
+        self._tell, self._told = tell, False
+        self._last_answer = -1.0
+        self._answered: set[str] = set()
+        self._probes: dict[str, tuple[float, int]] = {}
+        self._probing = asyncio.Lock()
+
+    async def chat(self, body: dict[str, Any]) -> tuple[Any, float]:
+        """The JSON that the server answers to a request for a chat completion, and the seconds that its tries took,
+        waits between them aside. An answer without a message is damaged, and asked for again.
+
+        Raises:
+            NoAnswerError: no answer to this request, though the server answers.
+            RefusedError: it refuses this request, though it answers others of this kind.
+            ServerGoneError: nothing was answered until the deadline.
+            UserError: it refuses all, as by a wrong key, model or parameter.
+        """
+        attempts, seconds = Attempts(self._tries), 0.0
+        while True:
+            async with self.limit.place() as began:
+                if not attempts.n:
+                    attempts.begin()
+                reply = await self._tried(body, attempts)
+                seconds += time.monotonic() - began
+            if reply is not None:
+                self._note_load(reply, began)
+                answer = await self._read(reply, body, attempts)
+                if answer is not None:
+                    return answer, seconds
+            self.counts.tried_again += 1
+            await self._wait(attempts, body)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def _tried(self, body: dict[str, Any], attempts: Attempts) -> Reply | None:
+        """The whole reply to one try; None, noted, where there is none."""
+        try:
+            return await self._sent(body, self._timeout)
+        except (httpx2.HTTPError, TimeoutError) as error:
+            attempts.broke(self.reason(error))
+            return None
+
+    async def _sent(self, body: dict[str, Any], timeout: float) -> Reply:
+        self.counts.requests += 1
+        async with asyncio.timeout(timeout):
+            reply = await self._http.post(CHAT, json=body)
+        return Reply(reply.status_code, reply.content, seconds_of(reply.headers.get("Retry-After")))
+
+    def _note_load(self, reply: Reply, began: float) -> None:
+        if reply.status == FULL:
+            self.counts.full += 1
+            self.limit.full(began, reply.asked)
+        elif reply.status < 300:
+            self.limit.answered()
+
+    async def _read(self, reply: Reply, body: dict[str, Any], attempts: Attempts) -> Any:
+        """A reply's JSON; None, noted, where another try may bring a better one. Raises where none will."""
+        if is_passing(reply.status):
+            attempts.refused(reply.status, self.refusal(reply), reply.asked)
+            return None
+        if reply.status >= 300:
+            await self._check_refusal(reply, body)
+            attempts.refused(reply.status, self.refusal(reply))
+            return None
+        try:
+            answer = reply.json()
+            read_chat(answer)
+        except ValueError as error:
+            attempts.broke(f"the answer cannot be read: {error}")
+            return None
+        self._note_answer(body)
+        return answer
+
+    async def _wait(self, attempts: Attempts, body: dict[str, Any]) -> None:
+        """Wait before the next try; raise where there is to be none."""
+        if attempts.is_over and self._last_answer <= attempts.began:
+            await self._probe(body)
+        if attempts.is_over and self._last_answer > attempts.began:
+            raise attempts.given_up()
+        deadline = self._tries.deadline
+        left = max(attempts.began, self._last_answer) + deadline - time.monotonic()
+        if left < 0:
+            raise ServerGoneError(
+                f"{self.url}: no answer for {deadline:g} s ({attempts.reason}); run the same command again when it "
+                "answers: what was done is kept"
+            )
+        if attempts.is_over and not self._told:
+            self._told = True
+            self._tell(f"{self.url}: {attempts.reason}; waiting for it, {left:.0f} s at the most")
+        await asyncio.sleep(min(attempts.pause(), left + 0.01))
+
+    async def _check_refusal(self, reply: Reply, body: dict[str, Any]) -> None:
+        """Raise for a refusal that another try meets again, of this request alone or of all; return where neither is
+        known."""
+        self.check_way(reply, CHAT)
+        words = self.refusal(reply)
+        if reply.status in REFUSED:
+            kind = _kind(body)
+            status = 200 if kind in self._answered else await self._probe(body)
+            if status < 300 and kind in self._answered:
+                raise RefusedError(reply.status, words)
+            if is_passing(status) or not status:
+                return
+        raise UserError(f"{self.url}{CHAT} refuses ({words})")
+
+    async def _probe(self, body: dict[str, Any]) -> int:
+        """Status of the answer to a short request of the same kind as one that fails; 0: none. Tasks that ask while it
+        is under way, or soon after, share it."""
+        asked, kind = time.monotonic(), _kind(body)
+        async with self._probing:
+            ended, status = self._probes.get(kind, (-PROBE_SECONDS, 0))
+            if ended > asked - PROBE_SECONDS:
+                return status
+            try:
+                reply = await self._sent(body | {"messages": PROBE}, min(self._timeout, PROBE_TIMEOUT))
+                status = reply.status
+                if status < 300:
+                    read_chat(reply.json())
+                    self._note_answer(body)
+            except (httpx2.HTTPError, TimeoutError):
+                status = 0
+            except ValueError as error:
+                if not self._answered:
+                    raise UserError(f"{self.url} answers, but not as an OpenAI-compatible server: {error}") from error
+                status = 0
+            self._probes[kind] = (time.monotonic(), status)
+            return status
+
+    def _note_answer(self, body: dict[str, Any]) -> None:
+        self._last_answer, self._told = time.monotonic(), False
+        self._answered.add(_kind(body))
+
+
+def _kind(body: dict[str, Any]) -> str:
+    """What requests have in common that a server refuses together: all but what they say and how long."""
+    return repr(sorted((key, repr(value)) for key, value in body.items() if key not in ("messages", "max_tokens")))

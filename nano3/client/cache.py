@@ -1,0 +1,81 @@
+"""Answers kept on disk, each as soon as it is there: a request that was answered is not sent again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nano3.config.errors import UserError
+
+SUFFIX = ".sqlite"
+BUSY_SECONDS = 60.0
+"""How long another process that writes the same file is waited for."""
+_TABLE = (
+    "CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, seconds REAL NOT NULL, body BLOB NOT NULL) WITHOUT ROWID"
+)
+
+
+def answer_key(model: str, messages: Any, sampling: Mapping[str, Any], prompt: str, sample: int) -> bytes:
+    """What decides an answer, as 16 bytes.
+
+    Args:
+        model: its name; not the server's address, which may change.
+        messages: what is said.
+        sampling: everything else in the request.
+        prompt: version of the prompt, as its hash.
+        sample: number of the independent answer.
+    """
+    text = json.dumps([model, messages, sampling, prompt, sample], sort_keys=True)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+class AnswerCache:
+    """A SQLite file (write-ahead log) that one process writes, and others beside it that are only read."""
+
+    def __init__(self, path: Path, others: Sequence[Path] = ()) -> None:
+        """Open, or begin, a file.
+
+        Args:
+            path: answers are written into it.
+            others: answers are looked for in them too, if they are there.
+
+        Raises:
+            UserError: a file is damaged or no such file.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._own = _opened(path)
+        self._others = [_opened(other) for other in others if other.is_file() and other != path]
+
+    def get(self, key: bytes) -> tuple[Any, float] | None:
+        """The answer's JSON value and how many seconds it took; None where there is none."""
+        for database in (self._own, *self._others):
+            row = database.execute("SELECT body, seconds FROM answers WHERE key = ?", (key,)).fetchone()
+            if row:
+                return json.loads(zlib.decompress(row[0])), row[1]
+        return None
+
+    def put(self, key: bytes, body: Any, seconds: float) -> None:
+        """Keep an answer; it is on disk when this returns, even if the process is killed then."""
+        packed = zlib.compress(json.dumps(body).encode("utf-8", "surrogatepass"), 1)
+        self._own.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", (key, seconds, packed))
+
+    def close(self) -> None:
+        """Close all files."""
+        for database in (self._own, *self._others):
+            database.close()
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    try:
+        database = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        database.execute("PRAGMA journal_mode=WAL")
+        database.execute("PRAGMA synchronous=NORMAL")
+        database.execute(_TABLE)
+    except sqlite3.Error as error:
+        raise UserError(f"{path}: no file of answers ({error}); delete it, and they are asked for again") from error
+    return database

@@ -1,0 +1,1 @@
+"""Steps that ask a language model: prompts, answers, the cache of a task, what a run will cost."""

@@ -1,0 +1,80 @@
+"""Answers of a model as steps get them, and those that no step can use."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from nano3.client.chat import ChatAnswer
+
+CUT, EMPTY, DECLINED, COPY, SILENT, REFUSED, NOTHING = (
+    "answer cut", "empty answer", "refused by the model", "copy of the prompt", "no answer from the server",
+    "request refused by the server", "nothing written",
+)  # fmt: skip
+"""Why a document is dropped."""
+LONGEST_REFUSAL = 400
+"""Characters; a longer answer that begins like a refusal goes on to do what was asked."""
+SHORTEST_COPY = 40
+"""Characters of a prompt's own words that no answer says by chance."""
+_OPENING = (
+    r"(?:i am|i'm|i’m) (?:very |really |so )?sorry|sorry|i apologi[sz]e|unfortunately|as an ai\b|as a language model|"
+    r"i (?:can't|can’t|cannot|can not|won't|won’t|am unable|am not able|must decline)|(?:i'm|i’m) (?:unable|not able)"
+)
+_TASK = (
+    r"help|assist|comply|fulfil|provide|generat|creat|writ|rewrit|rephras|translat|summar|answer|process|continue|"
+    r"complet|respond|request|do (?:that|this)"
+)
+_REFUSAL = re.compile(rf"(?:{_OPENING})\b.{{0,80}}?\b(?:{_TASK})", re.IGNORECASE | re.DOTALL)
+
+
+class DropError(Exception):
+    """The document goes no further, for this reason."""
+
+    def __init__(self, reason: str) -> None:
+        """`reason`: of few kinds; the report counts by it."""
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model wrote."""
+
+    text: str
+    """Without its reasoning."""
+    reasoning: str = ""
+    finish_reason: str = ""
+    choice: dict[str, Any] = field(default_factory=dict)
+    """As the server gave it, for log-probabilities and the like."""
+
+
+def usable(chat: ChatAnswer, message: str, fixed: str) -> Answer:
+    """The answer to a message.
+
+    Args:
+        chat: what came.
+        message: what was asked.
+        fixed: the longest stretch of the prompt that is the same in all messages.
+
+    Raises:
+        DropError: it is empty, refuses, or repeats the prompt.
+    """
+    if not chat.text:
+        raise DropError(EMPTY)
+    if is_refusal(chat.text):
+        raise DropError(DECLINED)
+    if is_copy(chat.text, message, fixed):
+        raise DropError(COPY)
+    return Answer(chat.text, chat.reasoning, chat.finish_reason, chat.choice)
+
+
+def is_refusal(text: str) -> bool:
+    """Whether a short answer begins as those do that decline the task."""
+    return len(text) <= LONGEST_REFUSAL and _REFUSAL.match(text) is not None
+
+
+def is_copy(text: str, message: str, fixed: str) -> bool:
+    """Whether an answer is the message again, or holds its instructions."""
+    answer, asked, own = (" ".join(one.split()) for one in (text, message, fixed))
+    return answer == asked or (len(own) >= SHORTEST_COPY and own in answer)

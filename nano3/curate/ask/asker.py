@@ -1,0 +1,139 @@
+"""Asks for the steps of one process: an event loop in a thread, one client for all steps, a file of answers a task."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from collections.abc import Coroutine, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from nano3.client.asynchronous import AsyncServer
+from nano3.client.attempts import Tries
+from nano3.client.cache import SUFFIX, AnswerCache, answer_key
+from nano3.client.chat import ChatAnswer, read_chat
+from nano3.curate.ask.model import KEY_NAMES, Model, api_key
+
+TRIES = 5
+Result = TypeVar("Result")
+
+
+class Connection:
+    """An event loop in a thread, with a client; the steps of a process share it.
+
+    Attributes:
+        server: the client.
+    """
+
+    def __init__(self, model: Model, concurrency: int) -> None:
+        """Start it."""
+        self._loop = asyncio.new_event_loop()
+        self.users = 0
+        self.server = AsyncServer(
+            model.url, api_key(), concurrency=concurrency, timeout=model.timeout,
+            tries=Tries(TRIES, deadline=model.deadline, patient=True), key_names=KEY_NAMES, tell=_tell,
+        )  # fmt: skip
+        self._thread = threading.Thread(target=self._loop.run_forever, name="nano3-ask", daemon=True)
+        self._thread.start()
+
+    def start(self, work: Coroutine[Any, Any, Result]) -> Future[Result]:
+        """Begin some work in the loop."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def end(self, futures: Sequence[Future[Any]]) -> None:
+        """Cancel some work, and wait until it has ended."""
+        for future in futures:
+            future.cancel()
+        self.start(asyncio.sleep(0)).result()
+
+    def close(self) -> None:
+        """Close the client and end the thread."""
+        self.start(self._ended()).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _ended(self) -> None:
+        """Cancel what is under way, and close."""
+        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.server.close()
+
+
+_open: dict[tuple[Model, int], Connection] = {}
+_lock = threading.Lock()
+
+
+@contextmanager
+def connection(model: Model, concurrency: int) -> Iterator[Connection]:
+    """The connection of this process to a model, made by the first that wants it and closed by the last."""
+    key = (model, concurrency)
+    with _lock:
+        found = _open.get(key) or _open.setdefault(key, Connection(model, concurrency))
+        found.users += 1
+    try:
+        yield found
+    finally:
+        with _lock:
+            found.users -= 1
+            if not found.users:
+                del _open[key]
+        if not found.users:
+            found.close()
+
+
+class Asker:
+    """Chat completions for one step in one task, each from the file of answers where it was given before."""
+
+    def __init__(self, model: Model, server: AsyncServer, cache: AnswerCache) -> None:
+        """Ask a model by a client; answers go into `cache`."""
+        self._model, self._server, self._cache = model, server, cache
+        self._under_way: dict[bytes, asyncio.Future[Any]] = {}
+
+    async def chat(self, message: str, sampling: dict[str, Any], prompt: str, sample: int) -> tuple[ChatAnswer, float]:
+        """The answer to one user message and the seconds that it took when it was asked for.
+
+        Args:
+            message: what is asked.
+            sampling: other keys of the request.
+            prompt: the prompt's hash.
+            sample: number of the independent answer.
+
+        Raises:
+            NoAnswerError, RefusedError, UserError: as `AsyncServer.chat`.
+        """
+        messages = [{"role": "user", "content": message}]
+        key = answer_key(self._model.name, messages, sampling, prompt, sample)
+        while key in self._under_way:
+            await asyncio.wait([self._under_way[key]])
+        known = self._cache.get(key)
+        if known is None:
+            self._under_way[key] = asyncio.get_running_loop().create_future()
+            try:
+                known = await self._server.chat({"model": self._model.name, "messages": messages, **sampling})
+                self._cache.put(key, *known)
+            finally:
+                self._under_way.pop(key).set_result(None)
+        body, seconds = known
+        return read_chat(body), seconds
+
+
+def answer_file(rank: int, tasks: int) -> str:
+    """Name of a task's file of answers."""
+    return f"{rank:05d}-of-{tasks:05d}{SUFFIX}"
+
+
+def open_answers(folder: Path, rank: int, tasks: int) -> AnswerCache:
+    """The answers of a task; those of a pilot, and of a run with other tasks, are looked into too."""
+    own = f"-of-{tasks:05d}{SUFFIX}"
+    others: Sequence[Path] = sorted(path for path in folder.glob(f"*{SUFFIX}") if not path.name.endswith(own))
+    return AnswerCache(folder / answer_file(rank, tasks), others)
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,178 @@
+"""Steps that ask a language model, against a server that answers and fails as it is told to."""
+
+import json
+
+import pytest
+
+from nano3.config.errors import UserError
+
+from .conftest import dropped
+from .model_server import MODEL
+
+PROMPT = "# Ours.\n\nTurn this text around and give nothing else back:\n\n{text}\n"
+
+
+@pytest.fixture
+def prompt(tmp_path):
+    path = tmp_path / "prompt.txt"
+    path.write_text(PROMPT)
+    return str(path)
+
+
+def turned(prompt, body):
+    """What the scripted model makes of a text."""
+    return prompt.split("\n\n", 1)[1][::-1]
+
+
+def test_answers_take_the_place_of_texts_in_order_and_say_where_they_are_from(curate, model_server, prompt):
+    model_server.reply = turned
+    texts = [f"text number {i} {'x' * (1 + i % 7)}" for i in range(60)]
+    report, kept = curate([("ask", {"prompt": prompt, "temperature": 0.25})], texts, server=model_server.url)
+    assert [row["text"] for row in kept] == [text[::-1] for text in texts]
+    assert [row["id"] for row in kept] == [f"d{i}" for i in range(60)]
+    (asked,) = kept[3]["metadata"]["asked"]
+    assert asked["step"] == "01-ask"
+    assert asked["model"] == MODEL
+    assert asked["parents"] == ["d3"]
+    assert asked["sampling"] == {"temperature": 0.25, "top_p": 1.0, "max_tokens": 2048}
+    assert list(asked["prompts"]) == [prompt]
+    assert len(asked["prompts"][prompt]) == 16
+    assert model_server.bodies[0]["temperature"] == 0.25
+    assert not any("Ours" in message for message in model_server.prompts)
+    assert 1 < model_server.most <= 8
+    assert report.steps[1].account.notes["answers of the model"] == 60
+
+
+def test_a_second_run_sends_nothing(curate, model_server, prompt):
+    texts = [f"text {i}" for i in range(20)]
+    _, first = curate([("ask", {"prompt": prompt})], texts, server=model_server.url)
+    model_server.clear()
+    _, second = curate([("ask", {"prompt": prompt})], texts, server=model_server.url, out="other")
+    assert first == second
+    assert model_server.prompts == []
+    curate([("ask", {"prompt": prompt, "temperature": 0.1})], texts, server=model_server.url, out="third")
+    assert len(model_server.prompts) == 20
+
+
+def test_equal_documents_are_asked_about_once(curate, model_server, prompt):
+    _, kept = curate([("ask", {"prompt": prompt})], ["the same text"] * 30, server=model_server.url)
+    assert len(kept) == 30
+    assert len(model_server.prompts) == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("", "empty answer"),
+        ({"message": {"content": None, "reasoning_content": "hm"}, "finish_reason": "stop"}, "empty answer"),
+        ("<think>I could, but", "empty answer"),
+        ("I'm sorry, but I can't help with that request.", "refused by the model"),
+        ("Sure. Turn this text around and give nothing else back: a text", "copy of the prompt"),
+        ({"message": {"content": "half of"}, "finish_reason": "length"}, "answer cut"),
+        ((400, "too long"), "request refused by the server (HTTP 400)"),
+    ],
+)
+def test_answers_of_no_use_drop_the_document_for_a_reason(curate, model_server, prompt, said, reason):
+    model_server.reply = lambda message, body: said if "bad" in message else "good"
+    report, kept = curate([("ask", {"prompt": prompt})], ["fine", "a bad text", "fine too"], server=model_server.url)
+    assert dropped(report, "ask") == {reason: 1}
+    assert [row["id"] for row in kept] == ["d0", "d2"]
+
+
+@pytest.mark.parametrize("said", ["I cannot recommend this book enough.", "Sorry about the noise, said the neighbour."])
+def test_texts_that_only_sound_like_a_refusal_stay(curate, model_server, prompt, said):
+    model_server.reply = lambda message, body: said
+    _, kept = curate([("ask", {"prompt": prompt})], ["a"], server=model_server.url)
+    assert [row["text"] for row in kept] == [said]
+
+
+def test_a_cut_answer_is_asked_for_once_more_with_twice_the_tokens(curate, model_server, prompt):
+    def reply(message, body):
+        long_enough = body["max_tokens"] >= 200
+        return {"message": {"content": "whole"}, "finish_reason": "stop" if long_enough else "length"}
+
+    model_server.reply = reply
+    _, kept = curate([("ask", {"prompt": prompt, "max_tokens": 100})], ["text"], server=model_server.url)
+    assert [row["text"] for row in kept] == ["whole"]
+    assert [body["max_tokens"] for body in model_server.bodies] == [100, 200]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"content": "<think>First this.</think>\n\nThe answer."},
+        {"content": "First this.\n</think>The answer."},
+        {"content": "The answer.", "reasoning_content": "First this."},
+        {"content": "The answer.", "reasoning": "First this."},
+    ],
+)
+def test_reasoning_is_no_part_of_the_answer(curate, model_server, prompt, message):
+    model_server.reply = lambda text, body: {"message": message, "finish_reason": "stop"}
+    _, kept = curate([("ask", {"prompt": prompt})], ["text"], server=model_server.url)
+    assert [row["text"] for row in kept] == ["The answer."]
+
+
+def test_a_server_that_refuses_everything_ends_the_run_with_its_words(curate, model_server, prompt, monkeypatch):
+    monkeypatch.setenv("NANO3_API_KEY", "sk-secret")
+    model_server.reply = lambda message, body: (400, "top_p is unknown to sk-secret")
+    with pytest.raises(UserError, match=r"refuses \(HTTP 400: top_p is unknown to \*\*\*\)"):
+        curate([("ask", {"prompt": prompt})], ["a", "b"], server=model_server.url)
+    assert model_server.keys[0] == "Bearer sk-secret"
+
+
+def test_keys_are_in_no_file(curate, model_server, prompt, monkeypatch, tmp_path):
+    monkeypatch.setenv("NANO3_API_KEY", "sk-secret")
+    curate([("ask", {"prompt": prompt})], ["a", "b"], server=model_server.url)
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or b"sk-secret" not in path.read_bytes(), path
+
+
+def test_a_changed_prompt_or_model_does_not_go_on_in_an_old_folder(curate, model_server, prompt, tmp_path):
+    curate([("ask", {"prompt": prompt})], ["a"], server=model_server.url)
+    (tmp_path / "prompt.txt").write_text("Another one: {text}")
+    from nano3.curate.ask.prompts import read_prompt
+
+    read_prompt.cache_clear()
+    with pytest.raises(UserError, match=r"prompt .*prompt\.txt of 01-ask"):
+        curate([("ask", {"prompt": prompt})], ["a"], server=model_server.url)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Say {text} and {more}", r"has the field \{more\}; this step fills \{text\}"),
+        ("Say nothing", r"lacks the field \{text\}"),
+        ("Say {text", r"write \{name\} for a field"),
+        ("Say {text!r}", "is no field"),
+        ("Say {0}", "is no field"),
+        ("# only a comment\n", "no message in it"),
+    ],
+)
+def test_prompts_are_checked_before_anything_is_asked(curate, model_server, tmp_path, text, words):
+    path = tmp_path / "own.txt"
+    path.write_text(text)
+    with pytest.raises(UserError, match=words):
+        curate([("ask", {"prompt": str(path)})], ["a"], server=model_server.url)
+    assert model_server.prompts == []
+
+
+def test_braces_in_documents_and_prompts_are_text(curate, model_server, tmp_path):
+    path = tmp_path / "braces.txt"
+    path.write_text('Answer with {{"a": 1}} of {text}')
+    curate([("ask", {"prompt": str(path)})], ["{x} {0} }{"], server=model_server.url)
+    assert model_server.prompts == ['Answer with {"a": 1} of {x} {0} }{']
+
+
+def test_a_model_that_no_one_named_is_asked_for(curate, prompt):
+    with pytest.raises(UserError, match="step '01-ask' asks a language model: give --url"):
+        curate([("ask", {"prompt": prompt})], ["a"])
+
+
+def test_two_steps_share_the_places_and_both_say_what_they_asked(curate, model_server, prompt):
+    model_server.reply, model_server.seconds = turned, 0.01
+    texts = [f"text {i}" for i in range(40)]
+    report, kept = curate([("ask", {"prompt": prompt})] * 2, texts, server=model_server.url, ask={"concurrency": 4})
+    assert [row["text"] for row in kept] == texts
+    assert [one["step"] for one in kept[0]["metadata"]["asked"]] == ["01-ask", "02-ask"]
+    assert model_server.most <= 4
+    assert json.dumps(report.to_json())
