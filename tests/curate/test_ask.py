@@ -1,6 +1,7 @@
 """Steps that ask a language model, against a server that answers and fails as it is told to."""
 
 import json
+import threading
 
 import pytest
 
@@ -39,8 +40,16 @@ def test_answers_take_the_place_of_texts_in_order_and_say_where_they_are_from(cu
     assert len(asked["prompts"][prompt]) == 16
     assert model_server.bodies[0]["temperature"] == 0.25
     assert not any("Ours" in message for message in model_server.prompts)
-    assert 1 < model_server.most <= 8
     assert report.steps[1].account.notes["answers of the model"] == 60
+
+
+def test_as_many_requests_are_under_way_as_may_and_no_more(curate, model_server, prompt):
+    all_there = threading.Barrier(4)
+    model_server.reply = lambda message, body: f"answer {all_there.wait(timeout=30) and 1}"
+    _, kept = curate([("ask", {"prompt": prompt})], [f"t{i}" for i in range(40)], server=model_server.url,
+                     ask={"concurrency": 4, "timeout": 60.0, "deadline": 60.0})  # fmt: skip
+    assert len(kept) == 40
+    assert model_server.most == 4
 
 
 def test_a_second_run_sends_nothing(curate, model_server, prompt):
