@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -32,7 +33,7 @@ class Parts:
     tree: Any
     """The page with markers, an lxml element."""
     mark: str
-    """What every marker begins with; the page has it nowhere else."""
+    """What every marker begins with: made of the page's hash, so that the page cannot hold it."""
     texts: list[str] = field(default_factory=list)
     """What each marker stands for, in order of number."""
     blocks: set[int] = field(default_factory=set)
@@ -52,17 +53,19 @@ class Parts:
 
     def restored(self, text: str) -> str | None:
         """The rendered text with everything back in its place; None unless each marker came out once."""
-        found = [int(number) for number in re.findall(rf"{self.mark}(\d+)Z", text)]
-        if sorted(found) != list(range(len(self.texts))):
+        between = re.split(rf"{self.mark}(\d+)Z", text)
+        numbers, between = [int(number) for number in between[1::2]], between[::2]
+        if sorted(numbers) != list(range(len(self.texts))):
             return None
-        text = re.sub(r"\n{3,}", "\n\n", text)
-        text = re.sub(rf"[ \t]*({self.mark}(\d+)Z)[ \t]*", self._apart, text)
-        text = re.sub(r"\n{3,}", "\n\n", text).strip("\n")
-        text = re.sub(rf"{self.mark}(\d+)Z", lambda found: self.texts[int(found[1])], text)
+        for i, number in enumerate(numbers):
+            if number in self.blocks:
+                between[i] = between[i].rstrip(" \t") + "\n\n"
+                between[i + 1] = "\n\n" + between[i + 1].lstrip(" \t")
+        between = [re.sub(r"\n{3,}", "\n\n", one) for one in between]
+        between[0], between[-1] = between[0].lstrip("\n"), between[-1].rstrip("\n")
+        back = "".join(self.texts[number] + after for number, after in zip(numbers, between[1:], strict=True))
+        text = between[0] + back
         return text + "\n" if text else ""
-
-    def _apart(self, found: re.Match[str]) -> str:
-        return f"\n\n{found[1]}\n\n" if int(found[2]) in self.blocks else found[0]
 
 
 def take_out(html: str) -> Parts | None:
@@ -72,19 +75,16 @@ def take_out(html: str) -> Parts | None:
     MathJax's scripts, MathML's TeX annotations and alternative texts, KaTeX, and images with TeX as their text.
     """
     html = html.replace("\r\n", "\n").replace("\r", "\n")  # as browsers do before they parse
+    data = html.encode("utf-8")
     try:
-        tree = lxml_html.fromstring(html.encode("utf-8"), parser=lxml_html.HTMLParser(encoding="utf-8", huge_tree=True))
+        tree = lxml_html.fromstring(data, parser=lxml_html.HTMLParser(encoding="utf-8", huge_tree=True))
     except (etree.ParserError, etree.XMLSyntaxError, ValueError):
         return None
-    mark = "QCODEQ"
-    seen = html + etree.tostring(tree, encoding="unicode") + tree.text_content()  # as written, and as it is read
-    while mark in seen:
-        mark += "Q"
-    parts = Parts(tree, mark)
+    parts = Parts(tree, f"Q{hashlib.blake2b(data, digest_size=8).hexdigest()}Q")
     _drop(tree, (one for one in tree.iter(*_INVISIBLE) if not (one.get("type") or "").startswith(_MATH_SCRIPT)))
     _drop(tree, tree.xpath("//*[contains(@class, 'MathJax_Preview') or contains(@class, 'mwe-math-fallback')]"))
     _take_code(parts)
-    _take_equations(parts)
+    _take_equations(parts, html)
     _drop(tree, tree.iter(*_INVISIBLE))
     _prepare_for_lynx(tree)
     for element in tree.iter("code", "tt", "kbd", "samp"):
@@ -116,9 +116,9 @@ def _prepare_for_lynx(tree: Any) -> None:
 
 def _take_code(parts: Parts) -> None:
     places = f"//pre | //textarea | //div[{WIDE}] | //listing | //xmp"
-    for element in parts.tree.xpath(places):
-        if any(above.tag in ("pre", "textarea", "listing", "xmp") for above in element.iterancestors()):
-            continue
+    found = parts.tree.xpath(places)
+    blocks = set(found)
+    for element in [one for one in found if blocks.isdisjoint(one.iterancestors())]:
         for line_break in list(element.iter("br")):
             line_break.text = "\n"
         text = element.text_content().removeprefix("\n")  # as browsers do
@@ -150,29 +150,47 @@ def _language(element: Any) -> str:
     return ""
 
 
-def _take_equations(parts: Parts) -> None:
-    tree = parts.tree
-    for element in tree.xpath(f"//script[starts-with(@type, '{_MATH_SCRIPT}')]"):
+def _take_equations(parts: Parts, html: str) -> None:
+    """Only what the page's text has a word of is looked for: most pages have no equations."""
+    if "math" in html:
+        _take_math_scripts(parts)
+    if "katex" in html:
+        _take_katex(parts)
+    if "math" in html.lower():
+        _take_mathml(parts)
+    for element in parts.tree.xpath(
+        "//img[@alt][contains(@class, 'math') or contains(@class, 'latex') or contains(@class, 'tex')]"
+    ):
+        _take_equation(parts, element, element.get("alt"), "display" in (element.get("class") or ""))
+    if "math" in html:
+        _take_delimited(parts)
+
+
+def _take_math_scripts(parts: Parts) -> None:
+    for element in parts.tree.xpath(f"//script[starts-with(@type, '{_MATH_SCRIPT}')]"):
         _take_equation(parts, element, element.text or "", "display" in element.get("type"))
-    for element in tree.xpath("//*[contains(concat(' ', @class, ' '), ' katex ')]"):
+
+
+def _take_katex(parts: Parts) -> None:
+    for element in parts.tree.xpath("//*[contains(concat(' ', @class, ' '), ' katex ')]"):
         source = element.xpath(".//*[local-name()='annotation']/text()")
         if source:
             display = any("katex-display" in (above.get("class") or "") for above in element.iterancestors())
             _take_equation(parts, element, source[0], display)
-    for element in tree.xpath("//*[local-name()='math']"):
-        source = element.xpath(
-            ".//*[local-name()='annotation'][contains(@encoding, 'tex') or contains(@encoding, 'TeX')]/text()"
-        )
+
+
+def _take_mathml(parts: Parts) -> None:
+    for element in parts.tree.xpath("//*[local-name()='math']"):
+        source = element.xpath(f".//*[local-name()='annotation'][{TEX}]/text()")
         tex = source[0] if source else element.get("alttext") or ""
         if tex.strip():
             _take_equation(parts, element, tex, element.get("display") == "block")
         else:
             parts.notes["formulas without TeX, left as their text"] += 1
-    for element in tree.xpath(
-        "//img[@alt][contains(@class, 'math') or contains(@class, 'latex') or contains(@class, 'tex')]"
-    ):
-        _take_equation(parts, element, element.get("alt"), "display" in (element.get("class") or ""))
-    for element in tree.xpath("//*[self::div or self::span][contains(@class, 'math')]"):
+
+
+def _take_delimited(parts: Parts) -> None:
+    for element in parts.tree.xpath("//*[self::div or self::span][contains(@class, 'math')]"):
         found = _DELIMITED.match(element.text_content())
         if found and parts.mark not in found[2]:
             _take_equation(parts, element, found[2], found[1] in ("\\[", "$$"))

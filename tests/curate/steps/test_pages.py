@@ -104,10 +104,17 @@ def test_gutters_inline_code_and_wide_divs(tool):
     assert "``a`b``" in text
 
 
-def test_a_page_that_has_the_marker_in_it_is_rendered():
-    text = rendered("<body><p>QCODEQ0Z QCODEQQ</p><pre>x = 1</pre></body>", "resiliparse")
-    assert "QCODEQ0Z QCODEQQ" in text
+def test_a_page_that_has_the_marker_of_another_in_it_is_rendered():
+    other = take_out("<body><p>another</p><pre>y</pre></body>").mark + "0Z"
+    text = rendered(f"<body><p>{other}</p><pre>x = 1</pre></body>", "resiliparse")
+    assert other in text
     assert fenced_blocks(text) == ["x = 1"]
+
+
+@both_tools
+def test_a_block_inside_a_block_is_a_part_of_it(tool):
+    html = "<body><p>text</p><div style='white-space: pre'><b>a\n</b><div><pre>  b</pre></div></div><p>end</p></body>"
+    assert fenced_blocks(rendered(html, tool)) == ["a\n  b"]
 
 
 def test_a_renderer_that_loses_a_block_is_not_believed():
