@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +71,7 @@ class AsyncServer(Address):
         key_names: str = KEY_NAMES,
         url_name: str = "--url",
         model_name: str = "--model",
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         """
@@ -82,6 +83,7 @@ class AsyncServer(Address):
             tries: of one request; `deadline`: seconds without any answer after which the server is gone. None: five,
                 and 900 s.
             key_names, url_name, model_name: where key, address and model come from, for people.
+            sleep: waits before a further try.
             tell: is given a line when the server is silent.
 
         Raises:
@@ -96,7 +98,7 @@ class AsyncServer(Address):
             raise UserError(f"{url_name} {url}: no address of a server: {error}") from error
         self.limit, self.counts = Limit(concurrency), Counts()
         self._timeout, self._tries = timeout, tries or Tries(5, deadline=900.0, patient=True)
-        self._tell, self._told = tell, False
+        self._sleep, self._tell, self._told = sleep, tell, False
         self._last_answer = -1.0
         self._answered: set[str] = set()
         self._probes: dict[str, tuple[float, int]] = {}
@@ -186,7 +188,7 @@ class AsyncServer(Address):
         if attempts.is_over and not self._told:
             self._told = True
             self._tell(f"{self.url}: {attempts.reason}; waiting for it, {left:.0f} s at the most")
-        await asyncio.sleep(min(attempts.pause(), left + 0.01))
+        await self._sleep(min(attempts.polite_pause(), left + 0.01))
 
     async def _check_refusal(self, reply: Reply, body: dict[str, Any]) -> None:
         """Raise for a refusal that another try meets again, of this request alone or of all; return where neither is

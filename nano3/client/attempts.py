@@ -47,14 +47,16 @@ class Attempts:
         n: tries so far, all of which failed.
         failed: those of them that count against the limit.
         reason: of the last one.
+        asked: seconds of Retry-After of the last one; 0: none.
+        unasked: those of them without a Retry-After.
         began, end: seconds of the monotonic clock: when the first try began, and when the deadline comes.
     """
 
     def __init__(self, tries: Tries) -> None:
         """None made yet."""
         self._tries = tries
-        self.n = self.failed = 0
-        self.reason, self._asked = "", 0.0
+        self.n = self.failed = self.unasked = 0
+        self.reason, self.asked = "", 0.0
         self.began = self.end = 0.0
         self.begin()
 
@@ -91,7 +93,13 @@ class Attempts:
 
     def pause(self) -> float:
         """Seconds before the next try, whatever the limits."""
-        return pause(self.n - 1, self._asked, self._tries.first_wait, self._tries.longest_wait)
+        return pause(self.n - 1, self.asked, self._tries.first_wait, self._tries.longest_wait)
+
+    def polite_pause(self) -> float:
+        """The same where many requests are made at once: what the server asks for is enough, and the wait doubles with
+        tries alone for which it asked nothing."""
+        first, longest = self._tries.first_wait, self._tries.longest_wait
+        return min(longest, self.asked) if self.asked else pause(self.unasked - 1, 0.0, first, longest)
 
     def given_up(self) -> NoAnswerError:
         """The error of a request that is tried no further."""
@@ -100,4 +108,5 @@ class Attempts:
     def _note(self, reason: str, asked: float, counts: bool) -> None:
         self.n += 1
         self.failed += counts
-        self.reason, self._asked = reason, asked
+        self.unasked += not asked
+        self.reason, self.asked = reason, asked

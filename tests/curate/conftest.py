@@ -39,7 +39,8 @@ def no_charts(monkeypatch):
 
 def model_at(url: str, answers: Path, **given) -> Model:
     """The model of a scripted server, waited for as long as a test may take."""
-    return Model(url, MODEL, **({"concurrency": 8, "timeout": 5.0, "deadline": 10.0, "answers": answers} | given))
+    own = {"name": MODEL, "concurrency": 8, "timeout": 5.0, "deadline": 10.0, "answers": answers}
+    return Model(url, **(own | given))
 
 
 @pytest.fixture

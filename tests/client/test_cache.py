@@ -1,0 +1,56 @@
+"""Answers kept on disk."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from nano3.client.cache import AnswerCache, answer_key
+from nano3.config.errors import UserError
+
+MESSAGES = [{"role": "user", "content": "hello"}]
+
+
+def test_answers_are_found_again_also_in_other_files(tmp_path):
+    first = AnswerCache(tmp_path / "a.sqlite")
+    first.put(b"key", {"text": "ä\ud800"}, 1.5)
+    second = AnswerCache(tmp_path / "b.sqlite", [tmp_path / "a.sqlite", tmp_path / "missing.sqlite"])
+    assert second.get(b"key") == ({"text": "ä\ud800"}, 1.5)
+    assert second.get(b"other") is None
+    second.put(b"key", {"text": "new"}, 2.0)
+    assert second.get(b"key") == ({"text": "new"}, 2.0)
+    assert first.get(b"key") == ({"text": "ä\ud800"}, 1.5)
+    assert not (tmp_path / "missing.sqlite").exists()
+
+
+def test_an_answer_outlives_a_process_that_is_killed_right_after(tmp_path):
+    code = (
+        "import os, signal, sys; from pathlib import Path; from nano3.client.cache import AnswerCache\n"
+        "AnswerCache(Path(sys.argv[1])).put(b'key', 'kept', 0.0); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "a.sqlite"], env=os.environ, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert AnswerCache(tmp_path / "a.sqlite").get(b"key") == ("kept", 0.0)
+
+
+def test_everything_that_decides_an_answer_is_in_its_key():
+    keys = {
+        answer_key("m", MESSAGES, {"temperature": 0.5}, "p", 0),
+        answer_key("n", MESSAGES, {"temperature": 0.5}, "p", 0),
+        answer_key("m", [{"role": "user", "content": "hullo"}], {"temperature": 0.5}, "p", 0),
+        answer_key("m", MESSAGES, {"temperature": 0.6}, "p", 0),
+        answer_key("m", MESSAGES, {"temperature": 0.5, "max_tokens": 5}, "p", 0),
+        answer_key("m", MESSAGES, {"temperature": 0.5}, "q", 0),
+        answer_key("m", MESSAGES, {"temperature": 0.5}, "p", 1),
+    }
+    assert len(keys) == 7
+    one, other = ({"a": 1, "b": 2}, {"b": 2, "a": 1})
+    assert answer_key("m", MESSAGES, one, "p", 0) == answer_key("m", MESSAGES, other, "p", 0)
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    (tmp_path / "a.sqlite").write_bytes(b"no database" * 100)
+    with pytest.raises(UserError, match=r"a\.sqlite: no file of answers .*; delete it"):
+        AnswerCache(tmp_path / "a.sqlite")
