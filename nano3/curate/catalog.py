@@ -33,6 +33,8 @@ class StepInfo:
     """It brings the documents: the first step of a pipeline."""
     model: bool = False
     """It asks a language model: an AskStep."""
+    published_share: float | None = None
+    """Of the tokens that enter, what the report's own step of this kind dropped."""
 
     def load(self) -> Any:
         """The step's class, a `nano3.curate.step.Step`. Its packages must be there: `check_installed`."""
@@ -68,6 +70,52 @@ STEPS = {
     "sft-structure": StepInfo("sft:SftStructure", "drops conversations that no assistant has had"),
     "sft-filters": StepInfo("sft:SftFilters", "drops repetition, keywords and patterns in what the assistant wrote"),
     "ask": StepInfo("ask:AskOne", "puts a language model's answer to your prompt in place of each text", model=True),
+    "clean-code-page": StepInfo(
+        "llm.clean_code_page:CleanCodePage",
+        "pages without menus and the like; a model cleans them, not their code",
+        model=True,
+    ),
+    "judge": StepInfo("llm.judge:Judge", "keeps documents for which a model answers a question with yes", model=True),
+    "wikipedia-article": StepInfo(
+        "llm.wikipedia:WikipediaArticle", "drops pages that are no articles, and sections such as References"
+    ),
+    "stratified-sample": StepInfo("llm.stratified:StratifiedSample", "keeps a sample with so many of each subject"),
+    "informative": StepInfo(
+        "llm.judge:Informative", "drops texts that a model finds uninformative", model=True, published_share=0.106
+    ),
+    "judge-conversation": StepInfo(
+        "llm.judge:JudgeConversation", "keeps conversations for which a model answers a question with yes", model=True
+    ),
+    "rewrite-code": StepInfo(
+        "llm.rewrite:RewriteCode", "Python that a model rewrites", ("tree_sitter_language_pack",), model=True
+    ),
+    "rewrite-gate": StepInfo(
+        "llm.rewrite_gate:RewriteGate",
+        "drops rewrites that do not parse or that Pylint scores below the original",
+        ("tree_sitter_language_pack", "pylint"),
+    ),
+    "python-to-cpp": StepInfo("llm.transpile:PythonToCpp", "Python that a model translates to C++", model=True),
+    "same-output": StepInfo(
+        "llm.same_output:SameOutput", "drops C++ that writes another output than its Python", programs=("g++",)
+    ),
+    "code-dialogue": StepInfo(
+        "llm.code_dialogue:CodeDialogue",
+        "questions, lessons and reviews that a model writes about code",
+        ("tree_sitter_language_pack",),
+        model=True,
+    ),
+    "rephrase": StepInfo(
+        "llm.rephrase:Rephrase", "texts that a model writes anew in five ways", ("py3langid",), model=True
+    ),
+    "translate": StepInfo(
+        "llm.translate:Translate",
+        "texts in nine languages that a model translates to English",
+        ("py3langid",),
+        model=True,
+    ),
+    "revise-article": StepInfo(
+        "llm.wikipedia:ReviseArticle", "articles that a model revises", ("py3langid",), model=True
+    ),
 }
 
 

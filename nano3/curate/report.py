@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from nano3.curate.catalog import STEPS
 from nano3.curate.ledger import Account, Sample, Size, read_accounts
 from nano3.curate.manifest import Manifest, read_manifest
 from nano3.data.texts.find import CURATION_REPORT
@@ -70,6 +71,16 @@ class Report:
                 )
         return found
 
+    def shares(self) -> dict[str, tuple[float, float]]:
+        """Label -> share of the tokens that entered a step and were dropped, and what the report publishes for it."""
+        found = {}
+        for step in self.steps:
+            info = STEPS.get(step.label.partition("-")[2])
+            if info and info.published_share is not None and step.account.entered.tokens:
+                dropped = step.account.all_dropped().tokens / step.account.entered.tokens
+                found[step.label] = (dropped, info.published_share)
+        return found
+
     def samples(self) -> list[tuple[str, str, Sample]]:
         """Step, reason and document of everything dropped that the report shows."""
         return [
@@ -96,6 +107,10 @@ class Report:
             "entered": asdict(self.entered),
             "result": asdict(self.result),
             "steps": [_step_json(step) for step in self.steps],
+            "token_shares": {
+                label: {"dropped": round(share, 4), "published": published}
+                for label, (share, published) in self.shares().items()
+            },
         }
 
 

@@ -262,6 +262,10 @@ def _print_report(found: Report, samples: int) -> None:
         if step.account.notes:
             notes = ", ".join(f"{n:,} {what}" for what, n in sorted(step.account.notes.items()))
             print(f"{step.label}: {notes}")
+    for label, (share, published) in found.shares().items():
+        print(
+            f"{label}: dropped {share:.1%} of {found.token_unit}; Nemotron 3 Nano's report: {published:.1%} of tokens"
+        )
     _print_samples(found, samples)
     if found.finished:
         _print_next(found)

@@ -18,13 +18,14 @@ from nano3.curate.steps.languages import language_of
 from nano3.curate.steps.limits import run_limited
 
 ALL_HEADERS = "bits/stdc++.h"
+Standard = Literal["c++11", "c++14", "c++17", "c++20", "c++23"]
 
 
 @dataclass(frozen=True)
 class CppSettings:
     """Settings of `cpp`."""
 
-    standard: Literal["c++11", "c++14", "c++17", "c++20", "c++23"] = "c++17"
+    standard: Standard = "c++17"
     """Of the language."""
     timeout: float = 20.0
     """Seconds for a document."""

@@ -51,11 +51,17 @@ class Language(Step):
         if len(text) < self.settings.shortest:
             self.note("documents with too little text to tell")
             return ""
-        language, score = _identifier().classify(text[:_MOST])
-        document.metadata |= {"text_language": language, "text_language_score": round(float(score), 3)}
+        language, score = language_of_text(text)
+        document.metadata |= {"text_language": language, "text_language_score": round(score, 3)}
         if language not in self.settings.keep:
             return f"language {language}"
         return "" if score >= self.settings.least else "language uncertain"
+
+
+def language_of_text(text: str) -> tuple[str, float]:
+    """ISO 639-1 code of the language at the beginning of a text, and its probability."""
+    language, score = _identifier().classify(text[:_MOST])
+    return language, float(score)
 
 
 def outside_code(text: str) -> str:

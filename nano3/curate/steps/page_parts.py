@@ -12,6 +12,8 @@ from typing import Any
 from lxml import etree  # type: ignore[attr-defined]
 from lxml import html as lxml_html
 
+from nano3.curate.fences import fenced
+
 _LANGUAGE = re.compile(
     r"(?:^|[\s\"'])(?:language-|lang-|highlight-source-|highlight-|source-|sourceCode\s+|brush:\s*)([\w+#]+)"
 )
@@ -128,13 +130,6 @@ def _take_code(parts: Parts) -> None:
             continue
         parts.notes["code blocks"] += 1
         _replace(element, parts.add(fenced(text, _language(element)), True), "p")
-
-
-def fenced(code: str, language: str) -> str:
-    """Code between fences that it does not contain."""
-    longest = max([2, *map(len, re.findall(r"^[ \t]*(`+)", code, re.MULTILINE))])
-    fence = "`" * (longest + 1)
-    return f"{fence}{language}\n{code}{'' if code.endswith(chr(10)) else chr(10)}{fence}"
 
 
 def _language(element: Any) -> str:

@@ -80,14 +80,18 @@ class PylintGate(Step):
                 yield document
 
     def _scores(self, python: Sequence[Document]) -> list[float | None]:
-        if not python:
-            return []
-        texts = [document.text for document in python]
-        scores = pylint_scores(texts, self.settings.timeout)
-        if scores is not None:
-            return scores
-        each = (pylint_scores([text], self.settings.timeout / 10) for text in texts)
-        return [one[0] if one else None for one in each]
+        return scores_of([document.text for document in python], self.settings.timeout)
+
+
+def scores_of(texts: Sequence[str], timeout: float) -> list[float | None]:
+    """Scores by `pylint_scores`; where a batch does not end, of each text alone, in a tenth of the time."""
+    if not texts:
+        return []
+    scores = pylint_scores(texts, timeout)
+    if scores is not None:
+        return scores
+    each = (pylint_scores([text], timeout / 10) for text in texts)
+    return [one[0] if one else None for one in each]
 
 
 def pylint_scores(texts: Sequence[str], timeout: float) -> list[float | None] | None:
@@ -115,14 +119,14 @@ def _score(messages: Counter[str], text: str) -> float | None:
     """Pylint's own formula, for one file of a batch."""
     if messages["fatal"]:
         return None
-    statements = _statements(text)
+    statements = statements_of(text)
     if statements is None:
         return 0.0
     weight = sum(WEIGHTS[kind] * messages[kind] for kind in WEIGHTS)
     return max(0.0, 10.0 - weight / statements * 10) if statements else 10.0
 
 
-def _statements(text: str) -> int | None:
+def statements_of(text: str) -> int | None:
     """Statements as Pylint counts them; None where it is no Python."""
     try:
         with warnings.catch_warnings():

@@ -44,8 +44,12 @@ class Syntax(Step):
         document.metadata["language"] = language
         if self.settings.languages and language not in self.settings.languages:
             return f"language {language}"
-        tree = _parser(language).parse(document.text.encode("utf-8"))
-        return "syntax error" if tree.root_node.has_error else ""
+        return "syntax error" if has_syntax_error(document.text, language) else ""
+
+
+def has_syntax_error(text: str, language: str) -> bool:
+    """Whether tree-sitter finds an error in a text of one of `LANGUAGES`."""
+    return _parser(language).parse(text.encode("utf-8", "replace")).root_node.has_error
 
 
 @cache

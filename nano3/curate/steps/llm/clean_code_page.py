@@ -1,0 +1,108 @@
+"""Cleaning of rendered pages by a model that never sees their code (report section 2.2.1)."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from datatrove.data import Document
+
+from nano3.config.checks import check
+from nano3.curate.ask.answers import COPY, CUT, DECLINED, EMPTY, DropError
+from nano3.curate.ask.step import Ask, AskSettings, AskStep
+from nano3.curate.steps.llm.markers import Chunk, cut_out
+
+PROMPT = "clean-code-page"
+NOTHING = "NOTHING"
+"""What the model writes where nothing of a chunk is worth keeping."""
+CHARACTERS_A_TOKEN = 2.5
+"""Of text in the languages of most tokenizers, at the least."""
+_WORD = re.compile(r"[^\W\d_]{4,}")
+
+
+@dataclass(frozen=True)
+class CleanCodePageSettings(AskSettings):
+    """Settings of `clean-code-page`; the report publishes neither prompt nor limits: these are ours."""
+
+    temperature: float = 0.0
+    """Of sampling; 0: the likeliest token."""
+    max_tokens: int = 4096
+    """Tokens of an answer; one that is cut is asked for once more with twice as many."""
+    chunk: int = 8_000
+    """Characters of a page that the model sees at a time; fewer where its context takes fewer."""
+    own_words: float = 0.9
+    """Share of the words of a reply that must be the page's: cleaning adds none but those of LaTeX."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check("clean-code-page", self, ">=", 200, "chunk")
+        check("clean-code-page", self, ">=", 0, "own_words")
+        check("clean-code-page", self, "<=", 1, "own_words")
+
+
+class CleanCodePage(AskStep):
+    """Takes menus, advertisements and the like out of pages. The model sees markers in place of code and equations.
+
+    These come back byte for byte, or the page stays as it was, which the report counts; metadata `cleaned` says which.
+    """
+
+    Settings = CleanCodePageSettings
+    PROMPTS: ClassVar[Mapping[str, tuple[str, ...]]] = {PROMPT: ("page", "blocks", "nothing")}
+
+    async def write(self, document: Document, ask: Ask) -> Sequence[Document]:
+        """The page, cleaned or as it was."""
+        chunks = cut_out(document.text, self._longest())
+        replies = await asyncio.gather(*(self._cleaned(chunk, ask) for chunk in chunks), return_exceptions=True)
+        failures = [reply for reply in replies if isinstance(reply, BaseException)]
+        for failure in failures:
+            if not isinstance(failure, ValueError):
+                raise failure
+        document.metadata["cleaned"] = not failures
+        if failures:
+            self.note(f"pages left uncleaned: {failures[0]}")
+            return [document]
+        text = "\n\n".join(reply for reply in replies if isinstance(reply, str) and reply)
+        if not text:
+            raise DropError("nothing worth keeping")
+        self.note("pages cleaned")
+        document.text = text + "\n"
+        return [document]
+
+    def _longest(self) -> int:
+        window = self.context.server.window if self.context.server else 0
+        return min(self.settings.chunk, int(window / 2 * CHARACTERS_A_TOKEN) or self.settings.chunk)
+
+    async def _cleaned(self, chunk: Chunk, ask: Ask) -> str:
+        """A chunk without what is not worth keeping. Raises ValueError where it must stay as it is."""
+        if not chunk.without_markers().strip():
+            return chunk.restored(chunk.text)
+        values = {"page": chunk.text, "blocks": chunk.outline() or "(none)", "nothing": NOTHING}
+        try:
+            answer = await ask(PROMPT, values)
+        except DropError as error:
+            if error.reason not in (CUT, EMPTY, DECLINED, COPY):
+                raise
+            raise ValueError(error.reason) from error
+        reply = unwrapped(answer.text)
+        if reply == NOTHING and not chunk.blocks:
+            return ""
+        restored = chunk.restored(reply)
+        if own_words(chunk.without_markers(reply), chunk.text) < self.settings.own_words:
+            raise ValueError("words added")
+        return restored
+
+
+def unwrapped(reply: str) -> str:
+    """A reply without a fence around all of it, which models like to add."""
+    found = re.fullmatch(r"(`{3,})(?:markdown|md|text)?[ \t]*\n(.*?)\n?\1", reply.strip(), re.DOTALL)
+    return found[2].strip() if found and found[1] not in found[2] else reply.strip()
+
+
+def own_words(reply: str, page: str) -> float:
+    """Share of a reply's words, of four letters and more, that the page has too; LaTeX commands do not count."""
+    words = _WORD.findall(re.sub(r"\\[A-Za-z]+", " ", reply).lower())
+    known = set(_WORD.findall(page.lower()))
+    return sum(word in known for word in words) / len(words) if words else 1.0

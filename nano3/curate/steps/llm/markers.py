@@ -1,0 +1,165 @@
+"""Code blocks and display equations of a page, cut out before a model sees it and put back unchanged after."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+_FENCE = re.compile(r"(`{3,})[ \t]*([\w+#.-]*)[ \t]*$")
+_EQUATION = "$$"
+_ANY_FENCE = re.compile(r"^[ \t]*(?:`{3,}|~{3,})", re.MULTILINE)
+_SHOWN = 120
+"""Characters shown of a block's first and last line."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """One code block or display equation, fences and all."""
+
+    marker: str
+    text: str
+
+    def outline(self) -> str:
+        """The marker with the first and the last line of what is inside: all that a model sees of it."""
+        lines = [line for line in self.text.split("\n")[1:-1] if line.strip()] or [""]
+        first, last = (line.strip()[:_SHOWN] for line in (lines[0], lines[-1]))
+        return f"{self.marker} {first}" + (f" ... {last}" if len(lines) > 1 else "")
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A part of a page as a model sees it."""
+
+    text: str
+    """With a marker, on a line of its own, in place of each block."""
+    blocks: tuple[Block, ...]
+    """What the markers stand for, in order."""
+
+    def outline(self) -> str:
+        """First and last lines of the blocks, a line a block."""
+        return "\n".join(block.outline() for block in self.blocks)
+
+    def without_markers(self, text: str = "") -> str:
+        """The words of the chunk, or of a reply to it."""
+        return re.sub(_pattern(self.blocks), "", text or self.text) if self.blocks else text or self.text
+
+    def restored(self, reply: str) -> str:
+        """The reply with each block back in the place of its marker.
+
+        Raises:
+            ValueError: a marker is missing, comes twice or in another place, or the reply has a code block of its own.
+        """
+        if _ANY_FENCE.search(reply):
+            raise ValueError("code block added")
+        found = list(re.finditer(_pattern(self.blocks), reply)) if self.blocks else []
+        if [one[0] for one in found] != [block.marker for block in self.blocks]:
+            raise ValueError("markers not once each and in order")
+        pieces, place = [], 0
+        for one, block in zip(found, self.blocks, strict=True):
+            pieces += [reply[place : one.start()].strip(), block.text]
+            place = one.end()
+        return "\n\n".join(piece for piece in [*pieces, reply[place:].strip()] if piece)
+
+
+def _pattern(blocks: Sequence[Block]) -> str:
+    """Whatever looks like a marker, also one that is not among the blocks."""
+    names = sorted({re.escape(block.marker.split(" ", 1)[0]) for block in blocks})
+    return rf"(?:{'|'.join(names)}) \d+[^\]\n]*\]\]"
+
+
+def cut_out(text: str, longest: int) -> list[Chunk]:
+    """A page in chunks of about `longest` characters, which end between blocks or paragraphs, never inside a block.
+
+    A paragraph that is longer is divided between lines. What is not a block of code or a display equation on lines of
+    its own, such as a fence that nothing closes, stays text.
+    """
+    names = {kind: f"[[{_unused(kind, text)}" for kind in ("CODE", "EQUATION")}
+    parts: list[tuple[str, Block | None]] = []
+    n = 0
+    for part, kind, language in text_parts(text):
+        if kind:
+            n += 1
+            block = Block(f"{names[kind]} {n}{f' {language}' if language else ''}]]", part)
+            parts.append((block.marker, block))
+        else:
+            parts += [(paragraph, None) for paragraph in _paragraphs(part, longest)]
+    return list(_grouped(parts, longest))
+
+
+def _unused(word: str, text: str) -> str:
+    while f"[[{word} " in text:
+        word += "X"
+    return word
+
+
+def text_parts(text: str) -> Iterator[tuple[str, str, str]]:
+    """Text and blocks in order, each as (text, kind, language): kind is CODE, EQUATION or, for what is no block, empty.
+
+    A block has its fences, and is closed; the language is what stands behind the opening fence.
+    """
+    lines = text.split("\n")
+    ends = defaultdict(list)
+    for i, line in enumerate(lines):
+        bare = line.rstrip(" \t")
+        if bare == _EQUATION or (bare and not bare.strip("`")):
+            ends[bare].append(i)
+    start, i = 0, 0
+    while i < len(lines):
+        bare = lines[i].rstrip(" \t")
+        opening = _FENCE.match(lines[i])
+        fence = opening[1] if opening else bare if bare == _EQUATION else ""
+        closing = ends[fence][at] if fence and (at := bisect(ends[fence], i)) < len(ends[fence]) else None
+        if closing is None:
+            i += 1
+            continue
+        if start < i:
+            yield "\n".join(lines[start:i]), "", ""
+        block = "\n".join(lines[i : closing + 1])
+        yield block, "CODE" if opening else "EQUATION", opening[2] if opening else ""
+        start = i = closing + 1
+    if start < len(lines):
+        yield "\n".join(lines[start:]), "", ""
+
+
+def _paragraphs(text: str, longest: int) -> Iterator[str]:
+    for paragraph in re.split(r"\n[ \t]*\n", text):
+        if len(paragraph) <= longest:
+            if paragraph.strip():
+                yield paragraph.strip("\n")
+            continue
+        piece: list[str] = []
+        size = 0
+        for line in paragraph.split("\n"):
+            if piece and size + len(line) > longest:
+                yield "\n".join(piece)
+                piece, size = [], 0
+            piece.append(line)
+            size += len(line) + 1
+        yield "\n".join(piece)
+
+
+def _grouped(parts: Sequence[tuple[str, Block | None]], longest: int) -> Iterator[Chunk]:
+    texts: list[str] = []
+    blocks: list[Block] = []
+    size = 0
+    for text, block in parts:
+        if texts and size + len(text) > longest:
+            yield Chunk("\n\n".join(texts), tuple(blocks))
+            texts, blocks, size = [], [], 0
+        texts.append(text)
+        size += len(text) + 2
+        if block:
+            blocks.append(block)
+    if texts:
+        yield Chunk("\n\n".join(texts), tuple(blocks))
+
+
+def text_chunks(text: str, longest: int) -> list[str]:
+    """A text in pieces of about `longest` characters, which end between paragraphs and never inside a block."""
+    parts: list[tuple[str, Block | None]] = []
+    for part, kind, _ in text_parts(text):
+        parts += [(part, None)] if kind else [(paragraph, None) for paragraph in _paragraphs(part, longest)]
+    return [chunk.text for chunk in _grouped(parts, longest)]

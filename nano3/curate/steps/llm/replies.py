@@ -1,0 +1,146 @@
+"""What a reply must be: one block of code, turns of a dialogue, numbers and addresses unchanged, English."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Awaitable, Iterable, Sequence
+from typing import Any
+
+from nano3.curate.ask.answers import DropError
+from nano3.curate.steps.language import language_of_text, outside_code
+from nano3.curate.steps.llm.markers import text_parts
+from nano3.reading import parse_json
+
+_PREAMBLE = re.compile(
+    r"^(?:sure|certainly|of course|okay|here (?:is|are)|below (?:is|are)|the following (?:is|are))\b[^\n]*:[ \t]*\n+",
+    re.IGNORECASE,
+)
+_OBJECT = re.compile(r"\{.*\}", re.DOTALL)
+_URL = re.compile(r"\b(?:https?|ftp)://[^\s<>\"'`)\]}、。，；]+|\bwww\.[^\s<>\"'`)\]}、。，；]+")
+_NUMBER = re.compile(r"\d+(?:[.,'\u00a0\u202f ](?=\d{3}(?!\d))\d{3}|[.,]\d+)*")
+_MONTH = re.compile(r"\d{1,2}(?=\s*月)")
+_INLINE = re.compile(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)", re.DOTALL)
+_HEADING = re.compile(r"^#{1,6}[ \t]+(.+?)[ \t:]*$")
+_IDENTIFIER = re.compile(r"[A-Za-z_]\w{3,}")
+SHORTEST = 200
+"""Characters below which the language of a text is not judged."""
+
+
+async def gathered(asked: Iterable[Awaitable[Any]]) -> list[Any]:
+    """Results of requests made at once; where some fail, the error of the first in their order, not in time."""
+    results = await asyncio.gather(*asked, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results
+
+
+def without_preamble(reply: str) -> str:
+    """A reply without a first line that announces it."""
+    return _PREAMBLE.sub("", reply.strip(), count=1).strip()
+
+
+def code_blocks(reply: str) -> list[tuple[str, str]]:
+    """(language, code) of the fenced blocks of a reply."""
+    blocks = [(language, text) for text, kind, language in text_parts(reply) if kind == "CODE"]
+    return [(language.lower(), "\n".join(text.split("\n")[1:-1]) + "\n") for language, text in blocks]
+
+
+def one_block(reply: str, languages: Sequence[str]) -> str:
+    """The code of a reply's only fenced block.
+
+    Args:
+        reply: of a model.
+        languages: what may stand behind its fence; nothing may stand there always.
+
+    Raises:
+        DropError: none or several, or one of another language, or an empty one.
+    """
+    blocks = code_blocks(reply)
+    if len(blocks) != 1:
+        raise DropError("reply without a block of code" if not blocks else "reply with several blocks of code")
+    language, code = blocks[0]
+    if language and language not in languages:
+        raise DropError("reply in another programming language")
+    if not code.strip():
+        raise DropError("reply without a block of code")
+    return code
+
+
+def json_object(reply: str) -> dict[str, Any]:
+    """The JSON object of a reply, which may stand in a fence or after words.
+
+    Raises:
+        DropError: there is none.
+    """
+    found = _OBJECT.search(reply)
+    try:
+        value = parse_json(found[0]) if found else None
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise DropError("reply without a JSON object")
+    return value
+
+
+def turns(reply: str, speakers: Sequence[str]) -> list[tuple[str, str]]:
+    """(speaker, text) of a dialogue whose turns have the speaker as heading: `### Student`. Code may hold headings.
+
+    Raises:
+        DropError: something stands before the first turn, or a turn is empty.
+    """
+    found: list[tuple[str, list[str]]] = []
+    for text, kind, _ in text_parts(reply.strip()):
+        for line in [text] if kind else text.split("\n"):
+            heading = None if kind else _HEADING.match(line)
+            name = re.sub(r"[ \t]*\d+$", "", heading[1].strip("*")) if heading else ""
+            if name in speakers:
+                found.append((name, []))
+            elif found:
+                found[-1][1].append(line)
+            elif line.strip():
+                raise DropError("reply that does not begin with a turn")
+    whole = [(name, "\n".join(lines).strip()) for name, lines in found]
+    if not whole or any(not text for _, text in whole):
+        raise DropError("reply without turns" if not whole else "empty turn")
+    return whole
+
+
+def identifiers(code: str) -> set[str]:
+    """Names of four characters and more in a program, those in its comments among them."""
+    return set(_IDENTIFIER.findall(code))
+
+
+def is_english(text: str) -> bool:
+    """Whether the text outside code is English; one that is too short to tell counts as English."""
+    words = outside_code(text).strip()
+    return len(words) < SHORTEST or language_of_text(words)[0] == "en"
+
+
+def check_unchanged(source: str, reply: str) -> None:
+    """Raise DropError where numbers, addresses or inline code of a source are not those of its translation.
+
+    Numbers count by their digits: 1.234,5 is 1,234.5. A single digit may be new, since languages spell small numbers
+    out, and the number of a month before 月 may become a name.
+    """
+    if Counter(_URL.findall(source)) != Counter(_URL.findall(reply)):
+        raise DropError("addresses changed")
+    if Counter(_inline(source)) != Counter(_inline(reply)):
+        raise DropError("code changed")
+    before, after = (numbers(_INLINE.sub(" ", _URL.sub(" ", text))) for text in (source, reply))
+    months = Counter(_MONTH.findall(unicodedata.normalize("NFKC", source)))
+    if before - after - months or any(len(number) > 1 for number in after - before):
+        raise DropError("numbers changed")
+
+
+def numbers(text: str) -> Counter[str]:
+    """The numbers of a text, as their digits alone."""
+    found = _NUMBER.findall(unicodedata.normalize("NFKC", text))
+    return Counter(re.sub(r"\D", "", number) for number in found)
+
+
+def _inline(text: str) -> list[str]:
+    return [code.strip() for _, code in _INLINE.findall(text)]

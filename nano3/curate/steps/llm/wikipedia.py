@@ -1,0 +1,145 @@
+"""Wikipedia: pages that are no articles, sections that are no text, and revision by a model (report section 2.2.4)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from datatrove.data import Document
+
+from nano3.config.checks import check
+from nano3.curate.ask.answers import DropError
+from nano3.curate.ask.step import Ask, AskSettings, AskStep
+from nano3.curate.step import Step
+from nano3.curate.steps.llm.markers import text_chunks
+from nano3.curate.steps.llm.replies import gathered, is_english, numbers, without_preamble
+
+PROMPT = "revise-article"
+REMOVED = ("References", "See also", "Notes", "External links")
+"""Sections that the report takes out."""
+_REDIRECT = re.compile(r"\s*#\s*redirect\b", re.IGNORECASE)
+_DISAMBIGUATION = re.compile(
+    r"\{\{\s*(?:disambig(?:uation)?|dab|hndis|geodis|surname|given name)\b[^{}]*\}\}|__DISAMBIG__", re.IGNORECASE
+)
+_MAY_REFER = re.compile(r"\b(?:may|can|could|might)(?: also)? refer to\b[^.\n]{0,80}:?\s*$|"
+                        r"\b(?:may|can|could|might)(?: also)? (?:refer to|stand for|mean):", re.IGNORECASE)  # fmt: skip
+_TITLED = re.compile(r"^[^\n]{0,200}\(disambiguation\)\s*$", re.IGNORECASE)
+_WIKI, _MARKDOWN = re.compile(r"^(={2,6})[ \t]*(.+?)[ \t]*\1[ \t]*$"), re.compile(r"^(#{1,6})[ \t]+(.+?)[ \t#]*$")
+_SENTENCE_END = tuple(".!?:;,")
+_LONGEST_HEADING = 80
+
+
+@dataclass(frozen=True)
+class WikipediaArticleSettings:
+    """Settings of `wikipedia-article`."""
+
+    remove: list[str] = field(default_factory=lambda: list(REMOVED))
+    """Headings of the sections to take out, with all below them."""
+
+
+class WikipediaArticle(Step):
+    """Drops disambiguation and redirect pages, and takes sections out of the others: wikitext, Markdown or plain text.
+
+    In plain text a heading is a line of its own between empty lines, or one of the sections' names alone on its line.
+    """
+
+    Settings = WikipediaArticleSettings
+
+    def check(self, document: Document) -> str:
+        """Why a page is dropped; empty: it is kept."""
+        title = document.metadata.get("title")
+        if _REDIRECT.match(document.text) or document.metadata.get("redirect"):
+            return "redirect page"
+        if is_disambiguation(document.text, title if isinstance(title, str) else ""):
+            return "disambiguation page"
+        text, removed = without_sections(document.text, self.settings.remove)
+        if not text.strip():
+            return "nothing but sections that are removed"
+        self.note("sections removed", removed)
+        document.text = text
+        return ""
+
+
+def is_disambiguation(text: str, title: str = "") -> bool:
+    """Whether a page only tells apart what its title may mean."""
+    if title.rstrip().lower().endswith("(disambiguation)") or _DISAMBIGUATION.search(text):
+        return True
+    first = [line.strip() for line in text.split("\n") if line.strip()][:2]
+    return any(_TITLED.match(line) for line in first[:1]) or any(_MAY_REFER.search(line) for line in first)
+
+
+def without_sections(text: str, names: Sequence[str]) -> tuple[str, int]:
+    """A text without the sections of some headings and all below them, and how many there were."""
+    unwanted = {name.lower() for name in names}
+    lines = text.split("\n")
+    kept: list[str] = []
+    removed, level = 0, 0
+    for i, line in enumerate(lines):
+        heading = _heading(lines, i, unwanted)
+        if heading and heading[1].lower() in unwanted and (not level or heading[0] <= level):
+            level, removed = heading[0], removed + 1
+        elif heading and heading[0] <= level:
+            level = 0
+        if not level:
+            kept.append(line)
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(kept)).strip("\n") + "\n", removed
+
+
+def _heading(lines: Sequence[str], i: int, unwanted: set[str]) -> tuple[int, str] | None:
+    """Level, from 1, and text of a heading; None where a line is none."""
+    line = lines[i].strip()
+    if found := _WIKI.match(line) or _MARKDOWN.match(line):
+        return len(found[1]), found[2].strip("'* ")
+    if line.lower() in unwanted:
+        return 2, line
+    alone = (i == 0 or not lines[i - 1].strip()) and (i + 1 == len(lines) or not lines[i + 1].strip())
+    is_title = 0 < len(line) <= _LONGEST_HEADING and line[0].isupper() and not line.endswith(_SENTENCE_END)
+    return (2, line) if alone and is_title else None
+
+
+@dataclass(frozen=True)
+class ReviseArticleSettings(AskSettings):
+    """Settings of `revise-article`; the report publishes neither prompt nor limits: these are ours."""
+
+    max_tokens: int = 4096
+    """Tokens of an answer; one that is cut is asked for once more with twice as many."""
+    chunk: int = 8_000
+    """Characters of an article that the model sees at a time."""
+    least: float = 0.5
+    """Length that a revision must have of the original's."""
+    most: float = 1.5
+    """Length that it may have."""
+    numbers: float = 0.8
+    """Share of the original's numbers that it must have."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check("revise-article", self, ">=", 200, "chunk")
+        check("revise-article", self, ">=", 0, "least", "numbers")
+        check("revise-article", self, "<=", 1, "numbers")
+        check("revise-article", self, ">", 0, "most")
+
+
+class ReviseArticle(AskStep):
+    """Articles as a model revises them: clear and well formed, with the same facts."""
+
+    Settings = ReviseArticleSettings
+    PROMPTS: ClassVar[Mapping[str, tuple[str, ...]]] = {PROMPT: ("text",)}
+
+    async def write(self, document: Document, ask: Ask) -> Sequence[Document]:
+        """The revision."""
+        parts = text_chunks(document.text, self.settings.chunk)
+        answers = await gathered([ask(PROMPT, {"text": part}) for part in parts])
+        text = "\n\n".join(without_preamble(answer.text) for answer in answers) + "\n"
+        if not self.settings.least <= len(text) / len(document.text) <= self.settings.most:
+            raise DropError("length out of proportion")
+        if not is_english(text):
+            raise DropError("not English")
+        before, after = numbers(document.text), numbers(text)
+        if (before & after).total() < self.settings.numbers * before.total():
+            raise DropError("numbers lost")
+        if (after - before).total() > (1 - self.settings.numbers) * before.total() + 1:
+            raise DropError("numbers added")
+        return [self.child(document, text, "revised")]
