@@ -124,17 +124,16 @@ def rank_bytes(cfg: RunConfig, dtype: str = "", seq_len: int = 0, ranks: int = 1
     Under FSDP a rank has its share, and at a time one block, with the experts that it computes, and both embeddings
     whole, with their gradients; all blocks' weights where they stay after a forward pass, and no share on the device
     where it is in main memory. Where ranks share a sequence each has the activations of its own tokens, and what
-    blocks gather of the others (`_gathered_bytes`).
+    blocks gather of the others (`_gathered_bytes`). Where they divide heads, a mixer takes the tokens of all of them.
     """
     held, parallel = memory(cfg, dtype, seq_len), cfg.parallel
     if ranks == 1:
         return held.total + (passes - 1) * held.activations
     element, length = _element(cfg, dtype), seq_len or cfg.data.seq_len
-    tokens = cfg.train.micro_batch_size * length // parallel.context
+    tokens = cfg.train.micro_batch_size * length // (parallel.context * parallel.tensor)
     own = passes * _activation_bytes(cfg, element, tokens) + _working_bytes(cfg, element, tokens)
     if parallel.context > 1:
-        kept, working = _gathered_bytes(cfg, element, length)
-        own += passes * kept + working
+        own += _gathered_bytes(cfg, element, length, passes)
     if not parallel.fsdp:
         return held.shared + own
     blocks = [_gathered_parameters(cfg, symbol) for symbol in cfg.model.pattern]
@@ -156,19 +155,21 @@ def _gathered_parameters(cfg: RunConfig, symbol: str) -> int:
     return whole - model.n_experts * _expert_parameters(model) * (cfg.parallel.expert - 1) // cfg.parallel.expert
 
 
-def _gathered_bytes(cfg: RunConfig, element: int, length: int) -> tuple[int, int]:
-    """Bytes that a rank takes from those that share its sequences of `length` tokens, or of shorter lengths of the run:
-    kept, and what comes and goes.
+def _gathered_bytes(cfg: RunConfig, element: int, length: int, passes: int) -> int:
+    """Bytes that a rank takes from those that share its sequences of `length` tokens, or of shorter lengths of the run.
 
     Every Mamba block keeps the states that all slices of all rows begin with, every attention block keys and values up
-    to the end of either own slice. Beside them there is what arrives, or the gradients, of one block.
+    to the end of either own slice; but where heads are divided, a block that is computed again asks again. Beside them
+    there is what arrives, or the gradients, of one block.
     """
-    model, slices = cfg.model, 2 * cfg.parallel.context
+    model, slices = _own_heads(cfg), 2 * cfg.parallel.context
     rows = cfg.train.micro_batch_size * max(1, length // min(cfg.lengths))
     states = rows * slices * MASTER_BYTES * model.d_inner * model.d_state if model.blocks(MAMBA) else 0
     keys = 2 * cfg.train.micro_batch_size * length * 2 * model.n_kv_heads * model.head_dim
-    kept = len(model.blocks(MAMBA)) * states + len(model.blocks(ATTENTION)) * element * keys
-    return kept, max(2 * states, (element + MASTER_BYTES) * keys if model.blocks(ATTENTION) else 0)
+    held = [states] * len(model.blocks(MAMBA)) + [element * keys] * len(model.blocks(ATTENTION))
+    again = cfg.parallel.tensor > 1 and cfg.train.checkpoint_activations == "block"
+    kept = max(held, default=0) if again else passes * sum(held)
+    return kept + max(2 * states, (element + MASTER_BYTES) * keys if model.blocks(ATTENTION) else 0)
 
 
 def largest_seq_len(cfg: RunConfig, limit: int, need: Callable[[int], int]) -> int:
@@ -185,7 +186,7 @@ def most_ranks(cfg: RunConfig) -> int:
     pipeline. Micro-batches shrink to what each has."""
     train = cfg.train
     steps = (train.batch_size * cfg.data.seq_len // length for length in cfg.lengths)
-    return math.gcd(train.batch_size, *steps) * cfg.parallel.context * cfg.parallel.pipeline
+    return math.gcd(train.batch_size, *steps) * cfg.parallel.readers_of_one
 
 
 def _activation_bytes(cfg: RunConfig, element: int, tokens: int) -> int:
@@ -193,10 +194,13 @@ def _activation_bytes(cfg: RunConfig, element: int, tokens: int) -> int:
 
     Without activation checkpointing every block keeps its input, the normed input and what its mixer keeps
     (`_MAMBA`, `_MOE`, ... below). With it every block keeps its input, and one block at a time the rest. In pieces of
-    cfg.train.sequence_chunk tokens it is the input and a Mamba block's states between pieces.
+    cfg.train.sequence_chunk tokens it is the input and a Mamba block's states between pieces; where heads are divided,
+    mixers are computed again as a whole instead.
     """
     model, chunk = cfg.model, cfg.train.sequence_chunk
     inputs = tokens * model.d_model * element * (model.n_blocks + 1)
+    if 0 < chunk < tokens and cfg.parallel.tensor > 1:
+        return inputs + tokens * _divided_bytes(cfg, element)
     if 0 < chunk < tokens:
         return inputs + tokens // chunk * len(model.blocks(MAMBA)) * _state_bytes(model, element)
     mixers = _mixer_bytes(cfg, element)
@@ -216,16 +220,37 @@ def _working_bytes(cfg: RunConfig, element: int, tokens: int) -> int:
     if 0 < chunk < tokens:
         keys = 2 * model.n_kv_heads * model.head_dim if model.blocks(ATTENTION) else 0
         block = BLOCK_STREAMS * stream + tokens * keys * (2 * element + MASTER_BYTES) + 2 * chunk * mixers
+    if cfg.parallel.tensor > 1:
+        if 0 < chunk < tokens:
+            block = BLOCK_STREAMS * stream + max(tokens * _divided_bytes(cfg, element), 2 * chunk * mixers)
+        # A mixer's output for all of their tokens, and once more in float32 to be summed.
+        block += tokens * cfg.parallel.tensor * model.d_model * (element + MASTER_BYTES)
     return max(LOSS_STREAMS * stream + logits, block)
 
 
 def _mixer_bytes(cfg: RunConfig, element: int) -> list[int]:
-    """Bytes a token that each block keeps beside its input; of divided experts with the copies that travel."""
+    """Bytes a token that each block keeps beside its input; of divided experts with the copies that travel, of divided
+    heads for the tokens of all who divide them."""
     stream, parallel = cfg.model.d_model * element, cfg.parallel
     travel = {MOE: cfg.model.top_k * cfg.model.d_model * (2 * element + MASTER_BYTES)} if parallel.expert > 1 else {}
+    model, times = _own_heads(cfg), {MAMBA: parallel.tensor, ATTENTION: parallel.tensor}
     return [
-        _MIXER_ACTIVATIONS[symbol](cfg.model, element) + stream + travel.get(symbol, 0) for symbol in cfg.model.pattern
+        times.get(symbol, 1) * (_MIXER_ACTIVATIONS[symbol](model, element) + stream) + travel.get(symbol, 0)
+        for symbol in model.pattern
     ]
+
+
+def _divided_bytes(cfg: RunConfig, element: int) -> int:
+    """The greatest of `_mixer_bytes` of blocks whose heads are divided."""
+    kinds = zip(cfg.model.pattern, _mixer_bytes(cfg, element), strict=True)
+    return max((size for symbol, size in kinds if symbol in (MAMBA, ATTENTION)), default=0)
+
+
+def _own_heads(cfg: RunConfig) -> ModelConfig:
+    """The model with the heads, and groups of them, that one rank computes."""
+    model, n = cfg.model, cfg.parallel.tensor
+    names = ("n_heads", "n_kv_heads", "mamba_n_heads", "n_groups")
+    return replace(model, **{name: max(1, getattr(model, name) // n) for name in names}) if n > 1 else model
 
 
 def _state_bytes(cfg: ModelConfig, element: int) -> int:

@@ -144,11 +144,15 @@ class Pass:
     """Those that are going to be read; of the others a pass in pieces keeps nothing."""
     block: int = 0
     """Number of the block, which boundary and context are told."""
+    joint: Pass | None = None
+    """Of those who divide the heads of mixers: the pass over the tokens of all of them together, of which these are a
+    part. None: heads are not divided."""
 
     def at(self, block: int, routing: Tensor | None) -> Pass:
         """The same pass as this block sees it, with the experts given for it (B, T, K)."""
         other = copy(self)
         other.block, other.routing = block, routing
+        other.joint = None if self.joint is None else self.joint.at(block, None)
         return other
 
     def part(self, rows: slice, piece: slice) -> Pass:

@@ -27,6 +27,7 @@ from nano3.model.forward_pass import (
 from nano3.model.head import log_probs
 from nano3.model.init import init_weights
 from nano3.model.layers import Linear, RMSNorm
+from nano3.model.mamba2 import Mamba2
 from nano3.model.moe import MoE
 from nano3.model.router import RouterStats
 from nano3.model.state.hybrid import HybridState
@@ -97,6 +98,7 @@ class PassOptions(TypedDict, total=False):
     routing: Tensor | None
     boundary: Boundary | None
     context: Context | None
+    joint: Pass | None
 
 
 class LM(nn.Module):
@@ -145,6 +147,7 @@ class LM(nn.Module):
         keep_expert_ids: bool = False,
         boundary: Boundary | None = None,
         context: Context | None = None,
+        joint: Pass | None = None,
         slices: Slices | None = None,
         statistics: Collection[Statistic] = STATISTICS,
         inputs: Tensor | None = None,
@@ -166,6 +169,7 @@ class LM(nn.Module):
             keep_expert_ids: whether `Hidden.expert_ids` is wanted.
             boundary: for tokens that are a slice of longer rows: what Mamba-2 blocks ask for what lies before it.
             context: the same for attention blocks. See nano3.model.forward_pass.
+            joint: where heads of mixers are divided (nano3.parallel.tensor), the pass over the tokens of all who do so.
             slices: those who hold the slices, whose counts the balance losses need.
             statistics: those of `Hidden` that are going to be read; a pass in pieces keeps no sums for the others.
             inputs: (B, T, D) what the blocks before `part` gave; None: `part` begins with the embeddings.
@@ -183,7 +187,7 @@ class LM(nn.Module):
             return stepped
         x = self.embeddings(tokens).to(self.compute_dtype) if inputs is None else inputs
         wanted, places = frozenset(statistics), None if valid is None else Places.of(valid)
-        around = Pass(document_ids, places, None, keep_expert_ids, boundary, context, wanted)
+        around = Pass(document_ids, places, None, keep_expert_ids, boundary, context, wanted, joint=joint)
         stats: list[RouterStats] = []
         for i, block in enumerate(self.blocks) if part is None else ((i, self._block(i)) for i in part):
             given = routing[len(stats)] if routing is not None and isinstance(block.mixer, MoE) else None
@@ -251,7 +255,7 @@ class LM(nn.Module):
             document_ids: (B, T), see `forward`.
             temperature: above 0.
             entropy: also return the entropy of each token's distribution, differentiable too.
-            options: `valid`, `routing`, `boundary` and `context` of `hidden`.
+            options: `valid`, `routing`, `boundary`, `context` and `joint` of `hidden`.
 
         Returns:
             (B, T) float32; with `entropy` two of them.
@@ -338,7 +342,9 @@ class LM(nn.Module):
         check_routing(routing, valid, self.cfg.n_experts)
 
     def _run(self, block: nn.Module, x: Tensor, around: Pass, state) -> tuple[Tensor, RouterStats | None]:
-        if state is None and 0 < self.sequence_chunk < x.shape[0] * x.shape[1]:
+        # A mixer that takes more tokens than these cannot go through them piece by piece.
+        joint = around.joint is not None and isinstance(block.mixer, (Mamba2, Attention))
+        if state is None and not joint and 0 < self.sequence_chunk < x.shape[0] * x.shape[1]:
             return block(x, around, None, self.sequence_chunk)
         if self.checkpoint_activations and self.training and torch.is_grad_enabled():
             if around.asks:  # once, before the pass, whose second run is given the same answers

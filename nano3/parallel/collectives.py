@@ -27,6 +27,12 @@ def gather(x: Tensor, group: Any) -> Tensor:
     return _Gather.apply(x, group)
 
 
+def sum_parts(x: Tensor, group: Any) -> Tensor:
+    """x (processes, ...) of every process -> (...): that part of the sum of all which is this process's, the first for
+    process 0 of `group`, and so on. The gradient of x holds those that all processes have for their parts."""
+    return _SumParts.apply(x, group)
+
+
 class _AllToAll(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, sent: list[int], received: list[int], group: Any) -> Tensor:
@@ -44,18 +50,40 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
         ctx.group = group
-        whole = x.new_empty((dist.get_world_size(group), *x.shape))
-        _all_gather(whole.flatten(0, 1), x.contiguous(), group=group)
-        return whole
+        return _gathered(x, group)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor):
-        # Low precision would add rounding with every process.
-        wide = gradient.to(torch.promote_types(gradient.dtype, torch.float32)).contiguous()
-        own = torch.empty_like(wide[0])
-        _reduce_scatter(own, wide.flatten(0, 1), group=ctx.group)
-        return own.to(gradient.dtype), None
+        return _summed(gradient, ctx.group), None
+
+
+class _SumParts(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
+        ctx.group = group
+        return _summed(x, group)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor):
+        return _gathered(gradient, ctx.group), None
+
+
+def _gathered(x: Tensor, group: Any) -> Tensor:
+    """x (...) of every process -> (processes, ...)."""
+    whole = x.new_empty((dist.get_world_size(group), *x.shape))
+    _all_gather(whole.flatten(0, 1), x.contiguous(), group=group)
+    return whole
+
+
+def _summed(x: Tensor, group: Any) -> Tensor:
+    """x (processes, ...) of every process -> the own part (...) of the sum."""
+    # Low precision would add rounding with every process.
+    wide = x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
+    own = torch.empty_like(wide[0])
+    _reduce_scatter(own, wide.flatten(0, 1), group=group)
+    return own.to(x.dtype)
 
 
 def _swap(rows: Tensor, sent: list[int], received: list[int], group: Any) -> Tensor:

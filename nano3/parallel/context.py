@@ -6,7 +6,6 @@ length; attention blocks gather keys and values, of which this model has few hea
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -15,54 +14,19 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nano3.model.forward_pass import Edge, Keys, OwnSlice
-from nano3.model.head import IGNORED
 from nano3.model.lm import PassOptions
 from nano3.parallel.collectives import gather
 from nano3.parallel.layout import SLICES_EACH
+from nano3.parallel.sharing import Sharing, SlicedBatch
 
 
-@dataclass(frozen=True)
-class SlicedBatch:
-    """What a process holds of a micro-batch of B sequences of T tokens: slices of L tokens, those of the early slice in
-    the first B rows, those of the late one in the others."""
-
-    tokens: Tensor
-    """(2B, L) int64."""
-    targets: Tensor
-    """(2B, L) int64; made before the cut, so that the last token of a slice predicts the first of the next one."""
-    document_ids: Tensor
-    """(2B, L)."""
-    valid: Tensor | None
-    """(2B, L) bool, False at padding; None: no padding."""
-    whole_ids: Tensor
-    """(B, T) document ids of the whole sequences."""
-    documents: list[str]
-    """Names of the documents in the whole sequences."""
-
-    @property
-    def n_targets(self) -> int:
-        """Positions of these slices that are scored."""
-        return int((self.targets != IGNORED).sum())
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens of these slices, padding not counted."""
-        return self.tokens.numel() if self.valid is None else int(self.valid.sum())
-
-    @property
-    def seq_len(self) -> int:
-        """Tokens of a whole sequence."""
-        return self.whole_ids.shape[1]
-
-
-class SharedSequences:
-    """The processes that share out each sequence (nano3.model.forward_pass.Slices), as one of them sees them."""
+class SharedSequences(Sharing):
+    """Processes that each hold an early and a late slice of every sequence."""
 
     each = SLICES_EACH
 
     def __init__(self, group: Any) -> None:
-        """`group`: the process group; all of its members are given the same micro-batches."""
-        self.group = group
+        super().__init__(group)
         self.arrange(dist.get_rank(group), dist.get_world_size(group))
 
     def arrange(self, rank: int, size: int) -> None:
@@ -79,15 +43,6 @@ class SharedSequences:
         """Slices of a sequence."""
         return self.each * self.size
 
-    def cut(self, batch: Any) -> SlicedBatch:
-        """This process's part of a micro-batch with tokens, targets, document_ids (B, T), valid and documents."""
-        ids = batch.document_ids
-        if ids is None:
-            ids = torch.zeros(batch.tokens.shape, dtype=torch.int32, device=batch.tokens.device)
-        tokens, targets, own_ids = (self.take(m) for m in (batch.tokens, batch.targets, ids))
-        valid = None if batch.valid is None else self.take(batch.valid)
-        return SlicedBatch(tokens, targets, own_ids, valid, ids, batch.documents)
-
     def take(self, x: Tensor) -> Tensor:
         """x (B, T, ...) -> the own slices (2B, L, ...)."""
         if x.shape[1] % self.count:
@@ -95,16 +50,9 @@ class SharedSequences:
         parts = x.split(x.shape[1] // self.count, dim=1)
         return torch.cat([parts[i] for i in self.own])
 
-    def sum(self, values: Tensor) -> Tensor:
-        """`values`, of one shape on all processes, added up over them, in place."""
-        dist.all_reduce(values, group=self.group)
-        return values
-
-    def sum_rows(self, values: Tensor) -> Tensor:
-        """values (..., 2B, E) of the own slices -> the same shape, in each row the sum over all slices of its
-        sequence."""
-        rows = values.unflatten(-2, (self.each, -1)).sum(-3)
-        return torch.cat([self.sum(rows)] * self.each, dim=-2)
+    def around(self, batch: SlicedBatch) -> PassOptions:
+        neighbours = Neighbours(self, batch.whole_ids)
+        return {"boundary": neighbours, "context": neighbours}
 
     def gather(self, x: Tensor) -> Tensor:
         """x (2B, ...) of the own slices -> (count, B, ...) of all, in their order; differentiable."""
@@ -117,14 +65,6 @@ class SharedSequences:
     def choose(self, x: Tensor) -> Tensor:
         """x (count, B, ...) -> (2B, ...), the own slices."""
         return x[self.own].flatten(0, 1)
-
-
-def around(batch: Any, shared: SharedSequences | None) -> PassOptions:
-    """What LM.hidden is told of a micro-batch beside its tokens and documents; `shared`: of which it is a part."""
-    if shared is None:
-        return {"valid": batch.valid}
-    neighbours = Neighbours(shared, batch.whole_ids)
-    return {"valid": batch.valid, "boundary": neighbours, "context": neighbours}
 
 
 def slices_of(size: int, rank: int) -> list[int]:

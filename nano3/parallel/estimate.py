@@ -19,7 +19,7 @@ def process_bytes(cfg: RunConfig, dtype: str = "", seq_len: int = 0, ranks: int 
         return rank_bytes(cfg, dtype, seq_len, ranks)
     own = stages_for(parallel, cfg.model, cfg.data.seq_len)[stage :: parallel.pipeline]
     pattern = "".join(cfg.model.pattern[number] for blocks in own for number in blocks)
-    readers = ranks // (parallel.pipeline * parallel.context)
+    readers = ranks // parallel.readers_of_one
     step = -(-train.batch_size // (train.micro_batch_size * max(1, readers)))
     waiting = in_flight(stage, parallel.pipeline, parallel.stages_per_rank, step)
     part = replace(cfg, model=replace(cfg.model, pattern=pattern), parallel=replace(parallel, pipeline=1))

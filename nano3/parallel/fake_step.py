@@ -29,18 +29,20 @@ from nano3.config.sections.parallel import ParallelConfig
 from nano3.kernels.dispatch import ENVIRONMENT
 from nano3.kernels.eager.experts import squared_relu_mlp
 from nano3.kernels.eager.grouped import GroupedExperts
-from nano3.model.forward_pass import Keys
+from nano3.model.forward_pass import Keys, Pass
 from nano3.model.lm import LM, PassOptions
 from nano3.model.moe import Experts
 from nano3.parallel.context import Neighbours, SharedSequences
 from nano3.parallel.experts import Exchange
-from nano3.parallel.layout import CONTEXT, Layout
+from nano3.parallel.layout import CONTEXT, TENSOR, Layout
 from nano3.parallel.plan import Sharding, shard
 from nano3.parallel.precision import precision_of
 from nano3.parallel.shards import share_of
+from nano3.parallel.sharing import Sharing
+from nano3.parallel.tensor import SharedTokens, divide_heads, sharing
 
 TOKENS = 128
-"""Tokens of a slice, or of a whole sequence."""
+"""Tokens of a slice, or of a whole sequence; where heads are divided, of all who divide them."""
 GROUPED_BYTES = 16
 """Grouped products take rows of multiples of so many bytes."""
 
@@ -86,7 +88,8 @@ def fake_step(
     part, stage = replace(model, pattern="".join(dict.fromkeys(kinds))), replace(layout, pipeline=1)
     place = rank % stage.size
     with _fake_world(stage.size, place):
-        lm, shared = _sharded(part, cfg, stage), _shared(stage)
+        shared = _shared(stage)
+        lm = _sharded(part, cfg, stage, shared)
         lm.checkpoint_activations = recompute
         with FakeTensorMode(allow_non_fake_inputs=True), _Counting() as calls:
             try:
@@ -97,11 +100,13 @@ def fake_step(
     return FakeStep(part.pattern, held, calls.count, time.perf_counter() - started)
 
 
-def _sharded(part: ModelConfig, cfg: ParallelConfig, layout: Layout) -> LM:
+def _sharded(part: ModelConfig, cfg: ParallelConfig, layout: Layout, shared: Sharing | None) -> LM:
     """The model of this process; meshes hold numbers, so they are built outside the mode without any."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         lm = LM(part)
     lm.compute_dtype = torch.bfloat16
+    if isinstance(shared, SharedTokens):
+        divide_heads(lm, shared.tensor)
     processes = init_device_mesh("cpu", (layout.size,), mesh_dim_names=("data",))
     if cfg.fsdp and layout.size > 1:
         precision = precision_of(cfg, torch.bfloat16, torch.device("cuda"))
@@ -114,24 +119,34 @@ def _sharded(part: ModelConfig, cfg: ParallelConfig, layout: Layout) -> LM:
     return lm
 
 
-def _shared(layout: Layout) -> SharedSequences | None:
-    if layout.context == 1:
-        return None
-    shape = (layout.size // layout.context, layout.context)
-    return SharedSequences(init_device_mesh("cpu", shape, mesh_dim_names=("data", CONTEXT))[CONTEXT].get_group())
+def _shared(layout: Layout) -> Sharing | None:
+    shape = (layout.replicate * layout.shard, layout.context, layout.tensor)
+    mesh = init_device_mesh("cpu", shape, mesh_dim_names=("data", CONTEXT, TENSOR))
+    own = [mesh[name].get_group() if mesh[name].size() > 1 else None for name in (CONTEXT, TENSOR)]
+    whole = init_device_mesh("cpu", (shape[0], shape[1] * shape[2]), mesh_dim_names=("data", "sequence"))
+    return sharing(whole["sequence"].get_group(), *own)
 
 
-def _step(lm: LM, shared: SharedSequences | None) -> None:
+def _step(lm: LM, shared: Sharing | None) -> None:
     """Forward and backward pass over one row."""
-    rows, options = 1, PassOptions()
-    if shared is not None:
-        rows = shared.each
-        neighbours = _OneDocument(shared, torch.zeros(1, shared.count * TOKENS, dtype=torch.int32))
-        options = PassOptions(boundary=neighbours, context=neighbours)
-    hidden = lm.hidden(torch.zeros(rows, TOKENS, dtype=torch.int64), slices=shared, **options)
+    n_tensor = shared.size if isinstance(shared, SharedTokens) else 1
+    tokens, rows = -(-TOKENS // n_tensor), 1 if shared is None else shared.each
+    hidden = lm.hidden(torch.zeros(rows, tokens, dtype=torch.int64), slices=shared, **_around(shared, tokens))
     # The real loss asks for the places of its targets, which are numbers.
     loss = lm.lm_head(hidden.x).float().mean() + hidden.balance_loss
     loss.backward()
+
+
+def _around(shared: Sharing | None, tokens: int) -> PassOptions:
+    """What lies around a process's `tokens` of each slice."""
+    divided = isinstance(shared, SharedTokens)
+    slices, length = (shared.slices, tokens * shared.size) if divided else (shared, tokens)
+    neighbours = None
+    if isinstance(slices, SharedSequences):
+        neighbours = _OneDocument(slices, torch.zeros(1, slices.count * length, dtype=torch.int32))
+    if divided:
+        return {"joint": Pass(boundary=neighbours, context=neighbours)}
+    return {"boundary": neighbours, "context": neighbours}
 
 
 def _check(lm: LM, foreseen: int, rank: int) -> int:

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 
 from nano3.config.checks import as_typed
 from nano3.config.errors import UserError
-from nano3.config.model import MAMBA, MOE, ModelConfig
+from nano3.config.model import ATTENTION, MAMBA, MOE, ModelConfig
 from nano3.config.sections.parallel import ParallelConfig
 
 CONTEXT = "context"
 """The axis of the processes that share out each sequence."""
+TENSOR = "tensor"
+"""The axis of the processes that divide the heads of each mixer; the innermost one."""
 PIPELINE = "pipeline"
 """The axis of the processes that hold different blocks; the outermost one."""
 EXPERT_AXES = ("replicate", "shard", "expert")
@@ -25,10 +27,10 @@ SLICES_EACH = 2
 
 @dataclass(frozen=True)
 class Layout:
-    """Degrees of each kind of parallelism; process = (replica * shard + s) * context + c.
+    """Degrees of each kind of parallelism; process = ((replica * shard + s) * context + c) * tensor + t.
 
-    Of the `shard * context` processes of a replica, which hold the model's weights once, each run of `expert` holds the
-    experts once: neighbours, so that the exchange of tokens stays inside a machine where it can.
+    Of the `shard * context * tensor` processes of a replica, which hold the model's weights once, each run of `expert`
+    holds the experts once: neighbours, so that the exchange of tokens stays inside a machine where it can.
     """
 
     replicate: int = 1
@@ -41,11 +43,13 @@ class Layout:
     """Processes among which the experts of a block are divided."""
     pipeline: int = 1
     """Groups of processes that each hold other blocks."""
+    tensor: int = 1
+    """Processes that divide the heads of each mixer; each has a part of the tokens."""
 
     @property
     def replica(self) -> int:
         """Processes that hold the weights of a stage once."""
-        return self.shard * self.context
+        return self.shard * self.context * self.tensor
 
     @property
     def stage(self) -> int:
@@ -70,7 +74,7 @@ class Layout:
 
 def axes_of(cfg: ParallelConfig) -> dict[str, int]:
     """Number of processes along each axis beside that of the data, for nano3.train.world.init_world."""
-    return {name: n for name, n in ((PIPELINE, cfg.pipeline), (CONTEXT, cfg.context)) if n > 1}
+    return {name: n for name in (PIPELINE, CONTEXT, TENSOR) if (n := getattr(cfg, name)) > 1}
 
 
 def layout_of(cfg: ParallelConfig, model: ModelConfig, size: int) -> Layout:
@@ -82,13 +86,10 @@ def layout_of(cfg: ParallelConfig, model: ModelConfig, size: int) -> Layout:
     _check_copies(cfg)
     _check_pipeline(cfg, model, size)
     own = size // cfg.pipeline
-    if own % (cfg.replicate * cfg.context):
-        name = "context" if cfg.context > 1 and (cfg.replicate == 1 or own % cfg.replicate == 0) else "replicate"
-        # The other one stays as it is where the number of processes allows it at all.
-        other = cfg.replicate if name == "context" else math.gcd(own, cfg.context)
-        reason = f"{_processes(own)}{_of_stage(cfg)} cannot be divided into so many groups"
-        raise _wrong(name, cfg, reason, _divisors(own // other), size)
-    layout = Layout(cfg.replicate, own // (cfg.replicate * cfg.context), cfg.context, cfg.expert, cfg.pipeline)
+    check_heads(cfg, model, own, size)
+    _check_groups(cfg, model, own, size)
+    shard = own // (cfg.replicate * cfg.context * cfg.tensor)
+    layout = Layout(cfg.replicate, shard, cfg.context, cfg.expert, cfg.pipeline, cfg.tensor)
     if cfg.shard and cfg.shard != layout.shard:
         reason = f"{_processes(own)}{_of_stage(cfg)} leave another number"
         raise _wrong("shard", cfg, reason, [layout.shard if cfg.fsdp else 0], size)
@@ -107,16 +108,20 @@ def check_lengths(cfg: ParallelConfig, model: ModelConfig, lengths: Iterable[int
     Raises:
         UserError: which, and the nearest number of processes among which they can be shared out.
     """
-    if cfg.context == 1:
+    if cfg.context == cfg.tensor == 1:
         return
     shortest = model.d_conv - 1 if model.blocks(MAMBA) else 1
-    slices = SLICES_EACH * cfg.context
+    slices = SLICES_EACH * cfg.context if cfg.context > 1 else 1
     for length in lengths:
-        if length % slices or length // slices < shortest:
+        if cfg.context > 1 and (length % slices or length // slices < shortest):
             most = length // (SLICES_EACH * shortest)
             fitting = [n for n in range(1, most + 1) if length % (SLICES_EACH * n) == 0]
             reason = f"sequences of {length} tokens do not divide into {slices} slices of at least {shortest}"
             raise _wrong("context", cfg, reason, [1, *fitting])
+        if length % (slices * cfg.tensor):
+            fitting = [n for n in _divisors(length // slices) if divides_heads(model, n)]
+            reason = f"sequences of {length} tokens do not divide into {slices} x {cfg.tensor} equal parts"
+            raise _wrong("tensor", cfg, reason, fitting)
 
 
 def _check_copies(cfg: ParallelConfig) -> None:
@@ -138,7 +143,7 @@ def _check_pipeline(cfg: ParallelConfig, model: ModelConfig, size: int) -> None:
     possible = [n for n in _divisors(size) if n * cfg.stages_per_rank <= model.n_blocks]
     if cfg.pipeline not in possible:
         reason = f"{_processes(size)} and {model.n_blocks} blocks do not divide into stages so"
-        others = cfg.replicate * cfg.context
+        others = cfg.replicate * cfg.context * cfg.tensor
         raise _wrong(PIPELINE, cfg, reason, [n for n in possible if size // n % others == 0] or possible or [1], size)
     check_whole(cfg)
 
@@ -151,6 +156,46 @@ def check_whole(cfg: ParallelConfig) -> None:
             f"parallel.{name} is {getattr(cfg, name)} without a pipeline: --set parallel.pipeline=N, or "
             f"--set parallel.{name}={default}"
         )
+
+
+def divides_heads(model: ModelConfig, n: int) -> bool:
+    """Whether `n` processes can divide the heads of every mixer. Heads of keys and groups of B and C that are fewer are
+    the same ones on several processes."""
+    kinds = [(model.n_heads, model.n_kv_heads)] if model.blocks(ATTENTION) else []
+    kinds += [(model.mamba_n_heads, model.n_groups)] if model.blocks(MAMBA) else []
+    if not kinds:
+        return n == 1
+    return all(heads % n == 0 and (shared % n == 0 or n % shared == 0) for heads, shared in kinds)
+
+
+def check_heads(cfg: ParallelConfig, model: ModelConfig, own: int = 0, size: int = 0) -> None:
+    """Refuse a number of processes that the heads of a mixer do not divide among, of `own` in a stage and `size` in
+    all; 0: of as many as there may be.
+
+    Raises:
+        UserError: with the nearest number that is possible.
+    """
+    if divides_heads(model, cfg.tensor):
+        return
+    kinds = [f"{model.n_heads} heads with {model.n_kv_heads} of keys"] if model.blocks(ATTENTION) else []
+    kinds += [f"{model.mamba_n_heads} Mamba-2 heads in {model.n_groups} groups"] if model.blocks(MAMBA) else []
+    reason = f"{' and '.join(kinds)} cannot be divided so" if kinds else "the model has no heads"
+    some = _divisors(own) if own else range(1, max(model.n_heads, model.mamba_n_heads) + 1)
+    raise _wrong(TENSOR, cfg, reason, [n for n in some if divides_heads(model, n)], size)
+
+
+def _check_groups(cfg: ParallelConfig, model: ModelConfig, own: int, size: int) -> None:
+    """Refuse groups into which the processes of a stage, `own` of `size`, do not divide."""
+    names, left = ("replicate", CONTEXT, TENSOR), own
+    for i, name in enumerate(names):
+        if left % getattr(cfg, name) == 0:
+            left //= getattr(cfg, name)
+            continue
+        # The ones after it stay as they are where the number of processes allows it at all.
+        after = math.gcd(left, math.prod(getattr(cfg, other) for other in names[i + 1 :]))
+        possible = [n for n in _divisors(left // after) if name != TENSOR or divides_heads(model, n)]
+        reason = f"{_processes(own)}{_of_stage(cfg)} cannot be divided into so many groups"
+        raise _wrong(name, cfg, reason, possible, size)
 
 
 def _of_stage(cfg: ParallelConfig) -> str:

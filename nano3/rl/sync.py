@@ -199,7 +199,7 @@ class WeightSync:
             return [("", self.probe.rollouts(self.engine, experts))]
         found, self._gone = [], []
         data = self.world.data
-        mine = self.engine.parts[data.rank :: data.size] if self.world.context.rank == 0 else []
+        mine = self.engine.parts[data.rank :: data.size] if self.world.sequence.rank == 0 else []
         for url, part in mine:
             try:
                 found.append((f" at {url}", self.probe.rollouts(part)))

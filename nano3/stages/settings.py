@@ -18,7 +18,7 @@ from nano3.config.schema import PretrainConfig
 from nano3.config.sections.parallel import ParallelConfig
 from nano3.config.sft import SftConfig
 from nano3.data.tokens.steps import Plans, make_plans
-from nano3.model.lora.targets import expert_targets
+from nano3.model.lora.targets import expert_targets, head_targets
 from nano3.parallel.layout import check_lengths, layout_of
 from nano3.parallel.stages import stages_for
 from nano3.train.schedule import build_schedule
@@ -100,6 +100,11 @@ def check_parallel(cfg: RunConfig | AnyPolicyConfig | GenrmConfig, n_processes: 
         raise UserError(
             f"parallel.expert is {parallel.expert}: it divides experts, not adapters such as {names[0]} of theirs; "
             "choose lora.targets without experts, or --set parallel.expert=1"
+        )
+    if parallel.tensor > 1 and isinstance(cfg, SftConfig) and (names := head_targets(cfg.model, cfg.lora)):
+        raise UserError(
+            f"parallel.tensor is {parallel.tensor}: it divides heads, not adapters such as {names[0]} of theirs; "
+            "choose lora.targets without attention and Mamba-2 blocks, or --set parallel.tensor=1"
         )
 
 

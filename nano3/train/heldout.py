@@ -11,8 +11,8 @@ import torch
 
 from nano3.config.schema import ScoringConfig
 from nano3.model.head import IGNORED, nll_sum
-from nano3.parallel.context import SharedSequences, around
 from nano3.parallel.pipeline import Pipeline
+from nano3.parallel.sharing import Sharing, around
 from nano3.train.feed import to_device
 from nano3.train.parallel import release
 from nano3.train.world import World
@@ -123,7 +123,7 @@ def evaluate(
     micro_batch: int,
     world: World,
     tick: Callable[[], None] | None = None,
-    shared: SharedSequences | None = None,
+    shared: Sharing | None = None,
     pipeline: Pipeline | None = None,
 ) -> HeldoutScore:
     """Score the first `n_sequences` held-out sequences, shared out over the ranks.
@@ -169,7 +169,7 @@ def _score(
     rows: range,
     extra: int,
     world: World,
-    shared: SharedSequences | None,
+    shared: Sharing | None,
     pipeline: Pipeline | None,
 ) -> torch.Tensor:
     """(sum of negative log-likelihood, targets, bytes) of this process's part of some sequences, as float64; `extra`
@@ -188,5 +188,5 @@ def _score(
     nll = run(model) if pipeline is None else pipeline.through(tuple(batch.tokens.shape), run)
     if nll is None:
         return torch.zeros(3, dtype=torch.float64)
-    n_bytes = source.bytes_of(rows.start, len(rows)) if world.context.rank == 0 or shared is None else 0
+    n_bytes = source.bytes_of(rows.start, len(rows)) if world.sequence.rank == 0 or shared is None else 0
     return torch.tensor([nll, batch.n_targets, n_bytes], dtype=torch.float64)

@@ -11,7 +11,7 @@ from torch import Tensor
 from nano3.config.schema import BalanceConfig, ExpertBiasConfig
 from nano3.model.forward_pass import Statistic
 from nano3.model.head import nll_sum
-from nano3.parallel.context import SharedSequences, around
+from nano3.parallel.sharing import Sharing, around
 from nano3.train.tally import Metric
 
 
@@ -50,7 +50,7 @@ class LossFunction(Protocol):
     def __call__(self, model: Any, batch: Any, scale: Scale) -> LossParts: ...
 
 
-def check_shared(loss: LossFunction, shared: SharedSequences | None) -> LossFunction:
+def check_shared(loss: LossFunction, shared: Sharing | None) -> LossFunction:
     """`loss`, which is given slices of sequences where processes share them out: taken for whole ones, they would lack
     all that lies before them.
 
@@ -60,9 +60,9 @@ def check_shared(loss: LossFunction, shared: SharedSequences | None) -> LossFunc
     if shared is None or getattr(getattr(loss, "shared", None), "group", None) is shared.group:
         return loss
     raise ValueError(
-        f"parallel.context is {shared.size}, and {type(loss).__name__} does not say that it takes slices of sequences: "
-        "its attribute `shared` has to be a SharedSequences of world.context, of which the model is told by "
-        "nano3.parallel.context.around; or set parallel.context=1"
+        f"ranks share out each sequence, and {type(loss).__name__} does not say that it takes slices of sequences: its "
+        "attribute `shared` has to be a nano3.parallel.sharing.Sharing of world.sequence, of which the model is told "
+        "by nano3.parallel.sharing.around; or set parallel.context=1 and parallel.tensor=1"
     )
 
 
@@ -94,21 +94,21 @@ class NextTokenLoss:
         self,
         balance_coef: float,
         balance_type: Literal["aux_loss", "seq_aux_loss"] = "aux_loss",
-        shared: SharedSequences | None = None,
+        shared: Sharing | None = None,
     ) -> None:
         """Choose the balance loss.
 
         Args:
             balance_coef: its coefficient.
             balance_type: over the micro-batch, or of each row alone; see nano3.config.schema.BalanceConfig.
-            shared: the processes that share out each row, of which batches are a part (`SharedSequences.cut`); None:
+            shared: the processes that share out each row, of which batches are a part (`Sharing.cut`); None:
                 rows are whole.
         """
         self.balance_coef, self.shared = balance_coef, shared
         self._balance: Statistic = "sequence_balance_loss" if balance_type == "seq_aux_loss" else "balance_loss"
 
     @classmethod
-    def of(cls, balance: ExpertBiasConfig, shared: SharedSequences | None = None) -> NextTokenLoss:
+    def of(cls, balance: ExpertBiasConfig, shared: Sharing | None = None) -> NextTokenLoss:
         """By a section of settings; one without a balance loss belongs to a stage with a loss of its own."""
         if not isinstance(balance, BalanceConfig):
             raise TypeError("balance has no loss_coef: give the trainer a loss")

@@ -17,6 +17,7 @@ from nano3.parallel.pipeline import Pipeline, keep_stages
 from nano3.parallel.plan import Sharding, shard, sharded_modules
 from nano3.parallel.precision import Precision, precision_of
 from nano3.parallel.stages import stages_for
+from nano3.parallel.tensor import divide_heads
 from nano3.train.freeze import freeze
 from nano3.train.settings import TrainerConfig
 from nano3.train.world import World
@@ -60,7 +61,11 @@ def parallelize(model: Any, world: World, cfg: ParallelConfig, seq_len: int = 0)
         ValueError: `world` was opened for other numbers of ranks to a sequence or a pipeline.
     """
     layout = layout_of(cfg, model.cfg, world.loss.size * world.pipeline.size)
-    for name, own in (("context", world.context.size), ("pipeline", world.pipeline.size)):
+    for name, own in (
+        ("context", world.context.size),
+        ("tensor", world.tensor.size),
+        ("pipeline", world.pipeline.size),
+    ):
         if getattr(layout, name) != own:
             raise ValueError(f"parallel.{name} is {getattr(layout, name)}, and the world was opened with {own}")
     precision, pipeline = check_device(cfg, model.compute_dtype, world), None
@@ -70,6 +75,8 @@ def parallelize(model: Any, world: World, cfg: ParallelConfig, seq_len: int = 0)
         keep_stages(model, own)
         world.agree(None if any(p.requires_grad for p in model.parameters()) else _nothing_to_train(own))
         pipeline = Pipeline(model, stages, world.pipeline.handle, world.device)
+    if layout.tensor > 1:
+        divide_heads(model, world.tensor.handle)
     if world.loss.size > 1 and cfg.fsdp:
         options = Sharding(precision, cfg.reshard_after_forward is not False, cfg.offload)
         shard(model, layout, world.loss_mesh(), options)

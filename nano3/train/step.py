@@ -130,14 +130,14 @@ def count(
         )
     if not sums[1]:
         raise UserError("a step has no tokens: a source gives at least one micro-batch with text in it")
-    n_batches = sums[3] if world.context.size == 1 else _whole_batches(batches, world)
+    n_batches = sums[3] if world.sequence.size == 1 else _whole_batches(batches, world)
     return Totals(int(sums[0]), int(n_batches), int(sums[1]), sums[2])
 
 
 def _whole_batches(batches: Sequence[Any], world: World) -> float:
     """Micro-batches with any token, where several ranks hold slices of each: it counts once for all of them."""
     tokens = torch.tensor([float(batch.n_tokens) for batch in batches], dtype=torch.float64, device=world.device)
-    return world.data.sum((world.context.sum(tokens) > 0).sum().double()).item()
+    return world.data.sum((world.sequence.sum(tokens) > 0).sum().double()).item()
 
 
 def _size(batches: Sequence[Any], cost: Callable[[int], float]) -> list[float]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from nano3.config.model import MOE
 from nano3.model.count import flops_per_token
-from nano3.parallel.context import SharedSequences
+from nano3.parallel.tensor import sharing
 from nano3.train.balance import load_stats
 from nano3.train.checkpoint.checkpointer import Checkpointer, CheckpointError, Saved, load_tensors, step_folders
 from nano3.train.checkpoint.run_identity import (
@@ -83,7 +83,7 @@ class Trainer:
         self.length = RunLength(cfg.train.tokens, cfg.train.steps)
         self._move_to(Position(schedule_start=cfg.schedule.start_tokens, schedule_start_step=cfg.schedule.start_steps))
         self.progress = progress or make_progress(self.world.is_main)
-        self.shared = SharedSequences(self.world.context.handle) if self.world.context.size > 1 else None
+        self.shared = sharing(self.world.sequence.handle, self.world.context.handle, self.world.tensor.handle)
         loss = check_shared(loss or NextTokenLoss.of(cfg.balance, self.shared), self.shared)
         check_stages(loss, self.world.pipeline.size)
         self.model, self.pipeline = place(model, cfg, self.world)

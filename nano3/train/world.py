@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -20,10 +20,13 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from nano3.config.errors import UserError
 from nano3.train.waits import Waits
 
-DATA, CONTEXT, LOSS, PIPELINE = "data", "context", "loss", "pipeline"
-"""Axes of the processes: those that read different sequences, those that share out each sequence, and the two together:
-over those the sums of a step are made. Along the pipeline they hold other blocks, for the same sequences; what the loss
-reports adds up along it too. Processes along any other axis hold the same data."""
+DATA, CONTEXT, TENSOR, PIPELINE = "data", "context", "tensor", "pipeline"
+"""Axes of the processes: those that read different sequences, those that hold other slices of each sequence, and those
+that divide heads and, between mixers, the tokens of a slice. Along the pipeline they hold other blocks, for the same
+sequences; what the loss reports adds up along it too. Processes along any other axis hold the same data."""
+SEQUENCE, LOSS = "sequence", "loss"
+"""Context and tensor together, the processes that share out each sequence; and these with data: over those the sums of
+a step are made."""
 
 
 PREPARING = timedelta(hours=24)
@@ -63,7 +66,7 @@ class World:
     """This process among its peers. Every collective is a no-op in a world of one.
 
     What a step adds up goes over `loss`, which sequences a process reads goes by `data`: neither by `size`, since
-    processes along other axes (tensor, pipeline) work on the same sequences.
+    processes along the pipeline work on the same sequences.
     """
 
     rank: int = 0
@@ -81,7 +84,7 @@ class World:
     mesh: DeviceMesh | None = None
     """The processes by axis, `data` first but for the pipeline; None: all are along `data`."""
     groups: Mapping[str, Group] = field(default_factory=dict)
-    """This process's group along each axis of `mesh`, and LOSS."""
+    """This process's group along each axis of `mesh`, SEQUENCE and LOSS."""
     joined: DeviceMesh | None = None
     """The processes of LOSS as a mesh of one axis, where `mesh` has no axis of just these."""
     waits: Waits = field(default_factory=Waits)
@@ -99,8 +102,18 @@ class World:
 
     @property
     def context(self) -> Group:
-        """The processes that share out each sequence of this one; it alone where the world has no such axis."""
+        """The processes that hold slices of each sequence of this one; it alone where the world has no such axis."""
         return self.groups.get(CONTEXT, Group())
+
+    @property
+    def tensor(self) -> Group:
+        """The processes that divide heads with this one; it alone where the world has no such axis."""
+        return self.groups.get(TENSOR, Group())
+
+    @property
+    def sequence(self) -> Group:
+        """The processes of both kinds, that share out each sequence of this one."""
+        return self.groups.get(SEQUENCE, Group())
 
     @property
     def loss(self) -> Group:
@@ -192,7 +205,7 @@ def init_world(axes: Mapping[str, int] | None = None) -> World:
     """Join the processes that torchrun started (gloo on CPU, nccl on CUDA); a world of one without torchrun.
 
     Args:
-        axes: number of processes along each axis beside `data`, the last one varying fastest: {"tensor": 2}.
+        axes: number of processes along each axis beside `data`, the last one varying fastest: {"context": 2}.
 
     Raises:
         UserError: the processes do not divide into these axes.
@@ -224,7 +237,8 @@ def _check_axes(size: int, axes: Mapping[str, int]) -> None:
 def _grouped(
     device: torch.device, size: int, axes: Mapping[str, int]
 ) -> tuple[DeviceMesh | None, dict[str, Group], DeviceMesh | None]:
-    """The mesh of `axes` with `data` before them, this process's group along each, and the mesh of LOSS."""
+    """The mesh of `axes` with `data` before them; this process's group along each, and those of SEQUENCE and LOSS; the
+    mesh of LOSS."""
     if not axes:
         return None, {}, None
     n_data = size // math.prod(axes.values())
@@ -233,13 +247,21 @@ def _grouped(
     names = tuple(sizes)
     mesh = init_device_mesh(device.type, tuple(sizes.values()), mesh_dim_names=names)
     groups = {name: _group(mesh[name]) for name in names}
-    if CONTEXT not in axes:
+    shared = [name for name in (CONTEXT, TENSOR) if name in axes]
+    if not shared:
         return mesh, groups, None
-    # Data and context last, so that each row is a group of LOSS.
-    ranks = torch.arange(size).view(mesh.shape).movedim([names.index(DATA), names.index(CONTEXT)], [-2, -1])
-    pairs = ranks.reshape(-1, n_data * axes[CONTEXT])
-    joined = DeviceMesh(device.type, pairs, mesh_dim_names=("other", LOSS))[LOSS]
+    joined = _joined(mesh, (DATA, *shared), LOSS)
+    # A mesh makes new process groups, which are not for nothing.
+    groups[SEQUENCE] = groups[shared[0]] if len(shared) == 1 else _group(_joined(mesh, shared, SEQUENCE))
     return mesh, groups | {LOSS: _group(joined)}, joined
+
+
+def _joined(mesh: DeviceMesh, names: Sequence[str], name: str) -> DeviceMesh:
+    """The processes along several axes of `mesh` as one of its own, the last one varying fastest."""
+    dims = [(mesh.mesh_dim_names or ()).index(axis) for axis in names]
+    ranks = mesh.mesh.movedim(dims, list(range(-len(dims), 0)))
+    rows = ranks.flatten(-len(dims)).reshape(-1, math.prod(mesh.shape[dim] for dim in dims))
+    return DeviceMesh(mesh.device_type, rows, mesh_dim_names=("other", name))[name]
 
 
 def _group(mesh: DeviceMesh) -> Group:

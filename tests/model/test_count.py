@@ -168,6 +168,18 @@ def test_ranks_share_sequences_and_gather_their_own_experts_alone():
     assert most_ranks(replace(cfg, parallel=replace(cfg.parallel, context=64))) == 48 * 64
 
 
+def test_ranks_that_divide_heads_have_fewer_states_and_take_the_tokens_of_all_of_them():
+    cfg = load_extend_context("long-context")
+    parallel = replace(cfg.parallel, context=8, tensor=8, expert=8)
+    assert most_ranks(replace(cfg, parallel=parallel)) == 48 * 64
+    shared, divided = of_256(context=64, expert=8), of_256(context=8, tensor=8, expert=8)
+    # Computed again, a block gathers again: of states, keys and values, those of one block, and of one head of keys.
+    assert 12e9 < shared - divided < (23 + 2) * 128 * 2**21 + 6 * 2 * 2**29
+    # Rows of 4,096 tokens beside them: 128 in a pass, 16 slices each, an eighth of 2 MiB for each.
+    mixed = rank_bytes(replace(cfg, parallel=parallel), ranks=256)
+    assert 0 <= mixed - divided <= 3 * 128 * 16 * 2**18
+
+
 def test_weights_that_stay_gathered_and_shares_in_main_memory_are_counted():
     cfg = load_extend_context("long-context")
     freed, kept, away = (of_256(**s) for s in ({}, {"reshard_after_forward": False}, {"offload": True}))

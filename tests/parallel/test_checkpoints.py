@@ -61,10 +61,13 @@ LAYOUTS = {
     "replicas": (4, {"expert": 2, "replicate": 2}),
     "shared sequences": (2, {"context": 2}),
     "shared sequences and divided experts": (4, {"context": 2, "expert": 2}),
+    "divided heads": (2, {"tensor": 2}),
+    "divided heads, slices and experts": (4, {"tensor": 2, "context": 2, "expert": 2}),
     "stages": (2, {"pipeline": 2}),
     "sharded stages, two a process": (4, {"pipeline": 2, "schedule": "interleaved", "stages_per_rank": 2, "expert": 2}),
 }
-BY_DEFAULT = ("divided experts", "shared sequences")
+BY_DEFAULT = ("divided experts", "shared sequences", "divided heads")
+HEADS = {"model": {"n_heads": 4, "n_kv_heads": 1, "mamba_n_heads": 2}}
 
 
 @pytest.mark.parametrize(
@@ -73,7 +76,7 @@ BY_DEFAULT = ("divided experts", "shared sequences")
 def test_state_is_the_same_bits_in_every_arrangement(finish, loaded_again, layout):
     """From one process into the arrangement and back again, moments included; and the folder that it exports."""
     ranks, parallel = LAYOUTS[layout]
-    settings = {**BALANCED, "train": {"tokens": 192, "micro_batch_size": 1}}
+    settings = {**BALANCED, **HEADS, "train": {"tokens": 192, "micro_batch_size": 1}}
     run = finish("one", **settings)
     there = loaded_again(run.folder, "there", ranks, **settings, parallel=parallel)
     first, second = run.state(3), run.at(there).state(3)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from nano3.config.model import ModelConfig
 from nano3.model.lm import LM
-from nano3.parallel.context import Neighbours, SharedSequences, around
+from nano3.parallel.context import Neighbours, SharedSequences
+from nano3.parallel.sharing import around
 from nano3.train.heldout import to_device
 
 from ..train.tiny_run import TinyBatch

@@ -21,6 +21,9 @@ LAYOUTS = {
     "copies": (2, {"fsdp": False}),
     "experts": (4, {"expert": 2, "replicate": 2}),
     "stages": (4, {"pipeline": 2, "expert": 2}),
+    "heads": (4, {"tensor": 4, "expert": 2}),
+    "heads of copies": (2, {"tensor": 2, "fsdp": False}),
+    "heads of slices": (8, {"tensor": 2, "context": 2, "pipeline": 2, "expert": 4}),
     "slices": (4, {"context": 2, "expert": 4, "reshard_after_forward": False}),
 }
 

@@ -25,6 +25,8 @@ NANO = load_model("nano3-30b-a3b")
         (256, {"expert": 8, "context": 64}, Layout(1, 4, 64, 8), (1, 32, 8)),
         (256, {"expert": 8, "context": 64, "pipeline": 4}, Layout(1, 1, 64, 8, 4), (1, 8, 8)),
         (256, {"expert": 128, "context": 64, "shard": 4}, Layout(1, 4, 64, 128), (1, 2, 128)),
+        (256, {"context": 8, "tensor": 8, "expert": 8, "pipeline": 4}, Layout(1, 1, 8, 8, 4, 8), (1, 8, 8)),
+        (64, {"tensor": 32}, Layout(shard=2, tensor=32), (1, 64, 1)),
     ],
 )
 def test_the_processes_are_divided_as_the_settings_say(size, settings, layout, experts):
@@ -57,6 +59,13 @@ def test_the_processes_are_divided_as_the_settings_say(size, settings, layout, e
         (8, {"pipeline": 2, "shard": 8}, r"shard is 8: 4 processes of a stage .*--set parallel.shard=4$"),
         (1, {"pipeline": 2}, r"parallel.pipeline is 2: one process .*=1, or start more with torchrun$"),
         (2, {"cuts": [3]}, r"parallel.cuts is \[3\] without a pipeline: .*, or --set parallel.cuts=\[\]$"),
+        (8, {"tensor": 3}, r"tensor is 3: 32 heads with 2 of keys and 64 Mamba-2 heads in 8 groups cannot .*tensor=2$"),
+        (64, {"tensor": 64}, r"parallel.tensor is 64: 32 heads .* --set parallel.tensor=32$"),
+        (6, {"tensor": 4}, r"parallel.tensor is 4: 6 processes cannot be divided .* --set parallel.tensor=2$"),
+        (8, {"tensor": 8, "context": 2}, r"parallel.tensor is 8: 8 processes .* --set parallel.tensor=4$"),
+        (8, {"tensor": 4, "context": 3}, r"parallel.context is 3: 8 processes .* --set parallel.context=2$"),
+        (8, {"pipeline": 2, "tensor": 8}, r"tensor is 8: 4 processes of a stage .* --set parallel.tensor=4$"),
+        (1, {"tensor": 2}, r"parallel.tensor is 2: one process cannot be .*=1, or start more with torchrun$"),
         (4, {"replicate": 3, "context": 4}, r"parallel.replicate is 3: 4 processes .* --set parallel.replicate=1$"),
     ],
 )
@@ -70,6 +79,8 @@ def test_experts_whose_matrices_do_not_divide_among_their_shards_are_refused():
     assert layout_of(ParallelConfig(expert=4), odd, 8).expert_shape == (1, 2, 4)
     with pytest.raises(UserError, match=r"128 experts of 10 x 36 cannot be divided among 16 processes so; .*expert=4$"):
         layout_of(ParallelConfig(expert=2), odd, 16)
+    with pytest.raises(UserError, match=r"tensor is 2: the model has no heads; the nearest is --set parallel.tensor=1"):
+        layout_of(ParallelConfig(tensor=2), replace(NANO, pattern="E-"), 2)
     dense = replace(NANO, pattern="M*-")
     with pytest.raises(UserError, match=r"the model has no experts; the nearest is --set parallel.expert=1"):
         layout_of(ParallelConfig(expert=2), dense, 2)
@@ -82,9 +93,14 @@ def test_sequences_that_do_not_divide_into_slices_are_refused():
     with pytest.raises(UserError, match=r"context is 8: sequences of 32 tokens .* 16 slices of at least 3; .*=4$"):
         check_lengths(ParallelConfig(context=8), NANO, [32])
     check_lengths(ParallelConfig(context=8), replace(NANO, pattern="E*"), [32])
+    check_lengths(ParallelConfig(context=4, tensor=2), NANO, [512, 64])
+    with pytest.raises(UserError, match=r"tensor is 8: sequences of 100 tokens .* 1 x 8 equal parts; .*tensor=4$"):
+        check_lengths(ParallelConfig(tensor=8), NANO, [512, 100])
+    with pytest.raises(UserError, match=r"tensor is 8: sequences of 96 tokens .* 8 x 8 equal parts; .*tensor=4$"):
+        check_lengths(ParallelConfig(context=4, tensor=8), NANO, [96])
 
 
-@pytest.mark.parametrize("setting", ["expert", "context", "replicate", "shard", "pipeline"])
+@pytest.mark.parametrize("setting", ["expert", "context", "tensor", "replicate", "shard", "pipeline"])
 @pytest.mark.parametrize("load", [load_rlvr, load_rlhf])
 def test_reinforcement_learning_refuses_what_it_cannot_use(load, setting):
     check_parallel(load("tiny", []), 2)
@@ -111,6 +127,17 @@ def test_adapters_of_experts_that_are_divided_are_refused():
         with pytest.raises(UserError, match=r"expert is 2: .* adapters such as blocks.\d+.mixer.experts.* of theirs"):
             check_parallel(load_sft("tiny", [*divided, *targets]), 2)
     check_parallel(load_sft("tiny", [*divided, 'lora.targets=["q_proj","*.shared_experts.*"]']), 2)
+
+
+def test_adapters_of_heads_that_are_divided_are_refused():
+    divided = ["parallel.tensor=2", "lora.rank=2"]
+    for targets in ([], ['lora.targets=["in_proj"]'], ['lora.targets=["*.o_proj"]']):
+        check_parallel(load_sft("tiny", ["lora.rank=2", *targets]), 2)
+        with pytest.raises(
+            UserError, match=r"tensor is 2: it divides heads, not adapters such as blocks.\d+.mixer\.\w+"
+        ):
+            check_parallel(load_sft("tiny", [*divided, *targets]), 2)
+    check_parallel(load_sft("tiny", [*divided, 'lora.targets=["*.experts.*","*.shared_experts.*"]']), 2)
 
 
 def test_adapters_in_stages_are_refused():

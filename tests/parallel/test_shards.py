@@ -16,8 +16,14 @@ NANO = load_model("nano3-30b-a3b")
 
 @pytest.mark.parametrize(
     "layout",
-    [Layout(shard=64, expert=8), Layout(1, 4, 64, 8), Layout(2, 128, expert=8), Layout(shard=100)],
-    ids=["64", "256, sequences shared", "256, replicas", "100, uneven"],
+    [
+        Layout(shard=64, expert=8),
+        Layout(1, 4, 64, 8),
+        Layout(1, 4, 8, 8, tensor=8),
+        Layout(2, 128, expert=8),
+        Layout(shard=100),
+    ],
+    ids=["64", "256, sequences shared", "256, heads divided", "256, replicas", "100, uneven"],
 )
 def test_the_parts_of_all_processes_of_a_replica_are_the_model(layout):
     shapes, total = list(parameter_shapes(NANO)), 0
@@ -95,6 +101,20 @@ def test_a_dry_run_tells_what_a_process_would_hold(capsys, world, context):
     assert facts["memory_bytes"] > facts["state_bytes"]
     assert facts["replica_parameters"] == 31_577_937_344
     assert facts["step"]["blocks"] == "ME*"
+    assert facts["step"]["collectives"] > 20
+
+
+def test_a_dry_run_of_the_reports_own_arrangement(capsys):
+    degrees = {"context": 8, "tensor": 8, "expert": 8, "pipeline": 4}
+    command = ["extend-context", "--preset", "long-context", "--dry-run", "--json", "--world", "256", "--rank", "77"]
+    with pytest.raises(SystemExit) as ended:
+        app.main([*command, *(word for name, n in degrees.items() for word in ("--set", f"parallel.{name}={n}"))])
+    assert ended.value.code in (0, None)
+    facts = json.loads(capsys.readouterr().out)["process"]
+    assert {name: facts[name] for name in degrees} == degrees
+    # 77 = 64 + 8 + 5: of the second stage the second pair of slices, the sixth part of the heads and of the tokens.
+    assert [facts[key] for key in ("replicate", "shard", "slices", "part")] == [1, 1, [1, 14], 5]
+    assert facts["sequences_per_step"] == 48
     assert facts["step"]["collectives"] > 20
 
 

@@ -34,7 +34,7 @@ def report(action):
 """
 
 FOUR = """
-report(lambda: init_world({"tensor": 3}))
+report(lambda: init_world({"copies": 3}))
 world = init_world({"context": 2})
 print(world.data.rank, world.data.size, world.loss.size, world.loss.sum(torch.ones(())).item())
 mesh, whole = world.mesh, torch.arange(1.0, 5.0)
@@ -59,7 +59,7 @@ def test_sums_go_over_the_ranks_of_the_loss_and_norms_over_each_mesh(processes):
     outputs = [process.communicate(timeout=300) for process in started]
     assert [process.returncode for process in started] == [0] * 4, outputs
     lines = [out.splitlines() for out, _ in outputs]
-    assert [rank.pop(0) for rank in lines] == ["UserError 4 processes do not divide into tensor 3"] * 4
+    assert [rank.pop(0) for rank in lines] == ["UserError 4 processes do not divide into copies 3"] * 4
     assert [rank[0] for rank in lines] == ["0 2 4 4.0", "0 2 4 4.0", "1 2 4 4.0", "1 2 4 4.0"]
     for rank in lines:
         # Three times 1 + 4 + 9 + 16.
@@ -85,7 +85,7 @@ def test_ranks_that_share_their_data_count_once(tiny, complete, tmp_path, fsdp, 
         tiny.trainer(tmp_path / "alone", tiny.config(**settings)).fit()
     else:
         complete(tmp_path / "alone", ranks=ranks, settings=settings)
-    complete(tmp_path / "pairs", "--axes", json.dumps({"tensor": 2}), ranks=2 * ranks, settings=settings)
+    complete(tmp_path / "pairs", "--axes", json.dumps({"copies": 2}), ranks=2 * ranks, settings=settings)
     alone, pairs = (without_clock(read_metrics(tmp_path / name / "metrics.jsonl")) for name in ("alone", "pairs"))
     assert len(alone) > 6
     assert pairs == alone
@@ -112,7 +112,7 @@ class Poisoned(NextTokenLoss):
         parts.total = parts.total * (float("nan") if world.rank == 1 else 1.0)
         return parts
 
-world = init_world({"tensor": 2})
+world = init_world({"copies": 2})
 part = {"kl": (torch.tensor(4.0), 2.0)} if world.rank == 1 else {}
 print(Tally(world).add_up([part], torch.zeros(1, dtype=torch.float64))[0])
 for loss in (NextTokenLoss(0.0), Poisoned(0.0)):

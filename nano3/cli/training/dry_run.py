@@ -48,14 +48,15 @@ def show_dry_run(
 
 def dry_run_facts(cfg: PretrainConfig | SftConfig) -> dict[str, Any]:
     """Everything that a dry run tells; sizes in parameters, bytes, tokens and floating-point operations."""
-    from nano3.parallel.layout import check_whole
+    from nano3.parallel.layout import check_heads, check_whole
     from nano3.stages.settings import fit_micro_batch
 
     check_whole(cfg.parallel)
+    check_heads(cfg.parallel, cfg.model)
     hardware = detect()
     dtype = hardware.compute_dtype if cfg.train.dtype == "auto" else cfg.train.dtype
     counts, held, ranks = count_parameters(cfg.model), memory(cfg, dtype), most_ranks(cfg)
-    readers = ranks // (cfg.parallel.context * cfg.parallel.pipeline)
+    readers = ranks // cfg.parallel.readers_of_one
     free = _free_memory()
     tokens_per_step = cfg.train.batch_size * cfg.data.seq_len
     steps = cfg.train.steps or math.ceil(cfg.train.tokens / tokens_per_step)
@@ -121,6 +122,7 @@ def process_facts(cfg: PretrainConfig | SftConfig, world: int, rank: int, dtype:
         "replicate": layout.replicate,
         "shard": layout.shard,
         "context": layout.context,
+        "tensor": layout.tensor,
         "expert": layout.expert,
         "pipeline": layout.pipeline,
         "stages": [[stage.start, stage.stop] for stage in stages],
@@ -128,7 +130,8 @@ def process_facts(cfg: PretrainConfig | SftConfig, world: int, rank: int, dtype:
         "sequences_per_step": cfg.train.batch_size // readers,
         "micro_batch_size": fitted.train.micro_batch_size,
         "sharded": cfg.parallel.fsdp and layout.stage > 1,
-        "slices": slices_of(layout.context, rank % layout.context) if layout.context > 1 else [],
+        "slices": slices_of(layout.context, rank // layout.tensor % layout.context) if layout.context > 1 else [],
+        "part": rank % layout.tensor,
         "experts": [first, first + each],
         "parameters": share.parameters,
         "expert_parameters": share.expert_parameters,
@@ -163,12 +166,15 @@ def _stages_of(cfg: PretrainConfig | SftConfig, layout: Layout, rank: int) -> li
 def process_table(facts: dict[str, Any]) -> Any:
     """The same for people."""
     table = plain_table(f"Process {facts['rank']} of {facts['world']}", "", "", "")
-    kinds = ("pipeline", "replicate", "shard", "context")[0 if facts["pipeline"] > 1 else 1 :]
+    kinds = ["replicate", "shard", "context"]
+    kinds = ["pipeline"] * (facts["pipeline"] > 1) + kinds + ["tensor"] * (facts["tensor"] > 1)
     table.add_row("arrangement", " x ".join(str(facts[kind]) for kind in kinds), " x ".join(kinds))
     table.add_row("sequences a step", f"{facts['sequences_per_step']:,}", f"{facts['micro_batch_size']:,} a pass")
     if facts["slices"]:
         early, late = facts["slices"]
         table.add_row("slices of each", f"{early} and {late}", f"of {2 * facts['context']}, from 0")
+    if facts["tensor"] > 1:
+        table.add_row("heads of a mixer", f"part {facts['part']}", f"of {facts['tensor']}, from 0; so of the tokens")
     if facts["pipeline"] > 1:
         ranges = ", ".join(f"{start} to {stop - 1}" for start, stop in facts["stages"])
         table.add_row("blocks", ranges, f"a stage costs {facts['evenness']:.0%} of the costliest, on average")

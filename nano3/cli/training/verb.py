@@ -147,8 +147,7 @@ def _check(cfg: Any, run_dir: Path, parts: Parts, source: Path | None) -> None:
         check_writable(run_dir, "--out")
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     check_parallel(cfg if source is None else _with_model_of(cfg, source), processes)
-    # The processes that share out a sequence, or hold different blocks, read the same.
-    readers = processes // (cfg.parallel.context * cfg.parallel.pipeline)
+    readers = processes // cfg.parallel.readers_of_one
     (parts.check_settings or check_settings)(cfg, readers)
     parts.check_data(cfg)
     tokenizer = getattr(cfg.data, "tokenizer", TRAINED)  # conversations take the model's own

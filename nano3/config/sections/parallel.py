@@ -13,7 +13,8 @@ SCHEDULES = ("1f1b", "interleaved")
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """Parallelism under torchrun: processes = pipeline * replicate * shard * context; expert divides the last two."""
+    """Parallelism under torchrun: processes = pipeline * replicate * shard * context * tensor; expert divides the last
+    three."""
 
     fsdp: bool = True
     """Shard weights and optimizer over the ranks (FSDP2); off: every rank keeps a full copy."""
@@ -25,6 +26,8 @@ class ParallelConfig:
     """Ranks among which the experts of a block are divided; tokens travel to their experts."""
     context: int = 1
     """Ranks among which each sequence is divided."""
+    tensor: int = 1
+    """Ranks among which the heads of Mamba-2 and attention blocks are divided, and the tokens of everything else."""
     pipeline: int = 1
     """Ranks among which the blocks are divided, in stages that micro-batches go through one after the other."""
     schedule: str = "1f1b"
@@ -50,15 +53,20 @@ class ParallelConfig:
     rollouts at least 1800."""
 
     def __post_init__(self) -> None:
-        check("parallel", self, ">=", 1, "replicate", "expert", "context", "timeout_s")
+        check("parallel", self, ">=", 1, "replicate", "expert", "context", "tensor", "timeout_s")
         check("parallel", self, ">=", 1, "pipeline", "stages_per_rank")
         check("parallel", self, ">=", 0, "shard")
         _check_schedule(self.schedule, self.stages_per_rank)
 
     @property
+    def readers_of_one(self) -> int:
+        """Ranks that read the same sequences: those that share them out, and those that hold other blocks."""
+        return self.context * self.tensor * self.pipeline
+
+    @property
     def kinds(self) -> str:
         """In words: `data (FSDP), context 8, expert 8`."""
-        degrees = {name: getattr(self, name) for name in ("replicate", "context", "expert", "pipeline")}
+        degrees = {name: getattr(self, name) for name in ("replicate", "context", "tensor", "expert", "pipeline")}
         return ", ".join(["data (FSDP)" if self.fsdp else "data", *(f"{k} {n}" for k, n in degrees.items() if n > 1)])
 
 

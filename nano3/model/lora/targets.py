@@ -46,6 +46,14 @@ def expert_targets(cfg: ModelConfig, lora: LoraConfig) -> list[str]:
     return [p.name for p in projections(cfg) if ".experts." in p.name and is_target(p.name, lora)]
 
 
+def head_targets(cfg: ModelConfig, lora: LoraConfig) -> list[str]:
+    """Names of the projections of attention and Mamba-2 blocks that get adapters."""
+    if not lora.rank:
+        return []
+    divided = {f"blocks.{i}.mixer." for symbol in (ATTENTION, MAMBA) for i in cfg.blocks(symbol)}
+    return [p.name for p in projections(cfg) if p.name.rpartition(".")[0] + "." in divided and is_target(p.name, lora)]
+
+
 def projections(cfg: ModelConfig) -> Iterator[Projection]:
     """All that can have an adapter, in the model's order."""
     for i, symbol in enumerate(cfg.pattern):

@@ -1,0 +1,120 @@
+"""Heads of mixers divided among ranks: the same numbers as on one process."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from nano3.config.presets import load_model
+from nano3.model.lm import LM
+from nano3.parallel.tensor import attention_parts, mamba_parts
+
+from .conftest import same_run
+
+BALANCED = {"balance": {"loss_coef": 0.1, "bias_rate": 0.05}, "optimizer": {"clip_norm": 0.5}}
+SEQUENCE = {**BALANCED, "balance": {**BALANCED["balance"], "loss_type": "seq_aux_loss"}}
+# Two heads of keys and two groups: on four ranks each of them is shared by two.
+HEADS = {"n_heads": 8, "n_kv_heads": 2, "head_dim": 4, "mamba_n_heads": 4, "mamba_head_dim": 6, "n_groups": 2}
+DIVIDED = {**BALANCED, "model": HEADS}
+SINGLE = {**DIVIDED, "train": {"micro_batch_size": 1}}
+
+
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_ranks_that_divide_heads_train_as_one(finish, ranks):
+    same_run(finish("many", ranks=ranks, **DIVIDED, parallel={"tensor": ranks}), finish("one", **DIVIDED))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("train", [{}, {"sequence_chunk": 8}], ids=["whole", "experts in pieces"])
+def test_blocks_that_are_computed_again(finish, train):
+    train = {"checkpoint_activations": "block", **train}
+    same_run(finish("two", ranks=2, **DIVIDED, parallel={"tensor": 2}, train=train), finish("one", **DIVIDED))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("balance", [BALANCED, SEQUENCE], ids=["batch", "rows"])
+@pytest.mark.parametrize("source", ["ragged", "padded"])
+def test_padding_counts_nowhere(finish, balance, source):
+    settings = {**DIVIDED, **balance}
+    run = finish("two", "--source", source, ranks=2, **settings, parallel={"tensor": 2})
+    same_run(run, finish("one", "--source", source, **settings))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", [{"expert": 2}, {"fsdp": False}], ids=str)
+def test_two_ranks_that_divide_more_than_heads(finish, parallel):
+    same_run(finish("two", ranks=2, **DIVIDED, parallel={"tensor": 2, **parallel}), finish("one", **DIVIDED))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "parallel",
+    [
+        {},
+        {"expert": 4},
+        {"replicate": 2, "expert": 2},
+        {"context": 2},
+        {"context": 2, "expert": 4},
+        {"context": 2, "fsdp": False},
+        {"pipeline": 2, "expert": 2},
+    ],
+    ids=str,
+)
+def test_four_ranks_divide_heads_and_more(finish, parallel):
+    same_run(finish("four", ranks=4, **SINGLE, parallel={"tensor": 2, **parallel}), finish("one", **SINGLE))
+
+
+@pytest.mark.slow
+def test_slices_whose_heads_are_divided_are_computed_again(finish):
+    again = {"checkpoint_activations": "block", "sequence_chunk": 8, "micro_batch_size": 4}
+    run = finish("four", ranks=4, **DIVIDED, train=again, parallel={"tensor": 2, "context": 2})
+    same_run(run, finish("one", **DIVIDED, train={"micro_batch_size": 4}))
+
+
+@pytest.mark.slow
+def test_eight_ranks_divide_everything(finish):
+    parallel = {"tensor": 2, "context": 2, "pipeline": 2, "expert": 4}
+    same_run(finish("eight", ranks=8, **SINGLE, parallel=parallel), finish("one", **SINGLE))
+
+
+@pytest.mark.slow
+def test_ranks_that_divide_heads_train_in_bfloat16(finish):
+    settings = {**DIVIDED, "train": {"dtype": "bfloat16"}}
+    parallel = {"tensor": 4, "gather_dtype": "bfloat16"}
+    run, alone = finish("four", ranks=4, **settings, parallel=parallel), finish("one", **settings)
+    assert len(run.metrics) == len(alone.metrics) > 6
+    for here, there in zip(run.metrics, alone.metrics, strict=True):
+        for key in {"loss", "grad_norm"} & there.keys():
+            assert here[key] == pytest.approx(there[key], rel=0.02), (here["step"], key)
+    first, other = (torch.cat([g.flatten() for g in r.gradients(1).values()]) for r in (run, alone))
+    assert (first - other).norm() <= 0.05 * other.norm(), (first - other).norm() / other.norm()
+
+
+@pytest.mark.parametrize(("size", "keys", "groups"), [(2, 1, 1), (8, 4, 1), (16, 8, 2), (32, 16, 4)])
+def test_each_row_is_computed_by_one_process_or_by_all_that_share_its_head(size, keys, groups):
+    """Of the 31.6B model; `keys`, `groups`: processes with the same head of keys, and with the same B and C."""
+    cfg, times = replace(load_model("nano3-30b-a3b"), pattern="*M"), {}
+    with torch.device("meta"):
+        mixers: list[Any] = [block.mixer for block in LM(cfg).blocks]
+    for cut, mixer in zip((attention_parts, mamba_parts), mixers, strict=True):
+        for rank in range(size):
+            for part in cut(cfg, rank, size):
+                parameter = mixer.get_submodule(part.module).get_parameter(part.name)
+                name = f"{part.module}.{part.name}"
+                count = times.setdefault(name, torch.zeros(parameter.shape[part.dim], dtype=torch.int64))
+                for start, stop in part.spans:
+                    count[start:stop] += 1
+    for name, count in times.items():
+        rows, inner = 2 * 8 * 128, 4096  # B and C; z, x, and in front of B
+        if name.startswith(("in_proj", "conv1d")):
+            first = 2 * inner if name.startswith("in_proj") else inner
+            expected = torch.ones(len(count), dtype=torch.int64)
+            expected[first : first + rows] = groups
+        else:
+            expected = torch.full((len(count),), keys if name in ("k_proj.weight", "v_proj.weight") else 1)
+        assert torch.equal(count, expected), name
+    names = {f"{n}_proj.weight" for n in "qkvo"} | {f"{n}.weight" for n in ("in_proj", "conv1d", "norm", "out_proj")}
+    assert times.keys() == names | {"conv1d.bias", ".dt_bias", ".A_log", ".D"}
