@@ -33,6 +33,7 @@ MODULES = {
     "paged_decode": "paged",
     "route": "route",
     "ssd_scan": "scan",
+    "grouped_mlp": "experts",
 }
 """Op -> module of this folder whose KERNELS has it."""
 

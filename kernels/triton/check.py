@@ -39,8 +39,13 @@ def problem(op: str, kernel: Kernel, device: torch.device) -> str | None:
 
 
 def _error(op: str, kernel: Kernel, dtype: torch.dtype, device: torch.device) -> float:
+    """Largest difference in any of the kernel's cases."""
+    cases = (kernel.case, *kernel.other_cases)
+    return max(_case_error(op, kernel, case(torch.Generator().manual_seed(0), dtype), device) for case in cases)
+
+
+def _case_error(op: str, kernel: Kernel, case: tuple, device: torch.device) -> float:
     """Largest difference of results, updated arguments and gradients, relative to the largest value of each."""
-    case = kernel.case(torch.Generator().manual_seed(0), dtype)
     run = _with_gradients if kernel.differentiable else _outputs
     expected = run(REFERENCE[op], [_changed(a, "cpu", torch.float64) for a in case])
     got = run(kernel.function, [_changed(a, device, None) for a in case])

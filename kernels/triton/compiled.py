@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +28,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from . import MODULES
+from .call import Kernel
 
 HOPPER = GPUTarget("cuda", 90, 32)
 TYPES = {
@@ -149,9 +151,17 @@ def launches(op: str, dtype: torch.dtype = torch.bfloat16) -> list[Launch]:
     """Launches of the op at the 30B model's sizes, where CASES has them, else at the sizes of its self-check; with the
     backward pass where its kernel has one."""
     kernel = import_module(f".{MODULES[op]}", __package__).KERNELS[op]
-    arguments, options = CASES[op](dtype) if op in CASES else (kernel.case(torch.Generator(), dtype), {})
+    with recorded() as found:
+        for case in CASES.get(op, ()):
+            _call(kernel, *case(dtype))
+        if op not in CASES:
+            _call(kernel, kernel.case(torch.Generator(), dtype), {})
+    return found
+
+
+def _call(kernel: Kernel, arguments: tuple, options: dict[str, Any]) -> None:
     function = inspect.unwrap(kernel.function)
-    with recorded() as found, torch.set_grad_enabled(kernel.differentiable):
+    with torch.set_grad_enabled(kernel.differentiable):
         leaves = [
             a.requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() and kernel.differentiable else a
             for a in arguments
@@ -160,7 +170,6 @@ def launches(op: str, dtype: torch.dtype = torch.bfloat16) -> list[Launch]:
         if kernel.differentiable:
             results = [r for r in (results if isinstance(results, tuple) else (results,)) if r.requires_grad]
             torch.autograd.backward(results, [torch.zeros_like(r) for r in results])
-    return found
 
 
 def _scan(dtype: torch.dtype) -> tuple[tuple, dict[str, Any]]:
@@ -217,17 +226,25 @@ def _route(dtype: torch.dtype) -> tuple[tuple, dict[str, Any]]:
     return (torch.zeros(64, 2688, dtype=dtype), torch.zeros(128, 2688), torch.zeros(128), 6, 2.5), {}
 
 
-CASES: dict[str, Callable[[torch.dtype], tuple[tuple, dict[str, Any]]]] = {
-    "rms_norm": _norm,
-    "gated_rms_norm": _gated_norm,
-    "causal_conv1d": _conv,
-    "mamba_step": _mamba_step,
-    "paged_attention": _queries,
-    "paged_decode": _decode,
-    "route": _route,
-    "ssd_scan": _scan,
+def _experts(tokens: int, dtype: torch.dtype) -> tuple[tuple, dict[str, Any]]:
+    E, F, D, K = 128, 1856, 2688, 6  # matrices that nobody fills take no memory
+    up, down = torch.empty(E, F, D, dtype=dtype), torch.empty(E, D, F, dtype=dtype)
+    ids = torch.zeros(tokens, K, dtype=torch.int64)
+    return (torch.empty(tokens, D, dtype=dtype), up, down, ids, torch.zeros(tokens, K)), {}
+
+
+CASES: dict[str, tuple[Callable[[torch.dtype], tuple[tuple, dict[str, Any]]], ...]] = {
+    "rms_norm": (_norm,),
+    "gated_rms_norm": (_gated_norm,),
+    "causal_conv1d": (_conv,),
+    "mamba_step": (_mamba_step,),
+    "paged_attention": (_queries,),
+    "paged_decode": (_decode,),
+    "route": (_route,),
+    "ssd_scan": (_scan,),
+    "grouped_mlp": tuple(partial(_experts, tokens) for tokens in (1, 256, 1024, 8192)),
 }
-"""Op -> arguments and options of the 30B model's sizes."""
+"""Op -> what makes arguments and options of the 30B model's sizes."""
 
 
 def unique(found: list[Launch]) -> list[Launch]:

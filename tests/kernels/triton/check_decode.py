@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from nano3.kernels.triton import MODULES, mamba, norm, paged, route
+from nano3.kernels.triton import MODULES, experts, mamba, norm, paged, route
 
 from nano3 import kernels
 from nano3.config.model import ModelConfig
@@ -16,7 +16,7 @@ def seen_launches(monkeypatch):
     names = set()
     for op in MODULES:
         kernels.choose(op, "cpu", "triton")
-    for module in (mamba, norm, paged, route):
+    for module in (experts, mamba, norm, paged, route):
 
         def launch(kernel, *arguments, original=module.launch, **constants):
             names.add(kernel.fn.__name__)
@@ -37,6 +37,7 @@ def test_a_padded_step_of_a_model_equals_the_pass_op_by_op(monkeypatch):
     monkeypatch.setenv("NANO3_GRAPHS", "1")
     got = run(model, pool, plan)
     assert not got.routing, "it went op by op"
-    assert launched >= {"norm_kernel", "scan_step_kernel", "norm_step_kernel", "decode_kernel", "route_kernel"}
+    mixers = {"scan_step_kernel", "norm_step_kernel", "decode_kernel", "route_kernel", "product_kernel"}
+    assert launched >= {"norm_kernel", *mixers}
     torch.testing.assert_close(got.x, expected.x, atol=1e-5, rtol=1e-5)
     assert_same_pools(pool, other, 1e-5)

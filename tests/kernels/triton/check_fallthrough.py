@@ -16,12 +16,23 @@ def test_types_that_kernels_do_not_read(dtype):
 
 
 def test_what_needs_a_gradient():
-    x, weight, bias = (torch.randn(size, requires_grad=True) for size in ((1, 3, 5), (5, 4), (5,)))
+    x, weight = torch.randn(3, 5, requires_grad=True), torch.randn(7, 5, requires_grad=True)
     grads = [
-        torch.autograd.grad(kernels.causal_conv1d(x, weight, bias, backend=name)[0].square().sum(), (x, weight, bias))
+        torch.autograd.grad(kernels.route(x, weight, torch.zeros(7), 2, 1.0, backend=name)[1][:, 0].sum(), (x, weight))
         for name in ("triton", "eager")
     ]
     for got, expected in zip(*grads, strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+def test_experts_that_need_a_gradient():
+    x, up, down = (torch.randn(shape, requires_grad=True) for shape in ((3, 8), (4, 6, 8), (4, 8, 6)))
+    ids, weights = torch.tensor([[0, 1], [1, 3], [3, 0]]), torch.rand(3, 2, requires_grad=True)
+    leaves, results = (x, up, down, weights), []
+    for name in ("triton", "eager"):
+        out = kernels.grouped_mlp(x, up, down, ids, weights, backend=name)
+        results.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
+    for got, expected in zip(*results, strict=True):
         torch.testing.assert_close(got, expected)
 
 

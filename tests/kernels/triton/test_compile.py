@@ -25,7 +25,7 @@ from nano3.kernels.triton.compiled import CASES, compiled, launches, unique
 found = []
 for op in MODULES:
     for dtype in (torch.bfloat16, torch.float32):
-        if dtype == torch.bfloat16 or op in ("ssd_scan", "paged_attention", "paged_decode"):
+        if dtype == torch.bfloat16 or op in ("ssd_scan", "paged_attention", "paged_decode", "grouped_mlp"):
             for launch in unique(launches(op, dtype)):
                 found.append([op, str(dtype), op in CASES, *compiled(launch)])
 json.dump(found, sys.stdout)
@@ -51,7 +51,7 @@ def test_half_precision_spills_nothing_and_uses_the_matrix_units(kernels):
         assert (stack, spills) == (0, 0), f"{op}: {name} spills, {registers} registers"
         few_rows = name == "decode_kernel"  # 16 query heads a key head, and wgmma takes 64 rows
         assert bool(mma) == few_rows, f"{op}: {name} has {mma} products of fewer rows than Hopper's matrix units take"
-        large = op in ("ssd_scan", "paged_attention")
+        large = op in ("ssd_scan", "paged_attention") or name == "product_kernel"
         assert bool(wgmma) == large, f"{op}: {name} has {wgmma} products on the matrix units"
 
 

@@ -1,0 +1,82 @@
+"""Routed experts in Triton against the float64 reference; run by test_interpreted.py."""
+
+import pytest
+import torch
+from nano3.kernels.triton import experts
+from nano3.kernels.triton.compiled import recorded
+
+from nano3 import kernels
+
+pytestmark = pytest.mark.usefixtures("poisoned", "no_eager")
+MOST = {torch.float32: 1e-6, torch.float16: 2e-3}
+EMPTY = 2
+"""An expert that no token chooses."""
+
+
+def inputs(S, E, D, F, K, dtype):
+    """x and the matrices are parts of wider ones; experts, the first ones above all, get from one choice to several times their share."""
+    x, up, down = torch.randn(S, D + 3)[:, 1 : D + 1], torch.randn(E, F + 2, D)[:, 1:-1], torch.randn(E, D, F)
+    wanted = torch.rand(S, E) + torch.linspace(1, 0, E)
+    wanted[:, EMPTY] = -1
+    ids, weights = wanted.topk(K).indices, torch.randn(S, K + 1)[:, :K]
+    return x.to(dtype), (up * D**-0.5).to(dtype), (down * F**-0.5).to(dtype), ids, weights
+
+
+def check(given, assert_close):
+    x, up, down, ids, weights = given
+    got = kernels.grouped_mlp(*given, backend="triton")
+    assert got.dtype == x.dtype
+    expected = kernels.grouped_mlp(x.double(), up.double(), down.double(), ids, weights, backend="reference")
+    assert_close(got, expected, MOST[x.dtype])
+
+
+@pytest.mark.parametrize("dtype", MOST)
+@pytest.mark.parametrize(
+    ("S", "E", "D", "F", "K"),
+    [
+        (7, 5, 35, 70, 2),
+        *(pytest.param(*sizes, marks=pytest.mark.slow) for sizes in [
+            (1, 9, 40, 33, 6), (60, 7, 150, 140, 2), (90, 3, 150, 140, 2), (160, 3, 150, 140, 2),
+        ]),
+    ],
+)  # fmt: skip
+def test_experts(S, E, D, F, K, dtype, assert_close):
+    """On average 2.8 choices an expert, 0.7, 17, 60, 107."""
+    check(inputs(S, E, D, F, K, dtype), assert_close)
+
+
+@pytest.mark.slow
+def test_more_choices_than_are_sorted_at_a_time(assert_close):
+    check(inputs(66, 34, 16, 16, 32, torch.float16), assert_close)
+
+
+@pytest.mark.slow
+def test_the_widths_of_the_30b(assert_close):
+    x, up, down, _, weights = inputs(2, 3, 2688, 1856, 1, torch.float16)
+    check((x, up, down, torch.tensor([[1], [1]]), weights), assert_close)
+
+
+def test_an_expert_that_is_not_there_makes_nan_of_its_token_alone():
+    x, up, down, ids, weights = inputs(4, 5, 16, 16, 2, torch.float32)
+    expected = kernels.grouped_mlp(x, up, down, ids, weights, backend="reference")
+    ids[1, 0], ids[3, 1] = 5, -1
+    got = kernels.grouped_mlp(x, up, down, ids, weights, backend="triton")
+    assert got[[1, 3]].isnan().all()
+    torch.testing.assert_close(got[[0, 2]], expected[[0, 2]])
+
+
+def test_nan_is_no_zero():
+    x, up, down, ids, weights = inputs(3, 5, 16, 16, 2, torch.float32)
+    x[1, 3] = torch.nan
+    got = kernels.grouped_mlp(x, up, down, ids, weights, backend="triton")
+    assert got.isnan().all(1).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("tokens", [1, 4000])
+def test_nothing_waits_for_values(tokens):
+    """On the meta device nothing has one: a CUDA graph can hold the launches, whatever experts its tokens choose."""
+    given = [t.to("meta") for t in inputs(tokens, 5, 16, 16, 2, torch.float16)]
+    with recorded() as launches:
+        experts.grouped_mlp(*given)
+    names = [launch.kernel.fn.__name__ for launch in launches]
+    assert names == ["sort_kernel", "product_kernel", "product_kernel", "sum_kernel"]
