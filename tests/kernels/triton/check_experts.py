@@ -14,7 +14,7 @@ EMPTY = 2
 
 
 def inputs(S, E, D, F, K, dtype):
-    """x and the matrices are parts of wider ones; experts, the first ones above all, get from one choice to several times their share."""
+    """x and the matrices are parts of wider ones; the first experts get several times the last ones' choices."""
     x, up, down = torch.randn(S, D + 3)[:, 1 : D + 1], torch.randn(E, F + 2, D)[:, 1:-1], torch.randn(E, D, F)
     wanted = torch.rand(S, E) + torch.linspace(1, 0, E)
     wanted[:, EMPTY] = -1
