@@ -116,6 +116,26 @@ STEPS = {
     "revise-article": StepInfo(
         "llm.wikipedia:ReviseArticle", "articles that a model revises", ("py3langid",), model=True
     ),
+    "textbook": StepInfo(
+        "llm.textbook:Textbook",
+        "sections of textbooks that a model writes of mathematical texts",
+        ("py3langid",),
+        model=True,
+    ),
+    "scientific-problem": StepInfo(
+        "llm.scientific_code:ScientificProblem",
+        "problems of ordered steps, a function each, that a model writes",
+        model=True,
+    ),
+    "rqa-filter": StepInfo(
+        "llm.rqa:RqaFilter", "keeps texts from which reasoning questions can be made", ("py3langid",), model=True
+    ),
+    "reasoning-question": StepInfo(
+        "llm.rqa:ReasoningQuestion", "questions that a model makes of texts", ("py3langid",), model=True
+    ),
+    "reasoning-answer": StepInfo(
+        "llm.rqa:ReasoningAnswer", "answers of a model to questions, with its reasoning", model=True
+    ),
 }
 
 

@@ -140,7 +140,8 @@ class _Handler(BaseHTTPRequestHandler):
         choice = said if isinstance(said, dict) else {"message": {"content": said}, "finish_reason": "stop"}
         if kind == "cut":
             choice = choice | {"finish_reason": "length"}
-        words = len(str(choice["message"].get("content")).split())
+        written = [str(choice["message"].get(part) or "") for part in ("reasoning_content", "content")]
+        words = len(" ".join(written).split())
         usage = {"prompt_tokens": len(prompt.split()), "completion_tokens": words}
         self._send(200, {"choices": [choice], "usage": usage}, cut=kind == "malformed")
 

@@ -45,6 +45,8 @@ class Answer:
     """Without its reasoning."""
     reasoning: str = ""
     finish_reason: str = ""
+    completion_tokens: int = 0
+    """Of answer and reasoning, as the server counts; 0: it does not."""
     choice: dict[str, Any] = field(default_factory=dict)
     """As the server gave it, for log-probabilities and the like."""
 
@@ -66,7 +68,7 @@ def usable(chat: ChatAnswer, message: str, fixed: str) -> Answer:
         raise DropError(DECLINED)
     if is_copy(chat.text, message, fixed):
         raise DropError(COPY)
-    return Answer(chat.text, chat.reasoning, chat.finish_reason, chat.choice)
+    return Answer(chat.text, chat.reasoning, chat.finish_reason, chat.completion_tokens, chat.choice)
 
 
 def is_refusal(text: str) -> bool:

@@ -156,6 +156,7 @@ class Ask:
         max_tokens: int | None = None,
         sample: int = 0,
         body: Mapping[str, Any] | None = None,
+        again: bool = True,
     ) -> Answer:
         """The model's answer to a prompt.
 
@@ -165,6 +166,7 @@ class Ask:
             max_tokens: of the answer; None: as the settings say.
             sample: another number is another independent answer.
             body: other keys of the request, such as `response_format`; they come before the settings.
+            again: whether an answer that is cut is asked for once more, with twice the tokens.
 
         Raises:
             DropError: no answer that can be used.
@@ -177,7 +179,7 @@ class Ask:
         self._used[name] = given
         sampling = {"temperature": step.settings.temperature, "top_p": step.settings.top_p} | dict(body or {})
         answer = await self._asked(message, sampling | {"max_tokens": limit}, prompt, sample)
-        if answer.finish_reason == "length":
+        if answer.finish_reason == "length" and again:
             answer = await self._asked(message, sampling | {"max_tokens": 2 * limit}, prompt, sample, again=True)
         if answer.finish_reason == "length":
             raise DropError(CUT)
