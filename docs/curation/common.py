@@ -22,7 +22,7 @@ SHORTEST, LONGEST = 800, 20_000
 def machine() -> str:
     """The processor as Linux names it, and the date."""
     info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.*)", info.read_text()) if info.is_file() else None
+    found = re.search(r"model name\s*: (.*)", info.read_text("utf-8")) if info.is_file() else None
     return f"{found[1] if found else 'unknown processor'}, {os.cpu_count()} cores, {datetime.date.today()}"
 
 
@@ -44,7 +44,7 @@ def curated(pipeline: str, rows: Sequence[dict[str, str]], against: Sequence[dic
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         command = [sys.executable, "-m", "nano3", "data", "curate", "own.toml", "--from", "rows.jsonl", "--out", "out"]
-        (folder / "own.toml").write_text(pipeline)
+        (folder / "own.toml").write_text(pipeline, "utf-8")
         write_rows(folder / "rows.jsonl", rows)
         if against:
             write_rows(folder / "old.jsonl", against)

@@ -104,7 +104,7 @@ def large(megabytes: int, rng: random.Random) -> None:
                 size, number = size + len(text.encode()), number + 1
             write_rows(folder / "in" / f"{i}.jsonl", rows)
         (folder / "own.toml").write_text(
-            "".join(f'[[step]]\nuse = "{s}"\n' for s in ("read", "exact-dedup", "near-dedup"))
+            "".join(f'[[step]]\nuse = "{s}"\n' for s in ("read", "exact-dedup", "near-dedup")), "utf-8"
         )
         command = [sys.executable, "-m", "nano3", "data", "curate", "own.toml", "--from", "in", "--workers", "1"]
         used = cpu_seconds(lambda: subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL))
