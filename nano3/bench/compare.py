@@ -9,6 +9,7 @@ from typing import Any
 from nano3.config.errors import UserError
 from nano3.reading import read_json
 
+MACHINE = ("cpu", "threads", "device", "torch")
 KINDS = ("train", "prefill", "decode", "rl", "throughput", "kernels", "scaling")
 FASTER, SLOWER, WITHIN = "faster", "slower", "within the spread"
 
@@ -87,7 +88,7 @@ def _verdict(ratio: dict[str, float]) -> str:
 
 def _differences(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
     """What else differs, so that speed is not laid at the wrong door."""
-    pairs = {name: (before["machine"].get(name), after["machine"].get(name)) for name in ("cpu", "threads", "torch")}
+    pairs = {name: (before["machine"].get(name) or "", after["machine"].get(name) or "") for name in MACHINE}
     pairs |= {name: (before.get(name), after.get(name)) for name in ("model", "pattern", "dtype", "seed", "repeat")}
     sides = sorted(before.get("sides", {}).keys() & after.get("sides", {}).keys())
     for side in sides:

@@ -54,7 +54,7 @@ class Plan:
     warm: Case | None = None
     """The first run of each case, which does not count, where that is not the case itself."""
     device: str = "cpu"
-    """Of nano3's own process; elsewhere than on the CPU nothing is measured as a ceiling."""
+    """Of nano3's own process, and of the ceilings; in throughput there are none elsewhere than on the CPU."""
     experts: int = 0
     """Of a block, in place of the preset's; 0: the preset's."""
     ceilings: bool = True
@@ -77,6 +77,9 @@ class Plan:
             raise UserError(f"--peer-timeout is {self.peer_timeout:g}; it must be above 0")
         if self.gguf and not any(text.partition(":")[0] == "llama.cpp" for text in self.against):
             raise UserError("--gguf is a model for llama.cpp: add --against llama.cpp, or leave it out")
+        for option, given in (("--profile", self.profile), ("--scaling", self.scaling)):
+            if given and self.device != "cpu":
+                raise UserError(f"{option} is about the CPU; leave it out, or --device cpu")
         check_peers(self.against, self.kind, self.gguf, self.device)
 
 
@@ -119,6 +122,10 @@ def measure(plan: Plan, say: Say, decide: Callable[[Worker], Sequence[Case]] | N
     """
     if not Path(plan.model).is_dir():
         load_model(plan.model)  # a wrong name is told before anything is started
+    if plan.device != "cpu":
+        from nano3.engine.launch import find_device  # imports torch, as it needs to look
+
+        find_device(plan.device)
     threads = plan.threads or _default_threads()
     with ExitStack() as stack:
         say("loading")
@@ -215,8 +222,8 @@ def _start(plan: Plan, threads: int, stack: ExitStack) -> dict[str, Worker]:
         temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nano3-bench-")))
         for name, job in _peer_jobs(plan, temporary):
             start(name, replace(job, threads=threads), plan.peer_timeout)
-    if plan.device == "cpu" and plan.ceilings:
-        start(CEILINGS, Job(CEILINGS, plan.kind, threads=threads))
+    if plan.ceilings and (plan.device == "cpu" or plan.kind != "throughput"):
+        start(CEILINGS, Job(CEILINGS, plan.kind, threads=threads, device=plan.device))
     return workers
 
 

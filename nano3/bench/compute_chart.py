@@ -36,7 +36,12 @@ def conditions(figures: dict[str, Any]) -> tuple[str, str]:
     """What the figures hold for, in two lines: machine and threads, nano3's types."""
     machine, ours = figures["machine"], figures["sides"][OURS]
     types = f"nano3: weights {ours['weights']}, activations {ours['activations']}"
-    return f"{machine['cpu']}, {threads_text(machine['threads'])}", types
+    return machine_text(machine), types
+
+
+def machine_text(machine: dict[str, Any]) -> str:
+    """What nano3 computed on: the GPU's name, else the processor's and the number of threads."""
+    return machine.get("device") or f"{machine['cpu']}, {threads_text(machine['threads'])}"
 
 
 def threads_text(count: int) -> str:

@@ -33,14 +33,20 @@ def summary(measured: Measured, cpu: str) -> dict[str, Any]:
     cfg = ModelConfig(**ours["config"])
     names = measured.ceilings[0] if measured.ceilings else ()
     ceilings = {name: {**spread([rates[name] for rates in measured.ceilings]), "unit": unit(name)} for name in names}
-    cache = measured.about.get(CEILINGS, {}).get("cache_bytes", 0)
+    cache = measured.about.get(CEILINGS, {}).get("cache_bytes", 0) if plan.device == "cpu" else 0
     pairs = zip(plan.cases, measured.runs, strict=True)
     return {
         "kind": plan.kind,
         "model": plan.model,
         "pattern": cfg.pattern,
         "parameters": asdict(count_parameters(cfg)),
-        "machine": {"cpu": cpu, "threads": measured.threads, "torch": torch.__version__, "cache_bytes": cache},
+        "machine": {
+            "cpu": cpu,
+            "threads": measured.threads,
+            "device": "" if plan.device == "cpu" else ours["device"],
+            "torch": torch.__version__,
+            "cache_bytes": cache,
+        },
         "versions": versions(),
         "seed": SEED,
         "repeat": plan.repeat,

@@ -12,12 +12,14 @@ from typing import Any
 import torch
 
 from nano3.bench.costs import bytes_each
+from nano3.bench.device.weights import random_model
+from nano3.bench.versions import device_name
 from nano3.bench.workload import SEED, Case, Job, prompts
 from nano3.config.errors import UserError
 from nano3.config.presets import load_model as load_model_config
 from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.engine.engine import Engine
-from nano3.engine.launch import small_tokenizer
+from nano3.engine.launch import find_device, small_tokenizer
 from nano3.engine.request import Request, Sampling
 from nano3.kernels import explain
 from nano3.kernels.scaled import INTEGERS
@@ -37,22 +39,25 @@ class Native:
     """One model and its runs; see nano3.bench.worker."""
 
     def __init__(self, job: Job) -> None:
-        self.model = open_model(job.model, job.pattern, job.experts)
+        self.device = find_device(job.device)
+        self.model = open_model(job.model, job.pattern, job.experts, self.device)
         self.set_types(job)
+        self.model.to(self.device)
         self.tokenizer = None if job.kind == "train" else full_tokenizer(self.model.cfg.vocab_size)
         self._runs = {"train": self._train, "prefill": self._prefill, "decode": self._decode}
 
     def set_types(self, job: Job) -> None:
         """Weights and arithmetic as the trainer, or the server, would have them."""
         if job.kind == "train":
-            self.model.to_dtype(torch.float32, compute_dtype(job.dtype, CPU))
+            self.model.to_dtype(torch.float32, compute_dtype(job.dtype, self.device))
         else:
-            self.model.to_dtype(*inference_dtypes(job.dtype, CPU, self.model.dtype))
+            self.model.to_dtype(*inference_dtypes(job.dtype, self.device, self.model.dtype))
 
     def about(self) -> dict[str, Any]:
         """Types, sizes and the backend of each op, and of the decoding step as a whole."""
         choices = [*explain(self.model.device), ("decoding step", *step.explain(self.model))]
         return {
+            "device": device_name(self.device),
             "weights": _name(self.model.dtype),
             "activations": _name(self.model.compute_dtype),
             "bytes_each": bytes_each(self.model),
@@ -62,8 +67,12 @@ class Native:
         }
 
     def run(self, case: Case) -> dict[str, Any]:
-        """Seconds of one timed run."""
-        return {"seconds": self._runs[case.kind](case, nullcontext())}
+        """Seconds of one timed run; on a GPU also the most bytes that were allocated there."""
+        if self.device.type == "cpu":
+            return {"seconds": self._runs[case.kind](case, nullcontext())}
+        torch.cuda.reset_peak_memory_stats(self.device)
+        seconds = self._runs[case.kind](case, nullcontext())
+        return {"seconds": seconds, "peak_memory": torch.cuda.max_memory_allocated(self.device)}
 
     def profile(self, case: Case) -> dict[str, Any]:
         """Where the time of the timed part goes; see nano3.bench.profile."""
@@ -75,9 +84,9 @@ class Native:
 
     def _train(self, case: Case, around: AbstractContextManager) -> float:
         self.model.train(not case.forward_only)
-        tokens = torch.tensor(prompts(case, self.model.cfg.vocab_size))
+        tokens = torch.tensor(prompts(case, self.model.cfg.vocab_size), device=self.device)
         step = forward if case.forward_only else train_step
-        return seconds_of(lambda: step(self.model, tokens), around)
+        return self._seconds(lambda: step(self.model, tokens), around)
 
     def _prefill(self, case: Case, around: AbstractContextManager) -> float:
         engine = self._engine(case)
@@ -87,7 +96,7 @@ class Native:
             while not any(update.tokens for update in engine.step()):
                 pass
 
-        return seconds_of(until_first_token, around)
+        return self._seconds(until_first_token, around)
 
     def _decode(self, case: Case, around: AbstractContextManager) -> float:
         engine = self._engine(case)
@@ -101,7 +110,20 @@ class Native:
             made = sum(_tokens(engine) for _ in range(case.output))
             assert made == case.tokens, f"{made} tokens in {case.output} steps of {case.batch} sequences"
 
-        return seconds_of(all_steps, around)
+        return self._seconds(all_steps, around)
+
+    def _seconds(self, run: Callable[[], object], around: AbstractContextManager) -> float:
+        """How long one run takes within `around`, until the device has done it."""
+        self._wait()
+        with around:
+            start = time.perf_counter()
+            run()
+            self._wait()
+            return time.perf_counter() - start
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def _engine(self, case: Case) -> Engine:
         """An engine that takes all prompts in one pass when decoding, so that the sequences advance together."""
@@ -118,8 +140,9 @@ class Native:
         )
 
 
-def open_model(name: str, pattern: str = "", experts: int = 0) -> LM:
-    """The model of a run folder or Hugging Face folder, or of a preset or TOML file of sizes (random weights, seed 0).
+def open_model(name: str, pattern: str = "", experts: int = 0, device: torch.device = CPU) -> LM:
+    """The model of a run folder or Hugging Face folder, or of a preset or TOML file of sizes (random weights, seed 0;
+    on a GPU these are made there).
 
     Raises:
         UserError: no such model, or `pattern` or `experts` for one whose weights are given.
@@ -139,7 +162,7 @@ def open_model(name: str, pattern: str = "", experts: int = 0) -> LM:
         cfg = dataclasses.replace(cfg, pattern=pattern) if pattern else cfg
     except ValueError as error:
         raise UserError(f"--pattern: {error}") from error
-    return LM(cfg).init_weights(SEED).eval()
+    return LM(cfg).init_weights(SEED).eval() if device.type == "cpu" else random_model(cfg, device)
 
 
 def full_tokenizer(vocab_size: int) -> Tokenizer:
@@ -162,14 +185,6 @@ def train_step(model: LM, tokens: torch.Tensor) -> None:
 def forward(model: LM, tokens: torch.Tensor) -> None:
     """Blocks and final norm on tokens (B, T), and the logits of the last position."""
     model.lm_head(model.hidden(tokens).x[:, -1])
-
-
-def seconds_of(run: Callable[[], object], around: AbstractContextManager) -> float:
-    """How long one run takes within `around`."""
-    with around:
-        start = time.perf_counter()
-        run()
-        return time.perf_counter() - start
 
 
 def _add(engine: Engine, case: Case, max_tokens: int) -> None:

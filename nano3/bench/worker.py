@@ -25,7 +25,7 @@ class Side(Protocol):
         ...
 
     def run(self, case: Case) -> dict[str, Any]:
-        """Do the work once; `seconds`, or for the ceilings their rates."""
+        """Do the work once; `seconds`, or the ceilings' rates; perhaps `peak_memory` in place of the process's."""
         ...
 
 
@@ -40,12 +40,21 @@ def open_side(job: Job, ours: Callable[[Job], Side] | None) -> Side:
 
         return (ours or Native)(job)
     if job.side == "ceilings":
-        from nano3.bench.ceilings import Ceilings
-
-        return Ceilings(job)
+        return _ceilings(job)
     from nano3.bench.peers.table import PEERS
 
     return PEERS[job.side].side(job)
+
+
+def _ceilings(job: Job) -> Side:
+    if job.device == "cpu":
+        from nano3.bench.ceilings import Ceilings
+
+        return Ceilings(job)
+    from nano3.bench.device.ceilings import DeviceCeilings
+    from nano3.engine.launch import find_device
+
+    return DeviceCeilings(find_device(job.device))
 
 
 def tune() -> None:
@@ -87,7 +96,8 @@ def answer(side: Any, command: dict[str, Any]) -> dict[str, Any]:
         return side.fits(case)
     if command["do"] == "profile":
         return {"profile": side.profile(case)}
-    return {**side.run(case), "peak_memory": peak_memory()}
+    found = side.run(case)
+    return {"peak_memory": peak_memory(), **found}
 
 
 def guarded(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -74,7 +74,7 @@ class Job:
     experts: int = 0
     """Other than the preset's number; 0: that."""
     device: str = "cpu"
-    """throughput: where nano3 computes."""
+    """Where nano3 computes, or what the ceilings are of."""
     memory: int = 0
     """throughput: bytes for sequences; 0: most of what is free."""
     own: bool = False

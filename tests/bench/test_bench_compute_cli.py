@@ -80,6 +80,8 @@ def test_training_as_a_table_with_its_profile():
         (["decode", "--threads", "9999"], ["--threads is 9999", "cores"]),
         (["train", "--against", "llama.cpp"], ["llama.cpp", "bench train cannot compare with it"]),
         (["train", "--model", "no-such-model"], ["no-such-model", "tiny"]),
+        (["train", "--model", "tiny", "--device", "cuda:99"], ["--device cuda:99", "CUDA devices"]),
+        (["decode", "--device", "cuda", "--profile"], ["--profile is about the CPU"]),
     ],
 )
 def test_a_wrong_input_is_one_line_and_exit_code_2(args, words):
@@ -90,6 +92,18 @@ def test_a_wrong_input_is_one_line_and_exit_code_2(args, words):
     assert done.stderr.count("\n") == 1
     for word in words:
         assert word in done.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("verb", ["train", "prefill", "decode"])
+def test_on_a_gpu(verb):
+    done = bench(verb, "--model", "tiny", "--repeat", "1", "--device", "cuda", "--json", timeout=300)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert figures["machine"]["device"]
+    assert figures["ceilings"]["copy"]["median"] > 1e10
+    for case in figures["cases"]:
+        assert 0 < case["sides"]["nano3"]["peak_memory_bytes"] < 8 << 30
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nano3.bench.ceilings import MATMULS, MOVES, READS, Ceilings, largest_bytes, read_ceiling
-from nano3.bench.device_ceilings import DeviceCeilings
+from nano3.bench.device.ceilings import DeviceCeilings
 from nano3.bench.workload import Case, Job
 
 GIB, MIB = 1 << 30, 1 << 20
@@ -47,7 +47,7 @@ def test_rates_of_a_device_are_those_of_its_product_and_copy(monkeypatch):
         run()
         return 0.5 + len(asked)
 
-    monkeypatch.setattr("nano3.bench.timer.Timer.seconds", seconds)
+    monkeypatch.setattr("nano3.bench.device.timer.Timer.seconds", seconds)
     side = DeviceCeilings(torch.device("cpu"), product=64, copied=2 << 20)
     rates = side.run()
     # The best of each five tries.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,9 +11,10 @@ from torch import Tensor
 
 from nano3 import kernels
 from nano3.bench.ceilings import MATMULS, Ceilings, read_ceiling, unit
-from nano3.bench.device_ceilings import DeviceCeilings
+from nano3.bench.compute_report import spread
+from nano3.bench.device.ceilings import DeviceCeilings
+from nano3.bench.device.timer import Timer
 from nano3.bench.kernels.cases import CPU, DECODING, OpCase, Sizes, cases
-from nano3.bench.timer import Timer
 from nano3.bench.workload import SEED, Case, Job
 from nano3.config.errors import UserError
 from nano3.config.model import ModelConfig
@@ -40,6 +41,8 @@ class Plan:
     reference: bool = True
     """Also time the reference, which is slow by design."""
     device: torch.device = CPU
+    ceilings: Mapping[str, Any] | None = None
+    """An earlier result, whose ceilings count; None: they are measured."""
 
     def __post_init__(self) -> None:
         for op in self.ops:
@@ -56,28 +59,47 @@ class Plan:
 def measure(plan: Plan, threads: int, say: Callable[[str], None]) -> dict[str, Any]:
     """All cases with their times, and the ceilings that their shares refer to."""
     torch.set_num_threads(threads)
+    if plan.ceilings is not None:
+        kept = {key: plan.ceilings.get(key, {}) for key in ("ceilings", "read_by")}
+        kept["cache_bytes"] = plan.ceilings["machine"]["cache_bytes"]
+        return kept | {"ceilings_measured": False, "cases": _cases(plan, _all_times(plan, say), kept["ceilings"])}
     say("ceilings")
     side = _ceilings(plan.device, threads)
     before = side.run(Case("decode", 1, 1, 1))
-    found = []
+    found = _all_times(plan, say)
+    after, about = side.run(Case("decode", 1, 1, 1)), side.about()
+    ceilings = {
+        name: {**spread([before[name], after[name]]), "median": max(before[name], after[name]), "unit": unit(name)}
+        for name in before
+    }
+    return {
+        "ceilings": ceilings,
+        "ceilings_measured": True,
+        "read_by": about.get("read_by", {}),
+        "cache_bytes": about["cache_bytes"],
+        "cases": _cases(plan, found, ceilings),
+    }
+
+
+Timed = tuple[OpCase, str, dict[str, list[float]], dict[str, str]]
+"""A case, its passes, seconds of each backend's runs, and why another has none."""
+
+
+def _all_times(plan: Plan, say: Callable[[str], None]) -> list[Timed]:
+    found: list[Timed] = []
     ops = list(plan.ops) or all_ops()
     for case in cases(plan.cfg, plan.sizes, plan.dtype, ops, SEED, plan.device):
         for passes in _passes(case, plan.forward_only):
             say(f"{case.op}, {passes}")
             found.append((replace(case, run=_done, leaves=()), passes, *_times(case, passes, plan)))
-    after = side.run(Case("decode", 1, 1, 1))
-    rates = {name: max(before[name], after[name]) for name in before}
-    about = side.about()
-    return {
-        "ceilings": {name: {"median": r, "min": min(before[name], after[name]), "max": r, "unit": unit(name)}
-                     for name, r in rates.items()},
-        "read_by": about.get("read_by", {}),
-        "cache_bytes": about["cache_bytes"],
-        "cases": [
-            _figures(case, passes, times, rates, plan.dtype) | {"failed": failed}
-            for case, passes, times, failed in found
-        ],
-    }  # fmt: skip
+    return found
+
+
+def _cases(plan: Plan, found: list[Timed], ceilings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    rates = {name: each["max"] for name, each in ceilings.items()}
+    return [
+        _figures(case, passes, times, rates, plan.dtype) | {"failed": failed} for case, passes, times, failed in found
+    ]
 
 
 def _ceilings(device: torch.device, threads: int) -> Ceilings | DeviceCeilings:
@@ -157,8 +179,6 @@ def _figures(
     case: OpCase, passes: str, times: dict[str, list[float]], rates: dict[str, float], dtype: torch.dtype
 ) -> dict[str, Any]:
     """Times by backend; work, and the least time that the ceilings allow for it."""
-    from nano3.bench.compute_report import spread
-
     flops = case.flops * (1 if passes == FORWARD else 3)
     moved = case.bytes + (case.gradient_bytes if passes == BOTH else 0)
     ceiling, bandwidth = read_ceiling(moved, rates)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nano3.bench.compute_chart import threads_text
+from nano3.bench.compute_chart import machine_text
 from nano3.report import BLUE, MUTED, ORANGE, new_figure, plain, write_result
 
 
@@ -42,11 +42,6 @@ def failures(figures: dict[str, Any]) -> list[str]:
     return [f"{case['name']}, {name}: {why}" for case in cases for name, why in case.get("failed", {}).items()]
 
 
-def where(machine: dict[str, Any]) -> str:
-    """What computed."""
-    return machine["device"] or f"{machine['cpu']}, {threads_text(machine['threads'])}"
-
-
 def write(figures: dict[str, Any], folder: Path) -> list[Path]:
     """Write result.json and kernels.png into `folder`."""
     return [write_result(figures, folder), draw(figures, folder / "kernels.png")]
@@ -56,7 +51,7 @@ def draw(figures: dict[str, Any], path: Path) -> Path:
     """The share of the roofline that nano3's own choice reaches, a bar an op; a tick where the next backend is."""
     cases = measured(figures)
     title = f"Kernels at the sizes of {figures['model']}: share of the roofline"
-    conditions = f"{where(figures['machine'])}, {figures['dtype']}"
+    conditions = f"{machine_text(figures['machine'])}, {figures['dtype']}"
     figure = new_figure(8, 1.4 + 0.28 * len(cases), title, conditions)
     axis = figure.subplots()
     labelled = set()

@@ -14,9 +14,7 @@ from nano3.bench.worker import serve
 from nano3.bench.workload import Case, Job, prompts
 from nano3.config.errors import UserError
 from nano3.engine.engine import Engine
-from nano3.engine.launch import find_device
 from nano3.engine.sizing import bytes_of_page, memory_beside
-from nano3.model.dtype import inference_dtypes
 from nano3.model.state.pool import slot_bytes
 
 PAGE = 64
@@ -28,13 +26,8 @@ class EngineSide(Native):
     """Whole requests through the engine; see nano3.bench.worker."""
 
     def __init__(self, job: Job) -> None:
-        self.device = find_device(job.device)
         super().__init__(job)
         self.memory = job.memory or int(SHARE * memory_beside(self.device, self.model.mapped_bytes))
-
-    def set_types(self, job: Job) -> None:
-        """As the server has them, on the device."""
-        self.model.to_dtype(*inference_dtypes(job.dtype, self.device, self.model.dtype)).to(self.device)
 
     def about(self) -> dict[str, Any]:
         """Also the device and the memory for sequences."""

@@ -168,7 +168,7 @@ def progress() -> Iterator[Callable[[str], None]]:
 
 def _show(figures: dict[str, Any], as_json: bool) -> None:
     from nano3.bench.ceilings import TITLES
-    from nano3.bench.compute_chart import threads_text
+    from nano3.bench.compute_chart import machine_text
     from nano3.bench.compute_report import (
         cache_notes,
         failures,
@@ -184,7 +184,7 @@ def _show(figures: dict[str, Any], as_json: bool) -> None:
         return print_json(figures)
     console, machine, ours = results(), figures["machine"], figures["sides"]["nano3"]
     facts = plain_table(f"{figures['kind']}, {figures['model']}", "", "")
-    facts.add_row("machine", f"{machine['cpu']}, {threads_text(machine['threads'])}, torch {machine['torch']}")
+    facts.add_row("machine", f"{machine_text(machine)}, torch {machine['torch']}")
     facts.add_row("weights, activations", f"{ours['weights']}, {ours['activations']}")
     facts.add_row("backends", backends_text(figures["backends"]))
     for name in shown_ceilings(figures):

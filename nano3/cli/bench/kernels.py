@@ -22,6 +22,13 @@ Ops = Annotated[
     typer.Option("--op", help="Only these ops. Repeatable. Default: all.", metavar="NAME,NAME", show_default=False),
 ]
 
+CeilingsFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="Take the ceilings of this earlier result of the same machine.", metavar="FILE", show_default=False
+    ),
+]
+
 
 @dataclass(frozen=True)
 class ChartOutput(Output):
@@ -39,6 +46,7 @@ def kernels(
     context: Annotated[int, typer.Option(help="Positions that such a token attends to.", metavar="N")] = 1024,
     documents: Annotated[int, typer.Option(help="That the tokens are of, one after the other.", metavar="N")] = 1,
     device: Device = "cpu",
+    ceilings: CeilingsFile = None,
     forward_only: Annotated[bool, typer.Option("--forward-only", metavar="", help="No backward passes.")] = False,
     no_reference: Annotated[bool, typer.Option("--no-reference", metavar="", help="Leave the slow one out.")] = False,
     *,
@@ -61,7 +69,8 @@ def kernels(
 
     dtype, threads = _dtype(setting.dtype, where), _threads(setting.threads)
     sizes = Sizes(tokens, sequences, context, documents)
-    plan = Plan(cfg, sizes, dtype, names(*op or ()), setting.repeat, forward_only, not no_reference, where)
+    plan = Plan(cfg, sizes, dtype, names(*op or ()), setting.repeat, forward_only, not no_reference, where,
+                _earlier(ceilings) if ceilings else None)  # fmt: skip
     with progress() as say:
         measured = measure(plan, threads, say)
     from nano3.bench.kernels.report import write
@@ -87,6 +96,16 @@ def kernels(
     _show(found, output.as_json)
 
 
+def _earlier(path: Path) -> dict[str, Any]:
+    """A result of this bench. Raises UserError."""
+    from nano3.bench.compare import read_result
+
+    found = read_result(path)
+    if found["kind"] != "kernels":
+        raise UserError(f"--ceilings {path}: is of bench {found['kind']}; give a result of nano3 bench kernels")
+    return found
+
+
 def _dtype(name: str, device: Any) -> Any:
     from nano3.bench.peers.types import DTYPES
     from nano3.model.dtype import compute_dtype
@@ -108,15 +127,16 @@ def _threads(wanted: int | None) -> int:
 
 def _show(found: dict[str, Any], as_json: bool) -> None:
     from nano3.bench.ceilings import READS, TITLES
+    from nano3.bench.compute_chart import machine_text
     from nano3.bench.compute_report import scaled
-    from nano3.bench.kernels.report import failures, rows, where
+    from nano3.bench.kernels.report import failures, rows
     from nano3.cli.output import plain_table, print_json, print_table, results
 
     if as_json:
         return print_json(found)
     console, machine, load = results(), found["machine"], found["load"]
     facts = plain_table(f"kernels, {found['model']}, {found['dtype']}", "", "")
-    facts.add_row("machine", f"{where(machine)}, torch {machine['torch']}")
+    facts.add_row("machine", f"{machine_text(machine)}, torch {machine['torch']}")
     of = f" of {load['documents']} documents" if load["documents"] > 1 else ""
     facts.add_row(
         "sizes", f"{load['tokens']:,} tokens{of}; decoding: {load['sequences']} sequences, {load['context']:,} each"

@@ -117,6 +117,7 @@ class Extras:
 
     scaling: Scaling = False
     profile: Profile = False
+    device: Device = "cpu"
 
 
 @dataclass(frozen=True)

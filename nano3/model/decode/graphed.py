@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
@@ -114,6 +114,19 @@ class GraphSteps(Watched):
             left = [m for m, token in enumerate(found) if token is None]
             rows = outputs.logits[on_device(left, self.device)] if left else None
             return Chosen(found, rows, expert_ids)
+
+    def launches(self, model: DecodingModel, ahead: Sequence[Ahead], pool: StatePool) -> Callable[[], None] | None:
+        """What the device does in such a step, without what the host does around it: to be measured; None where the
+        model has to go op by op."""
+        if not self._fits(model, pool.blocks):
+            return None
+        tokens, slots, pages, lengths = zip(*ahead, strict=True)
+        with self._lock:
+            graphs = self._of(model, pool.blocks)
+            indices, outputs = graphs.memory(len(ahead), pages)
+            indices.fill(tokens, slots, lengths, pages)
+            indices.send()
+        return partial(graphs.advance, model, pool.blocks, indices, outputs)
 
     def _fits(self, model: DecodingModel, blocks: Blocks) -> bool:
         if not self._probed and self._unfit is None:

@@ -11,7 +11,7 @@ from nano3.kernels.eager import FUNCTIONS as EAGER
 from typer.testing import CliRunner
 
 from nano3 import kernels
-from nano3.bench.device_ceilings import DeviceCeilings
+from nano3.bench.device.ceilings import DeviceCeilings
 from nano3.bench.kernels.cases import CPU, DECODING, Maker, Sizes
 from nano3.bench.kernels.measure import BOTH, _figures, _run
 from nano3.bench.kernels.report import rows

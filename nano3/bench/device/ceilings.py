@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from nano3.bench.ceilings import MATMULS
-from nano3.bench.timer import Timer
+from nano3.bench.device.timer import Timer
 from nano3.bench.workload import Case
 
 PRODUCT = 8192
@@ -36,7 +36,7 @@ class DeviceCeilings:
         """All rates by name, each the best of a few tries; FLOP/s, and bytes a second read and written together."""
         timer = Timer(self.device)
         rates = {MATMULS[str(kind).removeprefix("torch.")]: self._product(timer, kind) for kind in KINDS}
-        rates["copy"] = self._copy(timer)
+        rates["copy"] = self.copy()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # other processes measure on the same device
         return rates
@@ -46,12 +46,13 @@ class DeviceCeilings:
         a, b = (torch.randn(self.product, self.product, device=self.device).to(kind) for _ in range(2))
         return 2 * self.product**3 / _best(timer, partial(torch.mm, a, b.t()))
 
-    def _copy(self, timer: Timer) -> float:
+    def copy(self) -> float:
+        """Bytes a second, read and written together."""
         free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else self.copied * 4
         size = max(LEAST_BYTES, min(self.copied, free // 4))
         source = torch.zeros(size, dtype=torch.int8, device=self.device)
         target = torch.empty_like(source)
-        return 2 * size / _best(timer, partial(target.copy_, source))
+        return 2 * size / _best(Timer(self.device), partial(target.copy_, source))
 
 
 def _best(timer: Timer, run: Any) -> float:
