@@ -223,8 +223,8 @@ def _working_bytes(cfg: RunConfig, element: int, tokens: int) -> int:
     if cfg.parallel.tensor > 1:
         if 0 < chunk < tokens:
             block = BLOCK_STREAMS * stream + max(tokens * _divided_bytes(cfg, element), 2 * chunk * mixers)
-        # A mixer's output for all of their tokens, and once more in float32 to be summed.
-        block += tokens * cfg.parallel.tensor * model.d_model * (element + MASTER_BYTES)
+        # A mixer's output for the tokens of all, and what comes of theirs for the own tokens.
+        block += 2 * cfg.parallel.tensor * stream
     return max(LOSS_STREAMS * stream + logits, block)
 
 

@@ -78,12 +78,16 @@ def _gathered(x: Tensor, group: Any) -> Tensor:
 
 
 def _summed(x: Tensor, group: Any) -> Tensor:
-    """x (processes, ...) of every process -> the own part (...) of the sum."""
-    # Low precision would add rounding with every process.
-    wide = x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
-    own = torch.empty_like(wide[0])
-    _reduce_scatter(own, wide.flatten(0, 1), group=group)
-    return own.to(x.dtype)
+    """x (processes, ...) of every process -> the own part (...) of the sum, rounded once."""
+    x = x.contiguous()
+    if x.dtype.itemsize < torch.float32.itemsize:
+        # A sum on the way would be rounded with every process, or travel in float32, twice as large.
+        parts = torch.empty_like(x)
+        dist.all_to_all_single(parts, x, group=group)
+        return parts.sum(0, dtype=torch.float32).to(x.dtype)
+    own = torch.empty_like(x[0])
+    _reduce_scatter(own, x.flatten(0, 1), group=group)
+    return own
 
 
 def _swap(rows: Tensor, sent: list[int], received: list[int], group: Any) -> Tensor:

@@ -71,7 +71,10 @@ def _advice(cfg: RunConfig) -> str:
     if not 0 < train.sequence_chunk <= piece:
         ways.append(f"--set train.sequence_chunk={piece}")
     if cfg.parallel.context > 1 and (short := min(cfg.lengths)) < cfg.data.seq_len:
-        return f"train sequences of {short} tokens without parallel.context: their states take more than their tokens"
+        way = "without parallel.context"
+        if cfg.parallel.tensor == 1:
+            way += ", or with less of it and parallel.tensor beside it"
+        return f"train sequences of {short} tokens {way}: their states take more than their tokens"
     if train.micro_batch_size > 1:
         ways.append("--set train.micro_batch_size=1")
     return f"lower it, or try {' '.join(ways)}" if ways else "lower it, or take a smaller model or more memory"

@@ -94,15 +94,24 @@ HALF = {"train": {"micro_batch_size": 1, "tokens": 192}}
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "then"),
-    [("shared", "shared"), ("one", "shared"), ("shared", "one"), ("four", "shared")],
-    ids=["shared", "from one to shared", "from shared to one", "from four to shared"],
+    [
+        ("shared", "shared"),
+        ("one", "shared"),
+        ("shared", "one"),
+        ("four", "shared"),
+        ("heads", "heads"),
+        ("heads", "one"),
+    ],
+    ids=lambda name: name,
 )
 def test_a_run_of_shared_sequences_goes_on_exactly(finish, first, then):
     """The same rows in the same order; where the arrangement stays, the same bits as without a stop."""
+    settings = {**BALANCED, **HEADS}
     layouts = {
-        "one": {"ranks": 1, **BALANCED},
-        "shared": {"ranks": 2, **BALANCED, **SHARED},
-        "four": {"ranks": 4, **BALANCED, "parallel": {"context": 2, "expert": 2}},
+        "one": {"ranks": 1, **settings},
+        "shared": {"ranks": 2, **settings, **SHARED},
+        "four": {"ranks": 4, **settings, "parallel": {"context": 2, "expert": 2}},
+        "heads": {"ranks": 2, **settings, "parallel": {"tensor": 2}},
     }
     half = {**layouts[first], **HALF}
     before = finish("run", **half)

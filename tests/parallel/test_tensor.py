@@ -118,3 +118,27 @@ def test_each_row_is_computed_by_one_process_or_by_all_that_share_its_head(size,
         assert torch.equal(count, expected), name
     names = {f"{n}_proj.weight" for n in "qkvo"} | {f"{n}.weight" for n in ("in_proj", "conv1d", "norm", "out_proj")}
     assert times.keys() == names | {"conv1d.bias", ".dt_bias", ".A_log", ".D"}
+
+
+SUMS = """
+import torch
+from nano3.parallel.collectives import gather, sum_parts
+from nano3.train.world import init_world
+
+world = init_world()
+group, number = torch.distributed.group.WORLD, [256.0, 1.0, 1.0, 1.0][world.rank]
+for dtype in (torch.bfloat16, torch.float64):
+    parts = torch.full((4, 1), number, dtype=dtype)
+    own = torch.zeros(1, dtype=dtype, requires_grad=True)
+    gather(own, group).backward(parts)
+    print(sum_parts(parts, group).item(), own.grad.item(), flush=True)
+world.close()
+"""
+
+
+def test_sums_over_processes_are_rounded_once(processes):
+    outputs = [process.communicate(timeout=120) for process in processes("-c", SUMS, ranks=4)]
+    # In bfloat16 256 + 1 is 256, however often it is added.
+    rounded = torch.tensor(259.0).bfloat16().item()
+    expected = [f"{rounded} {rounded}", "259.0 259.0"]
+    assert [out.splitlines() for out, _ in outputs] == [expected] * 4, outputs

@@ -34,7 +34,7 @@ def test_what_runs_beside_training_leaves_less_and_may_be_too_much():
 
 def test_many_short_rows_in_many_slices_have_no_room():
     cfg = load_extend_context("long-context", ["parallel.context=64", "parallel.expert=8"])
-    advice = "train sequences of 4096 tokens without parallel.context"
+    advice = "train sequences of 4096 tokens without parallel.context, or with less of it and parallel.tensor beside it"
     with pytest.raises(UserError, match=rf"takes about 880 GB a rank and .*{advice}"):
         check_room(cfg, World(size=256))
 
