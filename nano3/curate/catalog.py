@@ -136,6 +136,12 @@ STEPS = {
     "reasoning-answer": StepInfo(
         "llm.rqa:ReasoningAnswer", "answers of a model to questions, with its reasoning", model=True
     ),
+    "cross": StepInfo(
+        "llm.infinibyte:Cross",
+        "problems that a model crosses with a concept of another field",
+        ("py3langid",),
+        model=True,
+    ),
 }
 
 
