@@ -64,6 +64,7 @@ STEPS = {
         ("lxml", "resiliparse"),
     ),
     "language": StepInfo("language:Language", "keeps documents of some natural languages", ("py3langid",)),
+    "relevance": StepInfo("relevance:Relevance", "drops texts that a classifier of your own refuses", ("fasttext",)),
     "conversations": StepInfo(
         "conversations:Conversations", "records of chat data sets, kept as they are", reader=True
     ),

@@ -12,6 +12,7 @@ import typer
 
 from nano3.cli.data import curate as data_curate
 from nano3.cli.data import generate as data_generate
+from nano3.cli.data import train_classifier as data_train_classifier
 
 if TYPE_CHECKING:
     from nano3.data.tokens.inspection import Inspection
@@ -23,6 +24,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 app.command("curate")(data_curate.curate)
 app.command("report")(data_curate.report)
+app.command("train-classifier")(data_train_classifier.train_classifier)
 app.command("generate")(data_generate.generate)
 
 

@@ -1,4 +1,4 @@
-"""Fast detector of pages with code, on their HTML (report section 2.2.1): by tags, classes and what stands in them."""
+"""Fast detector of pages with code, on their HTML (report section 2.2.1): by a rule or a classifier of the user's."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datatrove.data import Document
 
 from nano3.config.checks import check
+from nano3.curate.classifier.model import check_classifier, load_classifier
 from nano3.curate.step import Step
 
 _BLOCK = re.compile(r"<(/?)(pre|textarea)\b[^<>]*>", re.IGNORECASE)
@@ -33,10 +34,16 @@ class CodePageSettings:
 
     threshold: float = 0.5
     """Score, from 0 to 1, that a page must have. One block of code and a class of a highlighter give 0.53."""
+    model: str = ""
+    """File of `nano3 data train-classifier --html`, which then gives the score in place of the rule."""
+    model_hash: str = ""
+    """Of that file, which is refused where it has another; empty: whatever it has, which goes into the manifest."""
 
     def __post_init__(self) -> None:
         check("code-page", self, ">=", 0, "threshold")
         check("code-page", self, "<=", 1, "threshold")
+        if self.model:
+            object.__setattr__(self, "model_hash", check_classifier(self.model, True, self.model_hash))
 
 
 class CodePage(Step):
@@ -46,7 +53,8 @@ class CodePage(Step):
 
     def check(self, document: Document) -> str:
         """Why a page is dropped; empty: it is kept."""
-        score = code_score(document.text)
+        model = self.settings.model
+        score = load_classifier(model).score(document.text) if model else code_score(document.text)
         document.metadata["code_page_score"] = round(score, 3)
         return "" if score >= self.settings.threshold else "no code in the page"
 

@@ -150,3 +150,26 @@ def test_without_the_extra_it_says_what_to_install():
 def test_nothing_is_imported_for_it_before_it_runs():
     code = "import sys; import nano3.cli.data.app; assert not {'datatrove', 'numpy', 'loguru'} & set(sys.modules)"
     assert command(code).returncode == 0
+
+
+def test_a_classifier_is_trained_and_judged(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for kind, word in (("good", "code"), ("bad", "news")):
+        for site in ("one", "two", "three"):
+            folder = tmp_path / kind / site
+            folder.mkdir(parents=True)
+            for i in range(6):
+                (folder / f"{i}.txt").write_text(f"{word} {word} {site} {'abcdef'[i]} " * 10)
+    made = ("train-classifier", "--positive", "good", "--negative", "bad", "--out", "new/own.bin")
+    done = run(*made)
+    assert "hosts and folders that training has not seen" in done.stdout
+    assert 'use = "relevance"\nmodel = "new/own.bin"' in done.stdout
+    assert done.stderr == ""
+    found = json.loads(run(*made, "--json").stdout)
+    held, trained = (set(found["examples"][name]["groups"]) for name in ("heldout", "training"))
+    assert held.isdisjoint(trained)
+    assert held | trained == {"one", "two", "three"}
+    assert json.loads((tmp_path / "new/own.bin.json").read_text())["hash"] == found["hash"]
+    flat = run("train-classifier", "--positive", "good/one", "--negative", "bad/two", "--out", "flat.bin")
+    assert "warning: one kind comes from a single host or folder" in flat.stderr
+    assert "no file or folder" in str(CliRunner().invoke(app, [*made, "--negative", "none"]).exception)

@@ -1,0 +1,99 @@
+"""`nano3 data train-classifier`: a filter of documents from examples, judged on hosts that it has not seen."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nano3.cli.options.common import Json
+
+
+def train_classifier(
+    positive: Annotated[
+        list[str],
+        typer.Option(
+            help="File or folder of documents to keep (text, JSON lines, Parquet, WARC). Repeatable.", metavar="PATH"
+        ),
+    ],
+    negative: Annotated[list[str], typer.Option(help="The same of documents to drop. Repeatable.", metavar="PATH")],
+    out: Annotated[
+        Path, typer.Option(help="File to write; beside it FILE.json and FILE.png.", metavar="FILE", dir_okay=False)
+    ],
+    html: Annotated[
+        bool,
+        typer.Option(
+            "--html", metavar="", help="They are pages of HTML, for `code-page`; else texts, for `relevance`."
+        ),
+    ] = False,
+    heldout: Annotated[
+        float, typer.Option(min=0.01, max=0.9, help="Share of the documents to judge by, in whole hosts or folders.")
+    ] = 0.25,
+    recall: Annotated[
+        float,
+        typer.Option(min=0.01, max=1.0, help="Share of the positive documents that the recommended threshold keeps."),
+    ] = 0.95,
+    seed: Annotated[int, typer.Option(help="Draws the hosts and folders that are held out.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Train a fast classifier of documents (fastText) from examples, and judge it on hosts and folders it has not seen.
+
+    A document's host is that of its URL; without one, its folder below PATH counts. Use the classifier in a pipeline as
+    `relevance` (texts) or `code-page` (HTML), with the threshold that is recommended.
+    """
+    from nano3.config.errors import UserError
+    from nano3.curate.catalog import check_frame, is_importable
+    from nano3.curate.classifier.model import PACKAGE
+    from nano3.installation import install_command
+
+    check_frame()
+    if not is_importable(PACKAGE):
+        raise UserError(f"nano3 data train-classifier needs {PACKAGE}: {install_command('curate')}")
+    from nano3.cli.output import print_json
+    from nano3.curate.classifier.training import TrainingOptions, train_classifier
+    from nano3.files import check_writable
+
+    check_writable(out.parent, "--out")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    found = train_classifier(TrainingOptions(positive, negative, html, heldout, recall, seed), out)
+    if as_json:
+        print_json(found | {"file": str(out)})
+        return
+    _show(found, out)
+
+
+def _show(found: dict[str, Any], out: Path) -> None:
+    from nano3.cli.output import plain_table, print_table, results
+
+    held = found["examples"]["heldout"]
+    where = f"{len(held['groups']):,} hosts and folders that training has not seen"
+    if not found["split_by_group"]:
+        print(
+            "warning: one kind comes from a single host or folder: documents were held out instead, which flatters the "
+            "classifier. Give documents of several hosts, or of several folders below PATH",
+            file=sys.stderr,
+        )
+        where = "drawn among all"
+    print(f"judged on {held['positive']:,} positive and {held['negative']:,} negative documents, {where}")
+    columns = ("threshold", "precision", "recall", "kept")
+    table = plain_table(f"average precision {found['average_precision']:.3f}", *columns, right=columns)
+    best = found["recommended"]
+    for one in [*found["table"][1::2], best]:
+        mark = " *" if one is best else ""
+        table.add_row(f"{one['threshold']:.4f}{mark}", *(f"{one[name]:.3f}" for name in columns[1:]))
+    if found["rule"]:
+        table.add_row("rule of code-page", *(f"{found['rule'][name]:.3f}" for name in columns[1:]))
+    print_table(results(), table)
+    table = plain_table(
+        "at the threshold marked * (recall as wanted)", "host or folder", "positive kept", "negative kept"
+    )
+    for one in found["groups"]:
+        table.add_row(one["group"], *(f"{one[f'{kind} kept']:,} of {one[kind]:,}" for kind in ("positive", "negative")))
+    print_table(results(), table)
+    use = "code-page" if found["html"] else "relevance"
+    threshold = math.floor(best["threshold"] * 1e4) / 1e4
+    print(f'in a pipeline:\n[[step]]\nuse = "{use}"\nmodel = "{out}"\nthreshold = {threshold}')
+    print(f"all numbers: {out}.json; chart: {out}.png")

@@ -1,0 +1,1 @@
+"""Classifiers of documents that users train from their own examples, with fastText."""
