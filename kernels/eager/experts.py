@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from ..common import accumulator, matmul_dtype
 from ..integers import EXACT_WIDTH, Through, round_rows
 from ..scaled import INT8, INTEGERS, Scaled, Weight, quantize_e4m3
+from . import fp8
 
 
 def linear(x: Tensor, weight: Weight) -> Tensor:
@@ -33,7 +34,10 @@ def squared_relu_mlp(x: Tensor, up: Weight, down: Weight) -> Tensor:
 
 
 def _scaled_linear(x: Tensor, weight: Scaled) -> Tensor:
-    """A product of stored numbers, in which no rounding but that of the sum takes place; then the scales."""
+    """A product of stored numbers, in which no rounding but that of the sum takes place; then the scales. Where a GPU
+    multiplies e4m3 numbers by themselves, so; else as float32 numbers."""
+    if fp8.takes(x, weight):
+        return fp8.product(x, weight)
     wide = accumulator(x.dtype)
     rows, factor = x.to(wide), weight.scale.to(wide)
     if weight.input_scale is not None:
