@@ -21,7 +21,7 @@ ROOT = str(Path(__file__).resolve().parents[1]) + os.sep
 OWN = tuple(ROOT + name + os.sep for name in ("nano3", "kernels", "presets"))
 UNIX = {"fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "readline", "syslog", "posix"}
 UNIX_FILES = ("/proc/", "/sys/", "/dev/")
-LINUX_BY_NATURE = "nano3.rl.sandbox."
+LINUX_BY_NATURE = "nano3.sandbox."
 """Bubblewrap is Linux's."""
 STANDARD = (os.sep + "pathlib", "<frozen ")
 

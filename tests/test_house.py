@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 MOST_LINES, MOST_FILES = 400, 20
 LAYERS = (
     ("config",),
-    ("client", "kernels"),
+    ("client", "kernels", "sandbox"),
     ("data", "model"),
     ("parallel",),
     ("engine", "train"),

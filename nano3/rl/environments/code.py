@@ -18,9 +18,9 @@ from nano3.rl.environments.base import NOTHING, EnvironmentFaultError, Reward, R
 from nano3.rl.environments.made import given_or_made
 from nano3.rl.environments.made_programs import code_rows
 from nano3.rl.environments.rows import Row, column, task_of
-from nano3.rl.sandbox import code_driver
-from nano3.rl.sandbox.limits import Limits, SandboxError
-from nano3.rl.sandbox.sandbox import Sandbox
+from nano3.sandbox import code_driver
+from nano3.sandbox.limits import Limits, SandboxError
+from nano3.sandbox.sandbox import Sandbox
 
 MOST_TESTS = 50
 """Of a task (report section 3.2); further ones are left out."""

@@ -20,8 +20,8 @@ from nano3.rl.environments.base import (
     user,
 )
 from nano3.rl.environments.rows import Row, column, id_of, read_rows
-from nano3.rl.sandbox.limits import MIB, Limits, SandboxError
-from nano3.rl.sandbox.sandbox import Sandbox
+from nano3.sandbox.limits import MIB, Limits, SandboxError
+from nano3.sandbox.sandbox import Sandbox
 
 LONGEST = 100_000
 """Characters of a proof."""

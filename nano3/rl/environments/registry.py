@@ -23,7 +23,7 @@ from nano3.rl.environments.trl import GIVEN, RewardFunctionEnvironment, ToolClas
 
 GROUP = "nano3.environments"
 """Entry-point group in which a package names its environments."""
-CODE = ("rl/environments", "rl/feedback", "rl/sandbox", "data/preferences", "data/tasks")
+CODE = ("rl/environments", "rl/feedback", "sandbox", "data/preferences", "data/tasks")
 """Folders of this package with the code of our environments."""
 LIBRARIES = ("math-verify", "reasoning-gym", "langdetect", "jsonschema")
 """Packages of others, the extra `rl`, that our environments measure with."""

@@ -27,9 +27,9 @@ from nano3.rl.environments.base import (
 from nano3.rl.environments.made import given_or_made
 from nano3.rl.environments.made_programs import terminal_rows
 from nano3.rl.environments.rows import Row, column, id_of, prompt_of
-from nano3.rl.sandbox.archive import Entry, contents, pack
-from nano3.rl.sandbox.limits import MIB, Limits, SandboxError
-from nano3.rl.sandbox.sandbox import Sandbox
+from nano3.sandbox.archive import Entry, contents, pack
+from nano3.sandbox.limits import MIB, Limits, SandboxError
+from nano3.sandbox.sandbox import Sandbox
 
 SYSTEM = "You work at a shell. Each command starts in the same folder, in a new shell; files stay. Say when it is done."
 SHOWN = 4000

@@ -9,9 +9,9 @@ from nano3.rl.environments.base import Rollout
 from nano3.rl.environments.code import Code, last_program
 from nano3.rl.environments.formal_proof import _FORBIDDEN, FormalProof, _axioms, proof_of
 from nano3.rl.environments.terminal import Kept, Terminal
-from nano3.rl.sandbox.archive import Entry
-from nano3.rl.sandbox.limits import Limits
-from nano3.rl.sandbox.sandbox import Sandbox
+from nano3.sandbox.archive import Entry
+from nano3.sandbox.limits import Limits
+from nano3.sandbox.sandbox import Sandbox
 
 needs_bwrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 

@@ -13,9 +13,9 @@ from nano3.config.checks import check
 from nano3.curate.step import Context, Step
 from nano3.curate.steps.cpp import Standard
 from nano3.curate.steps.llm.rewrite_gate import ORIGINAL
-from nano3.rl.sandbox.archive import Entry
-from nano3.rl.sandbox.limits import MIB, Limits
-from nano3.rl.sandbox.sandbox import Sandbox
+from nano3.sandbox.archive import Entry
+from nano3.sandbox.limits import MIB, Limits
+from nano3.sandbox.sandbox import Sandbox
 
 COMPILE = Limits(seconds=60, cpu_seconds=40, memory=2048 * MIB)
 SOURCE, BINARY = "program.cpp", "program"

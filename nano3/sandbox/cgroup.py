@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nano3.rl.sandbox.limits import Limits
+from nano3.sandbox.limits import Limits
 
 PROC = Path("/proc/self")
 SECONDS_TO_END = 5.0

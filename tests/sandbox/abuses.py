@@ -12,8 +12,8 @@ import threading
 import time
 from pathlib import Path
 
-from nano3.rl.sandbox.limits import MIB, Limits, SandboxError
-from nano3.rl.sandbox.sandbox import Sandbox
+from nano3.sandbox.limits import MIB, Limits, SandboxError
+from nano3.sandbox.sandbox import Sandbox
 
 LIMIT, CHILDREN = 8, 30
 LIMITS = Limits(seconds=20.0, cpu_seconds=10, memory=256 * MIB, processes=LIMIT, file_bytes=MIB, folder_bytes=2 * MIB)

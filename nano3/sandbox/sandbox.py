@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nano3.rl.sandbox.archive import Entry, pack, unpack
-from nano3.rl.sandbox.bubblewrap import DONE, READY, command, find_bwrap, find_python
-from nano3.rl.sandbox.cgroup import Groups, groups_for
-from nano3.rl.sandbox.limits import End, Finished, Limits, SandboxError
-from nano3.rl.sandbox.pipes import Pipes
-from nano3.rl.sandbox.uids import is_root, leased_uid
+from nano3.sandbox.archive import Entry, pack, unpack
+from nano3.sandbox.bubblewrap import DONE, READY, command, find_bwrap, find_python
+from nano3.sandbox.cgroup import Groups, groups_for
+from nano3.sandbox.limits import End, Finished, Limits, SandboxError
+from nano3.sandbox.pipes import Pipes
+from nano3.sandbox.uids import is_root, leased_uid
 
 LAUNCHER = Path(__file__).with_name("launch.py")
 """Run as a script, and never imported: it needs Unix modules."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nano3.installation import install_command
-from nano3.rl.sandbox.limits import Limits, SandboxError
+from nano3.sandbox.limits import Limits, SandboxError
 
 WORK = "/work"
 """The program's folder."""

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from nano3.rl.sandbox.limits import End, Limits
+from nano3.sandbox.limits import End, Limits
 
 CHUNK = 1 << 16
 OVERHEAD = 2

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from nano3.config.errors import UserError
-from nano3.rl.sandbox.archive import Entry, contents
+from nano3.sandbox.archive import Entry, contents
 
 MIB = 1 << 20
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from nano3.rl.sandbox import cgroup
-from nano3.rl.sandbox.limits import Limits
+from nano3.sandbox import cgroup
+from nano3.sandbox.limits import Limits
 
 LIMITS = Limits(processes=7, memory=123 << 20)
 FILES = {"pids": ["pids.max"], "memory": ["memory.max", "memory.swap.max"], "memory v1": ["memory.limit_in_bytes"]}
