@@ -64,6 +64,11 @@ STEPS = {
         ("lxml", "resiliparse"),
     ),
     "language": StepInfo("language:Language", "keeps documents of some natural languages", ("py3langid",)),
+    "redact": StepInfo(
+        "redaction.redact:Redact",
+        "replaces personal data and secrets by placeholders",
+        ("detect_secrets", "phonenumbers"),
+    ),
     "relevance": StepInfo("relevance:Relevance", "drops texts that a classifier of your own refuses", ("fasttext",)),
     "conversations": StepInfo(
         "conversations:Conversations", "records of chat data sets, kept as they are", reader=True
