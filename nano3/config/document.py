@@ -7,7 +7,7 @@ import functools
 import inspect
 import textwrap
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
@@ -47,9 +47,10 @@ def with_table(page: str) -> str:
     return f"{before}{START}\n{settings_table()}\n{END}{after}"
 
 
-def field_docs(schema: type) -> dict[str, str]:
+@functools.cache
+def field_docs(schema: type) -> Mapping[str, str]:
     """Field name to the string literal that follows it in the source of a dataclass or of those it extends."""
-    docs = field_docs(schema.__base__) if schema.__base__ not in (None, object) else {}
+    docs = dict(field_docs(schema.__base__)) if schema.__base__ not in (None, object) else {}
     (tree,) = ast.parse(textwrap.dedent(inspect.getsource(schema))).body
     assert isinstance(tree, ast.ClassDef)
     for statement, following in zip(tree.body, tree.body[1:], strict=False):

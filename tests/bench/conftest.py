@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from ..commands import run  # noqa: F401 (a fixture)
+
 
 def event(**fields):
     return f"data: {json.dumps(fields)}\n\n"

@@ -30,22 +30,22 @@ def test_a_table_on_stdout_and_files(scripted, tmp_path):
     assert "secret" not in done.stdout + (tmp_path / "o" / "result.json").read_text()
 
 
-def test_json_is_one_object_with_the_workload(scripted):
+def test_json_is_one_object_with_the_workload(run, scripted):
     scripted.tokenize = False
-    done = bench("serve", "--url", scripted.url, *SMALL, "--json", "--endpoint", "completions")
-    figures = json.loads(done.stdout)
+    done = run("bench", "serve", "--url", scripted.url, *SMALL, "--json", "--endpoint", "completions")
+    figures = json.loads(done.out)
     assert figures["completed"] == 6
     assert figures["output_tokens"] == 18
     assert figures["workload"]["lengths"]["prompt"] == 40
-    assert figures["notes"] == [line.removeprefix("note: ") for line in done.stderr.splitlines()]
-    assert "no /tokenize" in done.stderr
+    assert figures["notes"] == [line.removeprefix("note: ") for line in done.err.splitlines()]
+    assert "no /tokenize" in done.err
 
 
-def test_a_load_that_nothing_answers_exits_with_1(scripted):
+def test_a_load_that_nothing_answers_exits_with_1(run, scripted):
     scripted.answer = lambda body, number: (200, ["data: [DONE]\n\n"]) if number else (200, WHOLE)
-    done = bench("serve", "--url", scripted.url, *SMALL)
-    assert done.returncode == 1
-    assert "stream ended early" in done.stdout
+    done = run("bench", "serve", "--url", scripted.url, *SMALL)
+    assert done.code == 1
+    assert "stream ended early" in done.out
 
 
 @pytest.mark.parametrize(
@@ -61,11 +61,10 @@ def test_a_load_that_nothing_answers_exits_with_1(scripted):
         (["--dataset", __file__, "--prompt-tokens", "3"], ["--dataset", "--prompt-tokens"]),
     ],
 )
-def test_a_wrong_input_is_one_line_and_exit_code_2(args, words):
-    done = bench("serve", *args)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
+def test_a_wrong_input_is_one_line_and_exit_code_2(run, args, words):
+    done = run("bench", "serve", *args)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("error: ")
+    assert done.err.count("\n") == 1
     for word in words:
-        assert word in done.stderr
+        assert word in done.err

@@ -84,14 +84,13 @@ def test_training_as_a_table_with_its_profile():
         (["decode", "--device", "cuda", "--profile"], ["--profile is about the CPU"]),
     ],
 )
-def test_a_wrong_input_is_one_line_and_exit_code_2(args, words):
-    done = bench(*args)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
+def test_a_wrong_input_is_one_line_and_exit_code_2(run, args, words):
+    done = run("bench", *args)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("error: ")
+    assert done.err.count("\n") == 1
     for word in words:
-        assert word in done.stderr
+        assert word in done.err
 
 
 @pytest.mark.gpu

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import shutil
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 import nano3
-from nano3.cli.app import main
 from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.model.lm import LM
+
+from ..commands import run  # noqa: F401 (a fixture)
 
 TEXT = "def main(argv):\n    return 0\n\nThe quick brown fox jumps over the lazy dog, and counts to 1234567890.\n"
 
@@ -39,27 +37,3 @@ def base_folder(model_folder, tmp_path_factory) -> Path:
     keys = json.loads((folder / "config.json").read_text("utf-8")) | {"nano3_stage": "pretrain"}
     (folder / "config.json").write_text(json.dumps(keys), "utf-8")
     return folder
-
-
-@dataclass
-class Done:
-    """What a command left."""
-
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Runs `nano3 ARGS...` here, with `stdin` piped in."""
-
-    def run(*args: object, stdin: str = "") -> Done:
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode()), encoding="utf-8"))
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            main([str(arg) for arg in args])
-        out, err = capsys.readouterr()
-        return Done(int(end.value.code or 0), out, err)
-
-    return run

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -16,11 +14,6 @@ from nano3.model.hf.folder import load, save
 from nano3.model.lora.apply import adapted, apply_lora
 from nano3.model.lora.folder import save_adapter
 from nano3.model.lora.merge_folder import merge_folder
-
-
-def run(*arguments):
-    command = [sys.executable, "-m", "nano3", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture
@@ -45,11 +38,11 @@ def adapter(base, tmp_path):
     return tmp_path / "adapter"
 
 
-def test_a_merged_folder_is_a_whole_model_of_the_bases_types(base, adapter, tmp_path):
-    out = run("merge", adapter, "--out", tmp_path / "merged", "--json")
-    assert out.returncode == 0, out.stderr
-    assert json.loads(out.stdout) == {"out": str(tmp_path / "merged"), "base": str(base), "rank": 3, "alpha": 32.0}
-    assert "experts.up_proj" in out.stderr
+def test_a_merged_folder_is_a_whole_model_of_the_bases_types(run, base, adapter, tmp_path):
+    done = run("merge", adapter, "--out", tmp_path / "merged", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out) == {"out": str(tmp_path / "merged"), "base": str(base), "rank": 3, "alpha": 32.0}
+    assert "experts.up_proj" in done.err
     before, after = (load_file(folder / "model.safetensors") for folder in (base, tmp_path / "merged"))
     assert {name: t.dtype for name, t in before.items()} == {name: t.dtype for name, t in after.items()}
     name = "backbone.layers.0.mixer.in_proj"
