@@ -37,16 +37,23 @@ class Forked:
     """A running Python command, with the part of `subprocess.Popen` that tests use.
 
     Args:
-        arguments: of the interpreter: SCRIPT or `-c` CODE, and then those of the command.
+        arguments: of the interpreter: SCRIPT, `-c` CODE or `-m` MODULE, and then those of the command.
         env: the environment.
+        cwd: the folder that it runs in. Default: the one of this process now.
+        charts: whether it draws charts, which take longer than the runs of tests.
     """
 
-    def __init__(self, arguments: list[str], env: dict[str, str]) -> None:
+    def __init__(
+        self, arguments: list[str], env: dict[str, str], cwd: Path | None = None, charts: bool = False
+    ) -> None:
         read, write = os.pipe()
         self.stdout = os.fdopen(read, encoding="utf-8")
         self.stderr = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 (open as long as the process)
         streams = [Connection(fd, readable=False) for fd in (write, os.dup(self.stderr.fileno()))]
-        given = {"arguments": [str(argument) for argument in arguments], "environment": env, "streams": streams}
+        given = {
+            "arguments": [str(argument) for argument in arguments], "environment": env, "streams": streams,
+            "folder": str(cwd or Path.cwd()), "charts": charts,
+        }  # fmt: skip
         self._process = CONTEXT.Process(target=runpy.run_path, args=(str(CHILD),), kwargs={"init_globals": given})
         # The child would import the main module of the tests' process as its own; the first call starts the server.
         main = mock.patch.dict(sys.modules, {"__main__": types.ModuleType("__main__")})
@@ -73,9 +80,10 @@ class Forked:
         """End it."""
         self._process.kill()
 
-    def wait(self) -> None:
+    def wait(self) -> int | None:
         """Wait for its end."""
         self._process.join()
+        return self._process.exitcode
 
     def communicate(self, timeout: float = 600) -> tuple[str, str]:
         """What it wrote to stdout and stderr, after its end; TimeoutExpired where that takes `timeout` seconds."""
@@ -89,6 +97,24 @@ class Forked:
             raise subprocess.TimeoutExpired("forked", timeout)
         self.stderr.seek(0)
         return out, self.stderr.read()
+
+
+def run_forked(
+    *arguments: object, env: dict[str, str] | None = None, charts: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """`python ARGUMENTS...` to its end, in a process that has the imports already: for tests of what a process of its
+    own does, not of how it starts.
+
+    Args:
+        arguments: as those of Forked.
+        env: the environment. Default: this process's with one thread.
+        charts: as of Forked.
+    """
+    words = [str(argument) for argument in arguments]
+    process = Forked(words, {**os.environ, **ONE_THREAD} if env is None else env, charts=charts)
+    out, err = process.communicate()
+    assert process.returncode is not None
+    return subprocess.CompletedProcess(words, process.returncode, out, err)
 
 
 def start_ranks(*arguments: str, ranks: int = 1) -> list[Forked]:

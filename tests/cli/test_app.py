@@ -26,13 +26,12 @@ def nano3(*args, cwd=None, **environment):
     )
 
 
-def test_help_lists_the_verbs_and_says_how_to_start():
-    for args in (["--help"], ["-h"], []):
-        done = nano3(*args)
-        assert done.returncode == 0
-        assert done.stderr == ""
-        for word in (*VERBS, "Start with"):
-            assert word in done.stdout
+def test_help_lists_the_verbs_and_says_how_to_start(run):
+    done = nano3("--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    for word in (*VERBS, "Start with"):
+        assert word in done.stdout
+    assert [run(*args) for args in (["-h"], [])] == [run("--help")] * 2
 
 
 @pytest.mark.parametrize("args", [["--help"], ["pretrain", "--help"], ["pretrain", "--dry-run", "--json"],
@@ -101,14 +100,14 @@ def test_version():
         (["info", "--model", "."], ["no config.json"]),
     ],
 )
-def test_a_wrong_input_is_one_line_and_exit_code_2(args, words, tmp_path):
-    done = nano3(*args, cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
+def test_a_wrong_input_is_one_line_and_exit_code_2(run, args, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run(*args)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("error: ")
+    assert done.err.count("\n") == 1
     for word in words:
-        assert word in done.stderr
+        assert word in done.err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from nano3.files import exclusive
 from nano3.model.find import local_model, model_folder, model_name
 
 from ..fake_hub import COMMIT, fake_hub
+from ..forked import run_forked
 
 pytestmark = pytest.mark.any_isa
 
@@ -42,15 +41,14 @@ def repository(tmp_path) -> Path:
 
 
 @pytest.fixture
-def ask(tmp_path):
+def ask(tmp_path, monkeypatch):
     """Runs `local_model(name, weights)` in a process of its own with a cache of its own: its last line, by stream."""
+
+    monkeypatch.chdir(tmp_path)
 
     def ask(name: str, url: str, weights: bool = True, **variables: str) -> str:
         own = {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0", **variables}
-        done = subprocess.run(
-            [sys.executable, "-c", ASK, name, str(int(weights))],
-            env=os.environ | own, capture_output=True, text=True, check=False, cwd=tmp_path,
-        )  # fmt: skip
+        done = run_forked("-c", ASK, name, str(int(weights)), env=os.environ | own)
         return (done.stdout or done.stderr).strip().splitlines()[-1]
 
     return ask

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +21,7 @@ from nano3.eval.ruler.words import WordList
 from nano3.eval.store import Result, Score
 
 from ...eval.servers import answering
+from ...forked import start_ranks
 
 SMALL = ("--ctx", "512", "--tasks", "niah_single_1,niah_multikey_2", "--seed", 5)
 
@@ -198,10 +196,7 @@ def test_a_server_that_goes_away_leaves_what_is_done_and_exit_code_3(run):
 
 def test_a_killed_evaluation_goes_on_to_the_same_result(run, base_folder):
     command = ["eval", "ruler", "--from", base_folder, *SMALL, "--samples", 6, "--max-sequences", 1]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "nano3", *map(str, command), "--out", "killed"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    (process,) = start_ranks("-m", "nano3", *map(str, command), "--out", "killed")
     file = Path("killed", "samples.jsonl")
     while process.poll() is None and not (file.exists() and file.read_bytes().count(b"\n") >= 3):
         time.sleep(0.02)
@@ -337,11 +332,8 @@ def test_a_context_beyond_what_the_model_was_made_for_is_noted(run, base_folder,
 
 
 def test_ctrl_c_leaves_what_is_done(base_folder):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "nano3", "eval", "ruler", "--from", base_folder, *map(str, SMALL), "--samples", "50",
-         "--max-sequences", "1", "--out", "r"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    (process,) = start_ranks("-m", "nano3", "eval", "ruler", "--from", base_folder, *map(str, SMALL), "--samples", "50",
+                             "--max-sequences", "1", "--out", "r")  # fmt: skip
     file = Path("r", "samples.jsonl")
     while process.poll() is None and not (file.exists() and file.read_bytes().count(b"\n") >= 2):
         time.sleep(0.02)

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 import tomllib
 
 import pytest
@@ -15,6 +13,8 @@ from nano3.cli.training.summary import show_summary
 from nano3.config.errors import UserError
 from nano3.config.presets import load_extend_context, load_pretrain, to_toml
 from nano3.data.texts.sources import resolve
+
+from ...forked import ONE_THREAD, run_forked
 
 
 def run(*args):
@@ -259,11 +259,8 @@ def test_a_run_leaves_its_folder_its_result_on_stdout_and_progress_on_stderr(her
     for i in range(40):
         (here / "notes" / f"{i}.txt").write_text(f"the note number {i} says that {i * i} is the square of {i}.\n" * 5)
     args = [part for setting in SMALL for part in ("--set", setting)]
-    done = subprocess.run(
-        [sys.executable, "-c", "from nano3.cli.app import main; main()", "pretrain", "--json", *args],
-        capture_output=True, text=True, cwd=here, check=False,
-        env=os.environ | {"XDG_CACHE_HOME": str(here / "cache"), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    environment = os.environ | ONE_THREAD | {"XDG_CACHE_HOME": str(here / "cache")}
+    done = run_forked("-m", "nano3", "pretrain", "--json", *args, env=environment, charts=True)
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
     assert facts["run"] == "runs/pretrain-tiny"
