@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import tomllib
 from pathlib import Path
 
 # `pytest -n 2` has a process for each core: two threads in each would wait for the other process's.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Modules are compiled once, not in each of hundreds of processes, whatever the environment says.
+if sys.dont_write_bytecode:
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import nano3  # noqa: F401 (before torch, whose threads then wait less for each other)
 

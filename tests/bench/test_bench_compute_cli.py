@@ -24,14 +24,14 @@ def check_case(case, repeat):
         assert side["peak_memory_bytes"] > 50 << 20
 
 
-def test_decoding_as_json_with_files(tmp_path):
+def test_decoding_as_json_with_files(run, tmp_path):
     small = ["--sequences", "3", "--prompt-tokens", "6", "--output-tokens", "4", "--threads", "1", "--repeat", "1"]
-    done = bench("decode", "--model", "tiny", *small, "--dtype", "float32", "--json", "--out", str(tmp_path / "o"))
-    assert done.returncode == 0, done.stderr
-    said = done.stderr.splitlines()
+    done = run("bench", "decode", "--model", "tiny", *small, "--dtype", "float32", "--json", "--out", tmp_path / "o")
+    assert done.code == 0, done.err
+    said = done.err.splitlines()
     for line in ("loading", "3 sequences: nano3, first run", "3 sequences: nano3, run 1 of 1"):
         assert line in said
-    figures = json.loads(done.stdout)
+    figures = json.loads(done.out)
     assert figures == json.loads((tmp_path / "o" / "result.json").read_text())
     assert (tmp_path / "o" / "speed.png").stat().st_size > 5000
     assert [case["tokens"] for case in figures["cases"]] == [12]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from pydantic import BaseModel, Field
@@ -13,14 +14,21 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 os.environ.setdefault("LANGSMITH_TRACING", "false")
 os.environ.setdefault("LANGCHAIN_TRACING_V2", "false")
 
-import litellm
-import pydantic_ai
-from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
-from langchain_openai import ChatOpenAI
-from pydantic_ai.models.openai import OpenAIChatModel
-from pydantic_ai.providers.openai import OpenAIProvider
 
-litellm.telemetry = False
+class Package:
+    """A package that is imported when it is first used: the four take seconds, and each process collects all tests."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module(self.name), name)
+
+
+litellm, messages, langchain_openai = map(Package, ("litellm", "langchain_core.messages", "langchain_openai"))
+pydantic_ai, models, providers = map(
+    Package, ("pydantic_ai", "pydantic_ai.models.openai", "pydantic_ai.providers.openai")
+)
 PLAIN = {"enable_thinking": False}
 
 
@@ -41,6 +49,8 @@ LIGHT_TOOL = {
 class TestLiteLLM:
     @pytest.fixture
     def complete(self, server):
+        importlib.import_module("litellm").telemetry = False
+
         def call(**options):
             options = {"max_tokens": 12, "temperature": 0, "extra_body": PLAIN} | options
             return litellm.completion(
@@ -84,7 +94,7 @@ class TestLiteLLM:
 class TestLangchain:
     @pytest.fixture
     def chat(self, server):
-        return ChatOpenAI(
+        return langchain_openai.ChatOpenAI(
             model=server.model, base_url=f"{server.url}/v1", api_key="none", max_tokens=300, temperature=1, seed=7,
             extra_body=PLAIN, max_retries=0, stream_usage=True,
         )  # fmt: skip
@@ -92,7 +102,7 @@ class TestLangchain:
     def test_invoke_and_stream(self, chat):
         chat = chat.bind(max_tokens=12, temperature=0)
         whole = chat.invoke("Say something.")
-        assert isinstance(whole, AIMessage)
+        assert isinstance(whole, messages.AIMessage)
         assert whole.usage_metadata["output_tokens"] <= 12
         pieces = list(chat.stream("Say something."))
         assert "".join(piece.content for piece in pieces) == whole.content
@@ -105,8 +115,9 @@ class TestLangchain:
         (call,) = message.tool_calls
         assert call["name"] == "Light"
         Light.model_validate(call["args"])
-        history = [HumanMessage("Light!"), message, ToolMessage("done", tool_call_id=call["id"])]
-        assert isinstance(chat.bind(max_tokens=4).invoke(history), AIMessage)
+        result = messages.ToolMessage("done", tool_call_id=call["id"])
+        history = [messages.HumanMessage("Light!"), message, result]
+        assert isinstance(chat.bind(max_tokens=4).invoke(history), messages.AIMessage)
 
     @pytest.mark.parametrize("method", ["json_schema", "function_calling"])
     def test_structured_output(self, chat, method):
@@ -117,8 +128,8 @@ class TestLangchain:
 class TestPydanticAI:
     @pytest.fixture
     def model(self, server):
-        provider = OpenAIProvider(base_url=f"{server.url}/v1", api_key="none")
-        return OpenAIChatModel(server.model, provider=provider)
+        provider = providers.OpenAIProvider(base_url=f"{server.url}/v1", api_key="none")
+        return models.OpenAIChatModel(server.model, provider=provider)
 
     @pytest.fixture
     def settings(self):
@@ -130,9 +141,10 @@ class TestPydanticAI:
         assert isinstance(result.output, str)
         assert 1 <= result.usage.output_tokens <= 12
 
-    @pytest.mark.parametrize("form", [lambda t: t, pydantic_ai.NativeOutput], ids=["tool", "native"])
+    @pytest.mark.parametrize("form", ["tool", "native"])
     def test_output_type(self, model, settings, form):
-        agent = pydantic_ai.Agent(model, output_type=form(Light), model_settings=settings)
+        output_type = Light if form == "tool" else pydantic_ai.NativeOutput(Light)
+        agent = pydantic_ai.Agent(model, output_type=output_type, model_settings=settings)
         assert isinstance(agent.run_sync("Light!").output, Light)
 
     def test_a_tool_and_its_result_come_before_the_answer(self, model, settings):

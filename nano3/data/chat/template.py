@@ -41,7 +41,7 @@ class ChatTemplate:
         self.text = text
         self.variables = dict(variables or {})
         try:
-            self._plain = _environment(marked=False).from_string(text)
+            self._plain = _compiled(text, marked=False)
         # Python's own: `break` outside a loop, a lone surrogate, NUL, blocks nested too deeply.
         except (jinja2.TemplateError, SyntaxError, ValueError, RecursionError) as error:
             raise UserError(f"chat template cannot be compiled: {one_line(error)}") from error
@@ -104,7 +104,7 @@ class ChatTemplate:
 
     @functools.cached_property
     def _marked(self) -> jinja2.Template:
-        return _environment(marked=True).from_string(self.text)
+        return _compiled(self.text, marked=True)
 
     @property
     def has_generation_blocks(self) -> bool:
@@ -116,6 +116,12 @@ class ChatTemplate:
 def default_text() -> str:
     """Source of the project's own template, as a model folder's chat_template.jinja carries it."""
     return resources.files("nano3.data.chat").joinpath("chat_template.jinja").read_text("utf-8")
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled(text: str, marked: bool) -> jinja2.Template:
+    """Compiling takes 45 ms, and a stage opens the template of the same model several times."""
+    return _environment(marked).from_string(text)
 
 
 @functools.cache
