@@ -40,7 +40,7 @@ _REPORT_FILES = {
 """The presets that make up a phase of the report, each laid over those before it."""
 _NO_PART = {"long-context": ("data.seq_len", "schedule.min_lr", "schedule.stable_fraction")}
 """Numbers of earlier phases that play no part: the length follows from the mixture, and the rate is constant."""
-_PARALLELISM = "context 8, tensor 8, expert 8, pipeline 4"
+_PARALLELISM = {"context": 8, "tensor": 8, "expert": 8, "pipeline": 4}
 """Devices that share a sequence, a matrix, the experts and the blocks in the report's context extension."""
 
 
@@ -71,7 +71,7 @@ def diff_from_report(cfg: PretrainConfig | SftConfig | AnyPolicyConfig | GenrmCo
     """Settings whose value differs from the one that the report publishes; the blend's come last.
 
     The report gives the lengths of its mixture, not their shares: these are no difference. Of a context extension there
-    is a row for parallelism.
+    is a row for parallelism, where that is another.
     """
     if isinstance(cfg, RlvrConfig | RlhfConfig | GenrmConfig):
         return _policy_differences(cfg)
@@ -92,8 +92,9 @@ def diff_from_report(cfg: PretrainConfig | SftConfig | AnyPolicyConfig | GenrmCo
         here_flat["context.lengths"], report_flat["context.lengths"] = list(cfg.lengths), list(report.lengths)
         sections["context.lengths"] = next(section for key, section in sections.items() if key.startswith(_LENGTHS))
     rows = [Difference(key, here_flat[key], report_flat[key], sections[key]) for key in settings + blend]
-    if phase == "long-context":
-        rows.append(Difference("parallelism", cfg.parallel.kinds, _PARALLELISM, "§2.5"))
+    if phase == "long-context" and any(getattr(cfg.parallel, name) != n for name, n in _PARALLELISM.items()):
+        published = ", ".join(f"{name} {n}" for name, n in _PARALLELISM.items())
+        rows.append(Difference("parallelism", cfg.parallel.kinds, published, "§2.5"))
     return rows
 
 

@@ -26,6 +26,10 @@ def test_the_reports_context_extension_differs_in_its_parallelism_alone_and_its_
         (row,) = diff_from_report(load_extend_context("long-context", settings))
         assert (row.key, row.here, row.section) == ("parallelism", "data (FSDP)", "§2.5")
         assert row.report == "context 8, tensor 8, expert 8, pipeline 4"
+    own = [f"parallel.{name}={n}" for name, n in {"context": 8, "tensor": 8, "expert": 8, "pipeline": 4}.items()]
+    assert diff_from_report(load_extend_context("long-context", own)) == []
+    (row,) = diff_from_report(load_extend_context("long-context", own[:-1]))
+    assert row.here == "data (FSDP), context 8, tensor 8, expert 8"
 
 
 def test_other_lengths_are_one_row():

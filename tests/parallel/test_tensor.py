@@ -142,3 +142,26 @@ def test_sums_over_processes_are_rounded_once(processes):
     rounded = torch.tensor(259.0).bfloat16().item()
     expected = [f"{rounded} {rounded}", "259.0 259.0"]
     assert [out.splitlines() for out, _ in outputs] == [expected] * 4, outputs
+
+
+ALONE = """
+import torch
+from nano3.config.presets import load_model
+from nano3.model.lm import LM
+from nano3.parallel.tensor import divide_heads
+from nano3.train.world import init_world
+
+world = init_world({"tensor": 4})
+model, tokens = LM(load_model("tiny")).init_weights(0).eval(), torch.arange(12).view(1, 12) + world.rank
+with torch.no_grad():
+    whole = model(tokens)
+    divide_heads(model, world.tensor.handle)
+    print(torch.equal(model(tokens), whole), torch.equal(model(tokens, state=model.new_state(1)), whole), flush=True)
+world.close()
+"""
+
+
+def test_a_pass_that_is_not_shared_goes_through_all_heads_on_one_process(processes):
+    """Whose norm is spread over all four where heads are divided."""
+    outputs = [process.communicate(timeout=120) for process in processes("-c", ALONE, ranks=4)]
+    assert [out.split() for out, _ in outputs] == [["True", "True"]] * 4, outputs

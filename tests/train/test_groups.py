@@ -70,6 +70,25 @@ def test_sums_go_over_the_ranks_of_the_loss_and_norms_over_each_mesh(processes):
     ]
 
 
+EIGHT = """
+world = init_world({"pipeline": 2, "context": 2, "tensor": 2})
+names = ("data", "context", "tensor", "sequence", "loss", "pipeline")
+print(*(sorted(getattr(world, name).gather(world.rank)) for name in names), sep="; ")
+print(world.loss_mesh().mesh.tolist())
+world.close()
+"""
+
+
+def test_ranks_that_divide_heads_are_neighbours_and_share_sequences_with_those_of_other_slices(processes):
+    started = processes("-c", BEGIN + EIGHT, ranks=8)
+    outputs = [process.communicate(timeout=300) for process in started]
+    assert [process.returncode for process in started] == [0] * 8, outputs
+    for rank, (out, _) in enumerate(outputs):
+        half = [0, 1, 2, 3] if rank < 4 else [4, 5, 6, 7]
+        groups = [sorted({rank, rank ^ bit}) for bit in (0, 2, 1)] + [half, half, sorted({rank, rank ^ 4})]
+        assert out.splitlines() == ["; ".join(map(str, groups)), str(half)]
+
+
 @pytest.mark.parametrize(
     ("fsdp", "ranks"),
     [
