@@ -19,6 +19,8 @@ from nano3.config.errors import UserError
 
 REFUSED = (400, 413, 422)
 """Statuses by which a server refuses one request, as one that is longer than the model's context."""
+ANSWERED = 2
+"""Tries of a request that failed while the server answered others, after which the request is to blame."""
 PROBE = [{"role": "user", "content": "Reply with the word yes."}]
 PROBE_SECONDS, PROBE_TIMEOUT = 30.0, 60.0
 """Between two looks at whether a server answers a short request, and for its answer."""
@@ -52,8 +54,10 @@ class Counts:
 class AsyncServer(Address):
     """One server, asked by tasks of one event loop.
 
-    A request that fails several times while others are answered is that request's fault; where nothing is answered, a
-    short one in its place (`PROBE`) decides. A server that answers neither is waited for until the deadline.
+    A request that fails several times while others are answered is to blame itself. Where nothing else was answered in
+    the meantime, a short request in its place (`PROBE`) decides: if that is answered twice, each time after so many
+    failures, the request is to blame. A server that answers nothing is waited for until the deadline; a request that
+    failed while it was away begins anew when it is back.
 
     Attributes:
         limit: how many requests are under way at once, at the most.
@@ -105,8 +109,9 @@ class AsyncServer(Address):
         self._probing = asyncio.Lock()
 
     async def chat(self, body: dict[str, Any]) -> tuple[Any, float]:
-        """The JSON that the server answers to a request for a chat completion, and the seconds that its tries took,
-        waits between them aside. An answer without a message is damaged, and asked for again.
+        """The JSON that the server answers to a request for a chat completion, and the seconds that its tries held a
+        place, waits between them aside, stretched where the limit was lowered (`Limit.stretched`). An answer without a
+        message is damaged, and asked for again.
 
         Raises:
             NoAnswerError: no answer to this request, though the server answers.
@@ -114,13 +119,16 @@ class AsyncServer(Address):
             ServerGoneError: nothing was answered until the deadline.
             UserError: it refuses all, as by a wrong key, model or parameter.
         """
-        attempts, seconds = Attempts(self._tries), 0.0
+        attempts, seconds = _Attempts(self._tries), 0.0
+        begun = False
         while True:
             async with self.limit.place() as began:
-                if not attempts.n:
+                before = self.limit.stretched()
+                if not begun:
                     attempts.begin()
+                    begun = True
                 reply = await self._tried(body, attempts)
-                seconds += time.monotonic() - began
+                seconds += self.limit.stretched() - before
             if reply is not None:
                 self._note_load(reply, began)
                 answer = await self._read(reply, body, attempts)
@@ -133,7 +141,7 @@ class AsyncServer(Address):
         """Close the connections."""
         await self._http.aclose()
 
-    async def _tried(self, body: dict[str, Any], attempts: Attempts) -> Reply | None:
+    async def _tried(self, body: dict[str, Any], attempts: _Attempts) -> Reply | None:
         """The whole reply to one try; None, noted, where there is none."""
         try:
             return await self._sent(body, self._timeout)
@@ -154,7 +162,7 @@ class AsyncServer(Address):
         elif reply.status < 300:
             self.limit.answered()
 
-    async def _read(self, reply: Reply, body: dict[str, Any], attempts: Attempts) -> Any:
+    async def _read(self, reply: Reply, body: dict[str, Any], attempts: _Attempts) -> Any:
         """A reply's JSON; None, noted, where another try may bring a better one. Raises where none will."""
         if is_passing(reply.status):
             attempts.refused(reply.status, self.refusal(reply), reply.asked)
@@ -172,12 +180,11 @@ class AsyncServer(Address):
         self._note_answer(body)
         return answer
 
-    async def _wait(self, attempts: Attempts, body: dict[str, Any]) -> None:
+    async def _wait(self, attempts: _Attempts, body: dict[str, Any]) -> None:
         """Wait before the next try; raise where there is to be none."""
-        if attempts.is_over and self._last_answer <= attempts.began:
-            await self._probe(body)
-        if attempts.is_over and self._last_answer > attempts.began:
-            raise attempts.given_up()
+        attempts.note_answered(self._last_answer)
+        if attempts.is_over:
+            await self._judge(attempts, body)
         deadline = self._tries.deadline
         left = max(attempts.began, self._last_answer) + deadline - time.monotonic()
         if left < 0:
@@ -190,6 +197,19 @@ class AsyncServer(Address):
             self._tell(f"{self.url}: {attempts.reason}; waiting for it, {left:.0f} s at the most")
         await self._sleep(min(attempts.polite_pause(), left + 0.01))
 
+    async def _judge(self, attempts: _Attempts, body: dict[str, Any]) -> None:
+        """As many tries failed as may: raise where the request is to blame, begin anew where the server was away and is
+        back."""
+        if attempts.answered >= ANSWERED:
+            raise attempts.given_up()
+        if self._last_answer <= attempts.began:
+            if not is_answer(await self._probe(body)):
+                return
+            if attempts.probed:
+                raise attempts.given_up()
+            attempts.probed = True
+        attempts.begin()
+
     async def _check_refusal(self, reply: Reply, body: dict[str, Any]) -> None:
         """Raise for a refusal that another try meets again, of this request alone or of all; return where neither is
         known."""
@@ -198,7 +218,7 @@ class AsyncServer(Address):
         if reply.status in REFUSED:
             kind = _kind(body)
             status = 200 if kind in self._answered else await self._probe(body)
-            if status < 300 and kind in self._answered:
+            if is_answer(status):
                 raise RefusedError(reply.status, words)
             if is_passing(status) or not status:
                 return
@@ -206,11 +226,11 @@ class AsyncServer(Address):
 
     async def _probe(self, body: dict[str, Any]) -> int:
         """Status of the answer to a short request of the same kind as one that fails; 0: none. Tasks that ask while it
-        is under way, or soon after, share it."""
+        is under way share it, and for some time one that failed."""
         asked, kind = time.monotonic(), _kind(body)
         async with self._probing:
             ended, status = self._probes.get(kind, (-PROBE_SECONDS, 0))
-            if ended > asked - PROBE_SECONDS:
+            if ended > asked - (0.0 if is_answer(status) else PROBE_SECONDS):
                 return status
             try:
                 reply = await self._sent(body | {"messages": PROBE}, min(self._timeout, PROBE_TIMEOUT))
@@ -230,6 +250,33 @@ class AsyncServer(Address):
     def _note_answer(self, body: dict[str, Any]) -> None:
         self._last_answer, self._told = time.monotonic(), False
         self._answered.add(_kind(body))
+
+
+class _Attempts(Attempts):
+    """Tries of one request among others.
+
+    Attributes:
+        answered: tries since whose failure before, or since the first began, the server answered something.
+        probed: whether the server answered a probe after as many had failed as may.
+    """
+
+    answered, probed = 0, False
+    _seen = 0.0
+
+    def begin(self) -> None:
+        """The first try begins now."""
+        super().begin()
+        self.answered, self._seen = 0, self.began
+
+    def note_answered(self, last: float) -> None:
+        """A try failed, and the server answered last, anything at all, at this moment."""
+        self.answered += last > self._seen
+        self._seen = time.monotonic()
+
+
+def is_answer(status: int) -> bool:
+    """Whether a probe was answered."""
+    return 200 <= status < 300
 
 
 def _kind(body: dict[str, Any]) -> str:

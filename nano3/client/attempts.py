@@ -55,13 +55,12 @@ class Attempts:
     def __init__(self, tries: Tries) -> None:
         """None made yet."""
         self._tries = tries
-        self.n = self.failed = self.unasked = 0
         self.reason, self.asked = "", 0.0
-        self.began = self.end = 0.0
         self.begin()
 
     def begin(self) -> None:
-        """The first try begins now."""
+        """The first try begins now; those before, if there were any, are forgotten."""
+        self.n = self.failed = self.unasked = 0
         self.began = time.monotonic()
         self.end = self.began + self._tries.deadline
 

@@ -18,26 +18,31 @@ class Limit:
     Attributes:
         most: places there may be.
         now: places there are; its whole part counts.
-        busy_seconds: seconds that all requests were under way, summed.
     """
 
     def __init__(self, most: int) -> None:
         """`most` places, all free."""
         self.most, self.now = most, float(most)
-        self.busy_seconds = 0.0
         self._busy = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._deaf_until = 0.0
+        self._stretched, self._since = 0.0, time.monotonic()
+
+    def stretched(self) -> float:
+        """Seconds since it was made, each counted as often as there are fewer places than there may be: where half of
+        them are left, a second counts as two. A request that takes so many of these takes its share of all places."""
+        moment = time.monotonic()
+        self._stretched += (moment - self._since) * self.most / int(self.now)
+        self._since = moment
+        return self._stretched
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[float]:
         """Waits for a free place, first come first served, and holds it; gives the moment at which it was free."""
         await self._enter()
-        began = time.monotonic()
         try:
-            yield began
+            yield time.monotonic()
         finally:
-            self.busy_seconds += time.monotonic() - began
             self._leave()
 
     def full(self, began: float, asked: float = 0.0) -> None:
@@ -47,11 +52,13 @@ class Limit:
         server asked for: together they halve it once.
         """
         if began >= self._deaf_until:
+            self.stretched()
             self.now = max(1.0, self.now / 2)
             self._deaf_until = time.monotonic() + asked
 
     def answered(self) -> None:
         """The server answered a request."""
+        self.stretched()
         self.now = min(float(self.most), self.now + GROWTH)
         self._wake()
 

@@ -126,6 +126,15 @@ def test_the_limit_is_halved_once_for_all_under_way_and_grows_by_answers():
     assert limit.now == 1
 
 
+def test_seconds_count_as_often_as_places_are_missing():
+    limit = Limit(8)
+    limit.full(time.monotonic())
+    began, before = time.monotonic(), limit.stretched()
+    time.sleep(0.05)
+    after, ended = limit.stretched(), time.monotonic()
+    assert 2 * 0.05 <= after - before <= 2 * (ended - began)
+
+
 def test_a_place_that_a_cancelled_request_waited_for_goes_to_the_next():
     async def run():
         limit, done = Limit(1), []
@@ -170,7 +179,8 @@ def test_a_server_that_answers_nothing_is_gone_after_the_deadline(server):
 def test_a_server_that_comes_back_before_the_deadline_loses_nothing(server):
     back = time.monotonic() + 1.0
     server.reply = lambda prompt, _: "fine" if time.monotonic() > back else (503, "loading")
-    assert asked(server, ["a", "b", "c"], Tries(2, deadline=60.0, **FAST))[0] == ["fine"] * 3
+    texts = [f"message {i}" for i in range(40)]
+    assert asked(server, texts, Tries(2, deadline=60.0, **FAST), concurrency=8)[0] == ["fine"] * 40
 
 
 def test_a_refusal_of_one_request_is_its_own_fault(server):

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nano3.cli.data.curate_estimate import estimate_of, parse_price, print_estimate
 from nano3.cli.options.common import Json
 
 if TYPE_CHECKING:
+    from nano3.curate.ask.estimate import Estimate
     from nano3.curate.catalog import StepInfo
     from nano3.curate.ledger import Size
     from nano3.curate.report import Report
@@ -96,7 +98,21 @@ Answers = Annotated[
         show_default=False,
     ),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", metavar="", help="Show inputs, steps and settings; write nothing.")]
+Pilot = Annotated[
+    int, typer.Option(min=0, help="With --dry-run and --url: documents to ask about for an estimate; 0: none.")
+]
+Price = Annotated[
+    str,
+    typer.Option(help="Price of a million tokens sent and written, for the estimate, as 0.1,0.4.", metavar="IN,OUT"),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        metavar="",
+        help="Show inputs, steps, settings; with --url, by a pilot, what the model will cost.",
+    ),
+]
 
 
 def curate(
@@ -115,6 +131,8 @@ def curate(
     timeout: Timeout = 600.0,
     deadline: Deadline = 900.0,
     answers: Answers = None,
+    pilot: Pilot = 32,
+    price: Price = "",
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
@@ -139,8 +157,9 @@ def curate(
         raise UserError(f"pipeline '{name}' has no inputs of its own: give --from PATH")
     if against and not any("dedup" in step.use for step in pipeline.steps):
         raise UserError(f"--against: pipeline '{name}' has no step that removes duplicates, so nothing would read it")
-    if (url or model) and not pipeline.model_steps:
-        raise UserError(f"--url and --model: pipeline '{name}' has no step that asks a language model")
+    for option, given in (("--url", url), ("--model", model), ("--answers", answers)):
+        if given and not pipeline.model_steps:
+            raise UserError(f"{option}: pipeline '{name}' has no step that asks a language model")
     from nano3.curate.ask.model import Model, find_model, no_model
     from nano3.curate.run import ANSWERS, plan_run, run_pipeline
     from nano3.files import check_writable
@@ -153,8 +172,13 @@ def curate(
     elif pipeline.model_steps and not dry_run:
         raise no_model(pipeline.model_steps[0])
     plan = plan_run(pipeline, folder, paths or [], against or [], tasks, limit, found)
+    if price and not (dry_run and url and pilot):
+        raise UserError("--price belongs to the estimate of --dry-run with --url and a --pilot")
     if dry_run:
-        _show_plan(plan, as_json)
+        prices = parse_price(price)
+        with server_gone() if plan.model else nullcontext():
+            expected = estimate_of(plan, pilot) if plan.model and pilot else None
+        _show_plan(plan, as_json, expected, prices)
         return
     check_writable(folder, "--out")
     if plan.manifest.left_out:
@@ -213,14 +237,15 @@ def _needs(info: StepInfo) -> list[str]:
     return [*info.packages, *info.programs, *(["a language model (--url)"] if info.model else [])]
 
 
-def _show_plan(plan: Plan, as_json: bool) -> None:
+def _show_plan(plan: Plan, as_json: bool, expected: Estimate | None, prices: tuple[float, float] | None) -> None:
     from dataclasses import asdict
 
     from nano3.cli.output import print_json
 
     manifest = plan.manifest
     if as_json:
-        print_json(asdict(manifest) | {"folder": str(plan.out)})
+        more = {"estimate": expected.to_json(prices)} if expected else {}
+        print_json(asdict(manifest) | {"folder": str(plan.out)} | more)
         return
     print(f"{len(manifest.inputs):,} inputs in {manifest.tasks:,} tasks, into {plan.out}")
     if manifest.left_out:
@@ -229,6 +254,8 @@ def _show_plan(plan: Plan, as_json: bool) -> None:
         shown = ", ".join(f"{key} = {value!r}" for key, value in settings.items() if key != "summary")
         print(f"  {label}  {shown}")
     print("executors: " + ", ".join(f"{name} ({n} tasks)" for name, n in manifest.segments.items()))
+    if expected:
+        print_estimate(expected, prices)
 
 
 def _show(found: Report, as_json: bool, samples: int) -> None:

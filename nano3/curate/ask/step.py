@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
@@ -12,6 +12,7 @@ from datatrove.data import Document
 
 from nano3.client.asynchronous import RefusedError
 from nano3.client.attempts import NoAnswerError
+from nano3.client.chat import ChatAnswer
 from nano3.config.checks import check
 from nano3.curate.ask.answers import CUT, NOTHING, REFUSED, SILENT, Answer, DropError, usable
 from nano3.curate.ask.asker import Asker, connection, open_answers
@@ -19,6 +20,8 @@ from nano3.curate.ask.model import no_model
 from nano3.curate.ask.prompts import Prompt, check_fields
 from nano3.curate.step import Context, Step
 
+Meter = Callable[[Document, str, ChatAnswer, float], None]
+"""Document, message, answer, seconds that the answer took up a place."""
 LEAST_WINDOW, WINDOW_SHARE = 256, 16
 """Documents under way or waiting for an earlier one: so many, or so many for each request under way."""
 ASKED = "asked"
@@ -61,6 +64,8 @@ class AskStep(Step):
             UserError: no such prompt, or one with other fields.
         """
         super().__init__(settings, context)
+        self.meter: Meter | None = None
+        """Is told of every answer; of a pilot."""
         self.loaded = {one.name: one for one in check_fields(self.prompts(), f"step '{context.label}'")}
 
     def prompts(self) -> Mapping[str, tuple[str, ...]]:
@@ -117,7 +122,7 @@ class AskStep(Step):
                 cache.close()
 
     async def _written(self, document: Document, asker: Asker) -> Sequence[Document]:
-        ask = Ask(self, asker)
+        ask = Ask(self, asker, document)
         parent = document.id
         written = list(await self.write(document, ask))
         entry = ask.entry()
@@ -143,9 +148,9 @@ class AskStep(Step):
 class Ask:
     """Asks a model for one document."""
 
-    def __init__(self, step: AskStep, asker: Asker) -> None:
+    def __init__(self, step: AskStep, asker: Asker, document: Document) -> None:
         """Ask for a step."""
-        self._step, self._asker = step, asker
+        self._step, self._asker, self._document = step, asker, document
         self._used: dict[str, dict[str, Any]] = {}
 
     async def __call__(
@@ -200,13 +205,15 @@ class Ask:
 
     async def _asked(
         self, message: str, sampling: dict[str, Any], prompt: Prompt, sample: int, again: bool = False
-    ) -> Any:
+    ) -> ChatAnswer:
         try:
-            answer, _ = await self._asker.chat(message, sampling, prompt.hash, sample)
+            answer, seconds = await self._asker.chat(message, sampling, prompt.hash, sample)
         except NoAnswerError as error:
             raise DropError(SILENT) from error
         except RefusedError as error:
             raise DropError(CUT if again else f"{REFUSED} (HTTP {error.status})") from error
+        if self._step.meter:
+            self._step.meter(self._document, message, answer, seconds)
         self._step.note("answers of the model")
         self._step.note("tokens sent", answer.prompt_tokens)
         self._step.note("tokens written", answer.completion_tokens)

@@ -10,6 +10,8 @@ from typer.testing import CliRunner
 from nano3.cli.data.app import app
 from nano3.config.errors import UserError
 
+from ...curate.model_server import MODEL, ModelServer
+
 
 @pytest.fixture
 def texts(tmp_path, monkeypatch):
@@ -173,3 +175,59 @@ def test_a_classifier_is_trained_and_judged(tmp_path, monkeypatch):
     flat = run("train-classifier", "--positive", "good/one", "--negative", "bad/two", "--out", "flat.bin")
     assert "warning: one kind comes from a single host or folder" in flat.stderr
     assert "no file or folder" in str(CliRunner().invoke(app, [*made, "--negative", "none"]).exception)
+
+
+@pytest.fixture
+def model_server():
+    server = ModelServer(lambda prompt, body: "some words")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def asking(texts, tmp_path):
+    """A pipeline with a step that asks a model."""
+    (tmp_path / "prompt.txt").write_text("# Ours.\nSay this again: {text}\n")
+    steps = ['use = "read"', 'use = "length"\nleast = 20', 'use = "ask"\nprompt = "prompt.txt"', 'use = "exact-dedup"']
+    (tmp_path / "own.toml").write_text("".join(f"[[step]]\n{step}\n" for step in steps))
+    return ["own.toml", "--from", texts]
+
+
+def test_a_pilot_says_what_a_run_will_cost_and_the_run_does_not_send_it_again(asking, model_server, tmp_path):
+    url = ["--url", model_server.url]
+    done = run("curate", *asking, *url, "--dry-run", "--price", "1000,3000").stdout
+    assert "pilot: 3 of 6 documents came as far as the model, which was asked about 3 of them; 3 came out" in done
+    sent = sum(len(prompt.split()) for prompt in model_server.prompts)
+    assert f"tokens sent     {sent} ± 0" in done
+    assert "tokens written  6 ± 0" in done
+    assert f"cost            {sent / 1000 + 6 * 3 / 1000:.2f} at 1000 and 3000 a million tokens" in done
+    assert "less what 03-exact-dedup will drop" in done
+    assert not (tmp_path / "curated/own/data").exists()
+    table = json.loads(run("curate", *asking, *url, "--dry-run", "--json").stdout)
+    assert table["model"] == MODEL
+    assert table["estimate"]["tokens_sent"] == sent
+    assert table["estimate"]["cost"] is None
+    assert len(model_server.prompts) == 3
+    run("curate", *asking, *url, "--workers", 1)
+    assert len(model_server.prompts) == 3
+
+
+def test_a_plan_without_a_model_can_be_looked_at(asking):
+    assert "02-ask" in run("curate", *asking, "--dry-run").stdout
+
+
+def test_options_of_a_model_that_cannot_be_meant(asking, texts, model_server):
+    assert "step '02-ask' asks a language model: give --url" in refused("curate", *asking)
+    assert "no step that asks a language model" in refused("curate", "tiny", "--from", texts, "--url", model_server.url)
+    assert "no step that asks" in refused("curate", "tiny", "--from", texts, "--answers", "kept")
+    url = ["--url", model_server.url]
+    assert "has no such model; it has scripted" in refused("curate", *asking, *url, "--model", "other")
+    assert "--price belongs to the estimate" in refused("curate", *asking, *url, "--price", "1,2")
+    for price in ("1", "1,2,3", "a,b", "-1,2", "nan,1"):
+        assert "give two prices" in refused("curate", *asking, *url, "--dry-run", f"--price={price}"), price
+
+
+def test_the_list_says_which_pipelines_and_steps_need_a_model(texts):
+    found = json.loads(run("curate", "--list", "--json").stdout)
+    assert next(step for step in found["steps"] if step["step"] == "ask")["needs"] == ["a language model (--url)"]
+    assert next(one for one in found["pipelines"] if one["name"] == "tiny")["model"] == []
