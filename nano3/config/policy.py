@@ -252,6 +252,11 @@ class PolicyConfig(PolicySections):
         return PackedRows(self.train.pack_length)
 
     @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of the rows of a step."""
+        return (self.train.pack_length,)
+
+    @property
     def context(self) -> int:
         """Most tokens of a sample."""
         return self.rollout.max_context or self.train.pack_length

@@ -50,6 +50,9 @@ class SharedSequences(Sharing):
         parts = x.split(x.shape[1] // self.count, dim=1)
         return torch.cat([parts[i] for i in self.own])
 
+    def join(self, x: Tensor) -> Tensor:
+        return self.gather(x).transpose(0, 1).flatten(1, 2)
+
     def around(self, batch: SlicedBatch) -> PassOptions:
         neighbours = Neighbours(self, batch.whole_ids)
         return {"boundary": neighbours, "context": neighbours}

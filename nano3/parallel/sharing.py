@@ -67,8 +67,20 @@ class Sharing:
         """What LM.hidden is told of what lies around the own pieces."""
         raise NotImplementedError
 
-    def cut(self, batch: Any) -> SlicedBatch:
-        """This process's part of a micro-batch with tokens, targets, document_ids (B, T), valid and documents."""
+    def join(self, x: Tensor) -> Tensor:
+        """x (each * B, L, ...) of the own pieces -> (B, T, ...) of all."""
+        raise NotImplementedError
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the first of them: what lies in no piece is its to count."""
+        return dist.get_rank(self.group) == 0
+
+    def cut(self, batch: Any) -> Any:
+        """This process's part of a micro-batch: what its own method `cut` gives, or a SlicedBatch of one with tokens,
+        targets, document_ids (B, T), valid and documents."""
+        if hasattr(batch, "cut"):
+            return batch.cut(self)
         ids = batch.document_ids
         if ids is None:
             ids = torch.zeros(batch.tokens.shape, dtype=torch.int32, device=batch.tokens.device)

@@ -52,6 +52,10 @@ class SharedTokens(Sharing):
             raise ValueError(f"a slice of {x.shape[1]} tokens does not divide into {self.size} equal parts")
         return x.chunk(self.size, dim=1)[self.rank].contiguous()
 
+    def join(self, x: Tensor) -> Tensor:
+        whole = gather(x, self.tensor).transpose(0, 1).flatten(1, 2)
+        return whole if self.slices is None else self.slices.join(whole)
+
     def around(self, batch: SlicedBatch) -> PassOptions:
         neighbours = None if self.slices is None else Neighbours(self.slices, batch.whole_ids)
         return {"joint": Pass(self._slices(batch.whole_ids), boundary=neighbours, context=neighbours)}

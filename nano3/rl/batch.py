@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nano3.config.errors import UserError
 from nano3.data.tokens.batch import IGNORE
+from nano3.parallel.sharing import Sharing
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ class PolicyBatch:
     left_out_targets: int = 0
     """Trained tokens of samples that are in no batch, since no gradient comes from them: the loss is a mean over these
     too."""
+    whole_ids: Tensor | None = None
+    """Where the tensors above are the slices of rows that one process holds (`cut`): `document_ids` of whole rows."""
 
     @property
     def n_tokens(self) -> int:
@@ -81,6 +84,21 @@ class PolicyBatch:
     def n_targets(self) -> int:
         """Tokens that are trained on, with those that were left out."""
         return int((self.targets != IGNORE).sum()) + self.left_out_targets
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens of a whole row."""
+        return (self.tokens if self.whole_ids is None else self.whole_ids).shape[1]
+
+    def cut(self, shared: Sharing) -> PolicyBatch:
+        """The part of one of the processes that share out each row: (each * B, L) for (B, T), as a SlicedBatch."""
+        sliced = ("tokens", "targets", "document_ids", "valid", "sampled", "advantages", "before", "reference")
+        whole = {name: value for name in sliced if (value := getattr(self, name)) is not None}
+        routing = None if self.routing is None else torch.stack([shared.take(block) for block in self.routing])
+        # They are in no slice, and count once.
+        left_out = self.left_out_targets if shared.is_first else 0
+        parts = {name: shared.take(value) for name, value in whole.items()}
+        return replace(self, **parts, routing=routing, left_out_targets=left_out, whole_ids=self.document_ids)
 
 
 def pack_samples(

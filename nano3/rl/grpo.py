@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nano3.data.tokens.batch import IGNORE
 from nano3.model.head import log_probs
+from nano3.parallel.sharing import Sharing, around
 from nano3.rl.batch import PolicyBatch
 from nano3.rl.objective import clipped_surrogate, k3_divergence, masked_importance_weights, masked_sequences
 from nano3.train.loss import LossParts, Scale
@@ -44,19 +45,28 @@ class GRPOLoss:
 
     shown = "policy_loss"
 
-    def __init__(self, objective: Objective | None = None) -> None:
-        self.objective = objective or Objective()
+    def __init__(self, objective: Objective | None = None, shared: Sharing | None = None) -> None:
+        """Choose the objective.
+
+        Args:
+            objective: its settings.
+            shared: the processes that share out each row, of which batches are a part (`PolicyBatch.cut`); None: rows
+                are whole.
+        """
+        self.objective, self.shared = objective or Objective(), shared
         self._largest = 0.0
 
     def __call__(self, model: Any, batch: PolicyBatch, scale: Scale) -> LossParts:
-        hidden = model.hidden(batch.tokens, batch.document_ids, valid=batch.valid, routing=batch.routing)
+        around_it = around(batch, self.shared)
+        around_it["routing"] = batch.routing
+        hidden = model.hidden(batch.tokens, batch.document_ids, **around_it, slices=self.shared, statistics=("loads",))
         found, entropy = log_probs(
             model.lm_head, hidden.x, batch.targets, self.objective.temperature, entropy=True, ids_limit=batch.ids_limit
         )
         kept = batch.targets != IGNORE
         before = found.detach() if batch.before is None else batch.before
         difference = before - batch.sampled
-        weights = self._weights(difference, kept, batch.document_ids)
+        weights = self._weights(difference, kept, batch)
         ratio, advantages = (found - before).exp(), batch.advantages
         surrogate = clipped_surrogate(ratio, advantages, self.objective.clip_low, self.objective.clip_high)
         total = (weights * surrogate)[kept].sum()
@@ -72,12 +82,16 @@ class GRPOLoss:
         largest, self._largest = self._largest, 0.0
         return largest
 
-    def _weights(self, difference: Tensor, kept: Tensor, sequence_ids: Tensor) -> Tensor:
+    def _weights(self, difference: Tensor, kept: Tensor, batch: PolicyBatch) -> Tensor:
         own = self.objective
         weights = masked_importance_weights(difference.exp(), own.importance_low, own.importance_high)
         if not own.sequence_threshold:
             return weights
-        masked = masked_sequences(difference, kept, sequence_ids, own.sequence_threshold)
+        if self.shared is None or batch.whole_ids is None:
+            masked = masked_sequences(difference, kept, batch.document_ids, own.sequence_threshold)
+        else:  # a sequence may lie in slices of several processes
+            samples, shared = int(batch.whole_ids.max()) + 1, self.shared.sum_rows
+            masked = masked_sequences(difference, kept, batch.document_ids, own.sequence_threshold, samples, shared)
         return torch.where(masked, 0.0, weights)
 
     def _penalty(self, found: Tensor, batch: PolicyBatch, kept: Tensor, metrics: dict[str, Metric]) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -36,7 +38,14 @@ def masked_importance_weights(weights: Tensor, low: float = 0.5, high: float = 5
     return torch.where((weights >= low) & (weights <= high), weights, 0.0)
 
 
-def masked_sequences(differences: Tensor, kept: Tensor, sequence_ids: Tensor, threshold: float = 2.0) -> Tensor:
+def masked_sequences(
+    differences: Tensor,
+    kept: Tensor,
+    sequence_ids: Tensor,
+    threshold: float = 2.0,
+    count: int = 0,
+    add_up: Callable[[Tensor], Tensor] = lambda sums: sums,
+) -> Tensor:
     """Which tokens belong to a sequence on which trainer and sampler disagree as a whole.
 
     A sequence's mismatch is the mean of exp(|difference|) over its kept tokens (in NeMo RL's recipes the bound is
@@ -47,16 +56,19 @@ def masked_sequences(differences: Tensor, kept: Tensor, sequence_ids: Tensor, th
         kept: (B, T) bool, the tokens that are trained on.
         sequence_ids: (B, T) int from 0, the sequence of each token within its row.
         threshold: largest mismatch that is trained on; 1 is perfect agreement.
+        count: S, more than the greatest id; 0: one more.
+        add_up: where rows are slices of longer ones: (2, B, S) sums over each slice -> those over its whole row.
 
     Returns:
         (B, T) bool, False at tokens that are not kept. A sequence whose mismatch is no number is masked.
     """
-    n = int(sequence_ids.max()) + 1
+    n = count or int(sequence_ids.max()) + 1
     row = torch.arange(len(kept), device=kept.device).unsqueeze(1)
     sequence = (row * n + sequence_ids)[kept]
     errors = differences.detach()[kept].double().abs().exp()
-    sums = errors.new_zeros(len(kept) * n).index_add(0, sequence, errors)
-    counts = errors.new_zeros(len(kept) * n).index_add(0, sequence, torch.ones_like(errors))
+    each = torch.stack([errors, torch.ones_like(errors)])
+    of_rows = each.new_zeros(2, len(kept) * n).index_add(1, sequence, each).unflatten(1, (-1, n))
+    sums, counts = add_up(of_rows).flatten(1)
     masked = torch.zeros_like(kept)
     masked[kept] = ~(sums / counts <= threshold)[sequence]
     return masked

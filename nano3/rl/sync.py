@@ -198,9 +198,7 @@ class WeightSync:
             experts = narrow and getattr(self.engine, "reports_experts", False)
             return [("", self.probe.rollouts(self.engine, experts))]
         found, self._gone = [], []
-        data = self.world.data
-        mine = self.engine.parts[data.rank :: data.size] if self.world.sequence.rank == 0 else []
-        for url, part in mine:
+        for url, part in self.engine.parts[self.world.rank :: self.world.size]:
             try:
                 found.append((f" at {url}", self.probe.rollouts(part)))
             except ServersGoneError as error:  # this one; the others go on

@@ -50,15 +50,17 @@ def check_room(cfg: RunConfig, world: World, beside: int = 0) -> int:
     need = needs()
     if need * CERTAIN + beside <= free:
         return free - need - beside
+    draws_here = beside > 0 and isinstance(cfg, PolicyConfig) and not cfg.rollout.servers
     largest = largest_seq_len(cfg, free - beside, needs)
     fits = f"the longest that fits is {largest}" if largest else "half of that and so on does not fit either"
     where = f"on {world.device}" if world.device.type == "cuda" else "in main memory"
     setting = next((name for kind, name in _SETTING.items() if isinstance(cfg, kind)), "data.seq_len")
     a_rank = " a rank" if world.size > 1 else ""
     others = f", other models and rollouts {_gb(beside)}," if beside else ""
+    elsewhere = "; samples can be drawn elsewhere: --set 'rollout.servers=[\"http://HOST:8000\"]'" if draws_here else ""
     raise UserError(
         f"{setting}: training on {cfg.train.micro_batch_size} x {cfg.data.seq_len} tokens takes about {_gb(need)}"
-        f"{a_rank}{others} and {_gb(free)} are free {where}: {fits}; {_advice(cfg)}"
+        f"{a_rank}{others} and {_gb(free)} are free {where}: {fits}; {_advice(cfg)}{elsewhere}"
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from dataclasses import asdict
 from importlib.metadata import version
 from typing import TypeVar
 
@@ -14,7 +13,6 @@ from nano3.config.genrm import GenrmConfig
 from nano3.config.policy import PolicyConfig
 from nano3.config.rlhf import AnyPolicyConfig
 from nano3.config.run import RunConfig
-from nano3.config.schema import PretrainConfig
 from nano3.config.sections.parallel import ParallelConfig
 from nano3.config.sft import SftConfig
 from nano3.data.tokens.steps import Plans, make_plans
@@ -25,8 +23,11 @@ from nano3.train.schedule import build_schedule
 from nano3.train.tracking.trackers import check_trackers
 
 Config = TypeVar("Config", bound=RunConfig)
-OF_COPIES = ("fsdp", "timeout_s")
-"""Settings of the section parallel that every stage knows."""
+NOT_OF_POLICIES = {
+    "pipeline": "reinforcement learning asks the model for log-probabilities between steps, in passes of whole models",
+    "offload": "reinforcement learning was never tried with weights in main memory",
+}
+"""Settings of the section parallel that reinforcement learning does not know, and why."""
 TWO_SETS_TORCH = (2, 13)
 """The first PyTorch whose FSDP shards the parameters of a block over two sets of processes."""
 NEED_TWO_SETS = ("expert", "gather_dtype", "reduce_dtype")
@@ -76,36 +77,43 @@ def check_parallel(cfg: RunConfig | AnyPolicyConfig | GenrmConfig, n_processes: 
     Raises:
         UserError: which setting, and the nearest value that is possible.
     """
-    parallel = cfg.parallel
-    if not isinstance(cfg, PretrainConfig | SftConfig):
-        defaults = asdict(ParallelConfig())
-        differs = (name for name, n in asdict(parallel).items() if name not in OF_COPIES and n != defaults[name])
-        if changed := next(differs, None):
-            n, default = as_typed(getattr(parallel, changed)), as_typed(defaults[changed])
-            raise UserError(
-                f"parallel.{changed} is {n}: reinforcement learning shares out weights and data alone "
-                f"(parallel.fsdp); --set parallel.{changed}={default}"
-            )
+    if isinstance(cfg, GenrmConfig):
+        for part in (cfg.sft(""), cfg.rlvr("")):
+            check_parallel(part, n_processes)
         return
+    parallel = cfg.parallel
+    if isinstance(cfg, PolicyConfig):
+        _check_policy(parallel)
     layout_of(parallel, cfg.model, n_processes)
     stages_for(parallel, cfg.model, cfg.data.seq_len)
     check_lengths(parallel, cfg.model, [*cfg.lengths, *getattr(cfg, "heldout_lengths", [])])
     _check_torch(parallel)
-    if parallel.pipeline > 1 and isinstance(cfg, SftConfig) and cfg.lora.rank:
+    lora = cfg.lora if isinstance(cfg, SftConfig | PolicyConfig) else None
+    if parallel.pipeline > 1 and lora is not None and lora.rank:
         raise UserError(
             f"parallel.pipeline is {parallel.pipeline}: a folder of adapters is written by a process that "
             "holds those of all blocks; --set parallel.pipeline=1, or --set lora.rank=0"
         )
-    if parallel.expert > 1 and isinstance(cfg, SftConfig) and (names := expert_targets(cfg.model, cfg.lora)):
+    if parallel.expert > 1 and lora is not None and (names := expert_targets(cfg.model, lora)):
         raise UserError(
             f"parallel.expert is {parallel.expert}: it divides experts, not adapters such as {names[0]} of theirs; "
             "choose lora.targets without experts, or --set parallel.expert=1"
         )
-    if parallel.tensor > 1 and isinstance(cfg, SftConfig) and (names := head_targets(cfg.model, cfg.lora)):
+    if parallel.tensor > 1 and lora is not None and (names := head_targets(cfg.model, lora)):
         raise UserError(
             f"parallel.tensor is {parallel.tensor}: it divides heads, not adapters such as {names[0]} of theirs; "
             "choose lora.targets without attention and Mamba-2 blocks, or --set parallel.tensor=1"
         )
+
+
+def _check_policy(parallel: ParallelConfig) -> None:
+    """Refuse what a policy that draws samples cannot be trained with."""
+    for name, reason in NOT_OF_POLICIES.items():
+        asked, default = getattr(parallel, name), getattr(ParallelConfig(), name)
+        if asked != default:
+            raise UserError(
+                f"parallel.{name} is {as_typed(asked)}: {reason}; --set parallel.{name}={as_typed(default)}"
+            )
 
 
 def _check_torch(parallel: ParallelConfig) -> None:

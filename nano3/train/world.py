@@ -161,6 +161,10 @@ class World:
         dist.all_gather_object(values, value, group=self.control)
         return values
 
+    def of_same_data(self, value: Any) -> list[Any]:
+        """The `value` of every rank that reads the same data as this one, on each of them."""
+        return [each for stage in self.pipeline.gather(self.sequence.gather(value)) for each in stage]
+
     def to_main(self, value: Any) -> list[Any]:
         """Every rank's `value` on the main rank; an empty list on the others."""
         if self.size == 1:

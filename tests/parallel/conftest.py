@@ -84,7 +84,8 @@ def finish(tiny, complete, tmp_path):  # noqa: F811 (fixtures by name)
             assert "done" in told, told
         else:
             source = tiny.SOURCES[flags[flags.index("--source") + 1]]() if "--source" in flags else None
-            trainer = tiny.trainer(folder, cfg, source)
+            options = tiny.policy(cfg, World()) if "--policy" in flags else {"source": source}
+            trainer = tiny.trainer(folder, cfg, **options)
             if "--resume" in flags:
                 trainer.resume()
             tiny.keep_gradients(trainer, folder.with_name(f"{name}.grads"))

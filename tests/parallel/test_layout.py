@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -100,17 +101,27 @@ def test_sequences_that_do_not_divide_into_slices_are_refused():
         check_lengths(ParallelConfig(context=4, tensor=8), NANO, [96])
 
 
-@pytest.mark.parametrize("setting", ["expert", "context", "tensor", "replicate", "shard", "pipeline"])
 @pytest.mark.parametrize("load", [load_rlvr, load_rlhf])
-def test_reinforcement_learning_refuses_what_it_cannot_use(load, setting):
-    check_parallel(load("tiny", []), 2)
-    with pytest.raises(UserError, match=rf"{setting} is 2: reinforcement learning .*--set parallel.{setting}="):
-        check_parallel(load("tiny", [f"parallel.{setting}=2"]), 2)
+def test_reinforcement_learning_refuses_a_pipeline(load):
+    with pytest.raises(UserError, match=r"pipeline is 2: reinforcement learning .*--set parallel.pipeline=1$"):
+        check_parallel(load("tiny", ["parallel.pipeline=2"]), 2)
 
 
-def test_reinforcement_learning_refuses_a_number_of_shards_at_once():
-    with pytest.raises(UserError, match=r"parallel.shard is 1: reinforcement .* --set parallel.shard=0$"):
-        check_parallel(load_rlvr("tiny", ["parallel.shard=1"]), 2)
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        (("parallel.context=2", "parallel.expert=4"), ""),
+        (("parallel.replicate=2", "parallel.shard=2", "parallel.expert=2"), ""),
+        (("parallel.context=2", "train.pack_length=1026", "rollout.max_context=512"), r"sequences of 1026 tokens"),
+        (("parallel.expert=3",), r"parallel\.expert is 3: .*nearest is --set parallel\.expert=2"),
+        (("parallel.shard=1",), r"parallel\.shard is 1: .* --set parallel.shard=4"),
+        (("parallel.expert=2", "lora.rank=2", 'lora.targets=["*.experts.down_proj"]'), r"experts, not adapters"),
+    ],
+)
+def test_a_policy_is_trained_by_processes_that_can(settings, error):
+    cfg = load_rlvr("tiny", [*settings])
+    with pytest.raises(UserError, match=error) if error else nullcontext():
+        check_parallel(cfg, 4)
 
 
 @pytest.mark.parametrize("load", [load_pretrain, load_sft])

@@ -47,6 +47,12 @@ def steps_of(folder: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if key != "clock"} for line in lines if line["kind"] == "train"]
 
 
+def loads_of(folder: Path) -> list[list[list[float]]]:
+    """Shares of tokens by step, mixture block and expert."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+    return [line["shares"] for line in lines if line["kind"] == "load"]
+
+
 def tasks_of(folder: Path, step: int) -> list[tuple[Any, ...]]:
     """What a step drew, with rewards."""
     return [(s.environment, s.task, s.index, s.seed, s.reward) for s in read_rollouts(rollouts_path(folder, step))]

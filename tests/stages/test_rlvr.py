@@ -26,7 +26,7 @@ from nano3.stages.rlvr import main, profile_tasks
 from nano3.train.tracking.progress import Silent
 from nano3.train.trainer import Trainer
 
-from .policy_runs import Killed, save_base, steps_of, tasks_of
+from .policy_runs import Killed, loads_of, save_base, steps_of, tasks_of
 
 ENVIRONMENTS = '''
 import itertools
@@ -454,11 +454,18 @@ def test_rows_with_other_answers_are_other_tasks(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_ranks_do_what_one_does(base, tmp_path, module_folder):
-    few = ["train.steps=3", "train.dtype=float32", "curriculum.stall_steps=0", "heldout.tasks=2"]
+@pytest.mark.parametrize("arranged", [[], ["parallel.context=2", "parallel.expert=2"]], ids=str)
+def test_two_ranks_do_what_one_does(base, tmp_path, module_folder, arranged):
+    few = [
+        "train.steps=3",
+        "train.dtype=float32",
+        "curriculum.stall_steps=0",
+        "heldout.tasks=2",
+        "objective.kl_coef=0.1",
+    ]
     run(tmp_path / "one", base, *few)
     ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "nano3"]
-    settings = [word for setting in [*SETTINGS, *few] for word in ("--set", setting)]
+    settings = [word for setting in [*SETTINGS, *few, *arranged] for word in ("--set", setting)]
     command = [*ranks, "rlvr", "--from", str(base), "--out", str(tmp_path / "two"), *settings]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(module_folder)}
     done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
@@ -470,8 +477,9 @@ def test_two_ranks_do_what_one_does(base, tmp_path, module_folder):
     for ours, theirs in zip(steps_of(one), steps_of(two), strict=True):
         for name in ("reward", "zero_variance", "truncated", "groups", "tokens"):
             assert ours[name] == theirs[name], name
-        for name in ("policy_loss", "entropy", "grad_norm"):
+        for name in ("policy_loss", "entropy", "grad_norm", "kl"):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-5), name
+    assert loads_of(one) == loads_of(two) != []
 
 
 @pytest.mark.slow

@@ -7,6 +7,8 @@ import sys
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from nano3.cli.app import app
@@ -18,7 +20,7 @@ from nano3.stages.rlhf import main as rlhf
 from nano3.stages.rlvr import main, profile_tasks
 from nano3.train.tracking.progress import Silent
 
-from .policy_runs import save_base, steps_of, tasks_of
+from .policy_runs import loads_of, save_base, steps_of, tasks_of
 
 ENVIRONMENT = '''
 import os
@@ -214,15 +216,26 @@ def test_servers_that_die_one_by_one_and_come_back(folder, local, monkeypatch):
 
 
 @pytest.mark.slow
-def test_two_ranks_share_the_servers(folder, servers, local):
+@pytest.mark.parametrize("arranged", [[], ["parallel.context=2", "parallel.expert=2"]], ids=str)
+def test_two_ranks_share_the_servers(folder, servers, local, arranged):
+    run_dir, pushed = folder / f"ranks-{len(arranged)}", folder / f"pushed-{len(arranged)}"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "nano3"]
-    command += ["rlvr", "--from", str(folder / "base"), "--out", str(folder / "ranks")]
-    for setting in (*SETTINGS, on(servers)):
+    command += ["rlvr", "--from", str(folder / "base"), "--out", str(run_dir)]
+    kept = [f"rollout.server_weights='{pushed}'", "export.dtype=float32"]
+    for setting in (*SETTINGS, on(servers), *kept, *arranged):
         command += ["--set", setting]
     environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for step in (1, 2):
-        drawn = sorted(tasks_of(folder / "ranks", step), key=str)
+        drawn = sorted(tasks_of(run_dir, step), key=str)
         assert drawn == sorted(tasks_of(local, step), key=str)
-    assert all(line["dlogp_generated_mean"] < 1e-5 for line in steps_of(folder / "ranks"))
+    assert all(line["dlogp_generated_mean"] < 1e-5 for line in steps_of(run_dir))
+    for found, wanted in zip(steps_of(run_dir), steps_of(local), strict=True):
+        for name in ("policy_loss", "entropy", "grad_norm"):
+            assert found[name] == pytest.approx(wanted[name], rel=2e-3, abs=1e-5), name
+    assert loads_of(run_dir) == loads_of(local) != []  # each token counted once
+    # What servers were sent last is what the run exports, bit for bit.
+    sent, exported = (load_file(place / "model.safetensors") for place in (pushed, run_dir / "model"))
+    assert sent.keys() == exported.keys()
+    assert all(torch.equal(value, exported[name]) for name, value in sent.items())

@@ -28,8 +28,12 @@ def test_what_runs_beside_training_leaves_less_and_may_be_too_much():
     cfg, free = load_rlhf("tiny"), available_memory(World().device)
     alone, beside = check_room(cfg, World()), check_room(cfg, World(), GIB)
     assert alone - beside == pytest.approx(GIB, abs=free / 10)  # others take and free memory meanwhile
-    with pytest.raises(UserError, match=r"takes about .* MB, other models and rollouts .* GB, and .* are free"):
+    told = r"takes about .* MB, other models and rollouts .* GB, and .* are free"
+    with pytest.raises(UserError, match=rf"{told}.*drawn elsewhere: --set 'rollout\.servers="):
         check_room(cfg, World(), 2 * free)
+    with pytest.raises(UserError, match=told) as refused:
+        check_room(load_rlhf("tiny", ['rollout.servers=["http://127.0.0.1:9"]']), World(), 2 * free)
+    assert "elsewhere" not in str(refused.value)
 
 
 def test_many_short_rows_in_many_slices_have_no_room():

@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
 
@@ -17,6 +18,9 @@ from nano3.config.schema import PretrainConfig
 from nano3.data.tokens.steps import TextSteps, make_plans
 from nano3.model.lm import LM
 from nano3.parallel.layout import axes_of
+from nano3.parallel.tensor import sharing
+from nano3.rl.batch import PolicyBatch, TrainingSample, pack_samples
+from nano3.rl.grpo import GRPOLoss, Objective
 from nano3.train.heldout import Heldout
 from nano3.train.tracking.progress import Silent
 from nano3.train.trainer import Trainer
@@ -100,6 +104,50 @@ def config(**sections: dict) -> PretrainConfig:
     for name in base.keys() | sections.keys():
         cfg = replace(cfg, **{name: replace(getattr(cfg, name), **{**base.get(name, {}), **sections.get(name, {})})})
     return cfg
+
+
+class Answers:
+    """Random answers with advantages, experts to replay, and log-probabilities of a sampler that is far off at some
+    tokens: the same whatever rank is given them."""
+
+    ahead = False
+    shared_state = True
+
+    def __init__(self, cfg: PretrainConfig, world: World, objective: Objective) -> None:
+        self.cfg, self.world, self.objective = cfg, world, objective
+
+    def step(self, n: int) -> list[PolicyBatch]:
+        """Those of this rank among the eight of a step."""
+        mine, kl_coef = range(self.world.data.rank, 8, self.world.data.size), self.objective.kl_coef
+        samples = [self._answer(8 * n + i) for i in mine]
+        batches = pack_samples(samples, 2 * SEQ_LEN, 1, micro_batches=6, kl_coef=kl_coef, ids_limit=VOCAB - 2)
+        shift = 0.3
+        return [replace(batch, reference=batch.sampled - shift) for batch in batches]
+
+    def state(self) -> dict:
+        return {}
+
+    def restore(self, state: dict) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def _answer(self, number: int) -> TrainingSample:
+        rng = np.random.default_rng(number)
+        length, model = int(rng.integers(4, 2 * SEQ_LEN)), self.cfg.model
+        ids, drawn = rng.integers(3, VOCAB - 2, length), np.arange(length) > 2
+        log_probs = -3.6 + rng.normal(0, 0.2 + 0.3 * (number % 4), length)
+        experts = rng.permuted(np.tile(np.arange(model.n_experts), (2, length - 1, 1)), axis=2)[..., : model.top_k]
+        advantage = float(number % 3 - 1)
+        return TrainingSample(ids, drawn, log_probs.astype(np.float32), advantage, f"answer {number}", experts)
+
+
+def policy(cfg: PretrainConfig, world: World) -> dict[str, object]:
+    """Options of `trainer` with which it trains a policy on `Answers`."""
+    objective = Objective(kl_coef=0.05 if cfg.train.seed else 0.0, temperature=0.9)
+    shared = sharing(world.sequence.handle, world.context.handle, world.tensor.handle)
+    return {"source": Answers(cfg, world, objective), "loss": GRPOLoss(objective, shared), "world": world}
 
 
 def text(cfg: PretrainConfig, world: World | None = None, rows: object = None) -> TextSteps:
@@ -228,6 +276,7 @@ def main() -> None:
     parser.add_argument("--settings", type=json.loads, default={})
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--source", choices=SOURCES, default="plain")
+    parser.add_argument("--policy", action="store_true", help="reinforcement learning on given answers")
     parser.add_argument("--axes", type=json.loads, default={}, help="processes along axes beside data")
     parser.add_argument("--gradients", type=Path, help="keep them in files of this name")
     parser.add_argument("--crowd", action="store_true", help="all tokens choose the first experts")
@@ -237,7 +286,8 @@ def main() -> None:
     args = parser.parse_args()
     cfg = config(**args.settings)
     world = init_world({**axes_of(cfg.parallel), **args.axes})
-    run = trainer(args.run_dir, cfg, SOURCES[args.source](), progress=Printing(), world=world)
+    options = policy(cfg, world) if args.policy else {"source": SOURCES[args.source](), "world": world}
+    run = trainer(args.run_dir, cfg, progress=Printing(), **options)
     if args.gradients:
         keep_gradients(run, args.gradients)
     if args.poison:

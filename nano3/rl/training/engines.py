@@ -15,12 +15,12 @@ from nano3.engine.protocol import GenerationEngine
 from nano3.engine.request import Sampling
 from nano3.engine.sizing import SHARE_OF_FREE, available_memory
 from nano3.model.count import MASTER_BYTES, count_parameters
-from nano3.model.hf.folder import stored_dtype, weight_bytes
 from nano3.model.lm import LM
 from nano3.rl.grpo import Objective
 from nano3.rl.remote.served import check_served
 from nano3.rl.rollout import RolloutSettings, RolloutWorker
 from nano3.rl.sync import Bound, WeightSync
+from nano3.rl.training.reference import is_sharded, reference_bytes
 from nano3.train.world import World, attempt
 
 GIB = 1 << 30
@@ -71,7 +71,7 @@ def open_engine(
 def bytes_beside(cfg: AnyPolicyConfig, source: Path, world: World) -> int:
     """Bytes that rollouts and the reference model surely take beside the trainer's: a copy of the weights in float32
     where there is one, rollout.memory, and the weights of `source` for a KL term; rollouts on servers take none."""
-    reference = weight_bytes(source, stored_dtype(source)) if cfg.objective.kl_coef else 0
+    reference = reference_bytes(cfg, source, world)
     if cfg.rollout.servers:
         return reference
     copy = MASTER_BYTES * count_parameters(cfg.model).total if _on_a_copy(cfg, world) else 0
@@ -79,7 +79,7 @@ def bytes_beside(cfg: AnyPolicyConfig, source: Path, world: World) -> int:
 
 
 def _on_a_copy(cfg: AnyPolicyConfig, world: World) -> bool:
-    return (world.loss.size > 1 and cfg.parallel.fsdp) or bool(cfg.lora.rank)
+    return is_sharded(cfg, world) or bool(cfg.lora.rank)
 
 
 def _on_servers(
@@ -95,7 +95,7 @@ def _on_servers(
         check_served(folder)
         engine = RemoteEngine(
             own.servers, tokenizer, folder,
-            sequences=max(1, own.sequences // world.data.size), max_context=max(cfg.context, LEAST_CONTEXT),
+            sequences=max(1, own.sequences // world.size), max_context=max(cfg.context, LEAST_CONTEXT),
             seconds=own.server_seconds, say=say, thinking=own.thinking_budget > 0, vocab_size=cfg.model.vocab_size,
         )  # fmt: skip
         found.append(engine)

@@ -238,9 +238,9 @@ def _in_parts(
     stop: StopConfig,
 ) -> list[MeasuredGroup]:
     """What all ranks measure, each its share of the places `left`, `size` at a time; a stop of one is one of all."""
-    mine = left[world.data.rank :: world.data.size]
+    mine = left[world.rank :: world.size]
     rules, found = StopRules(stop), list[MeasuredGroup]()
-    most = math.ceil(len(left) / world.data.size)
+    most = math.ceil(len(left) / world.size)
     for part, start in enumerate(range(0, most, size)):
         world.agree(attempt(lambda start=start: found.extend(draw(rules, mine[start : start + size]))))
         if world.is_main and part % 4 == 3:

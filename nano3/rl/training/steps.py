@@ -24,7 +24,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,6 @@ import torch
 from nano3.config.errors import UserError
 from nano3.config.rlhf import AnyPolicyConfig
 from nano3.engine.protocol import ServersGoneError
-from nano3.model.head import log_probs
 from nano3.rl.advantage import group_advantages
 from nano3.rl.batch import PolicyBatch, TrainingSample, pack_samples
 from nano3.rl.curriculum import Curriculum, CurriculumSettings
@@ -48,6 +47,7 @@ from nano3.rl.sync import MismatchError, SyncReport, WeightSync
 from nano3.rl.training.domains import Domain
 from nano3.rl.training.facts import GroupFacts, drawn_bins, mean_of, step_figures
 from nano3.rl.training.profile import Profile, measure
+from nano3.rl.training.reference import with_reference
 from nano3.rl.training.stops import StopRules, TrainingStoppedError
 from nano3.train.feed import PausedError
 from nano3.train.world import World, attempt
@@ -67,7 +67,7 @@ class PolicySteps:
     """Step source of on-policy reinforcement learning; see nano3.train.feed.StepSource.
 
     Every rank draws its share of a step's prompts; what is decided is decided from the facts of all ranks, so all
-    decide alike.
+    decide alike. Ranks that train on the same rows are given each other's samples.
     """
 
     ahead = False
@@ -261,7 +261,7 @@ class PolicySteps:
         drawn = curriculum.draw()
         for round_ in range(1 + self.cfg.rollout.refill):
             places = range(len(facts), len(facts) + len(drawn))
-            mine = [place for place in places if place % self.world.data.size == self.world.data.rank]
+            mine = [place for place in places if place % self.world.size == self.world.rank]
             tasks = [self._task(*drawn[place - places.start]) for place in mine]
             found = self._rollouts(sampling.worker, tasks, n, mine)
             self._score(found)
@@ -353,12 +353,7 @@ class PolicySteps:
         return Counter(fact.environment for fact in facts if fact.place < self.cfg.rollout.prompts)
 
     def _pack(self, groups: dict[int, Group], chosen: set[int], sampling: Sampling) -> list[PolicyBatch]:
-        samples: list[TrainingSample] = []
-        for place in sorted(groups.keys() & chosen):
-            group = groups[place]
-            advantages = group_advantages(torch.tensor([group.rewards], dtype=torch.float64))[0].tolist()
-            for sample, advantage in zip(group.samples, advantages, strict=True):
-                samples += sample.training_samples(advantage)
+        samples = self._samples({place: groups[place] for place in groups.keys() & chosen})
         own = self.cfg.train
         settings = own.pack_length, own.micro_batch_size, self.cfg.model.pad_id
         ids_limit = sampling.worker.engine.ids_limit
@@ -372,16 +367,16 @@ class PolicySteps:
         if len(batches) < most:
             pack(most)
         if sampling.reference is not None:
-            batches = [self._with_reference(batch, sampling.reference) for batch in batches]
+            temperature, shared = self.cfg.rollout.temperature, self.loss.shared
+            batches = [with_reference(batch, sampling.reference, temperature, shared) for batch in batches]
         return batches
 
-    @torch.no_grad()
-    def _with_reference(self, batch: PolicyBatch, reference: Any) -> PolicyBatch:
-        device = reference.device
-        tokens, ids, valid, targets = (
-            tensor.to(device) for tensor in (batch.tokens, batch.document_ids, batch.valid, batch.targets)
-        )
-        hidden = reference.hidden(tokens, ids, valid=valid, statistics=())
-        temperature = self.cfg.rollout.temperature
-        found = log_probs(reference.lm_head, hidden.x, targets, temperature, ids_limit=batch.ids_limit)
-        return replace(batch, reference=found.float().cpu())
+    def _samples(self, groups: dict[int, Group]) -> list[TrainingSample]:
+        """Those of all ranks that train on the same rows as this one, in order of place."""
+        found: list[tuple[int, TrainingSample]] = []
+        for place, group in groups.items():
+            advantages = group_advantages(torch.tensor([group.rewards], dtype=torch.float64))[0].tolist()
+            for sample, advantage in zip(group.samples, advantages, strict=True):
+                found += [(place, each) for each in sample.training_samples(advantage)]
+        together = [each for rank in self.world.of_same_data(found) for each in rank]
+        return [sample for _, sample in sorted(together, key=lambda each: each[0])]

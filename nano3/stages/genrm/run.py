@@ -94,6 +94,8 @@ def main(
         raise UserError("rlhf genrm goes on from a trained model: name a run or Hugging Face folder with --from")
     if checkpoint is not None and not (run_dir / GRPO / CHECKPOINTS).is_dir():
         raise UserError(f"{run_dir}: step {checkpoint} would be one of GRPO, which has no checkpoint yet")
+    if not resume:
+        cfg = dataclasses.replace(cfg, model=read_config(model_folder(source)))
     with processes(cfg, run_dir) as world:
         cfg, pairs = _prepare(cfg, run_dir, source, resume, world)
         with exclusive(run_dir) if world.is_main else nullcontext():
@@ -130,10 +132,8 @@ def _train(
 def _prepare(
     cfg: GenrmConfig, run_dir: Path, source: Path, resume: bool, world: World
 ) -> tuple[GenrmConfig, Pairs | None]:
-    """The settings with the model's sizes, and on the main rank the pairs of a run that has none yet; nothing is
-    written."""
+    """The settings, and on the main rank the pairs of a run that has none yet; nothing is written."""
     if not resume:
-        cfg = dataclasses.replace(cfg, model=read_config(model_folder(source)))
         check_weights(cfg.model, source)
         find_tokenizer("", source)
     check_settings(cfg.sft(""), world.data.size)

@@ -16,13 +16,15 @@ from nano3.config.rlhf import AnyPolicyConfig
 from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.files import exclusive, write_atomic
 from nano3.model.find import model_folder
-from nano3.model.hf.folder import fill, load, read_config
+from nano3.model.hf.folder import fill, read_config
+from nano3.parallel.tensor import sharing
 from nano3.rl.feedback.scoring import Feedback
 from nano3.rl.grpo import GRPOLoss
 from nano3.rl.remote.served import remove_served
 from nano3.rl.training.domains import Domain, open_domains
 from nano3.rl.training.engines import bytes_beside, objective, open_engine, rollout_worker, weight_sync
 from nano3.rl.training.prompts import refuse_long_prompts
+from nano3.rl.training.reference import open_reference
 from nano3.rl.training.steps import PolicySteps, Sampling
 from nano3.stages import adapters
 from nano3.stages.chat_folder import write_chat
@@ -131,7 +133,9 @@ def open_run(
         domains = open_domains(cfg.environments, cfg.heldout.tasks)
         feedback = make_feedback(cfg, tokenizer, world, domains) if make_feedback is not None else None
         with exclusive(run_dir) if world.is_main else nullcontext():
-            steps = PolicySteps(cfg, domains, loss := GRPOLoss(objective(cfg)), run_dir, world, say, feedback)
+            shared = sharing(world.sequence.handle, world.context.handle, world.tensor.handle)
+            loss = GRPOLoss(objective(cfg), shared)
+            steps = PolicySteps(cfg, domains, loss, run_dir, world, say, feedback)
             trainer = _trainer(stage, cfg, steps, loss, domains, tokenizer, run_dir, progress, world)
             begun = resume and trainer.resume(checkpoint) is not None
             if not begun:
@@ -205,8 +209,6 @@ def _sampling(
     leaves free."""
     tell = (lambda line: say(f"rollouts: {line}")) if world.is_main else (lambda line: None)
     engine = open_engine(cfg, model, tokenizer, world, run_dir / SERVED, left, tell)
-    reference = None
-    if cfg.objective.kl_coef:
-        reference = load(model_folder(source), device=world.device).requires_grad_(False)
-        reference.compute_dtype = model.compute_dtype
+    wanted = cfg.objective.kl_coef > 0
+    reference = open_reference(cfg, model_folder(source), model.compute_dtype, world) if wanted else None
     return Sampling(rollout_worker(cfg, engine), weight_sync(cfg, model, engine, world), reference)

@@ -71,7 +71,7 @@ def draw_heldout(
     asked = [(each.heldout_environment, task) for each in domains.values() for task in each.heldout]
     if world.is_main:
         say(f"asking {len(asked):,} held-out tasks")
-    mine = range(world.data.rank, len(asked), world.data.size)
+    mine = range(world.rank, len(asked), world.size)
     sampler = worker.with_group(cfg.heldout.samples)
     groups: list[Group] = []
     size = chunk_size(cfg, cfg.heldout.samples)
