@@ -11,9 +11,10 @@ from typing import ClassVar
 from datatrove.data import Document
 
 from nano3.config.checks import check
-from nano3.curate.ask.answers import COPY, CUT, DECLINED, EMPTY, DropError
+from nano3.curate.ask.answers import DropError
 from nano3.curate.ask.step import Ask, AskSettings, AskStep
 from nano3.curate.steps.llm.markers import Chunk, cut_out
+from nano3.curate.steps.llm.replies import inline_code
 
 PROMPT = "clean-code-page"
 NOTHING = "NOTHING"
@@ -56,10 +57,10 @@ class CleanCodePage(AskStep):
         """The page, cleaned or as it was."""
         chunks = cut_out(document.text, self._longest())
         replies = await asyncio.gather(*(self._cleaned(chunk, ask) for chunk in chunks), return_exceptions=True)
-        failures = [reply for reply in replies if isinstance(reply, BaseException)]
-        for failure in failures:
-            if not isinstance(failure, ValueError):
-                raise failure
+        for reply in replies:
+            if isinstance(reply, BaseException) and not isinstance(reply, DropError):
+                raise reply
+        failures = [reply.reason for reply in replies if isinstance(reply, DropError)]
         document.metadata["cleaned"] = not failures
         if failures:
             self.note(f"pages left uncleaned: {failures[0]}")
@@ -76,22 +77,18 @@ class CleanCodePage(AskStep):
         return min(self.settings.chunk, int(window / 2 * CHARACTERS_A_TOKEN) or self.settings.chunk)
 
     async def _cleaned(self, chunk: Chunk, ask: Ask) -> str:
-        """A chunk without what is not worth keeping. Raises ValueError where it must stay as it is."""
+        """A chunk without what is not worth keeping. Raises DropError where it must stay as it is."""
         if not chunk.without_markers().strip():
             return chunk.restored(chunk.text)
         values = {"page": chunk.text, "blocks": chunk.outline() or "(none)", "nothing": NOTHING}
-        try:
-            answer = await ask(PROMPT, values)
-        except DropError as error:
-            if error.reason not in (CUT, EMPTY, DECLINED, COPY):
-                raise
-            raise ValueError(error.reason) from error
-        reply = unwrapped(answer.text)
+        reply = unwrapped((await ask(PROMPT, values)).text)
         if reply == NOTHING and not chunk.blocks:
             return ""
         restored = chunk.restored(reply)
         if own_words(chunk.without_markers(reply), chunk.text) < self.settings.own_words:
-            raise ValueError("words added")
+            raise DropError("words added")
+        if not all(code in chunk.text for code in inline_code(reply)):
+            raise DropError("inline code changed")
         return restored
 
 

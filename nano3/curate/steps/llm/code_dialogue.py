@@ -44,6 +44,8 @@ KINDS = {
 class CodeDialogueSettings(AskSettings):
     """Settings of `code-dialogue`; the report publishes no numbers: these are ours."""
 
+    max_tokens: int = 6144
+    """Tokens of an answer; one that is cut is asked for once more with twice as many."""
     kind: Literal["questions", "lesson", "review"] = "questions"
     """Questions and answers; a student and a teacher (Python); a code review (Python and C++)."""
     turns: int = 3

@@ -8,9 +8,13 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-_FENCE = re.compile(r"(`{3,})[ \t]*([\w+#.-]*)[ \t]*$")
-_EQUATION = "$$"
-_ANY_FENCE = re.compile(r"^[ \t]*(?:`{3,}|~{3,})", re.MULTILINE)
+from nano3.curate.ask.answers import DropError
+
+_FENCE = re.compile(r"([ \t]*(?:`{3,}|~{3,}))[ \t]*([\w+#.-]*)[^`]*$")
+_BARE = re.compile(r"[ \t]*(?:`{3,}|~{3,}|\$\$|\\\[|\\\])$")
+_EQUATION_ENDS = {"$$": "$$", "\\[": "\\]"}
+_LINE_EQUATION = re.compile(r"[ \t]*(?:\$\$[^$]+\$\$|\\\[.+\\\])[ \t]*$")
+_ANY_FENCE = re.compile(r"^[ \t>]*(?:`{3,}|~{3,})", re.MULTILINE)
 _SHOWN = 120
 """Characters shown of a block's first and last line."""
 
@@ -24,7 +28,8 @@ class Block:
 
     def outline(self) -> str:
         """The marker with the first and the last line of what is inside: all that a model sees of it."""
-        lines = [line for line in self.text.split("\n")[1:-1] if line.strip()] or [""]
+        whole = self.text.split("\n")
+        lines = [line for line in whole[1:-1] or whole if line.strip()] or [""]
         first, last = (line.strip()[:_SHOWN] for line in (lines[0], lines[-1]))
         return f"{self.marker} {first}" + (f" ... {last}" if len(lines) > 1 else "")
 
@@ -42,21 +47,22 @@ class Chunk:
         """First and last lines of the blocks, a line a block."""
         return "\n".join(block.outline() for block in self.blocks)
 
-    def without_markers(self, text: str = "") -> str:
+    def without_markers(self, reply: str | None = None) -> str:
         """The words of the chunk, or of a reply to it."""
-        return re.sub(_pattern(self.blocks), "", text or self.text) if self.blocks else text or self.text
+        text = self.text if reply is None else reply
+        return re.sub(_pattern(self.blocks), "", text) if self.blocks else text
 
     def restored(self, reply: str) -> str:
         """The reply with each block back in the place of its marker.
 
         Raises:
-            ValueError: a marker is missing, comes twice or in another place, or the reply has a code block of its own.
+            DropError: a marker is missing, comes twice or in another place, or the reply has a code block of its own.
         """
         if _ANY_FENCE.search(reply):
-            raise ValueError("code block added")
+            raise DropError("code block added")
         found = list(re.finditer(_pattern(self.blocks), reply)) if self.blocks else []
         if [one[0] for one in found] != [block.marker for block in self.blocks]:
-            raise ValueError("markers not once each and in order")
+            raise DropError("markers not once each and in order")
         pieces, place = [], 0
         for one, block in zip(found, self.blocks, strict=True):
             pieces += [reply[place : one.start()].strip(), block.text]
@@ -98,30 +104,39 @@ def _unused(word: str, text: str) -> str:
 def text_parts(text: str) -> Iterator[tuple[str, str, str]]:
     """Text and blocks in order, each as (text, kind, language): kind is CODE, EQUATION or, for what is no block, empty.
 
-    A block has its fences, and is closed; the language is what stands behind the opening fence.
+    A block of code has its fences, and is closed by one that is indented as it; its language is the first word
+    behind the opening one. An equation stands on lines of its own, between double dollar signs or \\[ and \\].
     """
     lines = text.split("\n")
     ends = defaultdict(list)
     for i, line in enumerate(lines):
-        bare = line.rstrip(" \t")
-        if bare == _EQUATION or (bare and not bare.strip("`")):
+        if _BARE.match(bare := line.rstrip(" \t")):
             ends[bare].append(i)
     start, i = 0, 0
     while i < len(lines):
-        bare = lines[i].rstrip(" \t")
-        opening = _FENCE.match(lines[i])
-        fence = opening[1] if opening else bare if bare == _EQUATION else ""
-        closing = ends[fence][at] if fence and (at := bisect(ends[fence], i)) < len(ends[fence]) else None
+        kind, end, language = _opening(lines[i])
+        later = ends[end]
+        at = bisect(later, i)
+        closing = i if kind and not end else later[at] if kind and at < len(later) else None
         if closing is None:
             i += 1
             continue
         if start < i:
             yield "\n".join(lines[start:i]), "", ""
-        block = "\n".join(lines[i : closing + 1])
-        yield block, "CODE" if opening else "EQUATION", opening[2] if opening else ""
+        yield "\n".join(lines[i : closing + 1]), kind, language
         start = i = closing + 1
     if start < len(lines):
         yield "\n".join(lines[start:]), "", ""
+
+
+def _opening(line: str) -> tuple[str, str, str]:
+    """What a line opens: (kind, the line that closes it, language). Nothing closes an equation of one line."""
+    if found := _FENCE.match(line):
+        return "CODE", found[1], found[2]
+    bare = line.strip(" \t")
+    if bare in _EQUATION_ENDS:
+        return "EQUATION", line.rstrip(" \t").replace(bare, _EQUATION_ENDS[bare]), ""
+    return ("EQUATION", "", "") if _LINE_EQUATION.match(line) else ("", "", "")
 
 
 def _paragraphs(text: str, longest: int) -> Iterator[str]:

@@ -28,6 +28,8 @@ RUN = 8
 class RephraseSettings(AskSettings):
     """Settings of `rephrase`; the report publishes neither prompts nor limits: these are ours."""
 
+    max_tokens: int = 4096
+    """Tokens of an answer; one that is cut is asked for once more with twice as many."""
     styles: list[Style] = field(default_factory=lambda: list(STYLES))
     """What is written of each document, a text each."""
     chunk: int = 8_000

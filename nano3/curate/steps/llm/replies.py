@@ -22,7 +22,7 @@ _OBJECT = re.compile(r"\{.*\}", re.DOTALL)
 _URL = re.compile(r"\b(?:https?|ftp)://[^\s<>\"'`)\]}、。，；]+|\bwww\.[^\s<>\"'`)\]}、。，；]+")
 _NUMBER = re.compile(r"\d+(?:[.,'\u00a0\u202f ](?=\d{3}(?!\d))\d{3}|[.,]\d+)*")
 _MONTH = re.compile(r"\d{1,2}(?=\s*月)")
-_INLINE = re.compile(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)", re.DOTALL)
+_INLINE = re.compile(r"(?<!`)(`+)(?!`)((?:[^\n]|\n(?!\s*\n))+?)(?<!`)\1(?!`)")
 _HEADING = re.compile(r"^#{1,6}[ \t]+(.+?)[ \t:]*$")
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w{3,}")
 SHORTEST = 200
@@ -30,11 +30,13 @@ SHORTEST = 200
 
 
 async def gathered(asked: Iterable[Awaitable[Any]]) -> list[Any]:
-    """Results of requests made at once; where some fail, the error of the first in their order, not in time."""
+    """Results of requests made at once; where some fail, the error of the first in their order, not in time.
+
+    What ends the run comes before what drops a document."""
     results = await asyncio.gather(*asked, return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
+    failures = [result for result in results if isinstance(result, BaseException)]
+    if failures:
+        raise next((failure for failure in failures if not isinstance(failure, DropError)), failures[0])
     return results
 
 
@@ -126,9 +128,9 @@ def check_unchanged(source: str, reply: str) -> None:
     Numbers count by their digits: 1.234,5 is 1,234.5. A single digit may be new, since languages spell small numbers
     out, and the number of a month before 月 may become a name.
     """
-    if Counter(_URL.findall(source)) != Counter(_URL.findall(reply)):
+    if addresses(source) != addresses(reply):
         raise DropError("addresses changed")
-    if Counter(_inline(source)) != Counter(_inline(reply)):
+    if Counter(inline_code(source)) != Counter(inline_code(reply)):
         raise DropError("code changed")
     before, after = (numbers(_INLINE.sub(" ", _URL.sub(" ", text))) for text in (source, reply))
     months = Counter(_MONTH.findall(unicodedata.normalize("NFKC", source)))
@@ -142,5 +144,11 @@ def numbers(text: str) -> Counter[str]:
     return Counter(re.sub(r"\D", "", number) for number in found)
 
 
-def _inline(text: str) -> list[str]:
+def addresses(text: str) -> Counter[str]:
+    """The web addresses of a text, without the signs that end a sentence."""
+    return Counter(url.rstrip(".,;:!?*_") for url in _URL.findall(text))
+
+
+def inline_code(text: str) -> list[str]:
+    """What stands between backticks inside paragraphs."""
     return [code.strip() for _, code in _INLINE.findall(text)]

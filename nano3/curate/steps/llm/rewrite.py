@@ -15,6 +15,7 @@ from datatrove.data import Document
 from nano3.config.checks import check
 from nano3.curate.ask.answers import DropError
 from nano3.curate.ask.step import Ask, AskSettings, AskStep
+from nano3.curate.fences import fenced
 from nano3.curate.steps.languages import language_of
 from nano3.curate.steps.llm.replies import one_block
 from nano3.curate.steps.llm.rewrite_gate import ORIGINAL
@@ -28,6 +29,8 @@ PYTHON = ("python", "py", "python3")
 class RewriteCodeSettings(AskSettings):
     """Settings of `rewrite-code`."""
 
+    max_tokens: int = 8192
+    """Tokens of an answer; one that is cut is asked for once more with twice as many."""
     passes: list[Literal["style", "self-contained"]] = field(default_factory=lambda: ["style", "self-contained"])
     """What is done, each to the result of the one before."""
     most: int = 20_000
@@ -57,7 +60,7 @@ class RewriteCode(AskStep):
             raise DropError("too long to rewrite")
         code = document.text
         for name in self.settings.passes:
-            code = one_block((await ask(PROMPTS[name], {"code": code})).text, PYTHON)
+            code = one_block((await ask(PROMPTS[name], {"code": fenced(code, "python")})).text, PYTHON)
             if has_syntax_error(code, "python"):
                 raise DropError(f"syntax error after the pass '{name}'")
         return [self.child(document, code, "rewrite", language="python", **{ORIGINAL: document.text})]

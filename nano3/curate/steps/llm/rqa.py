@@ -22,9 +22,12 @@ BLOOM = ("remember", "understand", "apply", "analyze", "evaluate", "create")
 NONE = "NONE"
 """What the model writes where a text gives no question."""
 _SPOKEN = re.compile(
-    r"\b(?:the|this|that|these|our|above|following|given|provided)\s+(?:\w+\s+)?(?:text|passage|article|excerpt|document|"
-    r"paragraph|author|source|chapter|section|reading|snippet)s?\b|\baccording to (?:the|this)\b|"
-    r"\b(?:as )?(?:mentioned|described|discussed|stated|presented) (?:above|in the|here)\b",
+    r"\b(?:the|this|that|these|our|above|following|given|provided)\s+"
+    r"(?:(?:given|provided|above|following|short|original|preceding|present|accompanying)\s+)?"
+    r"(?:text|passage|article|excerpt|paragraph|author|snippet|reading)s?\b|"
+    r"\b(?:this|above|given|provided|following)\s+(?:document|source|section|chapter)\b|"
+    r"\baccording to (?:this|the (?:text|source|document|section|chapter|study))\b|"
+    r"\b(?:as )?(?:mentioned|described|discussed|stated|presented) (?:above|here)\b",
     re.IGNORECASE,
 )
 

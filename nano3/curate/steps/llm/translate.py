@@ -71,10 +71,7 @@ class Translate(AskStep):
         if not words.strip():
             return chunk.restored(chunk.text)
         reply = without_preamble((await ask(PROMPT, {"text": chunk.text, "language": language})).text)
-        try:
-            restored = chunk.restored(reply)
-        except ValueError as error:
-            raise DropError(str(error)) from error
+        restored = chunk.restored(reply)
         own = chunk.without_markers(reply)
         ratio = len(own.encode()) / len(words.encode())
         if not self.settings.least <= ratio <= self.settings.most:

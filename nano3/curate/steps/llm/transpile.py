@@ -11,6 +11,7 @@ from datatrove.data import Document
 from nano3.config.checks import check
 from nano3.curate.ask.answers import DropError
 from nano3.curate.ask.step import Ask, AskSettings, AskStep
+from nano3.curate.fences import fenced
 from nano3.curate.steps.languages import language_of
 from nano3.curate.steps.llm.replies import one_block
 from nano3.curate.steps.llm.rewrite_gate import ORIGINAL
@@ -23,6 +24,8 @@ CPP = ("cpp", "c++", "cc", "cxx")
 class PythonToCppSettings(AskSettings):
     """Settings of `python-to-cpp`."""
 
+    max_tokens: int = 8192
+    """Tokens of an answer; one that is cut is asked for once more with twice as many."""
     standard: str = "C++17"
     """What the prompt asks for; `cpp` and `same-output` compile with their own setting."""
     most: int = 20_000
@@ -45,6 +48,6 @@ class PythonToCpp(AskStep):
             raise DropError("no Python")
         if len(document.text) > self.settings.most:
             raise DropError("too long to translate")
-        answer = await ask(PROMPT, {"code": document.text, "standard": self.settings.standard})
+        answer = await ask(PROMPT, {"code": fenced(document.text, "python"), "standard": self.settings.standard})
         code = one_block(answer.text, CPP)
         return [self.child(document, code, "cpp", language="cpp", **{ORIGINAL: document.text})]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -13,7 +13,7 @@ from nano3.config.checks import check
 from nano3.curate.ask.answers import DropError
 from nano3.curate.ask.step import Ask, AskSettings, AskStep
 from nano3.curate.step import Step
-from nano3.curate.steps.llm.markers import text_chunks
+from nano3.curate.steps.llm.markers import text_chunks, text_parts
 from nano3.curate.steps.llm.replies import gathered, is_english, numbers, without_preamble
 
 PROMPT = "revise-article"
@@ -42,7 +42,7 @@ class WikipediaArticleSettings:
 class WikipediaArticle(Step):
     """Drops disambiguation and redirect pages, and takes sections out of the others: wikitext, Markdown or plain text.
 
-    In plain text a heading is a line of its own between empty lines, or one of the sections' names alone on its line.
+    In a text without marks a heading is a short line between empty ones, or one of the sections' names on a line.
     """
 
     Settings = WikipediaArticleSettings
@@ -73,11 +73,12 @@ def is_disambiguation(text: str, title: str = "") -> bool:
 def without_sections(text: str, names: Sequence[str]) -> tuple[str, int]:
     """A text without the sections of some headings and all below them, and how many there were."""
     unwanted = {name.lower() for name in names}
-    lines = text.split("\n")
+    lines = list(_lines(text))
+    marked = any(_marked(line) for line, in_code in lines if not in_code)
     kept: list[str] = []
     removed, level = 0, 0
-    for i, line in enumerate(lines):
-        heading = _heading(lines, i, unwanted)
+    for i, (line, in_code) in enumerate(lines):
+        heading = None if in_code else _marked(line) if marked else _plain(lines, i, unwanted)
         if heading and heading[1].lower() in unwanted and (not level or heading[0] <= level):
             level, removed = heading[0], removed + 1
         elif heading and heading[0] <= level:
@@ -87,14 +88,24 @@ def without_sections(text: str, names: Sequence[str]) -> tuple[str, int]:
     return re.sub(r"\n{3,}", "\n\n", "\n".join(kept)).strip("\n") + "\n", removed
 
 
-def _heading(lines: Sequence[str], i: int, unwanted: set[str]) -> tuple[int, str] | None:
-    """Level, from 1, and text of a heading; None where a line is none."""
-    line = lines[i].strip()
-    if found := _WIKI.match(line) or _MARKDOWN.match(line):
-        return len(found[1]), found[2].strip("'* ")
+def _lines(text: str) -> Iterator[tuple[str, bool]]:
+    """Lines, and whether they are part of a block of code or an equation, where nothing is a heading."""
+    for part, kind, _ in text_parts(text):
+        yield from ((line, bool(kind)) for line in part.split("\n"))
+
+
+def _marked(line: str) -> tuple[int, str] | None:
+    """Level, from 1, and text of a heading of wikitext or Markdown; None where a line is none."""
+    found = _WIKI.match(line.strip()) or _MARKDOWN.match(line)
+    return (len(found[1]), found[2].strip("'* ")) if found else None
+
+
+def _plain(lines: Sequence[tuple[str, bool]], i: int, unwanted: set[str]) -> tuple[int, str] | None:
+    """The same in a text without marks: a section's name, or a short line of its own without a full stop."""
+    line = lines[i][0].strip()
     if line.lower() in unwanted:
         return 2, line
-    alone = (i == 0 or not lines[i - 1].strip()) and (i + 1 == len(lines) or not lines[i + 1].strip())
+    alone = not any(lines[j][0].strip() for j in (i - 1, i + 1) if 0 <= j < len(lines))
     is_title = 0 < len(line) <= _LONGEST_HEADING and line[0].isupper() and not line.endswith(_SENTENCE_END)
     return (2, line) if alone and is_title else None
 

@@ -53,6 +53,8 @@ def test_a_page_is_cleaned_and_its_code_never_passes_through_the_model(curate, m
          "markers not once each and in order"),
         (lambda p, b: without_noise(p) + "\n```python\nprint()\n```", "code block added"),
         (lambda p, b: without_noise(p) + "\nThis summary explains quicksort algorithms thoroughly.", "words added"),
+        (lambda p, b: without_noise(p).replace("takes", "takes `x(0)`"), "inline code changed"),
+        (lambda p, b: without_noise(p) + "\n> ```\n> print()\n> ```", "code block added"),
         (lambda p, b: "NOTHING", "markers not once each and in order"),
         (lambda p, b: "", "empty answer"),
         (lambda p, b: "I'm sorry, I can't help with that.", "refused by the model"),
@@ -63,6 +65,16 @@ def test_a_page_with_any_other_reply_stays_as_it_was_and_is_counted(curate, mode
     found, notes = cleaned(curate, model_server, reply)
     assert found == [(PAGE, False)]
     assert notes == {f"pages left uncleaned: {why}": 1}
+
+
+def test_a_page_that_the_server_refuses_stays_and_a_server_that_refuses_all_ends_the_run(curate, model_server):
+    reply = lambda p, b: (400, "too long") if "Login" in p else page_in(p)  # noqa: E731
+    found, notes = cleaned(curate, model_server, reply, ["A short page.\n", PAGE])
+    assert found == [("A short page.\n", True), (PAGE, False)]
+    assert notes == {"pages cleaned": 1, "pages left uncleaned: request refused by the server (HTTP 400)": 1}
+    model_server.reply = lambda p, b: (401, "no key")
+    with pytest.raises(UserError, match="no key"):
+        curate([("clean-code-page", {})], ["Another page."], server=model_server.url, out="refused")
 
 
 def test_a_reply_in_a_fence_is_taken_out_of_it(curate, model_server):

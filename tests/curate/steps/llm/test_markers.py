@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nano3.curate.ask.answers import DropError
 from nano3.curate.steps.llm.markers import cut_out
 
 PAGE = """# Sorting
@@ -75,7 +76,7 @@ def test_blocks_come_back_byte_for_byte_in_the_place_of_their_markers():
 )
 def test_any_other_reply_is_refused(reply, told):
     [chunk] = inside(PAGE)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(DropError, match=told):
         chunk.restored(reply)
 
 
@@ -83,6 +84,29 @@ def test_a_page_with_text_that_looks_like_a_marker_has_others():
     [chunk] = inside("see [[CODE 1]] and [[CODEX 2]]\n\n```\nx\n```")
     assert [block.marker for block in chunk.blocks] == ["[[CODEXX 1]]"]
     assert chunk.restored(chunk.text) == "see [[CODE 1]] and [[CODEX 2]]\n\n```\nx\n```"
+
+
+@pytest.mark.parametrize(
+    ("block", "marker"),
+    [
+        ("~~~ruby\nputs 1\n```\n~~~", "[[CODE 1 ruby]]"),
+        ("  ```sh\n  ls\n```\n  ```", "[[CODE 1 sh]]"),
+        ('```python title="a.py" {1,3}\nx = 1\n```', "[[CODE 1 python]]"),
+        ("$$ x^2 + y^2 = z^2 $$", "[[EQUATION 1]]"),
+        ("\\[ x^2 \\]", "[[EQUATION 1]]"),
+        ("\\[\nx^2\n\\]", "[[EQUATION 1]]"),
+        ("```c\nint x;\n$$\nint y;\n```", "[[CODE 1 c]]"),
+    ],
+)
+def test_blocks_are_known_in_all_their_forms(block, marker):
+    [chunk] = inside(f"Before.\n\n{block}\n\nAfter $x$ and `y`.")
+    assert chunk.text == f"Before.\n\n{marker}\n\nAfter $x$ and `y`."
+    assert chunk.restored(chunk.text) == f"Before.\n\n{block}\n\nAfter $x$ and `y`."
+
+
+def test_an_equation_of_one_line_is_its_own_outline():
+    [chunk] = inside("a\n\n$$ x^2 $$")
+    assert chunk.outline() == "[[EQUATION 1]] $$ x^2 $$"
 
 
 @pytest.mark.parametrize("open_fence", ["```python\nx = 1", "$$\nx = 1", "```\n\n~~~"])

@@ -108,7 +108,8 @@ def test_other_questions_are_dropped(curate, model_server, said, reason):
     [
         "What does the passage say about flux?", "In the given text, why?", "As mentioned above, what is x?",
         "Why does the author claim so?", "According to this, what follows?", "What does this short article imply?",
-        "Using the excerpt, derive it.", "What is described in the paragraph?",
+        "Using the excerpt, derive it.", "What is described in the paragraph?", "In this section, what is derived?",
+        "According to the document, why?",
     ],
 )  # fmt: skip
 def test_questions_that_speak_of_the_text_are_known(question):
@@ -121,6 +122,7 @@ def test_questions_that_speak_of_the_text_are_known(question):
         QUESTION, "Why does a text compress better than noise?", "What is the context of Noether's theorem?",
         "According to Newton's second law, what force acts?", "What lies above the surface?", "Which sources emit?",
         "Write a parser for a text in Python.",
+        "What is the cross section of the reaction?", "How far is the source of the sound?",
     ],
 )  # fmt: skip
 def test_questions_that_stand_alone_are_not_taken_for_such(question):

@@ -61,6 +61,8 @@ External links
         (MARKDOWN, ["# Heron", "A bird.", "## Life", "Long."], ["Notes", "1. a", "More", "x", "References", "1. b"], 2),
         (PLAIN, ["A heron is", "Habitat", "See also the stork.", "Life", "It is long."],
          ["List of birds", "References", "External links", "Official site"], 3),
+        (WIKI + "\nStork\n\nReferences\n", ["== Life =="], ["Stork"], 3),
+        ("# Heron\n\n```python\n# Notes\nx = 1\n```\n\nNotes\n", ["# Notes", "x = 1", "\nNotes"], [], 0),
         ("An article.\n\nNotes are written on staves.\n", ["Notes are written on staves."], [], 0),
     ],
 )  # fmt: skip

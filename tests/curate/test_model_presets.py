@@ -1,0 +1,125 @@
+"""Every preset that asks a model, whole, on a few documents, with a model that answers by rule."""
+
+import gzip
+import json
+
+import pytest
+
+from nano3.config.presets import preset_names
+from nano3.curate.catalog import PRESETS, STEPS
+from nano3.curate.pipeline import load_pipeline
+from nano3.curate.run import plan_run, run_pipeline
+
+from .conftest import documents, model_at
+from .steps.llm import test_infinibyte as crossing
+from .steps.llm import test_rephrase as rephrasing
+from .steps.llm.test_code_dialogue import GOOD as DIALOGUES
+from .steps.llm.test_rqa import GOOD as JUDGEMENT
+from .steps.llm.test_rqa import QUESTION, TEXT, thought
+from .steps.llm.test_scientific_code import problem
+from .steps.llm.test_textbook import SECTIONS
+from .steps.llm.test_translate import ENGLISH, TEXTS
+from .steps.test_warc import record
+
+YES = json.dumps({"reason": "good", "verdict": "yes"})
+PYTHON = (
+    '"""Counts."""\n\n\ndef count_words(text):\n    """Words of a text, and how often each is in it."""\n'
+    + "".join(f"    counts = len(text.split()) + {i}\n    print(counts)\n" for i in range(8))
+)
+CPP = "#include <string>\nint count_words(const std::string& text) { return text.size(); }\n"
+BETTER = PYTHON.replace("Counts.", "Counts words.")
+CONVERSATION = [{"role": "user", "content": "What is 1 + 2?"}, {"role": "assistant", "content": "It is 3."}]
+ARTICLE = "Herons are birds of 13 genera that live near fresh water and build their nests in high trees. " * 3
+WIKI = f"'''Heron'''\n\n{ARTICLE}\n\n== References ==\n* x\n"
+PROSE = "Sorting a list of numbers takes time, and there are many ways to do it that differ in their cost. " * 3
+HTML = (
+    f"<html><body><p>Home Login Subscribe</p><p>{PROSE}</p>"
+    "<pre class='language-python'>def public(x):\n\tsecret = x + 1  \n\treturn secret\n</pre>"
+    "<p>It is used in this way.</p></body></html>"
+)
+
+RULES = {
+    "Clothe the problem": lambda p: crossing.NEW,
+    "Make a new and harder problem": lambda p: crossing.NEW.replace("buoy", "raft on a lake far away from here"),
+    "Which is the best?": lambda p: json.dumps({"best": 1}),
+    "Reason step by step, check": lambda p: thought("It is 3.", "First, then."),
+    "Judge the text below as a source": lambda p: json.dumps(JUDGEMENT),
+    "Write one hard question": lambda p: thought(QUESTION),
+    "Which level of education": lambda p: json.dumps({"level": "graduate"}),
+    "as a part of a textbook": lambda p: SECTIONS,
+    "problem of scientific computing": lambda p: problem(5),
+    "Remove everything that does not belong": lambda p: p.split("The part of the page:\n\n")[1].replace(
+        "Home Login Subscribe", ""
+    ),
+    '"verdict"': lambda p: YES,
+    "reviewer would accept it": lambda p: f"```python\n{BETTER}```",
+    "learn from it and run it alone": lambda p: f"```python\n{BETTER}```",
+    "Translate this Python program": lambda p: f"```cpp\n{CPP}```",
+    "Ask about different things": lambda p: DIALOGUES["questions"],
+    "dialogue of a student": lambda p: DIALOGUES["lesson"],
+    "Write the review": lambda p: DIALOGUES["review"],
+    "Translate the text below from": lambda p: ENGLISH,
+    "article of an encyclopedia": lambda p: rephrasing.GOOD["wikipedia"],
+    "clear and concise": lambda p: rephrasing.GOOD["distill"],
+    "passages of a textbook": lambda p: rephrasing.GOOD["extract-knowledge"],
+    "one item a line": lambda p: rephrasing.GOOD["knowledge-list"],
+    "up to eight questions": lambda p: rephrasing.GOOD["diverse-qa"],
+    "encyclopedia's article": lambda p: p.split("\n\n")[-1],
+}
+"""What stands in a prompt -> what a model that does as it is told answers."""
+LONG = TEXT + rephrasing.TEXT * 3
+ROWS = {
+    "cc-rephrase": ([{"text": rephrasing.TEXT * 3}], 5),
+    "cc-translate": ([{"text": TEXTS["de"]}], 1),
+    "code-lesson": ([{"id": "a.py", "text": PYTHON}], 1),
+    "code-questions": ([{"id": "a.py", "text": PYTHON}], 1),
+    "code-review": ([{"id": "a.py", "text": PYTHON}], 1),
+    "code-rewrite": ([{"id": "a.py", "text": PYTHON}], 1),
+    "code-to-cpp": ([{"id": "a.py", "text": PYTHON}], 1),
+    "dqa": ([{"text": rephrasing.TEXT}], 1),
+    "infinibyte": ([{"text": crossing.PROBLEM, "field": "coding"}], 2),
+    "math-textbook": ([{"text": LONG}], 1),
+    "rqa": ([{"text": TEXT}], 1),
+    "rqa-seeds": ([{"text": f"{i} {TEXT}"} for i in range(14)], 9),
+    "scientific-code": ([{"text": LONG}], 1),
+    "sft-judge": ([{"messages": CONVERSATION}], 1),
+    "wikipedia": ([{"text": WIKI}, {"text": "#REDIRECT [[Heron]]"}], 1),
+}
+"""Preset -> what it reads, and how many documents it leaves."""
+MODEL_PRESETS = [
+    name for name in preset_names(PRESETS) if any(STEPS[step.use].model for step in load_pipeline(name).steps)
+]
+
+
+def answer(prompt, body):
+    return next(rule(prompt) for sign, rule in RULES.items() if sign in prompt)
+
+
+@pytest.mark.parametrize("name", MODEL_PRESETS)
+def test_a_preset_that_asks_a_model_runs_whole(model_server, tmp_path, name):
+    if name == "cc-code":
+        source, n = tmp_path / "pages.warc.gz", 1
+        pages = [record("http://x/1", HTML.encode()), record("http://x/2", b"<p>no code here</p>" * 40)]
+        source.write_bytes(b"".join(gzip.compress(page) for page in pages))
+    else:
+        rows, n = ROWS[name]
+        source = tmp_path / "in.jsonl"
+        source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model_server.reply = answer
+    plan = plan_run(
+        load_pipeline(name), tmp_path / "out", [str(source)], model=model_at(model_server.url, tmp_path / "answers")
+    )
+    report = run_pipeline(plan, 1)
+    assert report.faults() == []
+    kept = documents(tmp_path / "out")
+    assert len(kept) == n, [(step.label, step.account.dropped, step.account.notes) for step in report.steps]
+    if name == "cc-code":
+        assert "def public(x):\n\tsecret = x + 1  \n\treturn secret\n" in kept[0]["text"]
+        assert "Login" not in kept[0]["text"]
+        assert sum("[[CODE 1 python]]" in prompt for prompt in model_server.prompts) == 1
+        assert not any("secret = x" in prompt for prompt in model_server.prompts if "[[CODE 1" in prompt)
+    elif name == "sft-judge":
+        assert kept[0]["messages"] == CONVERSATION
+        assert report.steps[-2].account.notes["answers of the model"] == 2
+    else:
+        assert all(row["metadata"]["asked"] for row in kept)
