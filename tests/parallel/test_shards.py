@@ -113,7 +113,8 @@ def test_a_dry_run_of_the_reports_own_arrangement(capsys):
     facts = json.loads(capsys.readouterr().out)["process"]
     assert {name: facts[name] for name in degrees} == degrees
     # 77 = 64 + 8 + 5: of the second stage the second pair of slices, the sixth part of the heads and of the tokens.
-    assert [facts[key] for key in ("replicate", "shard", "slices", "part")] == [1, 1, [1, 14], 5]
+    assert [facts[key] for key in ("replicate", "shard", "slices")] == [1, 1, [1, 14]]
+    assert facts["heads"] == {"attention": [20, 24], "Mamba-2": [40, 48]}
     assert facts["sequences_per_step"] == 48
     assert facts["step"]["collectives"] > 20
 

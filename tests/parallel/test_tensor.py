@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import random
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -165,3 +168,65 @@ def test_a_pass_that_is_not_shared_goes_through_all_heads_on_one_process(process
     """Whose norm is spread over all four where heads are divided."""
     outputs = [process.communicate(timeout=120) for process in processes("-c", ALONE, ranks=4)]
     assert [out.split() for out, _ in outputs] == [["True", "True"]] * 4, outputs
+
+
+PACKED = """
+import copy
+import json
+import sys
+import torch
+import torch.distributed as dist
+sys.path.insert(0, sys.argv[1])
+from tiny_run import TinyBatch
+from nano3.config.model import ModelConfig
+from nano3.model.lm import LM
+from nano3.parallel.sharing import around
+from nano3.parallel.tensor import divide_heads, sharing
+from nano3.train.world import init_world
+
+cfg = ModelConfig(
+    pattern="ME*M", vocab_size=64, d_model=12, init_std=0.3, n_heads=4, n_kv_heads=2, head_dim=6, mamba_n_heads=8,
+    mamba_head_dim=4, d_state=6, n_groups=2, chunk_size=5, n_experts=4, top_k=2, d_expert=6, d_shared=6,
+)
+world = init_world(json.loads(sys.argv[2]))
+whole = LM(cfg).init_weights(1).double().train()
+whole.compute_dtype = torch.float64
+ours, worst = copy.deepcopy(whole), 0.0
+divide_heads(ours, world.tensor.handle)
+shared = sharing(world.sequence.handle, world.context.handle, world.tensor.handle)
+
+def gradients(model, x, weights, hidden):
+    model.zero_grad()
+    ((x * weights).sum() + hidden.balance_loss + 2 * hidden.sequence_balance_loss).backward()
+    return [p.grad for p in model.parameters()][:-1]
+
+for turn, rows in enumerate(json.loads(sys.argv[3])):
+    generator = torch.Generator().manual_seed(turn)
+    tokens = torch.randint(64, (len(rows), 48), generator=generator)
+    weights = torch.randn(len(rows), 48, 12, dtype=torch.float64, generator=generator)
+    ids = torch.stack([torch.isin(torch.arange(48), torch.tensor(starts)).int().cumsum(0) for starts in rows])
+    hidden = whole.hidden(tokens, ids)
+    expected, loads = gradients(whole, hidden.x, weights, hidden), hidden.loads
+    own = shared.cut(TinyBatch(tokens, tokens, ids, []))
+    ours.checkpoint_activations = turn % 2 == 1
+    part = ours.hidden(own.tokens, own.document_ids, **around(own, shared), slices=shared)
+    worst = max(worst, (part.x - shared.take(hidden.x)).abs().max().item())
+    for found, gradient in zip(gradients(ours, part.x, shared.take(weights), part), expected, strict=True):
+        dist.all_reduce(found)
+        worst = max(worst, ((found - gradient).abs().max() / gradient.abs().max()).item())
+    assert torch.equal(shared.sum(part.loads), loads)
+print(worst, flush=True)
+world.close()
+"""
+
+
+@pytest.mark.parametrize("axes", [{"tensor": 4}, {"context": 2, "tensor": 2}], ids=str)
+def test_packed_documents_that_begin_anywhere(processes, axes):
+    """At the borders of the processes' tokens and 3 on either side, of one token, and longer than two processes'."""
+    draw = random.Random(0)
+    places = [border + near for border in range(6, 48, 6) for near in (-3, -2, -1, 0, 1, 2, 3)]
+    rows = [[0, 12, 24, 36], [11, 12, 13], [], *(sorted(draw.sample(places, draw.randint(1, 9))) for _ in range(21))]
+    batches = [rows[i : i + 2] for i in range(0, len(rows), 2)]
+    arguments = [str(Path(__file__).parents[1] / "train"), json.dumps(axes), json.dumps(batches)]
+    outputs = [process.communicate(timeout=120) for process in processes("-c", PACKED, *arguments, ranks=4)]
+    assert [float(out) < 1e-9 for out, _ in outputs] == [True] * 4, outputs

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nano3.cli.hardware import detect
 from nano3.cli.output import bytes_text, count_text, plain_table, print_json, print_table, results, value_text
-from nano3.config.model import MOE
+from nano3.config.model import ATTENTION, MAMBA, MOE, ModelConfig
 from nano3.config.presets import to_toml
 from nano3.config.report import diff_from_report, report_phase
 from nano3.config.schema import PretrainConfig
@@ -131,7 +131,7 @@ def process_facts(cfg: PretrainConfig | SftConfig, world: int, rank: int, dtype:
         "micro_batch_size": fitted.train.micro_batch_size,
         "sharded": cfg.parallel.fsdp and layout.stage > 1,
         "slices": slices_of(layout.context, rank // layout.tensor % layout.context) if layout.context > 1 else [],
-        "part": rank % layout.tensor,
+        "heads": _heads(cfg.model, layout, rank) if layout.tensor > 1 else {},
         "experts": [first, first + each],
         "parameters": share.parameters,
         "expert_parameters": share.expert_parameters,
@@ -156,6 +156,17 @@ def step_facts(cfg: PretrainConfig | SftConfig, world: int, rank: int) -> dict[s
     return asdict(fake_step(cfg.model, cfg.parallel, layout, rank, recompute, blocks))
 
 
+def _heads(model: ModelConfig, layout: Layout, rank: int) -> dict[str, list[int]]:
+    """First head of a block that a process computes, and one past the last, by kind of block."""
+    counts = {"attention": (ATTENTION, model.n_heads), "Mamba-2": (MAMBA, model.mamba_n_heads)}
+    n, part = layout.tensor, rank % layout.tensor
+    return {
+        name: [part * heads // n, (part + 1) * heads // n]
+        for name, (symbol, heads) in counts.items()
+        if model.blocks(symbol)
+    }
+
+
 def _stages_of(cfg: PretrainConfig | SftConfig, layout: Layout, rank: int) -> list[range]:
     """The stages of the pipeline that a process holds: numbers of their blocks."""
     from nano3.parallel.stages import stages_for
@@ -174,7 +185,8 @@ def process_table(facts: dict[str, Any]) -> Any:
         early, late = facts["slices"]
         table.add_row("slices of each", f"{early} and {late}", f"of {2 * facts['context']}, from 0")
     if facts["tensor"] > 1:
-        table.add_row("heads of a mixer", f"part {facts['part']}", f"of {facts['tensor']}, from 0; so of the tokens")
+        ranges = ", ".join(f"{first} to {end - 1} of {name}" for name, (first, end) in facts["heads"].items())
+        table.add_row("heads of a block", ranges, f"divided among {facts['tensor']}")
     if facts["pipeline"] > 1:
         ranges = ", ".join(f"{start} to {stop - 1}" for start, stop in facts["stages"])
         table.add_row("blocks", ranges, f"a stage costs {facts['evenness']:.0%} of the costliest, on average")
