@@ -1,4 +1,4 @@
-"""Runs one segment of a pipeline: datatrove's local executor with processes that end when this one does."""
+"""Runs one segment of a pipeline: datatrove's local executor with processes that end when this one does, or Ray's."""
 
 from __future__ import annotations
 
@@ -50,13 +50,43 @@ def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor | None]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def run_segment(segment: Segment, folder: Path, pool: ProcessPoolExecutor | None, done: Done) -> None:
+class RayPool:
+    """Ray's processes, on this machine or on the cluster that RAY_ADDRESS names, for the tasks of all segments."""
+
+    def __init__(self) -> None:
+        """Ray must be running."""
+        import ray
+
+        self._remote = ray.remote(_run_task)
+
+    def submit(self, work: Callable, executor: LocalPipelineExecutor, rank: int) -> Future:
+        """Run a task; `work` is `_run_task`."""
+        return self._remote.remote(executor, rank).future()
+
+
+@contextmanager
+def ray_pool(workers: int) -> Iterator[RayPool]:
+    """Ray, started with so many processes, or the cluster of RAY_ADDRESS."""
+    import ray
+
+    logger.disable("datatrove")
+    here = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers, "include_dashboard": False}
+    ray.init(log_to_driver=False, configure_logging=False, **here)
+    try:
+        yield RayPool()
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause if isinstance(error.cause, Exception) else error from None
+    finally:
+        ray.shutdown()
+
+
+def run_segment(segment: Segment, folder: Path, pool: ProcessPoolExecutor | RayPool | None, done: Done) -> None:
     """Run the tasks of a segment that are not complete; `done` is called for each task, also of an earlier run.
 
     Raises:
         Exception: that of the first task that failed; tasks that were complete before stay so.
     """
-    executor = LocalPipelineExecutor(list(segment.steps), segment.tasks, 1, str(folder))
+    executor = _executor(segment, folder)
     ranks = executor.get_incomplete_ranks()
     for _ in range(segment.tasks - len(ranks)):
         done()
@@ -72,6 +102,21 @@ def run_segment(segment: Segment, folder: Path, pool: ProcessPoolExecutor | None
         future.result()
     for future in futures:
         future.result()
+
+
+def incomplete_ranks(segment: Segment, folder: Path) -> list[int]:
+    """Tasks of a segment that are not complete."""
+    logger.disable("datatrove")
+    return _executor(segment, folder).get_incomplete_ranks()
+
+
+def run_rank(segment: Segment, folder: Path, rank: int) -> None:
+    """Run one task of a segment, if it is not complete."""
+    _run_task(_executor(segment, folder), rank)
+
+
+def _executor(segment: Segment, folder: Path) -> LocalPipelineExecutor:
+    return LocalPipelineExecutor(list(segment.steps), segment.tasks, 1, str(folder))
 
 
 def _run_task(executor: LocalPipelineExecutor, rank: int) -> None:

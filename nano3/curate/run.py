@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from nano3.cores import usable_cores
 from nano3.curate.ask.model import Model, no_model
 from nano3.curate.catalog import find_step
 from nano3.curate.chart import draw
-from nano3.curate.executor import run_segment, worker_pool
+from nano3.curate.executor import RayPool, ray_pool, run_segment, worker_pool
 from nano3.curate.inputs import Unit, default_tasks, divide
 from nano3.curate.manifest import MANIFEST, Manifest, check_same, read_manifest
 from nano3.curate.pipeline import Pipeline
@@ -25,10 +26,10 @@ from nano3.files import check_free, exclusive, fsync, write_atomic
 from nano3.progress import Progress
 
 DATA, WORK, ACCOUNTS, BLEND = CURATED_DATA, "work", "accounts", "blend.toml"
-CHART = "report.png"
+CHART, SLURM = "report.png", "slurm"
 ANSWERS = "answers"
 """What a language model answered; kept, so that a further run sends nothing again."""
-OWN_NAMES = (DATA, WORK, ACCOUNTS, BLEND, MANIFEST, REPORT, CHART, ANSWERS)
+OWN_NAMES = (SLURM, DATA, WORK, ACCOUNTS, BLEND, MANIFEST, REPORT, CHART, ANSWERS)
 
 
 @dataclass(frozen=True)
@@ -91,12 +92,32 @@ def plan_run(
     return Plan(pipeline, out, manifest, tuple(segments), model)
 
 
-def run_pipeline(plan: Plan, workers: int = 0) -> Report:
+def run_pipeline(plan: Plan, workers: int = 0, ray: bool = False) -> Report:
     """Carry a plan out, or go on with it where an earlier run was ended.
 
     Args:
         plan: of `plan_run`.
         workers: processes; 0: one for each core, at most one for each task.
+        ray: Ray's processes, see `nano3.curate.executor.ray_pool`.
+
+    Raises:
+        UserError: the folder holds other files or a run with other settings, or another process writes there.
+    """
+    with opened(plan):
+        if not (plan.out / REPORT).is_file():
+            _run_segments(plan, min(workers or usable_cores(), plan.manifest.tasks), ray)
+            _finish(plan)
+        shutil.rmtree(plan.out / WORK, ignore_errors=True)
+        return read_report(plan.out)
+
+
+@contextmanager
+def opened(plan: Plan, check: Callable[[], None] | None = None) -> Iterator[None]:
+    """A plan's folder, in which nobody else writes, with the manifest of this run and nothing half written.
+
+    Args:
+        plan: of `plan_run`.
+        check: raises what else speaks against it.
 
     Raises:
         UserError: the folder holds other files or a run with other settings, or another process writes there.
@@ -106,17 +127,20 @@ def run_pipeline(plan: Plan, workers: int = 0) -> Report:
         raise no_model(plan.pipeline.model_steps[0])
     check_free(out, own=OWN_NAMES if (out / MANIFEST).is_file() else (ANSWERS,))
     with exclusive(out):
+        if check:
+            check()
         for left in out.rglob(".*.tmp"):  # by a process that was killed while it wrote
             left.unlink()
         if (out / MANIFEST).is_file():
             check_same(read_manifest(out), plan.manifest, out)
         else:
             plan.manifest.save(out)
-        if not (out / REPORT).is_file():
-            _run_segments(plan, min(workers or usable_cores(), plan.manifest.tasks))
-            _finish(plan)
-        shutil.rmtree(out / WORK, ignore_errors=True)
-        return read_report(out)
+        yield
+
+
+def executor_folder(out: Path, segment: str) -> Path:
+    """Where it says which tasks of a segment are complete."""
+    return out.absolute() / WORK / "executors" / segment
 
 
 def _lies_in(path: str, folder: Path) -> bool:
@@ -147,16 +171,19 @@ def _prompts(steps: Sequence[Step]) -> dict[str, dict[str, str]]:
     return {step.context.label: step.prompt_hashes() for step in steps if step.prompt_hashes()}
 
 
-def _run_segments(plan: Plan, workers: int) -> None:
+def _run_segments(plan: Plan, workers: int, ray: bool) -> None:
     for step in (step for segment in plan.segments for step in segment.steps if isinstance(step, Step)):
         step.workers = workers
+    pool_of = ray_pool if ray else worker_pool
     total = sum(segment.tasks for segment in plan.segments)
-    with Progress(total, total, unit="tasks", things="tasks") as progress, worker_pool(workers) as pool:
+    with Progress(total, total, unit="tasks", things="tasks") as progress, pool_of(workers) as pool:
         for name, segment in zip(plan.manifest.segments, plan.segments, strict=True):
-            _run_one(plan.out.absolute() / WORK / "executors" / name, name, segment, pool, progress)
+            _run_one(executor_folder(plan.out, name), name, segment, pool, progress)
 
 
-def _run_one(folder: Path, name: str, segment: Segment, pool: ProcessPoolExecutor | None, progress: Progress) -> None:
+def _run_one(
+    folder: Path, name: str, segment: Segment, pool: ProcessPoolExecutor | RayPool | None, progress: Progress
+) -> None:
     run_segment(segment, folder, pool, lambda: progress.sample(1, name))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +22,14 @@ if TYPE_CHECKING:
     from nano3.curate.run import Plan
 
 EXIT_UNBALANCED = 1
+
+
+class Executor(StrEnum):
+    """Where tasks run."""
+
+    LOCAL = "local"
+    SLURM = "slurm"
+    RAY = "ray"
 
 
 @contextmanager
@@ -80,7 +89,16 @@ Overrides = Annotated[
     ),
 ]
 Tasks = Annotated[int, typer.Option(min=0, help="Parts of the inputs; 0: by their size. Fixed for a folder.")]
-Workers = Annotated[int, typer.Option(min=0, help="Processes; 0: one for each core.")]
+Workers = Annotated[int, typer.Option(min=0, help="Processes; 0: one for each core (Slurm: no limit).")]
+Where = Annotated[
+    Executor, typer.Option(help="Where tasks run: here, as job arrays of Slurm, or on Ray (RAY_ADDRESS, else here).")
+]
+SlurmOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--slurm", help="Option of sbatch for --executor slurm, as partition=cpu. Repeatable.", metavar="KEY=VALUE"
+    ),
+]
 Limit = Annotated[int, typer.Option(min=0, help="Read only so many documents, in one task; 0: all.")]
 Url = Annotated[str, typer.Option(help="OpenAI-compatible server, for steps that ask a language model.", metavar="URL")]
 ModelName = Annotated[str, typer.Option("--model", help="Model to ask; empty: the first it lists.", metavar="NAME")]
@@ -124,6 +142,8 @@ def curate(
     overrides: Overrides = None,
     tasks: Tasks = 0,
     workers: Workers = 0,
+    executor: Where = Executor.LOCAL,
+    slurm: SlurmOptions = None,
     limit: Limit = 0,
     url: Url = "",
     model: ModelName = "",
@@ -150,6 +170,7 @@ def curate(
         raise UserError("name a pipeline: nano3 data curate PIPELINE; --list shows those there are")
     if limit and tasks > 1:
         raise UserError(f"--limit reads in one task; leave out --tasks {tasks}")
+    _check_executor(executor, slurm)
     from nano3.curate.pipeline import load_pipeline
 
     pipeline = load_pipeline(name, overrides or [])
@@ -161,7 +182,7 @@ def curate(
         if given and not pipeline.model_steps:
             raise UserError(f"{option}: pipeline '{name}' has no step that asks a language model")
     from nano3.curate.ask.model import Model, find_model, no_model
-    from nano3.curate.run import ANSWERS, plan_run, run_pipeline
+    from nano3.curate.run import ANSWERS, plan_run
     from nano3.files import check_writable
 
     folder = out or Path("curated") / pipeline.name
@@ -178,14 +199,49 @@ def curate(
         prices = parse_price(price)
         with server_gone() if plan.model else nullcontext():
             expected = estimate_of(plan, pilot) if plan.model and pilot else None
-        _show_plan(plan, as_json, expected, prices)
+        scripts = _scripts(plan, workers, slurm or []) if executor == Executor.SLURM else {}
+        _show_plan(plan, as_json, scripts, expected, prices)
         return
     check_writable(folder, "--out")
     if plan.manifest.left_out:
         print(_printable(f"left out: {plan.manifest.left_out}"), file=sys.stderr)
+    _carry_out(plan, workers, executor, slurm or [], as_json)
+
+
+def _carry_out(plan: Plan, workers: int, executor: Executor, slurm: list[str], as_json: bool) -> None:
+    from nano3.curate.run import run_pipeline
+
+    if executor == Executor.SLURM:
+        _submit(plan, workers, slurm)
+        return
     with server_gone() if plan.model else nullcontext():
-        result = run_pipeline(plan, workers)
+        result = run_pipeline(plan, workers, executor == Executor.RAY)
     _show(result, as_json, 0)
+
+
+def _check_executor(executor: Executor, slurm: list[str] | None) -> None:
+    from nano3.config.errors import UserError
+    from nano3.curate.catalog import is_importable
+
+    if slurm and executor != Executor.SLURM:
+        raise UserError("--slurm gives options of sbatch: add --executor slurm")
+    if executor == Executor.RAY and not is_importable("ray"):
+        raise UserError("--executor ray needs ray: pip install ray")
+
+
+def _scripts(plan: Plan, workers: int, options: list[str]) -> dict[str, str]:
+    """Texts of the job scripts, by name."""
+    from nano3.curate.slurm import scripts
+
+    return {script.name: script.text for script in scripts(plan, workers, options)}
+
+
+def _submit(plan: Plan, workers: int, options: list[str]) -> None:
+    from nano3.curate.slurm import submit
+
+    jobs = submit(plan, workers, options)
+    print(f"submitted {len(jobs)} jobs: {' '.join(jobs)}; the last one writes the report")
+    print(f"look: nano3 data report {plan.out}; logs: {plan.out}/slurm; if a job fails, give the same command again")
 
 
 def report(
@@ -237,7 +293,13 @@ def _needs(info: StepInfo) -> list[str]:
     return [*info.packages, *info.programs, *(["a language model (--url)"] if info.model else [])]
 
 
-def _show_plan(plan: Plan, as_json: bool, expected: Estimate | None, prices: tuple[float, float] | None) -> None:
+def _show_plan(
+    plan: Plan,
+    as_json: bool,
+    scripts: dict[str, str],
+    expected: Estimate | None,
+    prices: tuple[float, float] | None,
+) -> None:
     from dataclasses import asdict
 
     from nano3.cli.output import print_json
@@ -245,6 +307,7 @@ def _show_plan(plan: Plan, as_json: bool, expected: Estimate | None, prices: tup
     manifest = plan.manifest
     if as_json:
         more = {"estimate": expected.to_json(prices)} if expected else {}
+        more |= {"scripts": scripts} if scripts else {}
         print_json(asdict(manifest) | {"folder": str(plan.out)} | more)
         return
     print(f"{len(manifest.inputs):,} inputs in {manifest.tasks:,} tasks, into {plan.out}")
@@ -256,6 +319,8 @@ def _show_plan(plan: Plan, as_json: bool, expected: Estimate | None, prices: tup
     print("executors: " + ", ".join(f"{name} ({n} tasks)" for name, n in manifest.segments.items()))
     if expected:
         print_estimate(expected, prices)
+    for name, text in scripts.items():
+        print(f"\n──── {name}.sbatch ────\n{text}", end="")
 
 
 def _show(found: Report, as_json: bool, samples: int) -> None:

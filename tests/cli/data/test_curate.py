@@ -231,3 +231,21 @@ def test_the_list_says_which_pipelines_and_steps_need_a_model(texts):
     found = json.loads(run("curate", "--list", "--json").stdout)
     assert next(step for step in found["steps"] if step["step"] == "ask")["needs"] == ["a language model (--url)"]
     assert next(one for one in found["pipelines"] if one["name"] == "tiny")["model"] == []
+
+
+def test_scripts_of_slurm_are_shown_and_nothing_is_written(texts, tmp_path):
+    given = ("curate", "tiny", "--from", texts, "--executor", "slurm", "--slurm", "partition=cpu", "--dry-run")
+    shown = run(*given).stdout
+    assert shown.count("#!/bin/bash") == shown.count("#SBATCH --partition=cpu") > 3
+    assert "──── finish.sbatch ────" in shown
+    assert not (tmp_path / "curated").exists()
+    assert "--slurm gives options of sbatch" in refused("curate", "tiny", "--slurm", "partition=cpu")
+    scripts = json.loads(run(*given, "--json").stdout)["scripts"]
+    assert list(scripts)[-1] == "finish"
+
+
+def test_ray_is_asked_for_where_it_is_missing(texts, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert (
+        refused("curate", "tiny", "--from", texts, "--executor", "ray") == "--executor ray needs ray: pip install ray"
+    )
