@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -105,6 +106,38 @@ def test_the_command_ends_with_exit_code_3_where_the_server_is_gone(prompt, mode
     assert KEY not in done.stdout + done.stderr
 
 
+def test_an_interrupted_run_ends_at_once(prompt, model_server, tmp_path):
+    model_server.reply, model_server.seconds = turned, 0.01
+    waiting = threading.Event()
+
+    def draw():
+        if len(model_server.prompts) < 20:
+            return "answered"
+        waiting.set()
+        return "hang"
+
+    model_server.draw = draw
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": f"text {i}"}) + "\n" for i in range(100)))
+    (tmp_path / "own.toml").write_text(f'[[step]]\nuse = "read"\n[[step]]\nuse = "ask"\nprompt = "{prompt}"\n')
+    command = ["data", "curate", "own.toml", "--from", "texts.jsonl", "--url", model_server.url, "--workers", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTIBLE, *command], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert waiting.wait(60)
+        process.send_signal(signal.SIGINT)
+        errors = process.communicate(timeout=20)[1]
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in errors
+    assert "never awaited" not in errors
+
+
+INTERRUPTIBLE = (  # a shell may have started pytest with SIGINT ignored
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\nfrom nano3.cli.app import main; main()"
+)
 KILLED = """
 import json, os, shutil, signal, sys, urllib.request
 from pathlib import Path

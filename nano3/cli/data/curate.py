@@ -105,7 +105,10 @@ ModelName = Annotated[str, typer.Option("--model", help="Model to ask; empty: th
 Concurrency = Annotated[int, typer.Option(min=1, help="Requests under way at once; fewer while the server is full.")]
 Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds to wait for one reply.", metavar="SECONDS")]
 Deadline = Annotated[
-    float, typer.Option(min=0.1, help="Seconds to wait for a server that answers nothing at all.", metavar="SECONDS")
+    float,
+    typer.Option(
+        min=0.1, help="Seconds to wait for a server that answers nothing; --timeout at the least.", metavar="SECONDS"
+    ),
 ]
 Answers = Annotated[
     Path | None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
+import time
 from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -42,12 +43,6 @@ class Connection:
     def start(self, work: Coroutine[Any, Any, Result]) -> Future[Result]:
         """Begin some work in the loop."""
         return asyncio.run_coroutine_threadsafe(work, self._loop)
-
-    def end(self, futures: Sequence[Future[Any]]) -> None:
-        """Cancel some work, and wait until it has ended."""
-        for future in futures:
-            future.cancel()
-        self.start(asyncio.sleep(0)).result()
 
     def close(self) -> None:
         """Close the client and end the thread."""
@@ -90,10 +85,43 @@ def connection(model: Model, concurrency: int) -> Iterator[Connection]:
 class Asker:
     """Chat completions for one step in one task, each from the file of answers where it was given before."""
 
-    def __init__(self, model: Model, server: AsyncServer, cache: AnswerCache) -> None:
-        """Ask a model by a client; answers go into `cache`."""
-        self._model, self._server, self._cache = model, server, cache
+    def __init__(self, model: Model, shared: Connection, cache: AnswerCache) -> None:
+        """Ask a model by the connection of this process; answers go into `cache`."""
+        self._model, self._shared, self._server, self._cache = model, shared, shared.server, cache
         self._under_way: dict[bytes, asyncio.Future[Any]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._begun = time.monotonic()
+
+    def start(self, work: Coroutine[Any, Any, Result]) -> Future[Result]:
+        """Begin some work that asks."""
+        return self._shared.start(self._known(work))
+
+    def close(self) -> None:
+        """Cancel work that is not done, and close the file of answers when it has ended."""
+        self._shared.start(self._ended()).result()
+        self._cache.close()
+
+    def tell(self, done: str) -> None:
+        """Print a line on how far a step has come."""
+        counts, limit = self._server.counts, self._server.limit
+        rate = counts.requests / max(1e-9, time.monotonic() - self._begun)
+        _tell(f"{done}; {counts.requests:,} requests sent ({rate:.1f}/s, {counts.tried_again:,} of them again), "
+              f"{int(limit.now)} of {limit.most} at once")  # fmt: skip
+
+    async def _known(self, work: Coroutine[Any, Any, Result]) -> Result:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            return await work
+        finally:
+            self._tasks.remove(task)
+
+    async def _ended(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def chat(self, message: str, sampling: dict[str, Any], prompt: str, sample: int) -> tuple[ChatAnswer, float]:
         """The answer to one user message and the seconds that it took when it was asked for.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -24,6 +25,10 @@ Meter = Callable[[Document, str, ChatAnswer, float], None]
 """Document, message, answer, seconds that the answer took up a place."""
 LEAST_WINDOW, WINDOW_SHARE = 256, 16
 """Documents under way or waiting for an earlier one: so many, or so many for each request under way."""
+MOST_TEXT = 64 << 20
+"""Characters of all of them, above which there are only as many as requests."""
+TOLD_SECONDS = 60.0
+"""Between two lines on how far a step has come."""
 ASKED = "asked"
 """In a document's metadata: what each step asked for it."""
 PARENTS = "_parents"
@@ -105,21 +110,23 @@ class AskStep(Step):
         if model is None:
             raise no_model(self.context.label)
         concurrency = max(1, model.concurrency // self.workers)
-        most = max(LEAST_WINDOW, WINDOW_SHARE * concurrency)
         with connection(model, concurrency) as shared:
             cache = open_answers(model.answers, self.rank, self.context.tasks)
-            asker = Asker(model, shared.server, cache)
-            window: deque[tuple[Document, Future[Sequence[Document]]]] = deque()
+            asker = Asker(model, shared, cache)
+            window = _Window(concurrency)
+            told = time.monotonic()
             try:
                 for document in documents:
-                    window.append((document, shared.start(self._written(document, asker))))
-                    while window and (len(window) >= most or window[0][1].done()):
-                        yield from self._result(*window.popleft())
+                    window.add(document, asker.start(self._written(document, asker)))
+                    while window.is_ready():
+                        yield from self._result(*window.pop())
+                    if time.monotonic() - told > TOLD_SECONDS:
+                        told = time.monotonic()
+                        asker.tell(f"{self.context.label}, task {self.rank}: {window.done:,} documents")
                 while window:
-                    yield from self._result(*window.popleft())
+                    yield from self._result(*window.pop())
             finally:
-                shared.end([future for _, future in window])
-                cache.close()
+                asker.close()
 
     async def _written(self, document: Document, asker: Asker) -> Sequence[Document]:
         ask = Ask(self, asker, document)
@@ -143,6 +150,42 @@ class AskStep(Step):
         else:
             self.ledger.becomes(document, written)
         return written
+
+
+class _Window:
+    """Documents that are being written, the oldest first.
+
+    Attributes:
+        done: how many were taken out.
+    """
+
+    def __init__(self, concurrency: int) -> None:
+        """An empty one, for so many requests at once."""
+        self._fewest, self._most = concurrency, max(LEAST_WINDOW, WINDOW_SHARE * concurrency)
+        self._items: deque[tuple[Document, Future[Sequence[Document]], int]] = deque()
+        self._characters = self.done = 0
+
+    def add(self, document: Document, future: Future[Sequence[Document]]) -> None:
+        """One more is being written."""
+        size = len(document.text)
+        self._items.append((document, future, size))
+        self._characters += size
+
+    def is_ready(self) -> bool:
+        """Whether the oldest is to be taken out: it is done, or there are enough."""
+        n = len(self._items)
+        full = n >= self._most or (self._characters > MOST_TEXT and n >= self._fewest)
+        return n > 0 and (full or self._items[0][1].done())
+
+    def pop(self) -> tuple[Document, Future[Sequence[Document]]]:
+        """The oldest."""
+        document, future, size = self._items.popleft()
+        self._characters -= size
+        self.done += 1
+        return document, future
+
+    def __len__(self) -> int:
+        return len(self._items)
 
 
 class Ask:
