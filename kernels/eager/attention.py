@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.backends import cuda
 
 from ..common import accumulator, matmul_dtype, segments
+from ..host_copies import known
 from . import varlen
 
 aten = torch.ops.aten
@@ -27,7 +28,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, document_ids: Tensor | None = 
     if document_ids is not None and S == T:
         if varlen.suits(q, k, v):
             return varlen.attend_packed(q, k, v, document_ids)
-        return _attend_documents(q, k, v, segments(document_ids))
+        host = known(document_ids)
+        segment = segments(document_ids)
+        return _attend_documents(q, k, v, segment, segment if host is None else segments(host))
     if document_ids is not None:
         return _attend_behind_documents(q, k, v, document_ids)
     if S == T:
@@ -219,14 +222,15 @@ class _Piece(NamedTuple):
     several: bool
 
 
-def _attend_documents(q: Tensor, k: Tensor, v: Tensor, segment: Tensor) -> Tensor:
-    if not segment[:, -1].any():
+def _attend_documents(q: Tensor, k: Tensor, v: Tensor, segment: Tensor, seen: Tensor) -> Tensor:
+    """`seen`: the segments where the host can look at them, if anywhere without waiting for the device."""
+    if not seen[:, -1].any():
         return _attend(q, k, v, causal=True)
     if q.shape[1] <= LONGEST_MASKED:
         return _attend(q, k, v, mask=_same_document(segment).unsqueeze(1))
     rows = []
     for row in range(q.shape[0]):
-        pieces = [_attend_piece(q, k, v, segment, row, piece) for piece in _pieces(segment[row])]
+        pieces = [_attend_piece(q, k, v, segment, row, piece) for piece in _pieces(seen[row])]
         rows.append(torch.cat(pieces, dim=1))
     return torch.cat(rows)
 
@@ -237,17 +241,17 @@ def _attend_behind_documents(q: Tensor, k: Tensor, v: Tensor, document_ids: Tens
     T, S = q.shape[1], k.shape[1]
     if T == 0:
         return torch.empty_like(q)
-    segment = segments(document_ids)
-    own = segment[:, S - T : S - T + 1]  # (B, 1) the first query's document
-    bounds = torch.stack([(segment < own).sum(1), (segment <= own).sum(1)], dim=1)
+    segment, host = segments(document_ids), known(document_ids)
+    seen = segment if host is None else segments(host)
+    own = seen[:, S - T : S - T + 1]  # (B, 1) the first query's document
+    bounds = torch.stack([(seen < own).sum(1), (seen <= own).sum(1)], dim=1)
     rows = []
     for row, (begin, end) in enumerate(bounds.tolist()):
         one, first, rest = slice(row, row + 1), slice(0, end - (S - T)), slice(end - (S - T), T)
         parts = [attention(q[one, first], k[one, begin:end], v[one, begin:end])]
         if end < S:
-            parts.append(
-                _attend_documents(q[one, rest], k[one, end:], v[one, end:], segment[one, end:] - segment[row, end])
-            )
+            own_ids = (ids[one, end:] - ids[row, end] for ids in (segment, seen))
+            parts.append(_attend_documents(q[one, rest], k[one, end:], v[one, end:], *own_ids))
         rows.append(torch.cat(parts, dim=1))
     return torch.cat(rows)
 

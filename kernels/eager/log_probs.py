@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..common import LEAST_LOG_PROB, accumulator, kept_rows
+from ..common import LEAST_LOG_PROB, accumulator
+from ..host_copies import places
 from .loss import LOGITS_BYTES, SMALLEST_CHUNK, SMALLEST_LOG_PROB
 
 
@@ -70,7 +72,7 @@ class _LogProbs(torch.autograd.Function):
         head = _Head(hidden, weight, sharp, chunk_size)
         found = torch.zeros(targets.shape, dtype=head.wide, device=hidden.device)
         entropies = torch.zeros_like(found) if entropy else None
-        for rows in _chunks(targets != ignore_index, head.chunk):
+        for rows in _chunks(targets, ignore_index, head.chunk):
             log_probs = head.log_softmax(hidden[rows])
             found[rows] = log_probs.gather(1, targets[rows].unsqueeze(1)).squeeze(1)
             if entropies is not None:
@@ -87,11 +89,13 @@ class _LogProbs(torch.autograd.Function):
         sharp, ignore_index, chunk_size = ctx.options
         if dlog_probs is None:
             dlog_probs = torch.zeros(targets.shape, dtype=accumulator(hidden.dtype), device=hidden.device)
-        asked = dlog_probs != 0 if dentropies is None else (dlog_probs != 0) | (dentropies != 0)
+        asked = None
+        if targets.device.type == "cpu":  # elsewhere only the device knows, and a wait costs more than zeros do
+            asked = dlog_probs != 0 if dentropies is None else (dlog_probs != 0) | (dentropies != 0)
         head = _Head(hidden, weight, sharp, chunk_size)
         dhidden = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
         dweight = torch.zeros(weight.shape, dtype=head.wide, device=weight.device) if ctx.needs_input_grad[1] else None
-        for rows in _chunks((targets != ignore_index) & asked, head.chunk):
+        for rows in _chunks(targets, ignore_index, head.chunk, asked):
             h = hidden[rows]
             dlogits = head.gradients(
                 h, targets[rows], dlog_probs[rows], None if dentropies is None else dentropies[rows]
@@ -103,12 +107,16 @@ class _LogProbs(torch.autograd.Function):
         return dhidden, None if dweight is None else dweight.to(weight.dtype), None, None, None, None, None
 
 
-def _chunks(kept: Tensor, size: int) -> list[Tensor | slice]:
-    """Places that are true, `size` at a time."""
-    rows = kept_rows(kept)
-    if rows is not None:
-        return list(rows.split(size)) if rows.numel() else []
-    return [slice(start, start + size) for start in range(0, kept.numel(), size)]
+def _chunks(targets: Tensor, ignore_index: int, size: int, asked: Tensor | None = None) -> Sequence[Tensor | slice]:
+    """Places with a target, of those `asked` for, `size` at a time."""
+
+    def kept(ids: Tensor) -> Tensor:
+        return ids != ignore_index if asked is None else (ids != ignore_index) & asked
+
+    rows = places(targets, kept)
+    if rows.numel() == targets.numel():  # nothing need be copied
+        return [slice(start, start + size) for start in range(0, targets.numel(), size)]
+    return rows.split(size) if rows.numel() else []
 
 
 def _add(dweight: Tensor, dlogits: Tensor, hidden: Tensor) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..common import accumulator, matmul_dtype
+from ..host_copies import places
 
 LOGITS_BYTES = 64 * 1024 * 1024
 """Size of the reused logits buffer from which the default chunk follows."""
@@ -50,7 +51,7 @@ class _Logits:
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden, weight, targets, ignore_index, chunk_size, keep):
-        kept = (targets != ignore_index).nonzero().squeeze(1)
+        kept = places(targets, lambda ids: ids != ignore_index)
         logits = _Logits(hidden, weight, chunk_size)
         loss = torch.zeros((), dtype=logits.wide, device=hidden.device)
         dhidden = torch.zeros_like(hidden) if keep and ctx.needs_input_grad[0] else None

@@ -9,6 +9,8 @@ from weakref import ref
 import torch
 from torch import Tensor
 
+from ..host_copies import known, send
+
 
 class Bounds(NamedTuple):
     """Where the documents of a batch lie once its rows stand one after another."""
@@ -30,7 +32,8 @@ _last: list[_Last] = []
 
 
 def bounds(document_ids: Tensor) -> Bounds:
-    """The documents of (B, T) ids; waits for the device once a batch, not once a layer."""
+    """The documents of (B, T) ids. The host waits for the device only where it does not know them, and then once a
+    batch, not once a layer."""
     version = -1 if document_ids.is_inference() else document_ids._version
     for last in _last[:1]:
         if version >= 0 and last.ids() is document_ids and last.version == version:
@@ -41,6 +44,9 @@ def bounds(document_ids: Tensor) -> Bounds:
 
 
 def _bounds(document_ids: Tensor) -> Bounds:
+    if (host := known(document_ids)) is not None and host is not document_ids:
+        ends, longest = _bounds(host)
+        return Bounds(send(ends, document_ids.device), longest)
     starts = torch.ones_like(document_ids, dtype=torch.bool)
     starts[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
     ends = torch.cat([starts.flatten().nonzero().squeeze(1), starts.new_tensor([starts.numel()], dtype=torch.int64)])

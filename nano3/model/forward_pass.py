@@ -15,6 +15,8 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from nano3.kernels.host_copies import known, places
+
 Statistic = Literal["loads", "balance_loss", "sequence_balance_loss"]
 """A property of nano3.model.lm.Hidden that is made of the routers' choices and scores."""
 STATISTICS: frozenset[Statistic] = frozenset({"loads", "balance_loss", "sequence_balance_loss"})
@@ -105,8 +107,13 @@ class Places:
 
     @classmethod
     def of(cls, valid: Tensor) -> Places:
-        """From a mask (B, T) bool, False at padding. On a GPU the CPU waits for it."""
-        return cls(valid.flatten().nonzero().flatten(), (valid.shape[0], valid.shape[1]))
+        """From a mask (B, T) bool, False at padding. The CPU waits for a GPU only where it does not know the mask
+        (nano3.kernels.host_copies)."""
+        flat, host = valid.flatten(), known(valid)
+        found = cls(places(flat, lambda mask: mask), (valid.shape[0], valid.shape[1]))
+        if host is not None:
+            found._on_host = host.flatten().nonzero().flatten()
+        return found
 
     def part(self, rows: slice, piece: slice) -> Places:
         """Of whole rows, or of a piece of one row, among their own positions."""
@@ -218,6 +225,9 @@ def check_routing(routing: Tensor, valid: Tensor | None, n_experts: int) -> None
         raise ValueError(f"routing is {kind}; expert ids are integers")
     if routing.is_meta or torch.compiler.is_compiling():
         return
+    valid_known = None if valid is None else known(valid)
+    if (host := known(routing)) is not None and (valid is None or valid_known is not None):
+        routing, valid = host, valid_known
     ids = routing.long().sort(-1).values
     wrong = (ids[..., 0] < 0) | (ids[..., -1] >= n_experts) | (ids[..., 1:] == ids[..., :-1]).any(-1)
     wrong = wrong if valid is None else wrong & valid

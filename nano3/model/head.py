@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nano3 import kernels
 from nano3.kernels.common import LEAST_LOG_PROB
+from nano3.kernels.host_copies import known, places
 from nano3.model.layers import bare_weight
 
 IGNORED = -100
@@ -143,6 +144,8 @@ def log_probs(
 
 
 def _check_drawable(targets: Tensor, ids_limit: int) -> None:
+    host = known(targets)
+    targets = targets if host is None else host
     beyond = targets[targets >= ids_limit]
     if beyond.numel():
         raise ValueError(f"log_probs: target {int(beyond[0])} is not below ids_limit, {ids_limit}: it cannot be drawn")
@@ -156,7 +159,7 @@ def _called_where_kept(
         raise ValueError(f"log_probs: temperature is {temperature}; it must be above 0")
     if ids_limit is not None:
         _check_drawable(targets, ids_limit)
-    rows = (targets != IGNORED).nonzero().squeeze(1)
+    rows = places(targets, lambda ids: ids != IGNORED)
     found, entropies = zip(*_called(head, hidden[rows], targets[rows], temperature, entropy, ids_limit), strict=True)
     return rows, torch.cat(found), torch.cat(entropies)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nano3.data.tokens.batch import IGNORE
+from nano3.kernels.host_copies import highest, places
 from nano3.model.head import log_probs
 from nano3.parallel.sharing import Sharing, around
 from nano3.rl.batch import PolicyBatch
@@ -54,7 +55,7 @@ class GRPOLoss:
                 are whole.
         """
         self.objective, self.shared = objective or Objective(), shared
-        self._largest = 0.0
+        self._largest: Tensor | None = None
 
     def __call__(self, model: Any, batch: PolicyBatch, scale: Scale) -> LossParts:
         around_it = around(batch, self.shared)
@@ -69,18 +70,19 @@ class GRPOLoss:
         weights = self._weights(difference, kept, batch)
         ratio, advantages = (found - before).exp(), batch.advantages
         surrogate = clipped_surrogate(ratio, advantages, self.objective.clip_low, self.objective.clip_high)
-        total = (weights * surrogate)[kept].sum()
-        metrics = self._metrics(total, entropy, difference, weights, surrogate > -ratio * advantages, kept)
+        trained = _Trained(batch.targets)
+        total = trained.of(weights * surrogate).sum()
+        metrics = self._metrics(total, entropy, difference, weights, surrogate > -ratio * advantages, trained)
         if self.objective.kl_coef:
-            total = total + self._penalty(found, batch, kept, metrics)
-        self._note(difference[kept])
+            total = total + self._penalty(found, batch, trained, metrics)
+        self._note(trained.of(difference))
         return LossParts(total / max(scale.targets, 1), metrics, hidden.loads)
 
     def take_largest_mismatch(self) -> float:
         """Largest |log-probability in the trainer - in the sampler| of a trained token on this rank since the last
         call; NaN where one was none."""
-        largest, self._largest = self._largest, 0.0
-        return largest
+        largest, self._largest = self._largest, None
+        return 0.0 if largest is None else float(largest)
 
     def _weights(self, difference: Tensor, kept: Tensor, batch: PolicyBatch) -> Tensor:
         own = self.objective
@@ -90,34 +92,46 @@ class GRPOLoss:
         if self.shared is None or batch.whole_ids is None:
             masked = masked_sequences(difference, kept, batch.document_ids, own.sequence_threshold)
         else:  # a sequence may lie in slices of several processes
-            samples, shared = int(batch.whole_ids.max()) + 1, self.shared.sum_rows
+            samples, shared = highest(batch.whole_ids) + 1, self.shared.sum_rows
             masked = masked_sequences(difference, kept, batch.document_ids, own.sequence_threshold, samples, shared)
         return torch.where(masked, 0.0, weights)
 
-    def _penalty(self, found: Tensor, batch: PolicyBatch, kept: Tensor, metrics: dict[str, Metric]) -> Tensor:
+    def _penalty(self, found: Tensor, batch: PolicyBatch, trained: _Trained, metrics: dict[str, Metric]) -> Tensor:
         if batch.reference is None:
             raise ValueError("the objective has a KL term: give batches the log-probabilities of the reference model")
-        divergence = k3_divergence(found, batch.reference)[kept].sum()
-        metrics["kl"] = (divergence.detach(), kept.sum())
+        divergence = trained.of(k3_divergence(found, batch.reference)).sum()
+        metrics["kl"] = (divergence.detach(), trained.count)
         return self.objective.kl_coef * divergence
 
     @staticmethod
     def _metrics(
-        total: Tensor, entropy: Tensor, difference: Tensor, weights: Tensor, clipped: Tensor, kept: Tensor
+        total: Tensor, entropy: Tensor, difference: Tensor, weights: Tensor, clipped: Tensor, trained: _Trained
     ) -> dict[str, Metric]:
         sums = {
             "policy_loss": total.detach(),
-            "entropy": entropy.detach()[kept].sum(),
-            "mismatch": difference[kept].abs().sum(),
-            "mismatch_kl": k3_divergence(torch.zeros_like(difference), difference)[kept].sum(),
-            "masked_tokens": (weights == 0)[kept].sum(),
-            "clipped_tokens": clipped[kept].sum(),
+            "entropy": trained.of(entropy.detach()).sum(),
+            "mismatch": trained.of(difference).abs().sum(),
+            "mismatch_kl": trained.of(k3_divergence(torch.zeros_like(difference), difference)).sum(),
+            "masked_tokens": trained.of(weights == 0).sum(),
+            "clipped_tokens": trained.of(clipped).sum(),
         }
-        return {name: (value, kept.sum()) for name, value in sums.items()}
+        return {name: (value, trained.count) for name, value in sums.items()}
 
     def _note(self, differences: Tensor) -> None:
         if not differences.numel():
             return
-        largest = float(differences.abs().max())
-        # A comparison with NaN is False, so what is NaN stays.
-        self._largest = self._largest if largest <= self._largest or self._largest != self._largest else largest
+        largest = differences.abs().max()
+        # Not looked at before it is asked for: a GPU is waited for once a step. What is NaN stays.
+        self._largest = largest if self._largest is None else torch.maximum(self._largest, largest)
+
+
+class _Trained:
+    """The tokens of a micro-batch that are trained on; no number of theirs is looked at on the device."""
+
+    def __init__(self, targets: Tensor) -> None:
+        self._places = places(targets.flatten(), lambda ids: ids != IGNORE)
+        self.count = (targets != IGNORE).sum()
+
+    def of(self, values: Tensor) -> Tensor:
+        """Those among values (B, T), (n,)."""
+        return values.flatten()[self._places]

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from nano3.kernels.host_copies import highest
+
 
 def clipped_surrogate(ratio: Tensor | float, advantage: Tensor | float, low: float = 0.2, high: float = 0.28) -> Tensor:
     """PPO's clipped loss of each token, with bounds of their own below and above (DAPO, arXiv 2503.14476).
@@ -62,16 +64,15 @@ def masked_sequences(
     Returns:
         (B, T) bool, False at tokens that are not kept. A sequence whose mismatch is no number is masked.
     """
-    n = count or int(sequence_ids.max()) + 1
+    n = count or highest(sequence_ids) + 1
     row = torch.arange(len(kept), device=kept.device).unsqueeze(1)
-    sequence = (row * n + sequence_ids)[kept]
-    errors = differences.detach()[kept].double().abs().exp()
-    each = torch.stack([errors, torch.ones_like(errors)])
+    sequence = (row * n + sequence_ids).flatten()
+    # Others count for nothing where they stand: to pick the kept ones out, a GPU would have to be waited for.
+    errors = torch.where(kept, differences.detach().double().abs().exp(), 0.0)
+    each = torch.stack([errors.flatten(), kept.flatten().to(errors.dtype)])
     of_rows = each.new_zeros(2, len(kept) * n).index_add(1, sequence, each).unflatten(1, (-1, n))
     sums, counts = add_up(of_rows).flatten(1)
-    masked = torch.zeros_like(kept)
-    masked[kept] = ~(sums / counts <= threshold)[sequence]
-    return masked
+    return kept & ~(sums / counts <= threshold)[sequence].view_as(kept)
 
 
 def k3_divergence(log_probs: Tensor, reference: Tensor) -> Tensor:

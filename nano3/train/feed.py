@@ -9,6 +9,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from nano3.kernels.host_copies import remember, send
+
 
 class PausedError(Exception):
     """A source has no step for now, and the run is sound: it saves what it has and ends, and a resume asks for the same
@@ -112,12 +114,14 @@ def sequence_length(batch: Any) -> int:
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """`batch` (a dataclass) with its tensors on `device`."""
+    """`batch` (a dataclass) with its tensors on `device`. The host neither waits for them nor forgets the numbers of
+    integers and masks: what is to be done with a batch follows from how many tokens, targets and documents it has."""
     if device.type == "cpu":
         return batch
-    tensors = {
-        field.name: getattr(batch, field.name).to(device, non_blocking=True)
-        for field in dataclasses.fields(batch)
-        if isinstance(getattr(batch, field.name), torch.Tensor)
-    }
+    tensors = {}
+    for field in dataclasses.fields(batch):
+        if isinstance(host := getattr(batch, field.name), torch.Tensor):
+            tensors[field.name] = moved = send(host, device)
+            if not host.is_floating_point():
+                remember(moved, host)
     return dataclasses.replace(batch, **tensors)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from nano3.kernels import attention
+from nano3.kernels.host_copies import known
 from nano3.model.chunked.pieces import EachAlone, Gradients, PreNorm, Rows, leaf
 from nano3.model.forward_pass import Keys, Pass
 
@@ -132,7 +133,8 @@ def _spans(rows: Rows, keys: Keys) -> list[list[Span]]:
         return [[Span(slice(0, T), slice(0, S), True)]]
     starts, before = [0], S - T
     if keys.document_ids is not None:
-        ids = keys.document_ids[0]
+        ids, host = keys.document_ids[0], known(keys.document_ids[0])
+        ids = ids if host is None else host
         starts += (torch.nonzero(ids[1:] != ids[:-1]).flatten() + 1).tolist()
     return [_spans_of(piece, starts, before) for piece in rows.pieces]
 
