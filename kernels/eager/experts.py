@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from ..common import accumulator, matmul_dtype
 from ..integers import EXACT_WIDTH, Through, round_rows
+from ..narrow import is_kept, narrowed
 from ..scaled import INT8, INTEGERS, Scaled, Weight, quantize_e4m3
 from . import fp8
 
@@ -21,7 +22,7 @@ def linear(x: Tensor, weight: Weight) -> Tensor:
         if weight.dtype in INTEGERS:
             return Through.apply(x, _integer_product(x, weight), weight)
         return _scaled_linear(x, weight)
-    if matmul_dtype(x.dtype, x.device) == x.dtype:
+    if matmul_dtype(x.dtype, x.device) == x.dtype and not is_kept(weight):
         return F.linear(x, weight.to(x.dtype))
     return _Linear.apply(x, weight)
 
@@ -79,7 +80,7 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
         product = matmul_dtype(x.dtype, x.device)
-        return F.linear(x.to(product), weight.to(product)).to(x.dtype)
+        return F.linear(x.to(product), narrowed(weight, product)).to(x.dtype)
 
     @staticmethod
     @once_differentiable
@@ -89,7 +90,7 @@ class _Linear(torch.autograd.Function):
         dout = dout.to(product)
         dx = dweight = None
         if ctx.needs_input_grad[0]:
-            dx = (dout @ weight.to(product)).to(x.dtype)
+            dx = (dout @ narrowed(weight, product)).to(x.dtype)
         if ctx.needs_input_grad[1]:
             dweight = (dout.flatten(0, -2).t() @ x.to(product).flatten(0, -2)).to(weight.dtype)
         return dx, dweight
@@ -101,9 +102,9 @@ class _SquaredReluMLP(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, up: Tensor, down: Tensor) -> Tensor:
         product = matmul_dtype(x.dtype, x.device)
-        hidden = F.linear(x.to(product), up.to(product))
+        hidden = F.linear(x.to(product), narrowed(up, product))
         ctx.save_for_backward(x, up, down, hidden.to(x.dtype))
-        return F.linear(F.relu(hidden).square_(), down.to(product)).to(x.dtype)
+        return F.linear(F.relu(hidden).square_(), narrowed(down, product)).to(x.dtype)
 
     @staticmethod
     @once_differentiable
@@ -113,6 +114,6 @@ class _SquaredReluMLP(torch.autograd.Function):
         rows, dout = x.to(product).flatten(0, -2), dout.to(product).flatten(0, -2)
         positive = F.relu(hidden.to(product).flatten(0, -2))
         ddown = (dout.t() @ positive.square()).to(down.dtype)
-        dhidden = (dout @ down.to(product)).mul_(positive).mul_(2)
-        dx = (dhidden @ up.to(product)).to(x.dtype).view(x.shape)
+        dhidden = (dout @ narrowed(down, product)).mul_(positive).mul_(2)
+        dx = (dhidden @ narrowed(up, product)).to(x.dtype).view(x.shape)
         return dx, (dhidden.t() @ rows).to(up.dtype), ddown

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..common import accumulator, matmul_dtype
+from ..narrow import narrowed
 from ..scaled import Scaled, Weight
 from .experts import squared_relu_mlp
 
@@ -125,8 +126,8 @@ class GroupedExperts(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, up: Tensor, down: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
         routes = _routes(expert_ids, weights, up.shape[0], accumulator(x.dtype))
         ends = routes.ends.to(torch.int32)
-        hidden = F.grouped_mm(x[routes.tokens], up.to(x.dtype).transpose(1, 2), offs=ends)
-        out = F.grouped_mm(F.relu(hidden).square_(), down.to(x.dtype).transpose(1, 2), offs=ends)
+        hidden = F.grouped_mm(x[routes.tokens], narrowed(up, x.dtype).transpose(1, 2), offs=ends)
+        out = F.grouped_mm(F.relu(hidden).square_(), narrowed(down, x.dtype).transpose(1, 2), offs=ends)
         total = torch.zeros(x.shape, dtype=accumulator(x.dtype), device=x.device)
         total.index_add_(0, routes.tokens, out * routes.gates)
         ctx.save_for_backward(x, up, down, expert_ids, weights, hidden)
@@ -139,13 +140,13 @@ class GroupedExperts(torch.autograd.Function):
         routes = _routes(expert_ids, weights, up.shape[0], accumulator(x.dtype))
         ends = routes.ends.to(torch.int32)
         drows, positive = dout[routes.tokens], F.relu(hidden)
-        dactive = F.grouped_mm(drows, down.to(x.dtype), offs=ends)
+        dactive = F.grouped_mm(drows, narrowed(down, x.dtype), offs=ends)
         active = positive.square()
         dgates = (dactive * active.to(routes.gates.dtype)).sum(1)
         ddown = F.grouped_mm(drows.t(), (active * routes.gates).to(x.dtype), offs=ends)
         dhidden = (dactive * positive * (2 * routes.gates)).to(x.dtype)
         dup = F.grouped_mm(dhidden.t(), x[routes.tokens], offs=ends)
         dx = torch.zeros(x.shape, dtype=accumulator(x.dtype), device=x.device)
-        dx.index_add_(0, routes.tokens, F.grouped_mm(dhidden, up.to(x.dtype), offs=ends).to(dx.dtype))
+        dx.index_add_(0, routes.tokens, F.grouped_mm(dhidden, narrowed(up, x.dtype), offs=ends).to(dx.dtype))
         dweights = torch.empty_like(dgates).index_copy_(0, routes.order, dgates).view_as(weights)
         return dx.to(x.dtype), dup.to(up.dtype), ddown.to(down.dtype), None, dweights.to(weights.dtype)

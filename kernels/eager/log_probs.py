@@ -11,7 +11,8 @@ from torch.autograd.function import once_differentiable
 
 from ..common import LEAST_LOG_PROB, accumulator
 from ..host_copies import places
-from .loss import LOGITS_BYTES, SMALLEST_CHUNK, SMALLEST_LOG_PROB
+from ..narrow import narrowed
+from .loss import SMALLEST_LOG_PROB, default_chunk
 
 
 def log_probs(
@@ -35,8 +36,8 @@ class _Head:
         self.wide, self.sharp = accumulator(hidden.dtype), sharp
         # CPUs have no narrow product with wide results in PyTorch: theirs would round the logits.
         self.product = hidden.dtype if hidden.is_cuda else self.wide
-        self.weight = weight.detach().to(hidden.dtype).to(self.product)
-        self.chunk = chunk_size or max(SMALLEST_CHUNK, LOGITS_BYTES // (weight.shape[0] * self.wide.itemsize))
+        self.weight = narrowed(weight, hidden.dtype).to(self.product)
+        self.chunk = chunk_size or default_chunk(weight.shape[0] * self.wide.itemsize, hidden.device)
         rows = min(self.chunk, hidden.shape[0])
         self.buffer = torch.empty(rows, weight.shape[0], dtype=self.wide, device=hidden.device)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -10,9 +11,12 @@ from torch.autograd.function import once_differentiable
 
 from ..common import accumulator, matmul_dtype
 from ..host_copies import places
+from ..narrow import narrowed
 
-LOGITS_BYTES = 64 * 1024 * 1024
-"""Size of the reused logits buffer from which the default chunk follows."""
+LOGITS_BYTES, MOST_LOGITS_BYTES = 64 << 20, 2 << 30
+"""Sizes of the reused logits buffer from which the default chunk follows: on CPUs, and the largest on GPUs."""
+LOGITS_SHARE = 64
+"""A GPU's buffer is this part of its memory. Of all of it, not of what is free: sums are then the same each time."""
 SMALLEST_CHUNK, SCALED_ROWS = 32, 4096
 SMALLEST_LOG_PROB = -60.0
 """Floor under log probabilities in gradients: it changes none, and keeps products free of subnormal numbers, which
@@ -27,14 +31,28 @@ def linear_cross_entropy(
     return _LinearCrossEntropy.apply(hidden, weight, targets, ignore_index, chunk_size, keep)
 
 
+def default_chunk(row_bytes: int, device: torch.device) -> int:
+    """Rows of logits of so many bytes that are made at a time."""
+    return max(SMALLEST_CHUNK, logits_bytes(device) // row_bytes)
+
+
+@cache
+def logits_bytes(device: torch.device) -> int:
+    """Of the buffer on this device: 128 rows of a large vocabulary fill a CPU, and leave a GPU idle."""
+    if device.type != "cuda":
+        return LOGITS_BYTES
+    whole = torch.cuda.get_device_properties(device).total_memory
+    return min(MOST_LOGITS_BYTES, max(LOGITS_BYTES, whole // LOGITS_SHARE))
+
+
 class _Logits:
     """The weight in product type and one reused buffer for a chunk's logits."""
 
     def __init__(self, hidden: Tensor, weight: Tensor, chunk_size: int | None) -> None:
         self.wide = accumulator(hidden.dtype)
         self.product = matmul_dtype(hidden.dtype, hidden.device)
-        self.weight = weight.detach().to(self.product)
-        self.chunk = chunk_size or max(SMALLEST_CHUNK, LOGITS_BYTES // (weight.shape[0] * self.wide.itemsize))
+        self.weight = narrowed(weight, self.product)
+        self.chunk = chunk_size or default_chunk(weight.shape[0] * self.wide.itemsize, hidden.device)
         rows = min(self.chunk, hidden.shape[0])
         self.buffer = torch.empty(rows, weight.shape[0], dtype=self.wide, device=hidden.device)
 

@@ -21,7 +21,7 @@ SCAN_CHUNK = 64
 """Longest chunk of the scan on a CPU; a GPU's are longer and keep fewer states."""
 COMPUTE_BYTES = {"float32": 4, "bfloat16": 2}
 LOGITS_BYTES = 1 << 27
-"""Most bytes of the logits that the loss holds at a time."""
+"""Most bytes of the logits that the loss holds at a time on a CPU."""
 LOSS_STREAMS = 3
 """Tensors of the size of a block's input in the loss: the final norm's output, its gradient, and that of its input."""
 BLOCK_STREAMS = 2

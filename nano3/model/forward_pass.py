@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from nano3.kernels.host_copies import known, places
+from nano3.kernels.host_copies import known, send
 
 Statistic = Literal["loads", "balance_loss", "sequence_balance_loss"]
 """A property of nano3.model.lm.Hidden that is made of the routers' choices and scores."""
@@ -109,10 +109,12 @@ class Places:
     def of(cls, valid: Tensor) -> Places:
         """From a mask (B, T) bool, False at padding. The CPU waits for a GPU only where it does not know the mask
         (nano3.kernels.host_copies)."""
-        flat, host = valid.flatten(), known(valid)
-        found = cls(places(flat, lambda mask: mask), (valid.shape[0], valid.shape[1]))
-        if host is not None:
-            found._on_host = host.flatten().nonzero().flatten()
+        shape, host = (valid.shape[0], valid.shape[1]), known(valid)
+        if host is None:
+            return cls(valid.flatten().nonzero().flatten(), shape)
+        seen = host.flatten().nonzero().flatten()
+        found = cls(seen if valid.device.type == "cpu" else send(seen, valid.device), shape)
+        found._on_host = seen
         return found
 
     def part(self, rows: slice, piece: slice) -> Places:

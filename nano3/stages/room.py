@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from functools import partial
+from typing import TYPE_CHECKING
 
 from nano3.config.errors import UserError
 from nano3.config.extend_context import ExtendContextConfig
@@ -11,10 +11,14 @@ from nano3.config.policy import PolicyConfig
 from nano3.config.run import RunConfig
 from nano3.config.sft import SftConfig
 from nano3.engine.sizing import available_memory
-from nano3.model.count import largest_seq_len
+from nano3.kernels.eager.loss import logits_bytes
+from nano3.model.count import LOGITS_BYTES, largest_seq_len
 from nano3.model.dtype import compute_dtype
 from nano3.parallel.estimate import process_bytes
 from nano3.train.world import World
+
+if TYPE_CHECKING:
+    import torch
 
 CERTAIN = 0.75
 """Part of the estimate that a run surely takes."""
@@ -46,7 +50,11 @@ def check_room(cfg: RunConfig, world: World, beside: int = 0) -> int:
     dtype = str(compute_dtype(cfg.train.dtype, world.device)).removeprefix("torch.")
     here = 1 if world.device.type == "cuda" else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     free = available_memory(world.device) // here
-    needs = partial(process_bytes, cfg, dtype, ranks=world.size, stage=world.pipeline.rank)
+    more = _loss_bytes(world.device)
+
+    def needs(seq_len: int = 0) -> int:
+        return more + process_bytes(cfg, dtype, seq_len, world.size, world.pipeline.rank)
+
     need = needs()
     if need * CERTAIN + beside <= free:
         return free - need - beside
@@ -62,6 +70,12 @@ def check_room(cfg: RunConfig, world: World, beside: int = 0) -> int:
         f"{setting}: training on {cfg.train.micro_batch_size} x {cfg.data.seq_len} tokens takes about {_gb(need)}"
         f"{a_rank}{others} and {_gb(free)} are free {where}: {fits}; {_advice(cfg)}{elsewhere}"
     )
+
+
+def _loss_bytes(device: torch.device) -> int:
+    """What the loss takes beside the estimate, which is a CPU's: on a GPU it makes more logits at a time, and products
+    of half their size stand beside them."""
+    return 0 if device.type == "cpu" else max(0, 2 * logits_bytes(device) - LOGITS_BYTES)
 
 
 def _advice(cfg: RunConfig) -> str:

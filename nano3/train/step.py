@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +15,10 @@ from torch.distributed.tensor import DTensor
 
 from nano3.config.errors import UserError
 from nano3.config.model import MOE
+from nano3.kernels.narrow import kept
 from nano3.parallel.pipeline import Part, Pipeline, numbered_blocks
+from nano3.parallel.plan import sharded_modules
+from nano3.parallel.precision import narrow_parameters
 from nano3.train.balance import update_biases
 from nano3.train.feed import sequence_length, to_device
 from nano3.train.loss import LossFunction, LossParts, Scale
@@ -217,11 +221,20 @@ def names_of(batches: Sequence[Any], world: World) -> str:
 def _accumulate(recipe: Recipe, batches: Sequence[Any], scale: Scale) -> list[LossParts]:
     """Adds up the gradients of this rank's micro-batches; returns what the loss gave for each."""
     found = []
-    for batch in batches:
-        parts = recipe.loss(recipe.model, to_device(batch, recipe.world.device), scale)
-        parts.total.backward()
-        found.append(replace(parts, total=parts.total.detach()))
+    with _weights_kept(recipe):
+        for batch in batches:
+            parts = recipe.loss(recipe.model, to_device(batch, recipe.world.device), scale)
+            parts.total.backward()
+            found.append(replace(parts, total=parts.total.detach()))
     return found
+
+
+def _weights_kept(recipe: Recipe) -> AbstractContextManager:
+    """Weights in the compute type, made once for all micro-batches of a step, of a model that is whole on a GPU: shards
+    are gathered in that type anyway, and C++ kernels have no use for copies."""
+    if recipe.world.device.type == "cpu" or sharded_modules(recipe.model):
+        return nullcontext()
+    return kept(narrow_parameters(recipe.model))
 
 
 def _accumulate_in_stages(recipe: Recipe, batches: Sequence[Any], scale: Scale) -> list[LossParts]:
@@ -234,7 +247,8 @@ def _accumulate_in_stages(recipe: Recipe, batches: Sequence[Any], scale: Scale) 
         found[i].append(replace(parts, total=parts.total.detach()))
         return parts.total
 
-    recipe.pipeline.train([tuple(batch.tokens.shape) for batch in batches], loss)
+    with _weights_kept(recipe):
+        recipe.pipeline.train([tuple(batch.tokens.shape) for batch in batches], loss)
     return [_joined(parts) for parts in found]
 
 

@@ -1,5 +1,8 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
+from nano3.kernels.eager.loss import default_chunk, logits_bytes
 
 from nano3 import kernels
 
@@ -116,3 +119,19 @@ def test_second_backward_says_why_it_fails(backend):
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="backward ran twice"):
         loss.backward()
+
+
+@pytest.mark.parametrize(("gigabytes", "rows"), [(141, 4096), (80, 2384), (24, 715), (2, 128)])
+def test_a_gpus_chunks_follow_its_memory(monkeypatch, gigabytes, rows):
+    """Of a vocabulary of 131,072: from as many rows as a CPU's up to 4,096."""
+    device = torch.device("cuda", 0)
+    facts = SimpleNamespace(total_memory=gigabytes * 10**9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: facts)
+    logits_bytes.cache_clear()
+    try:
+        assert default_chunk(4 * 131072, device) == rows
+        facts.total_memory *= 2  # looked at once a process
+        assert default_chunk(4 * 131072, device) == rows
+    finally:
+        logits_bytes.cache_clear()
+    assert default_chunk(4 * 131072, torch.device("cpu")) == 128

@@ -24,12 +24,12 @@ T = 320
 """Long enough that attention in float32 looks at where documents begin."""
 
 
-def batch_of(kind):
+def batch_of(kind, T=T):
     g = torch.Generator().manual_seed(0)
     tokens, targets = (torch.randint(60, (2, T), generator=g) for _ in range(2))
     targets[torch.rand(2, T, generator=g) < 0.3] = -100
-    ids = torch.stack([torch.arange(T) // 70, torch.arange(T) // 300]).int()
-    valid = torch.arange(T) < torch.tensor([[T], [300]])
+    ids = torch.stack([torch.arange(T) // 70, torch.arange(T) // (T - 20)]).int()
+    valid = torch.arange(T) < torch.tensor([[T], [T - 20]])
     given = {"tokens": tokens, "targets": targets.masked_fill(~valid, -100), "document_ids": ids, "valid": valid}
     if kind == "pretrain":
         return Batch(**given, documents=[])
@@ -43,7 +43,7 @@ LOSSES = {"pretrain": lambda: NextTokenLoss(1e-3, "seq_aux_loss"), "rl": lambda:
 
 
 def model_on(device, **settings):
-    cfg = ModelConfig(pattern="M*ME-", **SIZES)
+    cfg = ModelConfig(pattern="M*ME-", **SIZES | {"chunk_size": 64})
     with torch.device(device):
         model = LM(cfg).to_dtype(torch.float32, torch.bfloat16).train()
     for name, value in settings.items():
