@@ -14,7 +14,7 @@ from nano3.config.checks import check
 from nano3.curate.ask.answers import DropError
 from nano3.curate.ask.step import Ask, AskSettings, AskStep
 from nano3.curate.steps.llm.markers import Chunk, cut_out
-from nano3.curate.steps.llm.replies import inline_code
+from nano3.curate.steps.llm.replies import inline_code, without_preamble
 
 PROMPT = "clean-code-page"
 NOTHING = "NOTHING"
@@ -81,8 +81,8 @@ class CleanCodePage(AskStep):
         if not chunk.without_markers().strip():
             return chunk.restored(chunk.text)
         values = {"page": chunk.text, "blocks": chunk.outline() or "(none)", "nothing": NOTHING}
-        reply = unwrapped((await ask(PROMPT, values)).text)
-        if reply == NOTHING and not chunk.blocks:
+        reply = without_preamble((await ask(PROMPT, values)).text, chunk.text)
+        if reply.strip("`.* ") == NOTHING and not chunk.blocks:
             return ""
         restored = chunk.restored(reply)
         if own_words(chunk.without_markers(reply), chunk.text) < self.settings.own_words:
@@ -90,12 +90,6 @@ class CleanCodePage(AskStep):
         if not all(code in chunk.text for code in inline_code(reply)):
             raise DropError("inline code changed")
         return restored
-
-
-def unwrapped(reply: str) -> str:
-    """A reply without a fence around all of it, which models like to add."""
-    found = re.fullmatch(r"(`{3,})(?:markdown|md|text)?[ \t]*\n(.*?)\n?\1", reply.strip(), re.DOTALL)
-    return found[2].strip() if found and found[1] not in found[2] else reply.strip()
 
 
 def own_words(reply: str, page: str) -> float:

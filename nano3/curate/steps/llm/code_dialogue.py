@@ -14,7 +14,7 @@ from nano3.curate.ask.answers import DropError
 from nano3.curate.ask.step import Ask, AskSettings, AskStep
 from nano3.curate.fences import fenced
 from nano3.curate.steps.languages import LANGUAGES, language_of
-from nano3.curate.steps.llm.replies import code_blocks, identifiers, turns
+from nano3.curate.steps.llm.replies import code_blocks, identifiers, turns, without_preamble
 from nano3.curate.steps.syntax import has_syntax_error
 
 Turns = list[tuple[str, str]]
@@ -83,7 +83,7 @@ class CodeDialogue(AskStep):
         if len(document.text) > self.settings.most:
             raise DropError("too long to talk about")
         values = {"code": fenced(document.text, language), "language": language, "turns": str(self.settings.turns)}
-        dialogue = turns((await ask(self.kind.prompt, values)).text, self.kind.speakers)
+        dialogue = turns(without_preamble((await ask(self.kind.prompt, values)).text), self.kind.speakers)
         check_dialogue(dialogue, self.kind.speakers, self.settings.turns)
         spoken = "\n".join(text for _, text in dialogue)
         own = identifiers(document.text)

@@ -92,7 +92,7 @@ class Rephrase(AskStep):
 
     def _fit(self, source: str, reply: str, style: Style) -> str:
         """What is kept of a reply. Raises DropError where it is not fit."""
-        text = without_preamble(reply)
+        text = without_preamble(reply, source)
         if not is_english(text):
             raise DropError("not English")
         if not self.settings.least <= len(text) / len(source) <= self.settings.most:

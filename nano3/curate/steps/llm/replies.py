@@ -15,9 +15,11 @@ from nano3.curate.steps.llm.markers import text_parts
 from nano3.reading import parse_json
 
 _PREAMBLE = re.compile(
-    r"^(?:sure|certainly|of course|okay|here (?:is|are)|below (?:is|are)|the following (?:is|are))\b[^\n]*:[ \t]*\n+",
+    r"^(?:sure|certainly|of course|okay|here(?:['’]s| is| are| it is| they are| you go)|below (?:is|are))\b"
+    r"[^\n]*:[ \t]*\n+",
     re.IGNORECASE,
 )
+_WRAPPED = re.compile(r"(`{3,})(markdown|md)?(?:text)?[ \t]*\n(.*?)\n?\1", re.DOTALL)
 _OBJECT = re.compile(r"\{.*\}", re.DOTALL)
 _URL = re.compile(r"\b(?:https?|ftp)://[^\s<>\"'`)\]}、。，；]+|\bwww\.[^\s<>\"'`)\]}、。，；]+")
 _NUMBER = re.compile(r"\d+(?:[.,'\u00a0\u202f ](?=\d{3}(?!\d))\d{3}|[.,]\d+)*")
@@ -40,9 +42,18 @@ async def gathered(asked: Iterable[Awaitable[Any]]) -> list[Any]:
     return results
 
 
-def without_preamble(reply: str) -> str:
-    """A reply without a first line that announces it."""
-    return _PREAMBLE.sub("", reply.strip(), count=1).strip()
+def without_preamble(reply: str, source: str = "") -> str:
+    """A reply without a first line that announces it, if the source has no such line, and without a fence around it."""
+    text = reply.strip()
+    announced = _PREAMBLE.match(text)
+    if announced and announced[0].strip() not in source:
+        text = text[announced.end() :].strip()
+    found = _WRAPPED.fullmatch(text)
+    if not found or (
+        not found[2] and found[1] in found[3]
+    ):  # several blocks, the first and the last without a language
+        return text
+    return found[3].strip()
 
 
 def code_blocks(reply: str) -> list[tuple[str, str]]:

@@ -143,7 +143,9 @@ class ReviseArticle(AskStep):
         """The revision."""
         parts = text_chunks(document.text, self.settings.chunk)
         answers = await gathered([ask(PROMPT, {"text": part}) for part in parts])
-        text = "\n\n".join(without_preamble(answer.text) for answer in answers) + "\n"
+        text = (
+            "\n\n".join(without_preamble(answer.text, part) for part, answer in zip(parts, answers, strict=True)) + "\n"
+        )
         if not self.settings.least <= len(text) / len(document.text) <= self.settings.most:
             raise DropError("length out of proportion")
         if not is_english(text):

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from nano3.config.errors import UserError
-from nano3.curate.steps.llm.clean_code_page import own_words, unwrapped
+from nano3.curate.steps.llm.clean_code_page import own_words
 
 CODE = "```python\ndef secret(x):\n    total = 0\n\tkept = '  byte for byte '   \n    return total\n```"
 EQUATION = "$$\nE = m c^2\n$$"
@@ -103,6 +103,13 @@ def test_long_pages_go_in_chunks_that_end_between_blocks_and_one_bad_chunk_leave
     assert notes == {"pages cleaned": 1}
 
 
+def test_a_line_of_the_page_that_announces_its_code_is_no_announcement_of_the_model(curate, model_server):
+    page = f"Here is the function:\n\n{CODE}\n\nIt is Login-free.\n"
+    reply = lambda p, b: page_in(p).replace("It is Login-free.", "")  # noqa: E731
+    found, _ = cleaned(curate, model_server, reply, [page])
+    assert found == [(f"Here is the function:\n\n{CODE}\n", True)]
+
+
 def test_one_bad_chunk_leaves_the_page_as_it_was(curate, model_server):
     page = "\n\n".join(f"Part {i}\n\n```c\nint x{i};\n```\n\n{'word ' * 60}" for i in range(4))
     reply = lambda p, b: page_in(p).replace("[[CODE 3 c]]", "")  # noqa: E731
@@ -129,19 +136,6 @@ def test_words_of_a_reply_are_compared_with_the_pages():
     assert own_words("Energy of a body: $\\frac{1}{2} mv^2$", page) == 1
     assert own_words("Entropy grows always", page) == 0
     assert own_words("", page) == 1
-
-
-@pytest.mark.parametrize(
-    ("reply", "text"),
-    [
-        ("```\na\n```", "a"),
-        ("```markdown\na\n\nb\n```\n", "a\n\nb"),
-        ("a\n```\nb\n```", "a\n```\nb\n```"),
-        ("```\na\n```\nb\n```\nc\n```", "```\na\n```\nb\n```\nc\n```"),
-    ],
-)
-def test_a_fence_is_removed_only_around_everything(reply, text):
-    assert unwrapped(reply) == text
 
 
 def test_settings_out_of_range_are_refused(curate):

@@ -63,7 +63,7 @@ def test_a_review_of_cpp_is_checked_as_cpp(curate, model_server):
     ("kind", "said", "reason"),
     [
         ("questions", "count_words counts words.", "reply that does not begin with a turn"),
-        ("questions", "Sure:\n\n" + GOOD["questions"], "reply that does not begin with a turn"),
+        ("questions", "The code is short.\n\n" + GOOD["questions"], "reply that does not begin with a turn"),
         ("questions", dialogue("questions", 2), "too few turns"),
         ("questions", GOOD["questions"] + "\n\n### Question\nWhat is counts?", "speakers do not take turns"),
         ("questions", GOOD["questions"] + "\n\n### Answer\ncounts.", "speakers do not take turns"),
@@ -82,6 +82,12 @@ def test_dialogues_of_another_form_are_dropped(curate, model_server, kind, said,
     kept, reasons = written(curate, model_server, kind, said)
     assert kept == []
     assert reasons == {reason: 1}
+
+
+def test_an_announcement_is_no_part_of_a_dialogue(curate, model_server):
+    said = "Sure! Here is the dialogue:\n\n" + GOOD["lesson"]
+    [row], _ = written(curate, model_server, "lesson", said)
+    assert "Here is" not in row["text"]
 
 
 def test_headings_inside_code_are_no_turns(curate, model_server):

@@ -93,9 +93,15 @@ def test_turns_may_be_numbered_and_hold_other_headings():
         ("Sure! Here's the translation:\nCats sleep.", "Cats sleep."),
         ("Here is where cats sleep: on sofas.", "Here is where cats sleep: on sofas."),
         ("Cats sleep.\n\nHere is why:\n\nx", "Cats sleep.\n\nHere is why:\n\nx"),
+        ("```\na\n```", "a"),
+        ("Here it is:\n\n```markdown\na\n\nb\n```\n", "a\n\nb"),
+        ("```markdown\na\n\n```c\nx\n```\n\nb\n```", "a\n\n```c\nx\n```\n\nb"),
+        ("a\n```\nb\n```", "a\n```\nb\n```"),
+        ("```\na\n```\nb\n```\nc\n```", "```\na\n```\nb\n```\nc\n```"),
+        ("```python\na\n```", "```python\na\n```"),
     ],
 )
-def test_an_announcement_is_taken_off(reply, text):
+def test_an_announcement_and_a_fence_around_everything_are_taken_off(reply, text):
     assert without_preamble(reply) == text
 
 
