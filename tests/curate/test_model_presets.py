@@ -14,6 +14,7 @@ from .conftest import documents, model_at
 from .steps.llm import test_infinibyte as crossing
 from .steps.llm import test_rephrase as rephrasing
 from .steps.llm.test_code_dialogue import GOOD as DIALOGUES
+from .steps.llm.test_code_dialogue import dialogue, revised
 from .steps.llm.test_rqa import GOOD as JUDGEMENT
 from .steps.llm.test_rqa import QUESTION, TEXT, thought
 from .steps.llm.test_scientific_code import problem
@@ -57,7 +58,7 @@ RULES = {
     "Translate this Python program": lambda p: f"```cpp\n{CPP}```",
     "Ask about different things": lambda p: DIALOGUES["questions"],
     "dialogue of a student": lambda p: DIALOGUES["lesson"],
-    "Write the review": lambda p: DIALOGUES["review"],
+    "Write the review": lambda p: dialogue("review", end=revised(BETTER)),
     "Translate the text below from": lambda p: ENGLISH,
     "article of an encyclopedia": lambda p: rephrasing.GOOD["wikipedia"],
     "clear and concise": lambda p: rephrasing.GOOD["distill"],

@@ -13,14 +13,12 @@ from datatrove.data import Document
 from nano3.config.checks import check
 from nano3.curate.ask.answers import DropError
 from nano3.curate.ask.step import Ask, AskSettings, AskStep
-from nano3.curate.steps.llm.markers import Chunk, cut_out
+from nano3.curate.steps.llm.markers import Chunk, cut_out, fitting
 from nano3.curate.steps.llm.replies import inline_code, without_preamble
 
 PROMPT = "clean-code-page"
 NOTHING = "NOTHING"
 """What the model writes where nothing of a chunk is worth keeping."""
-CHARACTERS_A_TOKEN = 2.5
-"""Of text in the languages of most tokenizers, at the least."""
 _WORD = re.compile(r"[^\W\d_]{4,}")
 
 
@@ -55,7 +53,8 @@ class CleanCodePage(AskStep):
 
     async def write(self, document: Document, ask: Ask) -> Sequence[Document]:
         """The page, cleaned or as it was."""
-        chunks = cut_out(document.text, self._longest())
+        longest, _ = fitting(self.settings, self.context.server)
+        chunks = cut_out(document.text, longest)
         replies = await asyncio.gather(*(self._cleaned(chunk, ask) for chunk in chunks), return_exceptions=True)
         for reply in replies:
             if isinstance(reply, BaseException) and not isinstance(reply, DropError):
@@ -72,16 +71,13 @@ class CleanCodePage(AskStep):
         document.text = text + "\n"
         return [document]
 
-    def _longest(self) -> int:
-        window = self.context.server.window if self.context.server else 0
-        return min(self.settings.chunk, int(window / 2 * CHARACTERS_A_TOKEN) or self.settings.chunk)
-
     async def _cleaned(self, chunk: Chunk, ask: Ask) -> str:
         """A chunk without what is not worth keeping. Raises DropError where it must stay as it is."""
         if not chunk.without_markers().strip():
             return chunk.restored(chunk.text)
         values = {"page": chunk.text, "blocks": chunk.outline() or "(none)", "nothing": NOTHING}
-        reply = without_preamble((await ask(PROMPT, values)).text, chunk.text)
+        _, tokens = fitting(self.settings, self.context.server)
+        reply = without_preamble((await ask(PROMPT, values, max_tokens=tokens)).text, chunk.text)
         if reply.strip("`.* ") == NOTHING and not chunk.blocks:
             return ""
         restored = chunk.restored(reply)

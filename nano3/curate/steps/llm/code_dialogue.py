@@ -18,6 +18,8 @@ from nano3.curate.steps.llm.replies import code_blocks, identifiers, turns, with
 from nano3.curate.steps.syntax import has_syntax_error
 
 Turns = list[tuple[str, str]]
+SHORTEST = 0.5
+"""Length that revised code has at the least, of the code's: what is shorter is not all of it."""
 
 
 @dataclass(frozen=True)
@@ -108,11 +110,13 @@ def check_dialogue(dialogue: Turns, speakers: tuple[str, str], pairs: int) -> No
 
 
 def check_revision(turn: str, code: str, language: str) -> None:
-    """Raise DropError unless a turn has one block of code, which parses and is not the code as it was."""
+    """Raise DropError unless a turn ends with the code, which parses and is not as it was."""
     blocks = code_blocks(turn)
     if not blocks:
         raise DropError("review without revised code")
     revised = blocks[-1][1]
+    if len(revised) < SHORTEST * len(code):
+        raise DropError("review with a part of the code")
     if revised.split() == code.split():
         raise DropError("review that changes nothing")
     if has_syntax_error(revised, language):

@@ -7,14 +7,18 @@ from bisect import bisect
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from nano3.curate.ask.answers import DropError
+from nano3.curate.ask.model import Model
 
 _FENCE = re.compile(r"([ \t]*(?:`{3,}|~{3,}))[ \t]*([\w+#.-]*)[^`]*$")
 _BARE = re.compile(r"[ \t]*(?:`{3,}|~{3,}|\$\$|\\\[|\\\])$")
 _EQUATION_ENDS = {"$$": "$$", "\\[": "\\]"}
 _LINE_EQUATION = re.compile(r"[ \t]*(?:\$\$[^$]+\$\$|\\\[.+\\\])[ \t]*$")
 _ANY_FENCE = re.compile(r"^[ \t>]*(?:`{3,}|~{3,})", re.MULTILINE)
+CHARACTERS_A_TOKEN = 2.5
+"""Of a text in a language with an alphabet, by most tokenizers and at the least."""
 _SHOWN = 120
 """Characters shown of a block's first and last line."""
 
@@ -170,6 +174,21 @@ def _grouped(parts: Sequence[tuple[str, Block | None]], longest: int) -> Iterato
             blocks.append(block)
     if texts:
         yield Chunk("\n\n".join(texts), tuple(blocks))
+
+
+def fitting(settings: Any, model: Model | None, characters: float = CHARACTERS_A_TOKEN) -> tuple[int, int]:
+    """Characters of a chunk and tokens of an answer: as the settings say (`chunk`, `max_tokens`), and at most half of
+    the model's context each.
+
+    Args:
+        settings: of a step.
+        model: that it asks; None or one without a known context: as the settings say.
+        characters: of a token, at the least.
+    """
+    half = model.window // 2 if model else 0
+    if not half:
+        return settings.chunk, settings.max_tokens
+    return max(1, min(settings.chunk, int(half * characters))), min(settings.max_tokens, half)
 
 
 def text_chunks(text: str, longest: int) -> list[str]:

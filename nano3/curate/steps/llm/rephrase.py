@@ -13,7 +13,7 @@ from datatrove.data import Document
 from nano3.config.checks import check
 from nano3.curate.ask.answers import DropError
 from nano3.curate.ask.step import Ask, AskSettings, AskStep
-from nano3.curate.steps.llm.markers import text_chunks
+from nano3.curate.steps.llm.markers import fitting, text_chunks
 from nano3.curate.steps.llm.replies import gathered, is_english, turns, without_preamble
 
 Style = Literal["diverse-qa", "distill", "extract-knowledge", "knowledge-list", "wikipedia"]
@@ -83,8 +83,9 @@ class Rephrase(AskStep):
 
     async def _rephrased(self, text: str, style: Style, ask: Ask) -> str:
         """The whole of a document in one style. Raises DropError where a part of it is not fit."""
-        parts = text_chunks(text, self.settings.chunk)
-        asked = (ask(f"rephrase-{style}", {"text": part}) for part in parts)
+        longest, tokens = fitting(self.settings, self.context.server)
+        parts = text_chunks(text, longest)
+        asked = (ask(f"rephrase-{style}", {"text": part}, max_tokens=tokens) for part in parts)
         replies = await gathered(asked)
         return (
             "\n\n".join(self._fit(part, reply.text, style) for part, reply in zip(parts, replies, strict=True)) + "\n"

@@ -69,14 +69,14 @@ class SameOutput(Step):
             return "does not compile and link"
         binary = done.entries[BINARY]
         for given, expected in tests:
-            if reason := self._unequal(self._sandbox, python, binary, given.encode(), expected):
+            if reason := self._unequal(self._sandbox, python, binary, given.encode(errors="replace"), expected):
                 return reason
         document.metadata["tests_passed"] = len(tests)
         return ""
 
     def _unequal(self, sandbox: Sandbox, python: str, binary: Entry, given: bytes, expected: str | None) -> str:
         before = sandbox.run_python(python, stdin=given)
-        if not before.ok or (expected is not None and lines(before.stdout) != lines(expected.encode())):
+        if not before.ok or (expected is not None and lines(before.stdout) != lines(expected.encode(errors="replace"))):
             return "the Python fails its tests"
         after = sandbox.run([f"./{BINARY}"], files={BINARY: binary}, stdin=given)
         return "" if after.ok and lines(after.stdout) == lines(before.stdout) else "another output than the Python's"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import re
+import symtable
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -51,8 +53,8 @@ class ScientificProblemSettings(AskSettings):
 class ScientificProblem(AskStep):
     """A problem from each scientific text, with its solution: numbered steps, each of one Python function.
 
-    Checked without running them: their number and order, one function a step, names that are used only after their
-    step, and no trivial function. Metadata `steps` has the functions' names.
+    Checked without running them: their number and order, one function a step, no trivial one, and no name that is used
+    before it is defined. Metadata `steps` has the functions' names.
     """
 
     Settings = ScientificProblemSettings
@@ -85,14 +87,39 @@ def check_steps(text: str, settings: ScientificProblemSettings) -> list[str]:
     names = [function.name for function in functions]
     if len(set(names)) < len(names):
         raise DropError("two functions of one name")
-    for i, (tree, function) in enumerate(zip(trees, functions, strict=True)):
-        if _used(tree) & set(names[i + 1 :]):
-            raise DropError("function used before its step")
-        if _statements(function) < settings.statements:
-            raise DropError("trivial step")
-    if not any(_used(tree) & set(names[:i]) for i, tree in enumerate(trees)):
-        raise DropError("steps that do not build on each other")
+    if any(_statements(function) < settings.statements for function in functions):
+        raise DropError("trivial step")
+    _check_names([blocks[0] for _, blocks in steps], names)
     return names
+
+
+def _check_names(codes: Sequence[str], functions: Sequence[str]) -> None:
+    """Raise DropError where a step uses what is defined neither in it nor before, or where no step uses another."""
+    known = set(dir(builtins))
+    builds = False
+    for i, code in enumerate(codes):
+        defined, used = global_names(code)
+        known |= defined
+        if used & set(functions[i + 1 :]):
+            raise DropError("function used before its step")
+        if used - known:
+            raise DropError("name that is nowhere defined")
+        builds = builds or bool(used & set(functions[:i]))
+    if not builds:
+        raise DropError("steps that do not build on each other")
+
+
+def global_names(code: str) -> tuple[set[str], set[str]]:
+    """Names that a module defines at its top, and those that it uses without defining them in a function."""
+    top = symtable.symtable(code, "step", "exec")
+    defined = {one.get_name() for one in top.get_symbols() if one.is_assigned() or one.is_imported()}
+    used, tables = set(), [top]
+    for table in tables:
+        tables += table.get_children()
+        used |= {
+            one.get_name() for one in table.get_symbols() if one.is_referenced() and (table is top or one.is_global())
+        }
+    return defined, used
 
 
 def read_steps(text: str) -> list[tuple[int, list[str]]]:
@@ -127,14 +154,12 @@ def _parsed(blocks: Sequence[str]) -> ast.Module:
 def _only_function(tree: ast.Module) -> ast.FunctionDef:
     """The function of a step, beside which only imports and constants may stand."""
     beside = (ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign)
+    if any(isinstance(node, ast.ImportFrom) and node.names[0].name == "*" for node in tree.body):
+        raise DropError("wildcard import")
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
     if len(functions) != 1 or not all(isinstance(node, (ast.FunctionDef, *beside)) for node in tree.body):
         raise DropError("step without one function")
     return functions[0]
-
-
-def _used(tree: ast.AST) -> set[str]:
-    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
 
 
 def _statements(function: ast.FunctionDef) -> int:

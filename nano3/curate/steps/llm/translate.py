@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from datatrove.data import Document
 
@@ -12,11 +12,12 @@ from nano3.config.checks import check
 from nano3.curate.ask.answers import DropError
 from nano3.curate.ask.step import Ask, AskSettings, AskStep
 from nano3.curate.steps.language import language_of_text, outside_code
-from nano3.curate.steps.llm.markers import Chunk, cut_out
+from nano3.curate.steps.llm.markers import Chunk, cut_out, fitting
 from nano3.curate.steps.llm.replies import check_unchanged, gathered, is_english, without_preamble
 
 PROMPT = "translate"
-Source = Literal["zh", "fr", "de", "it", "ja", "pl", "pt", "ru", "es"]
+CHARACTERS_A_TOKEN = 1.0
+"""Of Chinese and Japanese; of the other languages there are more."""
 NAMES = {
     "zh": "Chinese", "fr": "French", "de": "German", "it": "Italian", "ja": "Japanese", "pl": "Polish",
     "pt": "Portuguese", "ru": "Russian", "es": "Spanish",
@@ -60,7 +61,8 @@ class Translate(AskStep):
         language, _ = language_of_text(outside_code(document.text).strip())
         if language not in NAMES:
             raise DropError(f"language {language}")
-        chunks = cut_out(document.text, self.settings.chunk)
+        longest, _ = fitting(self.settings, self.context.server, CHARACTERS_A_TOKEN)
+        chunks = cut_out(document.text, longest)
         text = "\n\n".join(await gathered([self._translated(chunk, NAMES[language], ask) for chunk in chunks])) + "\n"
         if not is_english(text):
             raise DropError("translation not English")
@@ -70,11 +72,15 @@ class Translate(AskStep):
         words = chunk.without_markers()
         if not words.strip():
             return chunk.restored(chunk.text)
-        reply = without_preamble((await ask(PROMPT, {"text": chunk.text, "language": language})).text)
+        _, tokens = fitting(self.settings, self.context.server, CHARACTERS_A_TOKEN)
+        answer = await ask(PROMPT, {"text": chunk.text, "language": language}, max_tokens=tokens)
+        reply = without_preamble(answer.text)
         restored = chunk.restored(reply)
         own = chunk.without_markers(reply)
         ratio = len(own.encode()) / len(words.encode())
         if not self.settings.least <= ratio <= self.settings.most:
             raise DropError("length out of proportion")
+        if not is_english(own):
+            raise DropError("translation not English")
         check_unchanged(words, own)
         return restored

@@ -13,7 +13,7 @@ from nano3.config.checks import check
 from nano3.curate.ask.answers import DropError
 from nano3.curate.ask.step import Ask, AskSettings, AskStep
 from nano3.curate.step import Step
-from nano3.curate.steps.llm.markers import text_chunks, text_parts
+from nano3.curate.steps.llm.markers import fitting, text_chunks, text_parts
 from nano3.curate.steps.llm.replies import gathered, is_english, numbers, without_preamble
 
 PROMPT = "revise-article"
@@ -141,14 +141,15 @@ class ReviseArticle(AskStep):
 
     async def write(self, document: Document, ask: Ask) -> Sequence[Document]:
         """The revision."""
-        parts = text_chunks(document.text, self.settings.chunk)
-        answers = await gathered([ask(PROMPT, {"text": part}) for part in parts])
+        longest, tokens = fitting(self.settings, self.context.server)
+        parts = text_chunks(document.text, longest)
+        answers = await gathered([ask(PROMPT, {"text": part}, max_tokens=tokens) for part in parts])
         text = (
             "\n\n".join(without_preamble(answer.text, part) for part, answer in zip(parts, answers, strict=True)) + "\n"
         )
         if not self.settings.least <= len(text) / len(document.text) <= self.settings.most:
             raise DropError("length out of proportion")
-        if not is_english(text):
+        if not all(is_english(answer.text) for answer in answers):
             raise DropError("not English")
         before, after = numbers(document.text), numbers(text)
         if (before & after).total() < self.settings.numbers * before.total():

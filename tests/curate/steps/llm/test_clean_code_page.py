@@ -123,6 +123,7 @@ def test_chunks_fit_the_context_of_the_model(curate, model_server):
     page = "\n\n".join("word " * 40 for _ in range(40))
     curate([("clean-code-page", {})], [page], server=model_server.url, ask={"window": 800})
     assert max(len(page_in(prompt)) for prompt in model_server.prompts) <= 1000
+    assert {body["max_tokens"] for body in model_server.bodies} == {400}
 
 
 def test_a_page_of_code_alone_asks_nothing(curate, model_server):

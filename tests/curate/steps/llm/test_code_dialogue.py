@@ -74,8 +74,9 @@ def test_a_review_of_cpp_is_checked_as_cpp(curate, model_server):
         ("lesson", GOOD["lesson"].replace("### Student", "### X").replace("### Teacher", "### Student")
          .replace("### X", "### Teacher"), "speakers do not take turns"),
         ("review", dialogue("review"), "review without revised code"),
+        ("review", dialogue("review", end=revised("counts[word] += 1\n")), "review with a part of the code"),
         ("review", dialogue("review", end=revised(PYTHON)), "review that changes nothing"),
-        ("review", dialogue("review", end=revised("def f(:\n")), "revised code with a syntax error"),
+        ("review", dialogue("review", end=revised(FIXED.replace("):", ":"))), "revised code with a syntax error"),
     ],
 )  # fmt: skip
 def test_dialogues_of_another_form_are_dropped(curate, model_server, kind, said, reason):

@@ -45,6 +45,11 @@ TRIVIAL = 'def part_3(x):\n    """Part."""\n    return part_2(x)\n'
 TWO = "def part_3(x):\n    y = part_2(x)\n    y += 1\n    return y\n\n\ndef other(x):\n    return x\n"
 CLASS = "class Part:\n    def part_3(self, x):\n        y = x\n        y += 1\n        return y\n"
 RUNS = "def part_3(x):\n    y = part_2(x)\n    y += 1\n    return y\n\n\nprint(part_3(1))\n"
+NUMPY = "import numpy as np\n\n\ndef part_1(x: np.ndarray):\n    y = np.sqrt(x)\n    y += 1\n    return y\n"
+NESTED = (
+    "def part_3(x):\n    def inner(z):\n        return [part_2(w) for w in z] + [y]\n\n    y = part_2(x)\n"
+    "    return inner([y, x])\n"
+)
 CONSTANT = "G = 9.81\n\n\ndef part_3(x):\n    y = part_2(x)\n    y += G\n    return y\n"
 
 
@@ -59,6 +64,11 @@ CONSTANT = "G = 9.81\n\n\ndef part_3(x):\n    y = part_2(x)\n    y += G\n    ret
         (problem(5, s3=step(3, code=CLASS)), "step without one function"),
         (problem(5, s3=step(3, code=RUNS)), "step without one function"),
         (problem(5, s3=step(3, code=CONSTANT)), ""),
+        (problem(5, s3=step(3, code=CONSTANT.replace("G = 9.81", ""))), "name that is nowhere defined"),
+        (problem(5, s3=step(3, uses="np.sqrt")), "name that is nowhere defined"),
+        (problem(5, s1=step(1, code=NUMPY), s3=step(3, uses="np.sqrt")), ""),
+        (problem(5, s3=step(3, code="from math import *\n" + CONSTANT)), "wildcard import"),
+        (problem(5, s3=step(3, code=NESTED)), ""),
         (problem(5, s3=step(3, code="def part_3(:\n")), "syntax error"),
         (problem(5, s3=step(3, name="part_2", uses="part_1")), "two functions of one name"),
         (problem(5, s3="### Step 3: think\n\nThink.\n\n"), "step without one block of Python"),

@@ -84,3 +84,10 @@ def test_long_documents_go_in_pieces(curate, model_server):
     page = "\n\n".join([TEXTS["de"]] * 5)
     [row], _ = translated(curate, model_server, lambda prompt, body: ENGLISH.strip(), [page], chunk=700)
     assert row["text"].strip().split("\n\n") == [ENGLISH.strip()] * 3
+
+
+def test_a_piece_that_was_not_translated_drops_the_document(curate, model_server):
+    page = "\n\n".join([*[f"{TEXTS['de']} Teil eins."] * 24, f"{TEXTS['de']} Ende."])
+    reply = lambda p, b: p.split("The text:\n\n")[1] if "Ende." in p else ENGLISH * (p.count("Teil eins."))  # noqa: E731
+    kept, reasons = translated(curate, model_server, reply, [page], chunk=2_400)
+    assert (kept, reasons) == ([], {"translation not English": 1})
