@@ -115,7 +115,7 @@ def test_concepts_come_from_other_fields_and_do_not_depend_on_the_tasks(curate, 
 
 def test_concepts_of_ones_own_are_read(curate, model_server, tmp_path):
     path = tmp_path / "concepts.txt"
-    path.write_text("# mine\nmusic: counterpoint\n\nlaw: habeas corpus\n")
+    path.write_text("# mine\nmusic: counterpoint\n\nLaw: habeas corpus\n")
     rows = [{"id": "a", "text": PROBLEM, "field": "law"}]
     kept, _, _ = crossed(curate, model_server, lambda p, b: NEW, rows, candidates=1, concepts=str(path))
     assert {row["metadata"]["concept"] for row in kept} == {"counterpoint"}
