@@ -8,13 +8,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from nano3.config.errors import UserError
 from nano3.config.genrm import GenrmConfig
 from nano3.config.model import ModelConfig
+from nano3.config.presets import to_toml
 from nano3.config.rlhf import AnyPolicyConfig
 from nano3.config.run import RunConfig
 from nano3.config.schema import ExportConfig
@@ -25,13 +26,13 @@ from nano3.model.hf.folder import save
 from nano3.model.lm import LM
 from nano3.parallel.layout import axes_of
 from nano3.reading import read_json
-from nano3.stages.new_run import START, TOKENIZER, check_new_run
+from nano3.stages.new_run import CONFIG, START, TOKENIZER, check_new_run
 from nano3.stages.settings import check_parallel, fit_micro_batch
 from nano3.train.checkpoint.checkpointer import step_folders
 from nano3.train.numerics import tuned_process
 from nano3.train.parallel import check_device
 from nano3.train.shared_folder import check_shared
-from nano3.train.world import World, init_world, n_processes
+from nano3.train.world import World, attempt, init_world, n_processes
 
 Config = TypeVar("Config", bound=RunConfig)
 
@@ -89,11 +90,27 @@ def with_token_ids(cfg: Config, tokenizer: Tokenizer) -> Config:
     return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, **ids))
 
 
-def keep_start(run_dir: Path, source: Path | None, tokenizer: Tokenizer) -> None:
-    """Write down what a resume needs to know; `source`: where the weights came from."""
-    with atomic_folder(run_dir / TOKENIZER) as folder:
-        tokenizer.save(folder)
-    write_atomic(run_dir / START, json.dumps({"from": str(source) if source else None}) + "\n")
+def keep_start(run_dir: Path, source: Path | None, tokenizer: Tokenizer, world: World) -> None:
+    """Write down, on the main rank, what a resume needs to know; an error there, as of a full disk, ends all ranks.
+
+    Args:
+        run_dir: the run folder.
+        source: where the weights came from.
+        tokenizer: of the run.
+        world: the ranks; every one must call.
+    """
+
+    def keep() -> None:
+        with atomic_folder(run_dir / TOKENIZER) as folder:
+            tokenizer.save(folder)
+        write_atomic(run_dir / START, json.dumps({"from": str(source) if source else None}) + "\n")
+
+    world.agree(attempt(keep) if world.is_main else None)
+
+
+def keep_settings(run_dir: Path, cfg: Any, world: World) -> None:
+    """Write RUN/config.toml, on the main rank and with the same of errors. Every rank must call."""
+    world.agree(attempt(lambda: write_atomic(run_dir / CONFIG, to_toml(cfg))) if world.is_main else None)
 
 
 def export(model: LM, folder: Path, cfg: ExportConfig, world: World, extra: Callable[[Path], None]) -> None:

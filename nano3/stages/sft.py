@@ -8,14 +8,13 @@ from functools import partial
 from pathlib import Path
 
 from nano3.config.errors import UserError
-from nano3.config.presets import to_toml
 from nano3.config.sft import SftConfig
 from nano3.data.chat.rows import Rows
 from nano3.data.chat.sets import set_sources
 from nano3.data.chat.steps import ChatSteps, HeldoutRows, TrainingSet
 from nano3.data.tokens.steps import Plan
 from nano3.data.tokens.tokenizer import Tokenizer
-from nano3.files import exclusive, write_atomic
+from nano3.files import exclusive
 from nano3.model.find import model_folder
 from nano3.model.hf.folder import fill, read_config
 from nano3.stages import adapters
@@ -27,6 +26,7 @@ from nano3.stages.run_folder import (
     empty_model,
     export,
     fit,
+    keep_settings,
     keep_start,
     processes,
     say,
@@ -89,10 +89,8 @@ def main(
             if not resume or trainer.resume(checkpoint) is None:
                 fill(trainer.model, model_folder(source))
                 adapters.begin(trainer.model, cfg.data.seed, world.rank)
-                if world.is_main:
-                    keep_start(run_dir, source, tokenizer)
-            if world.is_main:
-                write_atomic(run_dir / "config.toml", to_toml(cfg))
+                keep_start(run_dir, source, tokenizer, world)
+            keep_settings(run_dir, cfg, world)
             training = trainer.fit()
             epochs = steps.epochs(training.step)
             if training.interrupted:

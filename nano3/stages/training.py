@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from nano3.config.errors import UserError
-from nano3.config.presets import to_toml
 from nano3.config.schema import PretrainConfig
 from nano3.data.progress import progress_bar
 from nano3.data.texts.readings import reading_lines, readings, tokens_of_run
@@ -19,7 +18,7 @@ from nano3.data.tokens.shards import finished_shards
 from nano3.data.tokens.source import TokenSource
 from nano3.data.tokens.steps import TextSteps, make_plans
 from nano3.data.tokens.tokenizer import Tokenizer
-from nano3.files import exclusive, write_atomic
+from nano3.files import exclusive
 from nano3.installation import which_kernels, which_nano3
 from nano3.model.find import model_folder
 from nano3.model.hf.config import PRETRAINED, read_stage
@@ -33,6 +32,7 @@ from nano3.stages.run_folder import (
     empty_model,
     export,
     fit,
+    keep_settings,
     keep_start,
     processes,
     say,
@@ -94,8 +94,7 @@ def train_on_text(
             trainer = _trainer(cfg, prepared, rows, run_dir, source, progress, world)
             if not resume or trainer.resume(checkpoint) is None:
                 _begin(trainer, cfg, prepared.tokenizer, run_dir, source, world)
-            if world.is_main:
-                write_atomic(run_dir / "config.toml", to_toml(cfg))
+            keep_settings(run_dir, cfg, world)
             training = trainer.fit()
             if training.interrupted:
                 return TrainingResult(run_dir, training, readings=readings(rows, cfg.lengths, training.tokens))
@@ -220,5 +219,4 @@ def _begin(
         fill(trainer.model, model_folder(source))
     else:
         trainer.model.init_weights(cfg.train.seed)
-    if world.is_main:
-        keep_start(run_dir, source, tokenizer)
+    keep_start(run_dir, source, tokenizer, world)

@@ -25,6 +25,31 @@ def test_a_run_whose_other_rank_does_not_answer_ends_with_one_line(launch, tmp_p
     second.kill()
 
 
+UNWRITABLE = """
+import sys
+from pathlib import Path
+
+from nano3.config.presets import load_pretrain
+from nano3.stages.run_folder import keep_settings
+from nano3.train.world import init_world
+
+world = init_world()
+try:
+    keep_settings(Path(sys.argv[1]), load_pretrain("tiny"), world)
+except Exception as error:
+    print(error)
+world.close()
+"""
+
+
+def test_settings_that_the_main_rank_cannot_write_end_all_ranks(processes, tmp_path):
+    (tmp_path / "config.toml").mkdir()  # nothing can be renamed to it
+    for rank in processes("-c", UNWRITABLE, str(tmp_path), ranks=2):
+        out, error = rank.communicate(timeout=60)
+        assert "config.toml" in out, error
+        assert out.count("\n") == 1
+
+
 def test_a_run_whose_other_rank_ended_ends_with_one_line(launch, tmp_path):
     first, second = launch(tmp_path / "run", "--stall", "3", ranks=2, settings={"train": {"tokens": 6 * 64}})
     assert any(line.startswith("step 2") for line in second.stdout)

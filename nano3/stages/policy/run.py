@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
 from nano3.config.errors import UserError
-from nano3.config.presets import to_toml
 from nano3.config.rlhf import AnyPolicyConfig
 from nano3.data.tokens.tokenizer import Tokenizer
-from nano3.files import exclusive, write_atomic
+from nano3.files import exclusive
 from nano3.model.find import model_folder
 from nano3.model.hf.folder import fill, read_config
 from nano3.parallel.tensor import sharing
@@ -29,7 +28,17 @@ from nano3.rl.training.steps import PolicySteps, Sampling
 from nano3.stages import adapters
 from nano3.stages.chat_folder import write_chat
 from nano3.stages.room import check_room
-from nano3.stages.run_folder import TOKENIZER, empty_model, export, keep_start, processes, say, start, with_token_ids
+from nano3.stages.run_folder import (
+    TOKENIZER,
+    empty_model,
+    export,
+    keep_settings,
+    keep_start,
+    processes,
+    say,
+    start,
+    with_token_ids,
+)
 from nano3.stages.settings import check_policy_settings
 from nano3.stages.sft_tokenizer import find_tokenizer
 from nano3.stages.start import check_weights
@@ -143,10 +152,9 @@ def open_run(
                 adapters.begin(trainer.model, cfg.rollout.seed, world.rank)
             steps.open(sampling := _sampling(cfg, trainer.model, tokenizer, source, run_dir, world, left))
             refuse_long_prompts(domains, sampling.worker)
-            if world.is_main:  # from here on it is a run, of which the folder holds no other
-                if not begun:
-                    keep_start(run_dir, source, tokenizer)
-                write_atomic(run_dir / "config.toml", to_toml(cfg))
+            if not begun:  # from here on it is a run, of which the folder holds no other
+                keep_start(run_dir, source, tokenizer, world)
+            keep_settings(run_dir, cfg, world)
             try:
                 yield PolicyRun(cfg, source, run_dir, tokenizer, domains, steps, trainer, sampling, world, begun)
             finally:
