@@ -22,6 +22,8 @@ SCAN_CHUNK = 64
 COMPUTE_BYTES = {"float32": 4, "bfloat16": 2}
 LOGITS_BYTES = 1 << 27
 """Most bytes of the logits that the loss holds at a time on a CPU."""
+ARRIVING = 1 << 30
+"""Most bytes of the states of all slices that a process has at a time, where one row's are not more."""
 LOSS_STREAMS = 3
 """Tensors of the size of a block's input in the loss: the final norm's output, its gradient, and that of its input."""
 BLOCK_STREAMS = 2
@@ -158,18 +160,20 @@ def _gathered_parameters(cfg: RunConfig, symbol: str) -> int:
 def _gathered_bytes(cfg: RunConfig, element: int, length: int, passes: int) -> int:
     """Bytes that a rank takes from those that share its sequences of `length` tokens, or of shorter lengths of the run.
 
-    Every Mamba block keeps the states that all slices of all rows begin with, every attention block keys and values up
-    to the end of either own slice; but where heads are divided, a block that is computed again asks again. Beside them
-    there is what arrives, or the gradients, of one block.
+    Every Mamba block keeps the states that the own slices of all rows begin with, every attention block keys and values
+    up to the end of either own slice; but where heads are divided, a block that is computed again asks again. Beside
+    them there is what arrives, or the gradients, of one block: states of all slices of a few rows.
     """
     model, slices = _own_heads(cfg), 2 * cfg.parallel.context
     rows = cfg.train.micro_batch_size * max(1, length // min(cfg.lengths))
-    states = rows * slices * MASTER_BYTES * model.d_inner * model.d_state if model.blocks(MAMBA) else 0
+    of_slice = MASTER_BYTES * model.d_inner * model.d_state if model.blocks(MAMBA) else 0
+    states = rows * 2 * of_slice
+    arriving = slices * of_slice * min(rows, max(1, ARRIVING // max(1, slices * of_slice)))
     keys = 2 * cfg.train.micro_batch_size * length * 2 * model.n_kv_heads * model.head_dim
     held = [states] * len(model.blocks(MAMBA)) + [element * keys] * len(model.blocks(ATTENTION))
     again = cfg.parallel.tensor > 1 and cfg.train.checkpoint_activations == "block"
     kept = max(held, default=0) if again else passes * sum(held)
-    return kept + max(2 * states, (element + MASTER_BYTES) * keys if model.blocks(ATTENTION) else 0)
+    return kept + max(2 * arriving + states, (element + MASTER_BYTES) * keys if model.blocks(ATTENTION) else 0)
 
 
 def largest_seq_len(cfg: RunConfig, limit: int, need: Callable[[int], int]) -> int:

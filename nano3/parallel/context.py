@@ -12,7 +12,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from nano3.model.count import ARRIVING
 from nano3.model.forward_pass import Edge, Keys, OwnSlice
 from nano3.model.lm import PassOptions
 from nano3.parallel.collectives import gather
@@ -61,6 +63,15 @@ class SharedSequences(Sharing):
         """x (2B, ...) of the own slices -> (count, B, ...) of all, in their order; differentiable."""
         return self.in_order(gather(x, self.group))
 
+    def start_states(self, state: Tensor, decay: Tensor) -> Tensor:
+        """The states (2B, H, P, N) before the own slices, of what each slice, by itself, ends with (2B, H, P, N) and by
+        how much it lets an earlier state decay (2B, H)."""
+        return _StartStates.apply(state, decay, self)
+
+    def collect(self, x: Tensor) -> Tensor:
+        """The same, not differentiable."""
+        return self.in_order(gather(x.detach(), self.group))
+
     def in_order(self, x: Tensor) -> Tensor:
         """x (processes, 2B, ...) of the slices of each process -> (count, B, ...)."""
         return x.unflatten(1, (self.each, -1)).flatten(0, 1)[self._places]
@@ -68,6 +79,52 @@ class SharedSequences(Sharing):
     def choose(self, x: Tensor) -> Tensor:
         """x (count, B, ...) -> (2B, ...), the own slices."""
         return x[self.own].flatten(0, 1)
+
+
+class _StartStates(torch.autograd.Function):
+    """`SharedSequences.start_states`: s_i+1 = state_i + decay_i * s_i from s_0 = 0, over the slices of all processes.
+    Every process of the group has to call, forward and backward.
+
+    Each process keeps the states before its own slices, and has those of all slices for a few rows at a time
+    (ARRIVING). Backwards the gradients travel in the same way: with g_i that of s_i, G_i = g_i + decay_i * G_i+1, and
+    the gradient of state_i is G_i+1, of decay_i the product of G_i+1 and s_i.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, state: Tensor, decay: Tensor, shared: SharedSequences) -> Tensor:
+        decays = shared.collect(decay)[..., None, None]  # (count, B, H, 1, 1)
+        starts = torch.empty_like(state)
+        own = starts.unflatten(0, (shared.each, -1))
+        for rows in _a_few(decays.shape[1], shared.count * state[0].nbytes):
+            states, before = shared.collect(state.unflatten(0, (shared.each, -1))[:, rows].flatten(0, 1)), None
+            for i in range(shared.count):
+                before = torch.zeros_like(states[0]) if before is None else states[i - 1] + decays[i - 1, rows] * before
+                if i in shared.own:
+                    own[shared.own.index(i), rows] = before
+        ctx.save_for_backward(decays, starts)
+        ctx.shared = shared
+        return starts
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor):
+        (decays, starts), shared = ctx.saved_tensors, ctx.shared
+        of_state, given = torch.empty_like(gradient), gradient.unflatten(0, (shared.each, -1))
+        own = of_state.unflatten(0, (shared.each, -1))
+        for rows in _a_few(decays.shape[1], shared.count * gradient[0].nbytes):
+            gradients = shared.collect(given[:, rows].flatten(0, 1))
+            behind = torch.zeros_like(gradients[0])
+            for i in reversed(range(shared.count)):
+                if i in shared.own:
+                    own[shared.own.index(i), rows] = behind
+                behind = gradients[i] + decays[i, rows] * behind
+        return of_state, (of_state * starts).sum((-1, -2)), None
+
+
+def _a_few(rows: int, nbytes: int) -> list[slice]:
+    """All of so many rows, of `nbytes` each, in parts of ARRIVING bytes at the most, or of one row."""
+    each = max(1, ARRIVING // nbytes)
+    return [slice(start, min(rows, start + each)) for start in range(0, rows, each)]
 
 
 def slices_of(size: int, rank: int) -> list[int]:
@@ -94,16 +151,7 @@ class Neighbours:
         """The state before each own slice: states and decays of all slices before it, put together."""
         # That of the first slice is another's; its document begins here, so it is not read.
         conv = self.shared.choose(self.shared.gather(own.tail()).roll(1, 0))
-        state, decay = own.summary(conv)
-        shape = state.shape[1:]
-        packed = self.shared.gather(torch.cat([state.flatten(1), decay], dim=1))
-        states = packed[..., : -decay.shape[1]].unflatten(-1, shape)
-        # Copies: the backward pass keeps these two, and with views of them all the states that were gathered.
-        decays = packed[..., -decay.shape[1] :, None, None].clone()
-        starts = [states[0].clone()]
-        for i in range(self.shared.count - 1):
-            starts.append(states[i] + decays[i] * starts[i])
-        return Edge(conv, self.shared.choose(torch.stack(starts)))
+        return Edge(conv, self.shared.start_states(*own.summary(conv)))
 
     def leave(self, block: int, end: Edge) -> None:
         """The slices after this one know it from `enter`."""

@@ -52,6 +52,11 @@ class Shared(SharedSequences):
     def gather(self, x: torch.Tensor) -> torch.Tensor:
         return self.in_order(torch.stack(self._ranks.all(self.rank, x)))
 
+    def start_states(self, state: torch.Tensor, decay: torch.Tensor) -> torch.Tensor:
+        # The graph of all ranks in one has no collectives backwards, as those of processes have.
+        states, decays = self.gather(state), self.gather(decay)
+        return self.choose(torch.stack(starts_of(states, decays)))
+
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         return torch.stack(self._ranks.all(self.rank, values)).sum(0)
 
@@ -61,6 +66,48 @@ def the_model(way: str) -> LM:
     model.compute_dtype = torch.float64
     model.sequence_chunk, model.checkpoint_activations = WAYS[way]
     return model
+
+
+def starts_of(states: torch.Tensor, decays: torch.Tensor) -> list[torch.Tensor]:
+    """The states before all slices (count, B, H, P, N), by the recurrence."""
+    starts = [torch.zeros_like(states[0])]
+    for state, decay in zip(states[:-1], decays, strict=False):
+        starts.append(state + decay[..., None, None] * starts[-1])
+    return starts
+
+
+class Given(SharedSequences):
+    """What the other processes of `size` have is known: collectives give it."""
+
+    def __init__(self, rank: int, size: int, parts: list[torch.Tensor]) -> None:
+        self.parts = parts
+        self.arrange(rank, size)
+
+    def collect(self, x: torch.Tensor) -> torch.Tensor:
+        whole = self.parts.pop(0)
+        assert torch.equal(self.choose(whole), x)
+        return whole
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_the_states_before_own_slices_and_their_gradients_are_those_of_the_recurrence(size, monkeypatch):
+    monkeypatch.setattr("nano3.parallel.context.ARRIVING", 2 * size * 2 * 5 * 3 * 4 * 8)  # of two rows of three
+    generator = torch.Generator().manual_seed(size)
+    states = torch.randn(2 * size, 3, 5, 3, 4, dtype=torch.float64, generator=generator).requires_grad_()
+    decays = torch.rand(2 * size, 3, 5, dtype=torch.float64, generator=generator).requires_grad_()
+    starts = torch.stack(starts_of(states, decays))
+    weights = torch.randn(starts.shape, dtype=torch.float64, generator=generator)
+    of_states, of_decays = torch.autograd.grad((starts * weights).sum(), (states, decays))
+    for rank in range(size):
+        rows = (slice(0, 2), slice(2, 3))
+        shared = Given(rank, size, [decays.detach(), *(states.detach()[:, few] for few in rows)])
+        state, decay = (shared.choose(whole).detach().requires_grad_() for whole in (states, decays))
+        found = shared.start_states(state, decay)
+        torch.testing.assert_close(found, shared.choose(starts), rtol=1e-12, atol=1e-12)
+        shared.parts = [weights[:, few] for few in rows]
+        found.backward(shared.choose(weights))
+        torch.testing.assert_close(state.grad, shared.choose(of_states), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(decay.grad, shared.choose(of_decays), rtol=1e-12, atol=1e-12)
 
 
 def batch_of(starts: list[set[int]], tokens: torch.Tensor | None = None) -> TinyBatch:
