@@ -29,8 +29,8 @@ class Kernel(NamedTuple):
     """Arguments, on the CPU, of a small, odd-sized call for the self-check."""
     differentiable: bool = False
     """Whether the kernel has a backward pass, which the self-check runs too."""
-    other_cases: tuple[Callable[[torch.Generator, torch.dtype], tuple], ...] = ()
-    """For the self-check of what other sizes run."""
+    other_cases: tuple[Callable[[torch.Generator, torch.dtype], tuple | None], ...] = ()
+    """For the self-check of what other sizes run; None where there is nothing of this type."""
 
 
 def guarded(function: Callable, otherwise: Callable) -> Callable:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..common import ForNow
 from ..reference import FUNCTIONS as REFERENCE
+from ..scaled import Scaled
 from .call import INTERPRETED, Kernel
 
 TOLERANCE = {torch.float32: 1e-4} if INTERPRETED else {torch.float32: 1e-4, torch.bfloat16: 3e-2}
@@ -40,8 +41,8 @@ def problem(op: str, kernel: Kernel, device: torch.device) -> str | None:
 
 def _error(op: str, kernel: Kernel, dtype: torch.dtype, device: torch.device) -> float:
     """Largest difference in any of the kernel's cases."""
-    cases = (kernel.case, *kernel.other_cases)
-    return max(_case_error(op, kernel, case(torch.Generator().manual_seed(0), dtype), device) for case in cases)
+    cases = [make(torch.Generator().manual_seed(0), dtype) for make in (kernel.case, *kernel.other_cases)]
+    return max(_case_error(op, kernel, case, device) for case in cases if case is not None)
 
 
 def _case_error(op: str, kernel: Kernel, case: tuple, device: torch.device) -> float:
@@ -54,6 +55,9 @@ def _case_error(op: str, kernel: Kernel, case: tuple, device: torch.device) -> f
 
 def _changed(argument: object, device: torch.device | str, dtype: torch.dtype | None) -> object:
     """A copy on `device`; of floats in `dtype`."""
+    if isinstance(argument, Scaled):
+        given = (argument.data, argument.scale, argument.input_scale)
+        return Scaled(*(None if t is None else t.to(device) for t in given))  # type: ignore[arg-type]
     if not isinstance(argument, Tensor):
         return argument
     keep = dtype is None or not argument.is_floating_point() or argument.element_size() == 1

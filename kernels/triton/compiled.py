@@ -27,6 +27,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from ..scaled import Scaled
 from . import MODULES
 from .call import Kernel
 
@@ -41,6 +42,8 @@ TYPES = {
     torch.uint8: "*u8",
     torch.bool: "*i1",
 }
+INSTRUCTIONS = ("HGMMA", "QGMMA", "HMMA", "QMMA", "LDL", "STL")
+"""What is counted: products of 16 and of 8 bits by Hopper's units and by the older ones, loads and stores of spills."""
 ALIGNED = 16
 """Addresses and numbers that are multiples of it are compiled as such, as Triton does where it launches."""
 
@@ -108,11 +111,13 @@ def compiled(launch: Launch) -> Machine:
     result = triton.compile(source, target=HOPPER, options=built)
     usage, code = _disassembled(result.asm["cubin"])
     registers, stack = (int(found) for found in re.findall(r"REG:(\d+) STACK:(\d+)", usage)[0])
-    count = {name: len(re.findall(rf"\b{name}\b", code)) for name in ("HGMMA", "HMMA", "LDL", "STL")}
+    count = {name: len(re.findall(rf"\b{name}\b", code)) for name in INSTRUCTIONS}
     name = launch.kernel.fn.__name__
     warps = built.get("num_warps", 4)
     spills = count["LDL"] + count["STL"]
-    return Machine(name, registers, stack, spills, result.metadata.shared, count["HGMMA"], count["HMMA"], warps)
+    wgmma = count["HGMMA"] + count["QGMMA"]
+    mma = count["HMMA"] + count["QMMA"]
+    return Machine(name, registers, stack, spills, result.metadata.shared, wgmma, mma, warps)
 
 
 def _source(kernel: Any, values: dict[str, Any], constant: set[str]) -> ASTSource:
@@ -226,9 +231,12 @@ def _route(dtype: torch.dtype) -> tuple[tuple, dict[str, Any]]:
     return (torch.zeros(64, 2688, dtype=dtype), torch.zeros(128, 2688), torch.zeros(128), 6, 2.5), {}
 
 
-def _experts(tokens: int, dtype: torch.dtype) -> tuple[tuple, dict[str, Any]]:
+def _experts(tokens: int, scaled: bool, dtype: torch.dtype) -> tuple[tuple, dict[str, Any]]:
     E, F, D, K = 128, 1856, 2688, 6  # matrices that nobody fills take no memory
-    up, down = torch.empty(E, F, D, dtype=dtype), torch.empty(E, D, F, dtype=dtype)
+    stored = torch.float8_e4m3fn if scaled else dtype
+    up, down = torch.empty(E, F, D, dtype=stored), torch.empty(E, D, F, dtype=stored)
+    if scaled:
+        up, down = (Scaled(matrices, torch.ones(E), torch.tensor(1.0)) for matrices in (up, down))
     ids = torch.zeros(tokens, K, dtype=torch.int64)
     return (torch.empty(tokens, D, dtype=dtype), up, down, ids, torch.zeros(tokens, K)), {}
 
@@ -242,7 +250,7 @@ CASES: dict[str, tuple[Callable[[torch.dtype], tuple[tuple, dict[str, Any]]], ..
     "paged_decode": (_decode,),
     "route": (_route,),
     "ssd_scan": (_scan,),
-    "grouped_mlp": tuple(partial(_experts, tokens) for tokens in (1, 256, 1024, 8192)),
+    "grouped_mlp": tuple(partial(_experts, n, scaled) for scaled in (False, True) for n in (1, 256, 1024, 8192)),
 }
 """Op -> what makes arguments and options of the 30B model's sizes."""
 

@@ -42,16 +42,38 @@ def _block(ENDS, block, E, EXPERTS: tl.constexpr, ROWS: tl.constexpr):
 
 
 @triton.jit
+def _add_product(total, a, b, SCALED: tl.constexpr, DEPTH: tl.constexpr, DOT: tl.constexpr):
+    """total + a b. Hopper's sums of e4m3 products have 14 bits: each block's goes into float32 by itself."""
+    if SCALED:
+        return tl.dot(a, b, total, max_num_imprecise_acc=DEPTH)
+    return tl.dot(a, b, total, input_precision=DOT)
+
+
+@triton.jit
+def _activated(total, INPUT_SCALE, SCALED: tl.constexpr, TYPE: tl.constexpr):
+    """relu(total)^2; SCALED: of numbers of TYPE, divided by the scale of the next product's inputs, up to 448."""
+    if SCALED:
+        total = total.to(TYPE).to(tl.float32)
+    total = tl.maximum(total, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    total *= total
+    if SCALED:
+        total = tl.div_rn(total.to(TYPE).to(tl.float32), tl.zeros_like(total) + tl.load(INPUT_SCALE))
+        total = tl.minimum(total, 448.0, propagate_nan=tl.PropagateNan.ALL)
+    return total
+
+
+@triton.jit
 def product_kernel(
-    X, W, ORDER, ENDS, OUT, E, top_k, width, depth, x_row, w_expert, w_row,
-    FIRST: tl.constexpr, SWAPPED: tl.constexpr, EXPERTS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr, DOT: tl.constexpr,
+    X, W, ORDER, ENDS, SCALES, INPUT_SCALE, OUT, E, top_k, width, depth, x_row, w_expert, w_row,
+    FIRST: tl.constexpr, SCALED: tl.constexpr, SWAPPED: tl.constexpr, EXPERTS: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, DEPTH: tl.constexpr, DOT: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
     """A tile of the products of some sorted choices of one expert with its matrix (width, depth).
 
     FIRST: rows of X are tokens, and OUT (choices, width) = relu(product)^2 of the sorted choices; else rows of X are
     sorted choices, and OUT gets them in the order of the tokens. SWAPPED: the matrix is the left factor, since matrix
-    units take 64 rows on the left and as few as 8 columns on the right.
+    units take 64 rows on the left and as few as 8 columns on the right. SCALED: X, W, and OUT of the first product are
+    e4m3, products are times SCALES (E,), and the first's results are divided by INPUT_SCALE.
     """
     tiles = tl.cdiv(width, COLUMNS)
     expert, first, end = _block(ENDS, tl.program_id(0) // tiles, E, EXPERTS, ROWS)
@@ -74,12 +96,13 @@ def product_kernel(
             x = tl.load(rows + start, mask=(m < end)[:, None] & inside, other=0.0)
             w = tl.load(matrix + start, mask=(n < width)[:, None] & inside, other=0.0)
             if SWAPPED:
-                total = tl.dot(w, tl.trans(x), total, input_precision=DOT)
+                total = _add_product(total, w, tl.trans(x), SCALED, DEPTH, DOT)
             else:
-                total = tl.dot(x, tl.trans(w), total, input_precision=DOT)
+                total = _add_product(total, x, tl.trans(w), SCALED, DEPTH, DOT)
+        if SCALED:
+            total *= tl.load(SCALES + expert)
         if FIRST:
-            total = tl.maximum(total, 0.0, propagate_nan=tl.PropagateNan.ALL)
-            total *= total
+            total = _activated(total, INPUT_SCALE, SCALED, TYPE)
         out = total.to(OUT.dtype.element_ty)
         if SWAPPED:
             at = OUT + target[None, :] * width + n[:, None]

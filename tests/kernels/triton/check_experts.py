@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from nano3.kernels import Scaled
+from nano3.kernels.eager import FUNCTIONS as EAGER
 from nano3.kernels.triton import experts
 from nano3.kernels.triton.compiled import recorded
 
@@ -9,6 +11,7 @@ from nano3 import kernels
 
 pytestmark = pytest.mark.usefixtures("poisoned", "no_eager")
 MOST = {torch.float32: 1e-6, torch.float16: 2e-3}
+E4M3 = torch.float8_e4m3fn
 EMPTY = 2
 """An expert that no token chooses."""
 
@@ -43,6 +46,48 @@ def check(given, assert_close):
 def test_experts(S, E, D, F, K, dtype, assert_close):
     """On average 2.8 choices an expert, 0.7, 17, 60, 107."""
     check(inputs(S, E, D, F, K, dtype), assert_close)
+
+
+@pytest.mark.parametrize(
+    ("S", "E", "D", "F", "K"),
+    [
+        (7, 5, 36, 80, 2),
+        *(pytest.param(*sizes, marks=pytest.mark.slow) for sizes in [
+            (60, 7, 150, 140, 2), (90, 3, 150, 140, 2), (160, 3, 150, 140, 2),
+        ]),
+    ],
+)  # fmt: skip
+def test_e4m3(S, E, D, F, K, assert_close):
+    """Each product is one of four terms, 0 to 4: the interpreter rounds to e4m3 wrongly where a bit is carried into the
+    exponent and half-way between two numbers, and none of these squares needs either."""
+    x, _, _, ids, weights = inputs(S, E, D, F, K, torch.float16)
+    x = x.round().clamp(-1, 1) / 4
+    x[0, 0] = 60000  # beyond 448 times its scale
+    places = torch.rand(E, F, D - 1).topk(4).indices + 1
+    up = torch.zeros(E, F, D).scatter_(2, places, torch.randn(E, F, 4).sign()).to(E4M3)
+    down = (torch.randn(E, D, F) * 60).to(E4M3)
+    scales = 4.0 * 2 ** torch.arange(E).remainder(3)
+    given = (
+        Scaled(up, scales, torch.tensor(0.25)),
+        Scaled(down, scales / 300, torch.tensor(1 / 16)),
+    )  # squares above 28 are cut off
+    got = kernels.grouped_mlp(x, *given, ids, weights, backend="triton")
+    assert got.dtype == torch.float16
+    expected = kernels.grouped_mlp(x.double(), *given, ids, weights, backend="reference")
+    assert_close(got, expected, MOST[torch.float16])
+
+
+@pytest.mark.parametrize("odd", ["inputs", "gradient", "one"])
+def test_e4m3_that_goes_to_pytorch(odd, monkeypatch):
+    x, _, _, ids, weights = inputs(2, 3, 16, 16, 1, torch.float16)
+    up, down = (Scaled(torch.randn(3, 16, 16).to(E4M3), torch.ones(3), torch.tensor(1.0)) for _ in range(2))
+    if odd == "inputs":
+        down = Scaled(down.data, down.scale)
+    if odd == "one":
+        down = down.dequantized(torch.float16)
+    monkeypatch.setitem(EAGER, "grouped_mlp", lambda *_: "PyTorch")
+    x.requires_grad_(odd == "gradient")
+    assert kernels.grouped_mlp(x, up, down, ids, weights, backend="triton") == "PyTorch"
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from nano3.kernels import Scaled
 
 from nano3 import kernels
 
@@ -43,3 +44,19 @@ def test_a_graph_reads_the_choices_at_each_replay(matrices, assert_close):
         graph.replay()
         expected = kernels.grouped_mlp(x.double(), *matrices, ids, weights, backend="reference")
         assert_close(got, expected, 1e-2)
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 9), reason="this GPU multiplies no e4m3"
+)
+@pytest.mark.parametrize("tokens", [1, 64, 256, 700, 2049])
+def test_e4m3(tokens, assert_close):
+    """Against the emulation of the reference, which rounds where the kernels do."""
+    g = torch.Generator("cuda").manual_seed(0)
+    data = [(60 * torch.randn(s, generator=g, device="cuda")).to(torch.float8_e4m3fn) for s in ((E, F, D), (E, D, F))]
+    scales = torch.linspace(2e-4, 4e-4, E, device="cuda")
+    up, down = (Scaled(m, scales, torch.tensor(0.01, device="cuda")) for m in data)
+    x, ids, weights = choices(tokens, tokens)
+    got = kernels.grouped_mlp(x, up, down, ids, weights, backend="triton")
+    assert_close(got, kernels.grouped_mlp(x, up, down, ids, weights, backend="reference"), 1e-2)
+    assert torch.equal(got, kernels.grouped_mlp(x, up, down, ids, weights, backend="triton"))
