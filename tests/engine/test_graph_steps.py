@@ -15,11 +15,12 @@ from nano3.config.errors import UserError
 from nano3.engine.engine import Engine
 from nano3.engine.protocol import run
 from nano3.engine.request import Request, Sampling
-from nano3.model import step
+from nano3.model import mamba2, step
 from nano3.model.decode import graphed
 from nano3.model.decode.graph import Recorder
 from nano3.model.mamba2 import Mamba2
 from nano3.model.router import Router
+from nano3.model.state.hybrid import HybridState
 from nano3.model.state.pool import StatePool
 from tests.engine.test_sampled_steps import KINDS, answers, assert_same
 from tests.model.recorded import Recording
@@ -192,6 +193,22 @@ def test_recorded_steps_give_the_same_texts(model, tokenizer, recordings, monkey
     for one, two in zip(got, expected, strict=True):
         assert_same(one, two)
         assert one.experts is None or (one.experts == two.experts).all()
+
+
+@pytest.mark.parametrize("graphs", ["0", "1"])
+def test_the_engine_decodes_by_mamba_step_alone(model, tokenizer, monkeypatch, graphs):
+    """The ops that it holds, which no GPU has kernels for, are for a model that is called with a state of its own."""
+
+    def refuse(*_arguments, **_options):
+        raise AssertionError("an op of one token without slots was called")
+
+    for op in ("causal_conv1d_step", "ssd_step"):
+        monkeypatch.setattr(mamba2, op, refuse)
+    monkeypatch.setenv("NANO3_GRAPHS", graphs)
+    _, got = outputs(model, tokenizer, 3, speculate=2)
+    assert all(output.tokens for output in got)
+    with pytest.raises(AssertionError, match="without slots"):
+        model(torch.tensor([[5]]), state=HybridState.empty(model.cfg, 1))
 
 
 def test_recorded_steps_see_new_weights(model, tokenizer, recordings, monkeypatch):
