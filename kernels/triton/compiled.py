@@ -158,7 +158,8 @@ def launches(op: str, dtype: torch.dtype = torch.bfloat16) -> list[Launch]:
     kernel = import_module(f".{MODULES[op]}", __package__).KERNELS[op]
     with recorded() as found:
         for case in CASES.get(op, ()):
-            _call(kernel, *case(dtype))
+            if (made := case(dtype)) is not None:
+                _call(kernel, *made)
         if op not in CASES:
             _call(kernel, kernel.case(torch.Generator(), dtype), {})
     return found
@@ -231,7 +232,9 @@ def _route(dtype: torch.dtype) -> tuple[tuple, dict[str, Any]]:
     return (torch.zeros(64, 2688, dtype=dtype), torch.zeros(128, 2688), torch.zeros(128), 6, 2.5), {}
 
 
-def _experts(tokens: int, scaled: bool, dtype: torch.dtype) -> tuple[tuple, dict[str, Any]]:
+def _experts(tokens: int, scaled: bool, dtype: torch.dtype) -> tuple[tuple, dict[str, Any]] | None:
+    if scaled and dtype == torch.float32:
+        return None
     E, F, D, K = 128, 1856, 2688, 6  # matrices that nobody fills take no memory
     stored = torch.float8_e4m3fn if scaled else dtype
     up, down = torch.empty(E, F, D, dtype=stored), torch.empty(E, D, F, dtype=stored)
@@ -241,7 +244,7 @@ def _experts(tokens: int, scaled: bool, dtype: torch.dtype) -> tuple[tuple, dict
     return (torch.empty(tokens, D, dtype=dtype), up, down, ids, torch.zeros(tokens, K)), {}
 
 
-CASES: dict[str, tuple[Callable[[torch.dtype], tuple[tuple, dict[str, Any]]], ...]] = {
+CASES: dict[str, tuple[Callable[[torch.dtype], tuple[tuple, dict[str, Any]] | None], ...]] = {
     "rms_norm": (_norm,),
     "gated_rms_norm": (_gated_norm,),
     "causal_conv1d": (_conv,),
@@ -252,7 +255,7 @@ CASES: dict[str, tuple[Callable[[torch.dtype], tuple[tuple, dict[str, Any]]], ..
     "ssd_scan": (_scan,),
     "grouped_mlp": tuple(partial(_experts, n, scaled) for scaled in (False, True) for n in (1, 256, 1024, 8192)),
 }
-"""Op -> what makes arguments and options of the 30B model's sizes."""
+"""Op -> what makes arguments and options of the 30B model's sizes; None where it has nothing of a type."""
 
 
 def unique(found: list[Launch]) -> list[Launch]:

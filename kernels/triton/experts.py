@@ -18,8 +18,8 @@ from ..scaled import E4M3, Scaled, Weight
 from .call import Kernel, fits, guarded, launch, normal, power_of_2, shaped, wants_gradient
 from .expert_kernels import product_kernel, sort_kernel, sum_kernel
 
-CHUNK = 2048
-"""Choices that a program looks at a time while it sorts."""
+CHUNK, SMALL_CHUNK = 2048, 128
+"""Choices that a program looks at a time while it sorts; the small one where there are no more."""
 MOST_EXPERTS, MOST_CHOSEN = 1024, 32
 """A program holds a number for each expert and unrolls the loop over a token's choices."""
 NAMES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
@@ -75,7 +75,8 @@ def grouped_mlp(x: Tensor, up: Weight, down: Weight, expert_ids: Tensor, weights
     ids, choices = expert_ids.contiguous(), S * top_k
     order = torch.empty(choices, dtype=torch.int32, device=x.device)
     ends = torch.empty(E, dtype=torch.int32, device=x.device)
-    launch(sort_kernel, (E,), ids, order, ends, choices, CHUNK=min(CHUNK, power_of_2(choices)), num_warps=4)
+    chunk = SMALL_CHUNK if choices <= SMALL_CHUNK else CHUNK
+    launch(sort_kernel, (E,), ids, order, ends, choices, CHUNK=chunk, num_warps=4)
     rows = x if x.stride(1) == 1 else x.contiguous()
     if first.input_scale is not None:
         rows = fp8.rounded(x, first.input_scale)
