@@ -1,11 +1,15 @@
 """Memory of training and of what runs beside it, reckoned before a run."""
 
 import dataclasses
+import re
+import shlex
+from importlib.resources import files
 
 import pytest
 
 from nano3.config.errors import UserError
-from nano3.config.presets import load_extend_context, load_rlhf
+from nano3.config.policy import PolicyConfig
+from nano3.config.presets import load_extend_context, load_pretrain, load_rlhf, load_rlvr, load_sft
 from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.engine.sizing import available_memory
 from nano3.model.lm import LM
@@ -13,6 +17,7 @@ from nano3.parallel.estimate import process_bytes
 from nano3.rl.feedback.open import judge_bytes
 from nano3.rl.training.engines import bytes_beside, open_engine
 from nano3.stages.room import check_room
+from nano3.stages.settings import check_parallel, fit_micro_batch
 from nano3.train.world import World
 
 from .policy_runs import save_base
@@ -35,6 +40,26 @@ def test_what_runs_beside_training_leaves_less_and_may_be_too_much():
     with pytest.raises(UserError, match=told) as refused:
         check_room(load_rlhf("tiny", ['rollout.servers=["http://127.0.0.1:9"]']), World(), 2 * free)
     assert "elsewhere" not in str(refused.value)
+
+
+LOADS = {
+    "pretrain/phase1": load_pretrain, "pretrain/phase2": load_pretrain, "sft/sft": load_sft, "rlvr/rlvr": load_rlvr,
+    "rlhf/rlhf": load_rlhf, "extend-context/long-context": load_extend_context,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOADS)
+def test_the_arrangement_that_a_preset_names_is_possible_and_takes_the_memory_that_it_says(name):
+    text = (files("nano3.presets") / f"{name}.toml").read_text("utf-8")
+    told = re.search(r"holds about (\d+) GB on (\d+) of them.*\n# (--set .*)\n", text)
+    assert told is not None
+    size, most = int(told[2]), int(told[1])
+    cfg = LOADS[name](name.partition("/")[2], shlex.split(told[3].replace("--set ", "")))
+    check_parallel(cfg, size)
+    if not isinstance(cfg, PolicyConfig):
+        cfg = fit_micro_batch(cfg, size // cfg.parallel.readers_of_one)
+    needs = [process_bytes(cfg, "bfloat16", ranks=size, stage=stage) for stage in range(cfg.parallel.pipeline)]
+    assert 0.9 * most < max(needs) / 1e9 < 1.1 * most
 
 
 def test_many_short_rows_in_many_slices_have_no_room():
