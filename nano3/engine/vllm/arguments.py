@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -11,6 +12,8 @@ from nano3.config.typed import nearest
 from nano3.engine.request import MAX_TOP, Grammar, Request, Sampling
 from nano3.engine.vllm.control import CONTROL
 
+RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
+"""vLLM's own variable: 1 for its second model runner, whose logits processors are others."""
 NEVER = 1 << 40
 """Tokens beyond any context."""
 
@@ -32,7 +35,9 @@ def engine_arguments(
         "logprobs_mode": "raw_logprobs",
         "enable_prefix_caching": prefix_cache,
         "disable_log_stats": True,
-        "logits_processors": ["nano3.engine.vllm.engine:LogitsControl"],
+        "logits_processors": [
+            f"nano3.engine.vllm.engine:{'StepControl' if os.environ.get(RUNNER) == '1' else 'LogitsControl'}"
+        ],
         # The processor reads an output's tokens before it masks the next one.
         "async_scheduling": False,
         **{name: value for name, value in limits.items() if value is not None},

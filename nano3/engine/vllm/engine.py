@@ -20,8 +20,8 @@ from nano3.engine.protocol import MixedWeightsError, Stats, ends_of_text, requir
 from nano3.engine.request import FinishReason, Request, Sampling, Token, Update
 from nano3.engine.sequence_sampler import derive_seed, has_penalties
 from nano3.engine.thinking import ThinkingTracker, thinking_tracker
-from nano3.engine.vllm.arguments import check_arguments, control_of, engine_arguments, sampling_options
-from nano3.engine.vllm.control import logits_control
+from nano3.engine.vllm.arguments import RUNNER, check_arguments, control_of, engine_arguments, sampling_options
+from nano3.engine.vllm.control import logits_control, step_control
 from nano3.installation import install_command
 
 
@@ -302,16 +302,19 @@ def _prompt_tokens(answer: Any, count: int | None) -> tuple[Token, ...] | None:
     return tuple(tokens)
 
 
+CONTROLS = {"LogitsControl": logits_control, "StepControl": step_control}
+
+
 def __getattr__(name: str) -> Any:
     # vLLM finds its processor here by name; its base class exists only where vLLM does.
-    if name == "LogitsControl":
-        return logits_control()
+    if name in CONTROLS:
+        return CONTROLS[name]()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _import_vllm() -> Any:
-    # Its second model runner, the default on GPUs since 0.32, takes no logits processors of this kind.
-    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
+    # Its second model runner is the default on GPUs since 0.32, and StepControl never ran in one.
+    os.environ.setdefault(RUNNER, "0")
     try:
         import vllm  # pyright: ignore[reportMissingImports]
         import vllm.config  # pyright: ignore[reportMissingImports]
