@@ -23,7 +23,7 @@ _WRAPPED = re.compile(r"(`{3,})(markdown|md)?(?:text)?[ \t]*\n(.*?)\n?\1", re.DO
 _OBJECT = re.compile(r"\{.*\}", re.DOTALL)
 _URL = re.compile(r"\b(?:https?|ftp)://[^\s<>\"'`)\]}、。，；]+|\bwww\.[^\s<>\"'`)\]}、。，；]+")
 _NUMBER = re.compile(r"\d+(?:[.,'\u00a0\u202f ](?=\d{3}(?!\d))\d{3}|[.,]\d+)*")
-_MONTH = re.compile(r"\d{1,2}(?=\s*月)")
+_MONTH = re.compile(r"(\d{1,2})(?=\s*月)|\b\d{1,2}\.(\d{1,2})\.\d{4}\b")
 _INLINE = re.compile(r"(?<!`)(`+)(?!`)((?:[^\n]|\n(?!\s*\n))+?)(?<!`)\1(?!`)")
 _HEADING = re.compile(r"^#{1,6}[ \t]+(.+?)[ \t:]*$")
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w{3,}")
@@ -136,23 +136,43 @@ def is_english(text: str) -> bool:
 def check_unchanged(source: str, reply: str) -> None:
     """Raise DropError where numbers, addresses or inline code of a source are not those of its translation.
 
-    Numbers count by their digits: 1.234,5 is 1,234.5. A single digit may be new, since languages spell small numbers
-    out, and the number of a month before 月 may become a name.
+    1.234,5 is 1,234.5. A single digit may be new, since languages spell small numbers out, and the number of a month,
+    before 月 or in a date such as 11.03.2011, may become a name.
     """
     if addresses(source) != addresses(reply):
         raise DropError("addresses changed")
     if Counter(inline_code(source)) != Counter(inline_code(reply)):
         raise DropError("code changed")
     before, after = (numbers(_INLINE.sub(" ", _URL.sub(" ", text))) for text in (source, reply))
-    months = Counter(_MONTH.findall(unicodedata.normalize("NFKC", source)))
+    found = (chinese or dotted for chinese, dotted in _MONTH.findall(unicodedata.normalize("NFKC", source)))
+    months = Counter(map(_plain, found))
     if before - after - months or any(len(number) > 1 for number in after - before):
         raise DropError("numbers changed")
 
 
 def numbers(text: str) -> Counter[str]:
-    """The numbers of a text, as their digits alone."""
+    """The numbers of a text, the same however a language writes them: 1.234,50 and 1,234.5 are 1234.5."""
     found = _NUMBER.findall(unicodedata.normalize("NFKC", text))
-    return Counter(re.sub(r"\D", "", number) for number in found)
+    return Counter(value for number in found for value in _values(number))
+
+
+def _values(number: str) -> list[str]:
+    """The value of a number, or of each part of a date or version.
+
+    A single separator before three digits counts as one of thousands, in any language: whoever translates it keeps it.
+    """
+    first, *groups = re.split(r"\D", number)
+    separators = re.findall(r"\D", number)
+    if not groups or (first != "0" and all(len(group) == 3 for group in groups)):
+        return [_plain(first + "".join(groups))]
+    *thousands, decimals = groups
+    if all(len(group) == 3 for group in thousands) and separators[-1] not in separators[:-1]:
+        return [f"{_plain(first + ''.join(thousands))}.{decimals.rstrip('0')}".removesuffix(".")]
+    return [_plain(group) for group in (first, *groups)]
+
+
+def _plain(digits: str) -> str:
+    return digits.lstrip("0") or "0"
 
 
 def addresses(text: str) -> Counter[str]:

@@ -23,6 +23,8 @@ from nano3.curate.steps.llm.replies import (
         ("一九九〇 前 3 天 和 ２５ 个", "3 days before 1990... and 25 of them".replace("1990...", "it")),
         ("三つの例", "3 examples"),
         ("2011年3月11日", "March 11, 2011"),
+        ("Am 11.03.2011 um 5 Uhr", "On March 11, 2011 at 5"),
+        ("Es sind 1,5 %", "It is 1.50%"),
         ("Siehe https://example.org/a?b=1.", "See https://example.org/a?b=1."),
         ("Führe `pip install x` aus: `a = 1`", "First `a = 1`, then run `pip install x`"),
         ("Ver `x == 10` en www.example.org", "See `x == 10` at www.example.org"),
@@ -39,6 +41,9 @@ def test_translations_that_keep_everything_pass(source, reply):
         ("12 Tiere und 12 Häuser", "12 animals and houses", "numbers changed"),
         ("Tiere", "In 2023, animals", "numbers changed"),
         ("3,5 Meter", "35,5 metres", "numbers changed"),
+        ("3,5 Meter", "35 metres", "numbers changed"),
+        ("1.250 Zeilen", "12,50 lines", "numbers changed"),
+        ("Am 11.03.2011", "On April 12, 2011", "numbers changed"),
         ("2011年3月11日", "March 12, 2011", "numbers changed"),
         ("3 Tage", "two days", "numbers changed"),
         ("https://example.org/a", "https://example.org/b", "addresses changed"),
@@ -53,9 +58,19 @@ def test_translations_that_change_something_are_told(source, reply, reason):
         check_unchanged(source, reply)
 
 
-def test_numbers_are_their_digits():
-    assert numbers("1.234,5 and 1,234.5 and 12 345 and 1 2") == {"12345": 3, "1": 1, "2": 1}
-    assert numbers("v1.2, 3.") == {"12": 1, "3": 1}
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("1.234,5 and 1,234.50 and 1 234,5", {"1234.5": 3}),
+        ("12 345, 12.345, 12,345, 12'345 and 1 2", {"12345": 4, "1": 1, "2": 1}),
+        ("1.234.567 and 1,234,567.0", {"1234567": 2}),
+        ("0,125 and 0.125 and 0.5", {"0.125": 2, "0.5": 1}),
+        ("v1.2, 3. 1.2.3", {"1.2": 1, "3": 2, "1": 1, "2": 1}),
+        ("11.03.2011, 007", {"11": 1, "3": 1, "2011": 1, "7": 1}),
+    ],
+)
+def test_numbers_are_the_same_in_every_spelling(text, found):
+    assert numbers(text) == found
 
 
 @pytest.mark.parametrize(
