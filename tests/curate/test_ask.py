@@ -185,3 +185,13 @@ def test_two_steps_share_the_places_and_both_say_what_they_asked(curate, model_s
     assert [one["step"] for one in kept[0]["metadata"]["asked"]] == ["01-ask", "02-ask"]
     assert model_server.most <= 4
     assert json.dumps(report.to_json())
+
+
+def test_requests_have_the_fields_that_openais_own_client_has(curate, model_server, prompt):
+    from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming
+    from pydantic import TypeAdapter
+
+    curate([("ask", {"prompt": prompt})], ["a text"], server=model_server.url)
+    (body,) = model_server.bodies
+    TypeAdapter(CompletionCreateParamsNonStreaming).validate_python(body, strict=True)
+    assert set(body) <= set(CompletionCreateParamsNonStreaming.__annotations__)

@@ -184,6 +184,7 @@ def curate(
     for option, given in (("--url", url), ("--model", model), ("--answers", answers)):
         if given and not pipeline.model_steps:
             raise UserError(f"{option}: pipeline '{name}' has no step that asks a language model")
+    from nano3.cli.data.curate_estimate import finished_model
     from nano3.curate.ask.model import Model, find_model, no_model
     from nano3.curate.run import ANSWERS, plan_run
     from nano3.files import check_writable
@@ -192,7 +193,9 @@ def curate(
     found = None
     if url:
         place = (answers or folder / ANSWERS).absolute()
-        found = Model(*find_model(url, model), concurrency, timeout, max(deadline, timeout), place)
+        done = None if dry_run else finished_model(folder, model)
+        named = (*done, 0) if done else find_model(url, model)
+        found = Model(*named, concurrency, timeout, max(deadline, timeout), place)
     elif pipeline.model_steps and not dry_run:
         raise no_model(pipeline.model_steps[0])
     plan = plan_run(pipeline, folder, paths or [], against or [], tasks, limit, found)

@@ -181,7 +181,8 @@ def test_a_classifier_is_trained_and_judged(tmp_path, monkeypatch):
 def model_server():
     server = ModelServer(lambda prompt, body: "some words")
     yield server
-    server.stop()
+    if not server.stopping.is_set():
+        server.stop()
 
 
 @pytest.fixture
@@ -210,6 +211,9 @@ def test_a_pilot_says_what_a_run_will_cost_and_the_run_does_not_send_it_again(as
     assert len(model_server.prompts) == 3
     run("curate", *asking, *url, "--workers", 1)
     assert len(model_server.prompts) == 3
+    model_server.stop()
+    again = run("curate", *asking, *url, "--workers", 1).stdout
+    assert "3 answers of the model" in again, "what is done is shown, whether or not the server is there"
 
 
 def test_a_plan_without_a_model_can_be_looked_at(asking):
