@@ -118,11 +118,15 @@ def test_nan_is_no_zero():
     assert got.isnan().all(1).tolist() == [False, True, False]
 
 
+@pytest.mark.parametrize("e4m3", [False, True])
 @pytest.mark.parametrize("tokens", [1, 4000])
-def test_nothing_waits_for_values(tokens):
+def test_nothing_waits_for_values(tokens, e4m3):
     """On the meta device nothing has one: a CUDA graph can hold the launches, whatever experts its tokens choose."""
-    given = [t.to("meta") for t in inputs(tokens, 5, 16, 16, 2, torch.float16)]
+    x, *matrices, ids, weights = (t.to("meta") for t in inputs(tokens, 5, 16, 16, 2, torch.float16))
+    if e4m3:
+        scales, scale = torch.ones(5, device="meta"), torch.ones((), device="meta")
+        matrices = [Scaled(m.to(E4M3), scales, scale) for m in matrices]
     with recorded() as launches:
-        experts.grouped_mlp(*given)
+        experts.grouped_mlp(x, *matrices, ids, weights)
     names = [launch.kernel.fn.__name__ for launch in launches]
     assert names == ["sort_kernel", "product_kernel", "product_kernel", "sum_kernel"]
