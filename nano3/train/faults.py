@@ -26,17 +26,18 @@ class LostProcessError(UserError):
 
 
 @contextmanager
-def steps_limited(world: World, seconds: float) -> Iterator[None]:
+def steps_limited(world: World, seconds: float, saving: float | None = None) -> Iterator[None]:
     """Inside, processes wait so long for each other at most, and the error where one does not come is one line.
 
     Args:
         world: the processes.
-        seconds: how long (parallel.timeout_s).
+        seconds: how long (parallel.timeout_s; with rollouts longer).
+        saving: parallel.timeout_s, by which they wait for each other's part of a checkpoint; None: `seconds`.
 
     Raises:
         LostProcessError: instead of the library's error.
     """
-    world.limit_waits(seconds)
+    world.limit_waits(seconds, saving)
     try:
         yield
         world.limit_waits(None)

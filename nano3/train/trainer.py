@@ -42,7 +42,7 @@ from nano3.train.tracking.progress import Progress, Status
 from nano3.train.tracking.record import Record
 from nano3.train.tracking.throughput import Meter, peak_flops
 from nano3.train.waits import Pace
-from nano3.train.world import SAVING, World, attempt, init_world
+from nano3.train.world import ROLLOUTS, World, attempt, init_world
 
 
 class Trainer:
@@ -165,7 +165,7 @@ class Trainer:
         try:
             with StopRequest(self.progress.say) as stop:
                 self._open()
-                with steps_limited(self.world, self._patience):
+                with steps_limited(self.world, self._patience, self.cfg.parallel.timeout_s):
                     result = self._run(stop)
             # All is saved: from here on a signal ends the run at once; a resume comes back here.
             done = self._done
@@ -183,7 +183,7 @@ class Trainer:
         """Seconds that ranks wait for each other in a step; rollouts take some of them much longer than others."""
         seconds = self.cfg.parallel.timeout_s
         rollouts = isinstance(self.feed.source, MeasuredSource)
-        return max(seconds, SAVING.total_seconds()) if rollouts else seconds
+        return max(seconds, ROLLOUTS.total_seconds()) if rollouts else seconds
 
     @property
     def _done(self) -> bool:

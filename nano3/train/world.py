@@ -31,8 +31,10 @@ a step are made."""
 
 PREPARING = timedelta(hours=24)
 """How long processes wait for each other outside training steps: the first one prepares data and writes the model."""
-SAVING = timedelta(minutes=30)
-"""The least that they wait for each other's checkpoints, and for rollouts, whose lengths differ."""
+ROLLOUTS = timedelta(minutes=30)
+"""The least that they wait for each other's rollouts, whose lengths differ."""
+SAVING, SAVING_TIMES = timedelta(minutes=10), 2
+"""The least that they wait for each other's part of a checkpoint, and how many times as long as in a step."""
 
 
 @dataclass(frozen=True)
@@ -189,15 +191,16 @@ class World:
             raise error
         raise sent from error
 
-    def limit_waits(self, seconds: float | None) -> None:
+    def limit_waits(self, seconds: float | None, saving: float | None = None) -> None:
         """From now on the run ends with an error where a process waits longer for others in a step; None: no limit but
-        PREPARING."""
+        PREPARING. `saving`: seconds that SAVING_TIMES holds for; None: `seconds`."""
         if self.size == 1:
             return
         limit = PREPARING if seconds is None else timedelta(seconds=seconds)
+        saves = max(SAVING, SAVING_TIMES * (limit if saving is None else timedelta(seconds=saving)))
         for group in list(distributed_c10d._world.pg_map):
             if not distributed_c10d._rank_not_in_group(group):
-                distributed_c10d._set_pg_timeout(max(limit, SAVING) if group is self.background else limit, group)
+                distributed_c10d._set_pg_timeout(saves if group is self.background else limit, group)
 
     def close(self) -> None:
         """Leave torch.distributed, if `init_world` started it."""

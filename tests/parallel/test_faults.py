@@ -25,6 +25,27 @@ def test_a_run_whose_other_rank_does_not_answer_ends_with_one_line(launch, tmp_p
     second.kill()
 
 
+LIMITS = """
+import torch
+from nano3.train.faults import steps_limited
+from nano3.train.world import init_world
+
+world = init_world()
+for seconds, saving in ((5, None), (1800, 400), (900, None)):
+    with steps_limited(world, seconds, saving):
+        groups = (world.control, world.background)
+        print(*[int(g._get_backend(torch.device("cpu")).options._timeout.total_seconds()) for g in groups])
+world.close()
+"""
+
+
+def test_processes_wait_in_a_checkpoint_twice_as_long_as_in_a_step(processes):
+    for rank in processes("-c", LIMITS, ranks=2):
+        out, error = rank.communicate(timeout=60)
+        # At least ten minutes; with rollouts, for which steps wait longer, no longer than without.
+        assert out.splitlines() == ["5 600", "1800 800", "900 1800"], error
+
+
 UNWRITABLE = """
 import sys
 from pathlib import Path
