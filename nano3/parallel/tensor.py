@@ -82,7 +82,7 @@ def divide_heads(model: Any, group: Any) -> None:
             vars(block.mixer)["forward"] = DividedHeads(block.mixer, group)
 
 
-class Part(NamedTuple):
+class HeadRows(NamedTuple):
     """Of a parameter what one process computes with."""
 
     module: str
@@ -153,14 +153,17 @@ class NormOfSharedGroups:
         return (gated * torch.rsqrt(squares / full + self.norm.eps) * weight.to(wide)).to(y.dtype)
 
 
-def attention_parts(cfg: ModelConfig, rank: int, size: int) -> list[Part]:
+def attention_parts(cfg: ModelConfig, rank: int, size: int) -> list[HeadRows]:
     """What process `rank` of `size` computes with of an attention block."""
     queries, keys = (_scaled(_own(n, rank, size), cfg.head_dim) for n in (cfg.n_heads, cfg.n_kv_heads))
     rows = {"q_proj": queries, "k_proj": keys, "v_proj": keys}
-    return [*(Part(name, "weight", 0, (span,)) for name, span in rows.items()), Part("o_proj", "weight", 1, (queries,))]
+    return [
+        *(HeadRows(name, "weight", 0, (span,)) for name, span in rows.items()),
+        HeadRows("o_proj", "weight", 1, (queries,)),
+    ]
 
 
-def mamba_parts(cfg: ModelConfig, rank: int, size: int) -> list[Part]:
+def mamba_parts(cfg: ModelConfig, rank: int, size: int) -> list[HeadRows]:
     """What process `rank` of `size` computes with of a Mamba-2 block; the input projection is one weight for z, x, B, C
     and the steps, the convolution one for x, B and C."""
     heads, states = _own(cfg.mamba_n_heads, rank, size), cfg.n_groups * cfg.d_state
@@ -170,12 +173,12 @@ def mamba_parts(cfg: ModelConfig, rank: int, size: int) -> list[Part]:
     steps = _behind(cfg.d_inner + cfg.conv_dim, heads)
     projected = (inner, *(_behind(cfg.d_inner, span) for span in channels), steps)
     return [
-        Part("in_proj", "weight", 0, projected),
-        Part("conv1d", "weight", 0, channels),
-        Part("conv1d", "bias", 0, channels),
-        *(Part("", name, 0, (heads,)) for name in ("dt_bias", "A_log", "D")),
-        Part("norm", "weight", 0, (inner,)),
-        Part("out_proj", "weight", 1, (inner,)),
+        HeadRows("in_proj", "weight", 0, projected),
+        HeadRows("conv1d", "weight", 0, channels),
+        HeadRows("conv1d", "bias", 0, channels),
+        *(HeadRows("", name, 0, (heads,)) for name in ("dt_bias", "A_log", "D")),
+        HeadRows("norm", "weight", 0, (inner,)),
+        HeadRows("out_proj", "weight", 1, (inner,)),
     ]
 
 
@@ -195,7 +198,7 @@ def _behind(before: int, span: tuple[int, int]) -> tuple[int, int]:
     return before + span[0], before + span[1]
 
 
-def _check_whole(mixer: nn.Module, parts: list[Part]) -> None:
+def _check_whole(mixer: nn.Module, parts: list[HeadRows]) -> None:
     known = {f"{part.module}.{part.name}".removeprefix(".") for part in parts}
     if other := [name for name, _ in mixer.named_parameters() if name not in known]:
         raise UserError(
