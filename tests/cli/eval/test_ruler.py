@@ -53,8 +53,17 @@ class Oracle:
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
+def here(request, tmp_path, monkeypatch):
+    """A folder of the test's own; charts take longer than these evaluations, so only a test that asks for
+    `draws_charts` draws them."""
     monkeypatch.chdir(tmp_path)
+    if "draws_charts" not in request.fixturenames:
+        monkeypatch.setattr("nano3.eval.ruler.report.heat_maps", lambda grids, path, *labels: path)
+
+
+@pytest.fixture
+def draws_charts():
+    """Asks for charts."""
 
 
 def rows(folder: str) -> list[dict]:
@@ -65,6 +74,7 @@ def result(folder: str) -> dict:
     return json.loads(Path(folder, "result.json").read_text())
 
 
+@pytest.mark.usefixtures("draws_charts")
 def test_a_random_model_is_evaluated_and_its_folder_is_whole(run, base_folder):
     done = run("eval", "ruler", "--from", base_folder, *SMALL, "--samples", 2, "--out", "r")
     assert done.code == 0, done.err
@@ -80,6 +90,7 @@ def test_a_random_model_is_evaluated_and_its_folder_is_whole(run, base_folder):
         assert 0.9 * 512 <= row["prompt_tokens"] + 128 <= 512
         assert 0 <= row["depth"] <= 1
     assert {path.name for path in Path("r").glob("*.png")} == {"depth.png", "tasks.png"}
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in Path("r").glob("*.png"))
     before = Path("r", "samples.jsonl").read_bytes()
     again = run("eval", "ruler", "--from", base_folder, *SMALL, "--samples", 2, "--out", "r", "--json")
     assert json.loads(again.out)["scores"] == found["scores"]

@@ -83,9 +83,11 @@ def base(tmp_path_factory):
     return folder / "base" / "model"
 
 
-def without_charts(patch):
-    """Those of training, which take a second each."""
+def without_charts(patch, judging=True):
+    """Those of training, which take a second each, and those of `judging`."""
     patch.setattr("nano3.train.tracking.record.charts.draw", lambda *args: [])
+    if judging:
+        patch.setattr("nano3.stages.genrm.run.draw_judging", lambda scoring, stages, path: path)
 
 
 @pytest.fixture(autouse=True)
@@ -115,7 +117,7 @@ def weights(folder):
 def finished(base, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "whole"
     with pytest.MonkeyPatch.context() as patch:
-        without_charts(patch)
+        without_charts(patch, judging=False)
         return run(folder, base), folder
 
 
