@@ -12,16 +12,15 @@
 #
 # A stage that fails or takes too long does not stop the rest. docs/gpu.md says what the figures are held against.
 set -uo pipefail
+out=$(realpath -m "${1:-h200-results}")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-
-out=${1:-h200-results}
 mkdir -p "$out"
 rows=$out/rows.jsonl
 python=${PYTHON:-python3}
 dry=${NANO3_H200_DRY:-0}
 end=$((SECONDS + ${NANO3_H200_SECONDS:-$((dry ? 3600 : 540))}))
 # Kernels that this session compiles, not those of another.
-export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$PWD/$out/triton-cache}
+export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$out/triton-cache}
 
 if ((dry)); then
   export TRITON_INTERPRET=1 NANO3_GRAPHS=1 OMP_NUM_THREADS=1

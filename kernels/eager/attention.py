@@ -28,9 +28,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, document_ids: Tensor | None = 
     if document_ids is not None and S == T:
         if varlen.suits(q, k, v):
             return varlen.attend_packed(q, k, v, document_ids)
-        host = known(document_ids)
-        segment = segments(document_ids)
-        return _attend_documents(q, k, v, segment, segment if host is None else segments(host))
+        return _attend_documents(q, k, v, *_segments(document_ids))
     if document_ids is not None:
         return _attend_behind_documents(q, k, v, document_ids)
     if S == T:
@@ -222,6 +220,12 @@ class _Piece(NamedTuple):
     several: bool
 
 
+def _segments(document_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Running document numbers, and the same where the host can look at them, if anywhere without waiting."""
+    segment, host = segments(document_ids), known(document_ids)
+    return segment, segment if host is None or host is document_ids else segments(host)
+
+
 def _attend_documents(q: Tensor, k: Tensor, v: Tensor, segment: Tensor, seen: Tensor) -> Tensor:
     """`seen`: the segments where the host can look at them, if anywhere without waiting for the device."""
     if not seen[:, -1].any():
@@ -241,8 +245,7 @@ def _attend_behind_documents(q: Tensor, k: Tensor, v: Tensor, document_ids: Tens
     T, S = q.shape[1], k.shape[1]
     if T == 0:
         return torch.empty_like(q)
-    segment, host = segments(document_ids), known(document_ids)
-    seen = segment if host is None else segments(host)
+    segment, seen = _segments(document_ids)
     own = seen[:, S - T : S - T + 1]  # (B, 1) the first query's document
     bounds = torch.stack([(seen < own).sum(1), (seen <= own).sum(1)], dim=1)
     rows = []

@@ -125,7 +125,7 @@ def measure(plan: Plan, say: Say, decide: Callable[[Worker], Sequence[Case]] | N
     if plan.device != "cpu":
         from nano3.engine.launch import find_device  # imports torch, as it needs to look
 
-        find_device(plan.device)
+        plan = replace(plan, device=str(find_device(plan.device)))
     threads = plan.threads or _default_threads()
     with ExitStack() as stack:
         say("loading")
