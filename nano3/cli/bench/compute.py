@@ -1,4 +1,4 @@
-"""`nano3 bench train`, `prefill`, `decode`, `rl`: speed on this CPU, beside peers and the machine's ceilings."""
+"""`nano3 bench train`, `prefill`, `decode`, `rl`: speed on this machine, beside peers and the machine's ceilings."""
 
 from __future__ import annotations
 
