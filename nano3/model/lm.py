@@ -188,16 +188,23 @@ class LM(nn.Module):
         x = self.embeddings(tokens).to(self.compute_dtype) if inputs is None else inputs
         wanted, places = frozenset(statistics), None if valid is None else Places.of(valid)
         around = Pass(document_ids, places, None, keep_expert_ids, boundary, context, wanted, joint=joint)
+        x, stats = self._through(x, around, routing, state, part)
+        chosen = torch.stack([routed.expert_ids for routed in stats]) if keep_expert_ids and stats else None
+        if part is None or part.stop == self.cfg.n_blocks:
+            x = self.norm_f(x)
+        return Hidden(x, stats, chosen, wanted, slices)
+
+    def _through(
+        self, x: Tensor, around: Pass, routing: Tensor | None, state: HybridState | None, part: range | None
+    ) -> tuple[Tensor, list[RouterStats]]:
+        """What the blocks, or those of `part`, make of x, and the routing of those that have experts."""
         stats: list[RouterStats] = []
         for i, block in enumerate(self.blocks) if part is None else ((i, self._block(i)) for i in part):
             given = routing[len(stats)] if routing is not None and isinstance(block.mixer, MoE) else None
             x, routed = self._run(block, x, around.at(i, given), state.blocks[i] if state is not None else None)
             if routed is not None:
                 stats.append(routed)
-        chosen = torch.stack([routed.expert_ids for routed in stats]) if keep_expert_ids and stats else None
-        if part is None or part.stop == self.cfg.n_blocks:
-            x = self.norm_f(x)
-        return Hidden(x, stats, chosen, wanted, slices)
+        return x, stats
 
     def _step(self, tokens: Tensor, state: HybridState, keep_expert_ids: bool) -> Hidden | None:
         """One token of each sequence of a StatePool in one call; None: it has to go block by block."""
