@@ -7,21 +7,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nano3.cli.data.curate_estimate import estimate_of, parse_price, print_estimate
+from nano3.cli.data.curate_report import printable, show_report
 from nano3.cli.options.common import Json
 
 if TYPE_CHECKING:
     from nano3.curate.ask.estimate import Estimate
     from nano3.curate.catalog import StepInfo
-    from nano3.curate.ledger import Size
-    from nano3.curate.report import Report
     from nano3.curate.run import Plan
-
-EXIT_UNBALANCED = 1
 
 
 class Executor(StrEnum):
@@ -210,7 +207,7 @@ def curate(
         return
     check_writable(folder, "--out")
     if plan.manifest.left_out:
-        print(_printable(f"left out: {plan.manifest.left_out}"), file=sys.stderr)
+        print(printable(f"left out: {plan.manifest.left_out}"), file=sys.stderr)
     _carry_out(plan, workers, executor, slurm or [], as_json)
 
 
@@ -222,7 +219,7 @@ def _carry_out(plan: Plan, workers: int, executor: Executor, slurm: list[str], a
         return
     with server_gone() if plan.model else nullcontext():
         result = run_pipeline(plan, workers, executor == Executor.RAY)
-    _show(result, as_json, 0)
+    show_report(result, as_json, 0)
 
 
 def _check_executor(executor: Executor, slurm: list[str] | None) -> None:
@@ -258,7 +255,7 @@ def report(
     """Show what each step of a curation run kept and dropped, and why; also while it runs."""
     from nano3.curate.report import read_report
 
-    _show(read_report(folder), as_json, samples)
+    show_report(read_report(folder), as_json, samples)
 
 
 def _list(as_json: bool) -> None:
@@ -318,7 +315,7 @@ def _show_plan(
         return
     print(f"{len(manifest.inputs):,} inputs in {manifest.tasks:,} tasks, into {plan.out}")
     if manifest.left_out:
-        print(_printable(f"left out: {manifest.left_out}"))
+        print(printable(f"left out: {manifest.left_out}"))
     for label, settings in manifest.settings.items():
         shown = ", ".join(f"{key} = {value!r}" for key, value in settings.items() if key != "summary")
         print(f"  {label}  {shown}")
@@ -327,79 +324,3 @@ def _show_plan(
         print_estimate(expected, prices)
     for name, text in scripts.items():
         print(f"\n──── {name}.sbatch ────\n{text}", end="")
-
-
-def _show(found: Report, as_json: bool, samples: int) -> None:
-    from nano3.cli.output import print_json
-
-    if as_json:
-        print_json(found.to_json())
-    else:
-        _print_report(found, samples)
-    faults = found.faults()
-    for fault in faults:
-        print(f"error: the books do not balance: {fault}", file=sys.stderr)
-    if faults:
-        raise typer.Exit(EXIT_UNBALANCED)
-
-
-def _print_report(found: Report, samples: int) -> None:
-    from rich.markup import escape
-
-    from nano3.cli.output import plain_table, print_table, results
-
-    numbers = ("documents", "bytes", found.token_unit, "share")
-    table = plain_table(f"{found.manifest.name}: {found.out}", "step", *numbers, right=numbers)
-    table.add_row("read", *_cells(found.entered, found.entered))
-    for step in found.steps:
-        for reason, dropped in sorted(step.account.dropped.items()):
-            table.add_row(f"  - {step.label}: {escape(_printable(reason))}", *_cells(dropped.size, found.entered))
-        table.add_row(f"after {step.label}", *_cells(step.account.left, found.entered))
-    print_table(results(), table)
-    for step in found.steps:
-        if step.account.notes:
-            notes = ", ".join(f"{n:,} {what}" for what, n in sorted(step.account.notes.items()))
-            print(f"{step.label}: {notes}")
-    for label, (share, published) in found.shares().items():
-        print(
-            f"{label}: dropped {share:.1%} of {found.token_unit}; Nemotron 3 Nano's report: {published:.1%} of tokens"
-        )
-    _print_samples(found, samples)
-    if found.finished:
-        _print_next(found)
-    else:
-        done = min(step.tasks for step in found.steps)
-        state = "running" if found.running else "ended before it was done: give the same command again to go on"
-        print(f"{done} of {found.manifest.tasks} tasks done; {state}")
-
-
-def _cells(size: Size, whole: Size) -> list[str]:
-    share = f"{size.documents / whole.documents:.1%}" if whole.documents else "-"
-    return [f"{size.documents:,}", f"{size.bytes:,}", f"{size.tokens:,}", share]
-
-
-def _print_samples(found: Report, most: int) -> None:
-    shown: dict[tuple[str, str], int] = {}
-    for label, reason, sample in found.samples():
-        shown[label, reason] = shown.get((label, reason), 0) + 1
-        if shown[label, reason] <= most:
-            print(_printable(f"\n──── {label} · {reason} · {sample.id} ────\n{sample.text}"))
-
-
-def _printable(text: str) -> str:
-    """A text of anybody's without what a terminal obeys: control characters are shown as escapes."""
-    import re
-
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
-
-
-def _print_next(found: Report) -> None:
-    category: Any = found.manifest.settings["pipeline"]["category"]
-    if not found.result.documents:
-        print("nothing is left: see the reasons above, and --samples of `nano3 data report`")
-        return
-    if "00-conversations" in found.manifest.labels:
-        print(f"train on it: nano3 sft --data {found.out}/data")
-        return
-    print(f"train on it: nano3 pretrain --data {found.out}/data")
-    print(f"in a blend: --set data.sources_file={found.out}/blend.toml --set data.blend.{category}=SHARE")

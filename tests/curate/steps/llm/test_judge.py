@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from nano3.cli.data.curate import _print_report
+from nano3.cli.data.curate_report import print_report
 from nano3.config.errors import UserError
 from nano3.curate.steps.llm.judge import conversation_text, shortened, yes_probability
 
@@ -81,7 +81,7 @@ def test_the_share_of_uninformative_tokens_stands_beside_the_published_one(curat
     assert [row["id"] for row in kept] == ["d0", "d2"]
     assert report.shares() == {"01-informative": (8 / 40, 0.106)}
     assert report.to_json()["token_shares"] == {"01-informative": {"dropped": 0.2, "published": 0.106}}
-    _print_report(report, 0)
+    print_report(report, 0)
     assert (
         "01-informative: dropped 20.0% of words; Nemotron 3 Nano's report: 10.6% of tokens" in capsys.readouterr().out
     )

@@ -1,0 +1,96 @@
+"""What `nano3 data curate` and `nano3 data report` print of a run."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from nano3.curate.ledger import Size
+    from nano3.curate.report import Report
+
+EXIT_UNBALANCED = 1
+
+
+def show_report(found: Report, as_json: bool, samples: int) -> None:
+    """Print a report, as JSON or as a table with some samples of each reason.
+
+    Raises:
+        typer.Exit: its books do not balance.
+    """
+    from nano3.cli.output import print_json
+
+    if as_json:
+        print_json(found.to_json())
+    else:
+        print_report(found, samples)
+    faults = found.faults()
+    for fault in faults:
+        print(f"error: the books do not balance: {fault}", file=sys.stderr)
+    if faults:
+        raise typer.Exit(EXIT_UNBALANCED)
+
+
+def print_report(found: Report, samples: int) -> None:
+    """Print the table, the notes of the steps, `samples` of each reason, and what to do next."""
+    from rich.markup import escape
+
+    from nano3.cli.output import plain_table, print_table, results
+
+    numbers = ("documents", "bytes", found.token_unit, "share")
+    table = plain_table(f"{found.manifest.name}: {found.out}", "step", *numbers, right=numbers)
+    table.add_row("read", *_cells(found.entered, found.entered))
+    for step in found.steps:
+        for reason, dropped in sorted(step.account.dropped.items()):
+            table.add_row(f"  - {step.label}: {escape(printable(reason))}", *_cells(dropped.size, found.entered))
+        table.add_row(f"after {step.label}", *_cells(step.account.left, found.entered))
+    print_table(results(), table)
+    for step in found.steps:
+        if step.account.notes:
+            notes = ", ".join(f"{n:,} {what}" for what, n in sorted(step.account.notes.items()))
+            print(f"{step.label}: {notes}")
+    for label, (share, published) in found.shares().items():
+        print(
+            f"{label}: dropped {share:.1%} of {found.token_unit}; Nemotron 3 Nano's report: {published:.1%} of tokens"
+        )
+    _print_samples(found, samples)
+    if found.finished:
+        _print_next(found)
+    else:
+        done = min(step.tasks for step in found.steps)
+        state = "running" if found.running else "ended before it was done: give the same command again to go on"
+        print(f"{done} of {found.manifest.tasks} tasks done; {state}")
+
+
+def _cells(size: Size, whole: Size) -> list[str]:
+    share = f"{size.documents / whole.documents:.1%}" if whole.documents else "-"
+    return [f"{size.documents:,}", f"{size.bytes:,}", f"{size.tokens:,}", share]
+
+
+def _print_samples(found: Report, most: int) -> None:
+    shown: dict[tuple[str, str], int] = {}
+    for label, reason, sample in found.samples():
+        shown[label, reason] = shown.get((label, reason), 0) + 1
+        if shown[label, reason] <= most:
+            print(printable(f"\n──── {label} · {reason} · {sample.id} ────\n{sample.text}"))
+
+
+def printable(text: str) -> str:
+    """A text of anybody's without what a terminal obeys: control characters are shown as escapes."""
+    import re
+
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def _print_next(found: Report) -> None:
+    category: Any = found.manifest.settings["pipeline"]["category"]
+    if not found.result.documents:
+        print("nothing is left: see the reasons above, and --samples of `nano3 data report`")
+        return
+    if "00-conversations" in found.manifest.labels:
+        print(f"train on it: nano3 sft --data {found.out}/data")
+        return
+    print(f"train on it: nano3 pretrain --data {found.out}/data")
+    print(f"in a blend: --set data.sources_file={found.out}/blend.toml --set data.blend.{category}=SHARE")
