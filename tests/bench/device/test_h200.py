@@ -44,5 +44,5 @@ def test_every_stage_runs_dry(tmp_path):
         assert any(row["by"] and row["seconds"] for row in rows if row["stage"] == stage and "seconds" in row)
     # Kernels that exist were run by the interpreter, not passed over.
     by = {row["stage"] for row in rows if row["by"] == "triton"}
-    assert by == {"conv", "scan-1", "scan-3", "norms", "step-2"}
+    assert by >= {"conv", "scan-1", "scan-3", "norms", "experts-8", "step-2"}
     assert "op_by_op" in done.stdout
