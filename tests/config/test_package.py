@@ -38,7 +38,8 @@ def test_every_package_has_an_init():
 def test_every_preset_is_package_data():
     patterns = SETUPTOOLS["package-data"]["nano3.presets"]
     installed = {path for pattern in patterns for path in (ROOT / "presets").glob(pattern)}
-    assert installed == set((ROOT / "presets").rglob("*.toml"))
+    files = {path for path in (ROOT / "presets").rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert installed == files
 
 
 def test_every_file_of_the_pages_is_package_data():
