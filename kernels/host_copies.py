@@ -46,7 +46,8 @@ def known(tensor: Tensor) -> Tensor | None:
     copy = _COPIES.get(base)
     if copy is None or copy.version != tensor._version or tensor.dtype != base.dtype:
         return None
-    return copy.host.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+    offset = copy.host.storage_offset() + tensor.storage_offset()  # the host's may be part of a larger tensor
+    return copy.host.as_strided(tensor.shape, tensor.stride(), offset)
 
 
 def highest(tensor: Tensor) -> int:

@@ -12,6 +12,7 @@ from nano3.kernels.host_copies import known, places, remember
 from nano3.config.model import ModelConfig
 from nano3.data.tokens.batch import Batch
 from nano3.model.lm import LM
+from nano3.parallel.tensor import SharedTokens
 from nano3.rl.batch import PolicyBatch
 from nano3.rl.grpo import GRPOLoss, Objective
 from nano3.train.feed import to_device
@@ -75,16 +76,28 @@ def test_that_would_be_seen(field, monkeypatch):
         micro_batch(model_on(META), "pretrain", unknown)
 
 
-def test_views_and_slices_are_known_too():
-    host = torch.arange(24).view(4, 6)
+@pytest.mark.parametrize("host", [torch.arange(24).view(4, 6), torch.arange(48).view(8, 6)[4:]], ids=["whole", "part"])
+def test_views_and_slices_are_known_too(host):
     there = host.to(META)
     assert known(there) is None
     remember(there, host)
     for view in (lambda x: x, lambda x: x[1:3, 2:5], lambda x: x.flatten(), lambda x: x[2], lambda x: x.t()):
         assert torch.equal(known(view(there)), view(host))
     assert known(there + 1) is None
-    assert places(there.flatten(), lambda ids: ids > 20).shape == (3,)
+    assert places(there.flatten(), lambda ids: ids >= host.max() - 2).shape == (3,)
     assert known(host) is host
+
+
+def test_a_rank_of_several_that_share_one_row_knows_its_own_part():
+    """A part of a single row is dense where it lies, inside the whole one."""
+    shared = SharedTokens.__new__(SharedTokens)  # without the processes
+    shared.slices, shared.size, shared.rank, shared.each = None, 4, 2, 1
+    whole = batch_of("pretrain")
+    row = {name: getattr(whole, name)[1:] for name in ("tokens", "targets", "document_ids", "valid")}
+    batch = shared.cut(Batch(**row, documents=[]))
+    there = to_device(batch, META)
+    for name in ("targets", "document_ids", "valid", "whole_ids"):
+        assert torch.equal(known(getattr(there, name)), getattr(batch, name)), name
 
 
 def test_numbers_that_were_written_over_are_not_known():
