@@ -18,13 +18,14 @@ _LANGUAGE = re.compile(
     r"(?:^|[\s\"'])(?:language-|lang-|highlight-source-|highlight-|source-|sourceCode\s+|brush:\s*)([\w+#]+)"
 )
 _NO_LANGUAGE = ("default", "notranslate", "text", "none", "plain", "plaintext", "nohighlight", "highlight")
-_DISPLAYSTYLE = re.compile(r"^\{\\(?:displaystyle|textstyle)\s*(.*)\}$", re.DOTALL)
+_DISPLAYSTYLE = re.compile(r"^\{\\(?:displaystyle|textstyle)(.*)\}$", re.DOTALL)
 _DELIMITED = re.compile(r"^\s*(\\\[|\\\(|\$\$|\$)(.*?)(\\\]|\\\)|\$\$|\$)\s*$", re.DOTALL)
 _UNPRINTABLE = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 """What lxml gives but does not take."""
 _MATH_SCRIPT, _DROPPED = "math/tex", "dropped"
 _INVISIBLE = ("script", "style", "noscript", "template", "svg", "iframe", "object", "canvas")
 TEX = "contains(@encoding, 'tex') or contains(@encoding, 'TeX')"
+PICTURED = "contains(@class, 'math') or contains(@class, 'latex') or contains(concat(' ', @class, ' '), ' tex ')"
 WIDE = "contains(translate(@style, ' ', ''), 'white-space:pre')"
 
 
@@ -153,9 +154,7 @@ def _take_equations(parts: Parts, html: str) -> None:
         _take_katex(parts)
     if "math" in html.lower():
         _take_mathml(parts)
-    for element in parts.tree.xpath(
-        "//img[@alt][contains(@class, 'math') or contains(@class, 'latex') or contains(@class, 'tex')]"
-    ):
+    for element in parts.tree.xpath(f"//img[@alt][{PICTURED}]"):
         _take_equation(parts, element, element.get("alt"), "display" in (element.get("class") or ""))
     if "math" in html:
         _take_delimited(parts)
@@ -195,7 +194,7 @@ def _take_equation(parts: Parts, element: Any, tex: str, display: bool) -> None:
     tex = tex.strip()
     delimited, styled = _DELIMITED.match(tex), _DISPLAYSTYLE.match(tex)
     tex = (delimited[2] if delimited else styled[1] if styled else tex).strip()
-    if not tex or element.getparent() is None:
+    if not tex or parts.tree not in element.iterancestors():  # it went with one around it
         return
     parts.notes["equations"] += 1
     marker = parts.add(f"$$\n{tex}\n$$" if display else f"${' '.join(tex.split())}$", display)

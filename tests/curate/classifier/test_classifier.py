@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 
 import numpy as np
 import pytest
@@ -47,6 +48,17 @@ def test_a_page_is_seen_as_tags_classes_and_words():
     html = '<div class="hljs Big"><pre>x = 10;</pre></div><script>var hidden</script><p>End <b'
     assert features(html, True) == "<div .hljs .big <pre x = 0 ; <script <p end < b"
     assert features("Été 2024: x_1 += f(y)", False) == "été 0 : x 0 += f ( y )"
+
+
+@pytest.mark.parametrize("piece", ["a", "a ", "-", "a='", "class=", "class='", "<a", "<!"])
+def test_no_page_takes_more_than_time_in_proportion(piece):
+    """Sixteen times the text takes about so many times as long, not its square."""
+    seconds = []
+    for size in (10_000, 160_000):
+        started = time.process_time()
+        features(f"<{piece * (size // len(piece))}", html=True)
+        seconds.append(time.process_time() - started)
+    assert seconds[1] < 80 * max(seconds[0], 0.002)
 
 
 def test_hosts_that_judge_are_not_those_that_train():

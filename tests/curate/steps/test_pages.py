@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import time
 
 import pytest
 from lxml import html as lxml_html
@@ -115,6 +116,31 @@ def test_a_page_that_has_the_marker_of_another_in_it_is_rendered():
 def test_a_block_inside_a_block_is_a_part_of_it(tool):
     html = "<body><p>text</p><div style='white-space: pre'><b>a\n</b><div><pre>  b</pre></div></div><p>end</p></body>"
     assert fenced_blocks(rendered(html, tool)) == ["a\n  b"]
+
+
+@both_tools
+def test_an_equation_inside_an_equation_is_a_part_of_it(tool):
+    html = '<div class="math-wrapper"><p><span class="math">\\(x^2\\)</span></p></div><p>More.</p>'
+    text = rendered(f"{HEAD}{html}</body></html>", tool)
+    assert text.count("$x^2$") == 1
+    assert "More." in text
+
+
+def test_only_pictures_of_equations_are_equations():
+    classes = {"text-center": 0, "context": 0, "tex": 1, "latex": 1, "big tex": 1}
+    for name, n in classes.items():
+        assert len(take_out(f'{HEAD}<img class="{name}" alt="a + b"></body></html>').texts) == n, name
+
+
+def test_no_equation_takes_more_than_time_in_proportion():
+    """Sixteen times the text takes about so many times as long, not its square."""
+    seconds = []
+    for size in (4_000, 64_000):
+        page = f'{HEAD}<img class="math" alt="{{\\displaystyle{" " * size}x"></body></html>'
+        started = time.process_time()
+        take_out(page)
+        seconds.append(time.process_time() - started)
+    assert seconds[1] < 80 * max(seconds[0], 0.002)
 
 
 def test_a_renderer_that_loses_a_block_is_not_believed():
