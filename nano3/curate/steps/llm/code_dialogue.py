@@ -14,7 +14,7 @@ from nano3.curate.ask.answers import DropError
 from nano3.curate.ask.step import Ask, AskSettings, AskStep
 from nano3.curate.fences import fenced
 from nano3.curate.steps.languages import LANGUAGES, language_of
-from nano3.curate.steps.llm.replies import code_blocks, identifiers, turns, without_preamble
+from nano3.curate.steps.llm.replies import check_whole, code_blocks, identifiers, turns, without_preamble
 from nano3.curate.steps.syntax import has_syntax_error
 
 Turns = list[tuple[str, str]]
@@ -117,6 +117,7 @@ def check_revision(turn: str, code: str, language: str) -> None:
     revised = blocks[-1][1]
     if len(revised) < SHORTEST * len(code):
         raise DropError("review with a part of the code")
+    check_whole(revised, code)
     if revised.split() == code.split():
         raise DropError("review that changes nothing")
     if has_syntax_error(revised, language):

@@ -27,6 +27,16 @@ _MONTH = re.compile(r"(\d{1,2})(?=\s*月)|\b\d{1,2}\.(\d{1,2})\.\d{4}\b")
 _INLINE = re.compile(r"(?<!`)(`+)(?!`)((?:[^\n]|\n(?!\s*\n))+?)(?<!`)\1(?!`)")
 _HEADING = re.compile(r"^#{1,6}[ \t]+(.+?)[ \t:]*$")
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w{3,}")
+_COMMENT = re.compile(r"[ \t]*(?:#|//|/\*|\*|$)")
+_AS_IT_WAS = r"(?: (?:is|are|remains?|stays?|goes|continues))? ?(?:unchanged|the same|as before|as is|here|omitted)"
+_LEFT_OUT = re.compile(
+    r"[ \t]*(?:#|//|/\*)[ \t]*[\[(<]?(?:"
+    r"(?:\.{3}|…)[ \t]*(?:[^\w\n]*$|\(?(?:the )?(?:rest|others?|remaining|existing|same|previous|unchanged|omitted)\b)|"
+    r"(?:the )?(?:rest|remainder) of (?:the |this |your )?(?:original |existing )?"
+    rf"(?:code|file|class|functions?|methods?|module|program|script|implementation)(?:{_AS_IT_WAS})?[^\w\n]*$|"
+    rf"(?:remaining|existing|other|previous) (?:code|methods|functions|classes|implementations?){_AS_IT_WAS}[^\w\n]*$)",
+    re.IGNORECASE,
+)
 SHORTEST = 200
 """Characters below which the language of a text is not judged."""
 
@@ -81,6 +91,17 @@ def one_block(reply: str, languages: Sequence[str]) -> str:
     if not code.strip():
         raise DropError("reply without a block of code")
     return code
+
+
+def check_whole(code: str, source: str) -> None:
+    """Raise DropError where code that a model made of a source is nothing but comments, or one of its comments stands
+    for code that it left out: `# ... rest of the file unchanged`."""
+    lines, own = code.split("\n"), source.split("\n")
+    if all(map(_COMMENT.match, lines)) and not all(map(_COMMENT.match, own)):
+        raise DropError("code left out")
+    known = {line.strip() for line in own}
+    if any(_LEFT_OUT.match(line) and line.strip() not in known for line in lines):
+        raise DropError("code left out")
 
 
 def json_object(reply: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from nano3.curate.ask.answers import DropError
 from nano3.curate.ask.step import Ask, AskSettings, AskStep
 from nano3.curate.fences import fenced
 from nano3.curate.steps.languages import language_of
-from nano3.curate.steps.llm.replies import one_block
+from nano3.curate.steps.llm.replies import check_whole, one_block
 from nano3.curate.steps.llm.rewrite_gate import ORIGINAL
 from nano3.curate.steps.syntax import has_syntax_error
 
@@ -63,4 +63,5 @@ class RewriteCode(AskStep):
             code = one_block((await ask(PROMPTS[name], {"code": fenced(code, "python")})).text, PYTHON)
             if has_syntax_error(code, "python"):
                 raise DropError(f"syntax error after the pass '{name}'")
+            check_whole(code, document.text)
         return [self.child(document, code, "rewrite", language="python", **{ORIGINAL: document.text})]

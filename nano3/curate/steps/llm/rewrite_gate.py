@@ -69,6 +69,8 @@ def _unfit(document: Document) -> str:
     if not isinstance(document.metadata.get(ORIGINAL), str):
         return "no original to compare with"
     # tree-sitter also takes Python 2; Pylint gives 0 to what Python itself cannot parse.
-    if has_syntax_error(document.text, "python") or statements_of(document.text) is None:
+    statements = statements_of(document.text)
+    if has_syntax_error(document.text, "python") or statements is None:
         return "syntax error"
-    return ""
+    # Pylint gives 10 to what has nothing that it could find fault with.
+    return "" if statements or statements_of(document.metadata[ORIGINAL]) == 0 else "rewrite without a statement"

@@ -13,7 +13,7 @@ from nano3.curate.ask.answers import DropError
 from nano3.curate.ask.step import Ask, AskSettings, AskStep
 from nano3.curate.fences import fenced
 from nano3.curate.steps.languages import language_of
-from nano3.curate.steps.llm.replies import one_block
+from nano3.curate.steps.llm.replies import check_whole, one_block
 from nano3.curate.steps.llm.rewrite_gate import ORIGINAL
 
 PROMPT = "python-to-cpp"
@@ -50,4 +50,5 @@ class PythonToCpp(AskStep):
             raise DropError("too long to translate")
         answer = await ask(PROMPT, {"code": fenced(document.text, "python"), "standard": self.settings.standard})
         code = one_block(answer.text, CPP)
+        check_whole(code, document.text)
         return [self.child(document, code, "cpp", language="cpp", **{ORIGINAL: document.text})]

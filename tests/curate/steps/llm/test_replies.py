@@ -5,6 +5,7 @@ import pytest
 from nano3.curate.ask.answers import DropError
 from nano3.curate.steps.llm.replies import (
     check_unchanged,
+    check_whole,
     code_blocks,
     is_english,
     json_object,
@@ -127,3 +128,33 @@ def test_languages_are_told_outside_code():
     assert not is_english(german)
     assert is_english("kurz")
     assert is_english(f"{english}\n```\n{german}\n```")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "# done\n", "#include <vector>\n// TODO\n", "x = 1\n# ...\n", "x = 1\n    # ... (rest of the code)\ny = 2\n",
+        "x = 1\n# Rest of the code remains unchanged\n", "int x;\n// ... existing code ...\n",
+        "x = 1\n# other methods remain the same.\n", "x = 1\n# [The rest of the implementation]\n",
+    ],
+)  # fmt: skip
+def test_code_that_was_left_out_is_told(code):
+    with pytest.raises(DropError, match="code left out"):
+        check_whole(code, "x = 0\n")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "x = 1\n# The rest of the file is read by lines.\n", "x = 1\n# ...and then back\n", "x = ...\n",
+        "x = 1\n# Existing code calls this by position.\n", "def f(*args): ...\n", "    # kept ...\nx = 0\n",
+        "x = 1\n# The list stays unchanged\n",
+    ],
+)  # fmt: skip
+def test_comments_of_another_kind_stay(code):
+    check_whole(code, "x = 0\n")
+
+
+def test_what_the_source_says_itself_is_nothing_left_out():
+    check_whole("x = 1\n# ...\n", "# ...\nx = 0\n")
+    check_whole("# a note\n", "# the note\n")

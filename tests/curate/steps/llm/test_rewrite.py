@@ -53,6 +53,7 @@ def test_each_pass_gets_what_the_one_before_wrote(curate, model_server):
         ("```python\nx = 1\n```\nor\n```python\nx = 2\n```", "reply with several blocks of code"),
         ("```javascript\nlet x = 1\n```", "reply in another programming language"),
         ("```python\ndef f(:\n```", "syntax error after the pass 'style'"),
+        ("```python\nimport os\n# ... rest of the file unchanged\n```", "code left out"),
     ],
 )
 def test_replies_that_are_no_file_are_dropped(curate, model_server, said, reason):

@@ -80,3 +80,10 @@ def test_what_tells_pylint_to_look_away_or_has_no_original_is_dropped(tmp_path):
     kept, dropped = judged(tmp_path, [("a", ("x=1\n", skipping)), ("b", (None, "x=1\n"))])
     assert kept == []
     assert dropped == {"pylint cannot judge it": 1, "no original to compare with": 1}
+
+
+@pytest.mark.parametrize("rewrite", ['"""Sums of lists."""\n', "# The rest stays as it is.\n"])
+def test_a_rewrite_without_a_statement_is_dropped(tmp_path, rewrite):
+    kept, dropped = judged(tmp_path, [("a", ("def f(x):\n    return x\n", rewrite)), ("b", ("# a\n", rewrite))])
+    assert [document.id for document in kept] == ["b"]
+    assert dropped == {"rewrite without a statement": 1}
