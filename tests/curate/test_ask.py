@@ -43,6 +43,14 @@ def test_answers_take_the_place_of_texts_in_order_and_say_where_they_are_from(cu
     assert report.steps[1].account.notes["answers of the model"] == 60
 
 
+def test_what_a_model_wrote_in_place_of_a_conversation_is_a_document(curate, model_server, prompt, tmp_path):
+    model_server.reply = lambda message, body: "two\nlines"
+    source = tmp_path / "chats.jsonl"
+    source.write_text('{"id": "c", "messages": []}\n')
+    _, kept = curate([("ask", {"prompt": prompt})], reader="conversations", paths=[source], server=model_server.url)
+    assert [(row["id"], row["text"]) for row in kept] == [("c", "two\nlines")]
+
+
 def test_as_many_requests_are_under_way_as_may_and_no_more(curate, model_server, prompt):
     all_there = threading.Barrier(4)
     model_server.reply = lambda message, body: f"answer {all_there.wait(timeout=30) and 1}"

@@ -130,8 +130,10 @@ class AskStep(Step):
 
     async def _written(self, document: Document, asker: Asker) -> Sequence[Document]:
         ask = Ask(self, asker, document)
-        parent = document.id
+        parent, before = document.id, document.text
         written = list(await self.write(document, ask))
+        if document.text != before:
+            document.metadata.pop("_record", None)  # what a model wrote is a text, no record any more
         entry = ask.entry()
         for one in written:
             parents = one.metadata.pop(PARENTS, None) or [parent]

@@ -1,5 +1,6 @@
 """Personal data and secrets become placeholders; what only looks like them stays."""
 
+import json
 import time
 
 import pytest
@@ -84,6 +85,25 @@ def test_the_step_counts_by_kind_and_drops_nothing(curate):
     assert [row["text"] for row in kept] == ["mail <EMAIL_1>", "93.184.216.34", "<EMAIL_1> <EMAIL_1> "]
     assert [row["metadata"].get("redacted") for row in kept] == [{"email": 1}, None, {"email": 2}]
     assert report.steps[1].account.notes == {"documents with something replaced": 2, "email replaced": 3}
+
+
+def test_conversations_stay_json(curate, tmp_path):
+    call = {"name": "mail", "arguments": json.dumps({"to": "a@one.net", "text": "Hi,\nb@two.net"})}
+    rows = [{"messages": [{"role": "user", "content": "To:\nb@two.net"}, {"role": "assistant", "tool_calls": [call]}]}]
+    source = tmp_path / "chats.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, kept = curate([("redact", {})], reader="conversations", paths=[source])
+    user, assistant = kept[0]["messages"]
+    assert user == {"role": "user", "content": "To:\n<EMAIL_1>"}
+    (call,) = assistant["tool_calls"]
+    assert json.loads(call["arguments"]) == {"to": "<EMAIL_2>", "text": "Hi,\n<EMAIL_1>"}
+
+
+def test_escapes_in_source_code_stay():
+    assert (
+        redacted(r'print("to:\nada@one.net", "\tgit@host.net")', KINDS)[0]
+        == r'print("to:\n<EMAIL_1>", "\tgit@host.net")'
+    )
 
 
 @pytest.mark.parametrize(

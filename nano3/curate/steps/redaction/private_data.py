@@ -19,6 +19,8 @@ _LEAST_KEY, _MOST_KEY = 64, 20_000
 _EMAIL = re.compile(r"(?<![\w.+%-])([\w.+%-]{1,64})@((?:[A-Za-z0-9-]{1,63}\.){1,8}([A-Za-z]{2,24}))(?![\w-]|\.\w)")
 _NOBODY = ("git", "example", "user", "username", "name", "foo", "bar")
 """Before the @ of addresses that are nobody's."""
+_ESCAPED = "nrtfvb"
+"""Letters that make an escape behind a backslash."""
 _RESERVED = re.compile(r"(?:^|\.)(?:example|test|invalid|localhost|local)$|(?:^|\.)example\.(?:com|org|net|edu)$")
 _IPV4 = re.compile(r"(?<![\w.+-])\d{1,3}(?:\.\d{1,3}){3}(?![\w-]|\.\w)")
 _LEAST_PART = 50
@@ -82,8 +84,11 @@ def _patterns() -> tuple[tuple[re.Pattern[str], int], ...]:
 def emails(text: str) -> Iterator[Span]:
     """Addresses of people; not those at domains that are reserved for examples, nor git@host."""
     for found in _EMAIL.finditer(text):
-        if found[1].lower() not in _NOBODY and not _RESERVED.search(found[2].lower()):
-            yield found.span()
+        begin, end = found.span()
+        if text[begin - 1 : begin] == "\\" and text[begin] in _ESCAPED and text[begin + 1] != "@":
+            begin += 1  # the rest of an escape such as \n, in source code
+        if text[begin : found.end(1)].lower() not in _NOBODY and not _RESERVED.search(found[2].lower()):
+            yield begin, end
 
 
 def addresses(text: str) -> Iterator[Span]:
