@@ -19,6 +19,8 @@ from nano3.config.errors import UserError
 
 REFUSED = (400, 413, 422)
 """Statuses by which a server refuses one request, as one that is longer than the model's context."""
+BROKEN_OFF = ("abort", "error")
+"""Reasons to finish that servers (vLLM, SGLang, OpenRouter) give with status 200 and the beginning of an answer."""
 ANSWERED = 2
 """Tries of a request that failed while the server answered others, after which the request is to blame."""
 PROBE = [{"role": "user", "content": "Reply with the word yes."}]
@@ -111,7 +113,7 @@ class AsyncServer(Address):
     async def chat(self, body: dict[str, Any]) -> tuple[Any, float]:
         """The JSON that the server answers to a request for a chat completion, and the seconds that its tries held a
         place, waits between them aside, stretched where the limit was lowered (`Limit.stretched`). An answer without a
-        message is damaged, and asked for again.
+        message, or one that the server broke off, is damaged, and asked for again.
 
         Raises:
             NoAnswerError: no answer to this request, though the server answers.
@@ -173,9 +175,12 @@ class AsyncServer(Address):
             return None
         try:
             answer = reply.json()
-            read_chat(answer)
+            ended = read_chat(answer).finish_reason
         except ValueError as error:
             attempts.broke(f"the answer cannot be read: {error}")
+            return None
+        if ended in BROKEN_OFF:
+            attempts.broke(f"the server broke the answer off (finish_reason {ended})")
             return None
         self._note_answer(body)
         return answer

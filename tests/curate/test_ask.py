@@ -86,6 +86,7 @@ def test_equal_documents_are_asked_about_once(curate, model_server, prompt):
         ("I'm sorry, but I can't help with that request.", "refused by the model"),
         ("Sure. Turn this text around and give nothing else back: a text", "copy of the prompt"),
         ({"message": {"content": "half of"}, "finish_reason": "length"}, "answer cut"),
+        ({"message": {"content": "half of"}, "finish_reason": "content_filter"}, "refused by the model"),
         ((400, "too long"), "request refused by the server (HTTP 400)"),
     ],
 )
@@ -171,6 +172,18 @@ def test_prompts_are_checked_before_anything_is_asked(curate, model_server, tmp_
     with pytest.raises(UserError, match=words):
         curate([("ask", {"prompt": str(path)})], ["a"], server=model_server.url)
     assert model_server.prompts == []
+
+
+@pytest.mark.parametrize("reason", ["abort", "error"])
+def test_an_answer_that_the_server_broke_off_is_asked_for_again(curate, model_server, prompt, reason):
+    def reply(message, body):
+        broken = message in model_server.prompts[:-1]
+        return {"message": {"content": "whole" if broken else "ha"}, "finish_reason": "stop" if broken else reason}
+
+    model_server.reply = reply
+    _, kept = curate([("ask", {"prompt": prompt})], ["text"], server=model_server.url)
+    assert [row["text"] for row in kept] == ["whole"]
+    assert len(model_server.prompts) == 2
 
 
 def test_braces_in_documents_and_prompts_are_text(curate, model_server, tmp_path):

@@ -5,8 +5,10 @@ import random
 import time
 
 import pytest
+from datatrove.data import Document
 
-from nano3.curate.ask.estimate import Costs, Population, estimate, expected_total
+from nano3.client.chat import ChatAnswer
+from nano3.curate.ask.estimate import Costs, Meter, Population, estimate, expected_total
 from nano3.curate.pipeline import load_pipeline
 from nano3.curate.run import plan_run, run_pipeline
 
@@ -107,6 +109,14 @@ def test_money_is_by_tokens_sent_and_written(plan, model_server):
     sent, written = found.totals["sent"].value, found.totals["written"].value
     assert found.cost((2.0, 10.0)) == pytest.approx((2 * sent + 10 * written) / 1e6)
     assert found.to_json((2.0, 10.0))["cost"] == found.cost((2.0, 10.0))
+
+
+def test_reasoning_is_written_too_where_the_server_does_not_count():
+    document = Document("a text", "d", metadata={})
+    meter = Meter([document])
+    meter(document, "m" * 40, ChatAnswer("b" * 20, reasoning="r" * 380), 1.0)
+    assert not meter.counted
+    assert meter.costs[0].values == {"requests": 1, "sent": 10, "written": 100, "seconds": 1.0}
 
 
 def test_costs_that_grow_with_length_are_corrected_for_the_mean_length():

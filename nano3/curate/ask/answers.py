@@ -13,6 +13,8 @@ CUT, EMPTY, DECLINED, COPY, SILENT, REFUSED, NOTHING = (
     "request refused by the server", "nothing written",
 )  # fmt: skip
 """Why a document is dropped."""
+FILTERED = "content_filter"
+"""Reason to finish of an answer of which the provider kept back a part or all."""
 LONGEST_REFUSAL = 400
 """Characters; a longer answer that begins like a refusal goes on to do what was asked."""
 SHORTEST_COPY = 40
@@ -60,8 +62,10 @@ def usable(chat: ChatAnswer, message: str, fixed: str) -> Answer:
         fixed: the longest stretch of the prompt that is the same in all messages.
 
     Raises:
-        DropError: it is empty, refuses, or repeats the prompt.
+        DropError: it is empty, refuses or was filtered, or repeats the prompt.
     """
+    if chat.finish_reason == FILTERED:
+        raise DropError(DECLINED)
     if not chat.text:
         raise DropError(EMPTY)
     if is_refusal(chat.text):

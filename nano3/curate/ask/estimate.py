@@ -192,7 +192,8 @@ class Meter:
         sent, written = answer.prompt_tokens, answer.completion_tokens
         if not sent:
             self.counted = False
-            sent, written = (len(text.encode("utf-8", "replace")) / BYTES_PER_TOKEN for text in (message, answer.text))
+            texts = (message, answer.reasoning + answer.text)
+            sent, written = (len(text.encode("utf-8", "replace")) / BYTES_PER_TOKEN for text in texts)
         values = self.costs[document.metadata.get(PILOT, 0)].values
         for key, value in ((REQUESTS, 1), (SENT, sent), (WRITTEN, written), (SECONDS, seconds)):
             values[key] += value
