@@ -34,6 +34,8 @@ else
   slice_pattern="MEM*EM" train_length=8192 prompt=8192 few=1024 output=64
   gpu_tests=(--maxfail=20)
 fi
+# Of files that cannot be imported here, which would stop all tests, as few as can be are read.
+mapfile -t gpu_files < <(grep -rl --include='test_*.py' 'mark\.gpu' tests/kernels tests/model tests/engine tests/train)
 
 nano3() { "$python" -c "from nano3.cli.app import main; main()" "$@"; }
 export -f nano3
@@ -81,7 +83,8 @@ install >"$out/install.log" 2>&1 || echo "installing failed: $(tail -n 1 "$out/i
 [[ $device == cpu ]] || nvidia-smi >"$out/nvidia-smi.log" 2>&1
 
 stage info 60 nano3 info --json
-stage tests 120 "$python" -m pytest -m gpu -p no:cacheprovider "${gpu_tests[@]}" tests/kernels tests/model tests/engine tests/train
+stage tests 120 "$python" -m pytest -m gpu -p no:cacheprovider --continue-on-collection-errors "${gpu_tests[@]}" \
+  "${gpu_files[@]}"
 rm -f "$out/conv.json"
 ops conv 40 --op causal_conv1d --tokens "$tokens" --documents "${documents[-1]}"
 for n in "${documents[@]}"; do

@@ -33,6 +33,19 @@ def test_a_stage_that_fails_does_not_stop_the_rest(tmp_path):
     assert done.stdout.rstrip().splitlines()[-1].startswith("op_by_op")
 
 
+def test_a_test_file_that_cannot_be_imported_keeps_no_other_from_running(tmp_path):
+    """A machine that is lent for minutes has few of the packages that tests import."""
+    seen = tmp_path / "python"
+    seen.write_text(f'#!/bin/sh\ncase "$*" in *device.rows*) exec {sys.executable} "$@";; *pytest*) echo "$@";; esac\n')
+    seen.chmod(0o755)
+    run(tmp_path / "out", PYTHON=str(seen), NANO3_H200_ONLY="tests")
+    given = (tmp_path / "out" / "tests.log").read_text("utf-8").split()
+    assert "--continue-on-collection-errors" in given
+    files = [SCRIPT.parent.parent / word for word in given if word.startswith("tests/")]
+    assert len(files) > 8
+    assert all("mark.gpu" in path.read_text("utf-8") for path in files)
+
+
 @pytest.mark.slow
 @pytest.mark.any_isa
 def test_every_stage_runs_dry(tmp_path):
