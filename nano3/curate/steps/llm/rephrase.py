@@ -37,7 +37,7 @@ class RephraseSettings(AskSettings):
     least: float = 0.02
     """Length that a text must have of the original's."""
     most: float = 2.0
-    """Length that it may have."""
+    """Length that it may have, but for questions and answers."""
     copied: float = 0.7
     """Share of its runs of eight words that may be the original's, but for questions and answers."""
 
@@ -87,17 +87,17 @@ class Rephrase(AskStep):
         parts = text_chunks(text, longest)
         asked = (ask(f"rephrase-{style}", {"text": part}, max_tokens=tokens) for part in parts)
         replies = await gathered(asked)
-        return (
-            "\n\n".join(self._fit(part, reply.text, style) for part, reply in zip(parts, replies, strict=True)) + "\n"
-        )
-
-    def _fit(self, source: str, reply: str, style: Style) -> str:
-        """What is kept of a reply. Raises DropError where it is not fit."""
-        text = without_preamble(reply, source)
-        if not is_english(text):
+        written = [without_preamble(reply.text, part) for part, reply in zip(parts, replies, strict=True)]
+        if not all(map(is_english, written)):
             raise DropError("not English")
-        if not self.settings.least <= len(text) / len(source) <= self.settings.most:
+        # Of the whole: the last piece of a document may be a line. Of a short text there are many questions.
+        length = sum(map(len, written)) / sum(map(len, parts))
+        if length < self.settings.least or (length > self.settings.most and style != "diverse-qa"):
             raise DropError("length")
+        return "\n\n".join(self._fit(part, one, style) for part, one in zip(parts, written, strict=True)) + "\n"
+
+    def _fit(self, source: str, text: str, style: Style) -> str:
+        """What is kept of a reply. Raises DropError where it is not fit."""
         if style == "diverse-qa":
             pairs = turns(text, ("Question", "Answer"))
             if [name for name, _ in pairs] != ["Question", "Answer"] * (len(pairs) // 2):

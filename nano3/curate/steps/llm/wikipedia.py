@@ -21,12 +21,19 @@ REMOVED = ("References", "See also", "Notes", "External links")
 """Sections that the report takes out."""
 _REDIRECT = re.compile(r"\s*#\s*redirect\b", re.IGNORECASE)
 _DISAMBIGUATION = re.compile(
-    r"\{\{\s*(?:disambig(?:uation)?|dab|hndis|geodis|surname|given name)\b[^{}]*\}\}|__DISAMBIG__", re.IGNORECASE
+    # Also {{School disambiguation}} and the like; {{Disambiguation needed}} marks a link of an article.
+    r"\{\{\s*(?:(?:[\w–-]+ )*disambig(?:uation)?|dab|hndis|geodis|surname|given name)\b(?!\s*needed\b)[^{}]*\}\}|"
+    r"__DISAMBIG__",
+    re.IGNORECASE,
 )
 _MAY_REFER = re.compile(r"\b(?:may|can|could|might)(?: also)? refer to\b[^.\n]{0,80}:?\s*$|"
                         r"\b(?:may|can|could|might)(?: also)? (?:refer to|stand for|mean):", re.IGNORECASE)  # fmt: skip
 _TITLED = re.compile(r"^[^\n]{0,200}\(disambiguation\)\s*$", re.IGNORECASE)
 _WIKI, _MARKDOWN = re.compile(r"^(={2,6})[ \t]*(.+?)[ \t]*\1[ \t]*$"), re.compile(r"^(#{1,6})[ \t]+(.+?)[ \t#]*$")
+_FOOTNOTE = re.compile(
+    r"<ref\b[^<>]*/>|<ref\b[^<>]*>(?:(?!<ref\b).)*?</ref>|\[(?:\d{1,3}|[a-z]{1,2}|(?:note|nb|n) \d+)\]",
+    re.IGNORECASE | re.DOTALL,
+)
 _SENTENCE_END = tuple(".!?:;,")
 _LONGEST_HEADING = 80
 
@@ -74,11 +81,13 @@ def without_sections(text: str, names: Sequence[str]) -> tuple[str, int]:
     """A text without the sections of some headings and all below them, and how many there were."""
     unwanted = {name.lower() for name in names}
     lines = list(_lines(text))
-    marked = any(_marked(line) for line, in_code in lines if not in_code)
+    outside = [line for line, in_code in lines if not in_code]
+    # In wikitext a line with # before it is one of a numbered list.
+    marks = next((one for one in (_WIKI, _MARKDOWN) if any(_marked(line, one) for line in outside)), None)
     kept: list[str] = []
     removed, level = 0, 0
     for i, (line, in_code) in enumerate(lines):
-        heading = None if in_code else _marked(line) if marked else _plain(lines, i, unwanted)
+        heading = None if in_code else _marked(line, marks) if marks else _plain(lines, i, unwanted)
         if heading and heading[1].lower() in unwanted and (not level or heading[0] <= level):
             level, removed = heading[0], removed + 1
         elif heading and heading[0] <= level:
@@ -94,9 +103,9 @@ def _lines(text: str) -> Iterator[tuple[str, bool]]:
         yield from ((line, bool(kind)) for line in part.split("\n"))
 
 
-def _marked(line: str) -> tuple[int, str] | None:
+def _marked(line: str, marks: re.Pattern[str]) -> tuple[int, str] | None:
     """Level, from 1, and text of a heading of wikitext or Markdown; None where a line is none."""
-    found = _WIKI.match(line.strip()) or _MARKDOWN.match(line)
+    found = marks.match(line.strip() if marks is _WIKI else line)
     return (len(found[1]), found[2].strip("'* ")) if found else None
 
 
@@ -119,7 +128,7 @@ class ReviseArticleSettings(AskSettings):
     chunk: int = 8_000
     """Characters of an article that the model sees at a time."""
     least: float = 0.5
-    """Length that a revision must have of the original's."""
+    """Length that a revision must have of the original's, both without footnotes and their marks."""
     most: float = 1.5
     """Length that it may have."""
     numbers: float = 0.8
@@ -147,11 +156,13 @@ class ReviseArticle(AskStep):
         text = (
             "\n\n".join(without_preamble(answer.text, part) for part, answer in zip(parts, answers, strict=True)) + "\n"
         )
-        if not self.settings.least <= len(text) / len(document.text) <= self.settings.most:
+        # Footnotes and their marks are what the revision takes out; they have more numbers than many articles.
+        original, own = _FOOTNOTE.sub("", document.text), _FOOTNOTE.sub("", text)
+        if not self.settings.least <= len(own) / max(1, len(original)) <= self.settings.most:
             raise DropError("length out of proportion")
         if not all(is_english(answer.text) for answer in answers):
             raise DropError("not English")
-        before, after = numbers(document.text), numbers(text)
+        before, after = numbers(original), numbers(own)
         if (before & after).total() < self.settings.numbers * before.total():
             raise DropError("numbers lost")
         if (after - before).total() > (1 - self.settings.numbers) * before.total() + 1:

@@ -107,3 +107,17 @@ def test_copies_are_told_by_their_runs_of_words():
 def test_styles_that_cannot_be_are_refused(curate, styles, told):
     with pytest.raises(UserError, match=told):
         curate([("rephrase", {"styles": styles})], ["x"])
+
+
+def test_a_short_text_may_have_many_questions(curate, model_server):
+    many = "\n\n".join(PAIRS.replace("herons", f"herons of kind {i}") for i in range(4))
+    [row], notes, _ = rephrased(curate, model_server, {"diverse-qa": many}, styles=["diverse-qa"])
+    assert row["text"].count("Question: ") == 8
+    assert notes == {}
+
+
+def test_the_length_is_that_of_the_whole_not_of_the_last_piece(curate, model_server):
+    page = "\n\n".join([TEXT.strip()] * 2 + ["They are birds."])
+    [row], notes, _ = rephrased(curate, model_server, GOOD, [page], styles=["distill"], chunk=420)
+    assert row["text"].strip().split("\n\n") == [PROSE.strip()] * 2
+    assert notes == {}

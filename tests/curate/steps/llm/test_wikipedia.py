@@ -63,6 +63,7 @@ External links
          ["List of birds", "References", "External links", "Official site"], 3),
         (WIKI + "\nStork\n\nReferences\n", ["== Life =="], ["Stork"], 3),
         ("# Heron\n\n```python\n# Notes\nx = 1\n```\n\nNotes\n", ["# Notes", "x = 1", "\nNotes"], [], 0),
+        ("== Life ==\nLong.\n\n== See also ==\n# [[Stork]]\n# [[Crane]]\n", ["Long."], ["Stork", "Crane"], 1),
         ("An article.\n\nNotes are written on staves.\n", ["Notes are written on staves."], [], 0),
     ],
 )  # fmt: skip
@@ -81,6 +82,7 @@ def test_sections_are_removed_with_all_below_them(text, kept, gone, n):
         ("'''AB''' can stand for:\n* a", ""),
         ("* [[Mercury (planet)]]\n{{disambiguation|geo}}", ""),
         ("a planet\n\n__DISAMBIG__", ""),
+        ("* [[Riverside School, Perth]]\n\n{{School disambiguation}}", ""),
         ("Planets and gods.", "Mercury (disambiguation)"),
         ("Mercury (disambiguation)\n\nx", ""),
     ],
@@ -94,6 +96,7 @@ def test_pages_that_tell_meanings_apart_are_known(text, title):
     [
         "Mercury is a planet.\n\nIt may refer to time.",
         "Physicists may refer to the effect as drag, and write it so.",
+        "'''Heron''' is named by [[Mercury]]{{Disambiguation needed|date=May 2020}} and others.",
         "In logic, disambiguation is the removal of what has several meanings.",
     ],
 )
@@ -144,3 +147,11 @@ def test_a_revision_keeps_the_facts_or_is_dropped(curate, model_server, said, re
     report, kept = curate([("revise-article", {})], [ARTICLE], server=model_server.url)
     assert dropped(report, "revise-article") == ({reason: 1} if reason else {})
     assert [(row["id"], row["text"]) for row in kept] == ([] if reason else [("d0/revised", REVISED)])
+
+
+def test_footnotes_that_a_revision_takes_out_are_no_numbers_lost(curate, model_server):
+    model_server.reply = lambda prompt, body: REVISED
+    marked = "".join(f"{word}[{i}] " for i, word in enumerate(ARTICLE.split(" "), start=1))
+    referenced = ARTICLE.replace(".", '.<ref name="a">Smith 1999, pages 11 to 19</ref><ref name="a" />')
+    _, kept = curate([("revise-article", {})], [marked, referenced], server=model_server.url)
+    assert [row["text"] for row in kept] == [REVISED] * 2
