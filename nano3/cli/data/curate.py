@@ -11,14 +11,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nano3.cli.data.curate_estimate import estimate_of, parse_price, print_estimate
+from nano3.cli.data.curate_estimate import estimate_of, finished_model, parse_price, print_estimate
 from nano3.cli.data.curate_report import printable, show_report
-from nano3.cli.options.common import Json
+from nano3.cli.options.common import Json, was_typed
 
 if TYPE_CHECKING:
     from nano3.curate.ask.estimate import Estimate
+    from nano3.curate.ask.model import Model
     from nano3.curate.catalog import StepInfo
+    from nano3.curate.pipeline import Pipeline
     from nano3.curate.run import Plan
+
+MODEL_OPTIONS = ("url", "model", "answers", "concurrency", "timeout", "deadline")
+"""What says which model is asked, and how."""
 
 
 class Executor(StrEnum):
@@ -134,6 +139,7 @@ DryRun = Annotated[
 
 
 def curate(
+    context: typer.Context,
     name: Name = "",
     list_all: ListAll = False,
     paths: Paths = None,
@@ -161,43 +167,17 @@ def curate(
     The result is DIR/data (JSON lines) with DIR/blend.toml for training, and DIR/report.json. A run that was ended goes
     on when the same command is given again.
     """
-    from nano3.config.errors import UserError
-
     if list_all:
         _list(as_json)
         return
-    if not name:
-        raise UserError("name a pipeline: nano3 data curate PIPELINE; --list shows those there are")
-    if limit and tasks > 1:
-        raise UserError(f"--limit reads in one task; leave out --tasks {tasks}")
+    pipeline = _pipeline(name, overrides or [], paths, against, limit, tasks)
     _check_executor(executor, slurm)
-    from nano3.curate.pipeline import load_pipeline
-
-    pipeline = load_pipeline(name, overrides or [])
-    if not paths and not pipeline.config.inputs:
-        raise UserError(f"pipeline '{name}' has no inputs of its own: give --from PATH")
-    if against and not any("dedup" in step.use for step in pipeline.steps):
-        raise UserError(f"--against: pipeline '{name}' has no step that removes duplicates, so nothing would read it")
-    for option, given in (("--url", url), ("--model", model), ("--answers", answers)):
-        if given and not pipeline.model_steps:
-            raise UserError(f"{option}: pipeline '{name}' has no step that asks a language model")
-    from nano3.cli.data.curate_estimate import finished_model
-    from nano3.curate.ask.model import Model, find_model, no_model
-    from nano3.curate.run import ANSWERS, plan_run
-    from nano3.files import check_writable
-
+    _check_model_options(context, pipeline)
     folder = out or Path("curated") / pipeline.name
-    found = None
-    if url:
-        place = (answers or folder / ANSWERS).absolute()
-        done = None if dry_run else finished_model(folder, model)
-        named = (*done, 0) if done else find_model(url, model)
-        found = Model(*named, concurrency, timeout, max(deadline, timeout), place)
-    elif pipeline.model_steps and not dry_run:
-        raise no_model(pipeline.model_steps[0])
-    plan = plan_run(pipeline, folder, paths or [], against or [], tasks, limit, found)
-    if price and not (dry_run and url and pilot):
-        raise UserError("--price belongs to the estimate of --dry-run with --url and a --pilot")
+    asked = _model(url, model, concurrency, timeout, deadline, answers, folder, dry_run) if url else None
+    from nano3.curate.run import plan_run
+
+    plan = plan_run(pipeline, folder, paths or [], against or [], tasks, limit, asked)
     if dry_run:
         prices = parse_price(price)
         with server_gone() if plan.model else nullcontext():
@@ -205,15 +185,79 @@ def curate(
         scripts = _scripts(plan, workers, slurm or []) if executor == Executor.SLURM else {}
         _show_plan(plan, as_json, scripts, expected, prices)
         return
-    check_writable(folder, "--out")
-    if plan.manifest.left_out:
-        print(printable(f"left out: {plan.manifest.left_out}"), file=sys.stderr)
     _carry_out(plan, workers, executor, slurm or [], as_json)
+
+
+def _pipeline(
+    name: str,
+    overrides: list[str],
+    paths: list[str] | None,
+    against: list[str] | None,
+    limit: int,
+    tasks: int,
+) -> Pipeline:
+    """The pipeline, checked together with the options that say what it reads."""
+    from nano3.config.errors import UserError
+
+    if not name:
+        raise UserError("name a pipeline: nano3 data curate PIPELINE; --list shows those there are")
+    if limit and tasks > 1:
+        raise UserError(f"--limit reads in one task; leave out --tasks {tasks}")
+    from nano3.curate.pipeline import load_pipeline
+
+    pipeline = load_pipeline(name, overrides)
+    if not paths and not pipeline.config.inputs:
+        raise UserError(f"pipeline '{name}' has no inputs of its own: give --from PATH")
+    if against and not any("dedup" in step.use for step in pipeline.steps):
+        raise UserError(f"--against: pipeline '{name}' has no step that removes duplicates, so nothing would read it")
+    return pipeline
+
+
+def _check_model_options(context: typer.Context, pipeline: Pipeline) -> None:
+    """Refuse options of a model that nothing would read."""
+    from nano3.config.errors import UserError
+    from nano3.curate.ask.model import no_model
+
+    given = context.params
+    typed = [f"--{name}" for name in MODEL_OPTIONS if given[name] and was_typed(context, name)]
+    if typed and not pipeline.model_steps:
+        raise UserError(f"{typed[0]}: pipeline '{given['name']}' has no step that asks a language model")
+    if pipeline.model_steps and not (given["url"] or given["dry_run"]):
+        raise no_model(pipeline.model_steps[0])
+    if typed and not given["url"]:
+        raise UserError(f"{typed[0]} belongs to --url, the address of the server whose model is asked")
+    if given["price"] and not (given["dry_run"] and given["url"] and given["pilot"]):
+        raise UserError("--price belongs to the estimate of --dry-run with --url and a --pilot")
+    if was_typed(context, "pilot") and not (given["dry_run"] and given["url"]):
+        raise UserError("--pilot belongs to the estimate of --dry-run with --url")
+
+
+def _model(
+    url: str,
+    name: str,
+    concurrency: int,
+    timeout: float,
+    deadline: float,
+    answers: Path | None,
+    folder: Path,
+    dry_run: bool,
+) -> Model:
+    """The model that a run in a folder asks; of one that is done its own, without a server."""
+    from nano3.curate.ask.model import Model, find_model
+    from nano3.curate.run import ANSWERS
+
+    done = None if dry_run else finished_model(folder, name)
+    named = (*done, 0) if done else find_model(url, name)
+    return Model(*named, concurrency, timeout, max(deadline, timeout), (answers or folder / ANSWERS).absolute())
 
 
 def _carry_out(plan: Plan, workers: int, executor: Executor, slurm: list[str], as_json: bool) -> None:
     from nano3.curate.run import run_pipeline
+    from nano3.files import check_writable
 
+    check_writable(plan.out, "--out")
+    if plan.manifest.left_out:
+        print(printable(f"left out: {plan.manifest.left_out}"), file=sys.stderr)
     if executor == Executor.SLURM:
         _submit(plan, workers, slurm)
         return

@@ -224,7 +224,14 @@ def test_options_of_a_model_that_cannot_be_meant(asking, texts, model_server):
     assert "step '02-ask' asks a language model: give --url" in refused("curate", *asking)
     assert "no step that asks a language model" in refused("curate", "tiny", "--from", texts, "--url", model_server.url)
     assert "no step that asks" in refused("curate", "tiny", "--from", texts, "--answers", "kept")
+    for option in ("--concurrency", "--timeout", "--deadline"):
+        told = refused("curate", "tiny", "--from", texts, option, "7")
+        assert f"{option}: pipeline 'tiny' has no step that asks a language model" in told
+        assert f"{option} belongs to --url" in refused("curate", *asking, "--dry-run", option, "7")
+    assert "--model belongs to --url" in refused("curate", *asking, "--dry-run", "--model", "other")
+    assert "--pilot belongs to the estimate" in refused("curate", "tiny", "--from", texts, "--dry-run", "--pilot", "4")
     url = ["--url", model_server.url]
+    assert "--pilot belongs to the estimate" in refused("curate", *asking, *url, "--pilot", "4")
     assert "has no such model; it has scripted" in refused("curate", *asking, *url, "--model", "other")
     assert "--price belongs to the estimate" in refused("curate", *asking, *url, "--price", "1,2")
     for price in ("1", "1,2,3", "a,b", "-1,2", "nan,1"):
