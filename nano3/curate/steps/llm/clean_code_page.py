@@ -14,7 +14,7 @@ from nano3.config.checks import check
 from nano3.curate.ask.answers import DropError
 from nano3.curate.ask.step import Ask, AskSettings, AskStep
 from nano3.curate.steps.llm.markers import Chunk, cut_out, fitting
-from nano3.curate.steps.llm.replies import inline_code, without_preamble
+from nano3.curate.steps.llm.replies import inline_code, says, without_preamble
 
 PROMPT = "clean-code-page"
 NOTHING = "NOTHING"
@@ -78,7 +78,7 @@ class CleanCodePage(AskStep):
         values = {"page": chunk.text, "blocks": chunk.outline() or "(none)", "nothing": NOTHING}
         _, tokens = fitting(self.settings, self.context.server)
         reply = without_preamble((await ask(PROMPT, values, max_tokens=tokens)).text, chunk.text)
-        if reply.strip("`.* ") == NOTHING and not chunk.blocks:
+        if says(reply, NOTHING) and not chunk.blocks:
             return ""
         restored = chunk.restored(reply)
         if own_words(chunk.without_markers(reply), chunk.text) < self.settings.own_words:

@@ -35,6 +35,12 @@ CONCEPTS = {
     ),
 }  # fmt: skip
 """Field -> concepts."""
+OTHER_NAMES = {
+    "code": "coding", "programming": "coding", "computer science": "coding", "algorithms": "coding",
+    "math": "mathematics", "maths": "mathematics", "biology": "other sciences", "science": "other sciences",
+    "other": "other sciences",
+}  # fmt: skip
+"""What data sets call these fields."""
 
 
 def read_concepts(path: str) -> dict[str, tuple[str, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -13,13 +14,18 @@ from nano3.config.checks import check
 from nano3.curate.ask.answers import DropError
 from nano3.curate.ask.step import Ask, AskSettings, AskStep
 from nano3.curate.step import Context
-from nano3.curate.steps.llm.concepts import read_concepts
+from nano3.curate.steps.llm.concepts import OTHER_NAMES, read_concepts
 from nano3.curate.steps.llm.rephrase import copied
 from nano3.curate.steps.llm.replies import gathered, is_english, json_object, without_preamble
-from nano3.curate.steps.llm.rqa import speaks_of_text
 
 Crossing = Literal["obfuscate", "complicate"]
 CHOICE = "cross-choice"
+_SPOKEN = re.compile(
+    r"\b(?:original|above) (?:problem|question|task|exercise|formulation)s?\b|"
+    r"\bprevious (?:problem|question|exercise)s?\b|\b(?:problem|question|exercise|text) (?:given )?above\b",
+    re.IGNORECASE,
+)
+"""Not every "text": many problems of coding have one."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,8 @@ class Cross(AskStep):
     async def write(self, document: Document, ask: Ask) -> Sequence[Document]:
         """The crossings."""
         written = []
+        if self._field(document) not in {name.lower() for name in self._concepts}:
+            self.note("problems of no field that has concepts: theirs may be of their own field")
         for crossing in self.settings.crossings:
             other, concept = self._drawn(document, crossing)
             try:
@@ -93,9 +101,14 @@ class Cross(AskStep):
             raise DropError("no crossing kept")
         return written
 
+    def _field(self, document: Document) -> str:
+        """A problem's own field, by its name among the concepts; empty where the record has none."""
+        own = str(document.metadata.get(self.settings.own_field) or "").strip().lower()
+        return own if own in {name.lower() for name in self._concepts} else OTHER_NAMES.get(own, own)
+
     def _drawn(self, document: Document, crossing: Crossing) -> tuple[str, str]:
         """Field and concept for a problem: of all concepts of fields that are not its own."""
-        own = str(document.metadata.get(self.settings.own_field) or "").strip().lower()
+        own = self._field(document)
         choice = [(name, one) for name, concepts in self._concepts.items() if name.lower() != own for one in concepts]
         text = f"{self.context.seed}\0{crossing}\0{document.id}".encode("utf-8", "replace")
         return choice[int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") % len(choice)]
@@ -132,4 +145,4 @@ class Cross(AskStep):
             return "copied from the problem"
         if len(text) > self.settings.most * len(problem):
             return "too long"
-        return "speaks of the problem it is made of" if speaks_of_text(text) else ""
+        return "speaks of the problem it is made of" if _SPOKEN.search(text) else ""

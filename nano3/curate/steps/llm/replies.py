@@ -66,6 +66,11 @@ def without_preamble(reply: str, source: str = "") -> str:
     return found[3].strip()
 
 
+def says(reply: str, word: str) -> bool:
+    """Whether a reply is nothing but a word that it was told to be, whatever marks stand around it."""
+    return reply.strip("`'\".* \n") == word
+
+
 def code_blocks(reply: str) -> list[tuple[str, str]]:
     """(language, code) of the fenced blocks of a reply."""
     blocks = [(language, text) for text, kind, language in text_parts(reply) if kind == "CODE"]

@@ -13,7 +13,7 @@ from nano3.config.checks import check
 from nano3.curate.ask.answers import Answer, DropError
 from nano3.curate.ask.step import Ask, AskSettings, AskStep
 from nano3.curate.steps.llm.judge import shortened
-from nano3.curate.steps.llm.replies import is_english, json_object, without_preamble
+from nano3.curate.steps.llm.replies import is_english, json_object, says, without_preamble
 
 FILTER, QUESTION, ANSWER = "rqa-filter", "reasoning-question", "reasoning-answer"
 LEVELS = ("school", "undergraduate", "graduate", "research")
@@ -24,7 +24,9 @@ NONE = "NONE"
 _SPOKEN = re.compile(
     r"\b(?:the|this|that|these|our|above|following|given|provided)\s+"
     r"(?:(?:given|provided|above|following|short|original|preceding|present|accompanying)\s+)?"
-    r"(?:text|passage|article|excerpt|paragraph|author|snippet|reading)s?\b|"
+    r"(?:text|passage|article|excerpt|paragraph|author|snippet)s?\b|"
+    r"\b(?:assigned|provided|above|preceding|accompanying) readings?\b|"
+    r"\b(?:in|according to|based on) the reading\b(?! (?:of|on|from|at)\b)|"  # else it is an instrument's
     r"\b(?:this|above|given|provided|following)\s+(?:document|source|section|chapter)\b|"
     r"\baccording to (?:this|the (?:text|source|document|section|chapter|study))\b|"
     r"\b(?:as )?(?:mentioned|described|discussed|stated|presented) (?:above|here)\b",
@@ -86,7 +88,8 @@ class RqaFilter(AskStep):
         if BLOOM.index(found["bloom"]) < BLOOM.index(self.settings.bloom):
             raise DropError("too low in Bloom's taxonomy")
         document.metadata["rqa"] = {key: found[key] for key in ("level", "bloom")}
-        document.metadata.setdefault("subject", found["subject"])
+        if document.metadata.get("subject") in (None, ""):
+            document.metadata["subject"] = found["subject"]
         return [document]
 
 
@@ -102,7 +105,8 @@ def read_judgement(reply: Mapping[str, Any]) -> dict[str, Any]:
     whole = level in LEVELS and bloom in BLOOM and re.fullmatch(r"\d{1,3}(?:\.\d+)?", subject)
     if not whole or not all(isinstance(value, bool) for value in flags.values()):
         raise DropError("no judgement in the reply")
-    return {"level": level, "bloom": bloom, "subject": subject.zfill(3) if "." not in subject else subject, **flags}
+    whole_number, point, decimals = subject.partition(".")
+    return {"level": level, "bloom": bloom, "subject": whole_number.zfill(3) + point + decimals, **flags}
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,7 @@ class ReasoningQuestion(AskStep):
         answer = await ask(QUESTION, values, max_tokens=limit + self.settings.max_tokens, again=False)
         if reasoning_tokens(answer) > limit:
             raise DropError("question that took too much reasoning")
-        if answer.text.strip() == NONE:
+        if says(answer.text, NONE):
             raise DropError("no question in it")
         question = without_preamble(answer.text)
         if speaks_of_text(question):

@@ -18,7 +18,7 @@ from nano3.curate.ask.answers import DropError
 from nano3.curate.ask.step import Ask, AskSettings, AskStep
 from nano3.curate.steps.llm.judge import shortened
 from nano3.curate.steps.llm.markers import text_parts
-from nano3.curate.steps.llm.replies import without_preamble
+from nano3.curate.steps.llm.replies import says, without_preamble
 
 PROMPT = "scientific-problem"
 NONE = "NONE"
@@ -65,7 +65,7 @@ class ScientificProblem(AskStep):
         values = {"text": shortened(document.text, self.settings.shown), "fewest": str(self.settings.fewest),
                   "most": str(self.settings.most), "none": NONE}  # fmt: skip
         text = without_preamble((await ask(PROMPT, values)).text)
-        if text == NONE:
+        if says(text, NONE):
             raise DropError("no problem in it")
         names = check_steps(text, self.settings)
         return [self.child(document, text + "\n", "problem", steps=names)]

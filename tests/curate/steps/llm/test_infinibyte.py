@@ -75,6 +75,7 @@ def test_without_a_choice_there_is_no_crossing(curate, model_server, best, why):
         (PROBLEM + " And so on.", "copied from the problem"),
         (NEW * 12, "too long"),
         ("Given the text above, find the largest sum.", "speaks of the problem it is made of"),
+        ("As in the original problem, find the largest sum.", "speaks of the problem it is made of"),
         ("Eine Boje steigt und fällt jede Stunde um bekannte Schritte. Zwischen welchen Stunden gewinnt sie am meisten "
          "an Höhe, und wie viel ist das? Die Antwort ist eine Zahl in Metern, die auf zwei Stellen zu runden ist.",
          "not English"),
@@ -146,3 +147,20 @@ def test_files_that_are_no_concepts_are_refused(curate, tmp_path, text, told):
 def test_settings_that_contradict_are_refused(curate, settings, told):
     with pytest.raises(UserError, match=told):
         curate([("cross", settings)], ["x"])
+
+
+def test_a_problem_about_a_text_is_one(curate, model_server):
+    said = "A pattern of four letters is sought in a text of letters. At how many places of the text does it occur?"
+    kept, notes, _ = crossed(curate, model_server, lambda p, b: said, crossings=["complicate"], candidates=1)
+    assert ([row["text"] for row in kept], notes) == ([said + "\n"], {})
+
+
+def test_a_field_goes_by_other_names_and_an_unknown_one_is_counted(curate, model_server):
+    names = [*["Math"] * 20, "cooking", None]
+    rows = [{"id": f"p{i}", "text": PROBLEM} | ({"field": name} if name else {}) for i, name in enumerate(names)]
+    model_server.reply = lambda prompt, body: NEW
+    report, kept = curate([("cross", {"candidates": 1})], rows, server=model_server.url)
+    fields = {row["metadata"]["concept_field"] for row in kept if row["metadata"].get("field") == "Math"}
+    assert fields == set(CONCEPTS) - {"mathematics"}
+    notes = report.steps[-1].account.notes
+    assert notes["problems of no field that has concepts: theirs may be of their own field"] == 2

@@ -7,7 +7,7 @@ import pytest
 
 from nano3.config.errors import UserError
 from nano3.curate.ask.answers import Answer
-from nano3.curate.steps.llm.rqa import reasoning_tokens, speaks_of_text
+from nano3.curate.steps.llm.rqa import read_judgement, reasoning_tokens, speaks_of_text
 
 from ...conftest import dropped
 
@@ -58,8 +58,14 @@ def test_short_and_foreign_texts_are_not_sent(curate, model_server):
 
 
 def test_a_subject_that_is_known_stays(curate, model_server):
-    kept, _ = filtered(curate, model_server, GOOD | {"subject": "5"}, [{"text": TEXT, "subject": "519"}, TEXT + "x"])
-    assert [row["metadata"]["subject"] for row in kept] == ["519", "005"]
+    texts = [{"text": TEXT, "subject": "519"}, TEXT + "x", {"text": TEXT + "y", "subject": None}]
+    kept, _ = filtered(curate, model_server, GOOD | {"subject": "5"}, texts)
+    assert [row["metadata"]["subject"] for row in kept] == ["519", "005", "005"]
+
+
+@pytest.mark.parametrize(("said", "subject"), [("4.6", "004.6"), ("512.5", "512.5"), (4, "004"), ("51", "051")])
+def test_a_subject_has_three_digits_before_the_point(said, subject):
+    assert read_judgement(GOOD | {"subject": said})["subject"] == subject
 
 
 @pytest.mark.parametrize(("key", "value"), [("level", "college"), ("bloom", "thinking")])
@@ -90,6 +96,7 @@ def test_a_question_stands_alone_and_its_reasoning_beside_it(curate, model_serve
     ("said", "reason"),
     [
         (thought("NONE"), "no question in it"),
+        (thought("**NONE.**"), "no question in it"),
         (thought("According to the text, what is the flux?"), "question that speaks of the text"),
         (thought(QUESTION, "thought " * 20_000), "question that took too much reasoning"),
         (thought("Wie groß ist der Fluss durch die Oberfläche, wenn die Ladung in der Kugel sich verdoppelt hat? " * 3),
@@ -110,6 +117,7 @@ def test_other_questions_are_dropped(curate, model_server, said, reason):
         "Why does the author claim so?", "According to this, what follows?", "What does this short article imply?",
         "Using the excerpt, derive it.", "What is described in the paragraph?", "In this section, what is derived?",
         "According to the document, why?",
+        "According to the reading, why?", "What does the assigned reading claim?",
     ],
 )  # fmt: skip
 def test_questions_that_speak_of_the_text_are_known(question):
@@ -123,6 +131,8 @@ def test_questions_that_speak_of_the_text_are_known(question):
         "According to Newton's second law, what force acts?", "What lies above the surface?", "Which sources emit?",
         "Write a parser for a text in Python.",
         "What is the cross section of the reaction?", "How far is the source of the sound?",
+        "What is the reading of the ammeter?", "Given these readings of two voltmeters, what is the resistance?",
+        "What error is in the reading of the scale?",
     ],
 )  # fmt: skip
 def test_questions_that_stand_alone_are_not_taken_for_such(question):
