@@ -48,26 +48,49 @@ class AnswerCache:
             UserError: a file is damaged or no such file.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._own = _opened(path)
-        self._others = [_opened(other) for other in others if other.is_file() and other != path]
+        self._path, self._own = path, _opened(path)
+        there = [other for other in others if other.is_file() and other != path]
+        self._files = {path: self._own} | {other: _opened(other) for other in there}
 
     def get(self, key: bytes) -> tuple[Any, float] | None:
-        """The answer's JSON value and how many seconds it took; None where there is none."""
-        for database in (self._own, *self._others):
-            row = database.execute("SELECT body, seconds FROM answers WHERE key = ?", (key,)).fetchone()
-            if row:
-                return json.loads(zlib.decompress(row[0])), row[1]
+        """The answer's JSON value and how many seconds it took; None where there is none.
+
+        Raises:
+            UserError: a file is damaged or cannot be read.
+        """
+        for path, database in self._files.items():
+            try:
+                row = database.execute("SELECT body, seconds FROM answers WHERE key = ?", (key,)).fetchone()
+                if row:
+                    return json.loads(zlib.decompress(row[0])), row[1]
+            except (sqlite3.Error, zlib.error, ValueError) as error:
+                raise _unusable(path, error) from error
         return None
 
     def put(self, key: bytes, body: Any, seconds: float) -> None:
-        """Keep an answer; it is on disk when this returns, even if the process is killed then."""
+        """Keep an answer; it is on disk when this returns, even if the process is killed then.
+
+        Raises:
+            UserError: the file cannot be written, as where the disk is full.
+        """
         packed = zlib.compress(json.dumps(body).encode("utf-8", "surrogatepass"), 1)
-        self._own.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", (key, seconds, packed))
+        try:
+            self._own.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", (key, seconds, packed))
+        except sqlite3.Error as error:
+            raise _unusable(self._path, error) from error
 
     def close(self) -> None:
         """Close all files."""
-        for database in (self._own, *self._others):
+        for database in self._files.values():
             database.close()
+
+
+def _unusable(path: Path, error: Exception) -> UserError:
+    """The error for a file of which another try may make more (a full disk, a lock, no permission), or that is
+    damaged."""
+    if isinstance(error, sqlite3.OperationalError):
+        return UserError(f"{path}: {error}; what was answered before is kept: give the same command again")
+    return UserError(f"{path}: no file of answers ({error}); delete it, and they are asked for again")
 
 
 def _opened(path: Path) -> sqlite3.Connection:
@@ -77,5 +100,5 @@ def _opened(path: Path) -> sqlite3.Connection:
         database.execute("PRAGMA synchronous=NORMAL")
         database.execute(_TABLE)
     except sqlite3.Error as error:
-        raise UserError(f"{path}: no file of answers ({error}); delete it, and they are asked for again") from error
+        raise _unusable(path, error) from error
     return database

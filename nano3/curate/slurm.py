@@ -101,7 +101,7 @@ def submit(plan: Plan, workers: int, options: Sequence[str]) -> list[str]:
     """
     if shutil.which("sbatch") is None:
         raise UserError("--executor slurm needs the program sbatch: run it on a login node of a Slurm cluster")
-    with opened(plan, lambda: _check_none_left(plan.out / FOLDER / JOBS)):
+    with opened(plan, lambda: check_none_left(plan.out)):
         own = plan.out.absolute() / FOLDER
         own.mkdir(exist_ok=True)
         write_atomic(own / RUN, pickle.dumps(replace(plan, out=plan.out.absolute())))
@@ -123,7 +123,9 @@ def _submitted(found: Sequence[Script], own: Path) -> list[str]:
     return jobs
 
 
-def _check_none_left(file: Path) -> None:
+def check_none_left(out: Path) -> None:
+    """Raise UserError where jobs that were submitted for a folder are queued or running, as far as squeue can say."""
+    file = out / FOLDER / JOBS
     if not file.is_file() or shutil.which("squeue") is None:
         return
     jobs = ",".join(file.read_text("utf-8").split())

@@ -50,6 +50,28 @@ def test_everything_that_decides_an_answer_is_in_its_key():
     assert answer_key("m", MESSAGES, one, "p", 0) == answer_key("m", MESSAGES, other, "p", 0)
 
 
+def test_a_file_that_is_damaged_later_is_named(tmp_path):
+    path = tmp_path / "a.sqlite"
+    cache = AnswerCache(path)
+    for i in range(500):
+        cache.put(f"key{i}".encode(), os.urandom(200).hex(), 1.0)
+    cache.close()
+    data = path.read_bytes()
+    path.write_bytes(data[:4096] + b"\xff" * (len(data) - 4096))
+    cache = AnswerCache(path)
+    with pytest.raises(UserError, match=r"a\.sqlite: no file of answers .*; delete it"):
+        cache.get(b"key7")
+
+
+def test_a_full_disk_is_no_reason_to_delete_what_is_kept(tmp_path):
+    cache = AnswerCache(tmp_path / "a.sqlite")
+    cache.put(b"first", "kept", 1.0)
+    cache._own.execute("PRAGMA max_page_count = 3")
+    with pytest.raises(UserError, match=r"a\.sqlite: database or disk is full; what was answered before is kept"):
+        cache.put(b"second", os.urandom(100_000).hex(), 1.0)
+    assert cache.get(b"first") == ("kept", 1.0)
+
+
 def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "a.sqlite").write_bytes(b"no database" * 100)
     with pytest.raises(UserError, match=r"a\.sqlite: no file of answers .*; delete it"):

@@ -6,7 +6,9 @@ import subprocess
 import sys
 
 import pytest
+from typer.testing import CliRunner
 
+from nano3.cli.data.app import app
 from nano3.config.errors import UserError
 from nano3.curate import slurm
 from nano3.curate.catalog import is_importable
@@ -113,6 +115,8 @@ def test_what_is_queued_already_is_not_submitted_twice(source, tmp_path, cluster
     slurm.submit(plan_of(source, tmp_path, "out"), 0, [])
     with pytest.raises(UserError, match=r"still queued or running: .* scancel 77"):
         slurm.submit(plan_of(source, tmp_path, "out"), 0, [])
+    here = ["curate", "own.toml", "--from", str(source), "--out", "out", "--tasks", "3"]
+    assert "scancel 77" in str(CliRunner().invoke(app, here).exception), "nor carried out here beside its jobs"
 
 
 @pytest.mark.parametrize(

@@ -261,6 +261,9 @@ def _carry_out(plan: Plan, workers: int, executor: Executor, slurm: list[str], a
     if executor == Executor.SLURM:
         _submit(plan, workers, slurm)
         return
+    from nano3.curate.slurm import check_none_left
+
+    check_none_left(plan.out)
     with server_gone() if plan.model else nullcontext():
         result = run_pipeline(plan, workers, executor == Executor.RAY)
     show_report(result, as_json, 0)

@@ -85,9 +85,15 @@ def judgement_path(file: Path) -> Path:
 
 
 @cache
-def load_classifier(path: str) -> Classifier:
-    """The classifier of a file, once a process."""
+def load_classifier(path: str, wanted: str) -> Classifier:
+    """The classifier of a file, once a process.
+
+    Raises:
+        UserError: the file has another hash than wanted: it was replaced after the run, or its job, was planned.
+    """
     import fasttext
 
     file = Path(path).expanduser()
+    if (found := file_hash(file)) != wanted:
+        raise UserError(f"{path} was replaced: it has the hash {found}, and this run began with {wanted}")
     return Classifier(fasttext.load_model(str(file)), bool(read_json(judgement_path(file))["html"]))

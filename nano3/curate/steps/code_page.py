@@ -53,8 +53,8 @@ class CodePage(Step):
 
     def check(self, document: Document) -> str:
         """Why a page is dropped; empty: it is kept."""
-        model = self.settings.model
-        score = load_classifier(model).score(document.text) if model else code_score(document.text)
+        model, wanted = self.settings.model, self.settings.model_hash
+        score = load_classifier(model, wanted).score(document.text) if model else code_score(document.text)
         document.metadata["code_page_score"] = round(score, 3)
         return "" if score >= self.settings.threshold else "no code in the page"
 

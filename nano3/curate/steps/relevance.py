@@ -38,6 +38,6 @@ class Relevance(Step):
 
     def check(self, document: Document) -> str:
         """Why a text is dropped; empty: it is kept."""
-        score = load_classifier(self.settings.model).score(document.text)
+        score = load_classifier(self.settings.model, self.settings.model_hash).score(document.text)
         document.metadata["relevance_score"] = round(score, 4)
         return "" if score >= self.settings.threshold else "not relevant"

@@ -12,6 +12,8 @@ from nano3.curate.classifier.examples import Example, split_examples
 from nano3.curate.classifier.features import features
 from nano3.curate.classifier.judgement import average_precision, curve, groups, point, recommended
 from nano3.curate.classifier.training import TrainingOptions, train_classifier
+from nano3.curate.pipeline import load_pipeline
+from nano3.curate.run import plan_run, run_pipeline
 
 from ..conftest import dropped
 
@@ -155,6 +157,16 @@ def test_another_classifier_under_the_same_name_is_told(curate, trained, tmp_pat
     out.write_bytes(b"damaged")
     with pytest.raises(UserError, match="do not belong together"):
         curate([step], ["some text"], out="damaged")
+
+
+def test_a_classifier_that_is_replaced_between_plan_and_run_is_not_used(trained, tmp_path):
+    """As between `--executor slurm` and the first job."""
+    out, _ = trained
+    (tmp_path / "own.toml").write_text(f'[[step]]\nuse = "read"\n[[step]]\nuse = "relevance"\nmodel = "{out}"\n')
+    plan = plan_run(load_pipeline(str(tmp_path / "own.toml")), tmp_path / "out", [str(tmp_path / "news.jsonl")])
+    train_classifier(TrainingOptions([str(tmp_path / "news.jsonl")], [str(tmp_path / "code.jsonl")]), out)
+    with pytest.raises(UserError, match="was replaced"):
+        run_pipeline(plan, 1)
 
 
 @pytest.mark.parametrize(
