@@ -15,13 +15,37 @@ from ..narrow import narrowed
 from ..scaled import Scaled, Weight
 from .experts import squared_relu_mlp
 
+ALIGNED = 16
+"""Bytes of which a row's width is a multiple where `torch.nn.functional.grouped_mm` takes it."""
+LEAVES_UNUSED = (10, 0)
+"""Compute capability (Blackwell's) from which its products of no rows may be any numbers: pytorch issue 172439, open
+since 2026-01."""
+
 
 def grouped_mlp(x: Tensor, up: Weight, down: Weight, expert_ids: Tensor, weights: Tensor) -> Tensor:
     """See nano3.kernels.grouped_mlp."""
     if isinstance(up, Scaled) or isinstance(down, Scaled):
         return _scaled_experts(x, up, down, expert_ids, weights)
-    function = _LoopedExperts if x.device.type == "cpu" else GroupedExperts
+    grouped = x.device.type != "cpu" and takes_grouped(x.dtype, *up.shape[1:])
+    function = GroupedExperts if grouped else _LoopedExperts
     return function.apply(x, up, down, expert_ids, weights)
+
+
+def takes_grouped(dtype: torch.dtype, *widths: int) -> bool:
+    """Whether `grouped_mm` multiplies numbers of a type in rows of these widths."""
+    return dtype != torch.float64 and all(width * dtype.itemsize % ALIGNED == 0 for width in widths)
+
+
+def leaves_unused(device: torch.device) -> bool:
+    """Whether the gradient of a matrix that has no row is to be made zero."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= LEAVES_UNUSED
+
+
+def _of_used(gradients: Tensor, ends: Tensor) -> Tensor:
+    """Gradients (E, ...) of matrices whose rows end at `ends`: of one without rows, 0."""
+    if leaves_unused(gradients.device):
+        gradients.masked_fill_((ends.diff(prepend=ends.new_zeros(1)) == 0)[:, None, None], 0)
+    return gradients
 
 
 class _Routes(NamedTuple):
@@ -143,9 +167,9 @@ class GroupedExperts(torch.autograd.Function):
         dactive = F.grouped_mm(drows, narrowed(down, x.dtype), offs=ends)
         active = positive.square()
         dgates = (dactive * active.to(routes.gates.dtype)).sum(1)
-        ddown = F.grouped_mm(drows.t(), (active * routes.gates).to(x.dtype), offs=ends)
+        ddown = _of_used(F.grouped_mm(drows.t(), (active * routes.gates).to(x.dtype), offs=ends), ends)
         dhidden = (dactive * positive * (2 * routes.gates)).to(x.dtype)
-        dup = F.grouped_mm(dhidden.t(), x[routes.tokens], offs=ends)
+        dup = _of_used(F.grouped_mm(dhidden.t(), x[routes.tokens], offs=ends), ends)
         dx = torch.zeros(x.shape, dtype=accumulator(x.dtype), device=x.device)
         dx.index_add_(0, routes.tokens, F.grouped_mm(dhidden, narrowed(up, x.dtype), offs=ends).to(dx.dtype))
         dweights = torch.empty_like(dgates).index_copy_(0, routes.order, dgates).view_as(weights)

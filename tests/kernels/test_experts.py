@@ -1,5 +1,6 @@
 import pytest
 import torch
+from nano3.kernels.eager import grouped
 from nano3.kernels.eager.grouped import GroupedExperts
 
 from nano3 import kernels
@@ -87,11 +88,22 @@ def test_bf16_activations_with_fp32_weights(check):
         assert out.dtype == torch.bfloat16
 
 
-def test_grouped_products_equal_the_loop():
-    """The formulation CUDA runs, here on CPU (sizes are multiples of 16 bytes, as its kernels ask)."""
+@pytest.mark.parametrize("garbage", [False, True])
+def test_grouped_products_equal_the_loop(garbage, monkeypatch):
+    """The formulation CUDA runs, here on CPU (sizes are multiples of 16 bytes, as its kernels ask); `garbage`: with
+    what Blackwell's leave in products of no rows."""
     inputs, (ids, weights) = make(D=8, F=16, dtype=torch.float32), choose_experts(dtype=torch.float32)
     ids = ids.clamp_max(5)  # expert 6 stays empty
     ids[:, 1:] = (ids[:, :1] + torch.tensor([1, 2])) % 6
+    if garbage:
+        multiply = torch.nn.functional.grouped_mm
+
+        def leave(a, b, *, offs):
+            out = multiply(a, b, offs=offs)
+            return out.index_fill(0, torch.tensor(6), 7.0) if b.dim() == 2 else out
+
+        monkeypatch.setattr(torch.nn.functional, "grouped_mm", leave)
+        monkeypatch.setattr(grouped, "leaves_unused", lambda device: True)
     results = []
     for function in (GroupedExperts.apply, lambda *a: kernels.grouped_mlp(*a, backend="reference")):
         leaves = [v.clone().requires_grad_() for v in (*inputs.values(), weights)]
@@ -99,6 +111,25 @@ def test_grouped_products_equal_the_loop():
         results.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
     for actual, expected in zip(*results, strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize(("D", "F"), [(8, 16), (8, 12), (6, 16), (4, 20)])
+def test_sizes_that_grouped_products_refuse_are_looped_over(D, F, dtype):
+    """Which PyTorch says itself; the loop asks for numbers, which the meta device has none of."""
+    inputs, (ids, weights) = make(D=D, F=F, dtype=dtype), choose_experts(dtype=torch.float32)
+    try:
+        GroupedExperts.apply(*inputs.values(), ids, weights)
+        taken = True
+    except RuntimeError:
+        taken = False
+    assert grouped.takes_grouped(dtype, D, F) == taken
+    away = [v.to("meta") for v in (*inputs.values(), ids, weights)]
+    if not taken:
+        with pytest.raises((RuntimeError, NotImplementedError), match="meta tensor"):
+            kernels.grouped_mlp(*away, backend="eager")
+    elif dtype == torch.bfloat16:  # the only type that grouped_mm has there
+        assert kernels.grouped_mlp(*away, backend="eager").shape == (31, D)
 
 
 def test_grouped_products_need_no_values_from_the_device():

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nano3.kernels import Scaled, Weight, linear
+from nano3.kernels.eager.grouped import leaves_unused
 from nano3.model.hf.names import A, B
 from nano3.model.layers import Linear
 from nano3.model.moe import Experts
@@ -127,10 +128,17 @@ def grouped_linear(rows: Tensor, weight: Weight, ends: Tensor) -> Tensor:
     """rows (R, in) of several experts, those of expert e from ends[e-1] to ends[e], by weight (E, out, in) -> (R, out);
     differentiable."""
     if rows.is_cuda and not isinstance(weight, Scaled) and _aligned(rows, weight):
+        weight = trained_where_used(weight, ends) if weight.requires_grad and leaves_unused(rows.device) else weight
         return F.grouped_mm(rows, weight.to(rows.dtype).transpose(1, 2), offs=ends.to(torch.int32))
     bounds = [0, *ends.tolist()]
     parts = [linear(rows[a:b], weight[e]) for e, (a, b) in enumerate(pairwise(bounds)) if b > a]
     return torch.cat(parts) if parts else rows.new_zeros(0, weight.shape[1])
+
+
+def trained_where_used(weight: Tensor, ends: Tensor) -> Tensor:
+    """The same weight (E, ...), whose gradient is 0 for experts without rows, whatever comes from its product."""
+    used = ends.diff(prepend=ends.new_zeros(1)) > 0
+    return torch.where(used[:, None, None], weight, weight.detach())
 
 
 def _aligned(rows: Tensor, weight: Tensor) -> bool:

@@ -14,6 +14,7 @@ from nano3.model.layers import Linear
 from nano3.model.lm import LM
 from nano3.model.lora.apply import adapted, apply_lora, init_lora, matched
 from nano3.model.lora.merge import merge, merged
+from nano3.model.lora.modules import trained_where_used
 from nano3.model.moe import Experts
 
 CFG = LoraConfig(rank=4, alpha=6.0)
@@ -130,6 +131,17 @@ def test_an_expert_without_tokens_has_no_gradient(small_model, filled):
     found = gradients(small_model, torch.tensor([[5]]), None)
     used = found["blocks.1.mixer.experts.up_proj_lora_A"].abs().sum((1, 2)).count_nonzero()
     assert used == small_model.cfg.top_k
+
+
+def test_what_a_product_of_no_rows_leaves_is_no_gradient():
+    weight = torch.randn(3, 2, 4, requires_grad=True)
+    used = trained_where_used(weight, torch.tensor([2, 2, 5]))
+    assert torch.equal(used, weight)
+    given = torch.full((3, 2, 4), 7.0)
+    given[1] = torch.nan
+    (gradient,) = torch.autograd.grad(used, weight, given)
+    assert gradient[:, 0, 0].tolist() == [7, 0, 7]
+    assert not gradient.isnan().any()
 
 
 def test_patterns_take_own_and_published_names_and_their_ends(small_model):
