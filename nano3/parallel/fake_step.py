@@ -47,6 +47,11 @@ GROUPED_BYTES = 16
 """Grouped products take rows of multiples of so many bytes."""
 
 
+PURPOSES: tuple[str, ...] = ("weights", "gradients", "experts", "slices", "heads")
+"""What processes send each other: shards of weights and of gradients, tokens for experts, what slices of sequences need
+of each other, tokens and results of divided heads."""
+
+
 @dataclass(frozen=True)
 class FakeStep:
     """A step that fitted."""
@@ -57,6 +62,10 @@ class FakeStep:
     """Numbers that the process held of their parameters, embeddings and output projection."""
     collectives: int
     """Calls of collectives, forward and backward."""
+    received: dict[str, int]
+    """Bytes that came from other processes, by purpose (PURPOSES)."""
+    tokens: int
+    """Of the one row, on this process."""
     seconds: float
 
 
@@ -91,13 +100,13 @@ def fake_step(
         shared = _shared(stage)
         lm = _sharded(part, cfg, stage, shared)
         lm.checkpoint_activations = recompute
-        with FakeTensorMode(allow_non_fake_inputs=True), _Counting() as calls:
+        with FakeTensorMode(allow_non_fake_inputs=True), Received(shared) as calls:
             try:
-                _step(lm, shared)
+                tokens = _step(lm, shared)
             except (RuntimeError, ValueError, AssertionError) as error:
                 raise UserError(f"a step of process {rank} does not fit: {_reason(error)}") from error
         held = _check(lm, share_of(part, stage, place, cfg.fsdp).parameters, rank)
-    return FakeStep(part.pattern, held, calls.count, time.perf_counter() - started)
+    return FakeStep(part.pattern, held, calls.count, calls.bytes, tokens, time.perf_counter() - started)
 
 
 def _sharded(part: ModelConfig, cfg: ParallelConfig, layout: Layout, shared: Sharing | None) -> LM:
@@ -127,14 +136,15 @@ def _shared(layout: Layout) -> Sharing | None:
     return sharing(whole["sequence"].get_group(), *own)
 
 
-def _step(lm: LM, shared: Sharing | None) -> None:
-    """Forward and backward pass over one row."""
+def _step(lm: LM, shared: Sharing | None) -> int:
+    """Forward and backward pass over one row -> its tokens on this process."""
     n_tensor = shared.size if isinstance(shared, SharedTokens) else 1
     tokens, rows = -(-TOKENS // n_tensor), 1 if shared is None else shared.each
     hidden = lm.hidden(torch.zeros(rows, tokens, dtype=torch.int64), slices=shared, **_around(shared, tokens))
     # The real loss asks for the places of its targets, which are numbers.
     loss = lm.lm_head(hidden.x).float().mean() + hidden.balance_loss
     loss.backward()
+    return rows * tokens
 
 
 def _around(shared: Sharing | None, tokens: int) -> PassOptions:
@@ -218,16 +228,42 @@ def _fake_world(size: int, rank: int) -> Iterator[None]:
             logger.disabled = disabled
 
 
-class _Counting(TorchDispatchMode):
-    """Counts collectives."""
+class Received(TorchDispatchMode):
+    """Counts collectives, and the bytes that they bring from other processes.
 
-    def __init__(self) -> None:
+    Of n processes each gets (n - 1) / n of what it has in the end, and of a sum twice that. Shards travel as one flat
+    tensor, tokens for experts as rows, parts of sequences with more dimensions, and by these they are told apart, since
+    groups of the same processes may be one. Integers (loads, document ids) are few and left out.
+    """
+
+    def __init__(self, shared: Sharing | None = None) -> None:
+        """`shared`: who shares out sequences."""
         super().__init__()
-        self.count = 0
+        self.count, self.bytes = 0, dict.fromkeys(PURPOSES, 0)
+        self._heads = shared.tensor.group_name if isinstance(shared, SharedTokens) else None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func.namespace == "c10d"
+        if func.namespace == "c10d":
+            self.count += 1
+            self._add(func.__name__.split(".")[0].strip("_"), args)
         return func(*args, **(kwargs or {}))
+
+    def _add(self, name: str, args: Any) -> None:
+        if name not in ("allgather_base", "reduce_scatter_base", "allreduce", "alltoall_base"):
+            return
+        group = next(dist.ProcessGroup.unbox(value) for value in args if isinstance(value, torch.ScriptObject))
+        output, *inputs = [value[0] if isinstance(value, list) else value for value in args[:2]]
+        whole = inputs[0] if name == "reduce_scatter_base" else output
+        if whole.is_floating_point():
+            part = whole.nbytes * (group.size() - 1) // group.size()
+            self.bytes[self._purpose(name, whole, group)] += part * (2 if name == "allreduce" else 1)
+
+    def _purpose(self, name: str, whole: Tensor, group: Any) -> str:
+        if whole.dim() == 1:
+            return "weights" if name == "allgather_base" else "gradients"
+        if name == "alltoall_base" and whole.dim() == 2:
+            return "experts"
+        return "heads" if group.group_name == self._heads else "slices"
 
 
 def _reason(error: BaseException) -> str:

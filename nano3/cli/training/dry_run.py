@@ -22,6 +22,16 @@ from nano3.parallel.estimate import process_bytes
 if TYPE_CHECKING:
     from nano3.parallel.layout import Layout
 
+TRAVELS = {
+    "weights": "shards of weights",
+    "gradients": "shards of gradients",
+    "experts": "tokens for experts",
+    "slices": "states, keys and values",
+    "heads": "tokens of divided heads",
+    "stages": "between stages",
+}
+"""What processes send each other (nano3.parallel.traffic), for people."""
+
 
 def show_dry_run(
     cfg: PretrainConfig | SftConfig, preset: str, as_json: bool, world: int | None = None, rank: int = 0
@@ -129,6 +139,7 @@ def process_facts(cfg: PretrainConfig | SftConfig, world: int, rank: int, dtype:
         "evenness": evenness(cfg.model, stages_for(cfg.parallel, cfg.model, cfg.data.seq_len), cfg.data.seq_len),
         "sequences_per_step": cfg.train.batch_size // readers,
         "micro_batch_size": fitted.train.micro_batch_size,
+        "seq_len": cfg.data.seq_len,
         "sharded": cfg.parallel.fsdp and layout.stage > 1,
         "slices": slices_of(layout.context, rank // layout.tensor % layout.context) if layout.context > 1 else [],
         "heads": _heads(cfg.model, layout, rank) if layout.tensor > 1 else {},
@@ -149,11 +160,25 @@ def step_facts(cfg: PretrainConfig | SftConfig, world: int, rank: int) -> dict[s
     """
     from nano3.parallel.fake_step import fake_step
     from nano3.parallel.layout import layout_of
+    from nano3.parallel.traffic import received_bytes
+    from nano3.stages.settings import fit_micro_batch
 
     layout = layout_of(cfg.parallel, cfg.model, world)
-    blocks = [number for stage in _stages_of(cfg, layout, rank) for number in stage]
+    stages = _stages_of(cfg, layout, rank)
     recompute = cfg.train.checkpoint_activations == "block"
-    return asdict(fake_step(cfg.model, cfg.parallel, layout, rank, recompute, blocks))
+    step = fake_step(cfg.model, cfg.parallel, layout, rank, recompute, [n for stage in stages for n in stage])
+    readers = layout.replicate * layout.shard
+    rows = fit_micro_batch(cfg, readers).train.micro_batch_size
+    passes = cfg.train.batch_size // readers // rows
+    return {
+        "blocks": step.blocks,
+        "parameters": step.parameters,
+        "collectives": step.collectives,
+        "seconds": step.seconds,
+        "received_bytes": received_bytes(
+            cfg.model, cfg.parallel, layout, rank, stages, rows, cfg.data.seq_len, passes, recompute
+        ),
+    }
 
 
 def _heads(model: ModelConfig, layout: Layout, rank: int) -> dict[str, list[int]]:
@@ -201,6 +226,13 @@ def process_table(facts: dict[str, Any]) -> Any:
     step = facts["step"]
     kinds = f"through blocks {', '.join(step['blocks'])}: {step['collectives']} collectives"
     table.add_row("a step without numbers", "sizes fit together", kinds)
+    received = step["received_bytes"]
+    table.add_row(
+        "received a step", bytes_text(sum(received.values())), f"estimated, at {facts['seq_len']:,} tokens a row"
+    )
+    for purpose, count in received.items():
+        if count:
+            table.add_row(f"  {TRAVELS[purpose]}", bytes_text(count), "")
     return table
 
 
