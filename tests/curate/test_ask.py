@@ -1,11 +1,14 @@
 """Steps that ask a language model, against a server that answers and fails as it is told to."""
 
 import json
+import resource
 import threading
 
 import pytest
 
+from nano3.client.cache import AnswerCache
 from nano3.config.errors import UserError
+from nano3.curate.ask.asker import open_answers
 
 from .conftest import dropped
 from .model_server import MODEL
@@ -69,6 +72,21 @@ def test_a_second_run_sends_nothing(curate, model_server, prompt):
     assert model_server.prompts == []
     curate([("ask", {"prompt": prompt, "temperature": 0.1})], texts, server=model_server.url, out="third")
     assert len(model_server.prompts) == 20
+
+
+def test_answers_of_a_run_with_many_tasks_are_all_found(tmp_path):
+    for i in range(120):
+        cache = AnswerCache(tmp_path / f"{i:05d}-of-00120.sqlite")
+        cache.put(b"key %d" % i, i, 0.0)
+        cache.close()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        cache = open_answers(tmp_path, 0, 7)
+        assert [cache.get(b"key %d" % i) for i in range(120)] == [(i, 0.0) for i in range(120)]
+        cache.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_equal_documents_are_asked_about_once(curate, model_server, prompt):

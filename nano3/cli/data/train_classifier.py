@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from nano3.cli.data.curate_report import printable
 from nano3.cli.options.common import Json
 
 
@@ -59,6 +60,8 @@ def train_classifier(
     check_writable(out.parent, "--out")
     out.parent.mkdir(parents=True, exist_ok=True)
     found = train_classifier(TrainingOptions(positive, negative, html, heldout, recall, seed), out)
+    for line in found["left_out"]:
+        print(printable(f"left out: {line}"), file=sys.stderr)
     if as_json:
         print_json(found | {"file": str(out)})
         return

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -160,7 +160,18 @@ def open_answers(folder: Path, rank: int, tasks: int) -> AnswerCache:
     """The answers of a task; those of a pilot, and of a run with other tasks, are looked into too."""
     own = f"-of-{tasks:05d}{SUFFIX}"
     others: Sequence[Path] = sorted(path for path in folder.glob(f"*{SUFFIX}") if not path.name.endswith(own))
+    if others:
+        _allow_open_files()
     return AnswerCache(folder / answer_file(rank, tasks), others)
+
+
+def _allow_open_files() -> None:
+    """As many as the system lets this process have: each file of answers takes three, and there is one a task."""
+    with suppress(ImportError, ValueError, OSError):
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _tell(line: str) -> None:

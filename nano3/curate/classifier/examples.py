@@ -43,26 +43,38 @@ class Split:
     """Documents that were not held out, since training has the same."""
 
 
-def read_examples(paths: Sequence[str], positive: bool, html: bool) -> list[Example]:
+def read_examples(paths: Sequence[str], positive: bool, html: bool, left_out: list[str]) -> list[Example]:
     """The examples at some paths: whatever `read` and `warc` read.
+
+    Args:
+        paths: files and folders.
+        positive: of which kind they are.
+        html: they are pages of HTML.
+        left_out: takes a line for everything at the paths that is no example.
 
     Raises:
         UserError, FileNotFoundError: a path is not there, or no document in it.
     """
-    examples = [_example(document, spec, positive, html) for spec in paths for document in _documents(spec)]
-    examples = [example for example in examples if example.line]
+    found = [_example(document, spec, positive, html) for spec in paths for document in _documents(spec, left_out)]
+    examples = [example for example in found if example.line]
+    if n := len(found) - len(examples):
+        left_out.append(f"{', '.join(paths)}: {n} documents without a word")
     if not examples:
         raise UserError(f"{', '.join(paths)}: no document with a word in it")
     return examples
 
 
-def _documents(spec: str) -> Iterator[Document]:
+def _documents(spec: str, left_out: list[str]) -> Iterator[Document]:
     use = "warc" if _holds_warc(Path(spec).expanduser()) else "read"
     check_installed([use])
     reader = find_step(use, "").load()
-    units, _ = reader.find([spec])
+    units, told = reader.find([spec])
+    left_out += [f"{spec}: {told}"] if told else []
     with tempfile.TemporaryDirectory() as folder:
-        yield from reader(reader.Settings(), Context(use, Path(folder), 1), [units]).run(None)
+        reading = reader(reader.Settings(), Context(use, Path(folder), 1), [units])
+        yield from reading.run(None)
+        dropped = reading.ledger.account.dropped
+        left_out += [f"{spec}: {one.size.documents} {reason}" for reason, one in dropped.items()]
 
 
 def _holds_warc(path: Path) -> bool:

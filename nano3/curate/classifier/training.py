@@ -60,16 +60,18 @@ def train_classifier(options: TrainingOptions, out: Path) -> dict[str, Any]:
     Raises:
         UserError, FileNotFoundError: nothing to read, or too little of a kind to train with and to judge by.
     """
+    left_out: list[str] = []
     examples = [
-        *read_examples(options.positive, True, options.html), *read_examples(options.negative, False, options.html)
-    ]  # fmt: skip
+        *read_examples(options.positive, True, options.html, left_out),
+        *read_examples(options.negative, False, options.html, left_out),
+    ]
     split = split_examples(examples, options.heldout, options.seed)
     _check(split)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as folder:
         model = _train(split.training, Path(folder, "lines.txt"))
         temporary = Path(folder, "model")
         model.save_model(str(temporary))
-        found = _judged(model, split, options) | {"hash": file_hash(temporary)}
+        found = _judged(model, split, options) | {"hash": file_hash(temporary), "left_out": left_out}
         judgement_path(out).unlink(missing_ok=True)  # without it FILE is no classifier: the three come together
         os.replace(temporary, out)
     _draw(found, split, out.with_name(out.name + ".png"))

@@ -172,6 +172,11 @@ def test_a_classifier_is_trained_and_judged(tmp_path, monkeypatch):
     assert held.isdisjoint(trained)
     assert held | trained == {"one", "two", "three"}
     assert json.loads((tmp_path / "new/own.bin.json").read_text())["hash"] == found["hash"]
+    (tmp_path / "good/one/picture.png").write_bytes(b"\x89PNG")
+    (tmp_path / "bad/two/rows.jsonl").write_text('{"text": "news"}\n{"no": 1}\n')
+    told = run(*made).stderr.splitlines()
+    assert any("good: " in line and ".png" in line for line in told), "a file that is not read is named"
+    assert any("bad: 1 without a text in 'text'" in line for line in told), "a record that is none is counted"
     flat = run("train-classifier", "--positive", "good/one", "--negative", "bad/two", "--out", "flat.bin")
     assert "warning: one kind comes from a single host or folder" in flat.stderr
     assert "no file or folder" in str(CliRunner().invoke(app, [*made, "--negative", "none"]).exception)
