@@ -71,7 +71,7 @@ def outside_code(text: str) -> str:
         if not fence and (found := _FENCE.match(line)):
             fence = found[0]
             inside = [line]
-        elif fence and line.rstrip(" \t") == fence:
+        elif fence and line.rstrip(" \t\r") == fence:
             inside, fence = [], ""
         else:
             (inside if fence else outside).append(line)

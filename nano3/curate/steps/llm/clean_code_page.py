@@ -75,6 +75,7 @@ class CleanCodePage(AskStep):
         """A chunk without what is not worth keeping. Raises DropError where it must stay as it is."""
         if not chunk.without_markers().strip():
             return chunk.restored(chunk.text)
+        chunk.check_closed()
         values = {"page": chunk.text, "blocks": chunk.outline() or "(none)", "nothing": NOTHING}
         _, tokens = fitting(self.settings, self.context.server)
         reply = without_preamble((await ask(PROMPT, values, max_tokens=tokens)).text, chunk.text)

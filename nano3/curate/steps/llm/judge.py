@@ -72,7 +72,10 @@ class Judge(AskStep):
     async def write(self, document: Document, ask: Ask) -> Sequence[Document]:
         """The document, if the model says yes."""
         name, settings = self.settings.prompt, self.settings
-        values = {"text": shortened(self.subject(document), settings.shown), "form": FORMS[settings.answer]}
+        subject = self.subject(document)
+        if len(subject) > settings.shown:
+            self.note("texts judged by their beginning and end")
+        values = {"text": shortened(subject, settings.shown), "form": FORMS[settings.answer]}
         body = ONE_WORD if settings.answer == "logprobs" else None
         asked = [ask(name, values, sample=sample, body=body) for sample in range(settings.passes)]
         scores = [self._score(answer) for answer in await gathered(asked)]

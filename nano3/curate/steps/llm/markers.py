@@ -15,7 +15,7 @@ from nano3.curate.ask.model import Model
 _FENCE = re.compile(r"([ \t]*(?:`{3,}|~{3,}))[ \t]*([\w+#.-]*)[^`]*$")
 _BARE = re.compile(r"[ \t]*(?:`{3,}|~{3,}|\$\$|\\\[|\\\])$")
 _EQUATION_ENDS = {"$$": "$$", "\\[": "\\]"}
-_LINE_EQUATION = re.compile(r"[ \t]*(?:\$\$[^$]+\$\$|\\\[.+\\\])[ \t]*$")
+_LINE_EQUATION = re.compile(r"[ \t]*(?:\$\$[^$]+\$\$|\\\[.+\\\])[ \t\r]*$")
 _ANY_FENCE = re.compile(r"^[ \t>]*(?:`{3,}|~{3,})", re.MULTILINE)
 CHARACTERS_A_TOKEN = 2.5
 """Of a text in a language with an alphabet, by most tokenizers and at the least."""
@@ -55,6 +55,11 @@ class Chunk:
         """The words of the chunk, or of a reply to it."""
         text = self.text if reply is None else reply
         return re.sub(_pattern(self.blocks), "", text) if self.blocks else text
+
+    def check_closed(self) -> None:
+        """Raise DropError where the text has a fence outside the blocks: the model would see its code."""
+        if _ANY_FENCE.search(self.without_markers()):
+            raise DropError("code block that is not closed as it was opened")
 
     def restored(self, reply: str) -> str:
         """The reply with each block back in the place of its marker.
@@ -114,7 +119,7 @@ def text_parts(text: str) -> Iterator[tuple[str, str, str]]:
     lines = text.split("\n")
     ends = defaultdict(list)
     for i, line in enumerate(lines):
-        if _BARE.match(bare := line.rstrip(" \t")):
+        if _BARE.match(bare := line.rstrip(" \t\r")):
             ends[bare].append(i)
     start, i = 0, 0
     while i < len(lines):
@@ -137,9 +142,9 @@ def _opening(line: str) -> tuple[str, str, str]:
     """What a line opens: (kind, the line that closes it, language). Nothing closes an equation of one line."""
     if found := _FENCE.match(line):
         return "CODE", found[1], found[2]
-    bare = line.strip(" \t")
+    bare = line.strip(" \t\r")
     if bare in _EQUATION_ENDS:
-        return "EQUATION", line.rstrip(" \t").replace(bare, _EQUATION_ENDS[bare]), ""
+        return "EQUATION", line.rstrip(" \t\r").replace(bare, _EQUATION_ENDS[bare]), ""
     return ("EQUATION", "", "") if _LINE_EQUATION.match(line) else ("", "", "")
 
 

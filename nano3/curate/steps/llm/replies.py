@@ -15,8 +15,12 @@ from nano3.curate.steps.llm.markers import text_parts
 from nano3.reading import parse_json
 
 _PREAMBLE = re.compile(
-    r"^(?:sure|certainly|of course|okay|here(?:['’]s| is| are| it is| they are| you go)|below (?:is|are))\b"
-    r"[^\n]*:[ \t]*\n+",
+    r"^(?:(?:sure|certainly|of course|okay|here (?:it is|they are|you go))\b|"
+    r"(?:here(?:['’]s| is| are)|below (?:is|are))\b"
+    # What was asked for. "Below are the half-lives of three isotopes:" is the text itself.
+    r"(?=[^\n]*\b(?:translat|rewrit|rephras|revis|clean|summar|english|version|text|questions?\b|problem\b|dialogue|"
+    r"conversation|review|answers?\b|json|code\b|file\b|program\b|c\+\+|result\b|article|passage|section|list\b|part\b|"
+    r"output\b|request|solution)))[^\n]*:[ \t]*\n+",
     re.IGNORECASE,
 )
 _WRAPPED = re.compile(r"(`{3,})(markdown|md)?(?:text)?[ \t]*\n(.*?)\n?\1", re.DOTALL)

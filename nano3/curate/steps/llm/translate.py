@@ -64,7 +64,7 @@ class Translate(AskStep):
         longest, _ = fitting(self.settings, self.context.server, CHARACTERS_A_TOKEN)
         chunks = cut_out(document.text, longest)
         text = "\n\n".join(await gathered([self._translated(chunk, NAMES[language], ask) for chunk in chunks])) + "\n"
-        if not is_english(text):
+        if not is_english(text) or text.split() == document.text.split():
             raise DropError("translation not English")
         return [self.child(document, text, "en", text_language="en", translated_from=language)]
 
@@ -72,9 +72,12 @@ class Translate(AskStep):
         words = chunk.without_markers()
         if not words.strip():
             return chunk.restored(chunk.text)
+        chunk.check_closed()
         _, tokens = fitting(self.settings, self.context.server, CHARACTERS_A_TOKEN)
         answer = await ask(PROMPT, {"text": chunk.text, "language": language}, max_tokens=tokens)
-        reply = without_preamble(answer.text)
+        # A text that begins with such a line itself has it in its translation too: "Here is the code:".
+        announces = words.strip().split("\n", 1)[0].rstrip().endswith((":", "："))
+        reply = without_preamble(answer.text, answer.text if announces else "")
         restored = chunk.restored(reply)
         own = chunk.without_markers(reply)
         ratio = len(own.encode()) / len(words.encode())

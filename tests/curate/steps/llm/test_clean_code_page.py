@@ -142,3 +142,12 @@ def test_words_of_a_reply_are_compared_with_the_pages():
 def test_settings_out_of_range_are_refused(curate):
     with pytest.raises(UserError, match=r"clean-code-page\.chunk is 100; it must be at least 200"):
         curate([("clean-code-page", {"chunk": 100})], ["x"])
+
+
+@pytest.mark.parametrize("open_fence", ["```python\nsecret = 1\n````", "> ```\n> secret = 1\n> ```"])
+def test_code_whose_fence_is_not_closed_is_not_shown_to_the_model(curate, model_server, open_fence):
+    page = f"Login | Home\n\n{open_fence}\n\nText.\n"
+    found, notes = cleaned(curate, model_server, lambda p, b: "Text.", [page])
+    assert found == [(page, False)]
+    assert notes == {"pages left uncleaned: code block that is not closed as it was opened": 1}
+    assert model_server.prompts == []

@@ -163,3 +163,9 @@ def test_conversations_are_judged_with_tools_calls_and_reasoning(curate, model_s
     assert [row["id"] for row in kept] == ["good"]
     assert kept[0]["messages"] == messages
     assert dropped(report, "conversation") == {"judged no: consistent": 1, "no conversation": 1}
+
+
+def test_texts_of_which_the_model_sees_a_part_are_counted(curate, model_server):
+    model_server.reply = lambda prompt, body: verdict(True)
+    report, _, _ = judged(curate, model_server, ["a" * 100, "b" * 101], shown=100)
+    assert report.steps[-1].account.notes["texts judged by their beginning and end"] == 1

@@ -95,6 +95,8 @@ def test_a_page_with_text_that_looks_like_a_marker_has_others():
         ("$$ x^2 + y^2 = z^2 $$", "[[EQUATION 1]]"),
         ("\\[ x^2 \\]", "[[EQUATION 1]]"),
         ("\\[\nx^2\n\\]", "[[EQUATION 1]]"),
+        ("```sh\r\nls\r\n```\r", "[[CODE 1 sh]]"),
+        ("$$\r\nx^2\r\n$$\r", "[[EQUATION 1]]"),
         ("```c\nint x;\n$$\nint y;\n```", "[[CODE 1 c]]"),
     ],
 )

@@ -108,6 +108,10 @@ def test_turns_may_be_numbered_and_hold_other_headings():
         ("Here is the text:\n\nCats sleep.", "Cats sleep."),
         ("Sure! Here's the translation:\nCats sleep.", "Cats sleep."),
         ("Here is where cats sleep: on sofas.", "Here is where cats sleep: on sofas."),
+        (
+            "Below are the half-lives of three isotopes:\n\nA: 3 h",
+            "Below are the half-lives of three isotopes:\n\nA: 3 h",
+        ),
         ("Cats sleep.\n\nHere is why:\n\nx", "Cats sleep.\n\nHere is why:\n\nx"),
         ("```\na\n```", "a"),
         ("Here it is:\n\n```markdown\na\n\nb\n```\n", "a\n\nb"),

@@ -91,3 +91,15 @@ def test_a_piece_that_was_not_translated_drops_the_document(curate, model_server
     reply = lambda p, b: p.split("The text:\n\n")[1] if "Ende." in p else ENGLISH * (p.count("Teil eins."))  # noqa: E731
     kept, reasons = translated(curate, model_server, reply, [page], chunk=2_400)
     assert (kept, reasons) == ([], {"translation not English": 1})
+
+
+def test_a_first_line_that_announces_what_follows_is_translated_too(curate, model_server):
+    text = "Hier ist der Text:\n\n" + TEXTS["de"]
+    kept, _ = translated(curate, model_server, lambda p, b: "Here is the text:\n\n" + ENGLISH, [text, TEXTS["de"]])
+    assert [row["text"] for row in kept] == ["Here is the text:\n\n" + ENGLISH.strip() + "\n", ENGLISH.strip() + "\n"]
+
+
+def test_a_short_text_that_comes_back_as_it_was_is_no_translation(curate, model_server):
+    reply = lambda p, b: p.split("\n\n")[-1]  # noqa: E731
+    kept, reasons = translated(curate, model_server, reply, [SENTENCES["de"]])
+    assert (kept, reasons) == ([], {"translation not English": 1})
