@@ -89,6 +89,13 @@ def test_answers_of_a_run_with_many_tasks_are_all_found(tmp_path):
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+def test_half_a_character_in_an_answer_stops_no_step_behind(curate, model_server, prompt):
+    model_server.reply = lambda message, body: "half \ud83d here"
+    _, kept = curate([("ask", {"prompt": prompt})] * 2, ["a text"], server=model_server.url)
+    assert [row["id"] for row in kept] == ["d0"]
+    assert model_server.prompts[-1].endswith("half ? here")
+
+
 def test_equal_documents_are_asked_about_once(curate, model_server, prompt):
     _, kept = curate([("ask", {"prompt": prompt})], ["the same text"] * 30, server=model_server.url)
     assert len(kept) == 30

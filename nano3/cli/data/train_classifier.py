@@ -12,6 +12,9 @@ import typer
 from nano3.cli.data.curate_report import printable
 from nano3.cli.options.common import Json
 
+MOST_GROUPS = 30
+"""Hosts and folders that are shown."""
+
 
 def train_classifier(
     positive: Annotated[
@@ -93,9 +96,12 @@ def _show(found: dict[str, Any], out: Path) -> None:
     table = plain_table(
         "at the threshold marked * (recall as wanted)", "host or folder", "positive kept", "negative kept"
     )
-    for one in found["groups"]:
+    groups = sorted(found["groups"], key=lambda one: -one["positive"] - one["negative"])
+    for one in groups[:MOST_GROUPS]:
         table.add_row(one["group"], *(f"{one[f'{kind} kept']:,} of {one[kind]:,}" for kind in ("positive", "negative")))
     print_table(results(), table)
+    if groups[MOST_GROUPS:]:
+        print(f"and {len(groups) - MOST_GROUPS:,} smaller ones, in {out}.json")
     use = "code-page" if found["html"] else "relevance"
     threshold = math.floor(best["threshold"] * 1e4) / 1e4
     print(f'in a pipeline:\n[[step]]\nuse = "{use}"\nmodel = "{out}"\nthreshold = {threshold}')

@@ -135,6 +135,7 @@ class Asker:
         Raises:
             NoAnswerError, RefusedError, UserError: as `AsyncServer.chat`.
         """
+        message = message.encode("utf-8", "replace").decode()  # halves of surrogate pairs, of an earlier answer's JSON
         messages = [{"role": "user", "content": message}]
         key = answer_key(self._model.name, messages, sampling, prompt, sample)
         while key in self._under_way:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,13 +121,13 @@ def _drawn_groups(examples: Sequence[Example], groups: Sequence[str], heldout: f
     """Groups in order until of each kind the share of its documents is reached; never all groups of a kind."""
     chosen: set[str] = set()
     for kind in (True, False):
-        own = [example.group for example in examples if example.positive == kind]
-        names = [name for name in groups if name in set(own)]
-        for name in names:
-            reached = sum(group in chosen for group in own)
-            left = len(set(names) - chosen)
-            if reached < heldout * len(own) and name not in chosen and left > 1:
+        own = Counter(example.group for example in examples if example.positive == kind)
+        reached = sum(own[name] for name in chosen)
+        left = sum(name not in chosen for name in own)
+        for name in (name for name in groups if name in own):
+            if reached < heldout * own.total() and name not in chosen and left > 1:
                 chosen.add(name)
+                reached, left = reached + own[name], left - 1
     return chosen
 
 

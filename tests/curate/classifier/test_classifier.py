@@ -76,6 +76,18 @@ def test_hosts_that_judge_are_not_those_that_train():
     assert {one.group for one in other.heldout} != {one.group for one in split.heldout}
 
 
+def test_many_hosts_are_drawn_in_proportion_to_their_number():
+    """Sixteen times the hosts take about so many times as long, not its square."""
+    seconds = []
+    for n in (400, 6_400):
+        examples = [Example(f"line {i}", i % 3 == 0, f"host {i}") for i in range(n)]
+        started = time.process_time()
+        split = split_examples(examples, 0.25, 0)
+        seconds.append(time.process_time() - started)
+        assert sum(one.positive for one in split.heldout) == pytest.approx(n / 12, abs=1)
+    assert seconds[1] < 80 * max(seconds[0], 0.002)
+
+
 def test_one_host_alone_is_divided_by_documents_and_that_is_said():
     examples = [Example(f"{kind} {i}", kind, "a" if kind else f"n{i}") for kind in (True, False) for i in range(40)]
     split = split_examples(examples, 0.25, 0)
