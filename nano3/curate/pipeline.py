@@ -182,7 +182,9 @@ def _built(schema: type, table: Any, where: str, use: str, changes: Sequence[tup
     try:
         return schema(**checked)
     except ValueError as error:
-        raise UserError(f"{where}: {error}") from error
+        # What settings of several steps say begins with the key: `.temperature is -1.0`.
+        owner = use if str(error).startswith(".") else ""
+        raise UserError(f"{where}: {owner}{error}") from error
 
 
 def _check_order(pipeline: Pipeline, where: str) -> None:

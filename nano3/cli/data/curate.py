@@ -367,6 +367,9 @@ def _show_plan(
         shown = ", ".join(f"{key} = {value!r}" for key, value in settings.items() if key != "summary")
         print(f"  {label}  {shown}")
     print("executors: " + ", ".join(f"{name} ({n} tasks)" for name, n in manifest.segments.items()))
+    if plan.pipeline.model_steps and not plan.model:
+        steps = ", ".join(plan.pipeline.model_steps)
+        print(f"asks a language model: {steps}; give --url, with which --dry-run also says what it will cost")
     if expected:
         print_estimate(expected, prices)
     for name, text in scripts.items():

@@ -46,10 +46,10 @@ class AskSettings:
     """Tokens of an answer, its reasoning among them; one that is cut is asked for once more with twice as many."""
 
     def __post_init__(self) -> None:
-        check("a step's", self, ">=", 0, "temperature")
-        check("a step's", self, ">", 0, "top_p")
-        check("a step's", self, "<=", 1, "top_p")
-        check("a step's", self, ">=", 1, "max_tokens")
+        check("", self, ">=", 0, "temperature")
+        check("", self, ">", 0, "top_p")
+        check("", self, "<=", 1, "top_p")
+        check("", self, ">=", 1, "max_tokens")
 
 
 class AskStep(Step):

@@ -222,7 +222,9 @@ def test_a_pilot_says_what_a_run_will_cost_and_the_run_does_not_send_it_again(as
 
 
 def test_a_plan_without_a_model_can_be_looked_at(asking):
-    assert "02-ask" in run("curate", *asking, "--dry-run").stdout
+    done = run("curate", *asking, "--dry-run").stdout
+    assert "asks a language model: 02-ask; give --url" in done
+    assert "asks a language model" not in run("curate", "tiny", "--from", asking[-1], "--dry-run").stdout
 
 
 def test_options_of_a_model_that_cannot_be_meant(asking, texts, model_server):

@@ -45,12 +45,12 @@ class JudgeSettings(AskSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check("judge", self, ">=", 1, "passes")
-        check("judge", self, ">=", 100, "shown")
+        check("", self, ">=", 1, "passes")
+        check("", self, ">=", 100, "shown")
         if self.passes > 1 and self.temperature == 0:
-            raise ValueError("judge.passes is above 1 at temperature 0: all passes would say the same")
+            raise ValueError(".passes is above 1 at temperature 0: all passes would say the same")
         if self.passes > 1 and self.answer == "logprobs":
-            raise ValueError('judge.passes is above 1 with answer = "logprobs": a probability needs no second pass')
+            raise ValueError('.passes is above 1 with answer = "logprobs": a probability needs no second pass')
 
 
 class Judge(AskStep):

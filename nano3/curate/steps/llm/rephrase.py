@@ -46,6 +46,7 @@ class RephraseSettings(AskSettings):
         check("rephrase", self, ">=", 200, "chunk")
         check("rephrase", self, ">=", 0, "least", "copied")
         check("rephrase", self, ">", 0, "most")
+        check("rephrase", self, "<=", self.most, "least")
         if not self.styles:
             raise ValueError("rephrase.styles is empty: nothing would be written")
         if len(set(self.styles)) < len(self.styles):

@@ -44,6 +44,7 @@ class TranslateSettings(AskSettings):
         super().__post_init__()
         check("translate", self, ">=", 200, "chunk")
         check("translate", self, ">", 0, "least", "most")
+        check("translate", self, "<=", self.most, "least")
 
 
 class Translate(AskStep):

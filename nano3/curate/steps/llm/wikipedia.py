@@ -140,6 +140,7 @@ class ReviseArticleSettings(AskSettings):
         check("revise-article", self, ">=", 0, "least", "numbers")
         check("revise-article", self, "<=", 1, "numbers")
         check("revise-article", self, ">", 0, "most")
+        check("revise-article", self, "<=", self.most, "least")
 
 
 class ReviseArticle(AskStep):

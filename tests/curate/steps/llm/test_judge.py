@@ -169,3 +169,10 @@ def test_texts_of_which_the_model_sees_a_part_are_counted(curate, model_server):
     model_server.reply = lambda prompt, body: verdict(True)
     report, _, _ = judged(curate, model_server, ["a" * 100, "b" * 101], shown=100)
     assert report.steps[-1].account.notes["texts judged by their beginning and end"] == 1
+
+
+@pytest.mark.parametrize("use", ["informative", "judge-conversation"])
+@pytest.mark.parametrize(("key", "value"), [("passes", 2), ("temperature", -1.0), ("shown", 1)])
+def test_errors_name_the_step_that_is_set(curate, use, key, value):
+    with pytest.raises(UserError, match=rf"\({use}\): {use}\.{key} is "):
+        curate([(use, {key: value})], ["x"])

@@ -121,3 +121,9 @@ def test_the_length_is_that_of_the_whole_not_of_the_last_piece(curate, model_ser
     [row], notes, _ = rephrased(curate, model_server, GOOD, [page], styles=["distill"], chunk=420)
     assert row["text"].strip().split("\n\n") == [PROSE.strip()] * 2
     assert notes == {}
+
+
+@pytest.mark.parametrize("use", ["rephrase", "translate", "revise-article"])
+def test_lengths_that_nothing_has_are_refused(curate, use):
+    with pytest.raises(UserError, match=rf"{use}\.least is 3.0; it must be at most 1.5"):
+        curate([(use, {"least": 3.0, "most": 1.5})], ["x"])
