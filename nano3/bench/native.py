@@ -33,6 +33,8 @@ BALANCE_COEF = 1e-4
 WARM_STEPS = 4
 """Tokens of each sequence before the clock starts, the prompt's own one among them."""
 CPU = torch.device("cpu")
+INFERENCE = ("prefill", "decode", "throughput")
+"""Kinds of measurements without a training step."""
 
 
 class Native:
@@ -40,7 +42,7 @@ class Native:
 
     def __init__(self, job: Job) -> None:
         self.device = find_device(job.device)
-        self.model = open_model(job.model, job.pattern, job.experts, self.device)
+        self.model = open_model(job.model, job.pattern, job.experts, self.device, drawn_dtype(job, self.device))
         self.set_types(job)
         self.model.to(self.device)
         self.tokenizer = None if job.kind == "train" else full_tokenizer(self.model.cfg.vocab_size)
@@ -140,9 +142,16 @@ class Native:
         )
 
 
-def open_model(name: str, pattern: str = "", experts: int = 0, device: torch.device = CPU) -> LM:
+def drawn_dtype(job: Job, device: torch.device) -> torch.dtype:
+    """Of random weights that are drawn on a GPU, which need not hold them in float32 where nothing trains them."""
+    return inference_dtypes(job.dtype, device, torch.float32)[0] if job.kind in INFERENCE else torch.float32
+
+
+def open_model(
+    name: str, pattern: str = "", experts: int = 0, device: torch.device = CPU, drawn: torch.dtype = torch.float32
+) -> LM:
     """The model of a run folder or Hugging Face folder, or of a preset or TOML file of sizes (random weights, seed 0;
-    on a GPU these are made there).
+    on a GPU these are made there, in the type `drawn`).
 
     Raises:
         UserError: no such model, or `pattern` or `experts` for one whose weights are given.
@@ -162,7 +171,7 @@ def open_model(name: str, pattern: str = "", experts: int = 0, device: torch.dev
         cfg = dataclasses.replace(cfg, pattern=pattern) if pattern else cfg
     except ValueError as error:
         raise UserError(f"--pattern: {error}") from error
-    return LM(cfg).init_weights(SEED).eval() if device.type == "cpu" else random_model(cfg, device)
+    return LM(cfg).init_weights(SEED).eval() if device.type == "cpu" else random_model(cfg, device, drawn)
 
 
 def full_tokenizer(vocab_size: int) -> Tokenizer:

@@ -2,11 +2,15 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from nano3.bench.native import Native, full_tokenizer, open_model
+from nano3.bench.device.weights import random_model
+from nano3.bench.native import Native, drawn_dtype, full_tokenizer, open_model
 from nano3.bench.workload import Case, Job
 from nano3.config.errors import UserError
+from nano3.config.presets import load_model
 from nano3.model.hf.folder import save
+from nano3.model.lm import LM
 
 
 @pytest.mark.parametrize(
@@ -29,6 +33,38 @@ def test_training_gradients_do_not_pile_up(small_sizes):
 def test_training_has_wide_weights_whatever_the_arithmetic(small_sizes):
     about = Native(Job("nano3", "train", small_sizes, dtype="bfloat16")).about()
     assert (about["weights"], about["activations"]) == ("float32", "bfloat16")
+
+
+class Wide(TorchDispatchMode):
+    """Notes how large tensors of float32 become that hold memory."""
+
+    def __init__(self):
+        self.largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor) and made.dtype == torch.float32 and not made.is_meta:
+            self.largest = max(self.largest, made.numel())
+        return made
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_weights_drawn_on_a_device_never_take_more_room_than_they_need(small_sizes, dtype):
+    with Wide() as wide:
+        model = random_model(load_model(small_sizes), torch.device("cpu"), dtype)
+    largest = model.embeddings.weight
+    assert largest.dtype == dtype
+    assert (wide.largest < largest.numel()) == (dtype == torch.bfloat16)
+    assert 0.5 < largest.float().std() / LM(model.cfg).init_weights(0).embeddings.weight.std() < 2
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("kind", ["prefill", "decode", "throughput", "train", "rl"])
+def test_weights_are_drawn_in_the_type_in_which_they_are_measured(kind):
+    """The 30B model's in float32 fill a GPU that holds them in bfloat16 with much to spare."""
+    for name, served in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
+        drawn = drawn_dtype(Job("nano3", kind, "tiny", dtype=name), torch.device("cuda"))
+        assert drawn == (torch.float32 if kind in ("train", "rl") else served)
 
 
 def test_a_folder_is_opened_with_its_weights(small_sizes, tmp_path):

@@ -12,9 +12,11 @@ from nano3.model.lm import LM
 
 @torch.no_grad()
 def random_model(cfg: ModelConfig, device: torch.device, dtype: torch.dtype = torch.float32) -> LM:
-    """Weights of the sizes that initial ones have; those of matrices are other numbers than `LM.init_weights` draws."""
-    with torch.device(device):
+    """Weights of the sizes that initial ones have, never held in another type than `dtype`; those of matrices are other
+    numbers than `LM.init_weights` draws."""
+    with torch.device("meta"):
         model = LM(cfg).to_dtype(dtype).eval()
+    model.to_empty(device=device)
     torch.manual_seed(SEED)
     for name, weight in model.named_parameters():
         if weight.dim() > 1 and ".conv1d." not in name:
