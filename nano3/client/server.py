@@ -73,7 +73,7 @@ def http_options(url: str, api_key: str = "", key_names: str = KEY_NAMES, proxie
     if not (api_key.isascii() and api_key.isprintable()) or " " in api_key:
         raise UserError(f"the API key ({key_names}) has a character that a key cannot have: letters, digits and signs")
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    return {"base_url": url, "headers": headers, "trust_env": proxies, "verify": url.startswith("https:")}
+    return {"base_url": url, "headers": headers, "trust_env": proxies, "verify": not url.lower().startswith("http:")}
 
 
 class Address:
@@ -111,7 +111,8 @@ class Address:
 
     def error_text(self, reply: Reply) -> str:
         """What an error answer says, the key not in it."""
-        return self.clean(error_text(reply.body))
+        body = reply.body.replace(self._key.encode(), b"***") if self._key else reply.body  # before a part is cut off
+        return self.clean(error_text(body))
 
     def refusal(self, reply: Reply) -> str:
         """Status and words of an error answer, and how long it asks to wait."""

@@ -233,3 +233,8 @@ def test_addresses_lose_the_path_of_the_api() -> None:
 )
 def test_error_texts_of_all_servers(body: bytes, text: str) -> None:
     assert error_text(body) == text
+
+
+@pytest.mark.parametrize(("url", "checked"), [("HTTPS://a.example", True), ("https://a", True), ("Http://a", False)])
+def test_certificates_are_checked_however_the_address_is_written(url, checked):
+    assert http_options(base_address(url))["verify"] is checked

@@ -163,6 +163,14 @@ def test_a_server_that_refuses_everything_ends_the_run_with_its_words(curate, mo
     assert model_server.keys[0] == "Bearer sk-secret"
 
 
+def test_no_part_of_a_key_is_left_where_a_servers_words_are_cut(curate, model_server, prompt, monkeypatch):
+    monkeypatch.setenv("NANO3_API_KEY", "sk-secret-of-many-letters")
+    model_server.reply = lambda message, body: (400, f"{'x' * 285} sk-secret-of-many-letters")
+    with pytest.raises(UserError, match=r"x \*\*\*") as error:
+        curate([("ask", {"prompt": prompt})], ["a"], server=model_server.url)
+    assert "sk-" not in str(error.value)
+
+
 def test_keys_are_in_no_file(curate, model_server, prompt, monkeypatch, tmp_path):
     monkeypatch.setenv("NANO3_API_KEY", "sk-secret")
     curate([("ask", {"prompt": prompt})], ["a", "b"], server=model_server.url)

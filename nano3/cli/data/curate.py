@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -171,7 +172,7 @@ def curate(
         _list(as_json)
         return
     pipeline = _pipeline(name, overrides or [], paths, against, limit, tasks)
-    _check_executor(executor, slurm)
+    _check_executor(executor, slurm, workers)
     _check_model_options(context, pipeline)
     folder = out or Path("curated") / pipeline.name
     asked = _model(url, model, concurrency, timeout, deadline, answers, folder, dry_run) if url else None
@@ -269,12 +270,14 @@ def _carry_out(plan: Plan, workers: int, executor: Executor, slurm: list[str], a
     show_report(result, as_json, 0)
 
 
-def _check_executor(executor: Executor, slurm: list[str] | None) -> None:
+def _check_executor(executor: Executor, slurm: list[str] | None, workers: int) -> None:
     from nano3.config.errors import UserError
     from nano3.curate.catalog import is_importable
 
     if slurm and executor != Executor.SLURM:
         raise UserError("--slurm gives options of sbatch: add --executor slurm")
+    if executor == Executor.RAY and workers and os.environ.get("RAY_ADDRESS"):
+        raise UserError(f"--workers {workers}: the cluster of RAY_ADDRESS decides how many tasks run at once")
     if executor == Executor.RAY and not is_importable("ray"):
         raise UserError("--executor ray needs ray: pip install ray")
 

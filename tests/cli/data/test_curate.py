@@ -262,6 +262,12 @@ def test_scripts_of_slurm_are_shown_and_nothing_is_written(texts, tmp_path):
     assert list(scripts)[-1] == "finish"
 
 
+def test_the_workers_of_a_cluster_of_ray_are_its_own(texts, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    told = refused("curate", "tiny", "--from", texts, "--executor", "ray", "--workers", "3")
+    assert "--workers 3: the cluster of RAY_ADDRESS decides" in told
+
+
 def test_ray_is_asked_for_where_it_is_missing(texts, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     assert (
