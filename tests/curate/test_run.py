@@ -67,6 +67,14 @@ def test_records_keep_their_other_fields(curate):
     assert kept["metadata"]["source"] == "texts.jsonl:1"
 
 
+def test_ids_and_metadata_of_another_type_are_not_lost(curate):
+    rows = [{"text": "one text", "id": 7, "metadata": '{"stars": 3}'}, {"text": "two", "id": None, "metadata": None}]
+    _, [first, second] = curate([], rows)
+    assert (first["id"], second["id"]) == ("texts.jsonl:1", "texts.jsonl:2")
+    assert first["metadata"] == {"source": "texts.jsonl:1", "id": 7, "metadata": '{"stars": 3}'}
+    assert second["metadata"] == {"source": "texts.jsonl:2"}
+
+
 @settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     texts=st.lists(st.text(st.characters(codec="utf-8"), max_size=12), min_size=1, max_size=20),

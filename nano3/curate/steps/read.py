@@ -21,8 +21,8 @@ from nano3.reading import parse_json
 
 STDLIB_PARTS = 4
 JSON_SUFFIXES = (".jsonl", ".ndjson")
-OWN_KEYS = ("id", "metadata")
-"""Keys of a record that are no metadata themselves."""
+OWN_KEYS = {"id": str, "metadata": dict}
+"""Keys of a record that are no metadata themselves, where they have this type."""
 Record = tuple[str, dict[str, Any] | None, str]
 """Name, fields (None: no record) and what to show of one that is none."""
 
@@ -95,7 +95,9 @@ class Read(Reader):
     def _document(self, fields: dict[str, Any], name: str, unit: Unit) -> Document:
         text = fields.get(unit.field)
         inner = fields.get("metadata")
-        metadata = {key: value for key, value in fields.items() if key not in (unit.field, *OWN_KEYS)}
+        # A number is no id, since each file counts from 0: it is kept as what it is, and so are metadata that are text.
+        taken = {key for key, form in OWN_KEYS.items() if isinstance(fields.get(key), form) or fields.get(key) is None}
+        metadata = {key: value for key, value in fields.items() if key not in (unit.field, *taken)}
         metadata |= inner if isinstance(inner, dict) else {}
         metadata = {key: value for key, value in metadata.items() if not key.startswith("_")}  # which steps write
         own = fields.get("id")
