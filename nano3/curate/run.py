@@ -105,7 +105,8 @@ def run_pipeline(plan: Plan, workers: int = 0, ray: bool = False) -> Report:
     """
     with opened(plan):
         if not (plan.out / REPORT).is_file():
-            _run_segments(plan, min(workers or usable_cores(), plan.manifest.tasks), ray)
+            most = plan.model.concurrency if plan.model else plan.manifest.tasks  # a worker has one request at least
+            _run_segments(plan, min(workers or usable_cores(), plan.manifest.tasks, most), ray)
             _finish(plan)
         shutil.rmtree(plan.out / WORK, ignore_errors=True)
         return read_report(plan.out)

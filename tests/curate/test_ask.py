@@ -63,6 +63,17 @@ def test_as_many_requests_are_under_way_as_may_and_no_more(curate, model_server,
     assert model_server.most == 4
 
 
+def test_more_workers_than_requests_make_no_more_requests(curate, model_server, prompt, tmp_path):
+    model_server.seconds = 0.05
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(f'{{"text": "{name} {i}"}}\n' for i in range(8)))
+    paths = [tmp_path / "one.jsonl", tmp_path / "two.jsonl"]
+    _, kept = curate([("ask", {"prompt": prompt})], paths=paths, server=model_server.url, tasks=2, workers=2,
+                     ask={"concurrency": 1})  # fmt: skip
+    assert len(kept) == 16
+    assert model_server.most == 1
+
+
 def test_a_second_run_sends_nothing(curate, model_server, prompt):
     texts = [f"text {i}" for i in range(20)]
     _, first = curate([("ask", {"prompt": prompt})], texts, server=model_server.url)
