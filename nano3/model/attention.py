@@ -30,6 +30,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, around: Pass = WHOLE, state: BlockState = None) -> tuple[Tensor, None]:
         """x (B, T, D) -> (B, T, D); keys and values are appended to `state`."""
+        around.check_whole()
         q, k, v = self.queries(x), self.keys(x), self.values(x)
         if isinstance(state, AttentionPages):
             y = _attend_pages(q[0], k[0], v[0], state, self._scales(state))

@@ -170,6 +170,18 @@ class Pass:
         places = None if self.places is None else self.places.part(rows, piece)
         return Pass(ids, places, routing, self.keep_expert_ids, statistics=self.statistics)
 
+    def check_whole(self) -> None:
+        """What a mixer with all of its heads asks, which would take a part of each row's tokens for whole rows.
+
+        Raises:
+            ValueError: the pass is one of divided heads.
+        """
+        if self.joint is not None:
+            raise ValueError(
+                "the pass is over a part of the tokens of those who divide heads, and this model's are not divided: "
+                "call nano3.parallel.tensor.divide_heads"
+            )
+
     @property
     def asks(self) -> bool:
         """Whether blocks ask others for what lies before the rows."""

@@ -61,6 +61,7 @@ class Mamba2(nn.Module):
 
     def forward(self, u: Tensor, around: Pass = WHOLE, state: BlockState = None) -> tuple[Tensor, None]:
         """u (B, T, D) -> (B, T, D); `state` is advanced in place."""
+        around.check_whole()
         z, xBC, dt = self._project(u)
         if isinstance(state, MambaSlots):
             return self.out_proj(self._advance(z[0], xBC[0], dt[0], state).unsqueeze(0)), None

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from nano3.config.presets import load_model
+from nano3.model.forward_pass import Pass
 from nano3.model.lm import LM
 from nano3.parallel.tensor import attention_parts, mamba_parts
 
@@ -168,6 +169,12 @@ def test_a_pass_that_is_not_shared_goes_through_all_heads_on_one_process(process
     """Whose norm is spread over all four where heads are divided."""
     outputs = [process.communicate(timeout=120) for process in processes("-c", ALONE, ranks=4)]
     assert [out.split() for out, _ in outputs] == [["True", "True"]] * 4, outputs
+
+
+def test_a_model_whose_heads_are_whole_refuses_a_part_of_the_tokens():
+    """It would take them for rows of their own."""
+    with pytest.raises(ValueError, match="divide_heads"):
+        LM(load_model("tiny")).hidden(torch.zeros(1, 4, dtype=torch.int64), joint=Pass())
 
 
 PACKED = """

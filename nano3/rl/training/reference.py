@@ -14,6 +14,7 @@ from nano3.model.head import log_probs
 from nano3.model.hf.folder import fill, load, stored_dtype, weight_bytes
 from nano3.model.lm import LM
 from nano3.parallel.sharing import Sharing, around
+from nano3.parallel.tensor import divide_heads
 from nano3.rl.batch import PolicyBatch
 from nano3.train.feed import to_device
 from nano3.train.parallel import place, release
@@ -22,7 +23,7 @@ from nano3.train.world import World
 
 def open_reference(cfg: AnyPolicyConfig, folder: Path, compute: torch.dtype, world: World) -> Any:
     """The model in `folder`, to be asked alone: sharded as the trainer's is, else whole in the type that it is stored
-    in. Every rank must call.
+    in; its heads are divided as the trainer's. Every rank must call.
 
     Args:
         cfg: of the run.
@@ -38,6 +39,8 @@ def open_reference(cfg: AnyPolicyConfig, folder: Path, compute: torch.dtype, wor
         fill(reference, folder)
     else:
         reference = load(folder, device=world.device)
+        if world.tensor.size > 1:
+            divide_heads(reference, world.tensor.handle)
     reference.compute_dtype = compute
     return reference.requires_grad_(False)
 
