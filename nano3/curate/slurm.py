@@ -85,12 +85,18 @@ def _script(folder: Path, name: str, options: Sequence[str], argument: str) -> s
     head = [f"job-name=nano3-{name}", f"output={log}", *options]
     lines = [
         "#!/bin/bash",
-        *(f"#SBATCH --{option}" for option in head),
+        *(f"#SBATCH --{_quoted(option)}" for option in head),
         "set -euo pipefail",
         f"cd {shlex.quote(str(Path.cwd()))}",
         f"exec {shlex.quote(sys.executable)} -m nano3.curate.slurm {shlex.quote(str(folder))} {argument}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _quoted(option: str) -> str:
+    """An option with quotes around what sbatch would divide, such as a path with a space in it."""
+    name, equals, value = option.partition("=")
+    return f"{name}={shlex.quote(value)}" if equals else name
 
 
 def submit(plan: Plan, workers: int, options: Sequence[str]) -> list[str]:

@@ -61,12 +61,13 @@ def plan_of(source, tmp_path, out, tasks=3):
 
 def test_scripts_are_shell_and_each_waits_for_those_before(source, tmp_path):
     plan = plan_of(source, tmp_path, "a folder")
-    found = slurm.scripts(plan, 2, ["partition=cpu", "exclusive"])
+    found = slurm.scripts(plan, 2, ["partition=cpu", "exclusive", "comment=two words"])
     assert [script.name for script in found] == [*(f"{name}-0" for name in plan.manifest.segments), "finish"]
     assert [script.after for script in found] == list(range(len(found)))
     for script in found:
         assert subprocess.run(["bash", "-n"], input=script.text, text=True, check=False).returncode == 0
-        assert "#SBATCH --partition=cpu\n#SBATCH --exclusive\n" in script.text
+        assert "#SBATCH --partition=cpu\n#SBATCH --exclusive\n#SBATCH --comment='two words'\n" in script.text
+        assert f"#SBATCH --output='{tmp_path}/a folder/slurm/{script.name}" in script.text
     assert "#SBATCH --array=0-2%2\n" in found[0].text
     assert "--array" not in found[-1].text
     assert not (tmp_path / "a folder").exists(), "nothing is written"
