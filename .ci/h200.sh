@@ -101,8 +101,11 @@ ops loss 40 --op linear_cross_entropy --tokens "$tokens"
 for n in "${sequences[@]}"; do
   ops "step-$n" 40 --op mamba_step,paged_decode --sequences "$n" --context "$context"
 done
-stage blocks 90 "$python" -m nano3.bench.device.blocks --model "$model" --dtype "$dtype" --device "$device" \
-  --batches "$batches" --context "$context"
+# A kind at a time: one that takes too long leaves the figures of the others.
+for kind in mamba:M moe:E attention:'*'; do
+  stage "blocks-${kind%:*}" 45 "$python" -m nano3.bench.device.blocks --model "$model" --dtype "$dtype" \
+    --device "$device" --batches "$batches" --context "$context" --kinds "${kind#*:}"
+done
 
 # Six blocks of full width, of random weights.
 sizes=$out/slice.toml

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[3] / ".ci" / "h200.sh"
-MEASURED = {"conv", "scan-1", "scan-3", "norms", "attention-1", "attention-3", "experts-8", "loss", "step-2", "blocks"}
-MEASURED |= {"train", "prefill", "decode-2", "op_by_op"}
+MEASURED = {"conv", "scan-1", "scan-3", "norms", "attention-1", "attention-3", "experts-8", "loss", "step-2"}
+MEASURED |= {"blocks-mamba", "blocks-moe", "blocks-attention", "train", "prefill", "decode-2", "op_by_op"}
 
 
 def run(folder, **variables):
@@ -26,9 +26,10 @@ def test_a_stage_that_fails_does_not_stop_the_rest(tmp_path):
         f'#!/bin/sh\ncase "$*" in *device.rows*) exec {sys.executable} "$@";; esac\necho no luck >&2; exit 7\n'
     )
     (tmp_path / "broken").chmod(0o755)
-    variables = {"PYTHON": str(tmp_path / "broken"), "NANO3_H200_ONLY": "conv loss op_by_op"}
+    variables = {"PYTHON": str(tmp_path / "broken"), "NANO3_H200_ONLY": "conv loss blocks op_by_op"}
     done, rows = run(tmp_path / "out", **variables)
-    assert [row["stage"] for row in rows] == ["conv", "loss", "op_by_op"]
+    blocks = ["blocks-mamba", "blocks-moe", "blocks-attention"]
+    assert [row["stage"] for row in rows] == ["conv", "loss", *blocks, "op_by_op"]
     assert {row["failed"] for row in rows} == {"exit code 7: no luck"}
     assert done.stdout.rstrip().splitlines()[-1].startswith("op_by_op")
 
