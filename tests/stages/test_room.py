@@ -8,8 +8,10 @@ from importlib.resources import files
 import pytest
 
 from nano3.config.errors import UserError
+from nano3.config.genrm import GenrmConfig
 from nano3.config.policy import PolicyConfig
-from nano3.config.presets import load_extend_context, load_pretrain, load_rlhf, load_rlvr, load_sft
+from nano3.config.presets import load_extend_context, load_genrm, load_pretrain, load_rlhf, load_rlvr, load_sft
+from nano3.config.rlhf import RlhfConfig
 from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.engine.sizing import available_memory
 from nano3.model.lm import LM
@@ -44,7 +46,7 @@ def test_what_runs_beside_training_leaves_less_and_may_be_too_much():
 
 LOADS = {
     "pretrain/phase1": load_pretrain, "pretrain/phase2": load_pretrain, "sft/sft": load_sft, "rlvr/rlvr": load_rlvr,
-    "rlhf/rlhf": load_rlhf, "extend-context/long-context": load_extend_context,
+    "rlhf/rlhf": load_rlhf, "genrm/genrm": load_genrm, "extend-context/long-context": load_extend_context,
 }  # fmt: skip
 
 
@@ -56,9 +58,12 @@ def test_the_arrangement_that_a_preset_names_is_possible_and_takes_the_memory_th
     size, most = int(told[2]), int(told[1])
     cfg = LOADS[name](name.partition("/")[2], shlex.split(told[3].replace("--set ", "")))
     check_parallel(cfg, size)
-    if not isinstance(cfg, PolicyConfig):
-        cfg = fit_micro_batch(cfg, size // cfg.parallel.readers_of_one)
-    needs = [process_bytes(cfg, "bfloat16", ranks=size, stage=stage) for stage in range(cfg.parallel.pipeline)]
+    needs = []
+    for run in (cfg.sft(""), cfg.rlvr("")) if isinstance(cfg, GenrmConfig) else (cfg,):
+        if not isinstance(run, PolicyConfig):
+            run = fit_micro_batch(run, size // run.parallel.readers_of_one)
+        needs += [process_bytes(run, "bfloat16", ranks=size, stage=stage) for stage in range(run.parallel.pipeline)]
+        assert not isinstance(run, RlhfConfig) or run.judge.spec.startswith("http")  # else it is in every process too
     assert 0.9 * most < max(needs) / 1e9 < 1.1 * most
 
 
