@@ -78,6 +78,11 @@ def test_numbers_of_a_country_are_found_where_it_is_named():
     assert redacted("call (415) 555-2671 now", KINDS, "US") == ("call <PHONE_1> now", {"phone": 1})
 
 
+@pytest.mark.slow
+def test_a_number_behind_a_long_table_is_found():
+    assert redacted("99999,\n" * 66_000 + "call (415) 555-2671", ["phone"], "US")[1] == {"phone": 1}
+
+
 def test_the_step_counts_by_kind_and_drops_nothing(curate):
     report, kept = curate(
         [("redact", {"kinds": ["email", "secret"]})], ["mail a@one.net", "93.184.216.34", "b@x.org " * 2]

@@ -113,7 +113,8 @@ def phones(text: str, region: str) -> Iterator[Span]:
     import phonenumbers
 
     if region:
-        for found in phonenumbers.PhoneNumberMatcher(text, region):
+        # Its own limit of candidates, 65,535, would leave the numbers behind a long table where they are.
+        for found in phonenumbers.PhoneNumberMatcher(text, region, max_tries=len(text)):
             yield found.start, found.end
         return
     for candidate in filter(lambda one: not _DECIMAL.fullmatch(one[0]), _INTERNATIONAL.finditer(text)):
