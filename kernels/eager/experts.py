@@ -74,11 +74,12 @@ class _ScaledProduct(torch.autograd.Function):
 
 
 class _Linear(torch.autograd.Function):
-    """A product in another type than the activations', which keeps only the narrow activations."""
+    """A product in another type than the activations', which keeps only the narrow activations, and those only for a
+    weight that trains."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         product = matmul_dtype(x.dtype, x.device)
         return F.linear(x.to(product), narrowed(weight, product)).to(x.dtype)
 
@@ -86,11 +87,11 @@ class _Linear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dout: Tensor):
         x, weight = ctx.saved_tensors
-        product = matmul_dtype(x.dtype, x.device)
+        dtype, product = dout.dtype, matmul_dtype(dout.dtype, dout.device)
         dout = dout.to(product)
         dx = dweight = None
         if ctx.needs_input_grad[0]:
-            dx = (dout @ narrowed(weight, product)).to(x.dtype)
+            dx = (dout @ narrowed(weight, product)).to(dtype)
         if ctx.needs_input_grad[1]:
             dweight = (dout.flatten(0, -2).t() @ x.to(product).flatten(0, -2)).to(weight.dtype)
         return dx, dweight

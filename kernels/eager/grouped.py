@@ -165,12 +165,15 @@ class GroupedExperts(torch.autograd.Function):
         ends = routes.ends.to(torch.int32)
         drows, positive = dout[routes.tokens], F.relu(hidden)
         dactive = F.grouped_mm(drows, narrowed(down, x.dtype), offs=ends)
-        active = positive.square()
+        active, dup, ddown = positive.square(), None, None
         dgates = (dactive * active.to(routes.gates.dtype)).sum(1)
-        ddown = _of_used(F.grouped_mm(drows.t(), (active * routes.gates).to(x.dtype), offs=ends), ends)
+        if ctx.needs_input_grad[2]:
+            ddown = F.grouped_mm(drows.t(), (active * routes.gates).to(x.dtype), offs=ends)
+            ddown = _of_used(ddown, ends).to(down.dtype)
         dhidden = (dactive * positive * (2 * routes.gates)).to(x.dtype)
-        dup = _of_used(F.grouped_mm(dhidden.t(), x[routes.tokens], offs=ends), ends)
+        if ctx.needs_input_grad[1]:
+            dup = _of_used(F.grouped_mm(dhidden.t(), x[routes.tokens], offs=ends), ends).to(up.dtype)
         dx = torch.zeros(x.shape, dtype=accumulator(x.dtype), device=x.device)
         dx.index_add_(0, routes.tokens, F.grouped_mm(dhidden, narrowed(up, x.dtype), offs=ends).to(dx.dtype))
         dweights = torch.empty_like(dgates).index_copy_(0, routes.order, dgates).view_as(weights)
-        return dx.to(x.dtype), dup.to(up.dtype), ddown.to(down.dtype), None, dweights.to(weights.dtype)
+        return dx.to(x.dtype), dup, ddown, None, dweights.to(weights.dtype)

@@ -2,6 +2,7 @@ import pytest
 import torch
 from nano3.kernels.eager import grouped
 from nano3.kernels.eager.grouped import GroupedExperts
+from nano3.kernels.narrow import kept
 
 from nano3 import kernels
 
@@ -130,6 +131,38 @@ def test_sizes_that_grouped_products_refuse_are_looped_over(D, F, dtype):
             kernels.grouped_mlp(*away, backend="eager")
     elif dtype == torch.bfloat16:  # the only type that grouped_mm has there
         assert kernels.grouped_mlp(*away, backend="eager").shape == (31, D)
+
+
+def test_frozen_experts_cost_no_products_for_their_gradients(monkeypatch):
+    inputs, (ids, weights) = make(D=8, F=16, dtype=torch.float32), choose_experts(dtype=torch.float32)
+    multiply, found, counts = torch.nn.functional.grouped_mm, [], []
+
+    def counted(*args, **options):
+        counts[-1] += 1
+        return multiply(*args, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "grouped_mm", counted)
+    for frozen in ((), ("up",), ("up", "down")):
+        counts.append(0)
+        leaves = {k: v.clone().requires_grad_(k not in frozen) for k, v in inputs.items()}
+        GroupedExperts.apply(*leaves.values(), ids, weights).square().sum().backward()
+        assert [leaf.grad is None for leaf in leaves.values()] == [k in frozen for k in leaves]
+        found.append(leaves["x"].grad)
+    assert counts == [6, 5, 4]
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_inputs_of_a_frozen_weight_are_not_kept(frozen):
+    x, saved = torch.randn(5, 8, dtype=torch.bfloat16, requires_grad=True), []
+    weight = torch.nn.Parameter(torch.randn(6, 8), requires_grad=not frozen)
+    with kept([weight]), torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.shape) or t, lambda t: t):
+        y = kernels.linear(x, weight, backend="eager")
+    assert (x.shape in saved) == (not frozen)
+    y.backward(torch.ones_like(y))
+    expected = torch.ones(5, 6).bfloat16() @ weight.detach().bfloat16()
+    torch.testing.assert_close(x.grad, expected, rtol=2e-2, atol=2e-2)
 
 
 def test_grouped_products_need_no_values_from_the_device():
