@@ -13,7 +13,7 @@ from nano3.files import write_atomic
 from nano3.reading import read_json
 
 MANIFEST = CURATION
-VERSION = 5
+VERSION = 6
 """Raised when the same settings make other documents."""
 NAMED = 3
 

@@ -8,6 +8,7 @@ import pytest
 
 from nano3.client.cache import AnswerCache
 from nano3.config.errors import UserError
+from nano3.curate.ask.answers import is_refusal
 from nano3.curate.ask.asker import open_answers
 
 from .conftest import dropped
@@ -260,3 +261,29 @@ def test_requests_have_the_fields_that_openais_own_client_has(curate, model_serv
     (body,) = model_server.bodies
     TypeAdapter(CompletionCreateParamsNonStreaming).validate_python(body, strict=True)
     assert set(body) <= set(CompletionCreateParamsNonStreaming.__annotations__)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "I'm sorry, but I can't help with that request.", "I cannot assist with this.", "Sorry, I won’t write this.",
+        "As an AI language model, I do not write such texts.", "Unfortunately, I'm not able to translate this text.",
+        "I apologize, but this request goes against my guidelines.",
+        "Unfortunately that is not something I can help with.",
+    ],
+)  # fmt: skip
+def test_refusals_are_known(said):
+    assert is_refusal(said)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Unfortunately the algorithm does not help when the list is empty.",
+        "Sorry, we cannot provide refunds after 30 days. Write to us.",
+        "I'm sorry that I could not write sooner, my dear friend, but the harvest was long.",
+        "Unfortunately, the train to Ulm did not continue.",
+    ],
+)
+def test_regrets_of_the_text_itself_are_no_refusals(said):
+    assert not is_refusal(said)

@@ -19,15 +19,20 @@ LONGEST_REFUSAL = 400
 """Characters; a longer answer that begins like a refusal goes on to do what was asked."""
 SHORTEST_COPY = 40
 """Characters of a prompt's own words that no answer says by chance."""
-_OPENING = (
-    r"(?:i am|i'm|i’m) (?:very |really |so )?sorry|sorry|i apologi[sz]e|unfortunately|as an ai\b|as a language model|"
-    r"i (?:can't|can’t|cannot|can not|won't|won’t|am unable|am not able|must decline)|(?:i'm|i’m) (?:unable|not able)"
+_UNABLE = (
+    r"(?:i (?:can't|can’t|cannot|can not|won't|won’t|am unable|am not able|must decline|have to decline)|"
+    r"(?:i'm|i’m) (?:unable|not able))"
 )
+_REGRET = r"(?:(?:i am|i'm|i’m) (?:very |really |so )?sorry|sorry|i apologi[sz]e|unfortunately)"
 _TASK = (
     r"help|assist|comply|fulfil|provide|generat|creat|writ|rewrit|rephras|translat|summar|answer|process|continue|"
     r"complet|respond|request|do (?:that|this)"
 )
-_REFUSAL = re.compile(rf"(?:{_OPENING})\b.{{0,80}}?\b(?:{_TASK})", re.IGNORECASE | re.DOTALL)
+_REFUSAL = re.compile(  # regret alone is a text's own: somebody must be unable, or a request be spoken of
+    rf"(?:{_UNABLE}|as an ai\b|as a language model|{_REGRET}\b.{{0,60}}?\b{_UNABLE})\b.{{0,80}}?\b(?:{_TASK})|"
+    rf"{_REGRET}\b.{{0,60}}?\b(?:(?:this|that|your|the) request|i can (?:help|assist))",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 class DropError(Exception):

@@ -92,7 +92,13 @@ def read_tests(value: Any) -> list[tuple[str, str | None]]:
     rows = value if isinstance(value, Sequence) and not isinstance(value, str) else []
     found = [(row.get("stdin", row.get("input")), row.get("stdout", row.get("output")))
              for row in rows if isinstance(row, dict)]  # fmt: skip
-    return [(given, wanted if isinstance(wanted, str) else None) for given, wanted in found if isinstance(given, str)]
+    tests = [(_typed(given), _typed(wanted)) for given, wanted in found]
+    return [(given, wanted) for given, wanted in tests if given is not None]
+
+
+def _typed(value: Any) -> str | None:
+    """Text, or a whole number as a program reads or writes it; None: neither."""
+    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else None
 
 
 def lines(output: bytes) -> list[bytes]:

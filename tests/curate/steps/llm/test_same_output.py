@@ -64,6 +64,10 @@ def test_a_program_cannot_reach_what_is_outside(tmp_path):
     assert kept == {"a": 1}
 
 
-@pytest.mark.parametrize("value", [None, 3, "", "[", "{}", [1, "x"], [{"call": "f(1)", "result": 2}], [{"stdin": 3}]])
+@pytest.mark.parametrize("value", [None, 3, "", "[", "{}", [1, "x"], [{"call": "f(1)", "result": 2}], [{"stdin": 0.5}]])
 def test_what_is_no_test_of_a_program_is_none(value):
     assert read_tests(value) == []
+
+
+def test_whole_numbers_are_given_and_expected_as_they_are_written():
+    assert read_tests([{"stdin": 3, "stdout": 9}, {"stdin": "x", "stdout": 0.5}]) == [("3", "9"), ("x", None)]
