@@ -161,4 +161,5 @@ def test_comments_of_another_kind_stay(code):
 
 def test_what_the_source_says_itself_is_nothing_left_out():
     check_whole("x = 1\n# ...\n", "# ...\nx = 0\n")
+    check_whole("int x;\n// ... remaining cases\n", "# ... remaining cases\nx = 0\n")
     check_whole("# a note\n", "# the note\n")
