@@ -41,7 +41,8 @@ def read_chat(body: Any) -> ChatAnswer:
         raise ValueError("no message in it") from None
     if not isinstance(content, str) or not isinstance(given, str):
         raise ValueError("its message is no text")
-    reasoning, text = split_reasoning(content)
+    apart = bool(given.strip()) and not content.lstrip().startswith(OPEN)  # a tag in the answer is then its own
+    reasoning, text = ("", content.strip()) if apart else split_reasoning(content)
     usage = body.get("usage")
     return ChatAnswer(
         text, given.strip() or reasoning, str(choice.get("finish_reason") or ""),

@@ -167,6 +167,13 @@ def test_reasoning_is_no_part_of_the_answer(curate, model_server, prompt, messag
     assert [row["text"] for row in kept] == ["The answer."]
 
 
+def test_an_answer_that_names_the_tag_of_reasoning_stays_whole(curate, model_server, prompt):
+    message = {"content": "Templates write </think> behind it.", "reasoning_content": "First this."}
+    model_server.reply = lambda text, body: {"message": message, "finish_reason": "stop"}
+    _, kept = curate([("ask", {"prompt": prompt})], ["text"], server=model_server.url)
+    assert [row["text"] for row in kept] == [message["content"]]
+
+
 def test_a_server_that_refuses_everything_ends_the_run_with_its_words(curate, model_server, prompt, monkeypatch):
     monkeypatch.setenv("NANO3_API_KEY", "sk-secret")
     model_server.reply = lambda message, body: (400, "top_p is unknown to sk-secret")
