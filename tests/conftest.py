@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
+import ssl
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 
 # `pytest -n 2` has a process for each core: two threads in each would wait for the other process's.
@@ -28,6 +30,9 @@ from hypothesis import settings
 
 from nano3.config.model import ModelConfig
 from nano3.model.lm import LM
+
+# Each of hundreds of clients would read the certificates of the whole world, 30 ms of a core; they may share them.
+ssl.create_default_context = cache(ssl.create_default_context)
 
 settings.register_profile("nano3", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("nano3")

@@ -7,6 +7,7 @@ import math
 import typing
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
 from typing import Any, Literal
 
 from nano3.config.errors import UserError
@@ -46,6 +47,7 @@ class ShellValue:
         return value
 
 
+@cache
 def field_types(schema: type) -> dict[str, Any]:
     """Name to type of the fields of a dataclass that a preset may set: all whose metadata does not say otherwise."""
     hints = typing.get_type_hints(schema)
