@@ -8,6 +8,8 @@ from nano3.kernels.narrow import _KEPT, is_kept, kept, narrowed
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nano3 import kernels
+from nano3.config.lora import LoraConfig
+from nano3.model.lora.apply import apply_lora
 from nano3.parallel.precision import narrow_parameters
 from nano3.train.feed import to_device
 from nano3.train.loss import Scale
@@ -55,6 +57,18 @@ def test_a_step_casts_each_weight_once(kind, settings):
         micro_batch(model, kind, to_device(batch_of(kind, 40), META))
     assert min(casts.count.values()) >= 1
     assert sum(casts.count.values()) > len(weights)
+
+
+def test_frozen_experts_with_adapters_are_cast_once_too():
+    model = model_on(META, checkpoint_activations=True)
+    apply_lora(model, LoraConfig(rank=8, targets=["*.experts.*"]))
+    frozen = {name: p for name, p in weights_of(model).items() if name.endswith(("up_proj", "down_proj"))}
+    assert frozen
+    recipe = Recipe(model, None, LOSSES["pretrain"](), World(device=META), 0, 0, None)
+    with Casts(frozen) as casts:
+        _accumulate(recipe, [batch_of("pretrain", 40)] * 2, Scale(100, 2))
+    assert dict(casts.count) == dict.fromkeys(frozen, 1)
+    assert all((p.grad is None) != ("lora_" in name) for name, p in model.named_parameters() if ".experts." in name)
 
 
 @pytest.mark.parametrize("kind", LOSSES)

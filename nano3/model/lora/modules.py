@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from nano3.kernels import Scaled, Weight, linear
 from nano3.kernels.eager.grouped import leaves_unused
+from nano3.kernels.narrow import narrowed
 from nano3.model.hf.names import A, B
 from nano3.model.layers import Linear
 from nano3.model.moe import Experts
@@ -127,8 +128,11 @@ class LoraExperts(Experts):
 def grouped_linear(rows: Tensor, weight: Weight, ends: Tensor) -> Tensor:
     """rows (R, in) of several experts, those of expert e from ends[e-1] to ends[e], by weight (E, out, in) -> (R, out);
     differentiable."""
-    if rows.is_cuda and not isinstance(weight, Scaled) and _aligned(rows, weight):
-        weight = trained_where_used(weight, ends) if weight.requires_grad and leaves_unused(rows.device) else weight
+    if rows.device.type != "cpu" and not isinstance(weight, Scaled) and _aligned(rows, weight):
+        if not weight.requires_grad:
+            weight = narrowed(weight, rows.dtype)
+        elif leaves_unused(rows.device):
+            weight = trained_where_used(weight, ends)
         return F.grouped_mm(rows, weight.to(rows.dtype).transpose(1, 2), offs=ends.to(torch.int32))
     bounds = [0, *ends.tolist()]
     parts = [linear(rows[a:b], weight[e]) for e, (a, b) in enumerate(pairwise(bounds)) if b > a]
