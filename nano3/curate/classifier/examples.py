@@ -122,10 +122,10 @@ def _drawn_groups(examples: Sequence[Example], groups: Sequence[str], heldout: f
     chosen: set[str] = set()
     for kind in (True, False):
         own = Counter(example.group for example in examples if example.positive == kind)
-        reached = sum(own[name] for name in chosen)
+        reached, wanted = sum(own[name] for name in chosen), heldout * own.total()
         left = sum(name not in chosen for name in own)
         for name in (name for name in groups if name in own):
-            if reached < heldout * own.total() and name not in chosen and left > 1:
+            if reached < wanted and name not in chosen and left > 1:
                 chosen.add(name)
                 reached, left = reached + own[name], left - 1
     return chosen
