@@ -91,8 +91,9 @@ def test_ranks_that_divide_heads_train_in_bfloat16(finish):
     run, alone = finish("four", ranks=4, **settings, parallel=parallel), finish("one", **settings)
     assert len(run.metrics) == len(alone.metrics) > 6
     for here, there in zip(run.metrics, alone.metrics, strict=True):
-        for key in {"loss", "grad_norm"} & there.keys():
-            assert here[key] == pytest.approx(there[key], rel=0.02), (here["step"], key)
+        # After a step of rounded weights a token's choice of experts may turn, and with it some percent of the norm.
+        for key, most in {"loss": 0.005, "grad_norm": 0.005 if here["step"] == 1 else 0.1}.items():
+            assert key not in there or here[key] == pytest.approx(there[key], rel=most), (here["step"], key)
     first, other = (torch.cat([g.flatten() for g in r.gradients(1).values()]) for r in (run, alone))
     assert (first - other).norm() <= 0.05 * other.norm(), (first - other).norm() / other.norm()
 
