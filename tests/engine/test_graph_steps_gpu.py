@@ -15,8 +15,7 @@ from nano3.model.lm import LM
 from nano3.model.state.plan import Plan, Span
 from nano3.model.state.pool import StatePool
 from tests.engine.conftest import SIZES
-from tests.engine.test_graph_steps import requests
-from tests.engine.test_sampled_steps import assert_same
+from tests.engine.test_graph_steps import assert_same_texts, requests
 
 pytestmark = pytest.mark.gpu
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
@@ -33,9 +32,12 @@ def on_gpu(tokenizer):
     return model_of(tokenizer, "M*M-", torch.float32)
 
 
+ASKED = [replace(request, return_experts=False) for request in requests(12)]
+
+
 def without_experts(model, tokenizer):
     engine = Engine(model, tokenizer, memory=64 << 20, page_size=8, snapshot_every=32)
-    return [o for group in run(engine, [replace(r, return_experts=False) for r in requests(12)]) for o in group]
+    return [output for group in run(engine, ASKED) for output in group]
 
 
 def test_graphs_give_the_texts_of_decoding_op_by_op(on_gpu, tokenizer, monkeypatch):
@@ -43,8 +45,7 @@ def test_graphs_give_the_texts_of_decoding_op_by_op(on_gpu, tokenizer, monkeypat
     assert step.explain(on_gpu)[0] == "graph"
     monkeypatch.setenv("NANO3_GRAPHS", "0")
     expected = without_experts(on_gpu, tokenizer)
-    for one, two in zip(got, expected, strict=True):
-        assert_same(one, two)
+    assert_same_texts(on_gpu, tokenizer, ASKED, got, expected)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
@@ -53,8 +54,7 @@ def test_a_model_on_another_gpu_than_the_current_one(tokenizer):
     expected = without_experts(model, tokenizer)
     got = without_experts(model.to("cuda:1"), tokenizer)
     assert step.explain(model)[0] == "graph"
-    for one, two in zip(got, expected, strict=True):
-        assert_same(one, two)
+    assert_same_texts(model, tokenizer, ASKED, got, expected)
 
 
 def test_new_weights_are_seen(on_gpu, tokenizer):

@@ -180,9 +180,10 @@ def test_slices_are_the_whole_sequences_wherever_documents_begin(way, size, star
         assert (found[name] - gradient).abs().max() <= 1e-9 * gradient.abs().max(), name
 
 
-@pytest.mark.parametrize("changed", range(4))
-def test_a_document_leaves_the_bits_of_the_others_alone(changed):
-    """Outputs, and gradients by position: each token is one of its own, and so has its own row of the embedding."""
+def changes_elsewhere(changed: int, apart: bool) -> tuple[float, float]:
+    """Largest changes of outputs and gradients, of the other documents and of the one that gets other tokens; `apart`:
+    that these are documents, and not one. Gradients by position: each token is one of its own, with its own row of the
+    embedding."""
     model, starts = the_model("whole"), [0, 11, 12, 40, T]
     tokens = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(3))
     place = slice(starts[changed], starts[changed + 1])
@@ -190,15 +191,23 @@ def test_a_document_leaves_the_bits_of_the_others_alone(changed):
     other[place] = tokens[T : 2 * T][place]
     results = []
     for row in (tokens[:T], other):
-        x, _, balance = outputs_of(model, batch_of([set(starts[1:-1])], row.unsqueeze(0)), 2)
-        results.append((x[0], gradients_of(model, x, 0 * balance)["embeddings.weight"][row]))
-    (x, gradient), (x_other, gradient_other) = results
-    elsewhere = torch.ones(T, dtype=torch.bool)
-    elsewhere[place] = False
-    assert torch.equal(x[elsewhere], x_other[elsewhere])
-    assert torch.equal(gradient[elsewhere], gradient_other[elsewhere])
-    assert (x[place] - x_other[place]).abs().max() > 1e-3
-    assert gradient.abs().amax(1).min() > 1e-9
+        batch = batch_of([set(starts[1:-1]) if apart else set()], row.unsqueeze(0))
+        x, _, balance = outputs_of(model, batch, 2)
+        gradient = gradients_of(model, x, 0 * balance)["embeddings.weight"][row]
+        assert gradient.abs().amax(1).min() > 1e-9
+        results.append(torch.cat([x[0].detach(), gradient], dim=1))
+    change = (results[0] - results[1]).abs().amax(1)
+    return torch.cat([change[: place.start], change[place.stop :]]).max().item(), change[place].max().item()
+
+
+@pytest.mark.parametrize("changed", range(4))
+def test_a_document_leaves_the_others_alone(changed):
+    """But for rounding: how many tokens an expert gets at a time may decide how a product of its rows is summed."""
+    elsewhere, in_place = changes_elsewhere(changed, apart=True)
+    in_one_document, _ = changes_elsewhere(changed, apart=False)
+    assert elsewhere < 1e-11
+    assert in_place > 1e-3
+    assert in_one_document > 1e-4
 
 
 class OwnStates:
