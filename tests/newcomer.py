@@ -41,8 +41,9 @@ def make_folder(made: Path) -> Path:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """A fresh user's: no cache, no settings of nano3; the commands of this environment come first."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("NANO3_")}
+    """A fresh user's: no cache, no settings of nano3 or OpenMP, so that the commands use each core that other tests
+    leave; the commands of this environment come first."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("NANO3_", "OMP_", "GOMP_"))}
     path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
     return kept | {"XDG_CACHE_HOME": str(folder / "cache"), "PATH": path}
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
@@ -51,6 +53,18 @@ class BuildLibrary(build_ext):
         changed = max(path.stat().st_mtime for path in _sources())
         if built.is_file() and (always or built.stat().st_mtime < changed):
             built.unlink()
+
+    def build_extensions(self) -> None:
+        """Compile as many sources at a time as there are cores; setuptools takes one after the other."""
+        compile_some = self.compiler.compile
+
+        def compile_all(sources: list[str], **options: Any) -> list[str]:
+            with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+                done = threads.map(lambda source: compile_some([source], **options), sources)
+                return [path for paths in done for path in paths]
+
+        self.compiler.compile = compile_all
+        super().build_extensions()
 
     def get_ext_filename(self, fullname: str) -> str:
         return str(Path(*fullname.split(".")).with_suffix(LIBRARY.suffix))
