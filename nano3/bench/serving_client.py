@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx2
 
-from nano3.client.replies import error_text
+from nano3.client.replies import error_text, without_key
 from nano3.client.server import Server, http_options
 from nano3.config.errors import UserError
 
@@ -112,7 +112,7 @@ async def send(client: httpx2.AsyncClient, target: Target, prompt: Prompt) -> Sa
                 await _read(response, sample)
             else:
                 sample.error = f"HTTP {response.status_code}"
-                sample.detail = error_text(await response.aread())
+                sample.detail = error_text(await response.aread(), target.api_key)
     except (httpx2.TimeoutException, TimeoutError):
         sample.error = "timed out"
     except httpx2.ConnectError as error:
@@ -121,6 +121,7 @@ async def send(client: httpx2.AsyncClient, target: Target, prompt: Prompt) -> Sa
         sample.error, sample.detail = "connection broke", str(error)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         sample.error, sample.detail = "not an OpenAI stream", f"{type(error).__name__}: {error}"
+    sample.detail = without_key(sample.detail, target.api_key)
     sample.end = time.perf_counter()
     return sample
 

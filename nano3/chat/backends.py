@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from nano3.chat.answer import CHAT_TOKENS
-from nano3.client.replies import error_message, error_text, seconds_of
+from nano3.client.replies import seconds_of
 from nano3.config.errors import UserError
 from nano3.reading import parse_json
 
 if TYPE_CHECKING:
     import httpx2
 
+    from nano3.client.server import Server
     from nano3.engine.protocol import GenerationEngine
     from nano3.engine.request import Request
 
@@ -203,8 +204,8 @@ class ServerBackend:
         with self._reach(), self._server.http.stream("POST", "/v1/chat/completions", json=body) as response:
             if response.is_error:
                 response.read()
-                raise UserError(_refusal(response))
-            yield from _pieces(response)
+                raise UserError(_refusal(response, self._server))
+            yield from _pieces(response, self._server)
 
     def close(self) -> None:
         """Hang up."""
@@ -223,10 +224,10 @@ class ServerBackend:
             yield
         except httpx2.TransportError as error:
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(f"{self._url}: cannot reach the server ({reason})") from error
+            raise UserError(f"{self._url}: cannot reach the server ({self._server.clean(reason)})") from error
 
 
-def _pieces(response: httpx2.Response) -> Iterator[Piece]:
+def _pieces(response: httpx2.Response, server: Server) -> Iterator[Piece]:
     """The stream of an answer; raises UserError where it ends too early."""
     import httpx2
 
@@ -237,7 +238,7 @@ def _pieces(response: httpx2.Response) -> Iterator[Piece]:
             if data == "[DONE]":
                 return
             if data:
-                piece, last = _piece(data)
+                piece, last = _piece(data, server)
                 ended |= last
                 yield piece
     except httpx2.TransportError:
@@ -246,14 +247,14 @@ def _pieces(response: httpx2.Response) -> Iterator[Piece]:
         raise UserError("the connection ended before the answer did; /retry asks again")
 
 
-def _piece(data: str) -> tuple[Piece, bool]:
+def _piece(data: str, server: Server) -> tuple[Piece, bool]:
     """A streamed chunk, and whether it ends the answer."""
     try:
         chunk = parse_json(data)
     except ValueError as error:
         raise UserError("the server sent something that is not JSON") from error
     if chunk.get("error"):
-        raise UserError(f"the server failed: {error_message(chunk) or 'no reason given'}")
+        raise UserError(f"the server failed: {server.error_message(chunk) or 'no reason given'}")
     usage = chunk.get("usage") or {}
     choice = (chunk.get("choices") or [{}])[0]
     delta, finish = choice.get("delta") or {}, choice.get("finish_reason")
@@ -269,8 +270,10 @@ def _call_text(call: dict[str, Any]) -> str:
     return (f"\n[tool call] {name} " if name else "") + (function.get("arguments") or "")
 
 
-def _refusal(response: httpx2.Response) -> str:
-    message = error_text(response.content) or response.reason_phrase
+def _refusal(response: httpx2.Response, server: Server) -> str:
+    from nano3.client.server import Reply
+
+    message = server.error_text(Reply(response.status_code, response.content)) or response.reason_phrase
     if response.status_code in (401, 403):
         return f"the server refuses the API key ({message}); give --api-key or set NANO3_API_KEY"
     if response.status_code == 429:

@@ -13,12 +13,13 @@ import httpx2
 from nano3.client.attempts import FULL, Attempts, Tries
 from nano3.client.chat import read_chat
 from nano3.client.limit import Limit
-from nano3.client.replies import is_passing, seconds_of
+from nano3.client.replies import is_filtered, is_passing, seconds_of
 from nano3.client.server import KEY_NAMES, Address, Reply, connect_timeout, http_options
 from nano3.config.errors import UserError
 
 REFUSED = (400, 413, 422)
 """Statuses by which a server refuses one request, as one that is longer than the model's context."""
+FORBIDDEN = 403
 BROKEN_OFF = ("abort", "error")
 """Reasons to finish that servers (vLLM, SGLang, OpenRouter) give with status 200 and the beginning of an answer."""
 ANSWERED = 2
@@ -36,10 +37,10 @@ class ServerGoneError(UserError):
 class RefusedError(Exception):
     """The server answers others, but refuses this request, and would do so again."""
 
-    def __init__(self, status: int, words: str) -> None:
-        """`words`: status and what the server says."""
+    def __init__(self, status: int, words: str, filtered: bool = False) -> None:
+        """`words`: status and what the server says; `filtered`: it says that its provider does not let this through."""
         super().__init__(words)
-        self.status = status
+        self.status, self.filtered = status, filtered
 
 
 @dataclass
@@ -217,16 +218,16 @@ class AsyncServer(Address):
 
     async def _check_refusal(self, reply: Reply, body: dict[str, Any]) -> None:
         """Raise for a refusal that another try meets again, of this request alone or of all; return where neither is
-        known."""
-        self.check_way(reply, CHAT)
+        known. A 403 is of the key where a probe meets it too, else of this request: a filter of contents."""
         words = self.refusal(reply)
-        if reply.status in REFUSED:
-            kind = _kind(body)
-            status = 200 if kind in self._answered else await self._probe(body)
+        if reply.status in REFUSED or reply.status == FORBIDDEN:
+            known = reply.status != FORBIDDEN and _kind(body) in self._answered  # a key may lose its rights later
+            status = 200 if known else await self._probe(body)
             if is_answer(status):
-                raise RefusedError(reply.status, words)
+                raise RefusedError(reply.status, words, is_filtered(reply.body))
             if is_passing(status) or not status:
                 return
+        self.check_way(reply, CHAT)
         raise UserError(f"{self.url}{CHAT} refuses ({words})")
 
     async def _probe(self, body: dict[str, Any]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -11,6 +12,11 @@ from nano3.reading import parse_json
 
 LONGEST_WAIT = 60.0
 """Seconds between two tries at the most."""
+_FILTERED = re.compile(  # Azure, OpenAI, OpenRouter, Anthropic, DashScope, DeepSeek, gateways
+    r"content[ _-]?(?:filter|policy|management)|moderation|flagged|blocked by .{0,30}policy|responsible ?ai|"
+    r"data_?inspection_?failed|content exists risk|prohibited_content",
+    re.IGNORECASE,
+)
 PASSING = (408, 409, 425, 429)
 """Refusals that another try may not meet; 5xx are of that kind too."""
 
@@ -43,24 +49,39 @@ def _seconds_until(date: str) -> float:
     return (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
 
 
-def error_text(body: bytes) -> str:
-    """The message in the body of an error answer of a server, on one line."""
+def error_text(body: bytes, key: str) -> str:
+    """The message in the body of an error answer of a server, on one line.
+
+    Args:
+        body: as it came.
+        key: that the server was given; some repeat it, and it is taken out.
+    """
     try:
-        return error_message(parse_json(body))
+        return error_message(parse_json(body), key)
     except ValueError:
-        return _one_line(body.decode(errors="replace"))
+        return _one_line(body.decode(errors="replace"), key)
 
 
-def error_message(body: Any) -> str:
+def error_message(body: Any, key: str) -> str:
     """The same of a body that was read; servers differ in where they put it."""
     error = body.get("error") or body.get("detail") or body if isinstance(body, Mapping) else body
     if isinstance(error, Mapping):
         error = error.get("message") or error
-    return _one_line(str(error or ""))
+    return _one_line(str(error or ""), key)
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:300]
+def without_key(text: str, key: str) -> str:
+    """A text with stars in place of the key."""
+    return text.replace(key, "***") if key else text
+
+
+def is_filtered(body: bytes) -> bool:
+    """Whether an error answer says that what was asked is what the provider does not let through."""
+    return _FILTERED.search(body.decode(errors="replace")) is not None
+
+
+def _one_line(text: str, key: str) -> str:
+    return without_key(" ".join(text.split()), key)[:300]  # a part of the key would be left at the cut
 
 
 def listed_models(body: Any) -> dict[str, dict[str, Any]]:

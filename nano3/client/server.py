@@ -12,7 +12,14 @@ from urllib.parse import urlsplit
 import httpx2
 
 from nano3.client.attempts import TRIES, Attempts, Tries
-from nano3.client.replies import error_text, is_passing, listed_models, seconds_of
+from nano3.client.replies import (
+    error_message,
+    error_text,
+    is_passing,
+    listed_models,
+    seconds_of,
+    without_key,
+)
 from nano3.config.errors import UserError
 from nano3.reading import parse_json
 
@@ -111,8 +118,11 @@ class Address:
 
     def error_text(self, reply: Reply) -> str:
         """What an error answer says, the key not in it."""
-        body = reply.body.replace(self._key.encode(), b"***") if self._key else reply.body  # before a part is cut off
-        return self.clean(error_text(body))
+        return error_text(reply.body, self._key)
+
+    def error_message(self, body: Any) -> str:
+        """What the body of an error answer, or an error in a stream, says, the key not in it."""
+        return error_message(body, self._key)
 
     def refusal(self, reply: Reply) -> str:
         """Status and words of an error answer, and how long it asks to wait."""
@@ -129,7 +139,7 @@ class Address:
 
     def clean(self, text: str) -> str:
         """The text without the key."""
-        return text.replace(self._key, "***") if self._key else text
+        return without_key(text, self._key)
 
 
 class Server(Address):
@@ -221,7 +231,8 @@ class Server(Address):
                 f"{self.url}{MODELS} lists no model (HTTP {reply.status}); name one with {self._model_name}"
             )
         if wanted and models and wanted not in models:
-            raise UserError(f"{self._model_name} {wanted}: {self.url} has no such model; it has {', '.join(models)}")
+            listed = self.clean(", ".join(models))
+            raise UserError(f"{self._model_name} {wanted}: {self.url} has no such model; it has {listed}")
         name = wanted or next(iter(models))
         return name, models.get(name, {})
 

@@ -201,7 +201,7 @@ class ServerTarget:
     def _find_tokens(self) -> Tokens:
         if self._tokenizer:
             return LocalTokens(self._tokenizer)
-        tokens = ServerTokens(self.request, self.name)
+        tokens = ServerTokens(self.request, self.name, self._server.error_text)
         if not tokens.works():
             raise UserError(f"{self.url} has no /tokenize: name the model's tokenizer with --tokenizer PATH")
         return tokens

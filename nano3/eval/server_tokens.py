@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from nano3.client.replies import error_text
 from nano3.config.errors import UserError
 from nano3.eval.engine_target import prompt_ids
 from nano3.eval.pieces import PieceTokenizer
@@ -56,8 +55,9 @@ class LocalTokens:
 class ServerTokens:
     """POST /tokenize, as nano3 serve and vLLM have it."""
 
-    def __init__(self, ask: Ask, model: str) -> None:
-        self._ask, self._model = ask, model
+    def __init__(self, ask: Ask, model: str, error_text: Callable[[Reply], str]) -> None:
+        """Ask a server about a model; `error_text`: what an error answer says, the key not in it."""
+        self._ask, self._model, self._error_text = ask, model, error_text
 
     def works(self) -> bool:
         """Whether the server answers it in this form."""
@@ -91,7 +91,7 @@ class ServerTokens:
     def _tokens(self, body: Mapping[str, Any]) -> list[int]:
         reply = self._ask("POST", "/tokenize", body)
         if reply.status != 200:
-            raise UserError(f"/tokenize answers HTTP {reply.status}: {error_text(reply.body)}")
+            raise UserError(f"/tokenize answers HTTP {reply.status}: {self._error_text(reply)}")
         try:
             return list(reply.json()["tokens"])
         except (LookupError, TypeError, ValueError) as error:

@@ -74,6 +74,13 @@ def test_failures_are_named(scripted, status, parts, kind, detail):
     assert sample.end > sample.start
 
 
+@pytest.mark.parametrize(
+    "answer", [(401, {"error": "no key sk-1"}), (200, [event(error={"message": "no key sk-1"})])], ids=["401", "stream"]
+)
+def test_a_key_that_the_server_repeats_is_not_shown(scripted, answer):
+    assert ask(scripted, answer, api_key="sk-1").detail == "no key ***"
+
+
 def test_a_slow_stream_is_given_up_although_something_comes_now_and_then(scripted):
     sample = ask(
         scripted, (200, [part for _ in range(100) for part in (piece("a"), 0.05)] + [FINISH, DONE]), timeout=0.4

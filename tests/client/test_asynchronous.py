@@ -200,7 +200,30 @@ def test_a_refusal_of_one_request_is_its_own_fault(server):
     assert client.counts.requests == 2, "a short request was sent to see whether it is this one's fault"
 
 
-@pytest.mark.parametrize("status", [400, 401, 404, 422])
+@pytest.mark.parametrize(
+    ("status", "words", "filtered"),
+    [
+        (400, "triggering Azure OpenAI's content management policy", True),
+        (403, "requires moderation. Your input was flagged", True),
+        (403, "not this one", False),
+    ],
+)
+def test_a_request_that_a_filter_does_not_let_through_is_told_from_a_refused_key(server, status, words, filtered):
+    server.reply = lambda prompt, _: (status, words) if prompt == "bad" else "fine"
+    found, _ = asked(server, ["good", "bad", "good too"], returns=True)
+    assert (found[0], found[2]) == ("fine", "fine")
+    assert isinstance(found[1], RefusedError)
+    assert (found[1].status, found[1].filtered) == (status, filtered)
+
+
+def test_a_key_that_loses_its_rights_ends_the_run(server):
+    """Though requests were answered before, and the words are those of a filter."""
+    server.reply = lambda prompt, _: "fine" if len(server.prompts) < 3 else (403, "blocked by policy")
+    with pytest.raises(UserError, match=r"refuses the API key \(HTTP 403: blocked by policy\)"):
+        asked(server, [f"message {i}" for i in range(5)], concurrency=1)
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
 def test_a_refusal_of_all_requests_ends_with_the_servers_words(server, status):
     server.reply = lambda prompt, _: (status, "no such sk-secret")
     with pytest.raises(UserError, match=rf"refuses .*HTTP {status}: no such \*\*\*"):

@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from nano3.chat.backends import ChatSettings, ServerBackend
 from nano3.client.attempts import NoAnswerError, Tries
 from nano3.client.replies import error_text, listed_models, pause, seconds_of
 from nano3.client.server import Server, base_address, http_options
@@ -229,10 +230,26 @@ def test_addresses_lose_the_path_of_the_api() -> None:
         (b"<h1>Bad \xff</h1>", "<h1>Bad �</h1>"),
         (b"[1]", "[1]"),
         (b"", ""),
+        (b'{"error": "bad key sk\\/1"}', "bad key ***"),
+        (b"x" * 298 + b"sk/1", "x" * 298 + "**"),
     ],
 )
 def test_error_texts_of_all_servers(body: bytes, text: str) -> None:
-    assert error_text(body) == text
+    assert error_text(body, "sk/1") == text
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        (403, b'{"error": "no key secret here"}', {}),
+        (200, b'data: {"error": {"message": "no key secret here"}}\n\n', {}),
+    ],
+)
+def test_a_chat_does_not_show_a_key_that_the_server_repeats(scripted: Scripted, reply) -> None:
+    backend = ServerBackend(scripted.url, "secret", "mine")
+    scripted.script = [reply]
+    with pytest.raises(UserError, match=r"no key \*\*\* here"):
+        list(backend.answer([{"role": "user", "content": "hello"}], ChatSettings()))
 
 
 @pytest.mark.parametrize(("url", "checked"), [("HTTPS://a.example", True), ("https://a", True), ("Http://a", False)])

@@ -123,7 +123,10 @@ def test_equal_documents_are_asked_about_once(curate, model_server, prompt):
         ("I'm sorry, but I can't help with that request.", "refused by the model"),
         ("Sure. Turn this text around and give nothing else back: a text", "copy of the prompt"),
         ({"message": {"content": "half of"}, "finish_reason": "length"}, "answer cut"),
-        ({"message": {"content": "half of"}, "finish_reason": "content_filter"}, "refused by the model"),
+        (
+            {"message": {"content": "half of"}, "finish_reason": "content_filter"},
+            "kept back by the provider's filter of contents",
+        ),
         ((400, "too long"), "request refused by the server (HTTP 400)"),
     ],
 )

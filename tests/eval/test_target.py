@@ -176,6 +176,15 @@ def test_a_server_that_refuses_is_not_asked_again(serve_answers):
         list(ServerTarget(url).generate([(0, Prompt(text="x"))]))
 
 
+def test_a_key_that_a_server_repeats_is_not_shown(serve_answers):
+    def answer(path, body):
+        tells = path != "/v1/models" and body.get("prompt") != "a b"
+        return (403, {"error": "no key sk-1"}) if tells else (200, MODELS | {"tokens": [1]})
+
+    with serve_answers(answer) as url, pytest.raises(UserError, match=r"/tokenize answers HTTP 403: no key \*\*\*"):
+        ServerTarget(url, api_key="sk-1").count_tokens("x")
+
+
 def test_fields_that_a_strict_server_refuses_are_left_out(serve_answers):
     def answer(path, body):
         if path == "/v1/models":

@@ -8,9 +8,9 @@ from typing import Any
 
 from nano3.client.chat import ChatAnswer
 
-CUT, EMPTY, DECLINED, COPY, SILENT, REFUSED, NOTHING = (
+CUT, EMPTY, DECLINED, COPY, SILENT, REFUSED, KEPT_BACK, NOTHING = (
     "answer cut", "empty answer", "refused by the model", "copy of the prompt", "no answer from the server",
-    "request refused by the server", "nothing written",
+    "request refused by the server", "kept back by the provider's filter of contents", "nothing written",
 )  # fmt: skip
 """Why a document is dropped."""
 FILTERED = "content_filter"
@@ -70,7 +70,7 @@ def usable(chat: ChatAnswer, message: str, fixed: str) -> Answer:
         DropError: it is empty, refuses or was filtered, or repeats the prompt.
     """
     if chat.finish_reason == FILTERED:
-        raise DropError(DECLINED)
+        raise DropError(KEPT_BACK)
     if not chat.text:
         raise DropError(EMPTY)
     if is_refusal(chat.text):

@@ -15,7 +15,7 @@ from nano3.client.asynchronous import RefusedError
 from nano3.client.attempts import NoAnswerError
 from nano3.client.chat import ChatAnswer
 from nano3.config.checks import check
-from nano3.curate.ask.answers import CUT, NOTHING, REFUSED, SILENT, Answer, DropError, usable
+from nano3.curate.ask.answers import CUT, KEPT_BACK, NOTHING, REFUSED, SILENT, Answer, DropError, usable
 from nano3.curate.ask.asker import Asker, connection, open_answers
 from nano3.curate.ask.model import no_model
 from nano3.curate.ask.prompts import Prompt, check_fields
@@ -256,7 +256,8 @@ class Ask:
         except NoAnswerError as error:
             raise DropError(SILENT) from error
         except RefusedError as error:
-            raise DropError(CUT if again else f"{REFUSED} (HTTP {error.status})") from error
+            refused = KEPT_BACK if error.filtered else f"{REFUSED} (HTTP {error.status})"
+            raise DropError(CUT if again and not error.filtered else refused) from error
         if self._step.meter:
             self._step.meter(self._document, message, answer, seconds)
         self._step.note("answers of the model")

@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 from nano3.client.attempts import NoAnswerError, Tries
+from nano3.client.replies import is_filtered
 from nano3.client.server import Server, base_address
 from nano3.config.errors import UserError
 from nano3.files import write_atomic
@@ -19,6 +20,8 @@ CHAT = "/v1/chat/completions"
 KEYS = "NANO3_JUDGE_API_KEY"
 REFUSED = (400, 413, 422)
 """Statuses by which a server refuses one question, as one that is longer than its context, and would do so again."""
+FORBIDDEN = 403
+"""The same, where its words are those of a filter of contents."""
 
 
 class RefusedError(EnvironmentFaultError):
@@ -107,7 +110,8 @@ class Judge:
         try:
             reply = self._server.request("POST", CHAT, body)
             if reply.status >= 300:
-                kind = RefusedError if reply.status in REFUSED else EnvironmentFaultError
+                own = reply.status in REFUSED or (reply.status == FORBIDDEN and is_filtered(reply.body))
+                kind = RefusedError if own else EnvironmentFaultError
                 raise kind("judge", f"HTTP {reply.status}: {self._server.error_text(reply)}")
             return str(reply.json()["choices"][0]["message"]["content"] or "")
         except (NoAnswerError, LookupError, TypeError, ValueError) as error:
