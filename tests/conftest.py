@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import socketserver
 import ssl
 import sys
 import tomllib
@@ -33,6 +34,9 @@ from nano3.model.lm import LM
 
 # Each of hundreds of clients would read the certificates of the whole world, 30 ms of a core; they may share them.
 ssl.create_default_context = cache(ssl.create_default_context)
+
+# Python's own servers write an answer's head and body apart; the second would wait 40 ms for word of the first.
+socketserver.StreamRequestHandler.disable_nagle_algorithm = True
 
 settings.register_profile("nano3", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("nano3")

@@ -86,7 +86,7 @@ class _Handler(BaseHTTPRequestHandler):
 def fake_hub(repo: str, folder: Path, token: str = "") -> Iterator[FakeHub]:
     """A running hub."""
     hub = FakeHub(repo, folder, token)
-    threading.Thread(target=hub.serve_forever, daemon=True).start()
+    threading.Thread(target=hub.serve_forever, args=(0.01,), daemon=True).start()
     try:
         yield hub
     finally:

@@ -26,6 +26,7 @@ CONTEXT.set_forkserver_preload(
         "nano3",
         "nano3.data.tokens.steps",
         "nano3.train.trainer",
+        "torch._dynamo",
         "torch.distributed.checkpoint",
         "torch.distributed.fsdp",
         "torch.distributed.tensor",

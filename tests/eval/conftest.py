@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,8 +15,8 @@ from nano3.eval.target import EngineTarget
 from nano3.model.lm import LM
 from nano3.serve.app import create_app
 from nano3.serve.settings import Settings
-from nano3.serve.transport.server import bind, make_server
 
+from ..served import served as serving
 from .servers import Answerer, answering
 
 
@@ -60,15 +58,8 @@ def target(make_engine) -> Iterator[EngineTarget]:
 @pytest.fixture
 def served(make_engine) -> Iterator[str]:
     """Address of a nano3 server over the model."""
-    server = make_server(create_app(make_engine(), name="small", settings=Settings()))
-    listener = bind("127.0.0.1", 0)
-    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server.should_exit = True
-    thread.join(timeout=120)
+    with serving(create_app(make_engine(), name="small", settings=Settings())) as url:
+        yield url
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,7 +20,8 @@ from nano3.model.lm import LM
 from nano3.serve.app import create_app
 from nano3.serve.service import Service
 from nano3.serve.settings import Settings
-from nano3.serve.transport.server import bind, make_server, url_of
+
+from ..served import served
 
 NAME = "small"
 
@@ -74,19 +74,8 @@ def random_model(tokenizer: Tokenizer, seed: int = 0) -> LM:
 def running(engine: Engine, **settings: Any) -> Iterator[RunningServer]:
     """The engine served from a thread until the block ends."""
     app = create_app(engine, name=NAME, settings=Settings(**settings))
-    listener = bind("127.0.0.1", 0)
-    server = make_server(app)
-    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        thread.join(0.01)
-    try:
-        yield RunningServer(url_of(listener), engine, engine.tokenizer, NAME, app.state.service)
-    finally:
-        server.should_exit = True
-        thread.join(120)
-        assert not thread.is_alive()
+    with served(app) as url:
+        yield RunningServer(url, engine, engine.tokenizer, NAME, app.state.service)
 
 
 def new_engine(tokenizer: Tokenizer, kind: type[Engine] = Engine, **options: Any) -> Engine:

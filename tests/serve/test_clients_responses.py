@@ -287,7 +287,7 @@ def test_nothing_is_stored(client, server):
 
 
 def test_a_stream_that_fails_says_so(make_engine, start, stream):
-    hurried = start(make_engine(), request_timeout=0.05)
+    hurried = start(make_engine(), request_timeout=0.3)
     *_, last = stream(hurried.url, max_output_tokens=3000, reasoning={"effort": "high"})
     assert last["type"] == "response.failed"
     assert last["response"]["status"] == "failed"

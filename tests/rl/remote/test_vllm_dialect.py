@@ -62,7 +62,7 @@ def vllm(**answers):
             pass
 
     served = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=served.serve_forever, daemon=True).start()
+    threading.Thread(target=served.serve_forever, args=(0.01,), daemon=True).start()
     try:
         yield f"http://127.0.0.1:{served.server_port}", asked
     finally:
@@ -219,7 +219,7 @@ def test_a_server_is_lost_when_another_answers_what_it_cannot(tokenizer, tmp_pat
 def test_a_request_that_ran_out_of_time_is_not_sent_again(tokenizer, tmp_path):
     end = threading.Event()
     with vllm(v1_completions=lambda: end.wait(60) and None) as (url, asked):
-        engine = RemoteEngine([url], tokenizer, tmp_path, seconds=2)
+        engine = RemoteEngine([url], tokenizer, tmp_path, seconds=0.5)
         engine.load_weights(tmp_path)
         with pytest.raises(ServersGoneError, match="no answer in time"):
             run(engine, [Request("a", (40,), Sampling(max_tokens=2))])
