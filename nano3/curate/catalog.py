@@ -133,6 +133,12 @@ STEPS = {
         "problems of ordered steps, a function each, that a model writes",
         model=True,
     ),
+    "scientific-article": StepInfo(
+        "llm.scientific_article:ScientificArticle",
+        "articles with code in them that a model writes of scientific texts",
+        ("py3langid", "tree_sitter_language_pack"),
+        model=True,
+    ),
     "rqa-filter": StepInfo(
         "llm.rqa:RqaFilter", "keeps texts from which reasoning questions can be made", ("py3langid",), model=True
     ),

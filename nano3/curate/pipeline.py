@@ -26,6 +26,8 @@ class PipelineConfig:
     """Name of the result in a blend of training."""
     summary: str = ""
     """What the pipeline is for, in a line."""
+    next: list[str] = field(default_factory=list)
+    """Pipelines that read the result where it is no text to train on itself; empty: it is trained on."""
     inputs: list[str] = field(default_factory=list)
     """What it reads where no --from is given."""
     tokenizer: str = ""

@@ -17,6 +17,7 @@ from .steps.llm.test_code_dialogue import GOOD as DIALOGUES
 from .steps.llm.test_code_dialogue import dialogue, revised
 from .steps.llm.test_rqa import GOOD as JUDGEMENT
 from .steps.llm.test_rqa import QUESTION, TEXT, thought
+from .steps.llm.test_scientific_article import ARTICLE as CODE_ARTICLE
 from .steps.llm.test_scientific_code import problem
 from .steps.llm.test_textbook import SECTIONS
 from .steps.llm.test_translate import ENGLISH, TEXTS
@@ -49,6 +50,7 @@ RULES = {
     "Which level of education": lambda p: json.dumps({"level": "graduate"}),
     "as a part of a textbook": lambda p: SECTIONS,
     "problem of scientific computing": lambda p: problem(5),
+    "write an article in English": lambda p: CODE_ARTICLE,
     "Remove everything that does not belong": lambda p: p.split("The part of the page:\n\n")[1].replace(
         "Home Login Subscribe", ""
     ),
@@ -82,6 +84,7 @@ ROWS = {
     "math-textbook": ([{"text": LONG}], 1),
     "rqa": ([{"text": TEXT}], 1),
     "rqa-seeds": ([{"text": f"{i} {TEXT}"} for i in range(14)], 9),
+    "scientific-article": ([{"text": LONG}], 1),
     "scientific-code": ([{"text": LONG}], 1),
     "sft-judge": ([{"messages": CONVERSATION}], 1),
     "wikipedia": ([{"text": WIKI}, {"text": "#REDIRECT [[Heron]]"}], 1),

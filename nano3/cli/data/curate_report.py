@@ -85,12 +85,17 @@ def printable(text: str) -> str:
 
 
 def _print_next(found: Report) -> None:
-    category: Any = found.manifest.settings["pipeline"]["category"]
+    """The command that takes the result on: another pipeline, or the training that its kind is for."""
+    pipeline: Any = found.manifest.settings["pipeline"]
     if not found.result.documents:
         print("nothing is left: see the reasons above, and --samples of `nano3 data report`")
+        return
+    for name in pipeline.get("next", []):  # a run of an older nano3 has no such key
+        print(f"next: nano3 data curate {name} --from {found.out}/data --url URL")
+    if pipeline.get("next"):
         return
     if "00-conversations" in found.manifest.labels:
         print(f"train on it: nano3 sft --data {found.out}/data")
         return
     print(f"train on it: nano3 pretrain --data {found.out}/data")
-    print(f"in a blend: --set data.sources_file={found.out}/blend.toml --set data.blend.{category}=SHARE")
+    print(f"in a blend: --set data.sources_file={found.out}/blend.toml --set data.blend.{pipeline['category']}=SHARE")

@@ -1,14 +1,20 @@
 """`nano3 data curate` and `nano3 data report` as they are typed."""
 
 import json
+import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
 
 from nano3.cli.data.app import app
+from nano3.cli.data.curate_report import _print_next
 from nano3.config.errors import UserError
+from nano3.config.presets import preset_names
+from nano3.curate.ledger import Size
+from nano3.curate.pipeline import load_pipeline
 
 from ...curate.model_server import MODEL, ModelServer
 
@@ -49,6 +55,22 @@ def test_a_run_and_its_report(texts, tmp_path):
     shown = run("report", "curated/tiny", "--samples", 1).stdout
     assert shown.count("the same text") == 1
     assert (tmp_path / "curated/tiny/report.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("name", preset_names("curate"))
+def test_the_next_command_is_one_that_takes_the_result(tmp_path, capsys, name):
+    """Whatever a preset makes, what is printed below its report names a command that exists and reads such records."""
+    pipeline = load_pipeline(name)
+    manifest = SimpleNamespace(settings=pipeline.to_json(), labels=pipeline.labels)
+    _print_next(SimpleNamespace(manifest=manifest, result=Size(1), out=tmp_path))
+    told = capsys.readouterr().out
+    reads_chats = pipeline.steps[0].use == "conversations"
+    assert ("nano3 sft" in told) == reads_chats
+    following = re.findall(r"nano3 data curate (\S+) --from", told)
+    assert ("nano3 pretrain" in told) == (not following and not reads_chats)
+    assert following == (["rqa", "dqa"] if name == "rqa-seeds" else [])
+    for one in following:
+        assert load_pipeline(one).steps[0].use == "read"
 
 
 def test_what_was_dropped_cannot_steer_the_terminal(texts, tmp_path):

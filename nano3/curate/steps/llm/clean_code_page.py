@@ -13,12 +13,14 @@ from datatrove.data import Document
 from nano3.config.checks import check
 from nano3.curate.ask.answers import DropError
 from nano3.curate.ask.step import Ask, AskSettings, AskStep
-from nano3.curate.steps.llm.markers import Chunk, cut_out, fitting
+from nano3.curate.steps.llm.markers import Chunk, cut_out, fitting, text_parts
 from nano3.curate.steps.llm.replies import inline_code, says, without_preamble
 
 PROMPT = "clean-code-page"
 NOTHING = "NOTHING"
 """What the model writes where nothing of a chunk is worth keeping."""
+SHORT = 200
+"""Characters of a page's text below which all of it may be a menu."""
 _WORD = re.compile(r"[^\W\d_]{4,}")
 
 
@@ -35,11 +37,14 @@ class CleanCodePageSettings(AskSettings):
     own_words: float = 0.9
     """Share of the words of a reply that must be the page's: cleaning adds none but those of LaTeX."""
 
+    least: float = 0.2
+    """Share of a page's text outside code and equations, in characters, that cleaning must leave."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check("clean-code-page", self, ">=", 200, "chunk")
-        check("clean-code-page", self, ">=", 0, "own_words")
-        check("clean-code-page", self, "<=", 1, "own_words")
+        check("clean-code-page", self, ">=", 0, "own_words", "least")
+        check("clean-code-page", self, "<=", 1, "own_words", "least")
 
 
 class CleanCodePage(AskStep):
@@ -60,16 +65,25 @@ class CleanCodePage(AskStep):
             if isinstance(reply, BaseException) and not isinstance(reply, DropError):
                 raise reply
         failures = [reply.reason for reply in replies if isinstance(reply, DropError)]
+        written = [reply for reply in replies if isinstance(reply, str) and reply]
+        if written and not failures and self._is_gutted(chunks, written):
+            failures = ["too little text left"]
         document.metadata["cleaned"] = not failures
         if failures:
             self.note(f"pages left uncleaned: {failures[0]}")
             return [document]
-        text = "\n\n".join(reply for reply in replies if isinstance(reply, str) and reply)
+        text = "\n\n".join(written)
         if not text:
             raise DropError("nothing worth keeping")
         self.note("pages cleaned")
         document.text = text + "\n"
         return [document]
+
+    def _is_gutted(self, chunks: Sequence[Chunk], written: Sequence[str]) -> bool:
+        """Whether cleaning took more out of a page's text than menus and the like can be."""
+        before = sum(visible(chunk.without_markers()) for chunk in chunks)
+        after = sum(visible(part) for text in written for part, kind, _ in text_parts(text) if not kind)
+        return before >= SHORT and after < self.settings.least * before
 
     async def _cleaned(self, chunk: Chunk, ask: Ask) -> str:
         """A chunk without what is not worth keeping. Raises DropError where it must stay as it is."""
@@ -87,6 +101,11 @@ class CleanCodePage(AskStep):
         if not all(code in chunk.text for code in inline_code(reply)):
             raise DropError("inline code changed")
         return restored
+
+
+def visible(text: str) -> int:
+    """Characters of a text without its white space."""
+    return sum(map(len, text.split()))
 
 
 def own_words(reply: str, page: str) -> float:

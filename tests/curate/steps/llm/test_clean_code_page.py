@@ -77,6 +77,30 @@ def test_a_page_that_the_server_refuses_stays_and_a_server_that_refuses_all_ends
         curate([("clean-code-page", {})], ["Another page."], server=model_server.url, out="refused")
 
 
+GUIDE = "Sorting a list takes time, which grows with the number of its items. " * 6
+
+
+@pytest.mark.parametrize(
+    ("page", "kept"),
+    [
+        (f"Home | Login\n\n{GUIDE}\n\n{CODE}\n", False),
+        (f"Home | Login\n\n{CODE}\n\nSubscribe now!\n", True),  # a menu and its code: little text to begin with
+    ],
+)
+def test_a_page_whose_explanations_are_taken_out_stays_as_it_was(curate, model_server, page, kept):
+    found, notes = cleaned(curate, model_server, lambda p, b: "[[CODE 1 python]]", [page])
+    if kept:
+        assert (found, notes) == ([(f"{CODE}\n", True)], {"pages cleaned": 1})
+    else:
+        assert (found, notes) == ([(page, False)], {"pages left uncleaned: too little text left": 1})
+
+
+def test_how_much_must_be_left_is_a_setting(curate, model_server):
+    page = f"{GUIDE}\n\n{CODE}\n"
+    found, _ = cleaned(curate, model_server, lambda p, b: "[[CODE 1 python]]", [page], least=0)
+    assert found == [(f"{CODE}\n", True)]
+
+
 def test_a_reply_in_a_fence_is_taken_out_of_it(curate, model_server):
     found, _ = cleaned(curate, model_server, lambda p, b: f"```markdown\n{without_noise(p)}\n```")
     assert found == [(CLEAN, True)]
