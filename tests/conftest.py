@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import socketserver
 import ssl
@@ -25,6 +26,7 @@ import nano3  # noqa: F401 (before torch, whose threads then wait less for each 
 # No test reaches for a network: a missing file must fail at once, not after a time-out.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import _pytest.logging
 import pytest
 import torch
 from hypothesis import settings
@@ -37,6 +39,16 @@ ssl.create_default_context = cache(ssl.create_default_context)
 
 # Python's own servers write an answer's head and body apart; the second would wait 40 ms for word of the first.
 socketserver.StreamRequestHandler.disable_nagle_algorithm = True
+
+
+def _attach_to_root(self: _pytest.logging.catching_logs) -> logging.Handler:
+    logging.root.addHandler(self.handler)
+    self.attached_loggers.append(logging.root)
+    return self.handler
+
+
+# pytest looks six times a test through the hundreds of loggers that there are, for those that tell the root nothing.
+_pytest.logging.catching_logs.__enter__ = _attach_to_root
 
 settings.register_profile("nano3", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("nano3")
