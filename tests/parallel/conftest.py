@@ -78,6 +78,8 @@ def finish(tiny, complete, tmp_path):  # noqa: F811 (fixtures by name)
     """Trains the tiny model on `ranks` processes and returns what the run left."""
 
     def run(name: str, *flags: str, ranks: int = 1, **settings: dict) -> Finished:
+        # A checkpoint after the last step, unless told otherwise: one after each costs as much as the steps.
+        settings = {"checkpoint": {"every_tokens": 0}, **settings}
         folder, cfg = tmp_path / name, tiny.config(**settings)
         if ranks > 1:
             told = complete(folder, "--gradients", f"{folder}.grads", *flags, ranks=ranks, settings=settings)

@@ -2,11 +2,13 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 from nano3.bench.device.blocks import _bytes, main, measure
+from nano3.bench.device.ceilings import DeviceCeilings
 from nano3.config.presets import load_model
 from nano3.model.decode.graphed import GraphSteps
 from nano3.model.decode.interface import Ahead
@@ -64,7 +66,7 @@ def test_a_wrong_size_of_batch_is_one_line(monkeypatch, capsys):
 def test_the_result_is_json(monkeypatch, capsys):
     arguments = ["--model", "tiny", "--device", "cpu", "--batches", "2", "--kinds", "M", "--context", "9"]
     monkeypatch.setattr("sys.argv", ["blocks", *arguments])
-    monkeypatch.setattr("nano3.bench.device.ceilings.COPIED_BYTES", 1 << 20)
+    monkeypatch.setattr("nano3.bench.device.blocks.DeviceCeilings", partial(DeviceCeilings, copied=1 << 20))
     main()
     (case,) = json.loads(capsys.readouterr().out)["cases"]
     assert (case["name"], case["context"]) == ("Mamba-2 block, batch 2", 9)

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.any_isa
 
 SOURCES = Path(native.__file__).parent / "src"
 UNITS = ["unit_avx512bf16", "unit_amx"]
-FLAGS = ["-std=c++17", "-O1", "-fno-math-errno", "-fPIC", "-fopenmp", "-DNANO3_EMULATE"]
+FLAGS = ["-std=c++17", "-O0", "-fno-math-errno", "-fPIC", "-fopenmp", "-DNANO3_EMULATE"]
 
 
 @pytest.fixture(scope="module")
