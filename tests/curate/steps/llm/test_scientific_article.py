@@ -44,7 +44,7 @@ def reason(text, source=SOURCE, **settings):
         (ARTICLE.replace("It is then summed over steps.", ""), SOURCE, "too few blocks of code between the words"),
         (ARTICLE.replace("while height > 0:", "while height > 0"), SOURCE, "code with a syntax error"),
         (ARTICLE.replace("step = 0.01", "# ... rest of the code unchanged"), SOURCE, "code left out"),
-        (ARTICLE, SOURCE.replace("terminal_speed", "other_thing").replace("mass", "this_one").replace("area", "that_one"),
+        (ARTICLE, SOURCE.replace("terminal_speed", "other_thing").replace("mass", "this").replace("area", "that"),
          "the text's own code left out"),
         (ARTICLE, WORDS, "copied from the original"),
     ],
