@@ -19,6 +19,8 @@ from nano3.train.feed import to_device
 from nano3.train.loss import NextTokenLoss, Scale
 from tests.model.steps import SIZES
 
+pytestmark = pytest.mark.any_isa
+
 META = torch.device("meta")
 """Nothing has a value there, so whatever would make the host wait for a GPU fails."""
 T = 320

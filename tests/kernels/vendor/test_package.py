@@ -42,6 +42,7 @@ def write(folder: Path, files: dict[str, str]) -> None:
         path.write_text(text)
 
 
+@pytest.mark.any_isa
 def test_packages_that_fail_to_import_are_named_and_passed_over(tmp_path):
     write(tmp_path / "mamba_ssm", {"__init__.py": ""})
     write(tmp_path / "flash_attn", {"__init__.py": "raise ImportError('undefined symbol:\\n  _ZN3c10')"})
@@ -54,6 +55,7 @@ def test_packages_that_fail_to_import_are_named_and_passed_over(tmp_path):
     assert "No module named 'causal_conv1d_cuda'" in said["causal_conv1d"][1]
 
 
+@pytest.mark.any_isa
 def test_mamba_ssm_is_imported_without_its_own_initialisation_and_left_out_unless_named(tmp_path):
     write(tmp_path / "mamba_ssm", {"__init__.py": "import selective_scan_cuda", **MAMBA_MODULES})
     said = explained(tmp_path)
