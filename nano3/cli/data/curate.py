@@ -167,6 +167,17 @@ def curate(
 
     The result is DIR/data (JSON lines) with DIR/blend.toml for training, and DIR/report.json. A run that was ended goes
     on when the same command is given again.
+
+    [dim]A trial, nothing to download:[/]
+      nano3 data curate tiny
+
+    [dim]Repositories; web pages, cleaned by a model behind a server:[/]
+      nano3 data curate code --from checkouts/
+      nano3 data curate cc-code --from crawl.warc.gz --url http://127.0.0.1:8000
+
+    [dim]What there is, and what a run would do:[/]
+      nano3 data curate --list
+      nano3 data curate code --from checkouts/ --dry-run
     """
     if list_all:
         _list(as_json)
@@ -309,7 +320,7 @@ def report(
 
 
 def _list(as_json: bool) -> None:
-    from nano3.cli.output import plain_table, print_json, print_table, results
+    from nano3.cli.output import print_json
     from nano3.config.presets import preset_names
     from nano3.curate.catalog import PRESETS, STEPS, is_importable
     from nano3.curate.pipeline import read_pipeline
@@ -331,14 +342,22 @@ def _list(as_json: bool) -> None:
     if as_json:
         print_json({"pipelines": pipelines, "steps": steps, "missing": frame})
         return
-    table = plain_table("pipelines", "name", "for", "steps", "not installed")
-    for one in pipelines:
-        absent = [*frame, *one["missing"]]
-        table.add_row(one["name"], one["summary"], " > ".join(one["steps"]), ", ".join(absent) or "-")
-    print_table(results(), table)
-    table = plain_table("steps", "step", "does", "needs", "not installed")
-    for step in steps:
-        table.add_row(step["step"], step["summary"], ", ".join(step["needs"]) or "-", ", ".join(step["missing"]) or "-")
+    absent = [", ".join([*frame, *one["missing"]]) for one in pipelines]
+    rows = [(one["name"], one["summary"], " > ".join(one["steps"])) for one in pipelines]
+    _print_columns("pipelines", ("name", "for", "steps"), rows, absent)
+    rows = [(one["step"], one["summary"], ", ".join(one["needs"]) or "-") for one in steps]
+    _print_columns("steps", ("step", "does", "needs"), rows, [", ".join(one["missing"]) for one in steps])
+    print("try it: nano3 data curate tiny (nothing to download)")
+    print("settings of a pipeline, without a run: nano3 data curate NAME --from PATH --dry-run")
+
+
+def _print_columns(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]], absent: list[str]) -> None:
+    """A table, with a column for what is not installed where something is not."""
+    from nano3.cli.output import plain_table, print_table, results
+
+    table = plain_table(title, *columns, *(["not installed"] if any(absent) else []))
+    for row, missing in zip(rows, absent, strict=True):
+        table.add_row(*row, *([missing or "-"] if any(absent) else []))
     print_table(results(), table)
 
 

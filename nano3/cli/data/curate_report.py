@@ -41,6 +41,8 @@ def print_report(found: Report, samples: int) -> None:
 
     numbers = ("documents", "bytes", found.token_unit, "share")
     table = plain_table(f"{found.manifest.name}: {found.out}", "step", *numbers, right=numbers)
+    for column in table.columns:  # in a narrow terminal reasons are folded, never numbers
+        column.no_wrap = column.header in numbers
     table.add_row("read", *_cells(found.entered, found.entered))
     for step in found.steps:
         for reason, dropped in sorted(step.account.dropped.items()):

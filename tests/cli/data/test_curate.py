@@ -43,7 +43,7 @@ def refused(*args):
     return str(result.exception)
 
 
-def test_a_run_and_its_report(texts, tmp_path):
+def test_a_run_and_its_report(texts, tmp_path, monkeypatch):
     done = run("curate", "tiny", "--from", texts, "--set", "length.least=5", "--workers", 1)
     assert "left out: 1 files of unknown type (x.pdf)" in done.stderr
     assert "03-exact-dedup: duplicate" in done.stdout
@@ -55,6 +55,8 @@ def test_a_run_and_its_report(texts, tmp_path):
     shown = run("report", "curated/tiny", "--samples", 1).stdout
     assert shown.count("the same text") == 1
     assert (tmp_path / "curated/tiny/report.png").stat().st_size > 1000
+    monkeypatch.setenv("COLUMNS", "44")  # names are folded in a narrow terminal, never numbers
+    assert f" {report['entered']['bytes']:,} " in run("report", "curated/tiny").stdout
 
 
 @pytest.mark.parametrize("name", preset_names("curate"))

@@ -95,6 +95,8 @@ class Signatures(MinhashDedupSignature):
         """The smallest hashes of a text's word n-grams, (hashes,) uint32; (0,) where it has no word: datatrove leaves
         it out. The n-grams come in batches, since all those of a long text take many times its memory."""
         found = [self._smallest(hashes) for hashes in run_hashes(text, self.config.n_grams)]
+        if len(found) == 1:
+            return found[0]
         return np.min(found, axis=0) if found else np.zeros(0, np.uint32)
 
     def _smallest(self, hashes: np.ndarray) -> np.ndarray:

@@ -46,11 +46,14 @@ def _word_hashes(text: str) -> np.ndarray:
     if not text.isascii():
         text = _FOREIGN_SIGNS.sub(" ", text)
     data = np.frombuffer(text.encode().translate(_SPACED), np.uint8)
-    edges = np.flatnonzero(np.diff(data != _SPACE, prepend=False, append=False))
+    in_word = np.zeros(len(data) + 2, bool)
+    np.not_equal(data, _SPACE, out=in_word[1:-1])
+    edges = np.flatnonzero(in_word[1:] != in_word[:-1])
     starts, ends = edges[::2], edges[1::2]
     powers, inverses = _powers(max(1, len(data) - 1).bit_length())
     sums = np.zeros(len(data) + 1, np.uint64)
-    np.cumsum(_byte_numbers()[data] * powers[: len(data)], out=sums[1:])
+    np.multiply(_byte_numbers()[data], powers[: len(data)], out=sums[1:])
+    np.cumsum(sums[1:], out=sums[1:])
     return (sums[ends] - sums[starts]) * inverses[starts]
 
 

@@ -21,6 +21,7 @@ ARTICLE = (
     f"# Falling bodies\n\n{WORDS}\n\n{FIRST}\n## Time\n\nIt is then summed over steps.\n\n{SECOND}\n{OUTPUT}\nDone.\n"
 )
 SOURCE = "Bodies fall.\n\n```python\ndef terminal_speed(mass, area):\n    return mass / area\n```\n"
+OTHER = "Bodies fall.\n\n```python\ndef other_thing(this_one, that_one):\n    return this_one / that_one\n```\n"
 
 
 def reason(text, source=SOURCE, **settings):
@@ -44,8 +45,7 @@ def reason(text, source=SOURCE, **settings):
         (ARTICLE.replace("It is then summed over steps.", ""), SOURCE, "too few blocks of code between the words"),
         (ARTICLE.replace("while height > 0:", "while height > 0"), SOURCE, "code with a syntax error"),
         (ARTICLE.replace("step = 0.01", "# ... rest of the code unchanged"), SOURCE, "code left out"),
-        (ARTICLE, SOURCE.replace("terminal_speed", "other_thing").replace("mass", "this").replace("area", "that"),
-         "the text's own code left out"),
+        (ARTICLE, OTHER, "the text's own code left out"),
         (ARTICLE, WORDS, "copied from the original"),
     ],
 )  # fmt: skip
