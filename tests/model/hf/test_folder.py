@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -17,6 +15,8 @@ import nano3
 from nano3.config.errors import UserError
 from nano3.model.hf.config import FIXED, KEYS, ONLY_IN, OPTIONAL, from_hf, read_config, to_hf
 from nano3.model.hf.folder import load, named_tensors, save
+
+from ...forked import run_forked
 
 pytestmark = pytest.mark.any_isa
 
@@ -277,7 +277,7 @@ from nano3.config.model import ModelConfig
 from nano3.model.lm import LM
 from nano3.model.hf.folder import load, save
 rss = lambda: int(next(l for l in open('/proc/self/status') if l.startswith('RssAnon')).split()[1]) * 1024
-cfg = ModelConfig(pattern='E', vocab_size=200000, d_model=256, bos_id=1)
+cfg = ModelConfig(pattern='E', vocab_size=100000, d_model=256, bos_id=1)
 if sys.argv[1] == 'save':
     save(LM(cfg).init_weights(0), sys.argv[2])
 else:
@@ -293,9 +293,9 @@ else:
 """
 
     def run(what):
-        return subprocess.run(
-            [sys.executable, "-c", code, what, str(tmp_path / "m")], capture_output=True, text=True, check=True
-        )
+        done = run_forked("-c", code, what, tmp_path / "m")
+        assert done.returncode == 0, done.stderr
+        return done
 
     run("save")
     assert float(run("load").stdout) < 1.2
