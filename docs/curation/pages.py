@@ -104,7 +104,7 @@ def fences(text: str) -> list[str]:
     found: list[str] = []
     fence = ""
     for line in re.findall(r"[^\n]*\n", text):
-        if not fence and (opened := re.match(r"(`{3,})[\w+#]*\n", line)):
+        if not fence and (opened := re.match(r"(`{3,})[\w+#-]*\n", line)):
             fence = opened[1]
             found.append("")
         elif fence and line.rstrip("\n") == fence:

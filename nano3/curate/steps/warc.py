@@ -25,8 +25,7 @@ UNREADABLE, MOST_JUDGED = 0.05, 20_000
 """Share of control characters that no text has, and how much of a page is looked at."""
 NO_CHARSETS = ("punycode", "idna", "unicode_escape", "raw_unicode_escape")
 """Codecs of Python that no page is in; they take hours for some, or see escapes in text."""
-_CONTROLS = frozenset(range(32)) - frozenset(b"\t\n\r\f\x1b")
-_STRANGE = frozenset(map(chr, _CONTROLS)) | {"\ufffd"}
+_CONTROLS = bytes(set(range(32)) - set(b"\t\n\r\f\x1b"))
 
 
 @dataclass(frozen=True)
@@ -137,13 +136,18 @@ def _decoded(body: bytes, charset: str | None) -> str:
         except (LookupError, ValueError):  # also a name that holds a NUL
             continue
     else:
-        if _share(body[:MOST_JUDGED], _CONTROLS) > UNREADABLE:  # a picture, a program
+        if _controls(body[:MOST_JUDGED]) > UNREADABLE * len(body[:MOST_JUDGED]):  # a picture, a program
             return ""
         text = bytes_to_str(body, detect_encoding(body) or "utf-8")
     text = text.replace("\0", "").removeprefix("\ufeff").encode("utf-8", "replace").decode("utf-8")
-    return "" if _share(text[:MOST_JUDGED], _STRANGE) > UNREADABLE else text
+    return "" if _is_noise(text[:MOST_JUDGED]) else text
 
 
-def _share(text: str | bytes, characters: frozenset) -> float:
-    """How much of a text is of some characters."""
-    return sum(c in characters for c in text) / max(1, len(text))
+def _controls(data: bytes) -> int:
+    """How many bytes are control characters that no text has."""
+    return len(data) - len(data.translate(None, _CONTROLS))
+
+
+def _is_noise(text: str) -> bool:
+    """Whether so much of a text is control characters, or stands for bytes that are no characters."""
+    return _controls(text.encode("utf-8")) + text.count("\ufffd") > UNREADABLE * len(text)

@@ -12,7 +12,9 @@ from pathlib import Path
 GZIP, WARC = b"\x1f\x8b\x08", b"WARC/"
 LARGEST = 256 << 20
 """Bytes of a record above which it is not read."""
-PIECE, PROBE, LONGEST_HEADER = 1 << 20, 1 << 12, 1 << 16
+FIRST, PIECE = 1 << 14, 1 << 20
+"""Bytes to inflate at a time, first few: what lies behind a small record is read for nothing."""
+PROBE, LONGEST_HEADER = 1 << 12, 1 << 16
 _LENGTH = re.compile(rb"\r?\nContent-Length:[ \t]*(\d{1,18})\b", re.IGNORECASE)
 _HEADER_END = re.compile(rb"\r?\n\r?\n")
 DAMAGED, CUT, TOO_LARGE = "damaged record", "record cut short", "record too large"
@@ -56,11 +58,11 @@ def _inflate(data: mmap.mmap, place: int) -> tuple[bytes, int, str]:
     """Content of the gzip member at a place, where the next one begins, and what is wrong with it."""
     inflate = zlib.decompressobj(31)
     pieces: list[bytes] = []
-    size, at = 0, place
+    size, at, length = 0, place, FIRST
     try:
         while not inflate.eof and at < len(data):
-            piece = data[at : at + PIECE]
-            at += len(piece)
+            piece = data[at : at + length]
+            at, length = at + len(piece), min(4 * length, PIECE)
             pieces.append(inflate.decompress(piece, LARGEST + 1 - size))
             size += len(pieces[-1])
             if size > LARGEST:

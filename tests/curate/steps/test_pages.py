@@ -93,6 +93,17 @@ def test_equations_come_out_as_latex_once(tool, html, expected):
 
 
 @both_tools
+def test_a_language_of_two_words_is_named_whole(tool):
+    html = (
+        '<p>Do:</p><div class="highlight-shell-session notranslate"><div><pre>$ <b class="k">ls</b></pre></div></div>'
+    )
+    assert re.findall(r"^```(.*)$", rendered(f"{HEAD}{html}</body></html>", tool), re.MULTILINE) == [
+        "shell-session",
+        "",
+    ]
+
+
+@both_tools
 def test_gutters_inline_code_and_wide_divs(tool):
     html = (
         "<body><table><tr><td><pre>1\n2\n3</pre></td><td><pre>a = 1\nb = 2\n</pre></td></tr></table>"

@@ -14,7 +14,8 @@ PAGE = "<html><body><p>Page {}</p><pre>x = {}\n</pre></body></html>"
 
 
 def record(url, body, kind="text/html", status="200 OK", warc_type="response"):
-    http = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\n\r\n".encode() + body
+    named = f"Content-Type: {kind}\r\n" if kind else "Server: x\r\n"
+    http = f"HTTP/1.1 {status}\r\n{named}\r\n".encode() + body
     head = (
         f"WARC/1.0\r\nWARC-Type: {warc_type}\r\nWARC-Target-URI: {url}\r\nWARC-Date: 2025-04-15T00:00:00Z\r\n"
         f"WARC-Record-ID: <urn:{url}>\r\nContent-Type: application/http; msgtype=response\r\n"
@@ -92,6 +93,41 @@ def test_wherever_bytes_are_damaged_all_other_records_are_read(tmp_path, packed)
         read = [one.data for one in members(path) if not one.fault]
         intact = [one.strip() for i, one in enumerate(records) if i not in (hit, hit + 1 if not packed else hit)]
         assert {one.strip() for one in read} >= set(intact)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_the_files_that_crawls_leave_give_every_good_record_and_count_every_bad_one(curate, tmp_path, packed):
+    """127 records: 2 damaged, the last one cut, Latin-1, UTF-16, noise, 404, PDF, empty, no payload type."""
+    odd = [one for one in odd_records() if b"WARC-Type: request" not in one]
+    records = [*pages(60), *odd, record("http://x/untyped", PAGE.format(1, 1).encode(), kind="")]
+    records = [*records, *pages(127 - len(records))]
+    path = tmp_path / ("bad.warc.gz" if packed else "bad.warc")
+    offsets = write(path, records, packed)
+    data = bytearray(path.read_bytes())
+    for number in (5, 30):
+        at = (offsets[number] + offsets[number + 1]) // 2 if packed else offsets[number] + 2
+        data[at : at + 20] = bytes(byte ^ 0x5A for byte in data[at : at + 20])
+    path.write_bytes(data[: (offsets[-1] + len(data)) // 2])
+    report, kept = curate([], reader="warc", paths=[path])
+    faults = {"damaged record": 2, "record cut short": 1}
+    content = {"no text in any encoding": 1, "HTTP status 404": 1, "not HTML": 1, "empty page": 1}
+    assert dropped(report, "warc") == faults | content
+    bad = {sample.id for _, reason, sample in report.samples() if reason in faults}
+    assert bad == {f"{path.name}@{offsets[number]}" for number in (5, 30, 126)}
+    assert len(kept) == 127 - 3 - 4
+    assert report.entered.documents == len(kept) + sum(dropped(report, "warc").values()) == 127
+
+
+def test_what_is_no_record_between_packed_ones_costs_itself_alone(tmp_path):
+    records = [gzip.compress(one, mtime=0) for one in pages(6)]
+    noise = random.Random(3).randbytes(500)
+    path = tmp_path / "x.warc.gz"
+    path.write_bytes(b"".join([*records[:2], noise, *records[2:4], b"\0" * 300, *records[4:]]))
+    start = sum(map(len, records[:2]))
+    second = start + len(noise) + sum(map(len, records[2:4]))
+    found = list(members(path))
+    assert [one.offset for one in found if one.fault] == [start, second]
+    assert len([one for one in found if not one.fault]) == 6
 
 
 def test_an_empty_file_and_noise_end(tmp_path):
