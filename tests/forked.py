@@ -64,6 +64,12 @@ class Forked:
             stream.close()
 
     @property
+    def pid(self) -> int:
+        """Of the process."""
+        assert self._process.pid is not None
+        return self._process.pid
+
+    @property
     def returncode(self) -> int | None:
         """As of Popen: negative for a signal, None while it runs."""
         return self._process.exitcode
@@ -74,8 +80,7 @@ class Forked:
 
     def send_signal(self, number: int) -> None:
         """Signal `number` to the process."""
-        assert self._process.pid is not None
-        os.kill(self._process.pid, number)
+        os.kill(self.pid, number)
 
     def kill(self) -> None:
         """End it."""

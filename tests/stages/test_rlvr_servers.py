@@ -20,6 +20,7 @@ from nano3.stages.rlhf import main as rlhf
 from nano3.stages.rlvr import main, profile_tasks
 from nano3.train.tracking.progress import Silent
 
+from ..forked import ONE_THREAD, Forked
 from .policy_runs import loads_of, save_base, steps_of, tasks_of
 
 ENVIRONMENT = '''
@@ -73,10 +74,9 @@ class Server:
     """One `nano3 serve` of the base model."""
 
     def __init__(self, folder, port=0):
-        command = [sys.executable, "-m", "nano3", "serve", "--model", str(folder / "base"), "--port", str(port)]
+        command = ["-m", "nano3", "serve", "--model", str(folder / "base"), "--port", str(port)]
         command += ["--weights-folder", str(folder), "--dtype", "float32", "--memory", "64M", "--json"]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
+        self.process = Forked(command, {**os.environ, **ONE_THREAD})
         self.output = self.process.stdout
 
     def wait(self):
