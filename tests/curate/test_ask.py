@@ -297,3 +297,21 @@ def test_refusals_are_known(said):
 )
 def test_regrets_of_the_text_itself_are_no_refusals(said):
     assert not is_refusal(said)
+
+
+def test_a_run_does_not_go_on_with_a_context_that_divides_its_texts_otherwise(curate, model_server, tmp_path):
+    model_server.reply = lambda prompt, body: prompt.rpartition("\n\n")[2]
+    (tmp_path / "a.jsonl").write_text('{"text": "A page about herons."}\n')
+
+    def cleaned(out, window):
+        return curate(
+            [("clean-code-page", {})], paths=[tmp_path / "a.jsonl"], out=out, server=model_server.url,
+            ask={"window": window},
+        )  # fmt: skip
+
+    cleaned("small", 4096)
+    cleaned("small", 4096)
+    with pytest.raises(UserError, match="the model's context 4096 -> 2048 tokens"):
+        cleaned("small", 2048)
+    cleaned("large", 100_000)
+    cleaned("large", 200_000)

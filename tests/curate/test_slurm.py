@@ -1,6 +1,7 @@
 """Job scripts of Slurm, run by a stand-in of sbatch that starts every task of an array at once, and Ray."""
 
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from typer.testing import CliRunner
 
 from nano3.cli.data.app import app
 from nano3.config.errors import UserError
-from nano3.curate import slurm
+from nano3.curate import executor, slurm
 from nano3.curate.catalog import is_importable
 from nano3.curate.pipeline import load_pipeline
 from nano3.curate.run import plan_run, run_pipeline
@@ -135,8 +136,25 @@ def test_without_sbatch_it_is_said(source, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_workers_leave_the_same_bytes_as_one(source, tmp_path):
+    run_pipeline(plan_of(source, tmp_path, "one", 8), 1)
+    run_pipeline(plan_of(source, tmp_path, "two", 8), 2)
+    assert content(tmp_path / "one") == content(tmp_path / "two")
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not is_importable("ray"), reason="needs ray")
 def test_ray_leaves_the_same_bytes_as_a_run_here(source, tmp_path):
-    run_pipeline(plan_of(source, tmp_path, "here"), 1)
-    run_pipeline(plan_of(source, tmp_path, "there"), 2, ray=True)
+    run_pipeline(plan_of(source, tmp_path, "here", 8), 1)
+    run_pipeline(plan_of(source, tmp_path, "there", 8), 2, ray=True)
     assert content(tmp_path / "here") == content(tmp_path / "there")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not is_importable("ray"), reason="needs ray")
+def test_a_process_of_ray_that_is_killed_is_one_line(source, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_TASK_MAX_RETRIES", "0")
+    monkeypatch.setattr(executor, "_run_task", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(UserError, match="a process of Ray was ended from outside") as error:
+        run_pipeline(plan_of(source, tmp_path, "there"), 2, ray=True)
+    assert len(str(error.value).splitlines()) == 1

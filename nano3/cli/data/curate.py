@@ -258,8 +258,7 @@ def _model(
     from nano3.curate.ask.model import Model, find_model
     from nano3.curate.run import ANSWERS
 
-    done = None if dry_run else finished_model(folder, name)
-    named = (*done, 0) if done else find_model(url, name)
+    named = (None if dry_run else finished_model(folder, name)) or find_model(url, name)
     return Model(*named, concurrency, timeout, max(deadline, timeout), (answers or folder / ANSWERS).absolute())
 
 
@@ -362,7 +361,8 @@ def _print_columns(title: str, columns: tuple[str, ...], rows: list[tuple[str, .
 
 
 def _needs(info: StepInfo) -> list[str]:
-    return [*info.packages, *info.programs, *(["a language model (--url)"] if info.model else [])]
+    sandbox = ["bubblewrap (where there are tests)"] if info.sandbox else []
+    return [*info.packages, *info.programs, *sandbox, *(["a language model (--url)"] if info.model else [])]
 
 
 def _show_plan(

@@ -37,16 +37,16 @@ def estimate_of(plan: Plan, pilot: int) -> Estimate:
     return estimate(plan, pilot)
 
 
-def finished_model(folder: Path, name: str) -> tuple[str, str] | None:
-    """No address, and the model's name, of a run in a folder that is done, so that no server need be there to show it;
-    None where it is not done, or another model than `name` is wanted."""
+def finished_model(folder: Path, name: str) -> tuple[str, str, int] | None:
+    """No address, the model's name and context of a run in a folder that is done, so that no server need be there to
+    show it; None where it is not done, or another model than `name` is wanted."""
     from nano3.curate.manifest import MANIFEST, read_manifest
     from nano3.curate.report import REPORT
 
     if not ((folder / REPORT).is_file() and (folder / MANIFEST).is_file()):
         return None
-    model = read_manifest(folder).model
-    return ("", model) if model and name in ("", model) else None
+    done = read_manifest(folder)
+    return ("", done.model, done.window) if done.model and name in ("", done.model) else None
 
 
 def print_estimate(found: Estimate, price: tuple[float, float] | None) -> None:

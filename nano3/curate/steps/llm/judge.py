@@ -93,7 +93,9 @@ class Judge(AskStep):
     def _score(self, answer: Answer) -> float:
         """1 for yes and 0 for no, or the probability of yes."""
         if self.settings.answer == "logprobs":
-            return yes_probability(answer.choice)
+            if answer.reasoning:
+                self.note("documents about which the model reasoned before it said yes or no")
+            return yes_probability(answer.choice, answer.text)
         verdict = str(json_object(answer.text).get("verdict", "")).strip().lower()
         if verdict not in (YES, NO):
             raise DropError("no verdict in the reply")
@@ -126,21 +128,41 @@ class JudgeConversation(Judge):
         return conversation_text(conversation.messages, conversation.tools)
 
 
-def yes_probability(choice: Mapping[str, Any]) -> float:
-    """Probability of yes, given that the first token says yes or no.
+def yes_probability(choice: Mapping[str, Any], answer: str = "") -> float:
+    """Probability of yes, given that the first token of the answer says yes or no.
+
+    Args:
+        choice: as the server gave it; the tokens of reasoning may stand before those of the answer.
+        answer: without its reasoning; empty: the tokens are those of the answer alone.
 
     Raises:
         DropError: the answer has no log-probabilities, or neither word among them.
     """
     try:
-        first = choice["logprobs"]["content"][0]["top_logprobs"]
-        found = [(one["token"].strip().strip('"*').lower(), float(one["logprob"])) for one in first]
+        tokens = choice["logprobs"]["content"]
+        first = tokens[_first([str(one.get("token") or "") for one in tokens], answer)]["top_logprobs"]
+        found = [(_word(one["token"]), float(one["logprob"])) for one in first]
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise DropError("no log-probabilities in the reply") from error
     yes, no = (sum(math.exp(logprob) for token, logprob in found if token == word) for word in (YES, NO))
     if yes + no == 0:
         raise DropError("no verdict in the reply")
     return yes / (yes + no)
+
+
+def _first(tokens: Sequence[str], answer: str) -> int:
+    """Which of the tokens is the first with a letter of the answer, which they end with."""
+    begins = "".join(tokens).rfind(answer) if answer else 0
+    read = 0
+    for index, token in enumerate(tokens):
+        read += len(token)
+        if read > begins and _word(token):
+            return index
+    return 0
+
+
+def _word(token: str) -> str:
+    return token.strip().strip('"*').lower()
 
 
 def shortened(text: str, most: int) -> str:

@@ -114,6 +114,31 @@ def test_probabilities_are_of_yes_against_no():
     assert yes_probability(choice(**{'"yes': 0.2, "maybe": 0.8})) == 1
 
 
+@pytest.mark.parametrize("apart", [True, False], ids=["reasoning_content", "think-tags"])
+def test_a_model_that_reasons_first_is_judged_by_the_first_word_of_its_answer(curate, model_server, apart):
+    """Log-probabilities of servers are of all tokens, those of the reasoning first."""
+    thought = ["<think>", "\n", "yes", " or", " no", "?", "</think>", "\n\n", "**"]
+
+    def reply(prompt, body):
+        good = "good" in prompt.split("The text:")[1]
+        sure = {"token": "no", "logprob": 0.0, "top_logprobs": [{"token": "no", "logprob": 0.0}]}
+        said = choice(yes=0.9 if good else 0.2, no=0.1 if good else 0.8)["logprobs"]["content"]
+        word = "Yes" if good else "No"
+        tokens = [sure | {"token": token} for token in thought] + [said[0] | {"token": word}]
+        tokens += [sure | {"token": token} for token in ("**", "<|im_end|>")]
+        text = "".join(thought[:-2])
+        message = (
+            {"content": f"**{word}**", "reasoning_content": text} if apart else {"content": f"{text}\n\n**{word}**"}
+        )
+        return {"message": message, "finish_reason": "stop", "logprobs": {"content": tokens}}
+
+    model_server.reply = reply
+    report, ids, kept = judged(curate, model_server, ["a good one", "a bad one"], answer="logprobs")
+    assert ids == ["d0"]
+    assert kept[0]["metadata"]["judged"] == {"informative": pytest.approx(0.9, abs=1e-4)}
+    assert report.steps[-1].account.notes["documents about which the model reasoned before it said yes or no"] == 2
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
