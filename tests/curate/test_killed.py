@@ -1,4 +1,4 @@
-"""The command, killed at random moments with its workers at work: it goes on, leaves the same bytes and no process."""
+"""The command, ended at random moments with its workers at work: it goes on, leaves the same bytes and no process."""
 
 import json
 import os
@@ -11,21 +11,27 @@ from pathlib import Path
 
 import pytest
 
-from nano3.curate.run import CHART
+from nano3.curate.run import CHART, REPORT
+from nano3.data.texts.compressed import open_bytes
 
 from .test_run import content
 
-SEED, KILLS = 5, 5
-STEPS = "".join(
-    f'[[step]]\nuse = "{use}"\n' for use in ("read", "length", "redact", "exact-dedup", "near-dedup", "syntax")
+SEED, KILLS, CONCURRENCY, TASKS = 5, 20, 4, 6
+PROMPT = "Turn this text around and give nothing else back:\n\n{text}\n"
+COMMAND = (  # a shell may have started pytest with SIGINT ignored
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\nfrom nano3.cli.app import main; main()"
 )
+ENDS = {signal.SIGKILL: (-signal.SIGKILL,), signal.SIGINT: (130,), signal.SIGTERM: (-signal.SIGTERM, 143)}
+"""Signal -> exit codes."""
 
 
-def command(out):
-    return [
-        sys.executable, "-m", "nano3", "data", "curate", "own.toml", "--from", "in", "--out", out, "--tasks", "6",
-        "--workers", "2",
-    ]  # fmt: skip
+def start(folder, out, workers, url):
+    asks = ["--url", url, "--concurrency", str(CONCURRENCY), "--answers", f"answers-{out}"] if url else []
+    return subprocess.Popen(
+        [sys.executable, "-c", COMMAND, "data", "curate", "own.toml", "--from", "in", "--out", out, "--tasks",
+         str(TASKS), "--workers", str(workers), *asks],
+        cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
 
 
 def processes_of(folder):
@@ -42,36 +48,71 @@ def processes_of(folder):
     return found
 
 
+def write_inputs(folder, rng, steps, n):
+    (folder / "prompt.txt").write_text(PROMPT)
+    lines = [f'[[step]]\nuse = "{use}"\n' + 'prompt = "prompt.txt"\n' * (use == "ask") for use in steps]
+    (folder / "own.toml").write_text("".join(lines))
+    (folder / "in").mkdir()
+    words = [f"word{i}" for i in range(300)]
+    for number in range(TASKS):
+        texts = [f"{number} {i} " + " ".join(rng.choices(words, k=rng.randrange(100))) for i in range(n)]
+        texts += rng.sample(texts, n // 4)
+        (folder / f"in/{number}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+
+def completed(out):
+    """Tasks that a run has completed so far, by executor."""
+    return sorted(str(path.relative_to(out)) for path in out.glob("work/executors/*/completions/*"))
+
+
+def ended(folder, out, process, rng, sign):
+    """Whether the process was ended by a signal, after some more tasks or answers than before."""
+    more, before = rng.randrange(4), len(completed(out))
+    while process.poll() is None and (not out.is_dir() or len(completed(out)) < before + more):
+        time.sleep(0.005)
+    time.sleep(rng.uniform(0, 0.3))
+    if process.poll() is None:
+        process.send_signal(sign)
+    code = process.wait(60)
+    until = time.monotonic() + 30
+    while (left := processes_of(folder)) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert left == set()
+    for path in (out / "data").glob("[0-9]*"):
+        with open_bytes(path) as stream:
+            assert all(map(json.loads, stream)), "half a file under its final name"
+    assert code in (0, *ENDS[sign]), code
+    return code != 0
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-def test_a_command_killed_at_random_moments_leaves_what_one_that_was_not_leaves(tmp_path):
-    rng = random.Random(SEED)
-    (tmp_path / "own.toml").write_text(STEPS)
-    (tmp_path / "in").mkdir()
-    words = [f"word{i}" for i in range(300)]
-    for number in range(6):
-        texts = [" ".join(rng.choices(words, k=rng.randrange(400))) for _ in range(120)]
-        texts += rng.sample(texts, 30)
-        (tmp_path / f"in/{number}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    started = time.monotonic()
-    subprocess.run(command("whole"), cwd=tmp_path, check=True, capture_output=True)
-    whole, killed = time.monotonic() - started, 0
-    for _ in range(KILLS):
-        process = subprocess.Popen(
-            command("killed"), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        try:
-            process.wait(rng.uniform(0.3, 1) * whole)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            killed += 1
-        process.wait()
-        until = time.monotonic() + 30
-        while (left := processes_of(tmp_path)) and time.monotonic() < until:
-            time.sleep(0.05)
-        assert left == set()
-    subprocess.run(command("killed"), cwd=tmp_path, check=True, capture_output=True)
-    assert killed > 0
-    other, same = content(tmp_path / "killed"), content(tmp_path / "whole")
-    assert other.keys() == same.keys()
-    assert [name for name in same if name != CHART and other[name] != same[name]] == []
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    "steps",
+    [("read", "length", "redact", "exact-dedup", "near-dedup", "syntax"), ("read", "length", "ask", "exact-dedup")],
+    ids=["dedup", "requests"],
+)
+def test_a_command_ended_at_random_moments_leaves_what_one_that_was_not_leaves(tmp_path, model_server, steps, workers):
+    rng, asks = random.Random(SEED), "ask" in steps
+    model_server.reply, model_server.seconds = (lambda prompt, body: prompt.split("\n\n", 1)[1][::-1]), 0.02
+    url = model_server.url if asks else ""
+    write_inputs(tmp_path, rng, steps, 40 if asks else 120)
+    assert start(tmp_path, "whole", workers, url).wait(120) == 0
+    asked = len(model_server.prompts)
+    signals = [signal.SIGKILL] * KILLS + [signal.SIGINT, signal.SIGTERM] * 2
+    rng.shuffle(signals)
+    rounds = 0
+    while signals:
+        out, kills = f"killed-{rounds}", 0
+        model_server.clear()
+        while signals and not (tmp_path / out / REPORT).is_file():
+            if ended(tmp_path, tmp_path / out, start(tmp_path, out, workers, url), rng, signals[-1]):
+                signals.pop()
+                kills += 1
+        assert start(tmp_path, out, workers, url).wait(120) == 0
+        assert asked <= len(model_server.prompts) <= asked + kills * CONCURRENCY
+        other, same = content(tmp_path / out), content(tmp_path / "whole")
+        assert other.keys() == same.keys()
+        assert [name for name in same if name != CHART and other[name] != same[name]] == []
+        rounds += 1
