@@ -20,6 +20,9 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from nano3.config.errors import UserError
 from nano3.train.waits import Waits
 
+# Its name from torch 2.14 on, where the older one warns.
+_set_timeout = getattr(dist, "set_timeout", distributed_c10d._set_pg_timeout)
+
 DATA, CONTEXT, TENSOR, PIPELINE = "data", "context", "tensor", "pipeline"
 """Axes of the processes: those that read different sequences, those that hold other slices of each sequence, and those
 that divide heads and, between mixers, the tokens of a slice. Along the pipeline they hold other blocks, for the same
@@ -200,7 +203,7 @@ class World:
         saves = max(SAVING, SAVING_TIMES * (limit if saving is None else timedelta(seconds=saving)))
         for group in list(distributed_c10d._world.pg_map):
             if not distributed_c10d._rank_not_in_group(group):
-                distributed_c10d._set_pg_timeout(saves if group is self.background else limit, group)
+                _set_timeout(saves if group is self.background else limit, group)
 
     def close(self) -> None:
         """Leave torch.distributed, if `init_world` started it."""

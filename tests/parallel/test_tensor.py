@@ -162,6 +162,7 @@ with torch.no_grad():
     whole = model(tokens)
     divide_heads(model, world.tensor.handle)
     print(torch.equal(model(tokens), whole), torch.equal(model(tokens, state=model.new_state(1)), whole), flush=True)
+world.barrier()  # the first process keeps the store that the others still connect by
 world.close()
 """
 
