@@ -15,7 +15,7 @@ from nano3.installation import install_command
 EXTRA = "curate"
 PRESETS = "curate"
 """Folder of the presets of pipelines."""
-FRAME_PACKAGES = ("datatrove",)
+FRAME_PACKAGES = ("datatrove", "regex")
 """Python packages of every pipeline."""
 
 
