@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,12 @@ _COUNT_UNITS = ("", "K", "M", "B", "T")
 
 
 def results() -> Console:
-    """The console for results: stdout, in colour and as wide as the terminal where it is one."""
+    """The console for results: stdout, in colour and as wide as the terminal where it is one, else as COLUMNS or 120."""
     from rich.console import Console
 
-    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    given = os.environ.get("COLUMNS", "")
+    piped = int(given) if given.isdecimal() and int(given) else PIPE_WIDTH
+    return Console(highlight=False, width=None if sys.stdout.isatty() else piped)
 
 
 def print_json(value: Any) -> None:
@@ -100,3 +103,8 @@ def folder_rows(table: Table, verb: str, summary: dict[str, Any], early: bool, c
     table.add_row("model", f"{summary['model']} (a Hugging Face folder)")
     table.add_row("talk to it", f"nano3 serve --model {summary['run']}")
     table.add_row("charts", f"{summary['run']}/charts")
+
+
+def counted(n: int, thing: str) -> str:
+    """`1 file` or `1,200 files`."""
+    return f"{n:,} {thing}{'' if n == 1 else 's'}"

@@ -125,8 +125,13 @@ def read_report(out: Path) -> Report:
     for label in manifest.labels:
         paths = list((out / "accounts" / label).glob("*.json"))
         steps.append(StepReport(label, len(paths), read_accounts(paths)))
-    finished = (out / REPORT).is_file()
+    finished = is_finished(out)
     return Report(out, manifest, tuple(steps), finished, not finished and in_use(out))
+
+
+def is_finished(out: Path) -> bool:
+    """Whether a run in this folder has come to its end."""
+    return (out / REPORT).is_file()
 
 
 def save_report(out: Path) -> None:

@@ -130,7 +130,7 @@ def test_an_interrupted_run_ends_at_once(prompt, model_server, tmp_path):
     finally:
         process.kill()
     assert process.returncode == 130
-    assert errors.splitlines()[-1] == "interrupted"
+    assert errors.splitlines()[-1] == "interrupted: the same command goes on where this run ended"
     assert "Traceback" not in errors
     assert "never awaited" not in errors
 

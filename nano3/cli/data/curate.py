@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from nano3.curate.pipeline import Pipeline
     from nano3.curate.run import Plan
 
+EXIT_INTERRUPTED = 130
 MODEL_OPTIONS = ("url", "model", "answers", "concurrency", "timeout", "deadline")
 """What says which model is asked, and how."""
 
@@ -47,6 +48,16 @@ def server_gone() -> Iterator[None]:
 
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise typer.Exit(EXIT_SERVER_GONE) from None
+
+
+@contextmanager
+def _goes_on() -> Iterator[None]:
+    """Says after a Ctrl-C that nothing done is lost."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on where this run ended", file=sys.stderr, flush=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
 def complete_pipeline(incomplete: str) -> list[str]:
@@ -263,6 +274,7 @@ def _model(
 
 
 def _carry_out(plan: Plan, workers: int, executor: Executor, slurm: list[str], as_json: bool) -> None:
+    from nano3.curate.report import is_finished
     from nano3.curate.run import run_pipeline
     from nano3.files import check_writable
 
@@ -275,8 +287,11 @@ def _carry_out(plan: Plan, workers: int, executor: Executor, slurm: list[str], a
     from nano3.curate.slurm import check_none_left
 
     check_none_left(plan.out)
-    with server_gone() if plan.model else nullcontext():
+    done = is_finished(plan.out)
+    with _goes_on(), server_gone() if plan.model else nullcontext():
         result = run_pipeline(plan, workers, executor == Executor.RAY)
+    if done:
+        print(f"nothing was left to do: an earlier run has finished {plan.out}", file=sys.stderr)
     show_report(result, as_json, 0)
 
 
@@ -374,7 +389,7 @@ def _show_plan(
 ) -> None:
     from dataclasses import asdict
 
-    from nano3.cli.output import print_json
+    from nano3.cli.output import counted, print_json
 
     manifest = plan.manifest
     if as_json:
@@ -382,13 +397,14 @@ def _show_plan(
         more |= {"scripts": scripts} if scripts else {}
         print_json(asdict(manifest) | {"folder": str(plan.out)} | more)
         return
-    print(f"{len(manifest.inputs):,} inputs in {manifest.tasks:,} tasks, into {plan.out}")
+    inputs, tasks = counted(len(manifest.inputs), "input"), counted(manifest.tasks, "task")
+    print(f"{inputs} in {tasks}, into {plan.out}")
     if manifest.left_out:
         print(printable(f"left out: {manifest.left_out}"))
     for label, settings in manifest.settings.items():
         shown = ", ".join(f"{key} = {value!r}" for key, value in settings.items() if key != "summary")
         print(f"  {label}  {shown}")
-    print("executors: " + ", ".join(f"{name} ({n} tasks)" for name, n in manifest.segments.items()))
+    print("executors: " + ", ".join(f"{name} ({counted(n, 'task')})" for name, n in manifest.segments.items()))
     if plan.pipeline.model_steps and not plan.model:
         steps = ", ".join(plan.pipeline.model_steps)
         print(f"asks a language model: {steps}; give --url, with which --dry-run also says what it will cost")

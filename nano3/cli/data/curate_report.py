@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from nano3.curate.report import Report
 
 EXIT_UNBALANCED = 1
+LEAST_STEP, MARGIN = 20, 3
+"""Columns of the terminal: what names of steps get at the least, and what stands between two columns of the table."""
 
 
 def show_report(found: Report, as_json: bool, samples: int) -> None:
@@ -39,16 +42,18 @@ def print_report(found: Report, samples: int) -> None:
 
     from nano3.cli.output import plain_table, print_table, results
 
+    console = results()
     numbers = ("documents", "bytes", found.token_unit, "share")
     table = plain_table(f"{found.manifest.name}: {found.out}", "step", *numbers, right=numbers)
-    for column in table.columns:  # in a narrow terminal reasons are folded, never numbers
-        column.no_wrap = column.header in numbers
-    table.add_row("read", *_cells(found.entered, found.entered))
-    for step in found.steps:
-        for reason, dropped in sorted(step.account.dropped.items()):
-            table.add_row(f"  - {step.label}: {escape(printable(reason))}", *_cells(dropped.size, found.entered))
-        table.add_row(f"after {step.label}", *_cells(step.account.left, found.entered))
-    print_table(results(), table)
+    rows = list(_rows(found))
+    widths = [max(map(len, cells)) for cells in zip(numbers, *(row[1:] for row in rows), strict=True)]
+    room = max(LEAST_STEP, console.width - sum(widths) - MARGIN * len(table.columns))
+    for column, width in zip(table.columns[1:], widths, strict=True):  # a narrow terminal folds names, never numbers
+        column.no_wrap, column.min_width = True, width
+    table.columns[0].no_wrap, table.columns[0].max_width = False, room
+    for name, *cells in rows:
+        table.add_row(escape(_cut(name, room)), *cells)
+    print_table(console, table)
     for step in found.steps:
         if step.account.notes:
             notes = ", ".join(f"{n:,} {what}" for what, n in sorted(step.account.notes.items()))
@@ -61,9 +66,27 @@ def print_report(found: Report, samples: int) -> None:
     if found.finished:
         _print_next(found)
     else:
-        done = min(step.tasks for step in found.steps)
+        done = sum(step.tasks for step in found.steps)
         state = "running" if found.running else "ended before it was done: give the same command again to go on"
-        print(f"{done} of {found.manifest.tasks} tasks done; {state}")
+        print(f"{done} of {found.manifest.tasks * len(found.steps)} parts of steps done; {state}")
+
+
+def _rows(found: Report) -> Iterator[list[str]]:
+    """What was read, and of each step what it dropped, by reason, and what was left; of one not reached `not yet`."""
+    yield ["read", *_cells(found.entered, found.entered)]
+    for step in found.steps:
+        for reason, dropped in sorted(step.account.dropped.items()):
+            yield [f"  - {step.label}: {printable(reason)}", *_cells(dropped.size, found.entered)]
+        if not step.tasks:
+            yield [f"after {step.label}", "not yet", "", "", ""]
+            continue
+        part = "" if step.tasks >= found.manifest.tasks else f" ({step.tasks} of {found.manifest.tasks} tasks)"
+        yield [f"after {step.label}{part}", *_cells(step.account.left, found.entered)]
+
+
+def _cut(name: str, room: int) -> str:
+    """A row's name on one line, its end left out where it is longer; in a very narrow terminal it is folded instead."""
+    return name if len(name) <= room or room == LEAST_STEP else f"{name[: room - 1]}…"
 
 
 def _cells(size: Size, whole: Size) -> list[str]:
@@ -93,11 +116,11 @@ def _print_next(found: Report) -> None:
         print("nothing is left: see the reasons above, and --samples of `nano3 data report`")
         return
     for name in pipeline.get("next", []):  # a run of an older nano3 has no such key
-        print(f"next: nano3 data curate {name} --from {found.out}/data --url URL")
+        print(f"next: nano3 data curate {name} --from {found.out} --url URL")
     if pipeline.get("next"):
         return
     if "00-conversations" in found.manifest.labels:
-        print(f"train on it: nano3 sft --data {found.out}/data")
+        print(f"train on it: nano3 sft --data {found.out}")
         return
-    print(f"train on it: nano3 pretrain --data {found.out}/data")
+    print(f"train on it: nano3 pretrain --data {found.out}")
     print(f"in a blend: --set data.sources_file={found.out}/blend.toml --set data.blend.{pipeline['category']}=SHARE")

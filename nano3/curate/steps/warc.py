@@ -65,7 +65,8 @@ class Warc(Reader):
                 raise FileNotFoundError(f"no file or folder at {spec}")
         if not units:
             raise UserError(f"no WARC file (.warc, .warc.gz) in {', '.join(paths)}")
-        return units, f"{others} files that are no WARC" if others else ""
+        told = "1 file that is no WARC" if others == 1 else f"{others} files that are no WARC"
+        return units, told if others else ""
 
     def read(self, unit: Unit) -> Iterator[Document]:
         """The pages of one file."""

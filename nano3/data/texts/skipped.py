@@ -15,6 +15,17 @@ LINKED = "links to folders"
 OF_FILES = frozenset({UNKNOWN, NO_TEXT, UNREADABLE, NO_FILE, LINKED})
 """Reasons that concern files, found while folders are searched; the others concern documents."""
 
+_SINGULAR = {
+    "files and folders that": "file or folder that",
+    "files": "file",
+    "links to folders": "link to a folder",
+    "links": "link",
+    "pipes and other things that are no file": "pipe or other thing that is no file",
+    "that are": "that is",
+    "that hold ": "that holds ",
+    "as far as they go": "as far as it goes",
+}
+
 
 @dataclass
 class Skipped:
@@ -49,7 +60,11 @@ class Skipped:
 
     def line(self) -> str:
         """`3 empty, 2 files of unknown type (a.pdf, b.pdf)`; empty when nothing was left out."""
-        return ", ".join(f"{n} {reason}{self._named(reason, n)}" for reason, n in sorted(self.counts.items()) if n)
+        return ", ".join(
+            f"{n} {reason if n > 1 else _of_one(reason)}{self._named(reason, n)}"
+            for reason, n in sorted(self.counts.items())
+            if n
+        )
 
     def advice(self) -> str:
         """How to have files read that were left out for their type; empty where none were."""
@@ -59,3 +74,10 @@ class Skipped:
     def _named(self, reason: str, n: int) -> str:
         names = ["".join(c if c.isprintable() else "?" for c in name) for name in self.names.get(reason, [])]
         return f" ({', '.join(names)}{', ...' if n > len(names) else ''})" if names else ""
+
+
+def _of_one(reason: str) -> str:
+    """A reason that speaks of files as it reads for a single one."""
+    for many, one in _SINGULAR.items():
+        reason = reason.replace(many, one)
+    return reason

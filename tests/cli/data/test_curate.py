@@ -45,9 +45,9 @@ def refused(*args):
 
 def test_a_run_and_its_report(texts, tmp_path, monkeypatch):
     done = run("curate", "tiny", "--from", texts, "--set", "length.least=5", "--workers", 1)
-    assert "left out: 1 files of unknown type (x.pdf)" in done.stderr
+    assert "left out: 1 file of unknown type (x.pdf)" in done.stderr
     assert "03-exact-dedup: duplicate" in done.stdout
-    assert "nano3 pretrain --data curated/tiny/data" in done.stdout
+    assert "nano3 pretrain --data curated/tiny\n" in done.stdout
     report = json.loads(run("report", "curated/tiny", "--json").stdout)
     assert (report["finished"], report["balanced"]) == (True, True)
     assert (report["entered"]["documents"], report["result"]["documents"]) == (6, 4)
@@ -57,6 +57,32 @@ def test_a_run_and_its_report(texts, tmp_path, monkeypatch):
     assert (tmp_path / "curated/tiny/report.png").stat().st_size > 1000
     monkeypatch.setenv("COLUMNS", "44")  # names are folded in a narrow terminal, never numbers
     assert f" {report['entered']['bytes']:,} " in run("report", "curated/tiny").stdout
+
+
+def test_a_table_fits_its_terminal(texts, monkeypatch):
+    reason = f"licence {' AND '.join(f'LicenseRef-{i}' for i in range(9))}"[:60]
+    (texts / "0.txt").write_text(f"# SPDX-License-Identifier: {reason[8:]}\n" + "text " * 40)
+    run("curate", "code", "--from", texts, "--workers", 1)
+    for columns in (60, 80, 120):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        lines = run("report", "curated/code").stdout.splitlines()
+        assert max(map(len, lines[:-1])) <= columns
+        assert [line for line in lines if re.search(r"02-licence:.* 1 .*\d%", line)], "a reason, its numbers beside it"
+        assert [line for line in lines if re.search(r"step +documents +bytes +words +share", line)]
+
+
+def test_steps_that_a_run_did_not_reach_are_not_shown_as_empty(texts, tmp_path):
+    run("curate", "tiny", "--from", texts, "--workers", 1, "--tasks", 2)
+    folder = tmp_path / "curated/tiny"
+    (folder / "report.json").unlink()
+    for path in [*folder.glob("accounts/04-*/*"), *folder.glob("accounts/03-*/00001.json")]:
+        path.unlink()
+    shown = run("report", folder).stdout
+    assert re.search(r"after 04-near-dedup +not yet *\n", shown)
+    assert re.search(r"after 03-exact-dedup \(1 of 2 tasks\) +\d", shown)
+    assert "give the same command again to go on" in shown
+    assert "nothing was left to do" not in run("curate", "tiny", "--from", texts, "--tasks", 2).stderr
+    assert "nothing was left to do" in run("curate", "tiny", "--from", texts, "--tasks", 2).stderr
 
 
 @pytest.mark.parametrize("name", preset_names("curate"))

@@ -164,7 +164,7 @@ def test_what_cannot_be_read_of_the_existing_corpus_is_told(curate, tmp_path, us
     report, _ = curate([(use, {})], ["one two", "three"], against=[str(tmp_path / "old")])
     assert sum(report.steps[1].account.notes.values()) == 2
     assert "left out of the existing corpus: not a JSON object" in report.steps[1].account.notes
-    assert report.manifest.left_out.startswith("of --against 1 files of unknown type (c.pdf)")
+    assert report.manifest.left_out.startswith("of --against 1 file of unknown type (c.pdf)")
 
 
 def test_the_division_into_tasks_changes_nothing_but_the_files(curate, tmp_path):

@@ -144,6 +144,6 @@ def test_folders_are_searched_for_warc_files(curate, tmp_path):
     write(folder / "b.warc", pages(3), packed=False)
     (folder / "notes.txt").write_text("no warc")
     report, kept = curate([], reader="warc", paths=[tmp_path / "crawl"], tasks=2)
-    assert (len(kept), report.manifest.left_out) == (5, "1 files that are no WARC")
+    assert (len(kept), report.manifest.left_out) == (5, "1 file that is no WARC")
     with pytest.raises(UserError, match="no WARC file"):
         curate([], reader="warc", paths=[tmp_path / "out"], out="other")

@@ -63,7 +63,7 @@ def test_a_folder_is_searched_and_what_holds_no_records_is_counted(tmp_path):
         (tmp_path / name).write_bytes(lines(ROWS[:1]) if "jsonl" in name else b"about")
     found, skipped = read(tmp_path)
     assert [record.name for record in found] == ["a.jsonl:1", "b/two.jsonl:1"]
-    assert skipped.line() == "1 files that hold no records (README.md)"
+    assert skipped.line() == "1 file that holds no records (README.md)"
 
 
 @pytest.mark.parametrize(

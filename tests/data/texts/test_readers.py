@@ -95,12 +95,12 @@ def test_a_wrong_field_is_noticed_before_a_long_file_is_read(write_texts):
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("rows.jsonl", jsonl("messages", TEXTS), "files without a text in 'text'"),
-        ("rows.jsonl", jsonl("messages", ["x"] * (PROBED_RECORDS + 5)), "files without a text in 'text'"),
-        ("numbers.jsonl", b'{"text": 5}\n{"text": 6}\n', "files without a text in 'text'"),
-        ("rows.parquet", parquet("body", TEXTS), "files without a text in 'text'"),
-        ("rows.parquet", b"PAR1 is not enough", "files damaged or cut short, read as far as they go"),
-        ("notes.txt.gz", gzip.compress(b"notes", mtime=0)[:-6], "files damaged or cut short, read as far as they go"),
+        ("rows.jsonl", jsonl("messages", TEXTS), "file without a text in 'text'"),
+        ("rows.jsonl", jsonl("messages", ["x"] * (PROBED_RECORDS + 5)), "file without a text in 'text'"),
+        ("numbers.jsonl", b'{"text": 5}\n{"text": 6}\n', "file without a text in 'text'"),
+        ("rows.parquet", parquet("body", TEXTS), "file without a text in 'text'"),
+        ("rows.parquet", b"PAR1 is not enough", "file damaged or cut short, read as far as it goes"),
+        ("notes.txt.gz", gzip.compress(b"notes", mtime=0)[:-6], "file damaged or cut short, read as far as it goes"),
     ],
 )
 def test_a_file_that_is_no_text_is_left_out_of_a_folder_and_an_error_by_its_name(write_texts, name, content, reason):
@@ -224,7 +224,7 @@ def test_what_a_folder_holds_besides_is_counted_and_named(write_texts, tmp_path)
     skipped = Skipped()
     assert [file.name for file in find_files(str(folder), skipped)] == ["a.txt", "sub/b.txt"]
     assert skipped.line() == (
-        "7 files of unknown type (0.pdf, 1.pdf, 2.pdf, 3.pdf, 4.pdf, ...), 1 links to folders (linked), "
+        "7 files of unknown type (0.pdf, 1.pdf, 2.pdf, 3.pdf, 4.pdf, ...), 1 link to a folder (linked), "
         "3 links to nothing, pipes and other things that are no files (gone.txt, pipe.txt, round.txt)"
     )
     assert "file that you name itself is read" in skipped.advice()
@@ -242,7 +242,7 @@ def test_folders_that_may_not_be_read_are_counted_and_named(write_texts, monkeyp
     monkeypatch.setattr(os, "scandir", scandir)
     skipped = Skipped()
     assert [file.name for file in find_files(str(folder), skipped)] == ["a.txt"]
-    assert skipped.line() == "1 files and folders that may not be read (sec)"
+    assert skipped.line() == "1 file or folder that may not be read (sec)"
     assert skipped.advice() == ""
 
 

@@ -168,6 +168,6 @@ def test_skipped_documents_are_reported_also_from_the_cache(cfg, write_texts):
     write_texts({"bad.txt": b"\xff", "picture.png": b"x"}, "web")
     for _ in range(2):
         assert prepare(cfg, 400).notes == [
-            "web: skipped 1 files of unknown type (picture.png), 1 not UTF-8 (bad.txt); "
+            "web: skipped 1 file of unknown type (picture.png), 1 not UTF-8 (bad.txt); "
             "a file that you name itself is read whatever its type"
         ]
