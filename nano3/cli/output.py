@@ -17,7 +17,7 @@ _COUNT_UNITS = ("", "K", "M", "B", "T")
 
 
 def results() -> Console:
-    """The console for results: stdout, in colour and as wide as the terminal where it is one, else as COLUMNS or 120."""
+    """The console for results: stdout, in colour and as wide as the terminal where it is one; else COLUMNS or 120."""
     from rich.console import Console
 
     given = os.environ.get("COLUMNS", "")

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nano3.cli.data.curate_estimate import estimate_of, finished_model, parse_price, print_estimate
+from nano3.cli.data.curate_list import show_list
 from nano3.cli.data.curate_report import printable, show_report
 from nano3.cli.options.common import Json, was_typed
 
 if TYPE_CHECKING:
     from nano3.curate.ask.estimate import Estimate
     from nano3.curate.ask.model import Model
-    from nano3.curate.catalog import StepInfo
     from nano3.curate.pipeline import Pipeline
     from nano3.curate.run import Plan
 
@@ -191,7 +191,7 @@ def curate(
       nano3 data curate code --from checkouts/ --dry-run
     """
     if list_all:
-        _list(as_json)
+        show_list(as_json)
         return
     pipeline = _pipeline(name, overrides or [], paths, against, limit, tasks)
     _check_executor(executor, slurm, workers)
@@ -331,53 +331,6 @@ def report(
     from nano3.curate.report import read_report
 
     show_report(read_report(folder), as_json, samples)
-
-
-def _list(as_json: bool) -> None:
-    from nano3.cli.output import print_json
-    from nano3.config.presets import preset_names
-    from nano3.curate.catalog import PRESETS, STEPS, is_importable
-    from nano3.curate.pipeline import read_pipeline
-
-    pipelines = []
-    for name in preset_names(PRESETS):
-        _, table = read_pipeline(name)
-        uses = [step["use"] for step in table["step"]]
-        absent = sorted({missing for use in uses for missing in STEPS[use].missing()})
-        asks = [use for use in uses if STEPS[use].model]
-        pipelines.append(
-            {"name": name, "summary": table["pipeline"]["summary"], "steps": uses, "model": asks, "missing": absent}
-        )
-    frame = [] if is_importable("datatrove") else ["datatrove"]
-    steps = [
-        {"step": use, "summary": info.summary, "needs": _needs(info), "missing": info.missing()}
-        for use, info in STEPS.items()
-    ]
-    if as_json:
-        print_json({"pipelines": pipelines, "steps": steps, "missing": frame})
-        return
-    absent = [", ".join([*frame, *one["missing"]]) for one in pipelines]
-    rows = [(one["name"], one["summary"], " > ".join(one["steps"])) for one in pipelines]
-    _print_columns("pipelines", ("name", "for", "steps"), rows, absent)
-    rows = [(one["step"], one["summary"], ", ".join(one["needs"]) or "-") for one in steps]
-    _print_columns("steps", ("step", "does", "needs"), rows, [", ".join(one["missing"]) for one in steps])
-    print("try it: nano3 data curate tiny (nothing to download)")
-    print("settings of a pipeline, without a run: nano3 data curate NAME --from PATH --dry-run")
-
-
-def _print_columns(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]], absent: list[str]) -> None:
-    """A table, with a column for what is not installed where something is not."""
-    from nano3.cli.output import plain_table, print_table, results
-
-    table = plain_table(title, *columns, *(["not installed"] if any(absent) else []))
-    for row, missing in zip(rows, absent, strict=True):
-        table.add_row(*row, *([missing or "-"] if any(absent) else []))
-    print_table(results(), table)
-
-
-def _needs(info: StepInfo) -> list[str]:
-    sandbox = ["bubblewrap (where there are tests)"] if info.sandbox else []
-    return [*info.packages, *info.programs, *sandbox, *(["a language model (--url)"] if info.model else [])]
 
 
 def _show_plan(

@@ -1,0 +1,56 @@
+"""`nano3 data curate --list`: pipelines and steps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nano3.curate.catalog import StepInfo
+
+
+def show_list(as_json: bool) -> None:
+    """Print all pipelines and steps, and what is not installed for them."""
+    from nano3.cli.output import print_json
+    from nano3.config.presets import preset_names
+    from nano3.curate.catalog import PRESETS, STEPS, is_importable
+    from nano3.curate.pipeline import read_pipeline
+
+    pipelines = []
+    for name in preset_names(PRESETS):
+        _, table = read_pipeline(name)
+        uses = [step["use"] for step in table["step"]]
+        absent = sorted({missing for use in uses for missing in STEPS[use].missing()})
+        asks = [use for use in uses if STEPS[use].model]
+        pipelines.append(
+            {"name": name, "summary": table["pipeline"]["summary"], "steps": uses, "model": asks, "missing": absent}
+        )
+    frame = [] if is_importable("datatrove") else ["datatrove"]
+    steps = [
+        {"step": use, "summary": info.summary, "needs": _needs(info), "missing": info.missing()}
+        for use, info in STEPS.items()
+    ]
+    if as_json:
+        print_json({"pipelines": pipelines, "steps": steps, "missing": frame})
+        return
+    absent = [", ".join([*frame, *one["missing"]]) for one in pipelines]
+    rows = [(one["name"], one["summary"], " > ".join(one["steps"])) for one in pipelines]
+    _print_columns("pipelines", ("name", "for", "steps"), rows, absent)
+    rows = [(one["step"], one["summary"], ", ".join(one["needs"]) or "-") for one in steps]
+    _print_columns("steps", ("step", "does", "needs"), rows, [", ".join(one["missing"]) for one in steps])
+    print("try it: nano3 data curate tiny (nothing to download)")
+    print("settings of a pipeline, without a run: nano3 data curate NAME --from PATH --dry-run")
+
+
+def _print_columns(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]], absent: list[str]) -> None:
+    """A table, with a column for what is not installed where something is not."""
+    from nano3.cli.output import plain_table, print_table, results
+
+    table = plain_table(title, *columns, *(["not installed"] if any(absent) else []))
+    for row, missing in zip(rows, absent, strict=True):
+        table.add_row(*row, *([missing or "-"] if any(absent) else []))
+    print_table(results(), table)
+
+
+def _needs(info: StepInfo) -> list[str]:
+    sandbox = ["bubblewrap (where there are tests)"] if info.sandbox else []
+    return [*info.packages, *info.programs, *sandbox, *(["a language model (--url)"] if info.model else [])]
