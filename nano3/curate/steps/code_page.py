@@ -19,6 +19,10 @@ _CLASS = re.compile(
     r"""|language-[\w+#]+|lang-[\w+#]+|brush:\s*\w+|code-block|codeblock)\b""",
     re.IGNORECASE,
 )
+_DOXYGEN = '<div class="fragment">'
+_DOXYGEN_LINE = re.compile(r"""\s*<div class="(?:line|foldopen)\b""")
+_LINE_NUMBER = re.compile(r"""<span class="lineno">[^<>]*(?:<[^<>]*>[^<>]*</a>)?</span>""")
+_GITHUB_LINE = re.compile(r"<td\b[^<>]*\bjs-file-line\b[^<>]*>")
 _INLINE = re.compile(r"<(?:code|tt|kbd|samp|var)\b", re.IGNORECASE)
 _TAG = re.compile(r"<[^<>]*>")
 _SIGNS = re.compile(
@@ -62,8 +66,9 @@ class CodePage(Step):
 def code_score(html: str) -> float:
     """How much code a page seems to have, from 0 to 1: blocks with the signs of code, classes that highlighters write,
     and code inside sentences."""
-    blocks = sum(_is_code(_TAG.sub("", block)) for block in _blocks(html))
-    classes = min(MOST_CLASSES, len(_CLASS.findall(html)))
+    listings = sum(_is_code(_TAG.sub("", block)) for block in _listings(html))
+    blocks = sum(_is_code(_TAG.sub("", block)) for block in _blocks(html)) + listings
+    classes = min(MOST_CLASSES, len(_CLASS.findall(html)) + listings)
     inline = min(MOST_INLINE, len(_INLINE.findall(html)))
     return 1 - math.exp(-(BLOCK * blocks + CLASS * classes + INLINE * inline) / 2)
 
@@ -77,6 +82,15 @@ def _blocks(html: str) -> Iterator[str]:
             opened.setdefault(name, tag.end())
         elif name in opened:
             yield html[opened.pop(name) : tag.start()]
+
+
+def _listings(html: str) -> Iterator[str]:
+    """Listings without `pre`: each of Doxygen's, and the lines of a file on GitHub."""
+    for after in html.split(_DOXYGEN)[1:]:
+        if _DOXYGEN_LINE.match(after):
+            yield _LINE_NUMBER.sub("", after.partition("<!-- fragment -->")[0])
+    if "js-file-line" in html:
+        yield "\n".join(after.partition("</td>")[0] for after in _GITHUB_LINE.split(html)[1:])
 
 
 def _is_code(text: str) -> bool:

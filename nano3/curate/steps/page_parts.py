@@ -53,6 +53,21 @@ _BLOCKS_AND_WIDE = _paths(
     "*[self::pre or self::textarea or self::listing or self::xmp or "
     "self::div[contains(translate(@style, ' ', ''), 'white-space:pre')]]"
 )
+
+
+def _has(word: str) -> str:
+    """The condition that an element has a class."""
+    return f"contains(concat(' ', normalize-space(@class), ' '), ' {word} ')"
+
+
+_DOXYGEN, _GITHUB = "fragment", "js-file-line"
+_LISTINGS = _paths(
+    f"*[self::div[{_has(_DOXYGEN)}][div[{_has('line')} or {_has('foldopen')}]] or "
+    f"self::table[(. | tbody)/tr/td[{_has(_GITHUB)}]]]"
+)
+"""Listings without `pre`: Doxygen's, a `div` for each line, and GitHub's files, a row of a table."""
+_LINES = _paths(f"*[self::div[{_has('line')}] or self::td[{_has(_GITHUB)}]]")
+_LINE_NUMBERS = _paths(f"span[{_has('lineno')}]")
 _NAMED = _paths(
     "*[@data-lang or @data-language or contains(@class, '-') or contains(@class, 'sourceCode') or "
     "contains(@class, 'brush:')]"
@@ -202,17 +217,33 @@ def _tick_inline_code(tree: Any, html: str) -> None:
 def _take_code(parts: Parts) -> None:
     tree = parts.tree
     found = _BLOCKS_AND_WIDE(tree) if _STYLED_WIDE.search(parts.lower) else list(tree.iter(*_BLOCKS))
-    blocks = set(found)
-    for element in [one for one in found if blocks.isdisjoint(one.iterancestors(*_BLOCKS, "div"))]:
+    listings = _LISTINGS(tree) if _DOXYGEN in parts.lower or _GITHUB in parts.lower else []
+    is_listing = dict.fromkeys(found, False) | dict.fromkeys(listings, True)
+    outer = [one for one in is_listing if is_listing.keys().isdisjoint(one.iterancestors(*_BLOCKS, "div", "table"))]
+    for element in outer:
         for line_break in list(element.iter("br")):
             line_break.text = "\n"
-        text = _TEXT(element).removeprefix("\n")  # as browsers do
+        text = _listing(element) if is_listing[element] else _TEXT(element).removeprefix("\n")  # as browsers do
         if not _WORDED.search(text):
             parts.notes["gutters of line numbers and empty blocks left out"] += 1
             _replace(element, "", "span")
             continue
         parts.notes["code blocks"] += 1
         _replace(element, parts.add(fenced(text, _language(element)), True), "p")
+
+
+def _listing(element: Any) -> str:
+    """The lines of a listing that has an element for each. What shows when the pointer is over a name is left out."""
+    found, lines = set(_LINES(element)), []
+    for line in [one for one in _LINES(element) if found.isdisjoint(one.iterancestors("div", "td"))]:
+        for number in _LINE_NUMBERS(line):
+            number.clear(keep_tail=True)
+            number.tail = (number.tail or "").removeprefix(
+                "\xa0"
+            )  # that stands between number and line in some versions
+        text = _TEXT(line).strip("\n")
+        lines.append(text if text.strip() else "")  # Doxygen and GitHub put a space or a newline into an empty line
+    return "\n".join(lines) + "\n"
 
 
 def _language(element: Any) -> str:

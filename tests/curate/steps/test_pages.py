@@ -32,6 +32,24 @@ BLOCKS = "".join(
 )
 HEAD = "<html><head><title>T</title><style>p { }</style></head><body><h1>Title</h1>"
 PAGE = f"{HEAD}<p>{ENGLISH}</p>{BLOCKS}</body></html>"
+DOXYGEN = """<div class="fragment"><div class="line"><a id="l1"></a><span class="lineno"> 1</span>\
+<span class="keyword">template</span> &lt;<span class="keyword">class</span> T&gt;</div>
+<div class="foldopen" id="f1"><div class="line"><span class="lineno"><a class="line" href="x#2"> 2</a></span>\
+T&amp; f(T&amp; x) {</div>
+<div class="line"><span class="lineno"> 3</span> </div>
+<div class="line"><span class="lineno"> 4</span>&#160;  return\tx;  <span class="comment">// ünï</span></div>
+<div class="line"><span class="lineno"> 5</span>}</div>
+</div><div class="ttc" id="t1"><div class="ttname">a tooltip</div></div>
+</div><!-- fragment -->"""
+DOXYGEN_CODE = "template <class T>\nT& f(T& x) {\n\n  return\tx;  // ünï\n}\n"
+GITHUB = """<div class="blob-wrapper"><table class="highlight js-file-line-container"><tbody>
+<tr><td id="L1" class="blob-num js-line-number" data-line-number="1"></td>
+  <td id="LC1" class="blob-code blob-code-inner js-file-line"><span class="pl-k">def</span> f(x):</td></tr>
+<tr><td id="L2" class="blob-num js-line-number">2</td><td class="blob-code blob-code-inner js-file-line">
+</td></tr>
+<tr><td id="L3" class="blob-num">3</td><td class="blob-code js-file-line">    return  x &lt; 1</td></tr>
+</tbody></table></div>"""
+GITHUB_CODE = "def f(x):\n\n    return  x < 1\n"
 NO_CODE = f"<html><body><h1>News</h1><p>{ENGLISH}</p><pre>A poem without\nany sign\nat all</pre></body></html>"
 
 both_tools = pytest.mark.parametrize("tool", ["lynx", "resiliparse"])
@@ -116,6 +134,23 @@ def test_gutters_inline_code_and_wide_divs(tool):
     assert "``a`b``" in text
 
 
+@both_tools
+def test_listings_without_pre_come_out_as_their_lines(tool):
+    html = f"<p>One.</p><div class='line'>{DOXYGEN}<p>Two.</p>{GITHUB}</div><p>Three.</p>"
+    text = rendered(f"{HEAD}{html}</body></html>", tool)
+    assert [f"{block}\n" for block in fenced_blocks(text)] == [DOXYGEN_CODE, GITHUB_CODE]
+    assert "tooltip" not in text
+    shown = re.findall(r"\b(?:One|Two|Three)\b|^```", text, re.MULTILINE)
+    assert " ".join(shown) == "One ``` ``` Two ``` ``` Three"
+
+
+@both_tools
+def test_a_table_of_the_page_with_a_file_of_github_in_it_stays(tool):
+    text = rendered(f"{HEAD}<table><tr><td><p>Before.</p>{GITHUB}</td></tr></table></body></html>", tool)
+    assert [f"{block}\n" for block in fenced_blocks(text)] == [GITHUB_CODE]
+    assert "Before." in text
+
+
 def test_a_page_that_has_the_marker_of_another_in_it_is_rendered():
     other = take_out("<body><p>another</p><pre>y</pre></body>").mark + "0Z"
     text = rendered(f"<body><p>{other}</p><pre>x = 1</pre></body>", "resiliparse")
@@ -164,6 +199,10 @@ def test_a_renderer_that_loses_a_block_is_not_believed():
 def test_pages_with_code_are_told_from_those_without():
     assert code_score(PAGE) > 0.9
     assert code_score(NO_CODE) < 0.1
+    for listing in (DOXYGEN, GITHUB):
+        assert code_score(f"{HEAD}{listing}</body></html>") > 0.5
+    poem = '<div class="fragment"><div class="line">A poem</div>\n<div class="line">without signs</div></div>'
+    assert code_score(poem) < 0.1
     assert code_score('<div class="hljs"><pre>x = f(1);</pre></div>') > 0.5
 
 
