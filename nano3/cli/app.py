@@ -18,6 +18,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
+from nano3.cli.disk_errors import disk_error
 from nano3.cli.help_text import tidy_help
 
 VERBS = {
@@ -126,8 +127,8 @@ def nano3(
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 2 wrong input (one `error:` line on stderr), 130 interrupted, 141 nobody
-    reads stdout any more.
+    """Run the command line and exit: 0 done, 2 wrong input or a full disk (one `error:` line on stderr), 130
+    interrupted, 141 nobody reads stdout any more.
 
     NANO3_DEBUG=1 shows the traceback of a wrong input too.
     """
@@ -145,9 +146,11 @@ def main(args: Sequence[str] | None = None) -> None:
         raise
     except Exception as error:
         usage = hasattr(error, "format_message")
-        if debug or not (usage or isinstance(error, USER_ERRORS)):
+        told = usage or isinstance(error, USER_ERRORS)
+        disk = "" if told else disk_error(error)
+        if debug or not (told or disk):
             raise
-        line = _one_line(error)
+        line = disk or _one_line(error)
         _tell_torchrun(f"error: {line}")
         _let_main_rank_speak()
         _exit_with(f"error: {line}" if line else "", EXIT_USER_ERROR)
