@@ -16,6 +16,7 @@ from nano3.curate.catalog import PRESETS, check_frame, check_installed, find_ste
 from nano3.reading import decode, parse_toml
 
 SECTIONS = ("pipeline", "step")
+BASE_HINT = "a pipeline has no base: begin with a copy of a preset, nano3 data curate NAME --show > mine.toml"
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ class PipelineConfig:
             raise ValueError(f"pipeline.category is {self.category!r}; letters, digits, - _ . + make a name")
 
 
+def step_label(number: int, use: str) -> str:
+    """What a run calls its step of some number, from 0: `01-length`."""
+    return f"{number:02d}-{use}"
+
+
 @dataclass(frozen=True)
 class StepConfig:
     """One [[step]]: which, and its settings."""
@@ -55,10 +61,12 @@ class Pipeline:
     name: str
     config: PipelineConfig
     steps: tuple[StepConfig, ...]
+    notices: tuple[str, ...] = ()
+    """Lines on what may not be meant, for people."""
 
     def label(self, number: int) -> str:
         """Number and name of a step, from 0: `00-read`."""
-        return f"{number:02d}-{self.steps[number].use}"
+        return step_label(number, self.steps[number].use)
 
     @property
     def labels(self) -> list[str]:
@@ -82,6 +90,19 @@ def read_pipeline(name: str) -> tuple[str, dict[str, Any]]:
     Raises:
         UserError: no such preset or file, or no TOML.
     """
+    where, text = pipeline_text(name)
+    try:
+        return where, parse_toml(text)
+    except ValueError as error:
+        raise UserError(f"{where}: not valid TOML: {error}{_hint_of_input(name)}") from error
+
+
+def pipeline_text(name: str) -> tuple[str, str]:
+    """What errors call a preset or a file, and its text.
+
+    Raises:
+        UserError: no such preset or file, or no UTF-8.
+    """
     if name.endswith(".toml") or "/" in name or "\\" in name:
         where, path = name, Path(name).expanduser()
         try:
@@ -99,11 +120,9 @@ def read_pipeline(name: str) -> tuple[str, dict[str, Any]]:
         where = f"preset '{name}'"
         data = (files("nano3.presets") / PRESETS / f"{name}.toml").read_bytes()
     try:
-        return where, parse_toml(decode(data))
+        return where, decode(data)
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not UTF-8 text (byte {error.start}){_hint_of_input(name)}") from error
-    except ValueError as error:
-        raise UserError(f"{where}: not valid TOML: {error}{_hint_of_input(name)}") from error
 
 
 def _hint_of_input(name: str) -> str:
@@ -118,7 +137,8 @@ def load_pipeline(name: str, overrides: Sequence[str] = ()) -> Pipeline:
 
     Args:
         name: a preset's name, or a TOML file.
-        overrides: `step.key=value` or `pipeline.key=value` each; a step that occurs twice is changed in both places.
+        overrides: `step.key=value` or `pipeline.key=value` each; a step that occurs twice is changed in both places,
+            by its label (`01-length.least=3`) in one.
 
     Raises:
         UserError: no such pipeline, step or key (names the nearest), a wrong type, a step in a wrong place, or a
@@ -129,6 +149,7 @@ def load_pipeline(name: str, overrides: Sequence[str] = ()) -> Pipeline:
         if key not in SECTIONS:
             close = nearest(key, SECTIONS)
             hint = f"did you mean '{close}'?" if close else "a pipeline has [pipeline] and [[step]]"
+            hint = BASE_HINT if key == "base" else hint
             raise UserError(f"{where}: unknown key '{key}'; {hint}")
     steps = _step_tables(table.get("step", []), where)
     uses = [use for use, _ in steps]
@@ -138,13 +159,15 @@ def load_pipeline(name: str, overrides: Sequence[str] = ()) -> Pipeline:
     check_installed(uses)
     changes = [_parse_change(text, uses) for text in overrides]
     config = _built(PipelineConfig, table.get("pipeline", {}), where, "pipeline", changes)
-    built = [
-        StepConfig(
-            use, _built(find_step(use, where).load().Settings, own, f"{where}: step {i + 1} ({use})", use, changes)
-        )
-        for i, (use, own) in enumerate(steps)
+    built = []
+    for i, (use, own) in enumerate(steps):
+        given = [(use, key, value) for to, key, value in changes if to in (use, step_label(i, use))]
+        schema = find_step(use, where).load().Settings
+        built.append(StepConfig(use, _built(schema, own, f"{where}: step {i + 1} ({use})", use, given)))
+    notices = _several_changed(changes, uses) + [
+        f"{where}: {line}" for step in built if hasattr(step.settings, "notices") for line in step.settings.notices()
     ]
-    pipeline = Pipeline(Path(name).stem if name.endswith(".toml") else name, config, tuple(built))
+    pipeline = Pipeline(Path(name).stem if name.endswith(".toml") else name, config, tuple(built), tuple(notices))
     _check_order(pipeline, where)
     return pipeline
 
@@ -162,16 +185,28 @@ def _step_tables(value: Any, where: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _parse_change(text: str, uses: Sequence[str]) -> tuple[str, str, ShellValue]:
-    """`step.key=value` in its three parts."""
+    """`step.key=value` in its three parts; the step is its name or its label."""
     key, equals, value = text.partition("=")
     use, dot, name = key.strip().rpartition(".")
     if not (equals and dot and use and name):
         raise UserError(f"--set {text}: write step.key=value, for example --set near-dedup.verify=0.9")
-    if use not in (*uses, "pipeline"):
-        close = nearest(use, [*uses, "pipeline"])
+    known = [*uses, "pipeline", *map(step_label, range(len(uses)), uses)]
+    if use not in known:
+        close = nearest(use, known)
         hint = f"did you mean '{close}'?" if close else f"its steps: {', '.join(dict.fromkeys(uses))}"
         raise UserError(f"--set {text}: the pipeline has no step '{use}'; {hint}")
     return use, name, ShellValue(value.strip())
+
+
+def _several_changed(changes: Sequence[tuple[str, str, ShellValue]], uses: Sequence[str]) -> list[str]:
+    """A line for each change that reaches several steps of the same name."""
+    lines = []
+    for to, key, value in changes:
+        labels = [step_label(i, use) for i, use in enumerate(uses) if use == to]
+        if len(labels) > 1:
+            one = f"--set {labels[0]}.{key}={value.text} changes one"
+            lines.append(f"--set {to}.{key}={value.text} changes {' and '.join(labels)}; {one}")
+    return lines
 
 
 def _built(schema: type, table: Any, where: str, use: str, changes: Sequence[tuple[str, str, ShellValue]]) -> Any:

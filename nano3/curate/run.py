@@ -71,6 +71,10 @@ def plan_run(
     reader = find_step(pipeline.steps[0].use, "").load()
     units, left_out = reader.find(list(paths) or pipeline.config.inputs)
     units = [unit for unit in units if not _lies_in(unit.path, out)]  # of an earlier run, where `out` is in a path
+    units, twice = _once(units)
+    within = any(_lies_in(str(out), Path(path)) for path in paths) and not (out / MANIFEST).is_file()
+    itself = f"the result itself, {out}, which lies in --from" if within else ""
+    left_out = "; ".join(filter(None, [left_out, itself, twice]))
     if not units:
         raise UserError(f"{', '.join(paths)}: there is nothing but the result in it: give another --out")
     old, old_left_out = find_step("read", "").load().find(list(against)) if against else ([], "")
@@ -145,6 +149,14 @@ def opened(plan: Plan, check: Callable[[], None] | None = None) -> Iterator[None
 def executor_folder(out: Path, segment: str) -> Path:
     """Where it says which tasks of a segment are complete."""
     return out.absolute() / WORK / "executors" / segment
+
+
+def _once(units: Sequence[Unit]) -> tuple[list[Unit], str]:
+    """Every input once, the first time that it was named, and a line on those that were named again."""
+    found = {(unit.identity, unit.part): unit for unit in reversed(units)}
+    once = [unit for unit in units if found[unit.identity, unit.part] is unit]
+    n = len(units) - len(once)
+    return once, f"{n} {'inputs' if n > 1 else 'input'} that --from names again" if n else ""
 
 
 def _lies_in(path: str, folder: Path) -> bool:

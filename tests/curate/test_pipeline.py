@@ -36,6 +36,11 @@ def load(tmp_path):
         ('[pipeline]\ncategori = "x"\n' + READ, "unknown key 'categori'; did you mean 'category'?"),
         ('[pipeline]\ncategory = "a b"\n' + READ, "pipeline.category is 'a b'"),
         ("[[step]\n", "not valid TOML"),
+        ('base = "code"\n' + READ, "begin with a copy of a preset, nano3 data curate NAME --show"),
+        (
+            READ + '[[step]]\nuse = "length"\nleast = 9\nmost = 5\n',
+            "length.most is 5; it must be at least length.least, 9",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(load, text, told):
@@ -66,6 +71,24 @@ def test_an_override_changes_a_step(load):
     assert pipeline.steps[1].settings.least == 7
     assert pipeline.config.category == "mine"
     assert pipeline.labels == ["00-read", "01-length"]
+
+
+def test_a_step_that_occurs_twice_is_changed_in_both_places_or_by_its_label_in_one(load):
+    twice = READ + '[[step]]\nuse = "length"\n' * 2
+    both, one = load(twice, "length.least=4"), load(twice, "length.least=4", "02-length.least=3")
+    assert [step.settings.least for step in both.steps[1:]] == [4, 4]
+    assert both.notices == (
+        "--set length.least=4 changes 01-length and 02-length; --set 01-length.least=4 changes one",
+    )
+    assert [step.settings.least for step in one.steps[1:]] == [4, 3]
+    assert load(READ + '[[step]]\nuse = "length"\n', "length.least=4").notices == ()
+
+
+def test_a_licence_of_an_unknown_name_is_told(load):
+    pipeline = load(READ + '[[step]]\nuse = "licence"\nallow = ["GPL", "MIT", "mit license", "LicenseRef-ours"]\n')
+    (line,) = pipeline.notices
+    assert "licence.allow: 'GPL' is no SPDX name" in line
+    assert "near: GPL-1.0-only, GPL-2.0-only, GPL-3.0-only" in line
 
 
 def test_an_unknown_preset_is_named():

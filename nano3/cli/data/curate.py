@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nano3.cli.data.curate_estimate import estimate_of, finished_model, parse_price, print_estimate
-from nano3.cli.data.curate_list import show_list
+from nano3.cli.data.curate_list import check_named, show_file, show_list
 from nano3.cli.data.curate_report import printable, show_report
 from nano3.cli.options.common import Json, was_typed
 
@@ -78,6 +78,9 @@ Name = Annotated[
     ),
 ]
 ListAll = Annotated[bool, typer.Option("--list", metavar="", help="Show all pipelines and steps; run nothing.")]
+Show = Annotated[
+    bool, typer.Option("--show", metavar="", help="Print the pipeline's TOML, to begin your own with; run nothing.")
+]
 Paths = Annotated[
     list[str] | None,
     typer.Option("--from", help="File or folder to read. Repeatable.", metavar="PATH", show_default=False),
@@ -154,6 +157,7 @@ def curate(
     context: typer.Context,
     name: Name = "",
     list_all: ListAll = False,
+    show: Show = False,
     paths: Paths = None,
     out: Out = None,
     against: Against = None,
@@ -186,12 +190,16 @@ def curate(
       nano3 data curate code --from checkouts/
       nano3 data curate cc-code --from crawl.warc.gz --url http://127.0.0.1:8000
 
-    [dim]What there is, and what a run would do:[/]
+    [dim]What there is, a pipeline of your own, and what a run would do:[/]
       nano3 data curate --list
+      nano3 data curate code --show > mine.toml
       nano3 data curate code --from checkouts/ --dry-run
     """
     if list_all:
         show_list(as_json)
+        return
+    if show:
+        show_file(name)
         return
     pipeline = _pipeline(name, overrides or [], paths, against, limit, tasks)
     _check_executor(executor, slurm, workers)
@@ -222,13 +230,14 @@ def _pipeline(
     """The pipeline, checked together with the options that say what it reads."""
     from nano3.config.errors import UserError
 
-    if not name:
-        raise UserError("name a pipeline: nano3 data curate PIPELINE; --list shows those there are")
+    check_named(name)
     if limit and tasks > 1:
         raise UserError(f"--limit reads in one task; leave out --tasks {tasks}")
     from nano3.curate.pipeline import load_pipeline
 
     pipeline = load_pipeline(name, overrides)
+    for line in pipeline.notices:
+        print(printable(f"warning: {line}"), file=sys.stderr)
     if not paths and not pipeline.config.inputs:
         raise UserError(f"pipeline '{name}' has no inputs of its own: give --from PATH")
     if against and not any("dedup" in step.use for step in pipeline.steps):

@@ -1,4 +1,4 @@
-"""`nano3 data curate --list`: pipelines and steps."""
+"""`nano3 data curate --list` and `--show`: pipelines and steps, and the text of one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,22 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nano3.curate.catalog import StepInfo
+
+
+def check_named(name: str) -> None:
+    """Raise UserError unless a pipeline was named."""
+    from nano3.config.errors import UserError
+
+    if not name:
+        raise UserError("name a pipeline: nano3 data curate PIPELINE; --list shows those there are")
+
+
+def show_file(name: str) -> None:
+    """Print a pipeline's TOML as it stands."""
+    from nano3.curate.pipeline import pipeline_text
+
+    check_named(name)
+    print(pipeline_text(name)[1].rstrip("\n"))
 
 
 def show_list(as_json: bool) -> None:
@@ -38,6 +54,7 @@ def show_list(as_json: bool) -> None:
     rows = [(one["step"], one["summary"], ", ".join(one["needs"]) or "-") for one in steps]
     _print_columns("steps", ("step", "does", "needs"), rows, [", ".join(one["missing"]) for one in steps])
     print("try it: nano3 data curate tiny (nothing to download)")
+    print("one of your own: nano3 data curate NAME --show > mine.toml, then nano3 data curate mine.toml --from PATH")
     print("settings of a pipeline, without a run: nano3 data curate NAME --from PATH --dry-run")
 
 

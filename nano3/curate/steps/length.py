@@ -21,6 +21,10 @@ class LengthSettings:
 
     def __post_init__(self) -> None:
         check("length", self, ">=", 0, "least", "most")
+        if 0 < self.most < self.least:
+            raise ValueError(
+                f"length.most is {self.most}; it must be at least length.least, {self.least}, or 0 for none"
+            )
 
 
 class Length(Step):

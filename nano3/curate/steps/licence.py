@@ -13,7 +13,14 @@ from datatrove.data import Document
 
 from nano3.config.errors import UserError
 from nano3.curate.step import Context, Step
-from nano3.curate.steps.licence_texts import is_allowed, licence_of_header, licence_of_text, spdx_name
+from nano3.curate.steps.licence_texts import (
+    is_allowed,
+    is_known,
+    licence_of_header,
+    licence_of_text,
+    near_names,
+    spdx_name,
+)
 
 PERMISSIVE = ("MIT", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "ISC", "0BSD", "Unlicense", "CC0-1.0")
 KEYS = ("license", "licence", "licenses", "detected_licenses", "max_stars_repo_licenses")
@@ -33,6 +40,15 @@ class LicenceSettings:
     def __post_init__(self) -> None:
         if not self.allow:
             raise UserError("licence.allow is empty: nothing would be kept")
+
+    def notices(self) -> list[str]:
+        """A line for each name of `allow` that nano3 finds in no LICENSE file, with those that may be meant."""
+        return [
+            f"licence.allow: {name!r} is no SPDX name that nano3 knows; only what is marked exactly so is kept"
+            f"{f' (near: {near})' if (near := ', '.join(near_names(name))) else ''}"
+            for name in self.allow
+            if not is_known(name)
+        ]
 
 
 class Licence(Step):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 
 _ALIASES = {
@@ -61,6 +62,19 @@ _GNU, SOME_GNU = "gnu (?:affero |lesser |library )?general public license", "Lic
 def spdx_name(name: str) -> str:
     """A licence as SPDX writes it, where it is known; else the name itself."""
     return _SPDX.get(name.strip().lower(), name.strip())
+
+
+def is_known(name: str) -> bool:
+    """Whether a licence's name is one that nano3 writes; those with LicenseRef- are the user's own."""
+    return name.strip().lower() in _SPDX or name.startswith("LicenseRef-")
+
+
+def near_names(name: str) -> list[str]:
+    """Names that may be meant by one that is not known, at most three."""
+    names, own = sorted(set(_SPDX.values())), name.strip().lower()
+    longer = [one for one in names if one.lower().startswith(own)]
+    shown = longer or difflib.get_close_matches(name, names, n=1)
+    return shown[:3]
 
 
 def licence_of_header(text: str) -> str:

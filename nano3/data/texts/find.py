@@ -13,7 +13,7 @@ from nano3.config.errors import UserError
 from nano3.data.texts.compressed import open_bytes
 from nano3.data.texts.containers import bare_suffix
 from nano3.data.texts.readers import READERS, InputFile
-from nano3.data.texts.skipped import LINKED, NO_FILE, NO_TEXT, UNKNOWN, UNREADABLE, Skipped
+from nano3.data.texts.skipped import CURATED, LINKED, NO_FILE, NO_TEXT, UNKNOWN, UNREADABLE, Skipped
 
 _TEXT_SUFFIXES = """
 .txt .md .rst .py .pyi .text .markdown .tex .html .htm .xml .css .csv .tsv .json .yaml .yml .toml
@@ -34,7 +34,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 def find_files(spec: str, skipped: Skipped) -> list[InputFile]:
     """Files of one source: a file or a folder (searched in sorted order), with `::FIELD` for another text field.
 
-    Of a folder that `nano3 data curate` wrote, the documents alone.
+    Of a folder that `nano3 data curate` wrote, the documents alone; one below the folder is left out.
 
     Raises:
         FileNotFoundError: nothing at that path.
@@ -78,6 +78,9 @@ def _walk(root: Path, text_field: str, skipped: Skipped) -> Iterator[InputFile]:
         for name in [name for name in folders if (Path(folder) / name).is_symlink()]:
             folders.remove(name)
             skipped.add(LINKED, name=_below(root, Path(folder) / name))
+        for name in [name for name in folders if (Path(folder) / name / CURATION).is_file()]:
+            folders.remove(name)  # its texts are those of other files, often of this very folder
+            skipped.add(CURATED, name=_below(root, Path(folder) / name))
         for name in sorted(files):
             if name.startswith("."):
                 continue

@@ -12,12 +12,15 @@ NO_TEXT = "files without a suffix that are no UTF-8 text"
 UNREADABLE = "files and folders that may not be read"
 NO_FILE = "links to nothing, pipes and other things that are no files"
 LINKED = "links to folders"
-OF_FILES = frozenset({UNKNOWN, NO_TEXT, UNREADABLE, NO_FILE, LINKED})
+CURATED = "folders that nano3 data curate wrote, which are read where you name them"
+OF_FILES = frozenset({UNKNOWN, NO_TEXT, UNREADABLE, NO_FILE, LINKED, CURATED})
 """Reasons that concern files, found while folders are searched; the others concern documents."""
 
 _SINGULAR = {
     "files and folders that": "file or folder that",
     "files": "file",
+    "folders that nano3 data curate wrote, which are read where you name them": "folder that nano3 data curate wrote, "
+    "which is read where you name it",
     "links to folders": "link to a folder",
     "links": "link",
     "pipes and other things that are no file": "pipe or other thing that is no file",

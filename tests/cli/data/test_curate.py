@@ -121,6 +121,22 @@ def test_a_result_inside_its_input_is_no_input(texts, tmp_path):
     assert "nothing but the result" in refused("curate", "tiny", "--from", "curated/tiny/accounts")
 
 
+def test_what_is_read_once_or_not_at_all_is_told(texts, tmp_path):
+    given = ("curate", "tiny", "--from", texts, "--set", "length.least=5", "--workers", 1)
+    first = run(*given, "--from", texts / "1.txt", "--out", texts / "made")
+    assert f"the result itself, {texts}/made, which lies in --from; 1 input that --from names again" in first.stderr
+    assert json.loads((texts / "made/report.json").read_text())["entered"]["documents"] == 6
+    other = run(*given, "--out", "other").stderr
+    assert "1 folder that nano3 data curate wrote, which is read where you name it (made)" in other
+    assert json.loads((tmp_path / "other/report.json").read_text())["entered"]["documents"] == 6
+
+
+def test_a_preset_can_be_printed_to_begin_ones_own(texts, tmp_path):
+    (tmp_path / "mine.toml").write_text(run("curate", "tiny", "--show").stdout)
+    assert load_pipeline("mine.toml").steps == load_pipeline("tiny").steps
+    assert "name a pipeline" in refused("curate", "--show")
+
+
 def test_a_run_ended_after_its_report_leaves_no_copies_of_the_texts(texts, tmp_path):
     run("curate", "tiny", "--from", texts, "--workers", 1)
     left = tmp_path / "curated/tiny/work/04-near-dedup/documents"
