@@ -49,6 +49,8 @@ class Sample:
     key: str
     id: str
     text: str
+    reply: str = ""
+    """What a model, or its server, said of it; empty: none was asked."""
 
 
 @dataclass
@@ -58,11 +60,11 @@ class Dropped:
     size: Size = field(default_factory=Size)
     samples: list[Sample] = field(default_factory=list)
 
-    def add(self, size: Size, key: str, name: str, text: str) -> None:
+    def add(self, size: Size, sample: Sample) -> None:
         """One more document."""
         self.size += size
-        if len(self.samples) < SAMPLES or key < self.samples[-1].key:
-            self._keep([*self.samples, Sample(key, name, text)])
+        if len(self.samples) < SAMPLES or sample.key < self.samples[-1].key:
+            self._keep([*self.samples, sample])
 
     def merge(self, other: Dropped) -> None:
         """Take in those of another task."""
@@ -161,14 +163,15 @@ class Ledger:
             self.account.kept += self._inside.pop(id(document), Size(1, 0, 0))
         self._made |= made - {id(document)}
 
-    def drops(self, document: Any, reason: str) -> None:
-        """A document that came in goes no further."""
+    def drops(self, document: Any, reason: str, reply: str = "") -> None:
+        """A document that came in goes no further; `reply`: of the model that was asked about it."""
         size = self._inside.pop(id(document), Size(1, 0, 0))
         key = hashlib.blake2b(
             f"{self._seed}\0{self._step}\0{reason}\0{document.id}".encode("utf-8", "replace"), digest_size=8
         ).hexdigest()
-        shown, name = (_encodable(text) for text in (document.text[:SAMPLE_CHARACTERS], document.id))
-        self.account.dropped.setdefault(_encodable(reason), Dropped()).add(size, key, name, shown)
+        texts = (document.id, document.text[:SAMPLE_CHARACTERS], reply[:SAMPLE_CHARACTERS])
+        sample = Sample(key, *map(_encodable, texts))
+        self.account.dropped.setdefault(_encodable(reason), Dropped()).add(size, sample)
 
     def save(self, path: Path) -> None:
         """Write the account, whole or not at all."""

@@ -106,9 +106,9 @@ class Step(PipelineStep):
         """Why a document is dropped; empty: it is kept."""
         raise NotImplementedError
 
-    def drop(self, document: Document, reason: str) -> None:
-        """Let a document go no further, counted under a reason."""
-        self.ledger.drops(document, reason)
+    def drop(self, document: Document, reason: str, reply: str = "") -> None:
+        """Let a document go no further, counted under a reason; `reply`: of the model that was asked about it."""
+        self.ledger.drops(document, reason, reply)
 
     def note(self, what: str, n: int = 1) -> None:
         """Count something else that the report shows beside this step."""

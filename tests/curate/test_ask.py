@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from nano3.cli.data.curate_report import print_report
 from nano3.client.cache import AnswerCache
 from nano3.config.errors import UserError
 from nano3.curate.ask.answers import is_refusal
@@ -135,6 +136,19 @@ def test_answers_of_no_use_drop_the_document_for_a_reason(curate, model_server, 
     report, kept = curate([("ask", {"prompt": prompt})], ["fine", "a bad text", "fine too"], server=model_server.url)
     assert dropped(report, "ask") == {reason: 1}
     assert [row["id"] for row in kept] == ["d0", "d2"]
+
+
+def test_what_the_model_or_its_server_said_is_shown_with_a_document_that_was_dropped(
+    curate, model_server, prompt, monkeypatch, capsys
+):
+    monkeypatch.setenv("NANO3_API_KEY", "sk-secret")
+    said = {"first": "Hm, let me see.", "second": (400, "too long for sk-secret"), "third": '{"verdict": "no"}'}
+    model_server.reply = lambda message, body: next((said[word] for word in said if word in message), "yes")
+    report, _ = curate([("judge", {})], list(said), server=model_server.url)
+    samples = {sample.text: sample.reply for _, _, sample in report.samples()}
+    assert samples == {"first": said["first"], "second": "HTTP 400: too long for ***", "third": said["third"]}
+    print_report(report, 1)
+    assert "first\n──── the reply ────\nHm, let me see." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("said", ["I cannot recommend this book enough.", "Sorry about the noise, said the neighbour."])

@@ -99,7 +99,8 @@ def _print_samples(found: Report, most: int) -> None:
     for label, reason, sample in found.samples():
         shown[label, reason] = shown.get((label, reason), 0) + 1
         if shown[label, reason] <= most:
-            print(printable(f"\n──── {label} · {reason} · {sample.id} ────\n{sample.text}"))
+            said = f"\n──── the reply ────\n{sample.reply}" if sample.reply else ""
+            print(printable(f"\n──── {label} · {reason} · {sample.id} ────\n{sample.text}{said}"))
 
 
 def printable(text: str) -> str:

@@ -38,10 +38,11 @@ _REFUSAL = re.compile(  # regret alone is a text's own: somebody must be unable,
 class DropError(Exception):
     """The document goes no further, for this reason."""
 
-    def __init__(self, reason: str) -> None:
-        """`reason`: of few kinds; the report counts by it."""
+    def __init__(self, reason: str, reply: str = "") -> None:
+        """`reason`: of few kinds, the report counts by it; `reply`: what the model or its server said, shown with the
+        document."""
         super().__init__(reason)
-        self.reason = reason
+        self.reason, self.reply = reason, reply
 
 
 @dataclass(frozen=True)
@@ -70,13 +71,13 @@ def usable(chat: ChatAnswer, message: str, fixed: str) -> Answer:
         DropError: it is empty, refuses or was filtered, or repeats the prompt.
     """
     if chat.finish_reason == FILTERED:
-        raise DropError(KEPT_BACK)
+        raise DropError(KEPT_BACK, chat.text)
     if not chat.text:
-        raise DropError(EMPTY)
+        raise DropError(EMPTY, chat.reasoning)
     if is_refusal(chat.text):
-        raise DropError(DECLINED)
+        raise DropError(DECLINED, chat.text)
     if is_copy(chat.text, message, fixed):
-        raise DropError(COPY)
+        raise DropError(COPY, chat.text)
     return Answer(chat.text, chat.reasoning, chat.finish_reason, chat.completion_tokens, chat.choice)
 
 

@@ -131,7 +131,11 @@ class AskStep(Step):
     async def _written(self, document: Document, asker: Asker) -> Sequence[Document]:
         ask = Ask(self, asker, document)
         parent, before = document.id, document.text
-        written = list(await self.write(document, ask))
+        try:
+            written = list(await self.write(document, ask))
+        except DropError as error:
+            error.reply = error.reply or ask.last_reply
+            raise
         if document.text != before:
             document.metadata.pop("_record", None)  # what a model wrote is a text, no record any more
         entry = ask.entry()
@@ -145,7 +149,7 @@ class AskStep(Step):
         try:
             written = future.result()
         except DropError as error:
-            self.drop(document, error.reason)
+            self.drop(document, error.reason, error.reply)
             return []
         if not written:
             self.drop(document, NOTHING)
@@ -197,6 +201,12 @@ class Ask:
         """Ask for a step."""
         self._step, self._asker, self._document = step, asker, document
         self._used: dict[str, dict[str, Any]] = {}
+        self._replies: list[str] = []
+
+    @property
+    def last_reply(self) -> str:
+        """Of all requests, in the order in which they were begun, the last one's reply; empty: none came."""
+        return next((reply for reply in reversed(self._replies) if reply), "")
 
     async def __call__(
         self,
@@ -221,7 +231,8 @@ class Ask:
         Raises:
             DropError: no answer that can be used.
         """
-        step = self._step
+        step, number = self._step, len(self._replies)
+        self._replies.append("")
         prompt = step.loaded[name]
         message = prompt.filled(values)
         limit = max_tokens or step.settings.max_tokens
@@ -231,8 +242,9 @@ class Ask:
         answer = await self._asked(message, sampling | {"max_tokens": limit}, prompt, sample)
         if answer.finish_reason == "length" and again:
             answer = await self._asked(message, sampling | {"max_tokens": 2 * limit}, prompt, sample, again=True)
+        self._replies[number] = answer.text or answer.reasoning
         if answer.finish_reason == "length":
-            raise DropError(CUT)
+            raise DropError(CUT, self._replies[number])
         return usable(answer, message, prompt.fixed())
 
     def entry(self) -> dict[str, Any]:
@@ -254,10 +266,10 @@ class Ask:
         try:
             answer, seconds = await self._asker.chat(message, sampling, prompt.hash, sample)
         except NoAnswerError as error:
-            raise DropError(SILENT) from error
+            raise DropError(SILENT, str(error)) from error
         except RefusedError as error:
             refused = KEPT_BACK if error.filtered else f"{REFUSED} (HTTP {error.status})"
-            raise DropError(CUT if again and not error.filtered else refused) from error
+            raise DropError(CUT if again and not error.filtered else refused, str(error)) from error
         if self._step.meter:
             self._step.meter(self._document, message, answer, seconds)
         self._step.note("answers of the model")
