@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
 
 import nano3
-from nano3.cli.app import main
+from nano3.cli.app import VERBS, main
 from nano3.data.tokens.tokenizer import Tokenizer
 
 from .command_lines import parse
@@ -94,3 +95,16 @@ def test_the_readme_says_how_to_run_the_tests():
 def test_every_file_that_the_readme_links_exists():
     links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / "README.md").read_text())
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_readme_names_every_extra_and_what_it_is_for():
+    extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    rows = re.findall(r"^\| `pip install '\.\[.*$", (ROOT / "README.md").read_text(), re.M)
+    assert {name for row in rows for name in re.findall(r"'\.\[(\w+)\]'", row)} == extras - {"dev"}
+    assert {verb for row in rows for verb in re.findall(r"`nano3 ([\w-]+)", row)} <= set(VERBS)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_page_installs_nano3_from_an_index(page):
+    """It is on none yet."""
+    assert not re.search(r"pip install [^`\n]*nano3\b(?!/)", page.read_text())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import sys
 
 import pytest
 import torch
@@ -87,11 +89,15 @@ def test_an_adapter_is_merged_on_the_way(folder, tmp_path, capsys):
         assert run(capsys, *command, "--force")[0] == 0
 
 
-def test_a_tokenizer_that_llama_cpp_has_not_is_one_line(model_folder, tmp_path, capsys):
+def test_a_tokenizer_that_llama_cpp_has_not_is_one_line(model_folder, tmp_path, capsys, monkeypatch):
     code, _, err = run(capsys, "export", "--gguf", "bf16", tmp_path / "m.gguf", "--from", model_folder)
     assert code == 2
     assert err.startswith("error: llama.cpp cannot cut text into words as this tokenizer does")
     assert err.count("\n") == 1
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    code, _, err = run(capsys, "export", "--gguf", "bf16", tmp_path / "m.gguf", "--from", model_folder)
+    assert (code, err.count("\n")) == (2, 1)
+    assert re.search(r"cannot cut text .*; besides, GGUF files need the package gguf: .*\[gguf\]", err)
 
 
 def test_a_damaged_file_is_one_line(tmp_path, capsys):

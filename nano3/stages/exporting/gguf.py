@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from nano3.config.errors import UserError
 from nano3.data.chat.template import default_text
 from nano3.data.tokens.tokenizer import Tokenizer
 from nano3.data.tokens.vocabulary import CHAT_TOKENS
@@ -33,21 +34,32 @@ def main(model: str, file: Path, kind: str) -> Written:
         OSError: the disk is full.
     """
     check_type(kind)
-    require_gguf()
     check_place(file)
     check_writable(file.parent)
     model = local_model(model)
     check_named(model)
     tokenizer = find_tokenizer(model)
     vocabulary = None if tokenizer is None else vocabulary_of(tokenizer)
-    if vocabulary is not None:
-        checked_split(vocabulary.settings)  # before the weights are read
+    _check_both(vocabulary)
     lm = load_model(model)
     check_exportable(lm.cfg)
     merge(lm)
     if Path(model).exists():
         lm.stage = weights_stage(model)
     return write_gguf(lm, file, kind, vocabulary, model_name(model))
+
+
+def _check_both(vocabulary: Vocabulary | None) -> None:
+    """Raise UserError, before the weights are read, for the tokenizer and a missing package: for both at once, since
+    another tokenizer takes another training."""
+    found = []
+    for check in (lambda: vocabulary and checked_split(vocabulary.settings), require_gguf):
+        try:
+            check()
+        except UserError as error:
+            found.append(str(error))
+    if found:
+        raise UserError("; besides, ".join(found))
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:

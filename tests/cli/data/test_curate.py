@@ -213,6 +213,7 @@ def test_without_the_extra_it_says_what_to_install():
     assert len(done.stderr.splitlines()) == 1
     listed = command(code, "data", "curate", "--list")
     assert (listed.returncode, "datatrove" in listed.stdout) == (0, True)
+    assert re.search(r"install the packages that are not: .*\[curate\]", listed.stdout)
 
 
 def test_nothing_is_imported_for_it_before_it_runs():
