@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from nano3.curate.step import Reader
 from nano3.data.texts import stdlib_corpus
 from nano3.data.texts.containers import UnusableError, bare_suffix, json_lines, open_parquet, told_of
 from nano3.data.texts.find import find_files
+from nano3.data.texts.readers import Document as InputDocument
 from nano3.data.texts.readers import InputFile
 from nano3.data.texts.skipped import Skipped
 from nano3.reading import parse_json
@@ -108,22 +109,31 @@ class Read(Reader):
 
     def _texts(self, unit: Unit) -> Iterator[Document]:
         file = InputFile(Path(unit.path), unit.name, unit.field, unit.size, 0, unit.found)
-        yield from self._counted(file, {"_file": unit.path, "_root": unit.root})
+        skipped = Skipped()
+        named = ((file.name, document) for document in file.documents(skipped))
+        yield from self._counted(named, skipped, {"_file": unit.path, "_root": unit.root})
 
     def _stdlib(self, unit: Unit) -> Iterator[Document]:
-        yield from self._counted(stdlib_corpus.StandardLibrary(), {"license": "Python-2.0"}, unit.part)
+        skipped = Skipped()
+        named = stdlib_corpus.StandardLibrary().named(skipped)
+        yield from self._counted(named, skipped, {"license": "Python-2.0"}, unit.part)
 
-    def _counted(self, source: Any, metadata: dict[str, Any], part: tuple[int, int] = (0, 1)) -> Iterator[Document]:
+    def _counted(
+        self,
+        named: Iterable[tuple[str, InputDocument | None]],
+        skipped: Skipped,
+        metadata: dict[str, Any],
+        part: tuple[int, int] = (0, 1),
+    ) -> Iterator[Document]:
         """Documents of an input of nano3.data.texts, what it leaves out dropped under the same reasons."""
-        skipped, number, of = Skipped(), *part
+        number, of = part
         before = skipped.copy()
-        for i, document in enumerate(source.documents(skipped)):
+        for i, (name, document) in enumerate(named):
             if i % of != number:
                 pass
             elif document is None:
                 reason = next(iter(skipped.counts - before.counts), "unreadable")
-                names = skipped.names.get(reason, [])
-                self.drop(self.found("", names[-1] if names else source.name), reason)
+                self.drop(self.found("", name), reason)
             else:
                 yield self.found(document.text, document.name, {"source": document.name, **metadata})
             before = skipped.copy()

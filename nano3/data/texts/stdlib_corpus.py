@@ -65,21 +65,29 @@ class StandardLibrary:
 
     def documents(self, skipped: Skipped) -> Iterator[Document | None]:
         """One document a file, then one for each help topic of pydoc."""
+        for _, document in self.named(skipped):
+            yield document
+
+    def named(self, skipped: Skipped) -> Iterator[tuple[str, Document | None]]:
+        """The same, each behind its name; None for one that is left out."""
         for name, data in self._files:
             if name != TOPICS_FILE:
-                text = usable_text(data, skipped)
-                yield None if text is None else Document(name, text)
+                yield _named(name, data, skipped)
         yield from self._topics(skipped)
 
-    def _topics(self, skipped: Skipped) -> Iterator[Document | None]:
+    def _topics(self, skipped: Skipped) -> Iterator[tuple[str, Document | None]]:
         source = dict(self._files).get(TOPICS_FILE)
         if source is None:
             return
         scope: dict[str, dict[str, str]] = {}
         exec(compile(source, TOPICS_FILE, "exec"), scope)
         for topic, data in sorted(scope["topics"].items()):
-            text = usable_text(data, skipped)
-            yield None if text is None else Document(f"pydoc_data/topics/{topic}.txt", text)
+            yield _named(f"pydoc_data/topics/{topic}.txt", data, skipped)
+
+
+def _named(name: str, data: bytes | str, skipped: Skipped) -> tuple[str, Document | None]:
+    text = usable_text(data, skipped)
+    return name, None if text is None else Document(name, text)
 
 
 def _find(root: Path) -> Iterator[str]:

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from nano3.config.errors import UserError
+from nano3.data.texts.find import CURATION
 from nano3.data.texts.skipped import Skipped
 from nano3.files import check_free, write_atomic
 from nano3.reading import parse_json, read_json
@@ -236,6 +237,9 @@ def _not_prepared(folder: Path) -> str:
         return f"{folder} is not prepared to its end: give the command that began it again"
     if inner := [str(place.parent) for place in sorted(folder.glob(f"*/{MANIFEST}"))]:
         return f"{folder} holds several prepared folders: name one of {', '.join(inner)}"
+    if (folder / CURATION).is_file():
+        shown = f"`nano3 data report {folder}` shows it"
+        return f"{folder} is curated, not prepared: {shown}, `nano3 data prepare {folder} --out DIR` prepares it"
     return f"{folder} holds no prepared data: `nano3 data prepare {folder} --out DIR` makes it of texts"
 
 

@@ -15,6 +15,8 @@ from nano3.config.errors import UserError
 from nano3.config.presets import preset_names
 from nano3.curate.ledger import Size
 from nano3.curate.pipeline import load_pipeline
+from nano3.data.texts.skipped import Skipped
+from nano3.data.texts.stdlib_corpus import StandardLibrary
 
 from ...curate.model_server import MODEL, ModelServer
 
@@ -129,6 +131,17 @@ def test_what_is_read_once_or_not_at_all_is_told(texts, tmp_path):
     other = run(*given, "--out", "other").stderr
     assert "1 folder that nano3 data curate wrote, which is read where you name it (made)" in other
     assert json.loads((tmp_path / "other/report.json").read_text())["entered"]["documents"] == 6
+
+
+def test_a_curated_folder_is_no_prepared_one_and_says_where_it_is_shown(texts, tmp_path):
+    run("curate", "tiny", "--from", texts, "--workers", 1)
+    result = CliRunner().invoke(app, ["inspect", "curated/tiny"])
+    assert "curated/tiny is curated, not prepared: `nano3 data report curated/tiny` shows it" in str(result.exception)
+
+
+def test_an_empty_file_of_the_standard_library_is_named():
+    skipped = Skipped()
+    assert [name for name, document in StandardLibrary().named(skipped) if document is None][0].endswith(".py")
 
 
 def test_a_preset_can_be_printed_to_begin_ones_own(texts, tmp_path):
