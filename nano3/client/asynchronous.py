@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ ANSWERED = 2
 PROBE = [{"role": "user", "content": "Reply with the word yes."}]
 PROBE_SECONDS, PROBE_TIMEOUT = 30.0, 60.0
 """Between two looks at whether a server answers a short request, and for its answer."""
+QUIET_SECONDS, TOLD_SECONDS = 3.0, 10.0
+"""Without an answer, after which a line says so; between two such lines."""
 CHAT = "/v1/chat/completions"
 
 
@@ -105,8 +108,9 @@ class AsyncServer(Address):
             raise UserError(f"{url_name} {url}: no address of a server: {error}") from error
         self.limit, self.counts = Limit(concurrency), Counts()
         self._timeout, self._tries = timeout, tries or Tries(5, deadline=900.0, patient=True)
-        self._sleep, self._tell, self._told = sleep, tell, False
+        self._sleep, self._tell, self._told = sleep, tell, -math.inf
         self._last_answer = -1.0
+        self._silent: float | None = None  # since when nothing was answered, where a request failed since
         self._answered: set[str] = set()
         self._probes: dict[str, tuple[float, int]] = {}
         self._probing = asyncio.Lock()
@@ -191,16 +195,21 @@ class AsyncServer(Address):
         attempts.note_answered(self._last_answer)
         if attempts.is_over:
             await self._judge(attempts, body)
-        deadline = self._tries.deadline
-        left = max(attempts.began, self._last_answer) + deadline - time.monotonic()
+        deadline, now = self._tries.deadline, time.monotonic()
+        if self._silent is None:
+            self._silent = max(attempts.began, self._last_answer)
+        silent = now - self._silent
+        left = deadline - silent
         if left < 0:
             raise ServerGoneError(
                 f"{self.url}: no answer for {deadline:g} s ({attempts.reason}); run the same command again when it "
                 "answers: what was done is kept"
             )
-        if attempts.is_over and not self._told:
-            self._told = True
-            self._tell(f"{self.url}: {attempts.reason}; waiting for it, {left:.0f} s at the most")
+        noticed = attempts.is_over or (attempts.failed > 1 and silent >= QUIET_SECONDS)
+        if noticed and now - self._told >= TOLD_SECONDS:
+            self._told = now
+            self._tell(f"{self.url}: no answer for {silent:.0f} s ({attempts.reason}); waiting for it, {left:.0f} s "
+                       "more at the most")  # fmt: skip
         await self._sleep(min(attempts.polite_pause(), left + 0.01))
 
     async def _judge(self, attempts: _Attempts, body: dict[str, Any]) -> None:
@@ -224,6 +233,7 @@ class AsyncServer(Address):
             known = reply.status != FORBIDDEN and _kind(body) in self._answered  # a key may lose its rights later
             status = 200 if known else await self._probe(body)
             if is_answer(status):
+                self._silent = None
                 raise RefusedError(reply.status, words, is_filtered(reply.body))
             if is_passing(status) or not status:
                 return
@@ -254,7 +264,7 @@ class AsyncServer(Address):
             return status
 
     def _note_answer(self, body: dict[str, Any]) -> None:
-        self._last_answer, self._told = time.monotonic(), False
+        self._last_answer, self._told, self._silent = time.monotonic(), -math.inf, None
         self._answered.add(_kind(body))
 
 

@@ -176,6 +176,31 @@ def test_a_server_that_answers_nothing_is_gone_after_the_deadline(server):
     assert "sk-secret" not in told[0]
 
 
+def test_the_deadline_counts_from_the_last_answer_of_a_server_that_went_away(server):
+    server.reply, waits = (lambda prompt, _: "fine" if prompt == "a" else (503, "gone")), []
+
+    async def slept(seconds: float) -> None:
+        waits.append(seconds)
+        await asyncio.sleep(seconds)
+
+    async def run() -> None:
+        tries = Tries(3, first_wait=0.1, longest_wait=0.2, deadline=0.4, patient=True)
+        client = AsyncServer(server.url, tries=tries, sleep=slept)
+        try:
+            waiting = asyncio.ensure_future(client.chat(body("b")))
+            while not waits:
+                await asyncio.sleep(0.001)
+            await client.chat(body("a"))
+            waits.clear()
+            with pytest.raises(ServerGoneError):
+                await waiting
+        finally:
+            await client.close()
+
+    asyncio.run(run())
+    assert sum(waits) <= 0.4 + 0.02
+
+
 def test_a_server_that_comes_back_before_the_deadline_loses_nothing(server):
     """It stumbles once more at each message, when it answers others already."""
     back, seen = time.monotonic() + 1.0, {"message 0", "Reply with the word yes."}
