@@ -21,8 +21,12 @@ PROMPT = "Turn this text around and give nothing else back:\n\n{text}\n"
 COMMAND = (  # a shell may have started pytest with SIGINT ignored
     "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\nfrom nano3.cli.app import main; main()"
 )
-ENDS = {signal.SIGKILL: (-signal.SIGKILL,), signal.SIGINT: (130,), signal.SIGTERM: (-signal.SIGTERM, 143)}
-"""Signal -> exit codes."""
+ENDS = {
+    signal.SIGKILL: (-signal.SIGKILL,),
+    signal.SIGINT: (130, -signal.SIGINT),
+    signal.SIGTERM: (-signal.SIGTERM, 143),
+}
+"""Signal -> exit codes; Python ends by the signal itself where Ctrl-C comes while it still imports."""
 
 
 def start(folder, out, workers, url):
@@ -67,7 +71,7 @@ def completed(out):
 
 def ended(folder, out, process, rng, sign):
     """Whether the process was ended by a signal, after some more tasks or answers than before."""
-    more, before = rng.randrange(4), len(completed(out))
+    more, before = rng.randrange(sign != signal.SIGKILL, 4), len(completed(out))  # Python that imports has no code 130
     while process.poll() is None and (not out.is_dir() or len(completed(out)) < before + more):
         time.sleep(0.005)
     time.sleep(rng.uniform(0, 0.3))
