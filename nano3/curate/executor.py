@@ -6,6 +6,7 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
@@ -27,6 +28,8 @@ ENDED = (
     "ended from outside, as the system does where memory runs out: give the same command again to go on, with fewer "
     "--workers"
 )
+REACHED_WITHIN = 5.0
+"""Seconds for a connection to a cluster of Ray."""
 Done = Callable[[], None]
 
 
@@ -65,6 +68,24 @@ class RayPool:
     def submit(self, work: Callable, executor: LocalPipelineExecutor, rank: int) -> Future:
         """Run a task; `work` is `_run_task`."""
         return self._remote.remote(executor, rank).future()
+
+
+def check_cluster(address: str) -> None:
+    """Whether something listens where a cluster of Ray should: Ray itself would wait for minutes.
+
+    Args:
+        address: as of RAY_ADDRESS; one without a port (empty, auto, local) is Ray's own business.
+
+    Raises:
+        UserError: nothing listens there.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), REACHED_WITHIN).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"RAY_ADDRESS {address}: no cluster of Ray ({error})") from error
 
 
 @contextmanager

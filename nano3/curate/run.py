@@ -15,7 +15,7 @@ from nano3.cores import usable_cores
 from nano3.curate.ask.model import Model, no_model
 from nano3.curate.catalog import find_step
 from nano3.curate.chart import draw
-from nano3.curate.executor import RayPool, ray_pool, run_segment, worker_pool
+from nano3.curate.executor import RayPool, check_cluster, ray_pool, run_segment, worker_pool
 from nano3.curate.inputs import Unit, default_tasks, divide
 from nano3.curate.manifest import MANIFEST, Manifest, check_same, read_manifest
 from nano3.curate.pipeline import Pipeline
@@ -107,8 +107,11 @@ def run_pipeline(plan: Plan, workers: int = 0, ray: bool = False) -> Report:
         ray: Ray's processes, see `nano3.curate.executor.ray_pool`.
 
     Raises:
-        UserError: the folder holds other files or a run with other settings, or another process writes there.
+        UserError: the folder holds other files or a run with other settings, another process writes there, or there is
+            no cluster where RAY_ADDRESS says.
     """
+    if ray and not (plan.out / REPORT).is_file():
+        check_cluster(os.environ.get("RAY_ADDRESS", ""))
     with opened(plan):
         if not (plan.out / REPORT).is_file():
             most = plan.model.concurrency if plan.model else plan.manifest.tasks  # a worker has one request at least

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 import time
@@ -382,3 +383,14 @@ def test_the_embedded_corpus_passes_the_trial_pipeline_whole(tmp_path):
     report = run_pipeline(plan, 1)
     assert report.entered.documents == 40
     assert len(documents(tmp_path / "out")) == report.result.documents > 30
+
+
+@pytest.mark.parametrize("form", ["127.0.0.1:{port}", "ray://127.0.0.1:{port}"])
+def test_an_address_of_ray_where_nothing_listens_is_refused_before_anything_is_written(tmp_path, monkeypatch, form):
+    with socket.socket() as bound:  # and not listening
+        bound.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("RAY_ADDRESS", form.format(port=bound.getsockname()[1]))
+        plan = plan_run(load_pipeline("tiny"), tmp_path / "out", [str(folder_of(tmp_path / "in"))])
+        with pytest.raises(UserError, match="no cluster of Ray .*refused"):
+            run_pipeline(plan, ray=True)
+    assert not (tmp_path / "out").exists()
