@@ -28,8 +28,9 @@ def show_list(as_json: bool) -> None:
     """Print all pipelines and steps, and what is not installed for them."""
     from nano3.cli.output import print_json
     from nano3.config.presets import preset_names
-    from nano3.curate.catalog import PRESETS, STEPS, is_importable
+    from nano3.curate.catalog import EXTRA, FRAME_PACKAGES, PRESETS, STEPS, is_importable
     from nano3.curate.pipeline import read_pipeline
+    from nano3.installation import install_command
 
     pipelines = []
     for name in preset_names(PRESETS):
@@ -40,7 +41,7 @@ def show_list(as_json: bool) -> None:
         pipelines.append(
             {"name": name, "summary": table["pipeline"]["summary"], "steps": uses, "model": asks, "missing": absent}
         )
-    frame = [] if is_importable("datatrove") else ["datatrove"]
+    frame = [name for name in FRAME_PACKAGES if not is_importable(name)]
     steps = [
         {"step": use, "summary": info.summary, "needs": _needs(info), "missing": info.missing()}
         for use, info in STEPS.items()
@@ -53,6 +54,9 @@ def show_list(as_json: bool) -> None:
     _print_columns("pipelines", ("name", "for", "steps"), rows, absent)
     rows = [(one["step"], one["summary"], ", ".join(one["needs"]) or "-") for one in steps]
     _print_columns("steps", ("step", "does", "needs"), rows, [", ".join(one["missing"]) for one in steps])
+    packages = {name for info in STEPS.values() for name in info.packages}
+    if frame or packages & {name for one in steps for name in one["missing"]}:
+        print(f"install the packages that are not: {install_command(EXTRA)}")
     print("try it: nano3 data curate tiny (nothing to download)")
     print("one of your own: nano3 data curate NAME --show > mine.toml, then nano3 data curate mine.toml --from PATH")
     print("settings of a pipeline, without a run: nano3 data curate NAME --from PATH --dry-run")

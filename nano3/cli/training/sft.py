@@ -94,6 +94,7 @@ def preview(
     from nano3.cli.options.common import named_as_typed
     from nano3.cli.options.model_choice import choose_model
     from nano3.cli.training.sft_preview import collect, show, show_on_page
+    from nano3.config.errors import UserError
     from nano3.config.own_chats import chat_names
     from nano3.config.presets import load_sft
     from nano3.data.chat.sets import set_sources
@@ -104,11 +105,14 @@ def preview(
         set_sources(cfg.data)
         tokenizer = find_tokenizer(cfg.data.tokenizer, Path(choose_model(from_path, "--from")))
         shown = collect(cfg, tokenizer, rows)
-    if html is None:
-        show(shown, tokenizer)
-    else:
-        show_on_page(shown, tokenizer, html)
+    full = [one for one in shown if one.rows]
+    if full and html is None:
+        show(full, tokenizer)
+    elif full and html is not None:
+        show_on_page(full, tokenizer, html)
         print(f"page: {html}", file=sys.stderr)
+    if empty := [f"{one.name}: no row to train on; {one.left_out or 'no record'}" for one in shown if not one.rows]:
+        raise UserError("; ".join(empty))
 
 
 def _own_chats(paths: list[str], data: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""Records of chat data sets as conversations: OpenAI's messages, prompt and completion, and ShareGPT."""
+"""Records of chat data sets as conversations: OpenAI's messages, prompt and completion, ShareGPT and Alpaca."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ def read_conversation(record: Mapping[str, Any], name: str) -> Conversation:
 
     - `messages`: OpenAI's, with `reasoning_content` (or `reasoning`), `tool_calls` and, beside it, `tools`;
     - `prompt` and `completion`: each a text or a list of messages;
-    - `conversations`: ShareGPT's turns with `from` and `value`, and `system` beside them.
+    - `conversations`: ShareGPT's turns with `from` and `value`, and `system` beside them;
+    - `instruction` and `output`: Alpaca's; an `input` follows the instruction after a blank line.
 
     `tools` and lists of messages may be JSON texts, as columns of Parquet files often are.
 
@@ -84,8 +85,19 @@ def _messages(record: Mapping[str, Any]) -> list[dict[str, Any]]:
             return first + [_turn(turn, f"{name}[{i}]") for i, turn in enumerate(turns)]
     if record.get("prompt") is not None and record.get("completion") is not None:
         return [*_side(record["prompt"], "user"), *_side(record["completion"], "assistant")]
+    if isinstance(record.get("instruction"), str) and record.get("output") is not None:
+        return _alpaca(record)
     fields = ", ".join(sorted(map(str, record))) or "none"
-    raise RowError(FORM, f"no messages, no prompt with a completion and no conversations; fields there: {fields}")
+    forms = "no messages, no prompt with a completion, no conversations and no instruction with an output"
+    raise RowError(FORM, f"{forms}; fields there: {fields}")
+
+
+def _alpaca(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Instruction, with its input, and output as messages."""
+    system, extra = record.get("system"), record.get("input")
+    asked = f"{record['instruction']}\n\n{extra}" if isinstance(extra, str) and extra.strip() else record["instruction"]
+    first = [{"role": "system", "content": system}] if isinstance(system, str) and system else []
+    return [*first, {"role": "user", "content": asked}, {"role": "assistant", "content": record["output"]}]
 
 
 def _side(value: Any, role: str) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from nano3.config.typed import nearest
 from nano3.data.texts import containers, parts
 from nano3.data.texts.compressed import open_bytes
 from nano3.data.texts.containers import UnusableError, bare_suffix, json_lines, open_parquet, told_of
@@ -18,6 +19,9 @@ VERSION = 2
 """Raised with every change of the texts that files give, so that prepared data are made anew."""
 PROBED_RECORDS = 1000
 """Records read before a missing field is taken for a mistake of the user."""
+
+NAMED_FIELDS = 30
+"""Fields that are named where a file has no text."""
 
 
 @dataclass(frozen=True)
@@ -137,22 +141,24 @@ def _read_text(file: InputFile, skipped: Skipped) -> Iterator[Document | None]:
 
 def _read_jsonl(file: InputFile, skipped: Skipped) -> Iterator[Document | None]:
     seen = found = 0
-    last: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for number, line in json_lines(file.path):
         name = f"{file.name}:{number}"
         if line is None:
             skipped.add(f"records longer than {containers.LONGEST_RECORD >> 20} MiB", name=name)
         record = None if line is None else _json_record(line, name, skipped)
         if record is not None:
-            seen, last = seen + 1, record
+            seen += 1
             found += isinstance(record.get(file.text_field), str)
-            if not found and seen == PROBED_RECORDS:
-                raise _no_field(file, record)
+            if not found:
+                fields |= record
+                if seen == PROBED_RECORDS:
+                    raise _no_field(file, fields)
             yield from _value_documents(name, record.get(file.text_field), file, skipped)
         else:
             yield None
     if seen and not found:
-        raise _no_field(file, last)
+        raise _no_field(file, fields)
 
 
 def _json_record(line: bytes, name: str, skipped: Skipped) -> dict[str, Any] | None:
@@ -178,13 +184,15 @@ def _value_documents(name: str, value: Any, file: InputFile, skipped: Skipped) -
 
 
 def _no_field(file: InputFile, fields: Mapping[str, Any]) -> UnusableError:
-    """The error for a file without texts; `fields` of one of its records, with their values or types."""
+    """The error for a file without texts; `fields` of all its records read so far, with their values or types."""
     name, others = file.text_field, sorted(field for field in fields if field != file.text_field)
     if name in fields:
         what = f"no record has a text in {name!r}, it is {_kind(fields[name])}"
     else:
-        what = f"no record has a field {name!r}"
-    listed = f"; other fields: {', '.join(others)} (write {file.path}::FIELD)" if others else ""
+        close = nearest(name, others) if name != "text" else None  # which the user did not write
+        what = f"no record has a field {name!r}" + (f"; did you mean {close!r}?" if close else "")
+    more = f" and {len(others) - NAMED_FIELDS} more" if len(others) > NAMED_FIELDS else ""
+    listed = f"; other fields: {', '.join(others[:NAMED_FIELDS])}{more} (write {file.path}::FIELD)" if others else ""
     return UnusableError(f"{file.path}: {what}{listed}", f"files without a text in {name!r}", whole=True)
 
 

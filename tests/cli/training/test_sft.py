@@ -67,6 +67,14 @@ def test_the_page_marks_every_trained_token_and_escapes_what_users_wrote(model_f
     assert "\ufffd" not in page
 
 
+def test_a_preview_of_data_that_leaves_no_row_is_an_error_with_the_reason(model_folder, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"question": "1 + 1?", "reply": "2"}\n')
+    done = preview(model_folder, tmp_path / "rows.jsonl")
+    assert done.exit_code
+    assert "no row to train on" in str(done.exception)
+    assert "fields there: question, reply" in str(done.exception)
+
+
 def test_options_before_preview_are_refused_and_not_forgotten(model_folder, chats):
     done = invoke("--data", chats, "preview")
     assert done.exit_code != 0

@@ -33,6 +33,7 @@ def said(record):
         {"prompt": [ASK], "completion": [{**SAY, "content": "<think>a sum</think>two"}]},
         {"conversations": [{"from": "human", "value": "one and one?"},
                            {"from": "gpt", "value": "<think>a sum</think>two"}]},
+        {"instruction": "one and one?", "input": "", "output": "<think>a sum</think>two"},
         {"conversations": [{"role": "user", "content": [{"type": "text", "text": "one and one?"}]},
                            {**SAY, "reasoning_content": "a sum"}]},
     ],
@@ -45,6 +46,15 @@ def test_a_system_text_beside_the_turns_comes_first_and_empty_reasoning_is_none(
     turns = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "<think></think>yo"}]
     record = {"system": "Be brief.", "conversations": turns}
     assert said(record) == [("system", "Be brief.", None), ("user", "hi", None), ("assistant", "yo", None)]
+
+
+def test_the_input_of_an_alpaca_record_follows_its_instruction():
+    record = {"instruction": "Translate.", "input": "chat", "output": "cat", "system": "Be brief."}
+    assert said(record) == [
+        ("system", "Be brief.", None),
+        ("user", "Translate.\n\nchat", None),
+        ("assistant", "cat", None),
+    ]
 
 
 def test_sharegpt_calls_and_observations_are_tool_calls_and_results():
@@ -61,7 +71,7 @@ def test_sharegpt_calls_and_observations_are_tool_calls_and_results():
 @pytest.mark.parametrize(
     ("record", "words"),
     [
-        ({"text": "hello"}, "no messages, no prompt with a completion and no conversations; fields there: text"),
+        ({"text": "hello"}, "no instruction with an output; fields there: text"),
         ({"messages": []}, "messages is empty"),
         ({"messages": "[{"}, "Expecting"),
         ({"messages": [ASK, SAY], "tools": "[" * 5000}, "nested too deeply"),

@@ -76,13 +76,20 @@ def test_a_field_that_no_record_has_names_those_there(write_texts):
             read(folder / name)
 
 
+def test_a_field_of_any_record_is_suggested_for_a_mistyped_one(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"body": "a", "score": 1}\n{"score": 2, "title": "b"}\n')
+    with pytest.raises(ValueError, match=r"a field 'bdy'; did you mean 'body'\?; other fields: body, score, title"):
+        read(f"{path}::bdy")
+
+
 @pytest.mark.parametrize(
     ("value", "kind"), [(5, "a number"), (None, "null"), (["a"], "a list"), ({}, "an object"), (True, "true or false")]
 )
 def test_a_field_that_is_no_text_is_told_as_what_it_is(write_texts, value, kind):
     rows = [{"text": value, "id": 1}, {"text": value}]
     file = write_texts({"a.jsonl": "".join(json.dumps(row) + "\n" for row in rows)}) / "a.jsonl"
-    with pytest.raises(ValueError, match=rf"^{file}: no record has a text in 'text', it is {kind}$"):
+    with pytest.raises(ValueError, match=rf"^{file}: no record has a text in 'text', it is {kind}; other fields: id "):
         read(file)
 
 
