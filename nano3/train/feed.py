@@ -67,6 +67,11 @@ class MeasuredSource(Protocol):
         """Names of the metrics that the display shows before the loss."""
         ...
 
+    @property
+    def server_seconds(self) -> float:
+        """How long a step may wait for one answer of a server; 0: no server is asked."""
+        ...
+
     def measured(self) -> tuple[dict[str, Any], dict[str, float]]:
         """Figures of the step that was trained last: those that a run repeats exactly, as JSON values, and wall-clock
         ones. Every rank is asked, and gives the same."""

@@ -24,7 +24,7 @@ from nano3.train.checkpoint.run_identity import (
 )
 from nano3.train.checkpoint.snapshot import optimizer_steps, rng_tensors, set_optimizer_steps, set_rng, state_tensors
 from nano3.train.checkpoint.source_state import SourceState, restore_source, stored_source
-from nano3.train.faults import steps_limited
+from nano3.train.faults import Patience, patience_of, steps_limited
 from nano3.train.feed import Feed, MeasuredSource, PausedError, StepSource, sequence_length
 from nano3.train.heldout import Heldout, HeldoutScore, evaluate
 from nano3.train.loss import LossFunction, NextTokenLoss, check_shared, check_stages
@@ -42,7 +42,7 @@ from nano3.train.tracking.progress import Progress, Status
 from nano3.train.tracking.record import Record
 from nano3.train.tracking.throughput import Meter, peak_flops
 from nano3.train.waits import Pace
-from nano3.train.world import ROLLOUTS, World, attempt, init_world
+from nano3.train.world import World, attempt, init_world
 
 
 class Trainer:
@@ -179,11 +179,11 @@ class Trainer:
             self._close()
 
     @property
-    def _patience(self) -> float:
-        """Seconds that ranks wait for each other in a step; rollouts take some of them much longer than others."""
-        seconds = self.cfg.parallel.timeout_s
-        rollouts = isinstance(self.feed.source, MeasuredSource)
-        return max(seconds, ROLLOUTS.total_seconds()) if rollouts else seconds
+    def _patience(self) -> Patience:
+        """How long ranks wait for each other in a step; rollouts take some of them much longer than others."""
+        source = self.feed.source
+        rollouts = isinstance(source, MeasuredSource)
+        return patience_of(self.cfg.parallel.timeout_s, rollouts, source.server_seconds if rollouts else 0)
 
     @property
     def _done(self) -> bool:

@@ -35,7 +35,7 @@ a step are made."""
 PREPARING = timedelta(hours=24)
 """How long processes wait for each other outside training steps: the first one prepares data and writes the model."""
 ROLLOUTS = timedelta(minutes=30)
-"""The least that they wait for each other's rollouts, whose lengths differ."""
+"""The least that they wait for each other in a step with rollouts, whose lengths differ."""
 SAVING, SAVING_TIMES = timedelta(minutes=10), 2
 """The least that they wait for each other's part of a checkpoint, and how many times as long as in a step."""
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import socket
 
 import pytest
 import torch.distributed as dist
 
-from nano3.train.faults import LostProcessError, steps_limited
+from nano3.config.presets import load_rlvr
+from nano3.rl.grpo import GRPOLoss
+from nano3.rl.training.engines import objective
+from nano3.rl.training.steps import PolicySteps
+from nano3.train.faults import LostProcessError, Patience, patience_of, steps_limited
+from nano3.train.feed import MeasuredSource
 from nano3.train.tracking.metrics import read_metrics
 from nano3.train.world import World
 
@@ -27,12 +33,12 @@ def test_a_run_whose_other_rank_does_not_answer_ends_with_one_line(launch, tmp_p
 
 LIMITS = """
 import torch
-from nano3.train.faults import steps_limited
+from nano3.train.faults import Patience, steps_limited
 from nano3.train.world import init_world
 
 world = init_world()
 for seconds, saving in ((5, None), (1800, 400), (900, None)):
-    with steps_limited(world, seconds, saving):
+    with steps_limited(world, Patience(seconds), saving):
         groups = (world.control, world.background)
         print(*[int(g._get_backend(torch.device("cpu")).options._timeout.total_seconds()) for g in groups])
 world.close()
@@ -111,8 +117,39 @@ def test_a_loss_that_is_no_number_ends_all_ranks_with_its_place(launch, tmp_path
     ],
 )  # fmt: skip
 def test_what_broke_is_told_apart_from_a_process_that_is_late(error, told):
-    with pytest.raises(RuntimeError if told is None else LostProcessError, match=told), steps_limited(World(1, 2), 9):
+    with (
+        pytest.raises(RuntimeError if told is None else LostProcessError, match=told),
+        steps_limited(World(1, 2), Patience(9)),
+    ):
         raise error
+
+
+@pytest.mark.parametrize(
+    ("settings", "seconds", "told"),
+    [
+        ((600, False, 0), 600, "parallel.timeout_s"),
+        ((600, True, 0), 1800, "the least with rollouts; parallel.timeout_s is 600"),
+        ((2400, True, 0), 2400, "parallel.timeout_s"),
+        ((600, True, 3600), 4200, "parallel.timeout_s + rollout.server_seconds"),
+        ((600, True, 60), 1800, "the least with rollouts; parallel.timeout_s is 600"),
+    ],
+)
+def test_ranks_wait_for_what_one_of_them_may_rightly_wait_for(settings, seconds, told):
+    patience = patience_of(*settings)
+    assert patience.seconds == seconds
+    with (
+        pytest.raises(LostProcessError, match=re.escape(f"within {seconds} s ({told}); start")),
+        steps_limited(World(1, 2), patience),
+    ):
+        raise RuntimeError("Timed out waiting 4200000ms for recv operation to complete")
+
+
+def test_only_steps_whose_samples_servers_draw_wait_for_them(tmp_path):
+    for overrides, seconds in (([], 0), (['rollout.servers=["http://127.0.0.1:9"]', "rollout.server_seconds=7"], 7)):
+        cfg = load_rlvr("tiny", overrides)
+        steps = PolicySteps(cfg, {}, GRPOLoss(objective(cfg)), tmp_path, World())
+        assert isinstance(steps, MeasuredSource)
+        assert steps.server_seconds == seconds
 
 
 SLOW = {"train": {"tokens": 12 * 64}, "heldout": {"every_tokens": 0}, "checkpoint": {"every_tokens": 0}}

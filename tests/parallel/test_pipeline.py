@@ -52,14 +52,14 @@ import tiny_run as tiny
 import torch
 from nano3.config.sections.parallel import ParallelConfig
 from nano3.model.lm import LM
-from nano3.train.faults import LostProcessError, steps_limited
+from nano3.train.faults import LostProcessError, Patience, steps_limited
 from nano3.train.parallel import parallelize
 from nano3.train.world import init_world
 
 world = init_world({"pipeline": 2})
 pipeline = parallelize(LM(tiny.MODEL).init_weights(0), world, ParallelConfig(pipeline=2))
 try:
-    with steps_limited(world, 1):
+    with steps_limited(world, Patience(1)):
         if world.rank == 0:
             time.sleep(5)
         elif sys.argv[2] == "train":

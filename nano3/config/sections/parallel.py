@@ -50,7 +50,7 @@ class ParallelConfig:
     """Keep shards, gradients and moments in main memory, where AdamW then runs; for GPUs without room for them."""
     timeout_s: int = 600
     """Seconds that a rank waits in a training step for the others before the run ends with an error; with
-    rollouts at least 1800."""
+    rollouts at least 1800, and where servers draw them rollout.server_seconds more."""
 
     def __post_init__(self) -> None:
         check("parallel", self, ">=", 1, "replicate", "expert", "context", "tensor", "timeout_s")

@@ -115,6 +115,11 @@ class PolicySteps:
         return [*first, "truncated", "entropy"]
 
     @property
+    def server_seconds(self) -> float:
+        """How long a server of the rollouts may take for one answer; 0: none draws them."""
+        return self.cfg.rollout.server_seconds if self.cfg.rollout.servers else 0.0
+
+    @property
     def safe_step(self) -> int | None:
         """Up to which step training is known to have gone well: the stop rules look back no further."""
         return self.rules.safe_step(self._done)
