@@ -7,6 +7,7 @@ import time
 import pytest
 from datatrove.data import Document
 
+from nano3.cli.data.curate_estimate import print_estimate
 from nano3.client.chat import ChatAnswer
 from nano3.curate.ask.estimate import Costs, Meter, Population, estimate, expected_total
 from nano3.curate.pipeline import load_pipeline
@@ -109,6 +110,16 @@ def test_money_is_by_tokens_sent_and_written(plan, model_server):
     sent, written = found.totals["sent"].value, found.totals["written"].value
     assert found.cost((2.0, 10.0)) == pytest.approx((2 * sent + 10 * written) / 1e6)
     assert found.to_json((2.0, 10.0))["cost"] == found.cost((2.0, 10.0))
+
+
+def test_a_pilot_says_why_documents_were_dropped_and_what_the_model_said(plan, model_server, capsys):
+    model_server.reply = lambda prompt, body: "I am sorry, but I cannot help with that."
+    found = estimate(plan(model_server), 4)
+    print_estimate(found, (1e-6, 1e-6))
+    shown = capsys.readouterr().out
+    assert f"dropped {found.asked}: refused by the model" in shown
+    assert "the model said: I am sorry, but I cannot help" in shown
+    assert "cost            0.00 " not in shown
 
 
 def test_reasoning_is_written_too_where_the_server_does_not_count():

@@ -6,8 +6,11 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nano3.cli.data.curate_report import printable
 from nano3.config.errors import UserError
 
+MOST_SHOWN = 200
+"""Characters of a model's reply in an estimate."""
 if TYPE_CHECKING:
     from nano3.curate.ask.estimate import Estimate, Total
     from nano3.curate.run import Plan
@@ -54,6 +57,10 @@ def print_estimate(found: Estimate, price: tuple[float, float] | None) -> None:
     documents = f"{'' if found.population.counted else 'about '}{found.population.documents:,.0f}"
     print(f"\npilot: {found.reached:,} of {found.drawn:,} documents came as far as the model, which was asked about "
           f"{found.asked:,} of them; {found.kept:,} came out")  # fmt: skip
+    for step, reason, documents_dropped, reply in found.dropped:
+        print(printable(f"  {step} dropped {documents_dropped:,}: {reason}"))
+        if reply:
+            print(printable(f"    to one the model said: {' '.join(reply.split())[:MOST_SHOWN]}"))
     if not found.asked:
         print("no estimate: none of them came as far as a step that asks the model; give a larger --pilot")
         return
@@ -65,7 +72,9 @@ def print_estimate(found: Estimate, price: tuple[float, float] | None) -> None:
     print(f"  tokens written  {_total(totals['written'])}{note}")
     print(f"  time            {_duration(3600 * found.hours)} at --concurrency {found.concurrency}")
     if price:
-        print(f"  cost            {found.cost(price):,.2f} at {price[0]:g} and {price[1]:g} a million tokens")
+        cost = found.cost(price)
+        shown = f"{cost:,.2f}" if cost >= 1 or not cost else f"{cost:.2g}"
+        print(f"  cost            {shown} at {price[0]:g} and {price[1]:g} a million tokens")
     if found.asked < found.concurrency and found.asked < found.population.documents:
         print(f"the time may be longer: a pilot of {found.asked} leaves places of {found.concurrency} unused")
     if found.left_out:
@@ -78,5 +87,5 @@ def _total(total: Total) -> str:
 
 def _duration(seconds: float) -> str:
     if seconds < 120:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.0f} s" if seconds >= 10 or not seconds else f"{seconds:.2g} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

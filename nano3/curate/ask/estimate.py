@@ -34,6 +34,7 @@ BYTES_PER_TOKEN = 4
 FEWEST_FOR_A_LINE = 8
 """Documents of a pilot from which a cost that grows with their length can be told."""
 NORMAL_95 = 1.96
+DROPPED = ("step", "reason", "documents", "reply")
 REQUESTS, SENT, WRITTEN, SECONDS = "requests", "sent", "written", "seconds"
 
 
@@ -84,6 +85,8 @@ class Estimate:
     """Whether the server counted them; else a token is taken for four bytes."""
     left_out: tuple[str, ...]
     """Steps that must see all documents first, which a pilot cannot: nothing is dropped by them here."""
+    dropped: tuple[tuple[str, str, int, str], ...] = ()
+    """Of the pilot: step, reason, documents, and the reply of the model to one of them."""
 
     @property
     def hours(self) -> float:
@@ -103,6 +106,7 @@ class Estimate:
             "reached_the_model": self.reached,
             "pilot_asked": self.asked,
             "pilot_kept": self.kept,
+            "pilot_dropped": [dict(zip(DROPPED, one, strict=True)) for one in self.dropped],
         }
         for key, name in ((REQUESTS, "requests"), (SENT, "tokens_sent"), (WRITTEN, "tokens_written")):
             found[name], found[f"{name}_margin"] = round(self.totals[key].value), round(self.totals[key].margin)
@@ -142,7 +146,8 @@ def estimate(plan: Plan, size: int) -> Estimate:
         numbers = [document.metadata.get(PILOT, 0) for document in reached]
         sizes = [_bytes(document) for document in reached]
         meter = Meter(reached[:size])
-        kept = sum(1 for _ in _through(reached[:size], steps[first:], place, meter))
+        ran: list[Step] = []
+        kept = sum(1 for _ in _through(reached[:size], steps[first:], place, meter, ran))
     totals = {}
     for key in (REQUESTS, SENT, WRITTEN, SECONDS):
         line = fitted(meter.costs, key)
@@ -153,14 +158,25 @@ def estimate(plan: Plan, size: int) -> Estimate:
     left_out = tuple(step.context.label for step in steps if step.barrier)
     return Estimate(
         population, len(drawn), len(reached), len(meter.costs), kept, totals, plan.model.concurrency, meter.counted,
-        left_out,
+        left_out, tuple(_dropped(ran)),
     )  # fmt: skip
 
 
+def _dropped(steps: Sequence[Step]) -> Iterator[tuple[str, str, int, str]]:
+    """What steps dropped: label, reason, documents, a reply."""
+    for step in steps:
+        for reason, dropped in sorted(step.ledger.account.dropped.items()):
+            yield step.context.label, reason, dropped.size.documents, dropped.samples[0].reply
+
+
 def _through(
-    documents: Sequence[Document], steps: Sequence[Step], folder: Path, meter: Meter | None = None
+    documents: Sequence[Document],
+    steps: Sequence[Step],
+    folder: Path,
+    meter: Meter | None = None,
+    ran: list[Step] | None = None,
 ) -> Iterator[Document]:
-    """Documents that come out of some steps, those aside that must see all."""
+    """Documents that come out of some steps, those aside that must see all; the others are noted in `ran`."""
     stream: Iterator[Document] = iter(documents)
     for step in steps:
         if step.barrier:
@@ -169,6 +185,8 @@ def _through(
         if isinstance(moved, AskStep):
             moved.meter = meter
         stream = moved.run(stream, 0, 1)
+        if ran is not None:
+            ran.append(moved)
     return stream
 
 

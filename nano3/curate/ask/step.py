@@ -27,8 +27,8 @@ LEAST_WINDOW, WINDOW_SHARE = 256, 16
 """Documents under way or waiting for an earlier one: so many, or so many for each request under way."""
 MOST_TEXT = 64 << 20
 """Characters of all of them, above which there are only as many as requests."""
-TOLD_SECONDS = 60.0
-"""Between two lines on how far a step has come."""
+TOLD_SECONDS = 10.0
+"""Between two lines on how far a step has come, times the workers, each of which has its own."""
 ASKED = "asked"
 """In a document's metadata: what each step asked for it."""
 PARENTS = "_parents"
@@ -120,13 +120,21 @@ class AskStep(Step):
                     window.add(document, asker.start(self._written(document, asker)))
                     while window.is_ready():
                         yield from self._result(*window.pop())
-                    if time.monotonic() - told > TOLD_SECONDS:
-                        told = time.monotonic()
-                        asker.tell(f"{self.context.label}, task {self.rank}: {window.done:,} documents")
+                    told = self._tell(asker, window, told)
                 while window:
                     yield from self._result(*window.pop())
+                    told = self._tell(asker, window, told)
             finally:
                 asker.close()
+
+    def _tell(self, asker: Asker, window: _Window, told: float) -> float:
+        """Print how far this task is where it is time for it; when the last line was printed."""
+        now = time.monotonic()
+        if now - told <= TOLD_SECONDS * self.workers:
+            return told
+        read = window.done + len(window)
+        asker.tell(f"{self.context.label}, task {self.rank}: {window.done:,} of {read:,} documents read so far done")
+        return now
 
     async def _written(self, document: Document, asker: Asker) -> Sequence[Document]:
         ask = Ask(self, asker, document)
