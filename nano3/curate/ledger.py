@@ -51,6 +51,19 @@ class Sample:
     text: str
     reply: str = ""
     """What a model, or its server, said of it; empty: none was asked."""
+    copy_of: str = ""
+    """Name of the kept document that it repeats, where it was dropped for that."""
+    similarity: float = 0.0
+    """How much it has in common with that one: 1 for the same text."""
+
+
+Original = Callable[[], tuple[str, float]]
+"""Finds the name of the document that one repeats, and how similar they are."""
+
+
+def no_original() -> tuple[str, float]:
+    """Of a document that repeats none."""
+    return "", 0.0
 
 
 @dataclass
@@ -60,10 +73,11 @@ class Dropped:
     size: Size = field(default_factory=Size)
     samples: list[Sample] = field(default_factory=list)
 
-    def add(self, size: Size, sample: Sample) -> None:
-        """One more document."""
+    def add(self, size: Size, sample: Sample, original: Original = no_original) -> None:
+        """One more document; what it repeats is looked up only where it is shown."""
         self.size += size
         if len(self.samples) < SAMPLES or sample.key < self.samples[-1].key:
+            sample.copy_of, sample.similarity = original()
             self._keep([*self.samples, sample])
 
     def merge(self, other: Dropped) -> None:
@@ -163,15 +177,23 @@ class Ledger:
             self.account.kept += self._inside.pop(id(document), Size(1, 0, 0))
         self._made |= made - {id(document)}
 
-    def drops(self, document: Any, reason: str, reply: str = "") -> None:
-        """A document that came in goes no further; `reply`: of the model that was asked about it."""
+    def drops(self, document: Any, reason: str, reply: str = "", original: Original = no_original) -> None:
+        """A document that came in goes no further.
+
+        Args:
+            document: the one.
+            reason: why.
+            reply: of the model that was asked about it.
+            original: finds the document that it repeats.
+        """
         size = self._inside.pop(id(document), Size(1, 0, 0))
         key = hashlib.blake2b(
             f"{self._seed}\0{self._step}\0{reason}\0{document.id}".encode("utf-8", "replace"), digest_size=8
         ).hexdigest()
         texts = (document.id, document.text[:SAMPLE_CHARACTERS], reply[:SAMPLE_CHARACTERS])
-        sample = Sample(key, *map(_encodable, texts))
-        self.account.dropped.setdefault(_encodable(reason), Dropped()).add(size, sample)
+        name, text, said = map(_encodable, texts)
+        sample = Sample(key, name, text, said)
+        self.account.dropped.setdefault(_encodable(reason), Dropped()).add(size, sample, original)
 
     def save(self, path: Path) -> None:
         """Write the account, whole or not at all."""

@@ -13,8 +13,8 @@ from nano3.files import write_atomic
 from nano3.reading import read_json
 
 MANIFEST = CURATION
-VERSION = 6
-"""Raised when the same settings make other documents."""
+VERSION = 7
+"""Raised when the same settings make other documents, or steps leave other files for each other."""
 NAMED = 3
 
 

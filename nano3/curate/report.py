@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from nano3.curate.catalog import STEPS
-from nano3.curate.ledger import Account, Sample, Size, read_accounts
+from nano3.curate.ledger import SAMPLE_CHARACTERS, Account, Sample, Size, read_accounts
 from nano3.curate.manifest import Manifest, read_manifest
-from nano3.data.texts.find import CURATION_REPORT
+from nano3.data.texts.compressed import open_bytes
+from nano3.data.texts.find import CURATED_DATA, CURATION_REPORT
 from nano3.files import in_use, write_atomic
 
 REPORT = CURATION_REPORT
@@ -132,6 +135,19 @@ def read_report(out: Path) -> Report:
 def is_finished(out: Path) -> bool:
     """Whether a run in this folder has come to its end."""
     return (out / REPORT).is_file()
+
+
+def kept_samples(report: Report, most: int) -> Iterator[tuple[str, str]]:
+    """Name and beginning of the first documents of the result of a run that is done."""
+    paths = sorted((report.out / CURATED_DATA).glob("*.jsonl*")) if report.finished else []
+    records = (json.loads(line) for path in paths for line in _lines(path))
+    for record in islice(records, most):
+        yield record["id"], record["text"][:SAMPLE_CHARACTERS]
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    with open_bytes(path) as stream:
+        yield from stream
 
 
 def save_report(out: Path) -> None:

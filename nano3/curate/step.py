@@ -13,7 +13,7 @@ from datatrove.pipeline.base import PipelineStep
 
 from nano3.curate.ask.model import Model
 from nano3.curate.inputs import Unit
-from nano3.curate.ledger import Ledger, Measure, Tokens
+from nano3.curate.ledger import Ledger, Measure, Original, Tokens, no_original
 from nano3.curate.pieces import count_words
 
 
@@ -106,9 +106,9 @@ class Step(PipelineStep):
         """Why a document is dropped; empty: it is kept."""
         raise NotImplementedError
 
-    def drop(self, document: Document, reason: str, reply: str = "") -> None:
-        """Let a document go no further, counted under a reason; `reply`: of the model that was asked about it."""
-        self.ledger.drops(document, reason, reply)
+    def drop(self, document: Document, reason: str, reply: str = "", original: Original = no_original) -> None:
+        """Let a document go no further, counted under a reason; the rest as in `Ledger.drops`."""
+        self.ledger.drops(document, reason, reply, original)
 
     def note(self, what: str, n: int = 1) -> None:
         """Count something else that the report shows beside this step."""

@@ -333,7 +333,7 @@ def _submit(plan: Plan, workers: int, options: list[str]) -> None:
 
 def report(
     folder: Annotated[Path, typer.Argument(help="What `nano3 data curate` wrote, or is writing.", metavar="DIR")],
-    samples: Annotated[int, typer.Option(min=0, help="Dropped documents to show of each reason.")] = 0,
+    samples: Annotated[int, typer.Option(min=0, help="Dropped documents to show of each reason, and kept ones.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Show what each step of a curation run kept and dropped, and why; also while it runs."""

@@ -95,12 +95,18 @@ def _cells(size: Size, whole: Size) -> list[str]:
 
 
 def _print_samples(found: Report, most: int) -> None:
+    from nano3.curate.report import kept_samples
+
     shown: dict[tuple[str, str], int] = {}
     for label, reason, sample in found.samples():
         shown[label, reason] = shown.get((label, reason), 0) + 1
         if shown[label, reason] <= most:
             said = f"\n──── the reply ────\n{sample.reply}" if sample.reply else ""
-            print(printable(f"\n──── {label} · {reason} · {sample.id} ────\n{sample.text}{said}"))
+            like = f" ({sample.similarity:.0%} alike)" if sample.similarity < 1 else ""
+            origin = f"copy of {sample.copy_of}{like}\n" if sample.copy_of else ""
+            print(printable(f"\n──── {label} · {reason} · {sample.id} ────\n{origin}{sample.text}{said}"))
+    for name, text in kept_samples(found, most):
+        print(printable(f"\n──── kept · {name} ────\n{text}"))
 
 
 def printable(text: str) -> str:

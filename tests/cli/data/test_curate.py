@@ -55,7 +55,8 @@ def test_a_run_and_its_report(texts, tmp_path, monkeypatch):
     assert (report["entered"]["documents"], report["result"]["documents"]) == (6, 4)
     assert report["steps"][3]["dropped"]["duplicate"]["documents"] == 2
     shown = run("report", "curated/tiny", "--samples", 1).stdout
-    assert shown.count("the same text") == 1
+    assert "copy of 1.txt\nthe same text" in shown
+    assert "──── kept · 0.txt ────\ntext 0" in shown
     assert (tmp_path / "curated/tiny/report.png").stat().st_size > 1000
     monkeypatch.setenv("COLUMNS", "44")  # names are folded in a narrow terminal, never numbers
     assert f" {report['entered']['bytes']:,} " in run("report", "curated/tiny").stdout
@@ -141,7 +142,7 @@ def test_a_curated_folder_is_no_prepared_one_and_says_where_it_is_shown(texts, t
 
 def test_an_empty_file_of_the_standard_library_is_named():
     skipped = Skipped()
-    assert [name for name, document in StandardLibrary().named(skipped) if document is None][0].endswith(".py")
+    assert next(name for name, document in StandardLibrary().named(skipped) if document is None).endswith(".py")
 
 
 def test_a_preset_can_be_printed_to_begin_ones_own(texts, tmp_path):

@@ -236,3 +236,13 @@ def test_a_long_text_takes_a_small_multiple_of_its_memory(monkeypatch, tmp_path)
 def test_settings_have_bounds(curate, wrong):
     with pytest.raises(UserError, match="near-dedup"):
         curate([("near-dedup", wrong)], ["a"])
+
+
+def test_samples_say_of_which_document_they_are_a_copy(curate, tmp_path):
+    words = [f"w{i}" for i in range(60)]
+    (tmp_path / "old.txt").write_text(" ".join(words[::-1]))
+    texts = [" ".join(words), " ".join(words[::-1]), " ".join([*words, "more"]), " ".join(words)]
+    steps = [("exact-dedup", {}), ("near-dedup", {})]
+    report, _ = curate(steps, texts, against=[str(tmp_path / "old.txt")])
+    found = {sample.id: (sample.copy_of, sample.similarity) for _, _, sample in report.samples()}
+    assert found == {"d1": ("old.txt", 1.0), "d2": ("d0", round(56 / 57, 3)), "d3": ("d0", 1.0)}

@@ -12,7 +12,16 @@ from datatrove.pipeline.base import PipelineStep
 
 from nano3.curate.pieces import pieces
 from nano3.curate.step import Segment
-from nano3.curate.steps.dedup.verdicts import DedupStep, Stage, Verdict, places, save_array, write_verdicts
+from nano3.curate.steps.dedup.verdicts import (
+    DedupStep,
+    Stage,
+    Verdict,
+    noted,
+    places,
+    save_array,
+    save_names,
+    write_verdicts,
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,9 @@ class WriteHashes(Stage):
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
         """Read all documents."""
-        hashes = b"".join(self._hash(document.text) for document in data)
+        names: list[str] = []
+        hashes = b"".join(self._hash(document.text) for document in noted(data, names))
+        save_names(self.work, rank + self.offset, names)
         save_array(self.work / "hashes" / f"{rank + self.offset:05d}.npy", np.frombuffer(hashes, "<u8").reshape(-1, 2))
 
     def _hash(self, text: str) -> bytes:
@@ -83,5 +94,7 @@ class MatchHashes(Stage):
         verdicts[order] = np.where(
             ~is_own[firsts] & is_own[order], Verdict.IN_CORPUS, np.where(starts, Verdict.KEPT, Verdict.REPEATED)
         )
+        originals = np.empty((len(order), 3))
+        originals[order] = np.stack([ranks[firsts], numbers[firsts], np.ones(len(order))], axis=1)
         for own in range(self.tasks):
-            write_verdicts(self.work, own, verdicts[ranks == own])
+            write_verdicts(self.work, own, verdicts[ranks == own], originals[ranks == own])

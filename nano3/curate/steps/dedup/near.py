@@ -18,8 +18,17 @@ from rensa import RMinHash  # type: ignore[attr-defined]
 from nano3.config.checks import check
 from nano3.curate.shards import read_shard
 from nano3.curate.step import Context, Segment
-from nano3.curate.steps.dedup.shingles import SEED, at_least, run_hashes, shingles
-from nano3.curate.steps.dedup.verdicts import DedupStep, Stage, Verdict, corpus_reader, save_array, write_verdicts
+from nano3.curate.steps.dedup.shingles import SEED, at_least, jaccard, run_hashes, shingles
+from nano3.curate.steps.dedup.verdicts import (
+    DedupStep,
+    Stage,
+    Verdict,
+    corpus_reader,
+    noted,
+    save_array,
+    save_names,
+    write_verdicts,
+)
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,7 @@ class Signatures(MinhashDedupSignature):
         The tokenizer of datatrove's own constructor needs spaCy, so it is not called.
         """
         PipelineStep.__init__(self)
+        self.work = work
         self.output_folder = get_datafolder(str(work / "signatures"))
         self.config = settings.minhash
         self.num_hashes = settings.buckets * settings.rows
@@ -109,7 +119,9 @@ class Signatures(MinhashDedupSignature):
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
         """Read all documents."""
-        super().run(data, rank + self.offset, world_size)
+        names: list[str] = []
+        super().run(noted(data, names), rank + self.offset, world_size)
+        save_names(self.work, rank + self.offset, names)
 
 
 class Candidates(Stage):
@@ -170,17 +182,19 @@ class Verify(Stage):
         groups = _groups(read_pairs(self.work))
         kept: dict[int, list[tuple[int, int]]] = {}
         verdicts = [np.zeros(n, np.uint8) for n in self._counts()]
+        originals = [np.zeros((len(array), 3)) for array in verdicts]
         sets = _Sets(self.work / "shingles")
         for place in sorted(groups, key=lambda place: (place[0] < self.tasks, place)):
             similar = self._similar(place, groups[place], kept, sets) if place[0] < self.tasks else None
             if similar is not None:
                 in_corpus = similar[0] >= self.tasks
                 verdicts[place[0]][place[1]] = Verdict.IN_CORPUS if in_corpus else Verdict.REPEATED
+                originals[place[0]][place[1]] = *similar, jaccard(sets[place], sets[similar])
             else:
                 for group in groups[place]:
                     kept.setdefault(group, []).append(place)
         for own, array in enumerate(verdicts):
-            write_verdicts(self.work, own, array)
+            write_verdicts(self.work, own, array, originals[own])
 
     def _similar(
         self, place: tuple[int, int], groups: list[int], kept: dict[int, list[tuple[int, int]]], sets: _Sets

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from enum import IntEnum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +43,11 @@ class DedupStep(Step):
         self._note_corpus()
         reasons = {Verdict.REPEATED: self.repeated, Verdict.IN_CORPUS: self.in_corpus}
         verdicts = read_verdicts(self.context.work, self.rank)
-        for document, verdict in zip(documents, verdicts, strict=True):
+        originals = read_originals(self.context.work, self.rank)
+        for number, (document, verdict) in enumerate(zip(documents, verdicts, strict=True)):
             if verdict:
-                self.drop(document, reasons[Verdict(int(verdict))])
+                original = partial(_original, self.context.work, originals[number])
+                self.drop(document, reasons[Verdict(int(verdict))], original=original)
             else:
                 yield document
 
@@ -72,8 +76,40 @@ def corpus_context(context: Context) -> Context:
     return replace(context, label=f"{context.label}-corpus", limit=0)
 
 
-def write_verdicts(work: Path, rank: int, verdicts: np.ndarray) -> None:
-    """Leave the verdicts on the documents of one task, in order."""
+def noted(documents: Iterable[Document], names: list[str]) -> Iterator[Document]:
+    """The documents; their names are added to `names`."""
+    for document in documents:
+        names.append(document.id)
+        yield document
+
+
+def save_names(work: Path, rank: int, names: list[str]) -> None:
+    """Leave the names of the documents of one task, in order."""
+    write_atomic(work / "names" / f"{rank:05d}.json", json.dumps(names))
+
+
+def read_originals(work: Path, rank: int) -> np.ndarray:
+    """What `write_verdicts` left of one task's originals."""
+    return np.load(work / "originals" / f"{rank:05d}.npy")
+
+
+def _original(work: Path, place: np.ndarray) -> tuple[str, float]:
+    """Name of the document at a place, and the similarity to it."""
+    rank, number, similarity = place.tolist()
+    names = json.loads((work / "names" / f"{int(rank):05d}.json").read_text("utf-8"))
+    return names[int(number)].encode("utf-8", "replace").decode("utf-8"), round(similarity, 3)
+
+
+def write_verdicts(work: Path, rank: int, verdicts: np.ndarray, originals: np.ndarray) -> None:
+    """Leave the verdicts on the documents of one task, in order.
+
+    Args:
+        work: the step's own folder.
+        rank: of the task.
+        verdicts: (documents,).
+        originals: (documents, 3): rank and number of the document that each repeats, and the similarity to it.
+    """
+    save_array(work / "originals" / f"{rank:05d}.npy", originals)
     save_array(work / "verdicts" / f"{rank:05d}.npy", verdicts.astype(np.uint8))
 
 
