@@ -32,6 +32,7 @@ class Faults:
     """200 with half a JSON text."""
     hang_seconds: float = 30.0
     retry_after: str = "0.05"
+    """Seconds or a date."""
     seed: int = 0
 
 

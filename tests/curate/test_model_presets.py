@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import time
+from email.utils import formatdate
 
 import pytest
 
@@ -99,16 +101,25 @@ def answer(prompt, body):
     return next(rule(prompt) for sign, rule in RULES.items() if sign in prompt)
 
 
+def write_pages(path, pages):
+    """WARC file of HTML pages."""
+    found = [record(f"http://x/{i}", page.encode()) for i, page in enumerate(pages, 1)]
+    path.write_bytes(b"".join(gzip.compress(one) for one in found))
+    return path
+
+
+def write_lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
 @pytest.mark.parametrize("name", MODEL_PRESETS)
 def test_a_preset_that_asks_a_model_runs_whole(model_server, tmp_path, name):
     if name == "cc-code":
-        source, n = tmp_path / "pages.warc.gz", 1
-        pages = [record("http://x/1", HTML.encode()), record("http://x/2", b"<p>no code here</p>" * 40)]
-        source.write_bytes(b"".join(gzip.compress(page) for page in pages))
+        source, n = write_pages(tmp_path / "pages.warc.gz", [HTML, "<p>no code here</p>" * 40]), 1
     else:
         rows, n = ROWS[name]
-        source = tmp_path / "in.jsonl"
-        source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        source = write_lines(tmp_path / "in.jsonl", rows)
     model_server.reply = answer
     plan = plan_run(
         load_pipeline(name), tmp_path / "out", [str(source)], model=model_at(model_server.url, tmp_path / "answers")
@@ -127,3 +138,53 @@ def test_a_preset_that_asks_a_model_runs_whole(model_server, tmp_path, name):
         assert report.steps[-2].account.notes["answers of the model"] == 2
     else:
         assert all(row["metadata"]["asked"] for row in kept)
+
+
+WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta"]
+
+
+def several(tmp_path, name):
+    """Six documents of a preset or more, each with a word of its own; how many, and the file."""
+    if name == "cc-code":
+        pages = [HTML.replace("It is used", f"The {word} is used") for word in WORDS]
+        return len(pages), write_pages(tmp_path / "pages.warc.gz", pages)
+    rows = []
+    for i, word in enumerate(WORDS):
+        row = ROWS[name][0][0] | {"id": f"{word}.py"}
+        if name == "wikipedia":  # of which the end goes
+            row["text"] = row["text"].replace("birds", f"{word} birds")
+        elif "text" in row:
+            row["text"] += f"\n# {word}\n"
+        else:
+            row["messages"] = [CONVERSATION[0] | {"content": f"{word}: what is 1 + 2?"}, CONVERSATION[1]]
+        rows += [row] if i else [row, *ROWS[name][0][1:]]
+    return len(rows), write_lines(tmp_path / "in.jsonl", rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODEL_PRESETS)
+def test_a_preset_loses_nothing_where_requests_fail(model_server, tmp_path, name):
+    failing = ["full", "answered", "full", "answered", "broken", "cut", "answered", "malformed", "hang"]
+    waits = ["0.1", formatdate(time.time(), usegmt=True)]
+
+    def draw():
+        kind = failing.pop(0) if failing else "answered"
+        if kind == "full":
+            model_server.faults.retry_after = waits.pop(0)
+        return kind
+
+    model_server.reply, model_server.draw = answer, draw
+    n, source = several(tmp_path, name)
+    model = model_at(model_server.url, tmp_path / "answers", timeout=1.0)
+    report = run_pipeline(plan_run(load_pipeline(name), tmp_path / "out", [str(source)], model=model), 1)
+    assert report.faults() == []
+    assert failing == [], "as many requests as fail"
+    assert report.entered.documents == n
+    kept = documents(tmp_path / "out")
+    assert kept
+    lost = {reason for step in report.steps for reason in step.account.dropped}
+    assert not {reason for reason in lost if "no answer" in reason}
+    model_server.clear()
+    run_pipeline(plan_run(load_pipeline(name), tmp_path / "again", [str(source)], model=model), 1)
+    assert model_server.prompts == []
+    assert documents(tmp_path / "again") == kept

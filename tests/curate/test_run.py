@@ -391,6 +391,6 @@ def test_an_address_of_ray_where_nothing_listens_is_refused_before_anything_is_w
         bound.bind(("127.0.0.1", 0))
         monkeypatch.setenv("RAY_ADDRESS", form.format(port=bound.getsockname()[1]))
         plan = plan_run(load_pipeline("tiny"), tmp_path / "out", [str(folder_of(tmp_path / "in"))])
-        with pytest.raises(UserError, match="no cluster of Ray .*refused"):
+        with pytest.raises(UserError, match=r"no cluster of Ray .*refused"):
             run_pipeline(plan, ray=True)
     assert not (tmp_path / "out").exists()

@@ -39,7 +39,7 @@ def bad_conversations():
     }
 
 
-def good_conversations(n=200):
+def good_conversations(n=1000):
     table = "| a | b |\n|---|---|\n" + "| 1 | 2 |\n" * 12
     kinds = [
         lambda i: asked(f"Answer {i}: let me check. Let me check again. It is {i}."),
@@ -69,7 +69,7 @@ def test_every_defect_is_dropped_and_no_clean_conversation(tmp_path):
     }  # fmt: skip
     assert dropped(report, "sft-filters") == {"repetition in a window": 1, "repetition over a trace": 1, "pattern": 1}
     assert dropped(report, "exact-dedup") == {"duplicate": 1}
-    assert len(list(read_records(str(tmp_path / "out"), Skipped()))) == 200, "nano3 sft reads the folder"
+    assert len(list(read_records(str(tmp_path / "out"), Skipped()))) == 1000, "nano3 sft reads the folder"
 
 
 def test_a_text_is_no_conversation(tmp_path):
