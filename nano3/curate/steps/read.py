@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +14,19 @@ from nano3.config.errors import UserError
 from nano3.curate.inputs import Unit, file_unit
 from nano3.curate.step import Reader
 from nano3.data.texts import stdlib_corpus
+from nano3.data.texts.compressed import open_bytes
 from nano3.data.texts.containers import UnusableError, bare_suffix, json_lines, open_parquet, told_of
 from nano3.data.texts.find import find_files
+from nano3.data.texts.parts import LONGEST
 from nano3.data.texts.readers import Document as InputDocument
 from nano3.data.texts.readers import InputFile
 from nano3.data.texts.skipped import Skipped
-from nano3.reading import parse_json
+from nano3.reading import decode, parse_json
 
 STDLIB_PARTS = 4
 JSON_SUFFIXES = (".jsonl", ".ndjson")
+HTML_SUFFIXES = (".html", ".htm")
+_CHARSET = re.compile(rb"<meta[^>]{0,500}?charset\s*=\s*[\"']?([\w-]{1,40})", re.IGNORECASE)
 OWN_KEYS = {"id": str, "metadata": dict}
 """Keys of a record that are no metadata themselves, where they have this type."""
 Record = tuple[str, dict[str, Any] | None, str]
@@ -50,10 +55,10 @@ class Read(Reader):
             if spec == stdlib_corpus.NAME and not Path(spec).exists():
                 units += _stdlib_units()
             else:
-                units += [
-                    file_unit(file.path, file.name, file.text_field, file.found, _root(file))
-                    for file in find_files(spec, skipped)
-                ]
+                for file in find_files(spec, skipped):
+                    if bare_suffix(file.path) == ".warc":
+                        raise UserError(f"{spec} is a WARC file: the step `warc` reads it, in the place of `read`")
+                    units.append(file_unit(file.path, file.name, file.text_field, file.found, _root(file)))
         if not units:
             detail = f" ({skipped.line()})" if skipped.line() else ""
             raise UserError(f"no readable file in {', '.join(paths)}{detail}: see docs/data.md for the types")
@@ -109,6 +114,9 @@ class Read(Reader):
 
     def _texts(self, unit: Unit) -> Iterator[Document]:
         file = InputFile(Path(unit.path), unit.name, unit.field, unit.size, 0, unit.found)
+        if page := _declared_page(file.path):
+            yield self.found(page, file.name, {"source": file.name, "_file": unit.path, "_root": unit.root})
+            return
         skipped = Skipped()
         named = ((file.name, document) for document in file.documents(skipped))
         yield from self._counted(named, skipped, {"_file": unit.path, "_root": unit.root})
@@ -137,6 +145,25 @@ class Read(Reader):
             else:
                 yield self.found(document.text, document.name, {"source": document.name, **metadata})
             before = skipped.copy()
+
+
+def _declared_page(path: Path) -> str:
+    """The text of an HTML file by the encoding that it declares, where it is not UTF-8; empty: read it as others."""
+    if bare_suffix(path) not in HTML_SUFFIXES:
+        return ""
+    with open_bytes(path) as stream:
+        data = stream.read(LONGEST + 1)
+    named = _CHARSET.search(data, 0, 1 << 12)
+    if named is None or len(data) > LONGEST or data.isascii():
+        return ""
+    try:
+        decode(data)
+    except UnicodeDecodeError:
+        try:
+            return data.decode(named[1].decode("ascii"))
+        except (LookupError, ValueError):
+            pass
+    return ""
 
 
 def _root(file: InputFile) -> str:

@@ -64,7 +64,10 @@ class Warc(Reader):
             else:
                 raise FileNotFoundError(f"no file or folder at {spec}")
         if not units:
-            raise UserError(f"no WARC file (.warc, .warc.gz) in {', '.join(paths)}")
+            raise UserError(
+                f"no WARC file (.warc, .warc.gz) in {', '.join(paths)}; a folder of HTML files is read by the step "
+                "`read` in the place of `warc`: see docs/curate.md"
+            )
         told = "1 file that is no WARC" if others == 1 else f"{others} files that are no WARC"
         return units, told if others else ""
 

@@ -21,6 +21,10 @@ LONGEST_RECORD = 1 << 28
 """Bytes of a line of JSON above which it is left out: reading it would take many times as much memory."""
 BLANK = b" \t\r\n\xef\xbb\xbf"
 """Bytes of a line without a record: white space, and the byte-order mark at the start of a file."""
+RECORD_SUFFIXES = (".jsonl", ".ndjson", ".parquet")
+CUT_RECORDS = "files damaged or cut short, read as far as they go"
+CUT_TEXT = "files damaged or cut short"
+"""Reasons: records before the damage are whole, half a text is no document."""
 
 
 class UnusableError(UserError):
@@ -94,7 +98,7 @@ def _damaged(path: Path, error: Exception) -> UnusableError:
         what = f"is of a form that cannot be read here ({reason}): write it otherwise"
         return UnusableError(f"{path} {what}", "files of a form that cannot be read here")
     what = f"is damaged or cut short ({reason}): restore it or leave it out"
-    return UnusableError(f"{path} {what}", "files damaged or cut short, read as far as they go")
+    return UnusableError(f"{path} {what}", CUT_RECORDS if bare_suffix(path) in RECORD_SUFFIXES else CUT_TEXT)
 
 
 def bare_suffix(path: Path) -> str:

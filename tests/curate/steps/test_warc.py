@@ -145,5 +145,15 @@ def test_folders_are_searched_for_warc_files(curate, tmp_path):
     (folder / "notes.txt").write_text("no warc")
     report, kept = curate([], reader="warc", paths=[tmp_path / "crawl"], tasks=2)
     assert (len(kept), report.manifest.left_out) == (5, "1 file that is no WARC")
-    with pytest.raises(UserError, match="no WARC file"):
+    with pytest.raises(UserError, match="the step `warc` reads it"):
+        curate([], reader="read", paths=[folder / "b.warc"], out="read")
+    with pytest.raises(UserError, match=r"no WARC file .* a folder of HTML files is read by the step `read`"):
         curate([], reader="warc", paths=[tmp_path / "out"], out="other")
+
+
+def test_a_page_in_a_file_is_read_by_the_charset_that_it_declares(curate, tmp_path):
+    (tmp_path / "html").mkdir()
+    page = "<html><head><meta charset=iso-8859-1></head><body>caf\u00e9</body></html>"
+    (tmp_path / "html" / "a.html").write_bytes(page.encode("latin-1"))
+    _, kept = curate([], reader="read", paths=[tmp_path / "html"])
+    assert ["caf\u00e9" in one["text"] for one in kept] == [True]

@@ -107,7 +107,7 @@ def test_a_wrong_field_is_noticed_before_a_long_file_is_read(write_texts):
         ("numbers.jsonl", b'{"text": 5}\n{"text": 6}\n', "file without a text in 'text'"),
         ("rows.parquet", parquet("body", TEXTS), "file without a text in 'text'"),
         ("rows.parquet", b"PAR1 is not enough", "file damaged or cut short, read as far as it goes"),
-        ("notes.txt.gz", gzip.compress(b"notes", mtime=0)[:-6], "file damaged or cut short, read as far as it goes"),
+        ("notes.txt.gz", gzip.compress(b"notes", mtime=0)[:-6], "file damaged or cut short"),
     ],
 )
 def test_a_file_that_is_no_text_is_left_out_of_a_folder_and_an_error_by_its_name(write_texts, name, content, reason):
