@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Iterable, Sequence
 from typing import Any
 
 from nano3.curate.ask.answers import DropError
+from nano3.curate.myriads import without_myriads
 from nano3.curate.steps.language import language_of_text, outside_code
 from nano3.curate.steps.llm.markers import text_parts
 from nano3.reading import parse_json
@@ -167,13 +168,14 @@ def check_unchanged(source: str, reply: str) -> None:
     """Raise DropError where numbers, addresses or inline code of a source are not those of its translation.
 
     1.234,5 is 1,234.5. A single digit may be new, since languages spell small numbers out, and the number of a month,
-    before 月 or in a date such as 11.03.2011, may become a name.
+    before 月 or in a date such as 11.03.2011, may become a name. 3万 is 30,000, 30 thousand and thirty thousand.
     """
     if addresses(source) != addresses(reply):
         raise DropError("addresses changed")
     if Counter(inline_code(source)) != Counter(inline_code(reply)):
         raise DropError("code changed")
-    before, after = (numbers(_INLINE.sub(" ", _URL.sub(" ", text))) for text in (source, reply))
+    bare = (_INLINE.sub(" ", _URL.sub(" ", unicodedata.normalize("NFKC", text))) for text in (source, reply))
+    before, after = map(numbers, without_myriads(*bare))
     found = (chinese or dotted for chinese, dotted in _MONTH.findall(unicodedata.normalize("NFKC", source)))
     months = Counter(map(_plain, found))
     if before - after - months or any(len(number) > 1 for number in after - before):
