@@ -2,13 +2,14 @@
 # The same tiny model on pages that `nano3 data curate cc-code-no-model` keeps, and on plain extracted text of the same
 # pages: bits per byte of source code, and of prose, of packages that no page is about.
 #
-#   bash docs/curation/claim.sh FOLDER [TOKENS] [SEEDS]     # eight minutes of CPU, 2 GB of disk; Debian with apt
+#   bash docs/curation/claim.sh FOLDER [TOKENS] [SEEDS]     # twelve minutes of CPU, 2 GB of disk; Debian with apt
 #
 # trafilatura is no dependency of nano3: EXTRACTOR is a Python that has it (python -m venv v; v/bin/pip install
 # trafilatura==2.0.0 lxml_html_clean resiliparse fastwarc). Whatever is in FOLDER already is not made again.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 folder=$1 tokens=${2:-200000} seeds=${3:-3} extractor=${EXTRACTOR:-python}
+pages=${PAGES:-300} # of a package at most
 arms=${ARMS:-nano3 trafilatura resiliparse} # also: trafilatura-recall, and resiliparse-kept: of the pages that nano3 keeps
 mkdir -p "$folder" && cd "$folder"
 export OMP_NUM_THREADS=1
@@ -28,7 +29,7 @@ mkdir -p crawled heldout
 unpack crawled $crawled
 unpack heldout $heldout
 
-[ -f pages.warc.gz ] || python "$here/claim_texts.py" pages crawled --count 300 --out pages.warc.gz
+[ -f pages.warc.gz ] || python "$here/claim_texts.py" pages crawled --count "$pages" --out pages.warc.gz
 [ -f kept/blend.toml ] || nano3 data curate cc-code-no-model --from pages.warc.gz --out kept
 for tool in trafilatura trafilatura-recall resiliparse; do
   [ -f "$tool.jsonl" ] || "$extractor" "$here/claim_extract.py" pages.warc.gz "$tool" --out "$tool.jsonl"
@@ -49,4 +50,4 @@ for ((seed = 0; seed < seeds; seed++)); do
   for arm in $arms; do train "$arm" "$seed" "$tokens"; done
 done
 python "$here/claim_scores.py" score runs/*/ --heldout heldout.jsonl
-python "$here/claim_scores.py" chart . --out "$here/../pictures/curation.png"
+python "$here/claim_scores.py" chart . --out curation.png

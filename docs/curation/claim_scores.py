@@ -8,6 +8,8 @@ import argparse
 import json
 import math
 import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from nano3.report import BLUE, GREEN, INK, ORANGE, new_figure, plain
 
 KINDS = ("Python", "JavaScript", "C++", "Rust", "prose")
 CODE = KINDS[:4]
+ALL = ("code", *KINDS)
 BASE = "nano3"
 NAMES = {
     "nano3": "kept by nano3 data curate",
@@ -31,7 +34,7 @@ NAMES = {
     "trafilatura": "trafilatura as datatrove calls it, all pages",
 }
 COLORS = {
-    "trafilatura": INK,
+    "trafilatura": "#94a3b8",
     "trafilatura-recall": ORANGE,
     "resiliparse": GREEN,
     "resiliparse-kept": "#5eead4",
@@ -39,8 +42,22 @@ COLORS = {
 LONGEST = 2048
 """Tokens of a held-out text that are scored at most: none has more."""
 RESAMPLES = 4000
-Bits = dict[str, dict[str, np.ndarray]]
-"""Kind -> arm -> (seeds, texts) bits."""
+
+
+@dataclass
+class Difference:
+    """An arm's bits per byte on a kind of text, and what it has more than the first arm."""
+
+    arm: str
+    kind: str
+    mean: float
+    seeds_own: np.ndarray
+    """Difference of each pair of seeds."""
+    texts: tuple[float, float]
+    """95 % interval of the mean difference, texts drawn."""
+    seeds: tuple[float, float]
+    """The same, seeds drawn: with three, the least and the greatest of them."""
+    both: tuple[float, float]
 
 
 def main() -> None:
@@ -90,61 +107,86 @@ def chart(folder: Path, out: Path) -> None:
     for path in sorted((folder / "runs").glob("*.json")):
         runs.setdefault(re.sub(r"-\d+$", "", path.stem), []).append(json.loads(path.read_text("utf-8")))
     seeds = min(map(len, runs.values()))
-    print(f"{machine()}; {seeds} seeds\n")
-    draw(table({arm: runs[arm][:seeds] for arm in NAMES if arm in runs}), seeds, out)
+    print(f"{machine()}; {seeds} seeds an arm\n")
+    draw(differences({arm: runs[arm][:seeds] for arm in NAMES if arm in runs}), seeds, out)
 
 
-def table(runs: dict[str, list[list[dict[str, Any]]]]) -> dict[str, dict[str, tuple[float, float, float]]]:
-    """Kind -> arm -> bits per byte, and the interval of the difference to the first arm; printed."""
-    rng, base = np.random.default_rng(0), next(iter(runs))
-    found: dict[str, dict[str, tuple[float, float, float]]] = {kind: {} for kind in (*KINDS, "code")}
-    for kind, scores in found.items():
-        kinds = CODE if kind == "code" else (kind,)
-        index = [i for i, row in enumerate(runs[base][0]) if row["kind"] in kinds]
-        sizes = np.array([runs[base][0][i]["bytes"] for i in index])
+def differences(runs: dict[str, list[list[dict[str, Any]]]]) -> list[Difference]:
+    """Each arm's bits per byte, and what it has more than the first arm, seed by seed; printed."""
+    rng, found = np.random.default_rng(0), []
+    rows = next(iter(runs.values()))[0]
+    for kind in ALL:
+        index = [i for i, row in enumerate(rows) if row["kind"] in (CODE if kind == "code" else (kind,))]
+        sizes = np.array([rows[i]["bytes"] for i in index])
         bits = {arm: np.array([[run[i]["bits"] for i in index] for run in own]) for arm, own in runs.items()}
-        seeds = len(bits[base])
-        draws = [(rng.integers(seeds, size=seeds), rng.integers(len(index), size=len(index))) for _ in range(RESAMPLES)]
         for arm, own in bits.items():
-            differences = own - bits[base]
-            drawn = [differences[np.ix_(s, t)].sum() / seeds / sizes[t].sum() for s, t in draws]
-            low, high = np.quantile(drawn, (0.025, 0.975))
-            scores[arm] = own.sum() / seeds / sizes.sum(), float(low), float(high)
-    print(f"bits per byte, and the 95 % interval of the difference to {base}\n")
-    print(f"| trained on | {' | '.join(found)} |\n|---|{'---|' * len(found)}")
-    for arm in runs:
-        cells = (found[kind][arm] for kind in found)
-        texts = (f"{mean:.3f}" + ("" if arm == base else f" ({low:+.3f} to {high:+.3f})") for mean, low, high in cells)
-        print(f"| {arm} | {' | '.join(texts)} |")
-    print()
+            more = own - bits[BASE]
+            seeds, texts = more.shape
+            every, drawn = np.arange(seeds), rng.integers(texts, size=(RESAMPLES, texts))
+            chosen = rng.integers(seeds, size=(RESAMPLES, seeds))
+            found.append(
+                Difference(
+                    arm,
+                    kind,
+                    own.sum() / seeds / sizes.sum(),
+                    more.sum(1) / sizes.sum(),
+                    interval(more[np.ix_(every, t)].sum() / seeds / sizes[t].sum() for t in drawn),
+                    interval(more[s].sum() / seeds / sizes.sum() for s in chosen),
+                    interval(
+                        more[np.ix_(s, t)].sum() / seeds / sizes[t].sum() for s, t in zip(chosen, drawn, strict=True)
+                    ),
+                )
+            )
+    tables(found, list(runs))
     return found
 
 
-def draw(found: dict[str, dict[str, tuple[float, float, float]]], seeds: int, out: Path) -> None:
-    """Bars of the difference to the first arm, of each kind, with their intervals."""
-    kinds = ("code", *KINDS)
-    arms = [arm for arm in found["code"] if arm != BASE]
+def interval(drawn: Iterable[float]) -> tuple[float, float]:
+    """Where 95 % of what was drawn lies."""
+    low, high = np.quantile(list(drawn), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def tables(found: list[Difference], arms: list[str]) -> None:
+    """Bits per byte, and the intervals of the differences."""
+    head = f"| {' | '.join(ALL)} |\n|---|{'---|' * len(ALL)}"
+    print(f"| bits per byte | {head[2:]}")
+    for arm in arms:
+        print(f"| {arm} | {' | '.join(f'{one.mean:.3f}' for one in found if one.arm == arm)} |")
+    for what in ("texts", "seeds", "both"):
+        print(f"\n| more than {BASE}, 95 %, {what} drawn | {head[2:]}")
+        for arm in arms:
+            spans = [getattr(one, what) for one in found if one.arm == arm and arm != BASE]
+            if spans:
+                print(f"| {arm} | {' | '.join(f'{low:+.3f} to {high:+.3f}' for low, high in spans)} |")
+
+
+def draw(found: list[Difference], seeds: int, out: Path) -> None:
+    """Bars of the difference to the first arm, of each kind, with their intervals and every seed's own."""
+    arms = [arm for arm in NAMES if arm != BASE and any(one.arm == arm for one in found)]
     figure = new_figure(
         10.5,
-        5.6,
+        6.4,
         "Held-out text after the same number of training tokens, from the same crawled pages",
-        f"1.9M parameters, seeds an arm: {seeds}, the same tokenizer; intervals: 95 %, bootstrap of seeds and texts; "
+        f"1.9M parameters; bars: mean of {seeds} seeds an arm (points: each), 95 % by bootstrap of seeds and texts; "
         "docs/curation/claim.sh",
     )
     axis = figure.subplots()
     height = 0.8 / len(arms)
     for i, arm in enumerate(arms):
-        base = [found[kind][BASE][0] for kind in kinds]
-        means = [found[kind][arm][0] - own for kind, own in zip(kinds, base, strict=True)]
-        spans = [[m - found[k][arm][1] for k, m in zip(kinds, means, strict=True)]]
-        spans.append([found[k][arm][2] - m for k, m in zip(kinds, means, strict=True)])
-        places = [j + (i - (len(arms) - 1) / 2) * height for j in range(len(kinds))]
-        axis.barh(
-            places, means, height * 0.9, xerr=spans, color=COLORS[arm], label=NAMES[arm], error_kw={"linewidth": 1}
-        )
+        own = [one for one in found if one.arm == arm]
+        means = [float(one.seeds_own.mean()) for one in own]
+        spans = [[mean - one.both[0] for mean, one in zip(means, own, strict=True)]]
+        spans.append([one.both[1] - mean for mean, one in zip(means, own, strict=True)])
+        places = [j + (i - (len(arms) - 1) / 2) * height for j in range(len(own))]
+        error = {"linewidth": 1, "ecolor": INK}
+        axis.barh(places, means, height * 0.9, xerr=spans, color=COLORS[arm], label=NAMES[arm], error_kw=error)
+        for place, one in zip(places, own, strict=True):
+            axis.plot(one.seeds_own, [place] * seeds, "o", color="white", markeredgecolor=INK, markersize=3.5)
     axis.axvline(0, color=BLUE, linewidth=2)
-    labels = [f"{'all code' if kind == 'code' else kind}\nnano3: {found[kind][BASE][0]:.3f}" for kind in kinds]
-    axis.set_yticks(range(len(kinds)), labels)
+    base = [one for one in found if one.arm == BASE]
+    labels = [f"{'all code' if one.kind == 'code' else one.kind}\nnano3: {one.mean:.3f}" for one in base]
+    axis.set_yticks(range(len(base)), labels)
     axis.invert_yaxis()
     axis.set_xlabel(
         "bits per byte more (right: worse) or less (left: better) than the model of pages that nano3 kept", color=INK
