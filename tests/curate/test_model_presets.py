@@ -4,6 +4,7 @@ import gzip
 import json
 import time
 from email.utils import formatdate
+from functools import cache
 
 import pytest
 
@@ -113,6 +114,24 @@ def write_lines(path, rows):
     return path
 
 
+@cache
+def types_of_openai():
+    """Keys of a request, its type, and the type of its messages, as openai's own client has them."""
+    from openai.types.chat import ChatCompletionUserMessageParam
+    from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming as Request
+    from pydantic import TypeAdapter
+
+    return Request.__annotations__.keys(), TypeAdapter(Request), TypeAdapter(list[ChatCompletionUserMessageParam])
+
+
+def check_body(body):
+    """A request has no other keys and types than openai's own client sends."""
+    keys, request, messages = types_of_openai()
+    assert body.keys() <= keys
+    request.validate_python(body, strict=True)
+    messages.validate_python(body["messages"], strict=True)
+
+
 @pytest.mark.parametrize("name", MODEL_PRESETS)
 def test_a_preset_that_asks_a_model_runs_whole(model_server, tmp_path, name):
     if name == "cc-code":
@@ -126,6 +145,8 @@ def test_a_preset_that_asks_a_model_runs_whole(model_server, tmp_path, name):
     )
     report = run_pipeline(plan, 1)
     assert report.faults() == []
+    for body in model_server.bodies:
+        check_body(body)
     kept = documents(tmp_path / "out")
     assert len(kept) == n, [(step.label, step.account.dropped, step.account.notes) for step in report.steps]
     if name == "cc-code":
