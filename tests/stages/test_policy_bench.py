@@ -23,3 +23,14 @@ def test_a_step_of_rl_trains_on_what_the_model_drew(small_sizes):
     assert policy.loss.take_largest_mismatch() < 1e-4
     assert [sample.ids.tolist() for sample in policy.draw()] != [sample.ids.tolist() for sample in samples]
     policy.close()
+
+
+def test_the_device_that_is_measured_decides_the_type_of_activations(small_sizes, monkeypatch):
+    monkeypatch.setattr("nano3.model.dtype.cpu_flags", frozenset)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    job = Job("nano3", "rl", small_sizes, dtype="auto")
+    side = PolicySide(job)
+    assert side.model.compute_dtype == torch.float32
+    side.device = torch.device("cuda")
+    side.set_types(job)
+    assert (side.model.dtype, side.model.compute_dtype) == (torch.float32, torch.bfloat16)

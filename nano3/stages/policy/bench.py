@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nano3.bench.native import CPU, Native
+from nano3.bench.native import Native
 from nano3.bench.worker import serve
 from nano3.bench.workload import RL_ROWS, Case, Job, advantages, prompts
 from nano3.config.schema import OptimizerConfig
@@ -91,7 +91,7 @@ class PolicySide(Native):
 
     def set_types(self, job: Job) -> None:
         """Float32 weights, as `nano3 rlvr` has them."""
-        self.model.to_dtype(torch.float32, compute_dtype(job.dtype, CPU))
+        self.model.to_dtype(torch.float32, compute_dtype(job.dtype, self.device))
 
     def run(self, case: Case) -> dict[str, float]:
         """Seconds of one step, and of its two parts."""
