@@ -15,6 +15,7 @@ from nano3.curate.step import Step
 
 _FENCE = re.compile(r"`{3,}")
 _MOST = 5000
+_WU = "wuu"
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,11 @@ class LanguageSettings:
         check("language", self, "<=", 1, "least")
         if not self.keep:
             raise UserError("language.keep is empty: nothing would be kept")
-        known = set(_identifier().nb_classes)
+        known = set(_identifier().nb_classes) - {_WU}
         for code in self.keep:
             if code not in known:
                 hint = f"did you mean '{code.lower()}'?" if code.lower() in known else "English is 'en', German 'de'"
+                hint = "Wu counts as Chinese, 'zh'" if code == _WU else hint
                 raise UserError(f"language.keep: no language has the code {code!r} (ISO 639-1); {hint}")
 
 
@@ -59,8 +61,11 @@ class Language(Step):
 
 
 def language_of_text(text: str) -> tuple[str, float]:
-    """ISO 639-1 code of the language at the beginning of a text, and its probability."""
+    """ISO 639-1 code of the language at the beginning of a text, and its probability; Wu counts as Chinese (`zh`)."""
     language, score = _identifier().classify(text[:_MOST])
+    if language in ("zh", _WU):  # Standard Chinese with foreign words in it is often called Wu
+        scores = dict(_identifier().rank(text[:_MOST]))
+        return "zh", float(scores["zh"] + scores[_WU])
     return language, float(score)
 
 

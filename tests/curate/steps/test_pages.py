@@ -232,7 +232,9 @@ def test_pages_become_text_in_a_pipeline(curate):
     assert dropped(report, "language") == {"language de": 1}
 
 
-@pytest.mark.parametrize(("keep", "told"), [(["en", "english"], "English is 'en'"), (["DE"], "'de'"), ([], "empty")])
+@pytest.mark.parametrize(
+    ("keep", "told"), [(["en", "english"], "English is 'en'"), (["DE"], "'de'"), (["wuu"], "'zh'"), ([], "empty")]
+)
 def test_a_code_that_no_language_has_is_refused(curate, keep, told):
     with pytest.raises(UserError, match=f"language.keep.*{told}"):
         curate([("language", {"keep": keep})], ["x"])
@@ -246,6 +248,10 @@ def test_a_code_that_no_language_has_is_refused(curate, keep, told):
         ("es", "La función devuelve la suma de los dos números y avisa de un error cuando falta uno de ellos. " * 2),
         ("ru", "Функция возвращает сумму обоих чисел и сообщает об ошибке, если одного из них не хватает. " * 2),
         ("ja", "この関数は二つの数の合計を返します。どちらかが欠けている場合はエラーを報告します。" * 4),
+        ("it", "La funzione restituisce la somma dei due numeri e segnala un errore quando uno di essi manca. " * 2),
+        ("pl", "Funkcja zwraca sumę obu liczb i zgłasza błąd, jeżeli brakuje jednej z nich w wywołaniu. " * 2),
+        ("pt", "A função devolve a soma dos dois números e avisa de um erro quando não há um deles. " * 2),
+        ("zh", "通过“单一UNIX规范（版本2）”获取（英语文档）\n" * 4),  # py3langid calls it Wu
         ("zh", "该函数返回两个数字的总和，如果缺少其中一个，则会报告错误。请在使用之前仔细阅读说明文档。" * 4),
     ],
 )
