@@ -81,5 +81,7 @@ def precompile(folder: Path, standard: str) -> None:
     """Compile the header of all headers once, for the documents that include it: it takes most of their time."""
     target = folder / (ALL_HEADERS + ".gch")
     target.parent.mkdir(parents=True, exist_ok=True)
-    command = ["g++", f"-std={standard}", "-w", "-x", "c++-header", "-", "-o", str(target)]
-    subprocess.run(command, input=f"#include <{ALL_HEADERS}>\n".encode(), capture_output=True, check=False)
+    source = folder / "all.hpp"  # g++ precompiles no standard input
+    source.write_text(f"#include <{ALL_HEADERS}>\n", "utf-8")
+    command = ["g++", f"-std={standard}", "-w", "-x", "c++-header", str(source), "-o", str(target)]
+    subprocess.run(command, capture_output=True, check=False)

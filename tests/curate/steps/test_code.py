@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from nano3.config.errors import UserError
+from nano3.curate.steps.cpp import compile_error, precompile
 from nano3.curate.steps.licence_texts import is_allowed, licence_of_text
 from nano3.curate.steps.pylint_gate import OPTIONS, pylint_scores
 
@@ -193,3 +194,11 @@ def test_all_headers_are_compiled_once(curate):
     rows = [{"id": f"{i}.cpp", "text": text % ('"x"' if i % 2 else "i")} for i in range(4)]
     _, kept = curate([("cpp", {})], rows)
     assert [row["id"] for row in kept] == ["1.cpp", "3.cpp"]
+
+
+@pytest.mark.slow
+def test_the_header_of_all_headers_is_compiled_once(tmp_path):
+    precompile(tmp_path, "c++17")
+    (tmp_path / "bits/stdc++.h").write_text("#error not from the precompiled header")
+    text = "#include <bits/stdc++.h>\nint main() { std::vector<int> v; }"
+    assert compile_error(text, "c++17", 20, tmp_path) == ""
