@@ -16,6 +16,10 @@ from pathlib import Path
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Tables are as wide as in a pipe, not as the terminal that pytest-xdist tells its processes of.
+os.environ.pop("COLUMNS", None)
+os.environ.pop("LINES", None)
+
 # Modules are compiled once, not in each of hundreds of processes, whatever the environment says.
 if sys.dont_write_bytecode:
     sys.dont_write_bytecode = False

@@ -134,7 +134,7 @@ ANSWERS = [MODELS, {"error": {"message": "no", "type": "t"}}, {"detail": [{"loc"
 @given(body=st.sampled_from(ANSWERS).flatmap(files), status=st.sampled_from([200, 204, 302, 400, 401, 404, 429, 500]),
        header=st.text(st.characters(max_codepoint=127), max_size=9))  # fmt: skip
 def test_a_server_with_odd_answers(body, status, header):
-    error_text(body), seconds_of(header)
+    error_text(body, "a-key"), seconds_of(header)
     server = Server("http://127.0.0.1:9", wait=lambda _: True)
     server.http = httpx2.Client(
         base_url="http://127.0.0.1:9",
