@@ -106,6 +106,8 @@ def check_left(folder, out):
         time.sleep(0.02)
     assert left == set()
     for path in out.rglob("[0-9]*"):
+        if path.parent.name == "stats":
+            continue  # datatrove's, which nobody reads; written again with a task that is not complete
         if path.suffix == ".json":
             json.loads(path.read_bytes())
         elif path.suffix == ".zst":
