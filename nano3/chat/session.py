@@ -22,10 +22,12 @@ HELP = """\
 /system TEXT      set the system prompt; /system shows it, /system - removes it
 /thinking on|off  let the model think before it answers, or not
 /save FILE        write the conversation (.json: messages; else Markdown)
-/quit             leave (also Ctrl-D)
+/quit             leave (also /bye, /exit, Ctrl-D)
 A line that ends in \\ goes on in the next one.
 Ctrl-C stops an answer, and once more leaves."""
 COMMANDS = ("/help", "/new", "/retry", "/system", "/thinking", "/save", "/quit")
+ENDS = ("/quit", "/bye", "/exit")
+"""All that leave; other programs for chats taught users the other two."""
 
 
 class Quit(Exception):  # noqa: N818
@@ -50,7 +52,7 @@ class Session:
             "/system": self._set_system,
             "/thinking": self._set_thinking,
             "/save": self._save,
-            "/quit": self._quit,
+            **dict.fromkeys(ENDS, self._quit),
         }
 
     def enter(self, line: str) -> None:

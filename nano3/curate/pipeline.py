@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,7 +13,7 @@ from typing import Any
 from nano3.config.errors import UserError
 from nano3.config.presets import preset_names
 from nano3.config.typed import ShellValue, check_table, nearest
-from nano3.curate.catalog import PRESETS, check_frame, check_installed, find_step
+from nano3.curate.catalog import PRESETS, STEPS, check_frame, check_installed, find_step
 from nano3.reading import decode, parse_toml
 
 SECTIONS = ("pipeline", "step")
@@ -115,6 +116,8 @@ def pipeline_text(name: str) -> tuple[str, str]:
         if name not in known:
             close = nearest(name, known)
             hint = f"did you mean '{close}'?" if close else "give a preset's name or the path of a .toml file"
+            if Path(f"{name}.toml").expanduser().is_file():
+                hint = f"did you mean the file '{name}.toml'?"
             hint = _hint_of_input(name) or f"; {hint}"
             raise UserError(f"unknown pipeline '{name}'{hint} (presets: {', '.join(known)})")
         where = f"preset '{name}'"
@@ -179,7 +182,12 @@ def _step_tables(value: Any, where: str) -> list[tuple[str, dict[str, Any]]]:
     for number, item in enumerate(value, start=1):
         use = item.get("use")
         if not isinstance(use, str):
-            raise UserError(f'{where}: step {number} has no name; write use = "read" below its [[step]]')
+            meant = item.get("name")
+            known = isinstance(meant, str) and (meant if meant in STEPS else nearest(meant, STEPS))
+            instead = f" in place of name = {json.dumps(meant)}" if known else ""
+            raise UserError(
+                f'{where}: step {number} has no use; write use = "{known or "read"}"{instead or " below its [[step]]"}'
+            )
         tables.append((use, {key: own for key, own in item.items() if key != "use"}))
     return tables
 

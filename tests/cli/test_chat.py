@@ -74,6 +74,12 @@ def test_commands_change_the_conversation(local, answers, tmp_path):
     assert "system prompt: Be brief." in done.err
 
 
+@pytest.mark.parametrize("end", ["/bye", "/exit"])
+def test_words_that_end_other_chats_end_this_one(local, end):
+    done = local(f"{end}\nnever\n")
+    assert (done.code, done.out, done.err) == (0, "", "")
+
+
 def test_thinking_is_kept_out_of_a_pipe_and_in_the_file(local, tmp_path):
     saved = tmp_path / "saved.json"
     stdin = f"hello\n/thinking off\nhello\n/save {saved}\n"
@@ -378,7 +384,7 @@ def test_in_a_narrow_terminal_nothing_breaks_within_a_word(terminal, scripted):
     shown.expect("error: /thinkin: no such command; /help lists\r\nthem\r\n")
     shown.expect("> ")
     shown.type("/help\n")
-    assert "/quit             leave" in shown.expect("once more leaves")
+    assert "/quit             leave (also /bye" in shown.expect("once more leaves")
 
 
 def test_hidden_thinking_counts_seconds_and_no_color_shows_no_escapes(terminal, scripted):

@@ -26,7 +26,9 @@ def load(tmp_path):
         ("", "no steps; write [[step]]"),
         ("[[stp]]\n", "unknown key 'stp'; did you mean 'step'?"),
         ("step = 3\n", "no steps"),
-        ("[[step]]\nleast = 3\n", "step 1 has no name"),
+        ("[[step]]\nleast = 3\n", 'step 1 has no use; write use = "read" below its [[step]]'),
+        (READ + '[[step]]\nname = "length"\n', 'step 2 has no use; write use = "length" in place of name = "length"'),
+        (READ + '[[step]]\nname = "lenght"\n', 'write use = "length" in place of name = "lenght"'),
         ('[[step]]\nuse = "lenght"\n', "unknown step 'lenght'; did you mean 'length'?"),
         ('[[step]]\nuse = "length"\n', "the first step is 'length'; it must be a reader"),
         (READ + READ, "step 2 is the reader 'read'"),
@@ -94,6 +96,13 @@ def test_a_licence_of_an_unknown_name_is_told(load):
 def test_an_unknown_preset_is_named():
     with pytest.raises(UserError, match="unknown pipeline 'tinny'; did you mean 'tiny'"):
         load_pipeline("tinny")
+
+
+def test_a_pipeline_named_without_its_ending_is_found_beside(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.toml").write_text(READ)
+    with pytest.raises(UserError, match=r"unknown pipeline 'notes'; did you mean the file 'notes\.toml'"):
+        load_pipeline("notes")
 
 
 @pytest.mark.parametrize("name", preset_names(PRESETS))

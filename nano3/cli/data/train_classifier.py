@@ -41,6 +41,7 @@ def train_classifier(
         typer.Option(min=0.01, max=1.0, help="Share of the positive documents that the recommended threshold keeps."),
     ] = 0.95,
     seed: Annotated[int, typer.Option(help="Draws the hosts and folders that are held out.")] = 0,
+    force: Annotated[bool, typer.Option("--force", metavar="", help="Replace a classifier that is there.")] = False,
     as_json: Json = False,
 ) -> None:
     """Train a fast classifier of documents (fastText) from examples, and judge it on hosts and folders it has not seen.
@@ -56,15 +57,23 @@ def train_classifier(
     check_frame()
     if not is_importable(PACKAGE):
         raise UserError(f"nano3 data train-classifier needs {PACKAGE}: {install_command('curate')}")
-    from nano3.cli.output import print_json
+    from nano3.cli.output import counted, print_json
     from nano3.curate.classifier.training import TrainingOptions, train_classifier
     from nano3.files import check_writable
 
+    if out.exists() and not force:
+        raise UserError(f"--out {out} exists already: give another name, or --force to replace it")
     check_writable(out.parent, "--out")
     out.parent.mkdir(parents=True, exist_ok=True)
     found = train_classifier(TrainingOptions(positive, negative, html, heldout, recall, seed), out)
     for line in found["left_out"]:
         print(printable(f"left out: {line}"), file=sys.stderr)
+    if found["in_both"]:
+        print(
+            f"warning: {counted(found['in_both'], 'document')} in both --positive and --negative: no classifier can "
+            "tell them apart",
+            file=sys.stderr,
+        )
     if as_json:
         print_json(found | {"file": str(out)})
         return
@@ -87,7 +96,7 @@ def _show(found: dict[str, Any], out: Path) -> None:
     columns = ("threshold", "precision", "recall", "kept")
     table = plain_table(f"average precision {found['average_precision']:.3f}", *columns, right=columns)
     best = found["recommended"]
-    for one in [*found["table"][1::2], best]:
+    for one in sorted([*found["table"][1::2], best], key=lambda one: one["threshold"]):
         mark = " *" if one is best else ""
         table.add_row(f"{one['threshold']:.4f}{mark}", *(f"{one[name]:.3f}" for name in columns[1:]))
     if found["rule"]:

@@ -75,6 +75,8 @@ def show(found: list[Shown], tokenizer: Tokenizer) -> None:
             console.print(text, soft_wrap=not coloured)
         if shown.left_out:
             console.print(Text(f"\n{shown.name}: {shown.left_out}", style="yellow"))
+    if not any(shown.rows for shown in found):
+        return
     if coloured:
         console.print(Text.assemble("\n", ("trained", STYLES[WRITTEN][0]), " to be written; the rest is read."))
     else:

@@ -58,25 +58,41 @@ def train_classifier(options: TrainingOptions, out: Path) -> dict[str, Any]:
     The classifier that is written is the one that was judged: it has not seen the held-out documents.
 
     Raises:
-        UserError, FileNotFoundError: nothing to read, or too little of a kind to train with and to judge by.
+        UserError, FileNotFoundError: nothing to read, no document of a kind that is not of the other too, or too
+            little of a kind to train with and to judge by.
     """
     left_out: list[str] = []
     examples = [
         *read_examples(options.positive, True, options.html, left_out),
         *read_examples(options.negative, False, options.html, left_out),
     ]
+    in_both = _check_kinds(examples)
     split = split_examples(examples, options.heldout, options.seed)
     _check(split)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as folder:
         model = _train(split.training, Path(folder, "lines.txt"))
         temporary = Path(folder, "model")
         model.save_model(str(temporary))
-        found = _judged(model, split, options) | {"hash": file_hash(temporary), "left_out": left_out}
+        found = _judged(model, split, options) | {
+            "hash": file_hash(temporary),
+            "left_out": left_out,
+            "in_both": in_both,
+        }
         judgement_path(out).unlink(missing_ok=True)  # without it FILE is no classifier: the three come together
         os.replace(temporary, out)
     _draw(found, split, out.with_name(out.name + ".png"))
     write_atomic(judgement_path(out), json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     return found
+
+
+def _check_kinds(examples: Sequence[Example]) -> int:
+    """How many different documents are examples of both kinds. Raises UserError where a kind has no others."""
+    positive, negative = ({example.line for example in examples if example.positive == kind} for kind in (True, False))
+    in_both = positive & negative
+    if len(in_both) == min(len(positive), len(negative)):
+        one, other = ("--positive", "--negative") if len(in_both) == len(positive) else ("--negative", "--positive")
+        raise UserError(f"every document of {one} is in {other} too ({len(in_both):,}): give documents of two kinds")
+    return len(in_both)
 
 
 def _check(split: Split) -> None:

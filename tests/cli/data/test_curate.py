@@ -248,6 +248,12 @@ def test_a_classifier_is_trained_and_judged(tmp_path, monkeypatch):
     assert "hosts and folders that training has not seen" in done.stdout
     assert 'use = "relevance"\nmodel = "new/own.bin"' in done.stdout
     assert done.stderr == ""
+    table = done.stdout.partition("precision")[2].partition("at the threshold")[0]
+    thresholds = [float(number) for number in re.findall(r"^\W*([01]\.\d{4})\b", table, re.M)]
+    assert len(thresholds) > 5
+    assert thresholds == sorted(thresholds)
+    assert "--force to replace it" in refused(*made)
+    made = (*made, "--force")
     found = json.loads(run(*made, "--json").stdout)
     held, trained = (set(found["examples"][name]["groups"]) for name in ("heldout", "training"))
     assert held.isdisjoint(trained)
@@ -258,6 +264,11 @@ def test_a_classifier_is_trained_and_judged(tmp_path, monkeypatch):
     told = run(*made).stderr.splitlines()
     assert any("good: " in line and ".png" in line for line in told), "a file that is not read is named"
     assert any("bad: 1 without a text in 'text'" in line for line in told), "a record that is none is counted"
+    (tmp_path / "bad/two/same.txt").write_text((tmp_path / "good/two/0.txt").read_text())
+    assert "warning: 1 document in both --positive and --negative" in run(*made).stderr
+    assert "every document of --positive is in --negative too (18)" in refused(
+        *made[:3], "--negative", "good", *made[5:]
+    )
     flat = run("train-classifier", "--positive", "good/one", "--negative", "bad/two", "--out", "flat.bin")
     assert "warning: one kind comes from a single host or folder" in flat.stderr
     assert "no file or folder" in str(CliRunner().invoke(app, [*made, "--negative", "none"]).exception)

@@ -72,6 +72,7 @@ def test_a_preview_of_data_that_leaves_no_row_is_an_error_with_the_reason(model_
     done = preview(model_folder, tmp_path / "rows.jsonl")
     assert done.exit_code
     assert "no row to train on" in str(done.exception)
+    assert "to be written" not in done.stdout
     assert "fields there: question, reply" in str(done.exception)
 
 

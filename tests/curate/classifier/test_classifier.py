@@ -193,9 +193,10 @@ def test_a_step_without_its_classifier_is_refused(curate, settings, told):
 def test_too_few_examples_are_refused(tmp_path):
     (tmp_path / "one.jsonl").write_text('{"text": "one"}\n')
     (tmp_path / "signs.jsonl").write_text('{"text": "  "}\n')
-    one, signs = str(tmp_path / "one.jsonl"), str(tmp_path / "signs.jsonl")
+    (tmp_path / "two.jsonl").write_text('{"text": "two"}\n')
+    one, two, signs = (str(tmp_path / f"{name}.jsonl") for name in ("one", "two", "signs"))
     with pytest.raises(UserError, match="too few --positive"):
-        train_classifier(TrainingOptions([one], [one]), tmp_path / "x.bin")
+        train_classifier(TrainingOptions([one], [two]), tmp_path / "x.bin")
     with pytest.raises(UserError, match="no document with a word"):
         train_classifier(TrainingOptions([one], [signs]), tmp_path / "x.bin")
     assert not list(tmp_path.glob("*x.bin*"))
