@@ -20,6 +20,8 @@ from typer.main import get_command
 
 from nano3.cli.disk_errors import disk_error
 from nano3.cli.help_text import tidy_help
+from nano3.cli.options.model_names import accept_both_names
+from nano3.cli.unknown_option import unknown_option
 
 VERBS = {
     "pretrain": "nano3.cli.training.pretrain",
@@ -60,6 +62,7 @@ class VerbGroup(TyperGroup):
         command = get_command(import_module(VERBS[cmd_name]).app)
         command.name = cmd_name
         command.params = [p for p in command.params if p.name not in _ROOT_OPTIONS]
+        accept_both_names(command)
         tidy_help(command)
         return command
 
@@ -200,7 +203,7 @@ def _one_line(error: Any) -> str:
             return ""
         context = getattr(error, "ctx", None)
         help_hint = f" (see {context.command_path} --help)" if context else ""
-        text = error.format_message().rstrip(".") + help_hint
+        text = (unknown_option(error) or error.format_message().rstrip(".")) + help_hint
     elif isinstance(error, OSError) and error.filename is not None:
         text = f"{error.filename}: {(error.strerror or 'cannot be used').lower()}"
     else:

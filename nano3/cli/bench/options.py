@@ -30,7 +30,6 @@ Model = Annotated[
     str,
     typer.Option(
         "--model",
-        "--from",
         help="A model preset (random weights), a TOML file of sizes, a run folder or a Hugging Face folder.",
         metavar="PRESET|PATH",
         autocompletion=complete_model,

@@ -127,8 +127,9 @@ def lm(
     [dim]A server:[/]
       nano3 eval lm --url http://127.0.0.1:8000 --tasks gsm8k --chat
     """
-    _check(ctx.params)
-    options = shared.with_model(ctx.params)
+    options = shared.with_one_name(ctx.params)
+    _check(options)
+    options = shared.with_model(options)
     os.environ.setdefault("TQDM_DISABLE", "1")  # the harness's bars, beside which this command has its own
     from nano3.eval.lm.find import find_tasks
     from nano3.eval.lm.run import Options

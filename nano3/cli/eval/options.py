@@ -46,7 +46,12 @@ Url = Annotated[
 ]
 ServedModel = Annotated[
     str,
-    typer.Option("--model", help="Served model. Default: the first listed.", metavar="NAME", show_default=False),
+    typer.Option(
+        "--model",
+        help="With --url: the server's name of a model. Default: the first listed. Without: as --from.",
+        metavar="NAME|PATH",
+        show_default=False,
+    ),
 ]
 ApiKey = Annotated[
     str,
@@ -88,6 +93,19 @@ def out_option(verb: str) -> typer.models.OptionInfo:
     )  # fmt: skip
 
 
+def with_one_name(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options in which a model of this machine is `from_`, however it was named.
+
+    Raises:
+        UserError: it was named twice.
+    """
+    if options["url"] is not None or not options["model"]:
+        return dict(options)
+    if options["from_"] is not None:
+        raise UserError("--from and --model name two models; give one of them, or --url with the server of --model")
+    return {**options, "from_": options["model"], "model": ""}
+
+
 def check_target(options: Mapping[str, Any]) -> None:
     """Refuse options that do not name one target, before anything is loaded.
 
@@ -107,8 +125,7 @@ def check_target(options: Mapping[str, Any]) -> None:
         if name != "api_key" and options.get(name, default) != default:
             flag = "--engine" if name == "engine_name" else f"--{name.replace('_', '-')}"
             other = "a server's model: add --url" if kind == "--from" else "a model of this machine: leave --url out"
-            named = ", or name a folder with --from" if flag == "--model" else ""
-            raise UserError(f"{flag} is an option of {other}{named}")
+            raise UserError(f"{flag} is an option of {other}")
 
 
 def with_model(options: Mapping[str, Any]) -> dict[str, Any]:

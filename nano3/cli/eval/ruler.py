@@ -108,7 +108,7 @@ def ruler(
     [dim]A million tokens:[/]
       nano3 eval ruler --from PATH --ctx 1m --tasks niah_single_1 --samples 1
     """
-    options = {**ctx.params, "max_context": None}
+    options = {**shared.with_one_name(ctx.params), "max_context": None}
     shared.check_target(options)
     options = shared.with_model(options)
     from nano3.eval.ruler import Sources

@@ -232,7 +232,7 @@ def test_an_unknown_task_is_told_the_nearest(run, model_folder):
         (("--from", "/nowhere/at/all", "--tasks", "nano3_prose"), "no such folder"),
         (("--from", "nope", "--tasks", "hellaswag"), "error: nope: no such folder"),
         ((), "give --from with a folder"),
-        (("--model", "{model}"), "--model is an option of a server's model: add --url, or name a folder with --from"),
+        (("--from", "{model}", "--model", "x"), "--from and --model name two models"),
         (("--url", "http://127.0.0.1:9", "--memory", "2"), "--memory is an option of a model of this machine: leave"),
         (("--from", "{model}", "--max-context", "200", "--max-gen-toks", "200"), "nano3_arithmetic: 200 new tokens"),
         (("--url", "http://127.0.0.1:9", "--chat", "--tasks", "nano3_stdlib"), "leave out --chat"),
