@@ -37,6 +37,11 @@ def test_the_scripts_are_fresh(tmp_path):
         ("nano3 pretrain --preset ph", ["phase1", "phase2"]),
         ("nano3 pretrain --set optimizer.beta", ["optimizer.beta1=", "optimizer.beta2="]),
         ("nano3 info --model b", ["bench-110m"]),
+        ("nano3 data prepare --set optimizer.beta", ["optimizer.beta1=", "optimizer.beta2="]),
+        ("nano3 data curate tiny --set ", ["read.", "length.", "syntax.", "exact-dedup.", "near-dedup.", "pipeline."]),
+        ("nano3 data curate tiny --set length.", ["length.least=", "length.most="]),
+        ("nano3 data curate tiny --set pipeline.c", ["pipeline.category="]),
+        ("nano3 data curate none --set ", []),
         ("nano3 bench roofline --gpu h", ["h100", "h200"]),
     ],
 )

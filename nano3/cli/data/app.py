@@ -13,6 +13,7 @@ import typer
 from nano3.cli.data import curate as data_curate
 from nano3.cli.data import generate as data_generate
 from nano3.cli.data import train_classifier as data_train_classifier
+from nano3.cli.options.common import complete_setting
 
 if TYPE_CHECKING:
     from nano3.data.tokens.inspection import Inspection
@@ -40,7 +41,8 @@ def prepare_command(
     ] = None,
     preset: Annotated[str, typer.Option(help="Pretrain preset whose data settings apply.")] = "tiny",
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a setting.", autocompletion=complete_setting),
     ] = None,
     tokenizer: Annotated[
         str, typer.Option(help="`train`, `mistral`, a tokenizer.json, or a folder that holds one; empty: the preset's.")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nano3.cli.data.complete_step import complete_step_setting
 from nano3.cli.data.curate_estimate import estimate_of, finished_model, parse_price, print_estimate
 from nano3.cli.data.curate_list import check_named, show_file, show_list
 from nano3.cli.data.curate_report import printable, show_report
@@ -102,7 +103,10 @@ Against = Annotated[
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", help="Change a setting of a step, as near-dedup.verify=0.9. Repeatable.", metavar="STEP.KEY=VALUE"
+        "--set",
+        help="Change a setting of a step, as near-dedup.verify=0.9. Repeatable.",
+        metavar="STEP.KEY=VALUE",
+        autocompletion=complete_step_setting,
     ),
 ]
 Tasks = Annotated[int, typer.Option(min=0, help="Parts of the inputs; 0: by their size. Fixed for a folder.")]
