@@ -86,6 +86,8 @@ def train_on_text(
             return before
         _check(cfg, source if fresh else None, fresh, world)
         prepared = _prepare(_keep_tokenizer(cfg, run_dir) if resume else cfg, world)
+        if not resume:
+            _check_amount(cfg, prepared)
         cfg = with_token_ids(cfg, prepared.tokenizer)
         with exclusive(run_dir) if world.is_main else nullcontext():
             rows = {length: prepared.train.with_seq_len(length, cfg.lengths) for length in cfg.lengths}
@@ -111,6 +113,17 @@ def _check(cfg: PretrainConfig, source: Path | None, fresh: bool, world: World) 
     world.agree(attempt(lambda: check_room(cfg, world)))
     if source is not None and world.is_main and (warning := heldout_warning(cfg, source)):
         say(warning)
+
+
+def _check_amount(cfg: PretrainConfig, prepared: Prepared) -> None:
+    """Raise UserError for text that does not fill one row: a model of it is no model, and would be the newest."""
+    found, least = prepared.n_train_tokens, min(cfg.lengths)
+    if found < least:
+        texts = "1 token" if found == 1 else f"{found:,} tokens"
+        raise UserError(
+            f"too little text: {texts} to train on, and one sequence takes {least:,}: give more text, or shorter "
+            f"sequences (data.seq_len)"
+        )
 
 
 def _say_readings(cfg: PretrainConfig, rows: dict[int, TokenSource]) -> None:

@@ -252,3 +252,13 @@ def test_a_missing_tracker_is_refused_before_the_data_are_prepared(cfg, tmp_path
 
 def _no_work(*args, **options):
     raise AssertionError("data are prepared")
+
+
+def test_text_that_fills_no_sequence_is_refused_and_leaves_no_run(cfg, tmp_path, notes):
+    for file in notes.iterdir():
+        file.unlink()
+    (notes / "a.txt").write_text("a b")
+    with pytest.raises(UserError, match=r"too little text: \d tokens? to train on, and one sequence takes 64"):
+        main(cfg, tmp_path / "run")
+    assert not (tmp_path / "run" / "model").exists()
+    assert not (tmp_path / "run" / "config.toml").exists()

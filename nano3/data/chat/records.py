@@ -12,7 +12,7 @@ from nano3.config.errors import UserError
 from nano3.data.chat.messages import one_line
 from nano3.data.texts.compressed import open_bytes
 from nano3.data.texts.containers import LONGEST_RECORD, bare_suffix, json_lines, open_parquet, told_of
-from nano3.data.texts.find import find_files, is_there
+from nano3.data.texts.find import check_curated, find_files, is_there
 from nano3.data.texts.readers import InputFile
 from nano3.data.texts.skipped import Skipped
 from nano3.reading import decode, parse_json
@@ -68,12 +68,15 @@ def read_records(spec: str, skipped: Skipped) -> Iterator[Record]:
 
 
 def check_spec(spec: str, setting: str) -> None:
-    """Raise UserError, naming the setting, where `spec` is no path that exists and no data set of the hub."""
+    """Raise UserError, naming the setting, where `spec` is no path that exists and no data set of the hub; and for a
+    curation that is not finished."""
     if spec.startswith(HUB):
         if not _HUB_SPEC.fullmatch(spec):
             raise UserError(f"{setting}: {spec} is not hub:ORG/NAME[:CONFIG][@REVISION][::SPLIT]")
     elif not is_there(spec):
         raise UserError(f"{setting}: no file or folder at {spec}")
+    else:
+        check_curated(spec)
 
 
 def _is_records(file: InputFile, spec: str, skipped: Skipped) -> bool:

@@ -14,6 +14,7 @@ from nano3.data.texts.compressed import open_bytes
 from nano3.data.texts.containers import bare_suffix
 from nano3.data.texts.readers import READERS, InputFile
 from nano3.data.texts.skipped import CURATED, LINKED, NO_FILE, NO_TEXT, UNKNOWN, UNREADABLE, Skipped
+from nano3.reading import read_json
 
 _TEXT_SUFFIXES = """
 .txt .md .rst .py .pyi .text .markdown .tex .html .htm .xml .css .csv .tsv .json .yaml .yml .toml
@@ -26,6 +27,8 @@ SNIFFED = 1 << 16
 """Bytes that tell whether a file without a suffix is text."""
 CURATION, CURATION_REPORT, CURATED_DATA = "curation.json", "report.json", "data"
 """What `nano3 data curate` leaves in its folder: what was done, the report at the end, the folder of documents."""
+CONVERSATIONS = "00-conversations"
+"""Step of a curation that read conversations; `nano3.curate.pipeline.step_label` names it."""
 _SUFFIX = re.compile(r"\.[a-z][a-z0-9_+-]*")
 """What counts as a suffix: that of Apache-2.0 or notes.1 does not."""
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
@@ -52,9 +55,30 @@ def _documents_of(folder: Path) -> Path:
     """The folder, or the one in it that holds the documents, where `nano3 data curate` wrote it."""
     if not (folder / CURATION).is_file():
         return folder
+    check_curated(str(folder))
+    return folder / CURATED_DATA
+
+
+def check_curated(spec: str, texts: bool = False) -> None:
+    """Refuse a folder of `nano3 data curate` that cannot be read, without a look at its documents.
+
+    Args:
+        spec: as for `find_files`; whatever is no such folder passes.
+        texts: it is to hold texts, not conversations.
+
+    Raises:
+        UserError: its curation is not finished, or it holds conversations in place of texts.
+    """
+    folder, text_field = _split_field(spec)
+    if not (folder / CURATION).is_file():
+        return
     if not (folder / CURATION_REPORT).is_file():
         raise UserError(f"{folder}: its curation is not finished: give the same nano3 data curate again to go on")
-    return folder / CURATED_DATA
+    if not texts or text_field != "text":
+        return
+    manifest = read_json(folder / CURATION)
+    if isinstance(manifest, dict) and CONVERSATIONS in manifest.get("settings", ()):
+        raise UserError(f"{folder}: it holds conversations, no texts: nano3 sft --data {folder} trains on them")
 
 
 def is_there(spec: str) -> bool:

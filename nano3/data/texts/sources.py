@@ -17,7 +17,7 @@ from nano3.config.schema import DataConfig
 from nano3.data.generated.inputs import CATEGORIES, GeneratedTexts, category_of
 from nano3.data.texts import stdlib_corpus
 from nano3.data.texts.corpus import is_heldout
-from nano3.data.texts.find import find_files, is_there
+from nano3.data.texts.find import check_curated, find_files, is_there
 from nano3.data.texts.readers import Input
 from nano3.data.texts.skipped import Skipped
 from nano3.data.tokens.build import content_hash
@@ -107,7 +107,8 @@ def _check_named(cfg: DataConfig, table: Mapping[str, list[str]]) -> None:
 
 
 def check_paths(cfg: DataConfig) -> None:
-    """Raise UserError for a source that no blend names, and for a path that the blend needs and that is not there.
+    """Raise UserError for a source that no blend names, and for a path that the blend needs and that is not there or
+    holds no finished texts.
 
     The message names the setting. No text is read.
     """
@@ -123,6 +124,7 @@ def check_paths(cfg: DataConfig) -> None:
         for spec in listed:
             if spec != stdlib_corpus.NAME and not category_of(spec) and not is_there(spec):
                 raise UserError(f"{setting}: no file or folder at {spec}")
+            check_curated(spec, texts=True)
 
 
 def _is_split(sources: CategorySources, cfg: DataConfig) -> bool:
@@ -156,6 +158,7 @@ def find_inputs(specs: Sequence[str], cfg: DataConfig | None = None) -> Category
         elif is_prepared(Path(spec).expanduser()):
             found.prepared.append(Path(spec).expanduser())
         else:
+            check_curated(spec, texts=True)
             found.inputs.extend(find_files(spec, found.skipped))
     if found.generated and (found.prepared or len(found.inputs) > len(found.generated)):
         raise UserError(f"{', '.join(specs)}: generated texts need a category of their own; give the others another")

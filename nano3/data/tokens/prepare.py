@@ -282,7 +282,8 @@ def split_all(
             held.append(heldout)
         else:
             train[name] = corpus
-    heldout = shuffled(Corpus.merge(held), cfg.seed)
+    nothing = next(iter(read.values())).pick(np.zeros(0, np.int64))
+    heldout = shuffled(Corpus.merge(held), cfg.seed) if held else nothing
     if len(heldout) or cfg.heldout_fraction <= 0:
         return train, heldout, notes
     name = max(read, key=lambda name: int(train[name].lengths.max()))

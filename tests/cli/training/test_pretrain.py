@@ -184,6 +184,23 @@ def test_a_source_that_no_blend_names_is_refused_with_the_way_to_name_it(here, d
     assert "--data PATH" in str(done.exception)
 
 
+@pytest.mark.parametrize("args", [["pretrain"], ["pretrain", "--dry-run"], ["data", "prepare"]])
+def test_a_curation_that_is_no_finished_text_is_refused_at_once_and_by_all(here, args, capsys):
+    (here / "c").mkdir()
+    (here / "c" / "curation.json").write_text('{"settings": {"pipeline": {}, "00-conversations": {}}}')
+    (here / "c" / "report.json").write_text("{}")
+    given = [*args, "c"] if args[0] == "data" else [*args, "--data", "c"]
+    conversations = "it holds conversations, no texts: nano3 sft --data c trains on them"
+    unfinished = "its curation is not finished: give the same nano3 data curate again to go on"
+    for told, removed in ((conversations, "report.json"), (unfinished, "curation.json")):
+        with pytest.raises(SystemExit) as end:
+            main(given)
+        assert end.value.code == 2
+        assert capsys.readouterr().err == f"error: c: {told}\n"
+        (here / "c" / removed).unlink()
+    assert not (here / "runs").exists()
+
+
 def test_the_dry_run_tells_how_often_each_text_is_read(here):
     (here / "notes.txt").write_text("a note " * 400)
     done = CliRunner().invoke(app, ["pretrain", "--dry-run", "--data", "notes.txt", "--set", "train.tokens=4e6"])
