@@ -17,8 +17,12 @@ COURSE = 4
 """Stages from which a number is drawn over them."""
 LEGEND = "Filled points differ clearly from the stage that they are compared with (95 %), hollow ones do not."
 ACROSS = 4
-UPRIGHT = 2
-"""Bars whose names stand side by side; those of more lean."""
+UPRIGHT = 44
+"""Letters that fit below a panel; names of more lean."""
+MOST_LEVEL = 8
+"""Bars of a panel whose numbers lie; those of more stand, for want of width."""
+FEW = 3
+"""Names below which there is room at the sides of a panel's bars."""
 LETTER = 0.045
 """Inches of height for each letter of a name that leans."""
 SHIFT = 0.08
@@ -77,8 +81,8 @@ def _figure(panels: int, most_across: int, width: float, height: float) -> tuple
 
 
 def _panels(rows: Sequence[Row]) -> list[list[Row]]:
-    """Rows that go into one panel: the lengths of a task; all accuracies without length; each other number alone.
-    Means over tasks come first."""
+    """Rows that go into one panel: the lengths of a task; all accuracies without length; each other number, of
+    all tasks that have it. Means over tasks come first."""
     panels: dict[tuple, list[Row]] = {}
     for row in rows:
         key = row.key
@@ -87,7 +91,7 @@ def _panels(rows: Sequence[Row]) -> list[list[Row]]:
         elif _is_share(row):
             place = (True, key.kind, "", "")
         else:
-            place = (True, key.kind, key.task, key.metric)
+            place = (True, key.kind, "", key.metric, row.higher_is_better)
         panels.setdefault(place, []).append(row)
     return [panels[place] for place in sorted(panels, key=lambda place: place[0])]
 
@@ -127,32 +131,48 @@ def _bars(axis: Any, panel: Sequence[Row], n_stages: int) -> None:
                       linewidth=1)  # fmt: skip
         for x, cell in zip(at, cells, strict=True):
             top = cell.value if cell.high is None else cell.high
-            axis.annotate(f"{cell.value:.3g}", (x, top), (0, 2), textcoords="offset points", ha="center", fontsize=7,
-                          color=INK)  # fmt: skip
+            axis.annotate(
+                f"{cell.value:.3g}", (x, top), (0, 2), textcoords="offset points", ha="center", va="bottom", fontsize=7,
+                color=INK, rotation=90 if len(panel) * n_stages > MOST_LEVEL else 0,
+            )  # fmt: skip
     share = all(_is_share(row) for row in panel)
     lean = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if _leans(panel) else {}
     axis.set_xticks(range(len(panel)), _bar_names(panel), fontsize=7, **lean)
-    axis.margins(y=0.12)
+    axis.margins(y=0.15)
+    # The bar of a single name would fill the panel.
+    beside = max(0.5, (FEW - len(panel)) / 2)
+    axis.set_xlim(-beside, len(panel) - 1 + beside)
     if share:
-        return dress(axis, panel[0].key.kind)
+        metrics = {row.key.metric for row in panel}
+        return dress(
+            axis, f"{panel[0].key.kind}: {_words(metrics.pop())}, %" if len(metrics) == 1 else panel[0].key.kind
+        )
     _number(axis, panel)
 
 
 def _bar_names(panel: Sequence[Row]) -> list[str]:
-    if not all(_is_share(row) for row in panel):
-        return [row.key.metric for row in panel]
+    """Tasks, with their metrics where these differ."""
+    if len({row.key.metric for row in panel}) == 1:
+        return [row.key.task for row in panel]
     return [f"{row.key.task}\n{row.key.metric}" for row in panel]
+
+
+def _words(metric: str) -> str:
+    return metric.replace("_", " ")
 
 
 def _leans(panel: Sequence[Row]) -> bool:
     """Whether the names of a panel's bars are too many to stand side by side."""
-    return panel[0].key.length is None and len(panel) > UPRIGHT
+    widest = max(len(line) for name in _bar_names(panel) for line in name.split("\n"))
+    return panel[0].key.length is None and len(panel) * (widest + 1) > UPRIGHT
 
 
 def _number(axis: Any, panel: Sequence[Row]) -> None:
     """Dress a panel of one number that is no share."""
     key, better = panel[0].key, "" if panel[0].higher_is_better else " (lower is better)"
-    axis.set_ylabel(key.metric.replace("_", " "), color=MUTED, fontsize=8)
+    if key.length is None:
+        return dress(axis, f"{key.kind}: {_words(key.metric)}{better}")
+    axis.set_ylabel(_words(key.metric), color=MUTED, fontsize=8)
     dress(axis, key.task + better)
 
 

@@ -8,6 +8,7 @@ import random
 import pytest
 
 from nano3.config.errors import UserError
+from nano3.eval import compare_chart
 from nano3.eval.compare import compare, document, notes
 from nano3.eval.compare_chart import draw
 from nano3.eval.compare_stage import RowKey, load_stage
@@ -333,3 +334,24 @@ def test_a_chart_of_many_stages_draws_each_number_over_them(folders, monkeypatch
     vt = [row_of(compare(stages), "vt").cells[place].value for place in (0, 1, 3)]
     assert vt in lines["RULER: vt, %"]
     assert [2.0] in lines["held-out: bits per byte (lower is better)"]
+
+
+@pytest.mark.parametrize("names", [["count"], ["count", "spell", "sort", "json", "tool", "talk"]])
+def test_a_number_of_several_tasks_is_one_panel_whose_bars_and_names_have_room(tmp_path, monkeypatch, names):
+    with open_store(tmp_path / "a", {"seed": 0}) as store:
+        scores = [Score(name, None, "accuracy", 50.0, 1.0, 9) for name in names]
+        scores += [Score(name, None, "thinking_tokens", 150.0, 1.0, 9, False) for name in names]
+        store.finish(Result("tasks", "tasks", "m", True, {"seed": 0}, scores))
+    stages, figures = [load_stage(str(tmp_path / "a"))] * 2, []
+    new_figure = compare_chart.new_figure
+    monkeypatch.setattr(compare_chart, "new_figure", lambda *size: figures.append(new_figure(*size)) or figures[0])
+    draw(stages, compare(stages), tmp_path / "c.png")
+    axes = [axis for axis in figures[0].axes if axis.get_visible()]
+    titles = ["tasks: accuracy, %", "tasks: thinking tokens (lower is better)"]
+    assert [axis.get_title("left") for axis in axes] == titles
+    for axis in axes:
+        low, high = axis.get_xlim()
+        assert max(bar.get_width() for bar in axis.patches) < (high - low) / 4
+        shown = [label.get_window_extent() for label in axis.get_xticklabels() if label.get_text()]
+        assert len(shown) == len(names)
+        assert not any(a.overlaps(b) for i, a in enumerate(shown) for b in shown[:i])

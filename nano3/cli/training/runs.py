@@ -100,9 +100,11 @@ def compare(
         check_writable(out.parent, "--out")
     if len(paths) < 2:
         raise UserError("give two runs or more to compare")
-    from nano3.train.tracking.run_comparison import draw, read_curves
+    from nano3.train.tracking.run_comparison import different_texts, draw, read_curves
 
     found = read_curves(paths)
+    if note := different_texts(found):
+        print(f"note: {note}", file=sys.stderr)
     if out is not None:
         print(f"wrote {draw(found, out)}", file=sys.stderr)
     if as_json:

@@ -48,14 +48,19 @@ def dress(axis: Any, x_label: str, y_label: str) -> None:
     axis.set_ylabel(y_label, color=INK)
     axis.set_xlim(left=0)
     plain(axis, grid="both")
-    if axis.get_legend_handles_labels()[0]:
-        axis.legend(frameon=False, fontsize=9)
+    if handles := axis.get_legend_handles_labels()[0]:
+        # In a frame a point of the legend is not taken for one of the chart.
+        points = any(handle.get_linestyle() == "None" for handle in handles)
+        axis.legend(frameon=points, fontsize=9)
 
 
 def widen(axis: Any) -> None:
-    """Give an axis whose values hardly differ, or that has one point, some height."""
+    """Give an axis whose values hardly differ some height; one of a single point begins at 0."""
     values = [float(y) for line in axis.lines for y in line.get_ydata() if math.isfinite(y)]
     if not values:
+        return
+    if len(values) == 1 and values[0] > 0:
+        axis.set_ylim(0, 1.25 * values[0])
         return
     low, high = min(values), max(values)
     least = LEAST_SPAN * max(abs(low), abs(high))

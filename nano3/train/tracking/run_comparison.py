@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from nano3.config.errors import UserError
+from nano3.reading import read_toml
 from nano3.report import BLUE, GREEN, ORANGE
 from nano3.train.tracking.chart_style import dress, figure, log_scale, save, smooth, unit, widen
 from nano3.train.tracking.metrics import CLOCK, FINAL, numbers, read_metrics
-from nano3.train.tracking.runs import METRICS, Run, metrics_file, read_run
+from nano3.train.tracking.runs import CONFIG, METRICS, Run, metrics_file, read_run
 
 LOSS, REWARD = "loss", "reward"
 WORDS = {LOSS: "training loss, nats per token (smoothed)", REWARD: "mean reward of the rollouts (smoothed)"}
+SFT, DECIDING = "sft", ("sources_file", "heldout_fraction", "seed")
+"""The verb that trains on conversations, and settings that decide which texts are held out."""
 OF_ROLLOUTS = ("pass_rate", "zero_variance", "truncated", "entropy", "quality", "think_tokens", "final_tokens")
 COLORS = (BLUE, ORANGE, GREEN, "#7c3aed", "#be185d", "#0891b2", "#854d0e")
 
@@ -97,6 +100,34 @@ def _read(text: str) -> Curves:
     return Curves(name, read_run(path), train, heldout, metric)
 
 
+def different_texts(runs: Sequence[Curves]) -> str:
+    """What to say of runs whose losses are those of different texts, by their settings; empty where they are not."""
+    kinds = {curves.run.verb for curves in runs if curves.metric == LOSS}
+    if not kinds or any(curves.metric != LOSS for curves in runs):
+        return ""
+    texts = [found for curves in runs if (found := _texts(curves.run))]
+    keys = dict.fromkeys(key for one in texts for key in one)
+    what = [key for key in keys if any(one.get(key) != texts[0].get(key) for one in texts)]
+    if {SFT} < kinds:
+        what = [f"{' and '.join(sorted(kinds))} train on texts of two kinds"]
+    return (
+        f"these runs have different texts ({', '.join(what)}): their losses and held-out scores cannot be compared"
+        if what
+        else ""
+    )
+
+
+def _texts(run: Run) -> dict[str, Any]:
+    """Settings that decide which texts a run trains on and holds out, as far as its folder tells; a share in the blend
+    changes neither."""
+    try:
+        data = read_toml(run.path / CONFIG)["data"]
+        named = {name: data.get("sources", {}).get(name) for name, share in data["blend"].items() if share > 0}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {}
+    return {"data.blend": named, **{f"data.{key}": data.get(key) for key in DECIDING}}
+
+
 def draw(runs: Sequence[Curves], path: Path) -> Path:
     """Write the chart: training loss and held-out text over the tokens, and the loss over the time; or the reward over
     the steps and over the time.
@@ -113,6 +144,8 @@ def draw(runs: Sequence[Curves], path: Path) -> Path:
         all(CLOCK in line for curves in runs for line in curves.train),
     )
     drawn, axes = figure(1 + scored + timed, "Runs")
+    if note := different_texts(runs):
+        drawn.supxlabel(note, fontsize=9, color=ORANGE, x=0.01, ha="left")
     panels = iter(axes)
     axis = next(panels)
     for curves, colour in _coloured(runs):

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.image import imread
 
 from nano3.cli.app import main
-from nano3.config.presets import load_extend_context, load_pretrain, to_toml
+from nano3.config.presets import load_extend_context, load_pretrain, load_sft, to_toml
 from nano3.files import exclusive
 from nano3.train.tracking.metrics import MetricsWriter
 
@@ -227,6 +227,30 @@ def test_a_run_that_is_trained_on_rewards_is_listed_with_its_reward(here, run):
     assert "0.400" in text
     make_run(here / "b")
     assert "reward" not in run("runs", "b").out
+
+
+@pytest.mark.parametrize(
+    ("cfg", "told"),
+    [
+        (load_sft("tiny"), "(pretrain and sft train on texts of two kinds)"),
+        (load_pretrain("tiny", ["data.seed=7", "data.heldout_fraction=0.1"]), "(data.heldout_fraction, data.seed)"),
+        (load_pretrain("tiny", ["data.blend={b=1}", 'data.sources={b=["x"]}']), "(data.blend)"),
+        (load_pretrain("tiny", ["train.seed=7", "train.tokens=512"]), ""),
+    ],
+)
+def test_losses_of_different_texts_are_told_in_a_line_and_in_the_chart(here, run, monkeypatch, cfg, told):
+    make_run(here / "a")
+    make_run(here / "b", cfg=cfg)
+    notes = []
+    monkeypatch.setattr(
+        "nano3.train.tracking.run_comparison.save",
+        lambda drawn, path: notes.append(drawn.get_supxlabel()) or path,
+    )
+    done = run("runs", "compare", "a", "b", "--out", "curves.png")
+    said = f"these runs have different texts {told}: their losses and held-out scores cannot be compared"
+    assert notes == [said if told else ""]
+    assert (f"note: {said}\n" in done.err) == bool(told)
+    assert ("note:" in done.err) == bool(told)
 
 
 def test_runs_that_are_trained_on_rewards_are_compared_by_them(here, run, monkeypatch):

@@ -167,3 +167,17 @@ def test_charts_that_cannot_be_drawn_leave_training_alone(tmp_path, monkeypatch)
 
 def _no_process(*args, **kwargs):
     raise OSError("no more processes")
+
+
+def test_the_only_held_out_score_has_its_name_beside_it_and_an_axis_from_0(tmp_path, monkeypatch):
+    score = ("heldout", 2, {"loss": 4.0, "bits_per_byte": 2.5, "final": True})
+    steps = [("train", 1, {}), ("train", 2, {})]
+    _, bits = _figures(tmp_path, monkeypatch, [*steps, score])["loss.png"]
+    assert bits.get_legend() is None, "a point in it would look like another score"
+    assert [text.get_text() for text in bits.texts] == ["held-out, at the end: 2.500"]
+    assert bits.get_ylim()[0] == 0
+    sample = ("heldout", 1, {"loss": 5.0, "bits_per_byte": 3.0})
+    (tmp_path / "metrics.jsonl").unlink()
+    _, bits = _figures(tmp_path, monkeypatch, [steps[0], sample, steps[1], score])["loss.png"]
+    assert _labels(bits) == ["held-out, a sample", "held-out, at the end"]
+    assert bits.get_legend().get_frame_on()
