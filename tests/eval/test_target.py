@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import threading
-import time
 
 import pytest
 
@@ -14,6 +13,7 @@ from nano3.engine.protocol import run
 from nano3.engine.request import Request, Sampling
 from nano3.eval.target import EngineTarget, Prompt, ServerGone, ServerTarget, model_identity
 
+from ..waiting import wait_until
 from .servers import answering
 
 TEXTS = [f"Number {i}: the quick brown fox jumps over " + "the lazy dog " * i for i in range(9)]
@@ -213,13 +213,6 @@ def test_requests_under_way_when_another_is_refused_are_asked_again_too(serve_an
         server = ServerTarget(url)
         assert len(list(server.generate((i, Prompt(text="x")) for i in range(3)))) == 3
         assert len(server.notes) == 1
-
-
-def wait_until(holds, seconds=120):
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_without_a_tokenizer_the_error_says_which_option_names_one(serve_answers, tokenizer, tmp_path):

@@ -1,13 +1,14 @@
 """What a server refuses: wrong keys, large bodies, a full queue, too long a time, a broken engine; how it ends."""
 
 import threading
-import time
 
 import httpx2
 import pytest
 
 from nano3.engine.engine import Engine
 from nano3.serve.transport.errors import ApiError
+
+from ..waiting import wait_until
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
 LONG = CHAT | {"max_tokens": 3000, "ignore_eos": True}
@@ -35,13 +36,6 @@ def in_background(call):
     thread = threading.Thread(target=lambda: results.append(call()))
     thread.start()
     return thread, results
-
-
-def wait_until(holds, seconds=120):
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_any_of_the_keys_opens_the_protected_paths_and_only_those_need_one(start):

@@ -208,19 +208,15 @@ def curate(
     pipeline = _pipeline(name, overrides or [], paths, against, limit, tasks)
     _check_executor(executor, slurm, workers)
     _check_model_options(context, pipeline)
-    folder = out or Path("curated") / pipeline.name
+    folder, slurm = out or Path("curated") / pipeline.name, slurm or []
     asked = _model(url, model, concurrency, timeout, deadline, answers, folder, dry_run) if url else None
     from nano3.curate.run import plan_run
 
     plan = plan_run(pipeline, folder, paths or [], against or [], tasks, limit, asked)
     if dry_run:
-        prices = parse_price(price)
-        with server_gone() if plan.model else nullcontext():
-            expected = estimate_of(plan, pilot) if plan.model and pilot else None
-        scripts = _scripts(plan, workers, slurm or []) if executor == Executor.SLURM else {}
-        _show_plan(plan, as_json, scripts, expected, prices)
-        return
-    _carry_out(plan, workers, executor, slurm or [], as_json)
+        _dry_run(plan, pilot, price, workers, slurm if executor == Executor.SLURM else None, as_json)
+    else:
+        _carry_out(plan, workers, executor, slurm, as_json)
 
 
 def _pipeline(
@@ -284,6 +280,15 @@ def _model(
 
     named = (None if dry_run else finished_model(folder, name)) or find_model(url, name)
     return Model(*named, concurrency, timeout, max(deadline, timeout), (answers or folder / ANSWERS).absolute())
+
+
+def _dry_run(plan: Plan, pilot: int, price: str, workers: int, slurm: list[str] | None, as_json: bool) -> None:
+    """Show what a run would do; with options of sbatch, its job scripts too."""
+    prices = parse_price(price)
+    with server_gone() if plan.model else nullcontext():
+        expected = estimate_of(plan, pilot) if plan.model and pilot else None
+    scripts = {} if slurm is None else _scripts(plan, workers, slurm)
+    _show_plan(plan, as_json, scripts, expected, prices)
 
 
 def _carry_out(plan: Plan, workers: int, executor: Executor, slurm: list[str], as_json: bool) -> None:

@@ -57,7 +57,7 @@ def train_classifier(
     check_frame()
     if not is_importable(PACKAGE):
         raise UserError(f"nano3 data train-classifier needs {PACKAGE}: {install_command('curate')}")
-    from nano3.cli.output import counted, print_json
+    from nano3.cli.output import print_json
     from nano3.curate.classifier.training import TrainingOptions, train_classifier
     from nano3.files import check_writable
 
@@ -66,6 +66,17 @@ def train_classifier(
     check_writable(out.parent, "--out")
     out.parent.mkdir(parents=True, exist_ok=True)
     found = train_classifier(TrainingOptions(positive, negative, html, heldout, recall, seed), out)
+    _say(found)
+    if as_json:
+        print_json(found | {"file": str(out)})
+        return
+    _show(found, out)
+
+
+def _say(found: dict[str, Any]) -> None:
+    """What was left out, and documents that are examples of both kinds."""
+    from nano3.cli.output import counted
+
     for line in found["left_out"]:
         print(printable(f"left out: {line}"), file=sys.stderr)
     if found["in_both"]:
@@ -74,10 +85,6 @@ def train_classifier(
             "tell them apart",
             file=sys.stderr,
         )
-    if as_json:
-        print_json(found | {"file": str(out)})
-        return
-    _show(found, out)
 
 
 def _show(found: dict[str, Any], out: Path) -> None:

@@ -9,6 +9,8 @@ import pytest
 from nano3.data.chat.template import ChatTemplate
 from nano3.engine.engine import Engine
 
+from ...waiting import wait_until
+
 HELLO = [{"role": "user", "content": "Hello there"}]
 WEATHER = {
     "type": "function",
@@ -380,13 +382,6 @@ def test_a_client_that_hangs_up_frees_what_it_held(start, make_engine):
             client.post("/v1/chat/completions", json=body | {"stream": False}, timeout=httpx2.Timeout(60, read=0.3))
         wait_until(lambda: server.service.thread.unfinished == 0 and server.stats().running == 0)
     assert server.stats().output_tokens < 6000
-
-
-def wait_until(holds, seconds=120):
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_a_message_cannot_open_a_turn(client, server):
