@@ -31,9 +31,8 @@ def _options(context: Any) -> dict[str, str]:
     """The options of a verb, each with the one that its help shows for it."""
     options = [each for each in context.command.get_params(context) if each.param_type_name == "option"]
     shown = {each.name: each.opts[0] for each in options if not each.hidden}
-    return {
-        name: shown[each.name] if each.hidden else name
-        for each in options
-        for name in (*each.opts, *each.secondary_opts)
-        if each.name in shown
-    }
+    found = {}
+    for each in options:
+        if stands_for := shown.get(getattr(each, "stands_for", each.name)):
+            found |= {name: stands_for if each.hidden else name for name in (*each.opts, *each.secondary_opts)}
+    return found

@@ -40,6 +40,21 @@ def test_both_names_reach_the_verb(run, verb, name, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    "typed",
+    [
+        "eval tasks --from a --model b",
+        "serve --from a --model b",
+        "export --gguf q8_0 x.gguf --model a --from b",
+        "merge x --out y --base a --from b",
+    ],
+)
+def test_two_models_are_refused_whichever_comes_last(run, typed):
+    wrong = run(*typed.split())
+    assert wrong.code == 2
+    assert "name the same model: give" in wrong.err
+
+
+@pytest.mark.parametrize(
     ("args", "told"),
     [
         (
