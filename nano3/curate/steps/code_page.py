@@ -22,7 +22,8 @@ _CLASS = re.compile(
 _DOXYGEN = '<div class="fragment">'
 _DOXYGEN_LINE = re.compile(r"""\s*<div class="(?:line|foldopen)\b""")
 _LINE_NUMBER = re.compile(r"""<span class="lineno">[^<>]*(?:<[^<>]*>[^<>]*</a>)?</span>""")
-_GITHUB_LINE = re.compile(r"<td\b[^<>]*\bjs-file-line\b[^<>]*>")
+_GITHUB = "js-file-line"
+_CELL = re.compile(r"<td\b([^<>]*)>")
 _INLINE = re.compile(r"<(?:code|tt|kbd|samp|var)\b", re.IGNORECASE)
 _TAG = re.compile(r"<[^<>]*>")
 _SIGNS = re.compile(
@@ -89,8 +90,10 @@ def _listings(html: str) -> Iterator[str]:
     for after in html.split(_DOXYGEN)[1:]:
         if _DOXYGEN_LINE.match(after):
             yield _LINE_NUMBER.sub("", after.partition("<!-- fragment -->")[0])
-    if "js-file-line" in html:
-        yield "\n".join(after.partition("</td>")[0] for after in _GITHUB_LINE.split(html)[1:])
+    if _GITHUB in html:
+        cells = iter(_CELL.split(html)[1:])
+        pairs = zip(cells, cells, strict=True)  # attributes, and what follows
+        yield "\n".join(after.partition("</td>")[0] for attributes, after in pairs if _GITHUB in attributes)
 
 
 def _is_code(text: str) -> bool:

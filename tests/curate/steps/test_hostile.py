@@ -58,6 +58,7 @@ def test_a_page_without_an_end_of_anything_is_judged_in_one_pass():
     n = 200_000  # where each beginning looked for its end this took hours
     assert code_score("<pre>" * n) == code_score("<pre" * n) == code_score("<pre>x" + "\n" * n) == 0
     assert code_score(f"<pre>{'<' * n}</pre>") > 0.3
+    assert code_score("<td " + "js-file-line " * n) == 0
     assert fenced("x" + "\n" * n, "").startswith("```\nx\n")
 
 
