@@ -17,6 +17,8 @@ from nano3.data.texts.find import CURATED_DATA, CURATION_REPORT
 from nano3.files import in_use, write_atomic
 
 REPORT = CURATION_REPORT
+DOCUMENT = {"text", "id", "metadata"}
+"""Keys of a document of the result, see `nano3.curate.shards`; a conversation has those of its record."""
 
 
 @dataclass(frozen=True)
@@ -138,16 +140,20 @@ def is_finished(out: Path) -> bool:
 
 
 def kept_samples(report: Report, most: int) -> Iterator[tuple[str, str]]:
-    """Name and beginning of the first documents of the result of a run that is done."""
+    """Name and beginning of the first documents of the result of a run that is done; a conversation is its record,
+    named by its place."""
     paths = sorted((report.out / CURATED_DATA).glob("*.jsonl*")) if report.finished else []
-    records = (json.loads(line) for path in paths for line in _lines(path))
-    for record in islice(records, most):
-        yield record["id"], record["text"][:SAMPLE_CHARACTERS]
+    for name, line in islice((one for path in paths for one in _lines(path)), most):
+        record = json.loads(line)
+        if record.keys() == DOCUMENT:
+            name, line = record["id"], record["text"]
+        yield name, line[:SAMPLE_CHARACTERS]
 
 
-def _lines(path: Path) -> Iterator[bytes]:
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
     with open_bytes(path) as stream:
-        yield from stream
+        for number, line in enumerate(stream, start=1):
+            yield f"{path.name}:{number}", line.decode("utf-8", "replace").rstrip("\n")
 
 
 def save_report(out: Path) -> None:

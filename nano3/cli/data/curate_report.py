@@ -118,6 +118,8 @@ def printable(text: str) -> str:
 
 def _print_next(found: Report) -> None:
     """The command that takes the result on: another pipeline, or the training that its kind is for."""
+    from nano3.data.texts.find import CONVERSATIONS
+
     pipeline: Any = found.manifest.settings["pipeline"]
     if not found.result.documents:
         print("nothing is left: see the reasons above, and --samples of `nano3 data report`")
@@ -126,7 +128,7 @@ def _print_next(found: Report) -> None:
         print(f"next: nano3 data curate {name} --from {found.out} --url URL")
     if pipeline.get("next"):
         return
-    if "00-conversations" in found.manifest.labels:
+    if CONVERSATIONS in found.manifest.labels:
         print(f"train on it: nano3 sft --data {found.out}")
         return
     print(f"train on it: nano3 pretrain --data {found.out}")

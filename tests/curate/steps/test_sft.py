@@ -6,6 +6,7 @@ import pytest
 
 from nano3.config.errors import UserError
 from nano3.curate.pipeline import load_pipeline
+from nano3.curate.report import kept_samples
 from nano3.curate.run import plan_run, run_pipeline
 from nano3.data.chat.records import read_records
 from nano3.data.texts.skipped import Skipped
@@ -70,6 +71,8 @@ def test_every_defect_is_dropped_and_no_clean_conversation(tmp_path):
     assert dropped(report, "sft-filters") == {"repetition in a window": 1, "repetition over a trace": 1, "pattern": 1}
     assert dropped(report, "exact-dedup") == {"duplicate": 1}
     assert len(list(read_records(str(tmp_path / "out"), Skipped()))) == 1000, "nano3 sft reads the folder"
+    ((name, line),) = kept_samples(report, 1)
+    assert (name, line[:14]) == ("00000.jsonl.zst:1", json.dumps(rows[0])[:14]), "a sample is the record"
 
 
 def test_a_text_is_no_conversation(tmp_path):
