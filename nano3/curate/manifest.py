@@ -13,7 +13,7 @@ from nano3.files import write_atomic
 from nano3.reading import read_json
 
 MANIFEST = CURATION
-VERSION = 7
+VERSION = 8
 """Raised when the same settings make other documents, or steps leave other files for each other."""
 NAMED = 3
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,6 @@ from nano3.reading import decode, parse_json
 STDLIB_PARTS = 4
 JSON_SUFFIXES = (".jsonl", ".ndjson")
 HTML_SUFFIXES = (".html", ".htm")
-_CHARSET = re.compile(rb"<meta[^>]{0,500}?charset\s*=\s*[\"']?([\w-]{1,40})", re.IGNORECASE)
 OWN_KEYS = {"id": str, "metadata": dict}
 """Keys of a record that are no metadata themselves, where they have this type."""
 Record = tuple[str, dict[str, Any] | None, str]
@@ -153,16 +151,16 @@ def _declared_page(path: Path) -> str:
         return ""
     with open_bytes(path) as stream:
         data = stream.read(LONGEST + 1)
-    named = _CHARSET.search(data, 0, 1 << 12)
-    if named is None or len(data) > LONGEST or data.isascii():
+    if len(data) > LONGEST or data.isascii():
         return ""
     try:
         decode(data)
     except UnicodeDecodeError:
         try:
-            return data.decode(named[1].decode("ascii"))
-        except (LookupError, ValueError):
-            pass
+            from nano3.curate.charset import declared_charset, page_text
+        except ImportError:  # resiliparse is not installed, which no other file needs
+            return ""
+        return page_text(data) if declared_charset(data) else ""
     return ""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,21 +10,16 @@ from typing import Any
 
 from datatrove.data import Document
 from fastwarc.warc import ArchiveIterator, WarcRecordType
-from resiliparse.parse.encoding import bytes_to_str, detect_encoding
 
 from nano3.config.checks import check
 from nano3.config.errors import UserError
+from nano3.curate.charset import page_text
 from nano3.curate.inputs import Unit, file_unit
 from nano3.curate.step import Reader
 from nano3.curate.steps.warc_members import DAMAGED, Member, members
 
 SUFFIXES = (".warc", ".warc.gz")
 HTML_TYPES = ("text/html", "application/xhtml+xml", "")
-UNREADABLE, MOST_JUDGED = 0.05, 20_000
-"""Share of control characters that no text has, and how much of a page is looked at."""
-NO_CHARSETS = ("punycode", "idna", "unicode_escape", "raw_unicode_escape")
-"""Codecs of Python that no page is in; they take hours for some, or see escapes in text."""
-_CONTROLS = bytes(set(range(32)) - set(b"\t\n\r\f\x1b"))
 
 
 @dataclass(frozen=True)
@@ -120,38 +114,10 @@ class Warc(Reader):
         elif len(body) > self.settings.most_bytes:
             reason = "page too large"
         else:
-            text = _decoded(body, record.http_charset)
+            text = page_text(body, record.http_charset)
             reason = "" if text else "no text in any encoding"
         document = self.found(text, name, metadata)
         if reason:
             self.drop(document, reason)
         else:
             yield document
-
-
-def _decoded(body: bytes, charset: str | None) -> str:
-    """A page's text, by the encoding that its server names, else UTF-8, else what its bytes look like; empty: none."""
-    for encoding in filter(None, (charset, "utf-8")):
-        try:
-            if codecs.lookup(encoding).name.replace("-", "_") in NO_CHARSETS:
-                continue
-            text = body.decode(encoding)
-            break
-        except (LookupError, ValueError):  # also a name that holds a NUL
-            continue
-    else:
-        if _controls(body[:MOST_JUDGED]) > UNREADABLE * len(body[:MOST_JUDGED]):  # a picture, a program
-            return ""
-        text = bytes_to_str(body, detect_encoding(body) or "utf-8")
-    text = text.replace("\0", "").removeprefix("\ufeff").encode("utf-8", "replace").decode("utf-8")
-    return "" if _is_noise(text[:MOST_JUDGED]) else text
-
-
-def _controls(data: bytes) -> int:
-    """How many bytes are control characters that no text has."""
-    return len(data) - len(data.translate(None, _CONTROLS))
-
-
-def _is_noise(text: str) -> bool:
-    """Whether so much of a text is control characters, or stands for bytes that are no characters."""
-    return _controls(text.encode("utf-8")) + text.count("\ufffd") > UNREADABLE * len(text)

@@ -151,9 +151,36 @@ def test_folders_are_searched_for_warc_files(curate, tmp_path):
         curate([], reader="warc", paths=[tmp_path / "out"], out="other")
 
 
+PAGES_BY_CHARSET = {
+    "iso-8859-1": ("caf\u00e9 \u201cquoted\u201d \u20ac", "cp1252"),  # what browsers, and so authors, take it for
+    "gb2312": ("\u6731\u9555\u57fa", "gbk"),
+    "shift_jis": ("\u2460 \u65e5\u672c", "cp932"),
+    "windows-1251": ("\u0434\u0430", "cp1251"),
+    "us-ascii": ("na\u00efve", "utf-8"),
+}
+
+
+def pages_by_charset():
+    for name, (text, codec) in PAGES_BY_CHARSET.items():
+        yield f"<html><head><meta charset={name}></head><body>{text} {'some words ' * 9}</body></html>".encode(codec)
+
+
 def test_a_page_in_a_file_is_read_by_the_charset_that_it_declares(curate, tmp_path):
     (tmp_path / "html").mkdir()
-    page = "<html><head><meta charset=iso-8859-1></head><body>caf\u00e9</body></html>"
-    (tmp_path / "html" / "a.html").write_bytes(page.encode("latin-1"))
-    _, kept = curate([], reader="read", paths=[tmp_path / "html"])
-    assert ["caf\u00e9" in one["text"] for one in kept] == [True]
+    for number, page in enumerate(pages_by_charset()):
+        (tmp_path / "html" / f"{number}.html").write_bytes(page)
+    (tmp_path / "html" / "program.html").write_bytes(b"<meta charset=latin-1>" + bytes(range(256)) * 9)
+    report, kept = curate([], reader="read", paths=[tmp_path / "html"])
+    assert [text in one["text"] for (text, _), one in zip(PAGES_BY_CHARSET.values(), kept, strict=True)] == [True] * 5
+    assert dropped(report, "read") == {"not UTF-8": 1}
+
+
+def test_a_crawled_page_is_read_by_its_servers_charset_else_by_its_own(curate, tmp_path):
+    named = [f"text/html; charset={name}" for name in PAGES_BY_CHARSET if name != "us-ascii"]
+    kinds = [*named, *["text/html"] * 5]
+    bodies = [*pages_by_charset()]
+    bodies = [*bodies[:4], *bodies]
+    write(tmp_path / "x.warc", [record("http://x", *one) for one in zip(bodies, kinds, strict=True)], packed=False)
+    _, kept = curate([], reader="warc", paths=[tmp_path / "x.warc"])
+    texts = [text for text, _ in PAGES_BY_CHARSET.values()]
+    assert [text in one["text"] for text, one in zip([*texts[:4], *texts], kept, strict=True)] == [True] * 9
