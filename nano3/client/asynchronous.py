@@ -31,6 +31,8 @@ PROBE_SECONDS, PROBE_TIMEOUT = 30.0, 60.0
 QUIET_SECONDS, TOLD_SECONDS = 3.0, 10.0
 """Without an answer, after which a line says so; between two such lines."""
 CHAT = "/v1/chat/completions"
+FORM = "response_format"
+"""Key of a request for an answer of a form, which not all servers take."""
 
 
 class ServerGoneError(UserError):
@@ -44,6 +46,10 @@ class RefusedError(Exception):
         """`words`: status and what the server says; `filtered`: it says that its provider does not let this through."""
         super().__init__(words)
         self.status, self.filtered = status, filtered
+
+
+class FormRefusedError(Exception):
+    """The server answers a short request, but not with this `response_format`; the words are its own."""
 
 
 @dataclass
@@ -123,6 +129,7 @@ class AsyncServer(Address):
         Raises:
             NoAnswerError: no answer to this request, though the server answers.
             RefusedError: it refuses this request, though it answers others of this kind.
+            FormRefusedError: it refuses all requests with this one's `response_format`, and would answer without it.
             ServerGoneError: nothing was answered until the deadline.
             UserError: it refuses all, as by a wrong key, model or parameter.
         """
@@ -219,6 +226,7 @@ class AsyncServer(Address):
             raise attempts.given_up()
         if self._last_answer <= attempts.began:
             if not is_answer(await self._probe(body)):
+                await self._check_form(body, attempts.reason)
                 return
             if attempts.probed:
                 raise attempts.given_up()
@@ -237,8 +245,17 @@ class AsyncServer(Address):
                 raise RefusedError(reply.status, words, is_filtered(reply.body))
             if is_passing(status) or not status:
                 return
+        await self._check_form(body, words)
         self.check_way(reply, CHAT)
         raise UserError(f"{self.url}{CHAT} refuses ({words})")
+
+    async def _check_form(self, body: dict[str, Any], words: str) -> None:
+        """Raise where a server that fails a request would answer it without its form. What servers say when they refuse
+        the form differs, so it is tried."""
+        if FORM not in body or _kind(body) in self._answered:
+            return
+        if is_answer(await self._probe({key: value for key, value in body.items() if key != FORM})):
+            raise FormRefusedError(words)
 
     async def _probe(self, body: dict[str, Any]) -> int:
         """Status of the answer to a short request of the same kind as one that fails; 0: none. Tasks that ask while it

@@ -9,7 +9,7 @@ from email.utils import format_datetime
 
 import pytest
 
-from nano3.client.asynchronous import AsyncServer, RefusedError, ServerGoneError
+from nano3.client.asynchronous import FORM, AsyncServer, FormRefusedError, RefusedError, ServerGoneError
 from nano3.client.attempts import NoAnswerError, Tries
 from nano3.client.chat import read_chat
 from nano3.client.limit import Limit
@@ -39,13 +39,16 @@ def server():
     server.stop()
 
 
-def asked(server: ModelServer, texts, tries=None, *, returns=False, **given):
-    """Texts of the answers to some messages that are sent at once, or what was raised where `returns`; the client."""
+def asked(server: ModelServer, texts, tries=None, *, returns=False, more=None, **given):
+    """Texts of the answers to some messages that are sent at once, or what was raised where `returns`; the client.
+
+    `more`: other keys of the requests."""
 
     async def run():
         client = AsyncServer(server.url, tries=tries or Tries(3, deadline=10.0, **FAST), **given)
         try:
-            found = await asyncio.gather(*(client.chat(body(text)) for text in texts), return_exceptions=returns)
+            work = (client.chat(body(text) | (more or {})) for text in texts)
+            found = await asyncio.gather(*work, return_exceptions=returns)
         finally:
             await client.close()
         return [one if isinstance(one, BaseException) else read_chat(one[0]).text for one in found], client
@@ -253,6 +256,23 @@ def test_a_refusal_of_all_requests_ends_with_the_servers_words(server, status):
     server.reply = lambda prompt, _: (status, "no such sk-secret")
     with pytest.raises(UserError, match=rf"refuses .*HTTP {status}: no such \*\*\*"):
         asked(server, ["a", "b"], api_key="sk-secret")
+
+
+@pytest.mark.parametrize(
+    ("status", "words"), [(400, "unknown parameter"), (422, "Extra inputs are not permitted"), (500, "oops")]
+)
+def test_a_form_that_a_server_refuses_is_told_from_what_it_refuses_anyway(server, status, words):
+    server.reply = lambda prompt, sent: (status, words) if FORM in sent or prompt == "bad" else "fine"
+    with_form = {"more": {FORM: {"type": "json_object"}}, "returns": True}
+    found, _ = asked(server, ["good", "bad"], Tries(2, deadline=10.0, **FAST), **with_form)
+    assert [type(one) for one in found] == [FormRefusedError] * 2
+    assert words in str(found[0])
+    server.reply = lambda prompt, _: (400, words) if prompt == "bad" else "fine"
+    found, _ = asked(server, ["good", "bad"], **with_form)
+    assert (found[0], type(found[1])) == ("fine", RefusedError)
+    server.reply = lambda prompt, _: (400, words)
+    found, _ = asked(server, ["good"], **with_form)
+    assert type(found[0]) is UserError
 
 
 def test_what_is_no_openai_compatible_server_is_said(server):

@@ -10,16 +10,27 @@ from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from nano3.client.asynchronous import AsyncServer
+from nano3.client.asynchronous import FORM, AsyncServer, FormRefusedError
 from nano3.client.attempts import Tries
 from nano3.client.cache import SUFFIX, AnswerCache, answer_key
 from nano3.client.chat import ChatAnswer, read_chat
+from nano3.curate.ask.forms import looser
 from nano3.curate.ask.model import KEY_NAMES, Model, api_key
 
 TRIES = 5
 Result = TypeVar("Result")
+
+
+class Asked(NamedTuple):
+    """What came of a request."""
+
+    answer: ChatAnswer
+    seconds: float
+    """That it took when it was asked for."""
+    formless: bool
+    """Whether a form was wanted and the server was not asked to keep to one."""
 
 
 class Connection:
@@ -31,6 +42,7 @@ class Connection:
 
     def __init__(self, model: Model, concurrency: int) -> None:
         """Start it."""
+        self._refused: set[str] = set()
         self._loop = asyncio.new_event_loop()
         self.users = 0
         self.server = AsyncServer(
@@ -43,6 +55,25 @@ class Connection:
     def start(self, work: Coroutine[Any, Any, Result]) -> Future[Result]:
         """Begin some work in the loop."""
         return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    async def ask(self, bodies: Sequence[dict[str, Any]]) -> tuple[int, tuple[Any, float]]:
+        """The answer to one request, of which the server may refuse the form, and which of its bodies it was given to.
+
+        Args:
+            bodies: the same request with looser and looser forms, the last without any.
+        """
+        for number, body in enumerate(bodies):
+            form = repr(body.get(FORM))
+            if form in self._refused:
+                continue
+            try:
+                return number, await self.server.chat(body)
+            except FormRefusedError as error:
+                if form not in self._refused:
+                    self._refused.add(form)
+                    then = "a looser one is tried" if FORM in bodies[number + 1] else "it is left out from now on"
+                    _tell(f"{self.server.url} refuses a {FORM} ({error}); {then}")
+        raise AssertionError("a request without a form is answered or fails")
 
     def close(self) -> None:
         """Close the client and end the thread."""
@@ -123,8 +154,11 @@ class Asker:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def chat(self, message: str, sampling: dict[str, Any], prompt: str, sample: int) -> tuple[ChatAnswer, float]:
-        """The answer to one user message and the seconds that it took when it was asked for.
+    async def chat(self, message: str, sampling: dict[str, Any], prompt: str, sample: int) -> Asked:
+        """The answer to one user message.
+
+        An answer is kept by the request that was sent. Of a server that refuses the wanted form that is one of a looser
+        form, which is looked for as well, so that nothing is asked twice.
 
         Args:
             message: what is asked.
@@ -137,19 +171,27 @@ class Asker:
         """
         message = message.encode("utf-8", "replace").decode()  # halves of surrogate pairs, of an earlier answer's JSON
         messages = [{"role": "user", "content": message}]
-        key = answer_key(self._model.name, messages, sampling, prompt, sample)
-        while key in self._under_way:
-            await asyncio.wait([self._under_way[key]])
-        known = self._cache.get(key)
-        if known is None:
-            self._under_way[key] = asyncio.get_running_loop().create_future()
+        choices = looser(sampling)
+        keys = [answer_key(self._model.name, messages, one, prompt, sample) for one in choices]
+        while keys[0] in self._under_way:
+            await asyncio.wait([self._under_way[keys[0]]])
+        found = self._kept(keys)
+        if found is None:
+            self._under_way[keys[0]] = asyncio.get_running_loop().create_future()
             try:
-                known = await self._server.chat({"model": self._model.name, "messages": messages, **sampling})
-                self._cache.put(key, *known)
+                found = await self._shared.ask(
+                    [{"model": self._model.name, "messages": messages, **one} for one in choices]
+                )
+                self._cache.put(keys[found[0]], *found[1])
             finally:
-                self._under_way.pop(key).set_result(None)
-        body, seconds = known
-        return read_chat(body), seconds
+                self._under_way.pop(keys[0]).set_result(None)
+        number, (body, seconds) = found
+        return Asked(read_chat(body), seconds, FORM in sampling and FORM not in choices[number])
+
+    def _kept(self, keys: Sequence[bytes]) -> tuple[int, tuple[Any, float]] | None:
+        """The first of some answers that was given before, and which it is."""
+        kept = ((number, self._cache.get(key)) for number, key in enumerate(keys))
+        return next(((number, one) for number, one in kept if one is not None), None)
 
 
 def answer_file(rank: int, tasks: int) -> str:

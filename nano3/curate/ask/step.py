@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from datatrove.data import Document
 
-from nano3.client.asynchronous import RefusedError
+from nano3.client.asynchronous import FORM, RefusedError
 from nano3.client.attempts import NoAnswerError
 from nano3.client.chat import ChatAnswer
 from nano3.config.checks import check
@@ -32,6 +32,8 @@ TOLD_SECONDS = 10.0
 ASKED = "asked"
 """In a document's metadata: what each step asked for it."""
 PARENTS = "_parents"
+FORMLESS = f"answers asked for without {FORM}, which the server refuses"
+"""Note of the report."""
 
 
 @dataclass(frozen=True)
@@ -244,7 +246,8 @@ class Ask:
         prompt = step.loaded[name]
         message = prompt.filled(values)
         limit = max_tokens or step.settings.max_tokens
-        given = dict(body or {}) | ({"max_tokens": limit} if max_tokens else {})
+        given = {key: value for key, value in (body or {}).items() if key != FORM}
+        given |= {"max_tokens": limit} if max_tokens else {}
         self._used[name] = given
         sampling = {"temperature": step.settings.temperature, "top_p": step.settings.top_p} | dict(body or {})
         answer = await self._asked(message, sampling | {"max_tokens": limit}, prompt, sample)
@@ -272,7 +275,7 @@ class Ask:
         self, message: str, sampling: dict[str, Any], prompt: Prompt, sample: int, again: bool = False
     ) -> ChatAnswer:
         try:
-            answer, seconds = await self._asker.chat(message, sampling, prompt.hash, sample)
+            answer, seconds, formless = await self._asker.chat(message, sampling, prompt.hash, sample)
         except NoAnswerError as error:
             raise DropError(SILENT, str(error)) from error
         except RefusedError as error:
@@ -281,6 +284,8 @@ class Ask:
         if self._step.meter:
             self._step.meter(self._document, message, answer, seconds)
         self._step.note("answers of the model")
+        if formless:
+            self._step.note(FORMLESS)
         self._step.note("tokens sent", answer.prompt_tokens)
         self._step.note("tokens written", answer.completion_tokens)
         return answer

@@ -12,6 +12,7 @@ from datatrove.data import Document
 
 from nano3.config.checks import check
 from nano3.curate.ask.answers import DropError
+from nano3.curate.ask.forms import json_form, one_of, sentence
 from nano3.curate.ask.step import Ask, AskSettings, AskStep
 from nano3.curate.step import Context
 from nano3.curate.steps.llm.concepts import OTHER_NAMES, read_concepts
@@ -127,9 +128,9 @@ class Cross(AskStep):
         if len(fit) == 1:
             return fit[0]
         listed = "\n\n".join(f"Candidate {i}:\n\n{text}" for i, text in enumerate(fit, start=1))
-        answer = await ask(
-            CHOICE, {"problem": problem, "concept": concept, "candidates": listed}, body={"temperature": 0.0}
-        )
+        form = json_form("choice", {"reason": sentence(), "best": one_of(range(len(fit) + 1))})
+        asked_for = {"problem": problem, "concept": concept, "candidates": listed}
+        answer = await ask(CHOICE, asked_for, body={"temperature": 0.0} | form)
         best = json_object(answer.text).get("best")
         if best == 0:
             raise DropError("no candidate good enough")

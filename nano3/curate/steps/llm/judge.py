@@ -12,6 +12,7 @@ from datatrove.data import Document
 
 from nano3.config.checks import check
 from nano3.curate.ask.answers import Answer, DropError
+from nano3.curate.ask.forms import json_form, one_of, sentence
 from nano3.curate.ask.step import Ask, AskSettings, AskStep
 from nano3.curate.steps.llm.replies import gathered, json_object
 from nano3.data.chat.conversation import RowError, read_conversation
@@ -23,6 +24,8 @@ FORMS = {
 }
 """What a prompt's field {form} becomes."""
 ONE_WORD = {"logprobs": True, "top_logprobs": 20}
+VERDICT = json_form("verdict", {"reason": sentence(), "verdict": one_of((YES, NO))})
+"""The same as a schema, for servers that hold the model to it."""
 OMITTED = "\n\n[...]\n\n"
 
 
@@ -76,7 +79,7 @@ class Judge(AskStep):
         if len(subject) > settings.shown:
             self.note("texts judged by their beginning and end")
         values = {"text": shortened(subject, settings.shown), "form": FORMS[settings.answer]}
-        body = ONE_WORD if settings.answer == "logprobs" else None
+        body = ONE_WORD if settings.answer == "logprobs" else VERDICT
         asked = [ask(name, values, sample=sample, body=body) for sample in range(settings.passes)]
         scores = [self._score(answer) for answer in await gathered(asked)]
         verdicts = {score > 0.5 for score in scores}

@@ -11,6 +11,7 @@ from datatrove.data import Document
 
 from nano3.config.checks import check
 from nano3.curate.ask.answers import Answer, DropError
+from nano3.curate.ask.forms import json_form, one_of
 from nano3.curate.ask.step import Ask, AskSettings, AskStep
 from nano3.curate.steps.llm.judge import shortened
 from nano3.curate.steps.llm.replies import is_english, json_object, says, without_preamble
@@ -19,6 +20,12 @@ FILTER, QUESTION, ANSWER = "rqa-filter", "reasoning-question", "reasoning-answer
 LEVELS = ("school", "undergraduate", "graduate", "research")
 BLOOM = ("remember", "understand", "apply", "analyze", "evaluate", "create")
 """Levels of Bloom's taxonomy in its revised order."""
+FLAGS = ("artefacts", "correct", "reasoning")
+JUDGEMENT = json_form(
+    "judgement",
+    {"level": one_of(LEVELS), **{flag: {"type": "boolean"} for flag in FLAGS}, "bloom": one_of(BLOOM),
+     "subject": {"type": "string", "pattern": "^[0-9]{3}$"}},
+)  # fmt: skip
 NONE = "NONE"
 """What the model writes where a text gives no question."""
 _SPOKEN = re.compile(
@@ -76,7 +83,7 @@ class RqaFilter(AskStep):
             raise DropError("not English")
         values = {"text": shortened(document.text, self.settings.shown), "levels": ", ".join(LEVELS),
                   "bloom": ", ".join(BLOOM)}  # fmt: skip
-        found = read_judgement(json_object((await ask(FILTER, values)).text))
+        found = read_judgement(json_object((await ask(FILTER, values, body=JUDGEMENT)).text))
         if LEVELS.index(found["level"]) < LEVELS.index(self.settings.level):
             raise DropError("level too low")
         if found["artefacts"]:
@@ -101,7 +108,7 @@ def read_judgement(reply: Mapping[str, Any]) -> dict[str, Any]:
     """
     level, bloom = (str(reply.get(key, "")).strip().lower() for key in ("level", "bloom"))
     subject = str(reply.get("subject", "")).strip()
-    flags = {key: reply.get(key) for key in ("artefacts", "correct", "reasoning")}
+    flags = {key: reply.get(key) for key in FLAGS}
     whole = level in LEVELS and bloom in BLOOM and re.fullmatch(r"\d{1,3}(?:\.\d+)?", subject)
     if not whole or not all(isinstance(value, bool) for value in flags.values()):
         raise DropError("no judgement in the reply")

@@ -11,6 +11,7 @@ from datatrove.data import Document
 
 from nano3.config.checks import check
 from nano3.curate.ask.answers import DropError
+from nano3.curate.ask.forms import json_form, one_of, sentence
 from nano3.curate.ask.step import Ask, AskSettings, AskStep
 from nano3.curate.steps.llm.judge import shortened
 from nano3.curate.steps.llm.replies import is_english, json_object, without_preamble
@@ -19,6 +20,7 @@ from nano3.curate.steps.llm.rqa import LEVELS
 LEVEL, SECTIONS = "mathematics-level", "textbook"
 OTHER = "none"
 """Level of a text that is no mathematics."""
+FORM_OF_LEVEL = json_form("level", {"reason": sentence(), "level": one_of((*LEVELS, OTHER))})
 _HEADING = re.compile(r"^#{1,4}[ \t]+\S", re.MULTILINE)
 _MARK = r"^[ \t]*(?:[-*][ \t]+)?(?:#{1,6}[ \t]+|[*_]{2})?"
 _DEFINITION = re.compile(_MARK + r"Definition\b", re.MULTILINE)
@@ -60,7 +62,7 @@ class Textbook(AskStep):
         """The sections."""
         text = shortened(document.text, self.settings.shown)
         asked = {"text": text, "levels": ", ".join(LEVELS), "other": OTHER}
-        answer = await ask(LEVEL, asked, body={"temperature": 0.0})
+        answer = await ask(LEVEL, asked, body={"temperature": 0.0} | FORM_OF_LEVEL)
         level = str(json_object(answer.text).get("level", "")).strip().lower()
         if level == OTHER:
             raise DropError("no mathematics")
