@@ -45,7 +45,12 @@ ssl.create_default_context = cache(ssl.create_default_context)
 socketserver.StreamRequestHandler.disable_nagle_algorithm = True
 
 
+_attach = _pytest.logging.catching_logs.__enter__
+
+
 def _attach_to_root(self: _pytest.logging.catching_logs) -> logging.Handler:
+    if self.level is not None or not hasattr(self, "attached_loggers"):  # --log-level; pytest before 9
+        return _attach(self)
     logging.root.addHandler(self.handler)
     self.attached_loggers.append(logging.root)
     return self.handler
