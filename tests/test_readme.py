@@ -62,7 +62,7 @@ def test_shown_command_is_accepted(shown, tmp_path, model, capsys, monkeypatch):
         (tmp_path / name).symlink_to(model)
     for name in re.findall(r"(?:data\.sources\.\w+=|--data )([\w./]+)", shown):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
+        (tmp_path / name).write_text("a text that fills a sequence " * 40_000)
     arguments = shlex.split(shown.split(": ", 1)[1], comments=True)[1:]
     verb = next((a for a in arguments if not a.startswith("-")), "")
     if verb == "data" or "bench" in arguments or not {"--resume", "my.toml", "RUN"}.isdisjoint(arguments):

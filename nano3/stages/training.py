@@ -12,7 +12,7 @@ from typing import TypeVar
 from nano3.config.errors import UserError
 from nano3.config.schema import PretrainConfig
 from nano3.data.progress import progress_bar
-from nano3.data.texts.readings import reading_lines, readings, tokens_of_run
+from nano3.data.texts.readings import check_fills, reading_lines, readings, tokens_of_run
 from nano3.data.tokens.prepare import Prepared, prepare
 from nano3.data.tokens.shards import finished_shards
 from nano3.data.tokens.source import TokenSource
@@ -87,7 +87,7 @@ def train_on_text(
         _check(cfg, source if fresh else None, fresh, world)
         prepared = _prepare(_keep_tokenizer(cfg, run_dir) if resume else cfg, world)
         if not resume:
-            _check_amount(cfg, prepared)
+            check_fills(prepared.n_train_tokens, cfg)
         cfg = with_token_ids(cfg, prepared.tokenizer)
         with exclusive(run_dir) if world.is_main else nullcontext():
             rows = {length: prepared.train.with_seq_len(length, cfg.lengths) for length in cfg.lengths}
@@ -113,17 +113,6 @@ def _check(cfg: PretrainConfig, source: Path | None, fresh: bool, world: World) 
     world.agree(attempt(lambda: check_room(cfg, world)))
     if source is not None and world.is_main and (warning := heldout_warning(cfg, source)):
         say(warning)
-
-
-def _check_amount(cfg: PretrainConfig, prepared: Prepared) -> None:
-    """Raise UserError for text that does not fill one row: a model of it is no model, and would be the newest."""
-    found, least = prepared.n_train_tokens, min(cfg.lengths)
-    if found < least:
-        texts = "1 token" if found == 1 else f"{found:,} tokens"
-        raise UserError(
-            f"too little text: {texts} to train on, and one sequence takes {least:,}: give more text, or shorter "
-            f"sequences (data.seq_len)"
-        )
 
 
 def _say_readings(cfg: PretrainConfig, rows: dict[int, TokenSource]) -> None:

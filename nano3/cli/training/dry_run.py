@@ -237,14 +237,17 @@ def process_table(facts: dict[str, Any]) -> Any:
 
 
 def _check_data(cfg: PretrainConfig | SftConfig) -> None:
-    """Raise UserError for a path that the settings name and that is not there."""
+    """Raise UserError for a path that the settings name and that is not there, and for too little text."""
     if isinstance(cfg, SftConfig):
         from nano3.data.chat.sets import check_data
 
         return check_data(cfg.data)
+    from nano3.data.texts.readings import check_fills, most_tokens
     from nano3.data.texts.sources import check_paths
 
-    return check_paths(cfg.data)
+    check_paths(cfg.data)
+    if math.isfinite(most := most_tokens(cfg.data)):
+        check_fills(int(most), cfg, "at most ")
 
 
 def _readings(cfg: PretrainConfig | SftConfig, tokens: int) -> dict[str, float]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from nano3.config.errors import UserError
+from nano3.config.extend_context import ExtendContextConfig
 from nano3.config.schema import DataConfig, PretrainConfig
 from nano3.data.generated.inputs import GeneratedTexts
 from nano3.data.texts.compressed import COMPRESSED
@@ -46,6 +48,41 @@ def estimated_readings(cfg: DataConfig, tokens: int) -> dict[str, float]:
     total = sum(cfg.blend.values())
     sizes = {name: _size(cfg, name) for name, weight in cfg.blend.items() if weight > 0}
     return {name: tokens * cfg.blend[name] / total / size for name, size in sizes.items() if size}
+
+
+def check_fills(tokens: int, cfg: PretrainConfig, word: str = "") -> None:
+    """Refuse text that does not fill one sequence: a model of it is none, and would be the newest run's.
+
+    Args:
+        tokens: of the text; `word` before their number in the message.
+        cfg: of the run.
+
+    Raises:
+        UserError: they are fewer than the shortest sequence takes.
+    """
+    if tokens < min(cfg.lengths):
+        setting = "context.lengths" if isinstance(cfg, ExtendContextConfig) else "data.seq_len"
+        raise UserError(
+            f"too little text: {word}{tokens:,} token{'' if tokens == 1 else 's'} to train on, and one sequence takes "
+            f"{min(cfg.lengths):,}: give more text, or shorter sequences ({setting})"
+        )
+
+
+def most_tokens(cfg: DataConfig) -> float:
+    """Tokens that the texts cannot exceed: one for each byte, and two for each file; inf where nothing is known."""
+    return sum(_most(cfg, name) for name, weight in cfg.blend.items() if weight > 0)
+
+
+def _most(cfg: DataConfig, name: str) -> float:
+    try:
+        found = find_inputs(source_table(cfg).get(name, []), cfg)
+        prepared = sum(read_manifest(folder).tokens for folder in found.prepared)
+    except (UserError, OSError):
+        return math.inf
+    files = [source for source in found.inputs if isinstance(source, InputFile) and not _is_packed(source)]
+    if len(files) < len(found.inputs) or not (files or found.prepared):
+        return math.inf
+    return prepared + sum(file.size + 2 for file in files)
 
 
 def tokens_of_run(cfg: PretrainConfig) -> int:
@@ -99,5 +136,8 @@ def _size(cfg: DataConfig, name: str) -> float:
 
 def _bytes(source: Input) -> float:
     """Bytes of text in an input, about."""
-    packed = isinstance(source, InputFile) and source.path.suffix.lower() in (*COMPRESSED, ".parquet")
-    return source.size * COMPRESSION if packed else source.size
+    return source.size * COMPRESSION if _is_packed(source) else source.size
+
+
+def _is_packed(source: Input) -> bool:
+    return isinstance(source, InputFile) and source.path.suffix.lower() in (*COMPRESSED, ".parquet")

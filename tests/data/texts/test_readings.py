@@ -5,7 +5,9 @@ import gzip
 import numpy as np
 import pytest
 
-from nano3.config.presets import load_pretrain
+from nano3.cli.training.dry_run import show_dry_run
+from nano3.config.errors import UserError
+from nano3.config.presets import load_extend_context, load_pretrain
 from nano3.config.schema import DataConfig
 from nano3.data.texts.readings import estimated_readings, reading_lines, readings, tokens_of_run
 from nano3.data.tokens.prepare import prepare
@@ -65,3 +67,21 @@ def test_the_tokens_of_a_run_are_those_of_whole_steps():
     settings = ["train.batch_size=2", "train.micro_batch_size=1", "data.seq_len=64"]
     assert tokens_of_run(load_pretrain("tiny", [*settings, "train.tokens=129", "schedule.warmup_tokens=0"])) == 256
     assert tokens_of_run(load_pretrain("tiny", [*settings, "train.steps=3"])) == 384
+
+
+@pytest.mark.parametrize(
+    ("load", "length", "setting"),
+    [(load_pretrain, ["data.seq_len=90"], "data.seq_len"),
+     (load_extend_context, ["context.lengths={180=1,90=1}"], "context.lengths")],
+)  # fmt: skip
+def test_a_dry_run_refuses_what_cannot_fill_one_sequence(prepared, write_texts, capsys, load, length, setting):
+    """Counted exactly in a prepared folder; of files, nobody knows yet how many tokens 88 bytes or more make."""
+    folder = write_texts({"t/a.txt": "a" * 87, "t/b.txt": "", "z/a.txt": "a" * 88, "g/a.txt.gz": gzip.compress(b"a")})
+    (shards,) = (str(path) for path in prepared.folders["b"])
+    told = rf"too little text: at most \d\d tokens to train on, and one sequence takes 90: .*\({setting}\)"
+    for source in (shards, str(folder / "t" / "a.txt")):
+        with pytest.raises(UserError, match=told):
+            show_dry_run(load("tiny", [*length, "data.blend={x=1}", f'data.sources={{x=["{source}"]}}']), "tiny", True)
+    for source in (folder / "z", folder / "g", folder / "t"):
+        show_dry_run(load("tiny", [*length, "data.blend={x=1}", f'data.sources={{x=["{source}"]}}']), "tiny", True)
+    capsys.readouterr()
