@@ -14,13 +14,10 @@ import httpx2
 from nano3.client.attempts import FULL, Attempts, Tries
 from nano3.client.chat import read_chat
 from nano3.client.limit import Limit
-from nano3.client.replies import is_filtered, is_passing, seconds_of
+from nano3.client.replies import FORBIDDEN, REFUSED, is_filtered, is_passing, seconds_of
 from nano3.client.server import KEY_NAMES, Address, Reply, connect_timeout, http_options
 from nano3.config.errors import UserError
 
-REFUSED = (400, 413, 422)
-"""Statuses by which a server refuses one request, as one that is longer than the model's context."""
-FORBIDDEN = 403
 BROKEN_OFF = ("abort", "error")
 """Reasons to finish that servers (vLLM, SGLang, OpenRouter) give with status 200 and the beginning of an answer."""
 ANSWERED = 2
@@ -212,7 +209,7 @@ class AsyncServer(Address):
                 f"{self.url}: no answer for {deadline:g} s ({attempts.reason}); run the same command again when it "
                 "answers: what was done is kept"
             )
-        noticed = attempts.is_over or (attempts.failed > 1 and silent >= QUIET_SECONDS)
+        noticed = attempts.is_over or (attempts.n > 1 and silent >= QUIET_SECONDS)
         if noticed and now - self._told >= TOLD_SECONDS:
             self._told = now
             self._tell(f"{self.url}: no answer for {silent:.0f} s ({attempts.reason}); waiting for it, {left:.0f} s "

@@ -17,6 +17,10 @@ _FILTERED = re.compile(  # Azure, OpenAI, OpenRouter, Anthropic, DashScope, Deep
     r"data_?inspection_?failed|content exists risk|prohibited_content",
     re.IGNORECASE,
 )
+REFUSED = (400, 413, 422)
+"""Statuses by which a server refuses one request, as one that is longer than the model's context."""
+FORBIDDEN = 403
+"""Of a refused key; some providers' filters of contents refuse one request with it."""
 PASSING = (408, 409, 425, 429)
 """Refusals that another try may not meet; 5xx are of that kind too."""
 

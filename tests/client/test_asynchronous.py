@@ -179,6 +179,14 @@ def test_a_server_that_answers_nothing_is_gone_after_the_deadline(server):
     assert "sk-secret" not in told[0]
 
 
+def test_a_server_that_is_full_for_long_is_told_though_it_is_asked_however_often(server, monkeypatch):
+    monkeypatch.setattr("nano3.client.asynchronous.QUIET_SECONDS", 0.1)
+    server.reply, told = (lambda prompt, _: (429, "your quota is used up")), []
+    asked(server, ["a"], Tries(2, deadline=0.4, **FAST), returns=True, tell=told.append)
+    assert len(told) == 1
+    assert "no answer for 0 s (HTTP 429: your quota is used up); waiting for it" in told[0]
+
+
 def test_the_deadline_counts_from_the_last_answer_of_a_server_that_went_away(server):
     server.reply, waits = (lambda prompt, _: "fine" if prompt == "a" else (503, "gone")), []
 

@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 from nano3.client.attempts import NoAnswerError, Tries
-from nano3.client.replies import is_filtered
+from nano3.client.replies import FORBIDDEN, REFUSED, is_filtered
 from nano3.client.server import Server, base_address
 from nano3.config.errors import UserError
 from nano3.files import write_atomic
@@ -18,10 +18,6 @@ from nano3.rl.environments.base import EnvironmentFaultError, Message
 
 CHAT = "/v1/chat/completions"
 KEYS = "NANO3_JUDGE_API_KEY"
-REFUSED = (400, 413, 422)
-"""Statuses by which a server refuses one question, as one that is longer than its context, and would do so again."""
-FORBIDDEN = 403
-"""The same, where its words are those of a filter of contents."""
 
 
 class RefusedError(EnvironmentFaultError):

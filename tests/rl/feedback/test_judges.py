@@ -102,23 +102,35 @@ def test_a_served_judge_is_asked_once_for_each_and_its_reasoning_does_not_count(
         assert (again.calls, len(asked)) == (5, 4)
 
 
-def test_a_comparison_that_the_server_refuses_is_unread_and_the_others_count(judge_server):
-    """As one that is longer than its context: asking again would stop the run for good."""
+@pytest.mark.parametrize("status", [400, 403])
+def test_a_comparison_that_the_server_refuses_is_unread_and_the_others_count(judge_server, status):
+    """As one that is longer than its context, or that a filter keeps back: asking again would stop the run for good."""
+    words = {400: "context\nlength exceeded", 403: "flagged by\nmoderation"}[status]
+    told = f"HTTP {status}: {' '.join(words.split())}"
 
     def answer(text):
-        return (200, json.dumps(JUDGEMENT)) if "<response_1>\n3\n" in text else (400, "context\nlength exceeded")
+        return (200, json.dumps(JUDGEMENT)) if "<response_1>\n3\n" in text else (status, words)
 
     with judge_server(answer) as (url, _):
         judge = ServerJudge(url, tries=Tries(n=2, first_wait=0.01))
-        with pytest.raises(JudgeStoppedError, match=r"^judge .*HTTP 400: context length exceeded"):
+        with pytest.raises(JudgeStoppedError, match=rf"^judge .*{told}"):
             judge.compare([comparison("long"), comparison("longer")])
         assert judge.calls == 0
         found = judge.compare([comparison(), comparison("long")])
         assert [verdict.judgement for verdict in found] == [(5, 2, 1), None]
-        assert "HTTP 400: context length exceeded" in found[1].text
+        assert told in found[1].text
         # Also where all of them are refused later on.
         assert judge.compare([comparison("long")])[0].judgement is None
         assert judge.calls == 3
+
+
+def test_a_refused_key_stops_the_judge_even_after_answers(judge_server):
+    keys = [(200, json.dumps(JUDGEMENT))]
+    with judge_server(lambda text: keys.pop() if keys else (403, "no such key")) as (url, _):
+        judge = ServerJudge(url, tries=Tries(n=2, first_wait=0.01))
+        judge.compare([comparison()])
+        with pytest.raises(JudgeStoppedError, match=r"^judge .*HTTP 403: no such key"):
+            judge.compare([comparison("other")])
 
 
 def test_an_address_that_answers_to_nothing_is_told_with_its_option():
