@@ -127,8 +127,14 @@ def _check_programs(programs: Sequence[tuple[str, str]], source: str, settings: 
 
 def _programs(text: str) -> list[tuple[str, str]]:
     """(language, code) of the blocks in a programming language; others, as of output, are none."""
-    named = ((OTHER_NAMES.get(language, language), code) for language, code in code_blocks(text))
-    return [(language, code) for language, code in named if language in LANGUAGES and language not in _DATA]
+    named = ((_language(fence), code) for fence, code in code_blocks(text))
+    return [(language, code) for language, code in named if language]
+
+
+def _language(fence: str) -> str:
+    """Name of the programming language behind a fence; empty: it is none."""
+    name = OTHER_NAMES.get(fence.lower(), fence.lower())
+    return name if name in LANGUAGES and name not in _DATA else ""
 
 
 def _prose(text: str) -> str:
@@ -137,10 +143,10 @@ def _prose(text: str) -> str:
 
 
 def _embedded(text: str) -> int:
-    """Blocks of code with words between them and the block before: a listing in pieces counts once."""
+    """Programs with words between them and the one before: a listing in pieces counts once."""
     found, words = 0, False
-    for part, kind, _ in text_parts(text):
-        if kind == "CODE":
+    for part, kind, fence in text_parts(text):
+        if kind == "CODE" and _language(fence):
             found += words
             words = False
         elif not kind:

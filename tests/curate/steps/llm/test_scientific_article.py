@@ -16,6 +16,7 @@ FIRST = "```python\nimport math\n\n\ndef terminal_speed(mass, area):\n    gravit
     "    force = mass * gravity\n    return math.sqrt(2 * force / (density * area))\n```\n"  # fmt: skip
 SECOND = "```python\ndef falling_time(height, speed):\n    step = 0.01\n    time = 0.0\n    while height > 0:\n" \
     "        height -= speed * step\n        time += step\n    return time\n```\n"  # fmt: skip
+BOTH = FIRST + SECOND
 OUTPUT = "```text\n12.3 seconds\n```\n"
 ARTICLE = (
     f"# Falling bodies\n\n{WORDS}\n\n{FIRST}\n## Time\n\nIt is then summed over steps.\n\n{SECOND}\n{OUTPUT}\nDone.\n"
@@ -43,6 +44,8 @@ def reason(text, source=SOURCE, **settings):
         (ARTICLE.replace(SECOND, ""), SOURCE, "too few blocks of code between the words"),
         (ARTICLE.replace(FIRST, FIRST.replace("python", "text")), SOURCE, "too few blocks of code between the words"),
         (ARTICLE.replace("It is then summed over steps.", ""), SOURCE, "too few blocks of code between the words"),
+        (ARTICLE.replace(SECOND, "").replace(FIRST, BOTH), SOURCE, "too few blocks of code between the words"),
+        (ARTICLE.replace(FIRST, OUTPUT + FIRST), SOURCE, ""),
         (ARTICLE.replace("while height > 0:", "while height > 0"), SOURCE, "code with a syntax error"),
         (ARTICLE.replace("step = 0.01", "# ... rest of the code unchanged"), SOURCE, "code left out"),
         (ARTICLE, OTHER, "the text's own code left out"),
