@@ -117,11 +117,13 @@ def _heldout(axis: Any, heldout: Lines, key: str, factor: float, look: tuple[str
     """A line through the scores of one sample of the held-out text, and the last score apart: it is of all of it.
 
     The last score is written beside its point, or with the names of the lines where there is a `place`, since points
-    of several lengths lie near each other. The only score has its name there too: a legend would look like a second.
+    of several lengths lie near each other. The only point of an axis has its name there too: one in a legend would look
+    like a second score.
     """
     whole = [line for line in heldout if line.get(FINAL)]
     sample = [line for line in heldout if not line.get(FINAL)]
     last, (colour, marker) = heldout[-1], look
+    alone = not (place or sample or axis.lines)
     for rows, style, name in (
         (sample, "o-", f"held-out{place}, a sample"),
         (whole, marker, f"held-out{place}, at the end"),
@@ -131,9 +133,9 @@ def _heldout(axis: Any, heldout: Lines, key: str, factor: float, look: tuple[str
             at, fill = [line["tokens"] / factor for line in rows], "none" if rows is whole else colour
             size = 7 if rows is whole else 4
             axis.plot(at, [r[key] for r in rows], style, color=colour, markerfacecolor=fill, markersize=size,
-                      linewidth=1.4, label=name if place or sample else None)  # fmt: skip
+                      linewidth=1.4, label=None if alone else name)  # fmt: skip
     if not place:
-        end, name = (last["tokens"] / factor, last[key]), "" if sample else "held-out, at the end: "
+        end, name = (last["tokens"] / factor, last[key]), "held-out, at the end: " if alone else ""
         axis.annotate(f"{name}{last[key]:.3f}", end, (4, 8), textcoords="offset points", ha="right", color=INK)
 
 

@@ -172,7 +172,9 @@ def _no_process(*args, **kwargs):
 def test_the_only_held_out_score_has_its_name_beside_it_and_an_axis_from_0(tmp_path, monkeypatch):
     score = ("heldout", 2, {"loss": 4.0, "bits_per_byte": 2.5, "final": True})
     steps = [("train", 1, {}), ("train", 2, {})]
-    _, bits = _figures(tmp_path, monkeypatch, [*steps, score])["loss.png"]
+    loss, bits = _figures(tmp_path, monkeypatch, [*steps, score])["loss.png"]
+    assert [text.get_text() for text in loss.texts] == ["4.000"], "its name would lie on the curve"
+    assert _labels(loss)[-1] == "held-out, at the end"
     assert bits.get_legend() is None, "a point in it would look like another score"
     assert [text.get_text() for text in bits.texts] == ["held-out, at the end: 2.500"]
     assert bits.get_ylim()[0] == 0
