@@ -246,3 +246,9 @@ def test_samples_say_of_which_document_they_are_a_copy(curate, tmp_path):
     report, _ = curate(steps, texts, against=[str(tmp_path / "old.txt")])
     found = {sample.id: (sample.copy_of, sample.similarity) for _, _, sample in report.samples()}
     assert found == {"d1": ("old.txt", 1.0), "d2": ("d0", round(56 / 57, 3)), "d3": ("d0", 1.0)}
+
+
+def test_a_sample_names_its_original_whatever_the_name(curate):
+    rows = [{"id": name, "text": f"text {i % 3} " * 9} for i, name in enumerate(["a\nb", "\ud800", "", "x", "y", "z"])]
+    report, _ = curate([("exact-dedup", {})], rows)
+    assert {sample.id: sample.copy_of for _, _, sample in report.samples()} == {"x": "a\nb", "y": "?", "z": ""}

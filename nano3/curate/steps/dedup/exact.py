@@ -19,7 +19,6 @@ from nano3.curate.steps.dedup.verdicts import (
     noted,
     places,
     save_array,
-    save_names,
     write_verdicts,
 )
 
@@ -58,9 +57,7 @@ class WriteHashes(Stage):
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
         """Read all documents."""
-        names: list[str] = []
-        hashes = b"".join(self._hash(document.text) for document in noted(data, names))
-        save_names(self.work, rank + self.offset, names)
+        hashes = b"".join(self._hash(document.text) for document in noted(data, self.work, rank + self.offset))
         save_array(self.work / "hashes" / f"{rank + self.offset:05d}.npy", np.frombuffer(hashes, "<u8").reshape(-1, 2))
 
     def _hash(self, text: str) -> bytes:
@@ -94,7 +91,9 @@ class MatchHashes(Stage):
         verdicts[order] = np.where(
             ~is_own[firsts] & is_own[order], Verdict.IN_CORPUS, np.where(starts, Verdict.KEPT, Verdict.REPEATED)
         )
-        originals = np.empty((len(order), 3))
-        originals[order] = np.stack([ranks[firsts], numbers[firsts], np.ones(len(order))], axis=1)
+        originals = np.empty(len(order), int)
+        originals[order] = firsts
         for own in range(self.tasks):
-            write_verdicts(self.work, own, verdicts[ranks == own], originals[ranks == own])
+            found = originals[(ranks == own) & (verdicts != Verdict.KEPT)]
+            repeated = np.stack([ranks[found], numbers[found], np.ones(len(found))], axis=1)
+            write_verdicts(self.work, own, verdicts[ranks == own], repeated)

@@ -18,7 +18,7 @@ from rensa import RMinHash  # type: ignore[attr-defined]
 from nano3.config.checks import check
 from nano3.curate.shards import read_shard
 from nano3.curate.step import Context, Segment
-from nano3.curate.steps.dedup.shingles import SEED, at_least, jaccard, run_hashes, shingles
+from nano3.curate.steps.dedup.shingles import SEED, jaccard_from, run_hashes, shingles
 from nano3.curate.steps.dedup.verdicts import (
     DedupStep,
     Stage,
@@ -26,7 +26,6 @@ from nano3.curate.steps.dedup.verdicts import (
     corpus_reader,
     noted,
     save_array,
-    save_names,
     write_verdicts,
 )
 
@@ -119,9 +118,7 @@ class Signatures(MinhashDedupSignature):
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
         """Read all documents."""
-        names: list[str] = []
-        super().run(noted(data, names), rank + self.offset, world_size)
-        save_names(self.work, rank + self.offset, names)
+        super().run(noted(data, self.work, rank + self.offset), rank + self.offset, world_size)
 
 
 class Candidates(Stage):
@@ -182,14 +179,14 @@ class Verify(Stage):
         groups = _groups(read_pairs(self.work))
         kept: dict[int, list[tuple[int, int]]] = {}
         verdicts = [np.zeros(n, np.uint8) for n in self._counts()]
-        originals = [np.zeros((len(array), 3)) for array in verdicts]
+        originals: list[list[tuple[int, int, float]]] = [[] for _ in verdicts]
         sets = _Sets(self.work / "shingles")
         for place in sorted(groups, key=lambda place: (place[0] < self.tasks, place)):
             similar = self._similar(place, groups[place], kept, sets) if place[0] < self.tasks else None
             if similar is not None:
                 in_corpus = similar[0] >= self.tasks
                 verdicts[place[0]][place[1]] = Verdict.IN_CORPUS if in_corpus else Verdict.REPEATED
-                originals[place[0]][place[1]] = *similar, jaccard(sets[place], sets[similar])
+                originals[place[0]].append(similar)
             else:
                 for group in groups[place]:
                     kept.setdefault(group, []).append(place)
@@ -198,12 +195,15 @@ class Verify(Stage):
 
     def _similar(
         self, place: tuple[int, int], groups: list[int], kept: dict[int, list[tuple[int, int]]], sets: _Sets
-    ) -> tuple[int, int] | None:
-        """A kept document of the same groups that the one at `place` is similar to: one of the corpus, if any."""
+    ) -> tuple[int, int, float] | None:
+        """A kept document of the same groups that the one at `place` is similar to, and how much: one of the corpus,
+        if any."""
         candidates = {other for group in groups for other in kept.get(group, ())}
         own = sets[place]
-        order = sorted(candidates, key=lambda other: (other[0] < self.tasks, other))
-        return next((other for other in order if at_least(own, sets[other], self.verify)), None)
+        for other in sorted(candidates, key=lambda other: (other[0] < self.tasks, other)):
+            if similarity := jaccard_from(self.verify, own, sets[other]):
+                return *other, similarity
+        return None
 
     def _counts(self) -> list[int]:
         """Documents of each task of the input."""

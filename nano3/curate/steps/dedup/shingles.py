@@ -88,7 +88,8 @@ def jaccard(one: np.ndarray, other: np.ndarray) -> float:
     return both / either if either else 1.0
 
 
-def at_least(one: np.ndarray, other: np.ndarray, threshold: float) -> bool:
-    """Whether their Jaccard similarity reaches a threshold; sizes alone often tell that it does not."""
+def jaccard_from(least: float, one: np.ndarray, other: np.ndarray) -> float:
+    """The Jaccard similarity where it reaches `least`, else 0; sizes alone often tell that it does not."""
     few, many = sorted((len(one), len(other)))
-    return few >= threshold * many and jaccard(one, other) >= threshold
+    found = jaccard(one, other) if few >= least * many else 0.0
+    return found if found >= least else 0.0

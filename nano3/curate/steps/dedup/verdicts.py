@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import os
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from enum import IntEnum
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
+from numpy.typing import ArrayLike
 
 from nano3.curate.ledger import read_accounts
 from nano3.curate.step import Context, Segment, Step
@@ -43,10 +45,10 @@ class DedupStep(Step):
         self._note_corpus()
         reasons = {Verdict.REPEATED: self.repeated, Verdict.IN_CORPUS: self.in_corpus}
         verdicts = read_verdicts(self.context.work, self.rank)
-        originals = read_originals(self.context.work, self.rank)
-        for number, (document, verdict) in enumerate(zip(documents, verdicts, strict=True)):
+        originals = iter(read_originals(self.context.work, self.rank))
+        for document, verdict in zip(documents, verdicts, strict=True):
             if verdict:
-                original = partial(_original, self.context.work, originals[number])
+                original = partial(_original, self.context.work, next(originals))
                 self.drop(document, reasons[Verdict(int(verdict))], original=original)
             else:
                 yield document
@@ -76,16 +78,26 @@ def corpus_context(context: Context) -> Context:
     return replace(context, label=f"{context.label}-corpus", limit=0)
 
 
-def noted(documents: Iterable[Document], names: list[str]) -> Iterator[Document]:
-    """The documents; their names are added to `names`."""
-    for document in documents:
-        names.append(document.id)
-        yield document
+def noted(documents: Iterable[Document], work: Path, rank: int) -> Iterator[Document]:
+    """The documents of one task; their names are left for `_original`, which looks up few of them."""
+    folder = work / "names"
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary, ends = folder / f".{rank:05d}.tmp", array("Q", [0])
+    with temporary.open("wb") as file:
+        for document in documents:
+            ends.append(ends[-1] + file.write(document.id.encode("utf-8", "replace")))
+            yield document
+    save_array(folder / f"{rank:05d}.npy", np.frombuffer(ends, np.uint64))
+    os.replace(temporary, folder / f"{rank:05d}.txt")
 
 
-def save_names(work: Path, rank: int, names: list[str]) -> None:
-    """Leave the names of the documents of one task, in order."""
-    write_atomic(work / "names" / f"{rank:05d}.json", json.dumps(names))
+def _original(work: Path, place: np.ndarray) -> tuple[str, float]:
+    """Name of the document at a place, and the similarity to it."""
+    rank, number, similarity = place.tolist()
+    start, end = np.load(work / "names" / f"{int(rank):05d}.npy", mmap_mode="r")[int(number) :][:2].tolist()
+    with (work / "names" / f"{int(rank):05d}.txt").open("rb") as file:
+        file.seek(start)
+        return file.read(end - start).decode("utf-8"), round(similarity, 3)
 
 
 def read_originals(work: Path, rank: int) -> np.ndarray:
@@ -93,23 +105,16 @@ def read_originals(work: Path, rank: int) -> np.ndarray:
     return np.load(work / "originals" / f"{rank:05d}.npy")
 
 
-def _original(work: Path, place: np.ndarray) -> tuple[str, float]:
-    """Name of the document at a place, and the similarity to it."""
-    rank, number, similarity = place.tolist()
-    names = json.loads((work / "names" / f"{int(rank):05d}.json").read_text("utf-8"))
-    return names[int(number)].encode("utf-8", "replace").decode("utf-8"), round(similarity, 3)
-
-
-def write_verdicts(work: Path, rank: int, verdicts: np.ndarray, originals: np.ndarray) -> None:
+def write_verdicts(work: Path, rank: int, verdicts: np.ndarray, originals: ArrayLike) -> None:
     """Leave the verdicts on the documents of one task, in order.
 
     Args:
         work: the step's own folder.
         rank: of the task.
         verdicts: (documents,).
-        originals: (documents, 3): rank and number of the document that each repeats, and the similarity to it.
+        originals: (documents to drop, 3): rank and number of the document that each repeats, and the similarity to it.
     """
-    save_array(work / "originals" / f"{rank:05d}.npy", originals)
+    save_array(work / "originals" / f"{rank:05d}.npy", np.asarray(originals, float).reshape(-1, 3))
     save_array(work / "verdicts" / f"{rank:05d}.npy", verdicts.astype(np.uint8))
 
 
