@@ -49,7 +49,9 @@ class Cpp(Step):
                     yield document
                     continue
                 if headers is None and ALL_HEADERS in document.text:
-                    headers = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                    self.context.work.mkdir(parents=True, exist_ok=True)
+                    folder = tempfile.TemporaryDirectory(dir=self.context.work)  # 100 MB, gone even after a kill
+                    headers = Path(stack.enter_context(folder))
                     precompile(headers, self.settings.standard)
                 reason = compile_error(document.text, self.settings.standard, self.settings.timeout, headers)
                 if reason:
@@ -85,3 +87,4 @@ def precompile(folder: Path, standard: str) -> None:
     source.write_text(f"#include <{ALL_HEADERS}>\n", "utf-8")
     command = ["g++", f"-std={standard}", "-w", "-x", "c++-header", str(source), "-o", str(target)]
     subprocess.run(command, capture_output=True, check=False)
+    source.unlink()  # a document may not include it

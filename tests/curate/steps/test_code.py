@@ -6,9 +6,11 @@ import subprocess
 import sys
 
 import pytest
+from datatrove.data import Document
 
 from nano3.config.errors import UserError
-from nano3.curate.steps.cpp import compile_error, precompile
+from nano3.curate.step import Context
+from nano3.curate.steps.cpp import Cpp, CppSettings, compile_error, precompile
 from nano3.curate.steps.licence_texts import is_allowed, licence_of_text
 from nano3.curate.steps.pylint_gate import OPTIONS, pylint_scores
 
@@ -202,3 +204,14 @@ def test_the_header_of_all_headers_is_compiled_once(tmp_path):
     (tmp_path / "bits/stdc++.h").write_text("#error not from the precompiled header")
     text = "#include <bits/stdc++.h>\nint main() { std::vector<int> v; }"
     assert compile_error(text, "c++17", 20, tmp_path) == ""
+    assert compile_error(text + '\n#include "all.hpp"', "c++17", 20, tmp_path) == "does not compile"
+
+
+@pytest.mark.slow
+def test_the_compiled_header_lies_where_a_killed_run_leaves_nothing(tmp_path):
+    document = Document("#include <bits/stdc++.h>\n", "a.cpp", metadata={"language": "cpp"})
+    passed = Cpp(CppSettings(), Context("01-cpp", tmp_path, 1)).run(iter([document]))
+    next(passed)
+    assert list(tmp_path.glob("work/01-cpp/*/bits/stdc++.h.gch")), "work is removed when the run is done"
+    assert list(passed) == []
+    assert not list(tmp_path.glob("work/01-cpp/*"))
