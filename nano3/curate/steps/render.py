@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import tempfile
@@ -88,7 +89,7 @@ def lynx_text(html: str, timeout: float) -> str:
     with tempfile.TemporaryDirectory() as home:
         Path(home, "lynx.cfg").write_text(LYNX_CONFIGURATION, "utf-8")
         environment = {
-            "HOME": home, "TMPDIR": home, "PATH": "/usr/bin:/bin:/usr/local/bin", "LANG": "C.UTF-8", "TERM": "dumb",
+            "HOME": home, "TMPDIR": home, "PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8", "TERM": "dumb",
         }  # fmt: skip
         try:
             status, output = run_limited(LYNX, home, timeout, html.encode("utf-8"), environment)

@@ -1,5 +1,6 @@
 """Pages with code and equations: detected, rendered, filtered by language."""
 
+import os
 import re
 import shutil
 import time
@@ -204,6 +205,14 @@ def test_pages_with_code_are_told_from_those_without():
     poem = '<div class="fragment"><div class="line">A poem</div>\n<div class="line">without signs</div></div>'
     assert code_score(poem) < 0.1
     assert code_score('<div class="hljs"><pre>x = f(1);</pre></div>') > 0.5
+
+
+def test_lynx_is_run_from_where_it_is_installed(tmp_path, monkeypatch):
+    program = tmp_path / "lynx"
+    program.write_text("#!/bin/sh\necho found on the PATH\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert rendered("<p>words</p>") == "found on the PATH\n"
 
 
 def test_where_lynx_is_missing_or_fails_the_report_says_what_was_used_instead(curate, monkeypatch):
