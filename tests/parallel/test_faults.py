@@ -9,12 +9,13 @@ import pytest
 import torch.distributed as dist
 
 from nano3.config.presets import load_rlvr
+from nano3.model.lm import LM
 from nano3.rl.grpo import GRPOLoss
 from nano3.rl.training.engines import objective
 from nano3.rl.training.steps import PolicySteps
 from nano3.train.faults import LostProcessError, Patience, patience_of, steps_limited
-from nano3.train.feed import MeasuredSource
 from nano3.train.tracking.metrics import read_metrics
+from nano3.train.trainer import Trainer
 from nano3.train.world import World
 
 HOST = socket.gethostname()
@@ -144,12 +145,28 @@ def test_ranks_wait_for_what_one_of_them_may_rightly_wait_for(settings, seconds,
         raise RuntimeError("Timed out waiting 4200000ms for recv operation to complete")
 
 
-def test_only_steps_whose_samples_servers_draw_wait_for_them(tmp_path):
-    for overrides, seconds in (([], 0), (['rollout.servers=["http://127.0.0.1:9"]', "rollout.server_seconds=7"], 7)):
-        cfg = load_rlvr("tiny", overrides)
-        steps = PolicySteps(cfg, {}, GRPOLoss(objective(cfg)), tmp_path, World())
-        assert isinstance(steps, MeasuredSource)
-        assert steps.server_seconds == seconds
+class LimitedError(Exception):
+    """In place of a first step: how long its ranks would wait."""
+
+
+def limited(_, seconds, saving):
+    raise LimitedError(seconds, saving)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "seconds"),
+    [([], 1800), (['rollout.servers=["http://127.0.0.1:9"]', "rollout.server_seconds=7000"], 7600)],
+)
+def test_a_run_whose_samples_servers_draw_waits_for_them(tmp_path, monkeypatch, overrides, seconds):
+    cfg = load_rlvr("tiny", overrides)
+    loss = GRPOLoss(objective(cfg))
+    trainer = Trainer(
+        cfg, LM(cfg.model).init_weights(0), PolicySteps(cfg, {}, loss, tmp_path, World()), tmp_path, loss=loss
+    )
+    monkeypatch.setattr(World, "limit_waits", limited)
+    with pytest.raises(LimitedError) as waits:
+        trainer.fit()
+    assert waits.value.args == (seconds, 600)
 
 
 SLOW = {"train": {"tokens": 12 * 64}, "heldout": {"every_tokens": 0}, "checkpoint": {"every_tokens": 0}}

@@ -138,7 +138,8 @@ def test_a_wrong_field_is_told_in_one_line(client, body, words):
 
 def test_one_wrong_prompt_leaves_nothing_running(server, client):
     before = server.stats().output_tokens
-    response = client.post("/v1/completions", json={"prompt": [[5], [10_000_000]], "max_tokens": 2000})
+    body = {"prompt": [[5], [10_000_000]], "max_tokens": 2000, "ignore_eos": True}
+    response = client.post("/v1/completions", json=body)
     assert response.status_code == 400
     client.post("/v1/completions", json={"prompt": [5], "max_tokens": 1})
     wait_until(lambda: server.service.thread.unfinished == 0 and server.stats().running == 0, seconds=20)
