@@ -2,9 +2,8 @@
 
 python docs/curation/gates.py
 
-C++: programs of 30 functions that use the standard library, made by a seeded draw, with five headers or the one of all,
-which the gate compiles once. Python: the standard library's files
-of 800 to 20,000 characters.
+C++: programs of 30 functions that use the standard library, made by a seeded draw, with five headers or the one of all;
+what programs begin with the gate compiles once. Python: the standard library's files of 800 to 20,000 characters.
 """
 
 import argparse

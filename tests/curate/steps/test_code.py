@@ -10,7 +10,7 @@ from datatrove.data import Document
 
 from nano3.config.errors import UserError
 from nano3.curate.step import Context
-from nano3.curate.steps.cpp import Cpp, CppSettings, compile_error, precompile
+from nano3.curate.steps.cpp import Cpp, CppSettings, PrecompiledHeaders, compile_error, leading_headers
 from nano3.curate.steps.licence_texts import is_allowed, licence_of_text
 from nano3.curate.steps.pylint_gate import OPTIONS, pylint_scores
 
@@ -191,27 +191,47 @@ def test_cpp_that_does_not_compile_is_dropped(curate):
 
 
 @pytest.mark.slow
-def test_all_headers_are_compiled_once(curate):
-    text = "#include <bits/stdc++.h>\nusing namespace std;\nint main() { map<string, int> m; m[%s] = 1; }"
-    rows = [{"id": f"{i}.cpp", "text": text % ('"x"' if i % 2 else "i")} for i in range(4)]
-    _, kept = curate([("cpp", {})], rows)
-    assert [row["id"] for row in kept] == ["1.cpp", "3.cpp"]
+def test_headers_that_several_programs_begin_with_are_compiled_once_and_change_no_judgement(curate):
+    all_of_them = "#include <bits/stdc++.h>\nusing namespace std;\nint main() { map<string, int> m; m[%s] = 1; }"
+    some = "// A program.\n#include <vector>\n#include <map> // of words\nint main() { std::map<int, int> m; %s; }"
+    texts = [all_of_them % ('"x"' if i % 2 else "i") for i in range(8)]
+    texts += [some % ("m[1] = 2" if i % 2 else 'std::string s = std::string("a"); std::regex r(s)') for i in range(8)]
+    _, kept = curate([("cpp", {})], [{"id": f"{i}.cpp", "text": text} for i, text in enumerate(texts)])
+    assert [row["id"] for row in kept] == [f"{i}.cpp" for i in range(16) if i % 2]
 
 
 @pytest.mark.slow
-def test_the_header_of_all_headers_is_compiled_once(tmp_path):
-    precompile(tmp_path, "c++17")
-    (tmp_path / "bits/stdc++.h").write_text("#error not from the precompiled header")
-    text = "#include <bits/stdc++.h>\nint main() { std::vector<int> v; }"
-    assert compile_error(text, "c++17", 20, tmp_path) == ""
-    assert compile_error(text + '\n#include "all.hpp"', "c++17", 20, tmp_path) == "does not compile"
+def test_headers_come_from_what_was_compiled_once(tmp_path):
+    headers = PrecompiledHeaders(tmp_path, "c++17")
+    text = "#include <vector>\nint main() { std::vector<int> v; }"
+    assert headers.options(text) == []
+    options = headers.options(text)
+    assert options[0] == "-include"
+    (tmp_path / options[1]).write_text("#error not from the precompiled header")
+    assert compile_error(text, "c++17", 20, options) == ""
 
 
 @pytest.mark.slow
-def test_the_compiled_header_lies_where_a_killed_run_leaves_nothing(tmp_path):
-    document = Document("#include <bits/stdc++.h>\n", "a.cpp", metadata={"language": "cpp"})
-    passed = Cpp(CppSettings(), Context("01-cpp", tmp_path, 1)).run(iter([document]))
-    next(passed)
-    assert list(tmp_path.glob("work/01-cpp/*/bits/stdc++.h.gch")), "work is removed when the run is done"
+def test_compiled_headers_lie_where_a_killed_run_leaves_nothing(tmp_path):
+    documents = [Document("#include <vector>\n", f"{i}.cpp", metadata={"language": "cpp"}) for i in range(2)]
+    passed = Cpp(CppSettings(), Context("01-cpp", tmp_path, 1)).run(iter(documents))
+    next(passed), next(passed)
+    assert list(tmp_path.glob("work/01-cpp/*/0.hpp.gch")), "work is removed when the run is done"
     assert list(passed) == []
     assert not list(tmp_path.glob("work/01-cpp/*"))
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("#include <vector>\n# include  <map>\n\n#include <vector>\nint x;\n#include <set>\n", ("map", "vector")),
+        ("/* a\n b */ #include <map>\n// c \\\n#include <set>\n#include <list>", ("list", "map")),
+        ("#define NDEBUG\n#include <cassert>\n", ()),
+        ("#include <map>\n#include <windows.h>\n#include <set>\n", ("map",)),
+        ("#include <map> int x;\n", ()),
+        ('#include "map"\n', ()),
+        ("/* open\n#include <map>\n", ()),
+    ],
+)  # fmt: skip
+def test_leading_headers_are_those_before_anything_else(text, names):
+    assert leading_headers(text) == names
